@@ -1,0 +1,275 @@
+"""The files of the road: their names, atomic reading and writing, and where each came from.
+
+This is the only module that knows file names. Every write goes to a temporary name in the same
+folder and is renamed when complete, so a killed stage leaves no half file. Every artifact folder
+carries `lcrec.json`: the version, the stage, its settings and the sha256 of its inputs; a stage
+that is asked for what already lies there does nothing, and one whose input has changed since
+refuses, naming the command that rebuilds it.
+
+Public names: the file-name constants, `DataPaths`, `find_data`, `read_json`, `write_json`,
+`read_array`, `write_array`, `read_jsonl`, `write_jsonl`, `atomic_path`, `sha256`, `fingerprint`,
+`provenance_path`, `write_provenance`, `read_provenance`, `is_current`, `require_same_input`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcrec import __version__
+from lcrec.errors import InputError
+
+EMBEDDINGS = "embeddings.npy"
+INDEX = "index.json"
+RQVAE = "rqvae.safetensors"
+REPORT = "report.json"
+PROVENANCE = "lcrec.json"
+PROMPTS = "prompts"
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The files of one data folder, `DIR/<Name>.*` (LC-Rec's names)."""
+
+    name: str
+    inter: Path
+    item: Path
+    user: Path
+    review: Path
+    user_ids: Path
+    item_ids: Path
+
+
+def data_paths(folder: Path, name: str) -> DataPaths:
+    """Return where the files of data set `name` lie in `folder`, existing or not."""
+    return DataPaths(
+        name=name,
+        inter=folder / f"{name}.inter.json",
+        item=folder / f"{name}.item.json",
+        user=folder / f"{name}.user.json",
+        review=folder / f"{name}.review.json",
+        user_ids=folder / f"{name}.user2id",
+        item_ids=folder / f"{name}.item2id",
+    )
+
+
+def find_data(folder: Path) -> DataPaths:
+    """Find the one data set in `folder`.
+
+    Raises:
+        InputError: no such folder, or not exactly one `*.inter.json` in it.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"--data {folder}: no such folder; make one with: python -m lcrec.prepare --help"
+        )
+    found = sorted(path.name.removesuffix(".inter.json") for path in folder.glob("*.inter.json"))
+    if len(found) != 1:
+        seen = f"found {', '.join(found)}" if found else "found none"
+        raise InputError(f"--data {folder}: expected exactly one <Name>.inter.json, {seen}")
+    return data_paths(folder, found[0])
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+
+    Works for a file or a folder. A folder replaces the one that stood there. On any exception the
+    temporary is removed and what stood at `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, not UTF-8, or not JSON (with line and column).
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Write `value` as JSON, atomically, non-ASCII text kept readable."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=indent)
+        file.write("\n")
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Read one JSON value per line.
+
+    Raises:
+        InputError: the file is missing, empty, or a line is no JSON (its number is named).
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+    if not rows:
+        raise InputError(f"{path}: the file is empty")
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value per line, atomically."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read a `.npy` file; pickled content is refused.
+
+    Raises:
+        InputError: the file is missing or is no plain array.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a plain NumPy array ({error})") from None
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file, atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Return a sha256 that stands for a file or for every file of a folder, names included.
+
+    Raises:
+        InputError: nothing lies at `path`.
+    """
+    if path.is_file():
+        return sha256(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder")
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        # The sidecar tells of the folder's making, not of its content.
+        if file.is_file() and file.name != PROVENANCE:
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\0".encode())
+    return digest.hexdigest()
+
+
+def provenance_path(artifact: Path) -> Path:
+    """Return the sidecar of an artifact: `lcrec.json` in a folder, `X.lcrec.json` beside `X.jsonl`."""
+    return artifact.with_suffix(f".{PROVENANCE}") if artifact.suffix else artifact / PROVENANCE
+
+
+def write_provenance(
+    artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path], **facts: Any
+) -> None:
+    """Write the sidecar; call it last, since its presence marks the artifact complete.
+
+    Args:
+        artifact: the folder or file that was made.
+        stage: the command that made it, as typed (`python -m lcrec.embed`).
+        config: the resolved settings, JSON values only, without paths (see `config_dict`).
+        inputs: what was read, by role; each is hashed.
+        **facts: anything a later stage needs to know, JSON values only.
+    """
+    record = {
+        "lcrec": __version__,
+        "stage": stage,
+        "config": config,
+        "inputs": {
+            role: {"path": str(path), "sha256": fingerprint(path)} for role, path in inputs.items()
+        },
+        **facts,
+    }
+    write_json(provenance_path(artifact), record, indent=2)
+
+
+def read_provenance(artifact: Path) -> dict[str, Any] | None:
+    """Return the artifact's provenance, or None where there is none."""
+    path = provenance_path(artifact)
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("inputs"), dict):
+        raise InputError(
+            f"{path}: not an lcrec provenance file; delete it and rebuild what it belongs to"
+        )
+    return record
+
+
+def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
+    """Tell whether `artifact` already holds what `stage` would make of these settings and inputs."""
+    record = read_provenance(artifact)
+    return (
+        record is not None
+        and (record["lcrec"], record["stage"]) == (__version__, stage)
+        and record["config"] == json.loads(json.dumps(config))
+        and {role: entry["sha256"] for role, entry in record["inputs"].items()}
+        == {role: fingerprint(path) for role, path in inputs.items() if path.exists()}
+    )
+
+
+def require_same_input(artifact: Path, role: str, path: Path, rebuild: str) -> None:
+    """Refuse an artifact that was made from another file than the one now in use.
+
+    Args:
+        artifact: the folder or file; one without a sidecar (made elsewhere) is taken as it is.
+        role: the input's role in the sidecar, such as "item".
+        path: the file in use now.
+        rebuild: the command that makes the artifact anew.
+
+    Raises:
+        InputError: the recorded hash is not the file's.
+    """
+    record = read_provenance(artifact)
+    if record is None or role not in record["inputs"]:
+        return
+    entry = record["inputs"][role]
+    if entry["sha256"] != fingerprint(path):
+        raise InputError(
+            f"{artifact} was made from another {role} file than {path} (it recorded "
+            f"{entry['path']}, sha256 {entry['sha256'][:12]}); rebuild it with: {rebuild}"
+        )

@@ -1,0 +1,246 @@
+"""Settings: one frozen dataclass per stage, filled from flat YAML and the command line, strictly.
+
+Each stage's dataclass stands in the stage's own module, so an option is changed in one place.
+Here is what reads them: `--config FILE.yaml` first, then flags, which win. An unknown key, a wrong
+type or a value outside the choices is an `InputError` that names file, line and key.
+
+Public names: `option`, `parse_config`, `config_dict`.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lcrec.errors import InputError, closest
+
+T = TypeVar("T")
+REQUIRED = dataclasses.MISSING
+
+
+def option(help: str, default: Any = REQUIRED, *, minimum: float | None = None) -> Any:
+    """Declare a field of a stage's dataclass.
+
+    Args:
+        help: one line for `--help`; the default is appended by the parser.
+        default: the value when neither YAML nor flag gives one; without it the flag is required.
+        minimum: the smallest number allowed, inclusive.
+    """
+    metadata = {"help": help, "minimum": minimum}
+    if isinstance(default, list):
+        items = list(default)
+        return dataclasses.field(default_factory=lambda: list(items), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses a key written twice; PyYAML would keep the last silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, raising `InputError` with the line of the second key."""
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                mark = key_node.start_mark
+                raise InputError(
+                    f"{mark.name}, line {mark.line + 1}: key {key_node.value!r} is written twice; "
+                    "keep one of them"
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read one YAML document safely.
+
+    Raises:
+        InputError: the file is missing, is no UTF-8 or no YAML, or writes a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    loader = UniqueKeyLoader(text)
+    loader.name = str(path)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or error
+        raise InputError(f"{path}{where}: not valid YAML ({reason})") from None
+    finally:
+        loader.dispose()
+
+
+def parse_config(config_type: type[T], argv: list[str], *, description: str, prog: str) -> T:
+    """Fill `config_type` from `--config FILE.yaml` and flags; a flag overrides the file.
+
+    Args:
+        config_type: a dataclass whose fields were made by `option`. Field types may be str, int,
+            float, bool, Path, list[str], a Literal of strings, or any of these `| None`.
+        argv: the command line without the program's name.
+        description: what the stage does, shown by `--help`.
+        prog: the command as the user types it.
+
+    Raises:
+        InputError: an unknown key or flag, a wrong type, a missing required value.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(config_type)
+    parser = _argument_parser(fields, hints, description, prog)
+    given, unknown = parser.parse_known_args(argv)
+    flags = {name: value for name, value in vars(given).items() if value is not None}
+    config_file = flags.pop("config", None)
+    if unknown:
+        known = ["--" + name.replace("_", "-") for name in fields]
+        raise InputError(
+            f"unknown argument {unknown[0]!r}{closest(unknown[0].split('=')[0], known)} "
+            f"(all of them: {prog} --help)"
+        )
+
+    values: dict[str, Any] = {}
+    if config_file is not None:
+        path = Path(config_file)
+        document = read_yaml(path)
+        if not isinstance(document, dict):
+            raise InputError(f"{path}: expected 'key: value' lines, found {document!r}")
+        for key, value in document.items():
+            if key not in fields:
+                raise InputError(f"{path}: unknown key {key!r}{closest(str(key), fields)}")
+            values[key] = _convert(value, hints[key], fields[key], f"{path}: {key}")
+    for name, value in flags.items():
+        where = "--" + name.replace("_", "-")
+        values[name] = _convert(value, hints[name], fields[name], where)
+
+    for name, field in fields.items():
+        has_default = (
+            field.default is not REQUIRED or field.default_factory is not dataclasses.MISSING
+        )
+        if name not in values and not has_default:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} is required: {field.metadata['help']}")
+    return config_type(**values)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """Return the settings that shape a result, as plain JSON values.
+
+    Paths are left out: what a stage read is recorded by its hash, and where a result lies does
+    not change it.
+    """
+    hints = typing.get_type_hints(type(config))
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if _strip_optional(hints[field.name])[0] is not Path
+    }
+
+
+def _argument_parser(
+    fields: dict[str, Any], hints: dict[str, Any], description: str, prog: str
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="read settings from a flat YAML file")
+    for name, field in fields.items():
+        kind, _ = _strip_optional(hints[name])
+        text = field.metadata["help"].replace("%", "%%")
+        if field.default is not REQUIRED:
+            text += f" (default: {'none' if field.default is None else field.default})"
+        elif field.default_factory is not dataclasses.MISSING:
+            text += f" (default: {' '.join(field.default_factory())})"
+        else:
+            text += " (required)"
+        flag = "--" + name.replace("_", "-")
+        if kind is bool:
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=None, help=text)
+        elif typing.get_origin(kind) is list:
+            parser.add_argument(flag, nargs="+", default=None, help=text, metavar="ITEM")
+        elif typing.get_origin(kind) is typing.Literal:
+            metavar = "{" + ",".join(typing.get_args(kind)) + "}"
+            parser.add_argument(flag, default=None, help=text, metavar=metavar)
+        else:
+            metavar = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+            parser.add_argument(flag, default=None, help=text, metavar=metavar)
+    return parser
+
+
+def _strip_optional(hint: Any) -> tuple[Any, bool]:
+    """Return the type without `None`, and whether `None` was allowed."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        rest = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+        return rest[0], len(rest) < len(typing.get_args(hint))
+    return hint, False
+
+
+def _convert(value: Any, hint: Any, field: Any, where: str) -> Any:
+    """Check `value` against the field's type; text is read as a number where one is wanted."""
+    kind, optional = _strip_optional(hint)
+    if value is None:
+        if optional:
+            return None
+        raise InputError(f"{where}: a value is needed ({field.metadata['help']})")
+    result = _convert_kind(value, kind, where)
+    minimum = field.metadata.get("minimum")
+    if minimum is not None and result < minimum:
+        raise InputError(f"{where}: {result} is too small; the least allowed is {minimum}")
+    return result
+
+
+def _convert_kind(value: Any, kind: Any, where: str) -> Any:
+    wrong = InputError(f"{where}: expected {_kind_name(kind)}, found {value!r}")
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise InputError(
+                f"{where}: {value!r} is none of {', '.join(choices)}{closest(str(value), choices)}"
+            )
+        return value
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise wrong
+        (item_kind,) = typing.get_args(kind)
+        return [_convert_kind(item, item_kind, where) for item in value]
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if kind in (int, float):
+        # YAML 1.1 reads 1e-3 as text, and a flag is always text.
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise wrong
+        if kind is int and isinstance(value, float):
+            raise wrong
+        try:
+            number = kind(value)
+        except ValueError:
+            raise wrong from None
+        if number != number or number in (float("inf"), float("-inf")):
+            raise wrong
+        return number
+    if kind in (str, Path):
+        if isinstance(value, bool) or not isinstance(value, str | Path | int | float):
+            raise wrong
+        if kind is Path and str(value) == "":
+            raise InputError(f"{where}: the path is empty")
+        return kind(value if isinstance(value, str | Path) else str(value))
+    raise TypeError(f"{where}: fields of type {kind} are not supported")
+
+
+def _kind_name(kind: Any) -> str:
+    if typing.get_origin(kind) is list:
+        return "a list"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(kind, "a path")

@@ -1,0 +1,196 @@
+"""A data set in memory: what users did (`Interactions`) and what items are (`Items`).
+
+Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json`
+{item: {title, description, ...}}; item ids are 0 .. n-1 without gaps. Also the one split that
+everything is judged on: leave-one-out (train up to [-2], validate on [-2], test on [-1]).
+
+Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `load_interactions`,
+`leave_one_out`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lcrec.artifacts import find_data, read_json
+from lcrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue; `fields[i]` holds the text fields of item i, empty text where absent."""
+
+    fields: list[dict[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def text(self, item: int, field: str) -> str:
+        """Return a text field of an item, empty where the catalogue has none."""
+        return self.fields[item].get(field, "")
+
+    def title(self, item: int) -> str:
+        """Return the item's title, or a readable stand-in where it has none."""
+        return self.text(item, "title") or f"(item {item}, no title)"
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Every user's items, oldest first: user u has `items[offsets[u]:offsets[u + 1]]`.
+
+    `offsets` is int64 [users + 1], `items` int32 [interactions].
+    """
+
+    users: list[str]
+    offsets: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def from_sequences(cls, sequences: dict[str, list[int]]) -> "Interactions":
+        """Pack {user: [item, ...]} into arrays, keeping the order of users."""
+        lengths = [len(sequence) for sequence in sequences.values()]
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        flat = [item for sequence in sequences.values() for item in sequence]
+        return cls(list(sequences), offsets, np.asarray(flat, dtype=np.int32))
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def sequence(self, user: int) -> np.ndarray:
+        """Return the items of the user at this position, int32 [length]."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.sequence(user) for user in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Users to recommend for: the history each has so far and the item that came next.
+
+    `histories[i]` is int32 [length], oldest first and whole (nothing is truncated here);
+    `targets` is int32 [cases].
+    """
+
+    users: list[str]
+    histories: list[np.ndarray]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The leave-one-out split: sequences to train on, cases to validate and to test on."""
+
+    train: Interactions
+    valid: Cases
+    test: Cases
+
+
+def load_items(folder: Path) -> Items:
+    """Read the catalogue of a data folder.
+
+    Raises:
+        InputError: the file is missing or malformed, ids have a gap, or an item has no text at all.
+    """
+    path = find_data(folder).item
+    if not path.exists():
+        raise InputError(f"{path}: no such file; it holds the items' titles and descriptions")
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not raw:
+        raise InputError(f"{path}: expected {{item id: {{title, ...}}}}, found {_kind(raw)}")
+    fields = []
+    for item in range(len(raw)):
+        entry = raw.get(str(item))
+        if entry is None:
+            raise InputError(
+                f"{path}: item {item} is missing; {len(raw)} items must be numbered 0 to "
+                f"{len(raw) - 1} without gaps"
+            )
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: item {item}: expected an object, found {_kind(entry)}")
+        texts = {name: _as_text(value) for name, value in entry.items()}
+        if not texts.get("title") and not texts.get("description"):
+            raise InputError(
+                f"{path}: item {item} has no text; give it a title or a description, or leave it "
+                "out with: python -m lcrec.prepare"
+            )
+        fields.append(texts)
+    return Items(fields)
+
+
+def load_interactions(folder: Path, num_items: int) -> Interactions:
+    """Read the users' sequences of a data folder.
+
+    Args:
+        folder: the data folder.
+        num_items: the size of the catalogue, to check every id against.
+
+    Raises:
+        InputError: the file is missing or malformed, or an id is not in the catalogue.
+    """
+    path = find_data(folder).inter
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not raw:
+        raise InputError(f"{path}: expected {{user: [item, ...]}}, found {_kind(raw)}")
+    for user, sequence in raw.items():
+        if not isinstance(sequence, list):
+            raise InputError(f"{path}: user {user!r}: expected a list, found {_kind(sequence)}")
+        for item in sequence:
+            if type(item) is not int or not 0 <= item < num_items:
+                raise InputError(
+                    f"{path}: user {user!r}: item {item!r} is not in the catalogue, whose ids are "
+                    f"0 to {num_items - 1}"
+                )
+    return Interactions.from_sequences(raw)
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """Split by time: train up to [-2], validate on [-2], test on [-1] of every user.
+
+    Raises:
+        InputError: a user has fewer than 3 items, so there is nothing to train, validate and test.
+    """
+    lengths = np.diff(interactions.offsets)
+    short = np.flatnonzero(lengths < 3)
+    if len(short):
+        user = int(short[0])
+        raise InputError(
+            f"{len(short)} users have fewer than 3 items (first: user {interactions.users[user]!r} "
+            f"with {lengths[user]}); leave-one-out needs one to train, one to validate and one to "
+            "test on: drop them, for example with python -m lcrec.prepare --min-user-items 5"
+        )
+    keep = np.ones(len(interactions.items), dtype=bool)
+    ends = interactions.offsets[1:]
+    keep[ends - 1] = keep[ends - 2] = False
+    offsets = interactions.offsets - 2 * np.arange(len(interactions) + 1)
+    train = Interactions(interactions.users, offsets, interactions.items[keep])
+    valid, test = (
+        Cases(
+            interactions.users,
+            [sequence[:-back] for sequence in interactions],
+            interactions.items[ends - back],
+        )
+        for back in (2, 1)
+    )
+    return Split(train, valid, test)
+
+
+def _as_text(value: object) -> str:
+    """Join a list of texts by spaces; None is empty; any other value is written as text."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " ".join(_as_text(part) for part in value).strip()
+    return str(value).strip()
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", type(None): "nothing"}
+    text = names.get(type(value), "a number")
+    return f"an empty {text.split()[-1]}" if value in ({}, []) else text

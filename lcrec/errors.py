@@ -1,0 +1,31 @@
+"""What a user sees when an input is wrong.
+
+`InputError` is raised wherever a value a person gave (a file, a flag, a row) cannot be used; its
+message names the file or flag, the value seen and the remedy. `run_stage` turns it into one line
+on standard error and exit status 2, so that no user reads a traceback for a typing mistake.
+
+Public names: `InputError`, `run_stage`, `closest`.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(ValueError):
+    """A value a person gave cannot be used; the message says which, and what to do."""
+
+
+def run_stage(main: Callable[[list[str]], None]) -> None:
+    """Run a stage's `main(argv)` on the command line; exit with 2 on an `InputError`."""
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the known word nearest to `word`, or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

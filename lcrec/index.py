@@ -1,0 +1,166 @@
+"""The item index: every item's own short path of codes, and the tokens that spell it.
+
+`ItemIndex` maps item <-> codes <-> item tokens (`<a_12><b_3><c_200><d_7>`: one letter per level,
+codes from 0). It reads and writes LC-Rec's `index.json` {item: ["<a_12>", ...]} and refuses an
+index in which two items share a path.
+
+Public names: `ItemIndex`, `ITEM_TOKEN`.
+"""
+
+import re
+import string
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lcrec.artifacts import INDEX, read_json, read_provenance, write_json
+from lcrec.errors import InputError
+
+LEVEL_LETTERS = string.ascii_lowercase
+ITEM_TOKEN = re.compile(r"<([a-z])_(\d+)>")
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """A unique path of codes per item.
+
+    Attributes:
+        codes: int32 [items, levels]; row i is item i.
+        level_sizes: how many codes each level has, used or not. All of them become tokens, so an
+            item that joins later needs no new one.
+    """
+
+    codes: np.ndarray
+    level_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        codes, sizes = self.codes, np.asarray(self.level_sizes)
+        if codes.ndim != 2 or codes.shape[1] != len(sizes) or not len(codes):
+            raise InputError(
+                f"an index needs codes of shape [items, {len(sizes)}], found {list(codes.shape)}"
+            )
+        if len(sizes) > len(LEVEL_LETTERS):
+            raise InputError(f"{len(sizes)} levels; at most {len(LEVEL_LETTERS)} can be named")
+        if codes.min() < 0 or (codes >= sizes).any():
+            item, level = np.argwhere((codes < 0) | (codes >= sizes))[0]
+            raise InputError(
+                f"item {item}: code {codes[item, level]} at level {level} is outside "
+                f"0 to {sizes[level] - 1}"
+            )
+        conflicts = find_conflicts(codes)
+        if conflicts:
+            group = conflicts[0]
+            raise InputError(
+                f"{sum(map(len, conflicts))} items share an index with another, such as items "
+                f"{' and '.join(map(str, group[:2]))} ({self.text(group[0])}); every item needs "
+                "its own: rebuild the index with python -m lcrec.quantize"
+            )
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def num_levels(self) -> int:
+        """How many tokens spell an item."""
+        return self.codes.shape[1]
+
+    def tokens(self, item: int) -> list[str]:
+        """Return the item's tokens, one per level."""
+        return [token_name(level, code) for level, code in enumerate(self.codes[item].tolist())]
+
+    def text(self, item: int) -> str:
+        """Return the item's tokens as the text a language model reads and writes."""
+        return "".join(self.tokens(item))
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The text of every item, in catalogue order."""
+        return [self.text(item) for item in range(len(self))]
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """Every token of every level, level by level, whether an item uses it or not."""
+        return [
+            token_name(level, code)
+            for level, size in enumerate(self.level_sizes)
+            for code in range(size)
+        ]
+
+    @cached_property
+    def code_columns(self) -> np.ndarray:
+        """Codes as positions in `vocabulary`, int64 [items, levels]."""
+        starts = np.cumsum((0, *self.level_sizes[:-1]))
+        return self.codes.astype(np.int64) + starts
+
+    def save(self, folder: Path) -> None:
+        """Write `index.json`; the level sizes belong into the folder's provenance facts."""
+        write_json(folder / INDEX, {str(item): self.tokens(item) for item in range(len(self))})
+
+    @classmethod
+    def load(cls, folder: Path, num_items: int | None = None) -> "ItemIndex":
+        """Read `index.json` from `folder`, or the file itself where a file is named.
+
+        An index made elsewhere has no record of its level sizes: the largest code seen counts.
+
+        Raises:
+            InputError: missing or malformed file, a gap in the ids, an unknown token, paths of
+                different depth, items that share a path, or a size that is not `num_items`.
+        """
+        path = folder if folder.is_file() else folder / INDEX
+        raw = read_json(path)
+        if not isinstance(raw, dict) or not raw:
+            raise InputError(f"{path}: expected {{item id: [token, ...]}}")
+        if num_items is not None and len(raw) != num_items:
+            raise InputError(
+                f"{path} has {len(raw)} items but the catalogue has {num_items}: it belongs to "
+                "another catalogue; rebuild it with python -m lcrec.quantize"
+            )
+        codes = np.asarray(_parse_paths(raw, path), dtype=np.int32)
+        record = read_provenance(path.parent) or {}
+        sizes = record.get("level_sizes") or (codes.max(axis=0) + 1).tolist()
+        try:
+            return cls(codes, tuple(int(size) for size in sizes))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def token_name(level: int, code: int) -> str:
+    """Return the token of a code, such as `<b_12>` for code 12 of the second level."""
+    return f"<{LEVEL_LETTERS[level]}_{code}>"
+
+
+def find_conflicts(codes: np.ndarray) -> list[list[int]]:
+    """Return the groups of items that share a path; codes are int [items, levels]."""
+    _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    shared = np.split(order, np.cumsum(counts)[:-1])
+    return [group.tolist() for group in shared if len(group) > 1]
+
+
+def _parse_paths(raw: dict[str, object], path: Path) -> list[list[int]]:
+    """Return the codes of items 0 .. n-1, checking every token."""
+    rows: list[list[int]] = []
+    for item in range(len(raw)):
+        tokens = raw.get(str(item))
+        if tokens is None:
+            raise InputError(f"{path}: item {item} is missing; ids run 0 to {len(raw) - 1}")
+        if not isinstance(tokens, list):
+            raise InputError(f"{path}: item {item}: expected a list of tokens, found {tokens!r}")
+        row = []
+        for level, token in enumerate(tokens):
+            match = ITEM_TOKEN.fullmatch(token) if isinstance(token, str) else None
+            if match is None or match[1] != LEVEL_LETTERS[level]:
+                raise InputError(
+                    f"{path}: item {item}: {token!r} is no token of level {level}; expected "
+                    f"<{LEVEL_LETTERS[level]}_CODE>"
+                )
+            row.append(int(match[2]))
+        if not row or (rows and len(row) != len(rows[0])):
+            raise InputError(
+                f"{path}: item {item} has {len(row)} tokens, item 0 has "
+                f"{len(rows[0]) if rows else 0}; every item needs the same number"
+            )
+        rows.append(row)
+    return rows
