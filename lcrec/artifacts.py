@@ -28,7 +28,7 @@ from lcrec.errors import InputError
 
 EMBEDDINGS = "embeddings.npy"
 INDEX = "index.json"
-RQVAE = "rqvae.safetensors"
+RQVAE_WEIGHTS = "rqvae.safetensors"
 REPORT = "report.json"
 PROVENANCE = "lcrec.json"
 PROMPTS = "prompts"
@@ -131,19 +131,20 @@ def read_jsonl(path: Path) -> list[Any]:
         InputError: the file is missing, empty, or a line is no JSON (its number is named).
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a text may hold U+2028 and its like, which JSON does not escape.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if lines == [""]:
+        raise InputError(f"{path}: the file is empty")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-    if not rows:
-        raise InputError(f"{path}: the file is empty")
     return rows
 
 
@@ -199,8 +200,9 @@ def fingerprint(path: Path) -> str:
 
 
 def provenance_path(artifact: Path) -> Path:
-    """Return the sidecar of an artifact: `lcrec.json` in a folder, `X.lcrec.json` beside `X.jsonl`."""
-    return artifact.with_suffix(f".{PROVENANCE}") if artifact.suffix else artifact / PROVENANCE
+    """Return an artifact's sidecar: `lcrec.json` in a folder, `X.lcrec.json` beside `X.jsonl`."""
+    is_file = artifact.suffix in (".json", ".jsonl", ".parquet")
+    return artifact.with_suffix(f".{PROVENANCE}") if is_file else artifact / PROVENANCE
 
 
 def write_provenance(
@@ -241,7 +243,7 @@ def read_provenance(artifact: Path) -> dict[str, Any] | None:
 
 
 def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
-    """Tell whether `artifact` already holds what `stage` would make of these settings and inputs."""
+    """Tell whether `artifact` is what `stage` would make of these settings and inputs."""
     record = read_provenance(artifact)
     return (
         record is not None

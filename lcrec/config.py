@@ -44,6 +44,8 @@ class UniqueKeyLoader(yaml.SafeLoader):
         """Build a mapping, raising `InputError` with the line of the second key."""
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # no hashable key; the parent class refuses it, naming the line
             if key_node.value in seen:
                 mark = key_node.start_mark
                 raise InputError(
@@ -159,7 +161,7 @@ def _argument_parser(
         if field.default is not REQUIRED:
             text += f" (default: {'none' if field.default is None else field.default})"
         elif field.default_factory is not dataclasses.MISSING:
-            text += f" (default: {' '.join(field.default_factory())})"
+            text += f" (default: {' '.join(map(str, field.default_factory()))})"
         else:
             text += " (required)"
         flag = "--" + name.replace("_", "-")

@@ -1,0 +1,241 @@
+"""Stage: item text -> embeddings.
+
+Reads `<Name>.item.json`; writes `embeddings.npy`, float32 [items, dim], row i = item i. The text
+fields are encoded apart and averaged (LC-Rec, section IV-A4; an empty field takes no part), or
+joined into one text. The encoder is `lsa` (TF-IDF and SVD, needs no weights), any
+sentence-transformers model, or any Hugging Face encoder or decoder, mean-pooled over its tokens.
+
+Public names: `EmbedConfig`, `collect_texts`, `embed_lsa`, `load_encoder`.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from tqdm import tqdm
+
+from lcrec.artifacts import (
+    EMBEDDINGS,
+    find_data,
+    is_current,
+    read_array,
+    read_json,
+    sha256,
+    write_array,
+    write_json,
+    write_provenance,
+)
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import Items, load_items
+from lcrec.errors import InputError, run_stage
+
+STAGE = "python -m lcrec.embed"
+TEXTS_PER_PART = 1024
+Encoder = Callable[[list[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Settings of `python -m lcrec.embed`."""
+
+    data: Path = option("the data folder")
+    output: Path = option("the folder to write embeddings.npy to")
+    encoder: str = option("'lsa', or a model on the hub or in a folder", "lsa")
+    fields: list[str] = option("the item's text fields to encode", ["title", "description"])
+    text: Literal["apart", "joined"] = option(
+        "encode fields apart and average them, or joined into one text", "apart"
+    )
+    max_tokens: int = option("longer texts are cut (models only)", 512, minimum=1)
+    batch_tokens: int = option("tokens per batch, padding included (models only)", 8192, minimum=1)
+    lsa_dim: int = option("width of the embeddings (lsa only)", 128, minimum=1)
+    seed: int = option("decides the SVD's start (lsa only)", 0, minimum=0)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage; under torchrun or accelerate the processes share the texts."""
+    config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE)
+    inputs = {"item": find_data(config.data).item}
+    items = load_items(config.data)
+    state = PartialState()
+    if is_current(config.output, STAGE, config_dict(config), inputs):
+        state.print(f"{config.output} is up to date.")
+        return
+    texts, owners = collect_texts(items, config.fields, joined=config.text == "joined")
+    state.print(
+        f"Embedding {len(items):,} items ({len(texts):,} texts) with {config.encoder} "
+        f"on {state.num_processes} process(es)"
+    )
+    if config.encoder == "lsa":
+        vectors = embed_lsa(texts, config.lsa_dim, config.seed) if state.is_main_process else None
+    else:
+        encoder = load_encoder(config.encoder, config.max_tokens, config.batch_tokens)
+        made_of = {"config": config_dict(config), "item": sha256(inputs["item"])}
+        vectors = _encode_in_parts(texts, encoder, config.output / ".parts", made_of, state)
+    if state.is_main_process:
+        assert vectors is not None
+        embeddings = average_by_owner(vectors, owners, len(items))
+        write_array(config.output / EMBEDDINGS, embeddings)
+        write_provenance(config.output, STAGE, config_dict(config), inputs)
+        shutil.rmtree(config.output / ".parts", ignore_errors=True)
+        print(
+            f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
+            f"lcrec.quantize --data {config.data} --embeddings {config.output} --output DIR"
+        )
+    state.wait_for_everyone()
+
+
+def collect_texts(items: Items, fields: list[str], *, joined: bool) -> tuple[list[str], np.ndarray]:
+    """Return the non-empty texts to encode and the item each belongs to, int64 [texts].
+
+    Raises:
+        InputError: a field that no item has, or an item with no text in any of the fields.
+    """
+    for field in fields:
+        if not any(items.text(item, field) for item in range(len(items))):
+            known = sorted({name for entry in items.fields for name in entry})
+            raise InputError(
+                f"--fields {field}: no item has any; the catalogue has {', '.join(known)}"
+            )
+    texts, owners = [], []
+    for item in range(len(items)):
+        parts = [text for field in fields if (text := items.text(item, field))]
+        if not parts:
+            raise InputError(
+                f"item {item} has no text in {' or '.join(fields)}; give --fields another that it "
+                "has, or leave the item out with python -m lcrec.prepare"
+            )
+        parts = ["\n".join(parts)] if joined else parts
+        texts += parts
+        owners += [item] * len(parts)
+    return texts, np.asarray(owners)
+
+
+def average_by_owner(vectors: np.ndarray, owners: np.ndarray, num_items: int) -> np.ndarray:
+    """Return float32 [items, dim], the mean of each item's text vectors [texts, dim]."""
+    sums = np.zeros((num_items, vectors.shape[1]))
+    np.add.at(sums, owners, vectors)
+    counts = np.bincount(owners, minlength=num_items)
+    return (sums / counts[:, None]).astype(np.float32)
+
+
+def embed_lsa(texts: list[str], dim: int, seed: int) -> np.ndarray:
+    """Return latent semantic vectors, float32 [texts, dim], of unit length.
+
+    Words and word pairs are weighted by TF-IDF and projected by a truncated SVD (Deerwester et
+    al. 1990). `dim` shrinks where there are fewer texts or words.
+
+    Raises:
+        InputError: the texts hold no words at all.
+    """
+    weigh = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=200_000)
+    try:
+        weights = weigh.fit_transform(texts)
+    except ValueError:
+        raise InputError(
+            "lsa finds no words of two letters or more in the items' text; use --encoder MODEL"
+        ) from None
+    dim = min(dim, *(size - 1 for size in weights.shape))
+    if dim < 1:
+        raise InputError("lsa needs at least 2 texts and 2 different words; use --encoder MODEL")
+    vectors = TruncatedSVD(dim, random_state=seed).fit_transform(weights)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
+    """Return a function from texts to vectors, float32 [texts, dim].
+
+    A folder with `modules.json`, or a hub name that starts with `sentence-transformers/`, is read
+    by sentence-transformers, which knows that model's own pooling; anything else by transformers.
+
+    Raises:
+        InputError: the model cannot be loaded, or the package it needs is missing.
+    """
+    device = PartialState().device
+    try:
+        if (Path(name) / "modules.json").exists() or name.startswith("sentence-transformers/"):
+            try:
+                from sentence_transformers import SentenceTransformer
+            except ImportError:
+                raise InputError(
+                    f"--encoder {name} needs sentence-transformers: pip install 'lcrec[encoders]'"
+                ) from None
+            model = SentenceTransformer(name, device=str(device))
+            model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
+
+            def encode(texts: list[str]) -> np.ndarray:
+                return model.encode(texts, batch_size=64, show_progress_bar=False)
+
+            return encode
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        encoder = AutoModel.from_pretrained(name, dtype="auto").to(device).eval()
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--encoder {name}: cannot be loaded ({error})") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+    @torch.inference_mode()
+    def encode_mean(texts: list[str]) -> np.ndarray:
+        ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        vectors: list[np.ndarray] = []
+        # Neighbours in `texts` are alike in length, so little is padded.
+        size = max(1, batch_tokens // max(map(len, ids)))
+        for start in range(0, len(ids), size):
+            batch = tokenizer.pad({"input_ids": ids[start : start + size]}, return_tensors="pt")
+            batch = batch.to(device)
+            hidden = encoder(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][..., None].float()
+            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
+            vectors.append(pooled.cpu().numpy())
+        return np.concatenate(vectors)
+
+    return encode_mean
+
+
+def _encode_in_parts(
+    texts: list[str], encode: Encoder, folder: Path, made_of: dict, state: PartialState
+) -> np.ndarray | None:
+    """Encode by length, one file per part, so that a killed run goes on where it stopped.
+
+    Each process takes every n-th part; the main process joins them and returns the vectors in
+    the order of `texts`, the others None.
+    """
+    note = folder / "parts.json"
+    if state.is_main_process and (not note.exists() or read_json(note) != made_of):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(note, made_of)
+    state.wait_for_everyone()
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    parts = [
+        order[start : start + TEXTS_PER_PART] for start in range(0, len(order), TEXTS_PER_PART)
+    ]
+    mine = range(state.process_index, len(parts), state.num_processes)
+    # Longest first: an estimate made on short texts would be far too low.
+    for part in tqdm(
+        reversed(mine), total=len(mine), desc="embed", disable=not state.is_main_process
+    ):
+        path = folder / f"{part}.npy"
+        if not path.exists():
+            write_array(path, encode([texts[text] for text in parts[part]]))
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    joined = np.concatenate([read_array(folder / f"{part}.npy") for part in range(len(parts))])
+    vectors = np.empty_like(joined)
+    vectors[order] = joined
+    return vectors
+
+
+if __name__ == "__main__":
+    run_stage(main)

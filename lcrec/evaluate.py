@@ -1,0 +1,231 @@
+"""Stage: judge predictions files by one measure, side by side.
+
+Reads one or more `predictions.jsonl` (see `lcrec.predictions`) that answer for the same users and
+targets; prints a table; writes `metrics.json`:
+{"users", "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
+{metric: {"mean", "low", "high"}}, "templates": {template_id: {metric: mean over users}},
+"across_templates": {metric: {"mean", "min", "max"}} or null}}}.
+
+Where users were asked in several wordings, a user's value is the mean over the templates.
+
+Public names: `EvaluateConfig`, `METRICS`, `measure`, `format_table`, `format_templates`, `main`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lcrec.artifacts import provenance_path, write_json, write_provenance
+from lcrec.config import option, parse_config
+from lcrec.errors import InputError, run_stage
+from lcrec.metrics import bootstrap_interval, hit_at_k, mrr, ndcg_at_k
+from lcrec.predictions import Predictions, read_predictions, require_comparable
+
+PROG = "python -m lcrec.evaluate"
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
+SAMPLES = 1000
+LEVEL = 0.95
+NO_TEMPLATE = "(no template)"
+LINE = 99  # the least width of a table, in characters; longer labels widen it
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of `python -m lcrec.evaluate`."""
+
+    predictions: list[str] = option("predictions files to judge, compared if several")
+    output: Path | None = option(
+        "where to write the numbers, *.json; for a single predictions.jsonl metrics.json beside "
+        "it, for several files only where given",
+        None,
+    )
+    labels: list[str] | None = option("a name per file, for the table", None)
+    seed: int = option("of the bootstrap", 0, minimum=0)
+
+
+def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str, Any]:
+    """Return every metric of one predictions file.
+
+    Args:
+        predictions: as read by `read_predictions`.
+        depth: how far down the lists MRR looks, in items.
+        seed: of the bootstrap over users.
+
+    Returns:
+        one entry of "runs" in `metrics.json`, JSON values only.
+    """
+    by_template = {
+        template: _values(ranked, predictions.targets, depth)
+        for template, ranked in predictions.ranked.items()
+    }
+    overall, across = {}, {}
+    for metric in METRICS:
+        values = np.stack([values[metric] for values in by_template.values()])
+        low, high = bootstrap_interval(values.mean(axis=0), seed, SAMPLES, LEVEL)
+        mean = float(values.mean())
+        overall[metric] = {"mean": mean, "low": low, "high": high}
+        means = values.mean(axis=1)
+        across[metric] = {"mean": mean, "min": float(means.min()), "max": float(means.max())}
+    return {
+        "list_length": predictions.length,
+        "overall": overall,
+        "templates": {
+            NO_TEMPLATE if template is None else template: {
+                metric: float(values[metric].mean()) for metric in METRICS
+            }
+            for template, values in by_template.items()
+        },
+        "across_templates": across if len(by_template) > 1 else None,
+    }
+
+
+def format_table(runs: dict[str, dict[str, Any]], depth: int) -> str:
+    """Return the side-by-side table: two lines per file, the value and below it the interval.
+
+    Args:
+        runs: {label: result of `measure`}; of several, the best value of a column gets a star.
+        depth: the depth that MRR was taken at.
+    """
+    best = {
+        metric: max(run["overall"][metric]["mean"] for run in runs.values()) for metric in METRICS
+    }
+    rows = []
+    for label, run in runs.items():
+        cells, intervals = [], []
+        for metric in METRICS:
+            value = run["overall"][metric]
+            star = "*" if len(runs) > 1 and value["mean"] == best[metric] else " "
+            cells.append(f"{value['mean']:.4f}{star}")
+            intervals.append(f"{value['low']:.3f}-{value['high']:.3f} ")
+        rows += [(label, cells), ("", intervals)]
+    return "\n".join(_align(rows, depth, cell_width=13))
+
+
+def format_templates(run: dict[str, Any], depth: int) -> str:
+    """Return a table of one file's templates, a line each, and their mean, lowest and highest."""
+    rows = [
+        (name, [f"{values[metric]:.4f} " for metric in METRICS])
+        for name, values in run["templates"].items()
+    ]
+    for name, key in (("mean", "mean"), ("lowest", "min"), ("highest", "max")):
+        values = run["across_templates"]
+        rows.append((name, [f"{values[metric][key]:.4f} " for metric in METRICS]))
+    lines = _align(rows, depth, cell_width=10)
+    lines.insert(-3, lines[1])
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    description = "Judge predictions files: HR, NDCG and MRR with 95 % bootstrap intervals."
+    config = parse_config(EvaluateConfig, argv, description=description, prog=PROG)
+    files = _label(config)
+    output = _output(config)
+    print(f"Judging {', '.join(str(path) for path in files.values())}.")
+    predictions = {
+        label: read_predictions(path)
+        for label, path in tqdm(files.items(), desc="read", unit=" files", leave=False)
+    }
+    require_comparable({str(files[label]): content for label, content in predictions.items()})
+    # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
+    depth = min(content.length for content in predictions.values())
+    runs = {
+        label: measure(content, depth=depth, seed=config.seed)
+        for label, content in tqdm(predictions.items(), desc="measure", unit=" files", leave=False)
+    }
+    users = len(next(iter(predictions.values())))
+    print(f"\n{users:,} users. Below each value: its 95 % bootstrap interval over users.", end="")
+    print(" * marks the best of a column.\n" if len(runs) > 1 else "\n")
+    print(format_table(runs, depth))
+    for label, run in runs.items():
+        if run["across_templates"] is not None:
+            print(f"\n{label}, by template\n\n{format_templates(run, depth)}")
+        if run["list_length"] < 10:
+            print(
+                f"\nNote: the lists of {label} end at {run['list_length']} items; a target "
+                "further down counts as missed."
+            )
+    if output is None:
+        print("\nNothing was written; --output FILE.json keeps these numbers.")
+        return
+    result = {
+        "users": users,
+        "seed": config.seed,
+        "samples": SAMPLES,
+        "level": LEVEL,
+        "mrr_depth": depth,
+        "runs": runs,
+    }
+    provenance_path(output).unlink(missing_ok=True)
+    write_json(output, result, indent=2)
+    write_provenance(output, PROG, {"seed": config.seed}, files)
+    print(f"\nWrote {output}.")
+    if len(files) == 1:
+        print(f"Next: compare: {PROG} --predictions {config.predictions[0]} OTHER.jsonl")
+
+
+def _values(ranked: np.ndarray, targets: np.ndarray, depth: int) -> dict[str, np.ndarray]:
+    """Return float64 [users] per metric."""
+    values = {}
+    for metric in METRICS:
+        name, _, k = metric.partition("@")
+        if name == "MRR":
+            values[metric] = mrr(ranked[:, :depth], targets)
+        else:
+            function = hit_at_k if name == "HR" else ndcg_at_k
+            values[metric] = function(ranked, targets, int(k))
+    return values
+
+
+def _label(config: EvaluateConfig) -> dict[str, Path]:
+    """Return {label: file}, labels short and distinct."""
+    paths = [Path(file) for file in config.predictions]
+    labels = config.labels
+    if labels is None:
+        labels = [
+            path.resolve().parent.name if path.stem == "predictions" else path.stem
+            for path in paths
+        ]
+    elif len(labels) != len(paths):
+        raise InputError(
+            f"--labels has {len(labels)} names for {len(paths)} files; give one for each file"
+        )
+    for place, label in enumerate(labels):
+        if label in labels[:place]:
+            raise InputError(
+                f"{paths[labels.index(label)]} and {paths[place]} would both be called {label!r}; "
+                "name the files with --labels A B ..."
+            )
+    return dict(zip(labels, paths, strict=True))
+
+
+def _output(config: EvaluateConfig) -> Path | None:
+    """Return where the numbers go, None for nowhere."""
+    if config.output is None:
+        if len(config.predictions) > 1:
+            return None
+        path = Path(config.predictions[0])
+        name = "metrics.json" if path.stem == "predictions" else f"{path.stem}.metrics.json"
+        return path.with_name(name)
+    if config.output.suffix != ".json" or config.output.is_dir():
+        raise InputError(f"--output {config.output}: the numbers go to a file named *.json")
+    return config.output
+
+
+def _align(rows: list[tuple[str, list[str]]], depth: int, cell_width: int) -> list[str]:
+    """Return lines of a table: a header, a rule, and a line per (label, cells)."""
+    titles = [f"{name} " for name in (*METRICS[:-1], f"MRR@{depth}")]
+    longest = max(len(label) for label, _ in rows)
+    label_width = max(LINE - len(METRICS) * cell_width, longest + 1)
+    lines = [
+        (f"{label:<{label_width}}" + "".join(f"{cell:>{cell_width}}" for cell in cells)).rstrip()
+        for label, cells in [("", titles), *rows]
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,263 @@
+"""Stage: a checkpoint and histories -> ranked items.
+
+Reads a checkpoint folder and the data folder; decodes by beam search over the prefix tree of real
+items, so every list holds real and distinct items only. For a split it writes `predictions.jsonl`
+{user, target, ranked, scores, template_id}; for one history or one user it prints a table. Under
+torchrun or accelerate the processes share the users, and the result is the same.
+
+Public names: `GenerateConfig`, `predict_cases`, `show_ranking`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from lcrec.artifacts import find_data, is_current, write_provenance
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_items
+from lcrec.errors import InputError, closest, run_stage
+from lcrec.predictions import (
+    Prediction,
+    read_predictions,
+    require_predictions_path,
+    write_predictions,
+)
+from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
+from lcrec.recommender import Recommender
+
+STAGE = "python -m lcrec.generate"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Settings of `python -m lcrec.generate`."""
+
+    model: Path = option("the checkpoint folder")
+    data: Path = option("the data folder")
+    output: Path | None = option("the predictions file to write, for a split", None)
+    split: Literal["valid", "test"] = option("which held-out item to predict", "test")
+    user: str | None = option("show one user's recommendations instead", None)
+    history: list[int] | None = option("show recommendations for these items instead", None)
+    k: int = option("items to rank per user", 20, minimum=1)
+    beams: int | None = option("beams to search with (default: k, at least 20)", None, minimum=1)
+    templates: list[str] = option(
+        "seqrec wordings to ask with: ids, or 'all' that serve evaluation; the first by default",
+        ["first"],
+    )
+    prompts: Path | None = option("other wording than the checkpoint's own", None)
+    exclude_history: bool = option("never recommend what the user already has", False)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
+    show: int = option("example users to print after a split", 0, minimum=0)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    config = parse_config(GenerateConfig, argv, description=__doc__ or "", prog=STAGE)
+    if config.user is not None and config.history is not None:
+        raise InputError("--user and --history: give one of them")
+    one_request = config.user is not None or config.history is not None
+    if not one_request and config.output is None:
+        raise InputError("--output is required for a split; or ask for one --user or --history")
+    if config.output is not None:
+        require_predictions_path(config.output)
+    items = load_items(config.data)
+    if config.beams is not None and config.beams > len(items):
+        raise InputError(f"--beams {config.beams}: the catalogue has only {len(items)} items")
+    if config.k > len(items):
+        raise InputError(f"--k {config.k}: the catalogue has only {len(items)} items")
+    if config.beams is not None and config.beams < config.k:
+        raise InputError(f"--beams {config.beams} cannot rank --k {config.k} items; take more")
+    split = leave_one_out(load_interactions(config.data, len(items)))
+    cases = split.valid if config.split == "valid" else split.test
+
+    state = PartialState()
+    settings = config_dict(config)
+    del settings["show"]
+    paths = find_data(config.data)
+    inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
+    if config.prompts is not None:
+        inputs["prompts"] = config.prompts
+    done = config.output is not None and config.output.exists()
+    if not one_request and done and is_current(config.output, STAGE, settings, inputs):
+        state.print(f"{config.output} is up to date.")
+        if state.is_main_process:
+            show_examples(config.output, cases, items, config.show)
+        return
+
+    own_prompts = config.prompts and PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
+    recommender = Recommender.from_pretrained(
+        config.model,
+        device=state.device,
+        dtype=DTYPES[config.precision],
+        prompts=own_prompts,
+        max_batch_tokens=config.batch_tokens,
+    )
+    if len(recommender.index) != len(items):
+        raise InputError(
+            f"--model {config.model} knows {len(recommender.index)} items, the catalogue in "
+            f"--data {config.data} has {len(items)}; they do not belong together"
+        )
+    templates = choose_templates(recommender.prompts, config.templates)
+
+    if one_request:
+        history = config.history or list(history_of(cases, config.user or ""))
+        ranking = recommender.recommend(
+            [history],
+            config.k,
+            template=templates[0],
+            exclude_history=config.exclude_history,
+            num_beams=config.beams,
+        )
+        if state.is_main_process:
+            show_ranking(items, history, ranking.items[0], ranking.scores[0])
+        return
+
+    state.print(
+        f"Ranking {len(items):,} items for {len(cases):,} users with {len(templates)} wording(s) "
+        f"on {state.num_processes} process(es)"
+    )
+    predictions = predict_cases(
+        recommender,
+        cases,
+        templates,
+        config.k,
+        exclude_history=config.exclude_history,
+        num_beams=config.beams,
+        state=state,
+    )
+    if state.is_main_process:
+        assert config.output is not None
+        write_predictions(config.output, predictions)
+        write_provenance(config.output, STAGE, settings, inputs)
+        show_examples(config.output, cases, items, config.show)
+        print(
+            f"Wrote {config.output}. Next: python -m lcrec.evaluate --predictions {config.output}"
+        )
+    state.wait_for_everyone()
+
+
+def choose_templates(prompts: PromptSet, wanted: list[str]) -> list[Template]:
+    """Return the wordings named by `--templates`.
+
+    Raises:
+        InputError: an unknown id, or one that is no wording of seqrec.
+    """
+    serving = prompts.for_task("seqrec", "eval")
+    if wanted == ["first"]:
+        return serving[:1]
+    if wanted == ["all"]:
+        return serving
+    templates = [prompts.get(template_id) for template_id in wanted]
+    for template in templates:
+        if template.task != "seqrec":
+            raise InputError(f"--templates {template.id}: belongs to {template.task}, not seqrec")
+    return templates
+
+
+def history_of(cases: Cases, user: str) -> np.ndarray:
+    """Return a user's history.
+
+    Raises:
+        InputError: there is no such user.
+    """
+    if user not in cases.users:
+        raise InputError(f"--user {user}: not in the data set{closest(user, cases.users)}")
+    return cases.histories[cases.users.index(user)]
+
+
+def predict_cases(
+    recommender: Recommender,
+    cases: Cases,
+    templates: list[Template],
+    k: int,
+    *,
+    exclude_history: bool,
+    num_beams: int | None,
+    state: PartialState,
+) -> list[Prediction]:
+    """Return every case's ranking under every template, in the order of the cases.
+
+    The batches are planned for all cases at once and dealt out to the processes, so each batch,
+    and with it every score, is the same for any number of them. Complete on the main process.
+    """
+    predictions: list[Prediction] = []
+    for template in templates:
+        prompt_ids = recommender.prompt_ids(cases.histories, template)
+        batches = recommender.plan_batches(prompt_ids)
+        mine = range(state.process_index, len(batches), state.num_processes)
+        own = []
+        bar = tqdm(total=len(mine), desc=template.id, disable=not state.is_main_process)
+        for number in mine:
+            rows = batches[number]
+            found = recommender.rank_batch(
+                [prompt_ids[row] for row in rows],
+                k,
+                denied=[cases.histories[row] for row in rows] if exclude_history else None,
+                num_beams=num_beams,
+            )
+            own.append((rows, *found))
+            bar.update()
+        bar.close()
+        items = np.full((len(cases), k), -1, dtype=np.int64)
+        scores = np.full((len(cases), k), -np.inf, dtype=np.float32)
+        for rows, batch_items, batch_scores in gather_object(own):
+            items[rows], scores[rows] = batch_items, batch_scores
+        for case, (user, target) in enumerate(zip(cases.users, cases.targets, strict=True)):
+            found_any = items[case] >= 0
+            predictions.append(
+                Prediction(
+                    user,
+                    int(target),
+                    items[case][found_any],
+                    scores[case][found_any],
+                    template.id,
+                )
+            )
+    return predictions
+
+
+def show_examples(predictions: Path, cases: Cases, items: Items, count: int) -> None:
+    """Print the recommendations of `count` users spread over the split."""
+    if not count:
+        return
+    lists = next(iter(read_predictions(predictions).ranked.values()))
+    for case in np.linspace(0, len(cases) - 1, min(count, len(cases)), dtype=int):
+        print(f"\nUser {cases.users[case]}")
+        target = int(cases.targets[case])
+        show_ranking(items, cases.histories[case], lists[case][:5], target=target)
+    print()
+
+
+def show_ranking(
+    items: Items,
+    history: Sequence[int] | np.ndarray,
+    ranked: np.ndarray,
+    scores: np.ndarray | None = None,
+    target: int | None = None,
+) -> None:
+    """Print what a user had and what is recommended, by title; `target` is marked if found."""
+    print("  had, latest last:")
+    for item in list(history)[-5:]:
+        print(f"      {int(item):>7}  {items.title(int(item)):.80}")
+    print("  recommended:")
+    for place, item in enumerate(ranked.tolist(), start=1):
+        if item < 0:
+            break
+        score = "" if scores is None else f"  {scores[place - 1]:8.3f}"
+        mark = "  <- taken" if item == target else ""
+        print(f"  {place:>3} {item:>7}{score}  {items.title(item):.80}{mark}")
+    if target is not None and target not in ranked:
+        print(f"  taken: {target:>4}  {items.title(target):.80}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

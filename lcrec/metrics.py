@@ -1,0 +1,128 @@
+"""How good ranked lists are: accuracy per user, and how sure the mean over users is.
+
+Works on integer item ids, never on text. Reads and writes nothing. A ranked list is a row of
+distinct item ids, best first, padded with -1 at its end; the truth of a user is one id, or a row
+of distinct ids padded with -1. Every metric returns one value per user, so that means, intervals
+and paired comparisons can be taken from the same numbers.
+
+Public names: `hit_at_k`, `recall_at_k`, `ndcg_at_k`, `mrr`, `bootstrap_interval`.
+"""
+
+import numpy as np
+
+PAD = -1
+BLOCK = 2**22  # resampled values held at once
+
+
+def hit_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Return 1 where at least one target is among the first `k` items, else 0.
+
+    Args:
+        ranked: integer [users, list length], distinct ids best first, padded with -1.
+        targets: integer [users], or [users, targets] padded with -1.
+        k: how many items count, at least 1; a shorter list counts as it is.
+
+    Returns:
+        float64 [users].
+
+    Raises:
+        ValueError: shapes that do not fit, ids that are no integers, a user without a target.
+    """
+    hits, _ = _hits(ranked, targets, k)
+    return np.where(hits.any(axis=1), 1.0, 0.0)
+
+
+def recall_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Return the share of each user's targets that are among the first `k` items.
+
+    With one target per user this is `hit_at_k`. Arguments, shape of the result and errors are
+    those of `hit_at_k`.
+    """
+    hits, truths = _hits(ranked, targets, k)
+    return hits.sum(axis=1) / truths
+
+
+def ndcg_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Return the normalised discounted cumulative gain of the first `k` items.
+
+    A target at rank r (from 1) gains 1 / log2(r + 1). The sum is divided by that of the best
+    possible list, which has min(k, number of targets) targets in front (Järvelin and Kekäläinen
+    2002, binary gains). Arguments, shape of the result and errors are those of `hit_at_k`.
+    """
+    hits, truths = _hits(ranked, targets, k)
+    discounts = 1 / np.log2(np.arange(k) + 2)
+    ideal = np.cumsum(discounts)[np.minimum(truths, k) - 1]
+    return hits @ discounts[: hits.shape[1]] / ideal
+
+
+def mrr(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return 1 / rank of the first target in the list.
+
+    A target that is not in the list contributes 0, whatever its rank would have been: the value
+    depends on how long the lists are, so compare lists cut to one length. Arguments, shape of the
+    result and errors are those of `hit_at_k`.
+    """
+    hits, _ = _hits(ranked, targets, max(1, np.shape(ranked)[-1]))
+    return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int, samples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Return a percentile bootstrap interval for the mean over users.
+
+    The same seed and number of users draw the same users, so intervals of several metrics or
+    methods rest on the same resamples.
+
+    Args:
+        values: float [users], one value of a metric per user, at least one.
+        seed: of the resampling.
+        samples: how many times as many users are drawn, with replacement.
+        level: the share of resampled means inside the interval, between 0 and 1.
+
+    Returns:
+        the lower and the upper end (Efron 1979).
+
+    Raises:
+        ValueError: no values, more than one axis, or a level outside (0, 1).
+    """
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"expected values of shape [users], found {list(values.shape)}")
+    if not 0 < level < 1 or samples < 1:
+        raise ValueError(f"level {level} must lie between 0 and 1, samples {samples} above 0")
+    rng = np.random.default_rng(seed)
+    users = len(values)
+    means = np.empty(samples)
+    block = max(1, BLOCK // users)
+    for start in range(0, samples, block):
+        count = min(block, samples - start)
+        drawn = rng.integers(0, users, size=(count, users), dtype=np.int32)
+        means[start : start + count] = values[drawn].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _hits(ranked: np.ndarray, targets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the first k places hold a target, bool [users, places], and the number of
+    targets per user, int64 [users]."""
+    ranked, targets = np.asarray(ranked), np.asarray(targets)
+    if k < 1:
+        raise ValueError(f"k is {k}; at least one item must count")
+    if ranked.dtype.kind not in "iu" or targets.dtype.kind not in "iu":
+        raise ValueError(f"item ids must be integers, found {ranked.dtype} and {targets.dtype}")
+    if targets.ndim == 1:
+        targets = targets[:, None]
+    if ranked.ndim != 2 or targets.ndim != 2 or len(ranked) != len(targets):
+        raise ValueError(
+            f"expected ranked [users, length] and targets [users] or [users, targets], found "
+            f"{list(ranked.shape)} and {list(targets.shape)}"
+        )
+    truths = (targets != PAD).sum(axis=1)
+    if not truths.all():
+        raise ValueError(f"user {int(np.argmin(truths))} has no target")
+    places = ranked[:, :k]
+    hits = np.zeros(places.shape, dtype=bool)
+    for column in targets.T:
+        # A padded target must not match a padded place.
+        hits |= (places == column[:, None]) & (column != PAD)[:, None]
+    return hits, truths

@@ -1,0 +1,163 @@
+"""Base models, adapters and checkpoints.
+
+A checkpoint is one self-contained folder: weights (a whole model, or a LoRA adapter with the item
+tokens' rows and the name of its base), tokenizer with chat template, its own copy of the item
+index and of the prompts, the resolved recipe, and `lcrec.json`.
+
+Public names: `load_base`, `add_adapter`, `save_checkpoint`, `load_checkpoint`, `Checkpoint`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lcrec.artifacts import PROMPTS, PROVENANCE, RECIPE, read_provenance, write_provenance
+from lcrec.errors import InputError
+from lcrec.index import ItemIndex
+from lcrec.prompts import PromptSet
+
+STAGE = "accelerate launch recipes/finetune.py"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fine-tuned model with everything it needs to recommend.
+
+    `facts` is what `lcrec.json` says, `max_history` among it.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    index: ItemIndex
+    prompts: PromptSet
+    facts: dict[str, Any]
+
+
+def load_base(
+    name: str, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer from a folder or the hub.
+
+    Raises:
+        InputError: it is not there, or is no causal language model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--base {name}: cannot be loaded as a causal language model ({reason}); name a model "
+            "on the hub, a folder that holds one, or make a small one with python -m lcrec.tinylm"
+        ) from None
+    return model, tokenizer
+
+
+def add_adapter(
+    model: PreTrainedModel, new_ids: list[int], *, rank: int, alpha: int, dropout: float
+) -> PeftModel:
+    """Freeze the model and add LoRA to its linear layers, training only the new rows besides.
+
+    The rows of the item tokens are trained by PEFT's `trainable_token_indices`, in the embedding
+    and in the head, tied or not, instead of copying both matrices.
+
+    Args:
+        model: the base model, already resized.
+        new_ids: the item tokens' ids.
+        rank, alpha, dropout: LoRA's.
+    """
+    rows: list[int] | dict[str, list[int]] = new_ids
+    if not model.config.tie_word_embeddings:
+        names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        rows = {names[id(module)]: new_ids for module in ends}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        trainable_token_indices=rows,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def save_checkpoint(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    index: ItemIndex,
+    prompts: PromptSet,
+    recipe: dict[str, Any],
+    inputs: dict[str, Path],
+    **facts: Any,
+) -> None:
+    """Write a self-contained checkpoint into `folder`; `lcrec.json` comes last.
+
+    Args:
+        folder: where to write; made if missing.
+        model, tokenizer, index, prompts: what was trained.
+        recipe: the resolved settings.
+        inputs: the files it was trained on, by role.
+        **facts: what inference must know, such as `max_history`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without this PEFT writes both resized matrices whole beside the trained rows.
+    extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(folder, **extra)
+    tokenizer.save_pretrained(folder)
+    index.save(folder)
+    prompts.save(folder / PROMPTS)
+    (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    write_provenance(
+        folder,
+        STAGE,
+        recipe,
+        inputs,
+        level_sizes=index.level_sizes,
+        prompts_hash=prompts.content_hash,
+        **facts,
+    )
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Load what `save_checkpoint` wrote, ready for inference.
+
+    Raises:
+        InputError: the folder is no checkpoint of ours, or its base model is gone.
+    """
+    facts = read_provenance(folder) if folder.is_dir() else None
+    if facts is None or facts.get("stage") != STAGE:
+        raise InputError(
+            f"--model {folder}: not a checkpoint of lcrec (no {PROVENANCE} of recipes/finetune.py "
+            "in it); train one with: accelerate launch recipes/finetune.py --output DIR"
+        )
+    index = ItemIndex.load(folder)
+    prompts = PromptSet.load(folder / PROMPTS)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: PreTrainedModel | PeftModel
+        if (folder / ADAPTER_CONFIG).exists():
+            base = LoraConfig.from_pretrained(folder).base_model_name_or_path
+            model, _ = load_base(base, dtype)
+            if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            model = PeftModel.from_pretrained(model, folder)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--model {folder}: cannot be loaded ({error})") from None
+    return Checkpoint(model.eval(), tokenizer, index, prompts, facts)

@@ -1,0 +1,134 @@
+"""A trial that tells whether a model can be decoded with one prompt shared by all beams.
+
+Whether a model takes a 4-D mask, and means by it what `lcrec.decoding.beam_search` does, depends
+on its family, on the attention implementation and on the version of transformers. So it is tried:
+every item of a small tree is scored by the search and by plain forward passes, for a prompt with
+padding and one without, both longer than the model's sliding window, which is narrowed meanwhile.
+
+Public names: `passes_trial`.
+"""
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
+
+from lcrec.trie import ItemTrie
+
+_log = logging.getLogger(__name__)
+_verdicts: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+_WINDOW = 8  # tokens; small, so that the trial costs little whatever the model's own window
+_PROMPT = 16  # tokens
+_PADDING = 3  # tokens, so that the padded prompt too is longer than the window
+# Config fields that hold the sliding window, which is handled, or say which layers have it.
+_HANDLED = {
+    "sliding_window",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
+    "max_window_layers",
+}
+
+
+def passes_trial(model: Any, beam_search: Callable[..., Any]) -> bool:
+    """Tell whether `beam_search` gives the scores of plain forward passes; warn if it does not.
+
+    The verdict is kept as long as the model lives.
+
+    Args:
+        model: a causal language model in eval mode, with or without adapters.
+        beam_search: the search on trial, called with model, input_ids, attention_mask, trie and
+            number of beams.
+
+    Raises:
+        torch.OutOfMemoryError: the trial (8 sequences of 19 tokens at a time) does not fit.
+    """
+    with _lock:  # the trial narrows the window, which no other search may see
+        if model not in _verdicts:
+            fault = _find_fault(model, beam_search)
+            _verdicts[model] = fault is None
+            if fault is not None:
+                _log.warning(
+                    "%s is decoded by generate, which encodes every prompt once per beam: %s",
+                    type(model).__name__,
+                    fault,
+                )
+        return _verdicts[model]
+
+
+def _find_fault(model: Any, beam_search: Callable[..., Any]) -> str | None:
+    """Say why `beam_search` cannot decode the model, or return None if it can."""
+    config = model.config.get_text_config(decoder=True)
+    # A limit that cannot be narrowed would only show on prompts longer than the trial's.
+    limits = [
+        name
+        for name, value in config.to_dict().items()
+        if re.search("window|chunk", name) and name not in _HANDLED and type(value) is int and value
+    ]
+    if limits:
+        return f"its attention is limited in ways not handled here ({', '.join(limits)})"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds -= {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of another kind than attention ({', '.join(sorted(kinds))})"
+    try:
+        with _narrow_window(config), torch.no_grad():
+            error, tolerance = _compare(model, beam_search, config.vocab_size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as refusal:  # of the mask, the positions or the cache: models differ in what
+        return f"it cannot share a prompt between beams ({type(refusal).__name__}: {refusal})"
+    if not error <= tolerance:
+        return f"with a shared prompt its scores are off by {error:.2g}"
+    return None
+
+
+@contextmanager
+def _narrow_window(config: PreTrainedConfig) -> Iterator[None]:
+    window = getattr(config, "sliding_window", None)
+    if not window:
+        yield
+        return
+    config.sliding_window = min(window, _WINDOW)
+    try:
+        yield
+    finally:
+        config.sliding_window = window
+
+
+def _compare(model: Any, beam_search: Callable[..., Any], vocab: int) -> tuple[float, float]:
+    """Return the largest difference between the search's scores and plain ones, and what may be."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randperm(vocab, generator=generator)[:6].view(3, 2)
+    items = torch.cartesian_prod(*pairs)  # [8, 3]
+    prompts = torch.randint(vocab, (2, _PROMPT), generator=generator)
+    mask = torch.ones_like(prompts)
+    mask[1, :_PADDING] = 0
+
+    trie = ItemTrie.build(items.numpy()).to(model.device)
+    found = beam_search(model, prompts.to(model.device), mask.to(model.device), trie, len(items))
+    shared = torch.empty_like(found.scores).scatter_(1, found.items, found.scores)
+    whole = _plain_scores(model, prompts[0], items)
+    plain = torch.stack([whole, _plain_scores(model, prompts[1, _PADDING:], items)])
+    # Rounding alone makes right scores differ: in low precision by the coarse steps of the
+    # logits, everywhere by the order of sums, which the size of the batch changes too.
+    singly = torch.cat([_plain_scores(model, prompts[0], item[None]) for item in items])
+    rounding = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    tolerance = 1e-3 + 32 * rounding + 4 * float((whole - singly).abs().max())
+    return float((shared - plain).abs().max()), tolerance
+
+
+def _plain_scores(model: Any, prompt: Tensor, items: Tensor) -> Tensor:
+    """Score items `[n, depth]` after a prompt `[length]` by one forward pass without a cache."""
+    sequences = torch.cat([prompt.expand(len(items), -1), items], dim=1).to(model.device)
+    logits = model(input_ids=sequences, use_cache=False).logits
+    log_probs = logits[:, len(prompt) - 1 : -1].float().log_softmax(dim=-1)
+    return log_probs.gather(2, sequences[:, len(prompt) :, None]).sum(dim=(1, 2))

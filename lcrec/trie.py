@@ -1,0 +1,314 @@
+"""The catalogue as a prefix tree over item tokens, stored as flat arrays.
+
+Every item is a sequence of `depth` token ids, one per level. `ItemTrie` holds all of them as a
+tree in compressed-row (CSR) form: nodes are numbered level by level from the root, node 0, and
+within a level in lexicographic order of their paths, so the children of a node are consecutive
+nodes and so are the leaves below it. Looking up the children of many nodes is a few gathers,
+with no Python loop over beams or items. A `LeafFilter` tells which nodes still lead to an item
+that a user may be shown.
+
+Public names: `ItemTrie`, `LeafFilter`.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcrec.errors import InputError
+
+_KEY_BITS = 63  # what a non-negative int64 holds
+_MAX_TOKEN = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True, eq=False)
+class LeafFilter:
+    """Which leaves of a trie may be reached; made by `ItemTrie.leaf_filter`.
+
+    Leaves are in lexicographic order and a node spans consecutive ones, so "is any allowed leaf
+    below this node" is the difference of two entries of a running count, whatever the node.
+
+    Attributes:
+        leaf_start: the trie's.
+        leaf_end: the trie's.
+        counts: int32 `[n_items + 1]` for everybody or `[batch, n_items + 1]`, how many leaves are
+            allowed before each leaf rank; None where all are.
+        denied: int64 `[batch, width]`, ranks of leaves to take from those, ascending; `n_items`
+            where unused.
+    """
+
+    leaf_start: Tensor
+    leaf_end: Tensor
+    counts: Tensor | None
+    denied: Tensor | None
+
+    def reachable(self, nodes: Tensor) -> Tensor:
+        """Tell whether an allowed leaf lies below each node: int64 to bool, both `[batch, ...]`."""
+        start = self.leaf_start[nodes].long().flatten(1)
+        end = self.leaf_end[nodes].long().flatten(1)
+        if self.counts is None:
+            left = end - start
+        elif self.counts.dim() == 1:
+            left = self.counts[end] - self.counts[start]
+        else:
+            left = self.counts.gather(1, end) - self.counts.gather(1, start)
+        if self.denied is not None:
+            left = left - torch.searchsorted(self.denied, end)
+            left = left + torch.searchsorted(self.denied, start)
+        return (left > 0).view(nodes.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTrie:
+    """A prefix tree of items, each a path of `depth` token ids; make one with `ItemTrie.build`.
+
+    A leaf's rank is its position among the leaves. All arrays are int32; 10 million items of 4
+    levels take about 320 MB.
+
+    Attributes:
+        child_start: `[inner nodes + 1]`, the first child of each node; node n's children end where
+            those of node n + 1 begin.
+        token: `[nodes]`, the token that leads into each node; 0 for the root.
+        leaf_start: `[nodes]`, rank of the first leaf below each node.
+        leaf_end: `[nodes]`, rank after the last leaf below each node.
+        item_of_leaf: `[n_items]`, the catalogue id at each leaf rank.
+        leaf_of_item: `[n_items]`, the leaf rank of each catalogue id.
+        level_start: first node of each level, root to leaves, then the number of nodes.
+        widths: the most children any node has, for each level but the leaves'.
+        max_token: the largest token id in the tree.
+    """
+
+    child_start: Tensor
+    token: Tensor
+    leaf_start: Tensor
+    leaf_end: Tensor
+    item_of_leaf: Tensor
+    leaf_of_item: Tensor
+    level_start: tuple[int, ...]
+    widths: tuple[int, ...]
+    max_token: int
+
+    @classmethod
+    def build(cls, token_ids: np.ndarray) -> "ItemTrie":
+        """Build the tree of a catalogue; row i of `token_ids` is item i.
+
+        Args:
+            token_ids: int `[n_items, depth]`, vocabulary ids.
+
+        Raises:
+            InputError: not a non-empty 2-D integer array, ids negative or beyond 32 bits, or two
+                items with the same tokens.
+        """
+        if token_ids.ndim != 2 or 0 in token_ids.shape or token_ids.dtype.kind not in "iu":
+            raise InputError(
+                "token_ids: expected integers [n_items, depth] with at least one item and one "
+                f"level, got {token_ids.dtype} {list(token_ids.shape)}"
+            )
+        low, high = int(token_ids.min()), int(token_ids.max())
+        if low < 0 or high > _MAX_TOKEN:
+            raise InputError(
+                f"token_ids: vocabulary ids lie in 0 to {_MAX_TOKEN}, got {low} to {high}"
+            )
+        n_items, depth = token_ids.shape
+        order = _lexicographic_order(token_ids)
+
+        # Sorted rows share a node at a level as long as they agree up to that level. `changed`
+        # marks the rows that open a new node, and only grows from level to level.
+        changed = np.zeros(n_items, dtype=bool)
+        changed[0] = True
+        starts = np.zeros(1, dtype=np.int32)  # per node of the level, its first leaf: the root's
+        end = np.array([n_items], dtype=np.int32)
+        tokens, leaf_start, leaf_end = [np.zeros(1, dtype=np.int32)], [starts], [end]
+        child_start: list[np.ndarray] = []
+        level_start, widths = [0, 1], []
+        for level in range(depth):
+            column = token_ids[order, level].astype(np.int32)
+            changed[1:] |= column[1:] != column[:-1]
+            node_of_leaf = np.cumsum(changed, dtype=np.int32) - 1
+            first_child = node_of_leaf[starts]
+            starts = np.flatnonzero(changed).astype(np.int32)
+            child_start.append(first_child + np.int32(level_start[-1]))
+            widths.append(int(np.diff(first_child, append=len(starts)).max()))
+            level_start.append(level_start[-1] + len(starts))
+            tokens.append(column[starts])
+            leaf_start.append(starts)
+            leaf_end.append(np.concatenate([starts[1:], end]))
+        if len(starts) < n_items:
+            row = int(np.flatnonzero(~changed)[0])
+            first, second = sorted((int(order[row - 1]), int(order[row])))
+            raise InputError(
+                f"token_ids: items {first} and {second} have the same tokens "
+                f"{token_ids[first].tolist()}; every item needs its own"
+            )
+        child_start.append(np.array(level_start[-1:], dtype=np.int32))
+        item_of_leaf = order.astype(np.int32)
+        leaf_of_item = np.empty_like(item_of_leaf)
+        leaf_of_item[order] = np.arange(n_items, dtype=np.int32)
+        return cls(
+            child_start=torch.from_numpy(np.concatenate(child_start)),
+            token=torch.from_numpy(np.concatenate(tokens)),
+            leaf_start=torch.from_numpy(np.concatenate(leaf_start)),
+            leaf_end=torch.from_numpy(np.concatenate(leaf_end)),
+            item_of_leaf=torch.from_numpy(item_of_leaf),
+            leaf_of_item=torch.from_numpy(leaf_of_item),
+            level_start=tuple(level_start),
+            widths=tuple(widths),
+            max_token=high,
+        )
+
+    @property
+    def num_items(self) -> int:
+        """How many items, and so leaves, the tree has."""
+        return len(self.item_of_leaf)
+
+    @property
+    def depth(self) -> int:
+        """How many tokens an item has."""
+        return len(self.widths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays lie."""
+        return self.token.device
+
+    def to(self, device: torch.device | str) -> "ItemTrie":
+        """Return the same tree with its arrays on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def num_nodes(self, level: int) -> int:
+        """Count the nodes of a level: 1 at level 0, the root; `num_items` at level `depth`."""
+        return self.level_start[level + 1] - self.level_start[level]
+
+    def max_children(self, level: int) -> int:
+        """Return the most children any node of `level` has (0 to `depth - 1`)."""
+        return self.widths[level]
+
+    def children(self, nodes: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Look up the children of nodes of one level, padded to that level's widest node.
+
+        Args:
+            nodes: int64 `[...]`, nodes of `level`.
+            level: their level, 0 to `depth - 1`.
+
+        Returns:
+            Child nodes int64, their tokens int64 and a bool mask of real children, each
+            `[..., width]` with `width = max_children(level)`, in ascending order of tokens. Where
+            the mask is False the other two hold some other node and its token.
+        """
+        start = self.child_start[nodes].long()[..., None]
+        end = self.child_start[nodes + 1].long()[..., None]
+        children = start + torch.arange(self.widths[level], device=self.device)
+        valid = children < end
+        children = children.clamp(max=len(self.token) - 1)
+        return children, self.token[children].long(), valid
+
+    def walk(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Follow token sequences from the root, all at once.
+
+        Args:
+            tokens: int64 `[n, steps]`, with `steps` from 0 to `depth`.
+
+        Returns:
+            The nodes reached, int64 `[n]`, and whether each sequence is a path of the tree, bool
+            `[n]`. Where it is not, the node is an arbitrary one of level `steps`.
+        """
+        nodes = torch.zeros(len(tokens), dtype=torch.int64, device=self.device)
+        on_path = torch.ones(len(tokens), dtype=torch.bool, device=self.device)
+        for level, step in enumerate(tokens.unbind(dim=1)):
+            children, edges, valid = self.children(nodes, level)
+            match = valid & (edges == step[:, None])
+            on_path &= match.any(dim=1)
+            nodes = children.gather(1, match.int().argmax(dim=1, keepdim=True)).squeeze(1)
+        return nodes, on_path
+
+    def items(self, leaves: Tensor) -> Tensor:
+        """Return the catalogue ids, int64 `[...]`, of leaf nodes, int64 `[...]`."""
+        return self.item_of_leaf[leaves - self.level_start[-2]].long()
+
+    def leaf_filter(
+        self, allowed: Tensor | None = None, denied: Tensor | None = None
+    ) -> LeafFilter | None:
+        """Prepare the question "does an allowed item lie below this node"; None if all are allowed.
+
+        Args:
+            allowed: bool `[n_items]` for everybody or `[batch, n_items]`; costs a pass over it.
+            denied: int64 `[batch, width]` item ids taken from what is allowed, -1 as padding, such
+                as the items a user already has; costs next to nothing, however large the catalogue.
+
+        Raises:
+            InputError: wrong shapes or types, or item ids that are not in the catalogue.
+        """
+        if allowed is None and denied is None:
+            return None
+        if allowed is not None:
+            if allowed.dtype != torch.bool or allowed.dim() not in (1, 2):
+                raise InputError(f"allowed: expected bool, 1-D or 2-D, got {_describe(allowed)}")
+            if allowed.shape[-1] != self.num_items:
+                raise InputError(
+                    f"allowed: expected one entry for each of the {self.num_items} items, "
+                    f"got {_describe(allowed)}"
+                )
+        if denied is not None:
+            if denied.dim() != 2 or denied.dtype != torch.int64:
+                raise InputError(f"denied: expected int64 [batch, width], got {_describe(denied)}")
+            outside = (denied < -1) | (denied >= self.num_items)
+            if outside.any():
+                raise InputError(
+                    f"denied: item {int(denied[outside][0])} is not among the {self.num_items} "
+                    "items (pad with -1)"
+                )
+        counts = None
+        if allowed is not None:
+            in_leaf_order = allowed[..., self.item_of_leaf]
+            counts = torch.nn.functional.pad(in_leaf_order.cumsum(-1, dtype=torch.int32), (1, 0))
+        return LeafFilter(
+            self.leaf_start, self.leaf_end, counts, self._denied_leaves(allowed, denied)
+        )
+
+    def _denied_leaves(self, allowed: Tensor | None, denied: Tensor | None) -> Tensor | None:
+        """Sort the denied items' leaf ranks; what must not be counted becomes rank `n_items`."""
+        if denied is None:
+            return None
+        ignored = denied < 0
+        denied = denied.clamp(min=0)
+        if allowed is not None:  # an item that is not allowed was never counted
+            ignored |= ~(allowed[denied] if allowed.dim() == 1 else allowed.gather(1, denied))
+        leaves = self.leaf_of_item[denied].long().masked_fill(ignored, self.num_items)
+        leaves = leaves.sort(dim=1).values
+        # A list may name an item twice; it is taken away once. The list stays sorted only if the
+        # repeats go to the end, hence the second sort.
+        repeated = torch.zeros_like(ignored)
+        repeated[:, 1:] = leaves[:, 1:] == leaves[:, :-1]
+        return leaves.masked_fill(repeated, self.num_items).sort(dim=1).values
+
+
+def _lexicographic_order(token_ids: np.ndarray) -> np.ndarray:
+    """Return the order, int64 `[n_items]`, that sorts the rows of `token_ids` by level 0, 1, ...
+
+    Levels are packed into one integer key per row, each in as few bits as its range of ids needs,
+    so that the usual catalogue (4 levels of 256 codes) is sorted once, by 32 bits. When the next
+    level would not fit, the key so far is replaced by its rank, which never needs more bits than
+    the number of items.
+    """
+    key = np.zeros(len(token_ids), dtype=np.int64)
+    used = 0
+    for column in token_ids.T:
+        lowest = column.min()
+        bits = int(column.max() - lowest).bit_length()
+        if used + bits > _KEY_BITS:
+            distinct, key = np.unique(key, return_inverse=True)
+            used = (len(distinct) - 1).bit_length()
+        key <<= bits
+        key |= (column - lowest).astype(np.int64, copy=False)
+        used += bits
+    return np.argsort(key)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,132 @@
+"""Item tokens in a language model's vocabulary.
+
+All levels x codes of an index are added to the tokenizer, used or not, so that an item that joins
+later needs no new token; the model's embeddings grow to match, and the new rows start from the
+text of the items they stand for.
+
+Public names: `extend_tokenizer`, `item_token_ids`, `resize_embeddings`.
+"""
+
+import numpy as np
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lcrec.errors import InputError
+from lcrec.index import ItemIndex
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> list[int]:
+    """Add every item token and return their ids, in the order of `index.vocabulary`.
+
+    They are ordinary tokens, matched as they stand (no stripping, no normalisation), so decoding
+    with `skip_special_tokens` keeps them.
+
+    Raises:
+        InputError: the tokenizer knows one of them already.
+    """
+    known = tokenizer.get_vocab()
+    clash = next((token for token in index.vocabulary if token in known), None)
+    if clash is not None:
+        raise InputError(
+            f"the tokenizer already has {clash!r}: the base model was tuned for an item index "
+            "before; start from a base model, or recommend from this one with lcrec.generate"
+        )
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False, special=False) for token in index.vocabulary]
+    )
+    return vocabulary_ids(tokenizer, index).tolist()
+
+
+def vocabulary_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.ndarray:
+    """Return the token id of every entry of `index.vocabulary`, int64 [vocabulary].
+
+    Raises:
+        InputError: the tokenizer lacks one, so model and index do not belong together.
+    """
+    known = tokenizer.get_vocab()
+    missing = [token for token in index.vocabulary if token not in known]
+    if missing:
+        raise InputError(
+            f"the model's vocabulary lacks {len(missing)} of the index's "
+            f"{len(index.vocabulary)} tokens (first: {missing[0]!r}); model and index do not "
+            "belong together"
+        )
+    return np.asarray([known[token] for token in index.vocabulary], dtype=np.int64)
+
+
+def item_token_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.ndarray:
+    """Return the token ids that spell each item, int64 [items, levels]."""
+    return vocabulary_ids(tokenizer, index)[index.code_columns]
+
+
+@torch.no_grad()
+def resize_embeddings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    index: ItemIndex,
+    texts: list[str] | None = None,
+) -> None:
+    """Grow the embeddings (and an untied head) to hold the item tokens, and fill the new rows.
+
+    A row starts at the table's mean plus what sets its items apart: the mean, over the items that
+    use the code at its level, of their text's token embeddings, scaled to the spread of the table.
+    A code that no item uses, and every code where no texts are given, starts at the mean plus
+    noise of that spread.
+
+    Args:
+        model: the base model.
+        tokenizer: the extended tokenizer.
+        index: the item index it was extended by.
+        texts: each item's text, [items], or None.
+    """
+    new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
+    table = model.get_input_embeddings().weight
+    if table.shape[0] < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    text_ids = None
+    if texts is not None:
+        ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=64)
+        text_ids = ids["input_ids"]
+    old = torch.ones(len(tokenizer), dtype=torch.bool)
+    old[new_ids] = False
+    tables = [model.get_input_embeddings().weight]
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not tables[0]:
+        tables.append(head.weight)
+    for table in tables:
+        rows = _new_rows(table[: len(tokenizer)][old.to(table.device)].float(), index)
+        if text_ids is not None:
+            rows = _rows_from_text(table.float(), text_ids, index, rows)
+        table[new_ids.to(table.device)] = rows.to(table)
+
+
+def _new_rows(old: Tensor, index: ItemIndex) -> Tensor:
+    """Return mean plus noise of the table's spread, float32 [vocabulary, dim]."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(index.vocabulary), old.shape[1], generator=generator)
+    return old.mean(0) + noise.to(old.device) * old.std()
+
+
+def _rows_from_text(
+    table: Tensor, text_ids: list[list[int]], index: ItemIndex, rows: Tensor
+) -> Tensor:
+    """Return `rows` with those of codes in use replaced by what their items' texts say."""
+    spread = (rows - rows.mean(0)).std()
+    items = torch.stack([table[ids].mean(0) if ids else table.mean(0) for ids in text_ids])
+    items = items - items.mean(0)
+    columns = torch.from_numpy(index.code_columns).to(table.device)
+    sums = torch.zeros_like(rows)
+    counts = torch.zeros(len(rows), device=table.device)
+    for level in range(index.num_levels):
+        sums.index_add_(0, columns[:, level], items)
+        counts.index_add_(0, columns[:, level], torch.ones_like(columns[:, level]).float())
+    used = counts > 0
+    means = sums[used] / counts[used, None]
+    scale = spread / means.std().clamp_min(1e-8)
+    # A little noise keeps codes apart whose items say the same.
+    noise = rows[used] - rows.mean(0)
+    result = rows.clone()
+    result[used] = rows.mean(0) + 0.9 * means * scale + 0.1 * noise
+    return result

@@ -1,0 +1,275 @@
+"""Stage: base model + index + tasks + prompts -> a model that recommends.
+
+    accelerate launch recipes/finetune.py --config recipes/quickstart.yaml
+
+Reads the data folder, the item index, the prompts and a base model; adds the item tokens to the
+vocabulary, draws the instruction rows of all epochs, trains (LoRA and the new rows, or everything)
+and writes a self-contained checkpoint. Validation ranks the whole catalogue for held-out users;
+the best checkpoint by NDCG@10 is the one that is kept. A killed run resumes from its last complete
+checkpoint when the same command is given again.
+"""
+
+import functools
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, set_seed
+from trl import SFTConfig
+
+from lcrec.artifacts import INDEX, find_data, is_current, read_json, require_same_input, write_json
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import Cases, leave_one_out, load_interactions, load_items
+from lcrec.dataset import PromptEncoder, Row, collate_left, draw_rows, parse_mixture, tokenise_rows
+from lcrec.errors import InputError, run_stage
+from lcrec.index import ItemIndex
+from lcrec.modeling import STAGE, add_adapter, load_base, save_checkpoint
+from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
+from lcrec.tasks import TaskData, history_record, load_user_texts
+from lcrec.trainer import RankingValidation, RecommenderTrainer, latest_checkpoint
+from lcrec.vocab import extend_tokenizer, resize_embeddings
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of `recipes/finetune.py`."""
+
+    data: Path = option("the data folder")
+    index: Path = option("the folder that holds index.json")
+    base: str = option("the base model, on the hub or in a folder")
+    output: Path = option("the folder to write the checkpoint to")
+    prompts: Path = option(
+        "the wording; what the folder lacks comes from prompts/", SHIPPED_PROMPTS
+    )
+    tasks: list[str] = option(
+        "tasks to train, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000",
+        ["seqrec", "item2index", "index2item"],
+    )
+    mode: Literal["lora", "full"] = option("train adapters and the new rows, or everything", "lora")
+    lora_rank: int = option("rank of the adapters", 8, minimum=1)
+    lora_alpha: int = option("scale of the adapters", 32, minimum=1)
+    lora_dropout: float = option("dropout in the adapters", 0.05, minimum=0)
+    dropout: float = option("dropout on the attention weights of the model", 0.0, minimum=0)
+    rows: Literal["text", "random"] = option("what the item tokens' rows start from", "text")
+    epochs: int = option("passes over the samples, each with fresh wording", 4, minimum=1)
+    learning_rate: float = option("peak step size of AdamW", 5e-5, minimum=1e-12)
+    weight_decay: float = option("AdamW's weight decay", 0.01, minimum=0)
+    warmup: float = option("share of the steps to warm up in", 0.01, minimum=0)
+    batch_size: int = option("samples per step and process", 8, minimum=1)
+    accumulate: int = option("steps to add up before an update", 1, minimum=1)
+    max_length: int = option("tokens of a sample at most", 2048, minimum=8)
+    max_history: int = option("items of a history shown at most", 20, minimum=1)
+    max_text_words: int = option("words of a title or description shown at most", 60, minimum=1)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of training", "fp32")
+    gradient_checkpointing: bool = option("save memory, spend a third more time", False)
+    validation_users: int = option("held-out users to rank the catalogue for", 1000, minimum=1)
+    validate_every: float = option("epochs between validations", 1.0, minimum=0.01)
+    patience: int = option("stop after this many validations without a gain", 3, minimum=1)
+    num_beams: int = option("beams in validation", 20, minimum=10)
+    report_to: str = option("where metrics go: none, tensorboard, wandb, trackio", "none")
+    seed: int = option("decides everything drawn", 42, minimum=0)
+    overwrite: bool = option("throw away another run that lies in the output folder", False)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    config = parse_config(FinetuneConfig, argv, description=__doc__ or "", prog=STAGE)
+    state = PartialState()
+    set_seed(config.seed)
+
+    # What to train on.
+    paths = find_data(config.data)
+    items = load_items(config.data)
+    interactions = load_interactions(config.data, len(items))
+    split = leave_one_out(interactions)
+    rebuild = f"python -m lcrec.quantize --data {config.data} --output {config.index}"
+    require_same_input(config.index, "item", paths.item, rebuild)
+    index = ItemIndex.load(config.index, len(items))
+    prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
+    mixture = parse_mixture(config.tasks)
+    inputs = {"item": paths.item, "inter": paths.inter, "index": index_file(config.index)}
+    if Path(config.base).is_dir():
+        inputs["base"] = Path(config.base)
+    recipe = config_dict(config) | {"prompts": prompts.content_hash}
+    recipe.pop("overwrite")
+    if is_current(config.output, STAGE, recipe, inputs):
+        state.print(f"{config.output} is up to date.")
+        return
+    work = config.output / ".training"
+    if state.is_main_process:
+        claim_output(config.output, recipe, overwrite=config.overwrite)
+    state.wait_for_everyone()
+
+    # The model, with the item tokens in its vocabulary.
+    model, tokenizer = load_base(config.base)
+    new_ids = extend_tokenizer(tokenizer, index)
+    titles = [items.title(item) for item in range(len(items))] if config.rows == "text" else None
+    resize_embeddings(model, tokenizer, index, titles)
+    if config.dropout:
+        model.config.attention_dropout = config.dropout
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = config.dropout
+    if config.mode == "lora":
+        model = add_adapter(
+            model,
+            new_ids,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+        )
+
+    # Every epoch's rows, drawn up front: the same for any number of processes, and resumable.
+    encoder = PromptEncoder(tokenizer, prompts)
+    data = TaskData(
+        items,
+        split.train,
+        index,
+        max_history=config.max_history,
+        max_text_words=config.max_text_words,
+        user_texts=load_user_texts(config.data, interactions),
+    )
+    epochs = [
+        draw_rows(data, prompts, mixture, config.seed, epoch) for epoch in range(config.epochs)
+    ]
+    train = tokenise_rows(epochs, encoder, config.max_length, config.batch_size)
+    held_out = sample_cases(split.valid, config.validation_users, config.seed)
+    valid = tokenise_rows(
+        [validation_rows(held_out, index, prompts, config.max_history)],
+        encoder,
+        config.max_length,
+        config.batch_size,
+    )
+
+    global_batch = config.batch_size * config.accumulate * state.num_processes
+    steps_per_epoch = max(1, len(epochs[0]) // global_batch)
+    validate_steps = max(1, round(config.validate_every * steps_per_epoch))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    state.print(
+        f"Training {trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters on "
+        f"{len(train):,} samples ({len(epochs[0]):,} per epoch, {global_batch} per update, "
+        f"{sum(map(len, train['input_ids'])):,} tokens) in {state.num_processes} process(es)"
+    )
+    trainer = RecommenderTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=train,
+        eval_dataset=valid,
+        data_collator=functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
+        ranking=RankingValidation(
+            held_out, index, prompts, config.max_history, min(config.num_beams, len(items))
+        ),
+        callbacks=[EarlyStoppingCallback(config.patience)],
+        args=SFTConfig(
+            output_dir=str(work),
+            # One pass over the rows of all epochs, in their order.
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            max_length=config.max_length,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulate,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            lr_scheduler_type="cosine",
+            warmup_steps=config.warmup,
+            bf16=config.precision == "bf16",
+            fp16=config.precision == "fp16",
+            gradient_checkpointing=config.gradient_checkpointing,
+            eval_strategy="steps",
+            eval_steps=validate_steps,
+            save_strategy="steps",
+            save_steps=validate_steps,
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_ndcg@10",
+            greater_is_better=True,
+            logging_steps=max(1, validate_steps // 5),
+            report_to=config.report_to,
+            seed=config.seed,
+            use_cpu=not torch.cuda.is_available(),
+        ),
+    )
+    trainer.train(resume_from_checkpoint=latest_checkpoint(work))
+
+    if state.is_main_process:
+        best = trainer.state.best_metric
+        save_checkpoint(
+            config.output,
+            trainer.accelerator.unwrap_model(trainer.model),
+            tokenizer,
+            index,
+            prompts,
+            recipe,
+            inputs,
+            max_history=config.max_history,
+            validation_ndcg_at_10=best,
+        )
+        shutil.rmtree(work)
+        print(
+            f"Wrote {config.output} (NDCG@10 {best:.4f} on {len(held_out):,} held-out users). "
+            f"Next: python -m lcrec.generate --model {config.output} --data {config.data} "
+            "--output DIR/predictions.jsonl"
+        )
+    state.wait_for_everyone()
+
+
+def index_file(folder: Path) -> Path:
+    """Return the index's file, which `--index` may name itself."""
+    return folder if folder.is_file() else folder / INDEX
+
+
+def claim_output(output: Path, recipe: dict, *, overwrite: bool) -> None:
+    """Take the output folder for this run, or refuse it.
+
+    Raises:
+        InputError: it holds a finished or unfinished run of another recipe.
+    """
+    note = output / ".training" / "run.json"
+    if note.exists() and read_json(note) == recipe:
+        return
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"--output {output} holds something else (another run?); name another folder, or "
+                "throw it away with --overwrite"
+            )
+        shutil.rmtree(output)
+    write_json(note, recipe)
+
+
+def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
+    """Return `count` of the cases, drawn by seed, in their order."""
+    chosen = np.random.default_rng(seed).permutation(len(cases))[:count]
+    chosen.sort()
+    return Cases(
+        [cases.users[case] for case in chosen],
+        [cases.histories[case] for case in chosen],
+        cases.targets[chosen],
+    )
+
+
+def validation_rows(
+    cases: Cases, index: ItemIndex, prompts: PromptSet, max_history: int
+) -> list[Row]:
+    """Return the rows that the validation loss is taken on: the wording that ranking uses."""
+    template = prompts.for_task("seqrec", "eval")[0]
+    return [
+        Row(
+            template.ask(history_record(index, history, max_history)),
+            index.texts[target],
+            "seqrec",
+            template.id,
+        )
+        for history, target in zip(cases.histories, cases.targets.tolist(), strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,216 @@
+"""Baselines: counts done by hand, the contract for all of them, the command and its errors."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcrec.artifacts import provenance_path
+from lcrec.baselines import BASELINES
+from lcrec.baselines.__main__ import main, predict
+from lcrec.baselines.cooccurrence import Cooccurrence
+from lcrec.baselines.popularity import Popularity
+from lcrec.data import Interactions, leave_one_out
+from lcrec.errors import InputError
+from lcrec.evaluate import measure
+from lcrec.predictions import read_predictions
+
+SHARED = Path(os.environ.get("LCREC_SHARED") or Path(__file__).parents[2] / "shared")
+OFFICE = SHARED / "data" / "Office"
+
+SHOP = {"ann": [0, 1, 2, 3], "bob": [0, 1, 3, 2], "cat": [4, 0, 1, 5, 1]}
+ITEMS = 7  # item 6 is never bought
+
+
+@pytest.fixture
+def shop(tmp_path):
+    folder = tmp_path / "Shop"
+    folder.mkdir()
+    (folder / "Shop.inter.json").write_text(json.dumps(SHOP))
+    titles = {str(item): {"title": f"thing {item}"} for item in range(ITEMS)}
+    (folder / "Shop.item.json").write_text(json.dumps(titles))
+    return folder
+
+
+def lists(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_popularity_by_hand():
+    method = Popularity()
+    method.fit(Interactions.from_sequences({"a": [2, 0], "b": [2, 2, 1]}), 4)
+    assert method.score([np.array([0]), np.array([1, 3])]).tolist() == [[1, 1, 3, 0]] * 2
+
+
+def test_cooccurrence_by_hand():
+    method = Cooccurrence(
+        window=2, distance_decay=0.5, backward=0.25, last=2, history_decay=0.1, seed=3
+    )
+    method.fit(Interactions.from_sequences({"a": [0, 1, 2, 3], "b": [1, 2]}), 5)
+    expected = np.array(
+        [
+            [0, 1, 0.5, 0, 0],
+            [0.25, 0, 2, 0.5, 0],  # 2 follows 1 in both sequences; 0 stands before it once
+            [0.125, 0.5, 0, 1, 0],
+            [0, 0.125, 0.25, 0, 0],  # 0 and 3 are three apart, beyond the window
+            [0, 0, 0, 0, 0],
+        ]
+    )
+    assert method.counts.toarray() == pytest.approx(expected)
+    scores = method.score([np.array([3, 0, 1]), np.array([4])])
+    assert scores[0] == pytest.approx(expected[1] + 0.1 * expected[0])  # 3 is too long ago
+    assert scores[1].tolist() == [0] * 5
+
+
+def slow_cooccurrence(sequences, history, num_items, method):
+    scores = np.zeros(num_items)
+    for k, item in enumerate(history[::-1][: method.last]):
+        for sequence in sequences:
+            for p, here in enumerate(sequence):
+                for q, there in enumerate(sequence):
+                    if here == item and 1 <= abs(p - q) <= method.window:
+                        weight = method.distance_decay ** (abs(p - q) - 1)
+                        weight *= 1 if q > p else method.backward
+                        scores[there] += method.history_decay**k * weight
+    return scores
+
+
+SEQUENCES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=14), min_size=1, max_size=4)
+
+
+@given(SEQUENCES, st.lists(st.integers(0, 4), min_size=1, max_size=7))
+def test_cooccurrence_agrees_with_plain_loops(sequences, history):
+    method = Cooccurrence()
+    named = {str(user): sequence for user, sequence in enumerate(sequences)}
+    method.fit(Interactions.from_sequences(named), 5)
+    expected = slow_cooccurrence(sequences, history, 5, method)
+    assert method.score([np.array(history)])[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_method_keeps_the_contract(name):
+    split = leave_one_out(Interactions.from_sequences(SHOP))
+    method = BASELINES[name](seed=1)
+    method.fit(split.train, ITEMS)
+    scores = method.score(split.test.histories)
+    assert scores.shape == (len(SHOP), ITEMS)
+    assert scores.dtype == np.float32
+    assert not np.isnan(scores).any()
+    alone = np.concatenate([method.score([history]) for history in split.test.histories])
+    assert alone == pytest.approx(scores)  # a user's scores do not depend on the batch
+    again = BASELINES[name](seed=1)
+    again.fit(split.train, ITEMS)
+    assert (again.score(split.test.histories) == scores).all()
+    assert BASELINES[name].__doc__
+
+
+def test_a_method_never_sees_what_is_held_out():
+    """Item 5 stands only in held-out places, so no count may know it."""
+    split = leave_one_out(Interactions.from_sequences({"a": [0, 1, 2, 5], "b": [1, 0, 5, 2]}))
+    for name in BASELINES:
+        method = BASELINES[name]()
+        method.fit(split.train, 6)
+        assert method.score(split.valid.histories)[:, 5].tolist() == [0, 0]
+
+
+def test_the_command(shop, tmp_path, capsys):
+    output = tmp_path / "runs" / "popularity.jsonl"
+    main(["popularity", "--data", str(shop), "--output", str(output)])
+    screen = capsys.readouterr().out
+    assert f"python -m lcrec.evaluate --predictions {output}" in screen
+    rows = lists(output)
+    assert [(row["user"], row["target"]) for row in rows] == [("ann", 3), ("bob", 2), ("cat", 1)]
+    # Train is ann 0 1, bob 0 1, cat 4 0 1: of equal counts the lower id first, and all 7 listed.
+    assert [row["ranked"] for row in rows] == [[0, 1, 4, 2, 3, 5, 6]] * 3
+    assert rows[0]["scores"] == [3, 3, 1, 0, 0, 0, 0]
+    assert rows[0]["template_id"] is None
+    assert json.loads(provenance_path(output).read_text())["config"]["split"] == "test"
+
+    stamp = output.stat().st_mtime_ns
+    main(["popularity", "--data", str(shop), "--output", str(output)])
+    assert "up to date" in capsys.readouterr().out
+    assert output.stat().st_mtime_ns == stamp
+    main(["popularity", "--data", str(shop), "--output", str(output), "--split", "valid"])
+    assert [row["target"] for row in lists(output)] == [2, 3, 5]
+
+
+def test_exclude_history(shop, tmp_path, capsys):
+    output = tmp_path / "c.jsonl"
+    main(["cooccurrence", "--data", str(shop), "--output", str(output), "--exclude-history"])
+    for row in lists(output):
+        history = SHOP[row["user"]][:-1]
+        assert sorted(row["ranked"]) == sorted(set(range(ITEMS)) - set(history))
+    everything = leave_one_out(Interactions.from_sequences({"ann": [0, 1, 0]})).test
+    method = Popularity()
+    method.fit(Interactions.from_sequences({"ann": [0]}), 2)
+    with pytest.raises(InputError, match="'ann' already has every item"):
+        list(predict(method, everything, 2, top=100, exclude_history=True))
+
+
+def test_batches_do_not_change_the_lists(monkeypatch):
+    split = leave_one_out(Interactions.from_sequences(SHOP))
+    method = Cooccurrence()
+    method.fit(split.train, ITEMS)
+    found = []
+    for size in (1, 2 * ITEMS, 100):
+        monkeypatch.setattr("lcrec.baselines.__main__.BATCH_SCORES", size)
+        rows = predict(method, split.test, ITEMS, top=3)
+        found.append([(row.user, row.target, list(row.ranked)) for row in rows])
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 3
+    assert all(len(ranked) == 3 for _, _, ranked in found[0])
+
+
+def test_help_lists_every_method(capsys):
+    for argv in ([], ["--help"]):
+        main(argv)
+        screen = capsys.readouterr().out
+        for name in BASELINES:
+            (line,) = [line for line in screen.splitlines() if line.startswith(f"  {name} ")]
+            assert len(line) <= 100
+
+
+def test_what_the_command_refuses(shop, tmp_path):
+    output = ["--output", str(tmp_path / "p.jsonl")]
+    data = ["--data", str(shop)]
+    cases = [
+        (["popularty", *data, *output], "did you mean 'popularity'"),
+        ([*data, *output, "popularity"], "the method comes first"),
+        (["popularity", *output], "--data is required"),
+        (["popularity", *data], "--output is required"),
+        (["popularity", "--data", str(tmp_path / "no"), *output], "no such folder"),
+        (["popularity", *data, "--output", str(tmp_path)], r"named \*.jsonl"),
+        (["popularity", *data, *output, "--top", "20"], "--top: 20 is too small.*100"),
+        (["popularity", *data, *output, "--split", "train"], "'train' is none of valid, test"),
+        (["popularity", *data, *output, "--botom", "1"], "unknown argument '--botom'"),
+    ]
+    for argv, message in cases:
+        with pytest.raises(InputError, match=message):
+            main(argv)
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "split", "hit", "ndcg"),
+    [
+        ("popularity", "test", 0.0136, 0.0053),
+        ("cooccurrence", "valid", 0.2074, 0.1613),
+        ("cooccurrence", "test", 0.1427, 0.1062),
+    ],
+)
+def test_the_documented_figures_on_office(name, split, hit, ndcg, tmp_path):
+    if not OFFICE.is_dir():
+        pytest.skip(f"no Office data in {OFFICE}; LCREC_SHARED names the folder that holds data/")
+    output = tmp_path / "p.jsonl"
+    main([name, "--data", str(OFFICE), "--output", str(output), "--split", split])
+    predictions = read_predictions(output)
+    assert len(predictions) == 3231
+    assert predictions.length == 100
+    overall = measure(predictions, depth=100)["overall"]
+    assert overall["HR@10"]["mean"] == pytest.approx(hit, abs=0.003)
+    assert overall["NDCG@10"]["mean"] == pytest.approx(ndcg, abs=0.003)

@@ -1,0 +1,481 @@
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, TaskType, get_peft_model
+
+from lcrec import decoding, probe
+from lcrec.decoding import beam_search, generate_search, search, supports_shared_prefix
+from lcrec.errors import InputError
+from lcrec.trie import ItemTrie
+
+VOCAB = 200
+WINDOW = 8  # tokens; the prompts are longer
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,  # far from uniform, so that a wrong mask shows in the scores
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+ALTERNATING = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 8,
+}
+QWEN2_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+FAMILIES = {
+    "llama": (transformers.LlamaConfig, {}),
+    "llama, tied": (transformers.LlamaConfig, {"tie_word_embeddings": True}),
+    "llama, eager": (transformers.LlamaConfig, {"attn_implementation": "eager"}),
+    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen2, window": (transformers.Qwen2Config, QWEN2_WINDOW),
+    "qwen3": (transformers.Qwen3Config, {"tie_word_embeddings": True}),
+    "mistral": (transformers.MistralConfig, {"sliding_window": WINDOW}),
+    "phi3": (transformers.Phi3Config, {"sliding_window": WINDOW}),
+    "gemma2": (transformers.Gemma2Config, ALTERNATING),
+    "gemma3": (transformers.Gemma3TextConfig, ALTERNATING),
+    "gpt2": (transformers.GPT2Config, GPT2),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Run on one thread: models this small spend their time waiting for a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def make_model(family="llama", seed=0):
+    """Make a tiny random model; shared between tests, which leave it as it is."""
+    config, options = FAMILIES[family]
+    torch.manual_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(config(**{**SHAPE, **options})).eval()
+
+
+def make_items(seed=0, count=40, depth=3, codes=5):
+    """Draw distinct items int64 [count, depth], every level with tokens of its own from 100 on."""
+    paths = np.random.default_rng(seed).choice(codes**depth, count, replace=False)
+    levels = np.stack(np.unravel_index(paths, (codes,) * depth), axis=1)
+    return torch.from_numpy(levels + 100 + codes * np.arange(depth))
+
+
+def make_prompts(lengths=(20, 15, 6), seed=0):
+    """Draw prompts of the given lengths, padded on the left: ids and mask [batch, longest]."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 100, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
+    return ids * mask, mask.long()
+
+
+@torch.no_grad()
+def score_all(model, ids, mask, items):
+    """Score every item for every prompt [batch, n_items] by forward passes without a cache."""
+    scores = []
+    for prompt, real in zip(ids, mask.bool(), strict=True):
+        prompt = prompt[real]
+        sequences = torch.cat([prompt.expand(len(items), -1), items], dim=1)
+        log_probs = model(sequences, use_cache=False).logits.float().log_softmax(dim=-1)
+        log_probs = log_probs[:, len(prompt) - 1 : -1].gather(2, items[:, :, None])
+        scores.append(log_probs.sum(dim=(1, 2)))
+    return torch.stack(scores)
+
+
+def generate_with_prefixes(model, ids, items, num_beams):
+    """Search for one prompt [1, length] by `generate` and a function over a dict of prefixes."""
+    prefixes = {}
+    for row in items.tolist():
+        for level, token in enumerate(row):
+            prefixes.setdefault(tuple(row[:level]), set()).add(token)
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        prefix_allowed_tokens_fn=lambda _, path: list(
+            prefixes.get(tuple(path[ids.shape[1] :].tolist()), {0})
+        ),
+        max_new_tokens=items.shape[1],
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        length_penalty=0.0,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    rows = {tuple(row): number for number, row in enumerate(items.tolist())}
+    paths = found.sequences[:, ids.shape[1] :].tolist()
+    return torch.tensor([rows[tuple(path)] for path in paths]), found.sequences_scores
+
+
+def assert_exact(output, scores):
+    """Check that `output` is the best of `scores` [batch, n_items], in order but for near ties."""
+    best = scores.topk(output.items.shape[1]).values
+    torch.testing.assert_close(output.scores, best, atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores.gather(1, output.items), best, atol=1e-4, rtol=0)
+    assert all(len(set(row)) == len(row) for row in output.items.tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_many_beams_as_items_is_brute_force(family):
+    model, items, (ids, mask) = make_model(family), make_items(), make_prompts()
+    assert supports_shared_prefix(model)
+    output = search(model, ids, mask, ItemTrie.build(items.numpy()), len(items))
+    assert output.items.dtype == torch.int64
+    assert output.scores.dtype == torch.float32
+    assert_exact(output, score_all(model, ids, mask, items))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fewer_beams_give_what_generate_gives(family):
+    model, items, (ids, mask) = make_model(family), make_items(seed=1), make_prompts(seed=1)
+    output = search(model, ids, mask, ItemTrie.build(items.numpy()), 6)
+    for row in range(len(ids)):
+        prompt = ids[row : row + 1, mask[row].bool()]
+        expected, scores = generate_with_prefixes(model, prompt, items, 6)
+        assert output.items[row].tolist() == expected.tolist()
+        torch.testing.assert_close(output.scores[row], scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma3", "gpt2"])
+def test_a_prompt_gets_the_same_answer_alone_and_in_a_padded_batch(family):
+    model, trie = make_model(family), ItemTrie.build(make_items(seed=2).numpy())
+    ids, mask = make_prompts((30, 17, 9, 1))
+    together = search(model, ids, mask, trie, 8)
+    for row in range(len(ids)):
+        alone = search(
+            model, ids[row, None, mask[row].bool()], mask[row, None, mask[row] > 0], trie, 8
+        )
+        assert together.items[row].tolist() == alone.items[0].tolist()
+        torch.testing.assert_close(together.scores[row], alone.scores[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "codes"), [(1, 7, 9), (2, 5, 3), (5, 30, 2), (8, 50, 2)]
+)
+@pytest.mark.parametrize("strategy", [beam_search, generate_search])
+def test_every_depth_and_levels_narrower_than_the_beam(strategy, depth, count, codes):
+    model, (ids, mask) = make_model(), make_prompts()
+    items = make_items(depth, count, depth, codes)
+    output = strategy(model, ids, mask, ItemTrie.build(items.numpy()), count)
+    assert_exact(output, score_all(model, ids, mask, items))
+
+
+@pytest.mark.parametrize("strategy", [beam_search, generate_search])
+def test_one_item_and_one_beam(strategy):
+    model, (ids, mask) = make_model(), make_prompts()
+    items = make_items(count=1)
+    output = strategy(model, ids, mask, ItemTrie.build(items.numpy()), 1)
+    assert output.items.tolist() == [[0]] * 3
+    assert_exact(output, score_all(model, ids, mask, items))
+
+
+def test_random_weights_give_real_and_distinct_items():
+    trie = ItemTrie.build(make_items(count=100).numpy())
+    for seed in range(5):
+        output = search(make_model(seed=seed), *make_prompts(seed=seed), trie, 20)
+        assert output.items.min() >= 0
+        assert output.scores.isfinite().all()
+        assert all(len(set(row)) == 20 for row in output.items.tolist())
+        assert (output.scores.diff(dim=1) <= 0).all()
+
+
+def test_equal_scores_are_ordered_by_tokens():
+    model = make_model(seed=5)
+    uniform = torch.zeros_like(model.lm_head.weight)
+    items = make_items(count=30)
+    by_tokens = sorted(range(30), key=lambda item: items[item].tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.lm_head, "weight", torch.nn.Parameter(uniform))
+        output = beam_search(model, *make_prompts(), ItemTrie.build(items.numpy()), 12)
+    assert output.items.tolist() == [by_tokens[:12]] * 3
+    torch.testing.assert_close(output.scores, torch.full((3, 12), -3 * np.log(VOCAB).item()))
+
+
+def test_bfloat16_scores_are_computed_in_float32():
+    ids, mask = make_prompts()
+    items = make_items()
+    model = make_model("qwen3")
+    exact = score_all(model, ids, mask, items)
+    half = transformers.AutoModelForCausalLM.from_config(model.config).eval()
+    half.load_state_dict(model.state_dict())
+    half.to(torch.bfloat16)
+    output = search(half, ids, mask, ItemTrie.build(items.numpy()), len(items))
+    assert supports_shared_prefix(half)
+    assert output.scores.dtype == torch.float32
+    found = torch.empty_like(exact).scatter_(1, output.items, output.scores)
+    torch.testing.assert_close(found, score_all(half, ids, mask, items), atol=0.15, rtol=0)
+    assert (found - exact).abs().mean() < 0.15
+
+
+@pytest.mark.parametrize("family", ["llama", "llama, tied", "gemma3"])
+def test_adapters_attached_and_merged(family):
+    items, (ids, mask) = make_items(), make_prompts()
+    trie = ItemTrie.build(items.numpy())
+    plain = transformers.AutoModelForCausalLM.from_config(make_model(family).config)
+    model = get_peft_model(
+        plain,
+        LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            target_modules=["q_proj", "v_proj", "up_proj"],
+            init_lora_weights=False,
+            trainable_token_indices={"embed_tokens": items.unique().tolist()},
+        ),
+    ).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                weight.normal_(std=0.3)
+    assert supports_shared_prefix(model)
+    attached = search(model, ids, mask, trie, 10)
+    scores = score_all(model, ids, mask, items)
+    assert_exact(search(model, ids, mask, trie, len(items)), scores)
+    with model.disable_adapter():
+        assert (score_all(model, ids, mask, items) - scores).abs().max() > 0.1
+
+    merged = search(model.merge_and_unload(), ids, mask, trie, 10)
+    assert merged.items.tolist() == attached.items.tolist()
+    torch.testing.assert_close(merged.scores, attached.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", [beam_search, generate_search])
+def test_allowed_and_denied_items(strategy):
+    model, items, (ids, mask) = make_model(), make_items(), make_prompts()
+    trie = ItemTrie.build(items.numpy())
+    scores = score_all(model, ids, mask, items)
+    generator = torch.Generator().manual_seed(0)
+    allowed = torch.rand(3, len(items), generator=generator) < 0.7
+    denied = torch.randint(-1, len(items), (3, 5), generator=generator)
+    taken = torch.zeros_like(allowed).scatter_(1, denied.clamp(min=0), True)
+    taken[:, 0] = (denied == 0).any(dim=1)  # where -1 went, too
+
+    cases = [
+        ({"allowed": allowed}, allowed),
+        ({"allowed": allowed[0]}, allowed[0].expand(3, -1)),
+        ({"denied": denied}, ~taken),
+        ({"allowed": allowed, "denied": denied}, allowed & ~taken),
+        ({"allowed": allowed[0], "denied": denied}, allowed[0] & ~taken),
+    ]
+    for arguments, may in cases:
+        output = strategy(model, ids, mask, trie, len(items), **arguments)
+        expected = scores.masked_fill(~may, -torch.inf).sort(descending=True)
+        found = expected.values > -torch.inf
+        assert ((output.items >= 0) == found).all()
+        assert (output.scores[~found] == -torch.inf).all()
+        torch.testing.assert_close(output.scores, expected.values, atol=1e-4, rtol=0)
+        for row in range(3):
+            assert set(output.items[row, found[row]].tolist()) == set(
+                may[row].nonzero()[:, 0].tolist()
+            )
+
+
+@pytest.mark.parametrize("strategy", [beam_search, generate_search])
+def test_prompts_with_nothing_allowed_get_nothing(strategy):
+    model, items, (ids, mask) = make_model(), make_items(), make_prompts()
+    allowed = torch.zeros(3, len(items), dtype=torch.bool)
+    for rows, lone in (([], 0), ([1], 1)):
+        allowed[rows, 7] = True
+        output = strategy(model, ids, mask, ItemTrie.build(items.numpy()), 4, allowed=allowed)
+        assert (output.items >= 0).sum() == lone
+        assert (output.scores > -torch.inf).sum() == lone
+    assert output.items[1].tolist() == [7, -1, -1, -1]
+
+
+@pytest.mark.parametrize("strategy", [beam_search, generate_search])
+def test_broken_logits_name_the_prompt(strategy):
+    model = transformers.AutoModelForCausalLM.from_config(make_model().config).eval()
+    ids, mask = make_prompts()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[150] = torch.nan
+    ids[1, -2] = 150
+    trie = ItemTrie.build(make_items().numpy())
+    with pytest.raises(InputError, match="logits for prompt 1 are NaN"):
+        strategy(model, ids, mask, trie, 4)
+
+
+def test_the_model_s_generation_config_does_not_leak():
+    model, trie = make_model("qwen2", seed=3), ItemTrie.build(make_items().numpy())
+    ids, mask = make_prompts()
+    expected = beam_search(model, ids, mask, trie, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        sampling = transformers.GenerationConfig(
+            do_sample=True,
+            temperature=0.2,
+            top_k=2,
+            repetition_penalty=2.0,
+            eos_token_id=[100, 105, 110],
+            suppress_tokens=[101, 106],
+            max_length=5,
+            renormalize_logits=True,
+        )
+        patch.setattr(model, "generation_config", sampling)
+        output = generate_search(model, ids, mask, trie, 8)
+    assert output.items.tolist() == expected.items.tolist()
+    torch.testing.assert_close(output.scores, expected.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "phi3", "gpt2"])
+def test_falling_back_changes_no_answer(family, monkeypatch):
+    model, trie = make_model(family), ItemTrie.build(make_items().numpy())
+    ids, mask = make_prompts()
+    fast = search(model, ids, mask, trie, 7)
+    monkeypatch.setattr(decoding, "supports_shared_prefix", lambda _: False)
+    slow = search(model, ids, mask, trie, 7)
+    assert slow.items.tolist() == fast.items.tolist()
+    torch.testing.assert_close(slow.scores, fast.scores, atol=1e-4, rtol=0)
+
+
+CONVOLUTIONS = {"layer_types": ["conv", "full_attention"]}
+LOCAL = {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "reason"),
+    [
+        (transformers.Lfm2Config, CONVOLUTIONS, "another kind than attention (conv)"),
+        (transformers.GPTNeoConfig, LOCAL, "window_size"),
+        (transformers.BloomConfig, {"n_layer": 2, "n_head": 4}, "cannot share a prompt"),
+        (transformers.MptConfig, {"d_model": 32, "n_layers": 2, "n_heads": 4}, "off by"),
+    ],
+)
+def test_other_models_fall_back_and_say_so_once(config, options, reason, caplog):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config(**{**SHAPE, **options})).eval()
+    items, (ids, mask) = make_items(), make_prompts()
+    trie = ItemTrie.build(items.numpy())
+    for _ in range(2):
+        output = search(model, ids, mask, trie, len(items))
+    assert_exact(output, score_all(model, ids, mask, items))
+    warnings = [record.getMessage() for record in caplog.records if record.name == probe.__name__]
+    assert len(warnings) == 1
+    assert reason in warnings[0]
+
+
+def test_the_trial_notices_a_window_that_is_ignored(monkeypatch, caplog):
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(**SHAPE, sliding_window=4096)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    masks = decoding._masks
+    without = transformers.LlamaConfig(**SHAPE)
+    monkeypatch.setattr(decoding, "_masks", lambda config, *rest: masks(without, *rest))
+    assert not supports_shared_prefix(model)
+    assert "scores are off by" in caplog.text
+    assert config.sliding_window == 4096
+    monkeypatch.undo()
+    probe._verdicts.clear()
+    assert supports_shared_prefix(model)
+
+
+def test_encoder_decoders():
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=VOCAB,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    ids, mask = make_prompts((6, 6))
+    items = make_items()
+    starts = torch.zeros(len(items), 1, dtype=torch.int64)
+    with torch.no_grad():
+        scores = torch.stack(
+            [
+                model(
+                    input_ids=prompt.expand(len(items), -1),
+                    decoder_input_ids=torch.cat([starts, items[:, :-1]], dim=1),
+                )
+                .logits.log_softmax(dim=-1)
+                .gather(2, items[:, :, None])
+                .sum(dim=(1, 2))
+                for prompt in ids
+            ]
+        )
+    assert_exact(search(model, ids, mask, ItemTrie.build(items.numpy()), len(items)), scores)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog):
+    model, trie = make_model(), ItemTrie.build(make_items().numpy())
+    ids, mask = make_prompts((20, 15, 6, 9, 12))
+    denied = torch.arange(5)[:, None]
+    expected = search(model, ids, mask, trie, 6, denied=denied)
+    sizes = []
+
+    def small(model, ids, *arguments, **options):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError
+        return beam_search(model, ids, *arguments, **options)
+
+    monkeypatch.setattr(decoding, "beam_search", small)
+    output = search(model, ids, mask, trie, 6, denied=denied)
+    assert sizes == [5, 3, 2, 2, 1]
+    assert output.items.tolist() == expected.items.tolist()
+    assert "batches of 2 prompts" in caplog.text
+
+    ids[3, -1] = 150
+    weight = model.get_input_embeddings().weight.detach().clone()
+    weight[150] = torch.nan
+    monkeypatch.setattr(model.get_input_embeddings(), "weight", torch.nn.Parameter(weight))
+    with pytest.raises(InputError, match="prompt 3"):
+        search(model, ids, mask, trie, 6)
+
+
+def test_one_prompt_that_does_not_fit_is_an_error(monkeypatch):
+    model, trie = make_model(), ItemTrie.build(make_items().numpy())
+    assert supports_shared_prefix(model)
+
+    def never(*arguments, **options):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(decoding, "beam_search", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        search(model, *make_prompts(), trie, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_beams": 41}, "num_beams is 41, but the catalogue has 40 items"),
+        ({"num_beams": 0}, "num_beams is 0"),
+        ({"attention_mask": torch.ones(3, 5)}, r"got \[3, 20\] and \[3, 5\]"),
+        ({"attention_mask": make_prompts()[1].flip(1)}, "row 1 is empty or not padded on the left"),
+        ({"allowed": torch.ones(2, 40, dtype=torch.bool)}, "allowed: has 2 rows for 3 prompts"),
+        ({"allowed": torch.ones(3, 41, dtype=torch.bool)}, "allowed: expected one entry for each"),
+        ({"denied": torch.zeros(2, 1, dtype=torch.int64)}, "denied: has 2 rows for 3 prompts"),
+        ({"trie": ItemTrie.build(np.array([[VOCAB]])), "num_beams": 1}, "token id 200"),
+        ({"trie": ItemTrie.build(make_items().numpy()).to("meta")}, "the trie is on meta"),
+    ],
+)
+def test_refuses_inputs_that_do_not_fit(changes, message):
+    ids, mask = make_prompts()
+    arguments = {
+        "model": make_model(),
+        "input_ids": ids,
+        "attention_mask": mask,
+        "trie": ItemTrie.build(make_items().numpy()),
+        "num_beams": 5,
+    }
+    with pytest.raises(InputError, match=message):
+        search(**{**arguments, **changes})
+
+
+def test_refuses_a_model_in_training_mode():
+    model = transformers.AutoModelForCausalLM.from_config(make_model("gpt2").config).train()
+    with pytest.raises(InputError, match="training mode"):
+        search(model, *make_prompts(), ItemTrie.build(make_items().numpy()), 5)

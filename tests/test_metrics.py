@@ -1,0 +1,162 @@
+"""Metrics: values worked out by hand, agreement with plain loops, laws of the bootstrap."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcrec.metrics import bootstrap_interval, hit_at_k, mrr, ndcg_at_k, recall_at_k
+
+RANKED = np.array([[4, 7, 1], [7, 4, 1], [1, 7, 4], [1, 7, -1]])
+TARGET = np.array([4, 4, 4, 4])  # ranks 1, 2, 3 and absent
+
+
+def test_single_target_by_hand():
+    assert hit_at_k(RANKED, TARGET, 1).tolist() == [1, 0, 0, 0]
+    assert hit_at_k(RANKED, TARGET, 2).tolist() == [1, 1, 0, 0]
+    assert hit_at_k(RANKED, TARGET, 99).tolist() == [1, 1, 1, 0]
+    assert mrr(RANKED, TARGET).tolist() == [1, 1 / 2, 1 / 3, 0]
+    expected = [1, 1 / math.log2(3), 1 / 2, 0]
+    assert ndcg_at_k(RANKED, TARGET, 10) == pytest.approx(expected)
+    assert ndcg_at_k(RANKED, TARGET, 2) == pytest.approx([1, 1 / math.log2(3), 0, 0])
+
+
+def test_several_targets_by_hand():
+    ranked = np.array([[5, 0, 6, 1], [0, 1, 5, 6]])
+    targets = np.array([[5, 6, 9], [5, -1, -1]])
+    assert recall_at_k(ranked, targets, 1) == pytest.approx([1 / 3, 0])
+    assert recall_at_k(ranked, targets, 3) == pytest.approx([2 / 3, 1])
+    assert hit_at_k(ranked, targets, 1).tolist() == [1, 0]
+    assert mrr(ranked, targets) == pytest.approx([1, 1 / 3])
+    # First user: ranks 1 and 3 gain 1 + 1/2; at k = 2 the best list holds two of the three.
+    third = 1 + 1 / math.log2(3) + 1 / 2
+    assert ndcg_at_k(ranked, targets, 3) == pytest.approx([1.5 / third, 1 / 2])
+    assert ndcg_at_k(ranked, targets, 2) == pytest.approx([1 / (1 + 1 / math.log2(3)), 0])
+
+
+def test_a_padded_place_never_matches_a_padded_target():
+    ranked, targets = np.array([[3, -1, -1]]), np.array([[8, -1]])
+    for metric in (hit_at_k, recall_at_k, ndcg_at_k):
+        assert metric(ranked, targets, 3).tolist() == [0]
+    assert mrr(ranked, targets).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("ranked", "targets", "k", "message"),
+    [
+        (RANKED, TARGET, 0, "k is 0"),
+        (RANKED.astype(float), TARGET, 1, "must be integers"),
+        (np.array([["4"]]), np.array([4]), 1, "must be integers"),
+        (RANKED, TARGET[:2], 1, r"found \[4, 3\] and \[2, 1\]"),
+        (RANKED, np.array([4, 4, -1, 4]), 1, "user 2 has no target"),
+    ],
+)
+def test_what_does_not_fit_is_refused(ranked, targets, k, message):
+    with pytest.raises(ValueError, match=message):
+        ndcg_at_k(ranked, targets, k)
+
+
+@st.composite
+def judged_lists(draw):
+    """One row per user: a list of distinct items padded with -1, and distinct targets likewise."""
+    users, width, truths = (draw(st.integers(1, 4)) for _ in range(3))
+    ranked = np.full((users, width), -1)
+    targets = np.full((users, truths), -1)
+    for user in range(users):
+        for array, least in ((ranked, 0), (targets, 1)):
+            size = array.shape[1]
+            ids = st.lists(st.integers(0, 6), unique=True, min_size=least, max_size=size)
+            row = draw(ids)
+            array[user, : len(row)] = row
+    return ranked, targets
+
+
+def brute_force(ranked, targets, k):
+    """Return hit, recall, NDCG and reciprocal rank of one user, written as one would say them."""
+    items = [item for item in ranked if item >= 0]
+    truth = [item for item in targets if item >= 0]
+    ranks = [items.index(item) + 1 for item in truth if item in items]
+    found = [rank for rank in ranks if rank <= k]
+    gain = sum(1 / math.log2(rank + 1) for rank in found)
+    best = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(truth)) + 1))
+    first = 1 / min(ranks) if ranks else 0
+    return bool(found), len(found) / len(truth), gain / best, first
+
+
+@given(judged_lists(), st.integers(1, 6))
+def test_agrees_with_plain_loops(lists, k):
+    ranked, targets = lists
+    found = np.stack(
+        [
+            hit_at_k(ranked, targets, k),
+            recall_at_k(ranked, targets, k),
+            ndcg_at_k(ranked, targets, k),
+            mrr(ranked, targets),
+        ],
+        axis=1,
+    )
+    expected = [brute_force(*row, k) for row in zip(ranked.tolist(), targets.tolist(), strict=True)]
+    assert found == pytest.approx(np.array(expected, dtype=float))
+    assert ((found >= 0) & (found <= 1 + 1e-12)).all()
+
+
+@given(judged_lists(), st.integers(1, 6), st.randoms())
+def test_neither_the_order_of_users_nor_the_names_of_items_matter(lists, k, random):
+    ranked, targets = lists
+    users = list(range(len(ranked)))
+    random.shuffle(users)
+    names = list(range(7))
+    random.shuffle(names)
+    renamed = np.array([*names, -1])  # -1, the last, stays what it is
+    for metric in (hit_at_k, recall_at_k, ndcg_at_k):
+        values = metric(ranked, targets, k)
+        assert metric(ranked[users], targets[users], k) == pytest.approx(values[users])
+        assert metric(renamed[ranked], renamed[targets], k) == pytest.approx(values)
+        assert metric(ranked, targets[:, ::-1], k) == pytest.approx(values)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(0, 5))
+def test_interval_contains_the_mean(numbers, seed):
+    values = np.array(numbers)
+    low, high = bootstrap_interval(values, seed, level=0.999)
+    assert low - 1e-9 <= values.mean() <= high + 1e-9
+    narrow = bootstrap_interval(values, seed, level=0.5)
+    assert low <= narrow[0] <= narrow[1] <= high
+
+
+def test_interval_shrinks_with_users_and_matches_theory():
+    rng = np.random.default_rng(0)
+    widths = []
+    for users in (100, 400, 6400):
+        values = (rng.random(users) < 0.5).astype(float)
+        low, high = bootstrap_interval(values, seed=1)
+        widths.append(high - low)
+        theory = 2 * 1.96 * math.sqrt(0.25 / users)
+        assert high - low == pytest.approx(theory, rel=0.15)
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_interval_is_the_same_for_the_same_seed_however_it_is_split(monkeypatch):
+    values = np.random.default_rng(0).random(50)
+    whole = bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, seed=3) == whole
+    assert bootstrap_interval(values, seed=4) != whole
+    monkeypatch.setattr("lcrec.metrics.BLOCK", 500)
+    assert bootstrap_interval(values, seed=3) == whole
+    assert bootstrap_interval(np.ones(5), seed=0) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "level", "message"),
+    [
+        (np.array([]), 0.95, r"found \[0\]"),
+        (np.ones((2, 2)), 0.95, r"found \[2, 2\]"),
+        (np.ones(2), 1.0, "level 1.0"),
+    ],
+)
+def test_interval_refuses_what_has_no_mean(values, level, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, 0, level=level)

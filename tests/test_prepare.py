@@ -1,0 +1,399 @@
+"""The stage from raw dumps to the data folder, end to end."""
+
+import json
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lcrec.prepare
+from lcrec.artifacts import PROVENANCE, read_json
+from lcrec.data import leave_one_out, load_interactions, load_items
+from lcrec.errors import InputError
+from lcrec.formats import read_table
+from lcrec.prepare import main, prepare
+
+SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
+ML100K = SHARED / "data" / "ml-100k"
+
+# Three users and four items; "ann" takes the lamp twice, "bob" has two items at one time.
+ACTIONS = [
+    ("ann", "lamp", 30),
+    ("ann", "desk", 10),
+    ("ann", "chair", 20),
+    ("ann", "lamp", 40),
+    ("bob", "desk", 5),
+    ("bob", "lamp", 7),
+    ("bob", "chair", 7),
+    ("eve", "chair", 1),
+    ("eve", "rug", 2),
+    ("eve", "desk", 3),
+]
+TITLES = {"lamp": "Lamp", "desk": "Desk &amp; drawer", "chair": "Chair", "rug": "<b>Rug</b>"}
+# By first interaction: eve (1), bob (5), ann (10); items as these three meet them.
+USERS = ["eve", "bob", "ann"]
+ITEMS = ["chair", "rug", "desk", "lamp"]
+PLAIN = {"min_user_items": 3, "min_rating": None, "items_without_text": "drop", "say": len}
+SEQUENCES = {"0": [0, 1, 2], "1": [2, 3, 0], "2": [2, 0, 3]}
+
+
+def write_csv(path, header, rows):
+    lines = [",".join(map(str, row)) for row in [header, *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A function that writes the toy shop as CSV, with changes, and returns the command line."""
+
+    def make(*flags, actions=ACTIONS, items=None, header=("user", "item", "time")):
+        write_csv(tmp_path / "log.csv", header, actions)
+        write_csv(tmp_path / "items.csv", ("item", "title"), items or TITLES.items())
+        argv = ["--format", "table", "--interactions", str(tmp_path / "log.csv")]
+        argv += ["--items", str(tmp_path / "items.csv"), "--output", str(tmp_path / "out" / "Toy")]
+        return [*argv, "--min-user-items", "3", "--min-item-users", "1", *flags]
+
+    return make
+
+
+def result(tmp_path, name="Toy"):
+    folder = tmp_path / "out" / "Toy"
+    return read_json(folder / f"{name}.inter.json"), read_json(folder / f"{name}.item.json")
+
+
+def check_toy(tmp_path):
+    sequences, items = result(tmp_path)
+    assert sequences == SEQUENCES
+    assert [entry["title"] for entry in items.values()] == ["Chair", "Rug", "Desk & drawer", "Lamp"]
+    folder = tmp_path / "out" / "Toy"
+    lines = [f"{raw}\t{number}\n" for number, raw in enumerate(USERS)]
+    assert (folder / "Toy.user2id").read_text() == "".join(lines)
+    lines = [f"{raw}\t{number}\n" for number, raw in enumerate(ITEMS)]
+    assert (folder / "Toy.item2id").read_text() == "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def con():
+    return ibis.duckdb.connect()
+
+
+def test_toy_shop_from_csv(tmp_path, shop, capsys):
+    main(shop(items=[*TITLES.items(), ("lamp", "Lamp")]))  # identical item rows count once
+    check_toy(tmp_path)
+    screen = capsys.readouterr().out
+    assert "user=user item=item time=time" in screen
+    assert "next: python -m lcrec.embed --data" in screen
+    rows = [line.split() for line in screen.splitlines()]
+    # Ten interactions, one of them a repeat, of three users and four items.
+    assert ["reading", "3", "4", "10", "16.667%", "3.33"] in rows
+    assert ["first", "of", "repeats", "3", "4", "9", "25.000%", "3.00"] in rows
+
+
+def test_toy_shop_loads_and_splits(tmp_path, shop):
+    main(shop())
+    folder = tmp_path / "out" / "Toy"
+    items = load_items(folder)
+    split = leave_one_out(load_interactions(folder, len(items)))
+    assert [items.title(target) for target in split.test.targets] == [
+        "Desk & drawer",
+        "Chair",
+        "Lamp",
+    ]
+    assert items.fields[0] == {"title": "Chair", "description": "", "brand": "", "categories": ""}
+
+
+def test_toy_shop_from_parquet_with_lists_dates_and_number_ids(tmp_path):
+    numbers = {item: 100 + at for at, item in enumerate(TITLES)}
+    stamps = pa.array([time * 10**6 for *_, time in ACTIONS], pa.timestamp("us"))
+    actions = {
+        "customer": [user for user, *_ in ACTIONS],
+        "sku": [numbers[item] for _, item, _ in ACTIONS],
+        "when": stamps,
+    }
+    pq.write_table(pa.table(actions), tmp_path / "log.parquet")
+    items = {
+        "number": [numbers[item] for item in TITLES],
+        "label": [[title] for title in TITLES.values()],
+        "kind": [[["Home", "Office"], ["New"]]] * 4,
+        "features": [["Fine", "<b>Solid</b>"], [], None, ["Soft"]],
+    }
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    argv = ["--format", "table", "--interactions", str(tmp_path / "log.parquet")]
+    argv += ["--items", str(tmp_path / "items.parquet"), "--output", str(tmp_path / "out" / "Toy")]
+    argv += ["--min-user-items", "3", "--min-item-users", "1", "--columns"]
+    argv += [
+        "user=customer,item=sku,id=number,time=when,title=label,categories=kind,"
+        "description=features"
+    ]
+    main(argv)
+    sequences, catalogue = result(tmp_path)
+    assert sequences == SEQUENCES
+    assert catalogue["3"] == {
+        "title": "Lamp",
+        "description": "Fine Solid",
+        "brand": "",
+        "categories": "Home, Office, New",
+    }
+    assert catalogue["2"]["description"] == ""
+    assert (tmp_path / "out" / "Toy" / "Toy.item2id").read_text().startswith("102\t0\n")
+
+
+def write_recbole(folder):
+    folder.mkdir(exist_ok=True)
+    rows = [f"{user}\t{item}\t{time}" for user, item, time in ACTIONS]
+    head = "user_id:token\titem_id:token\ttimestamp:float"
+    (folder / "toy.inter").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    head = "item_id:token\tmovie_title:token_seq\tclass:token_seq"
+    rows = [f"{item}\t{title}\tHome Garden" for item, title in TITLES.items()]
+    (folder / "toy.item").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return [
+        "--format",
+        "recbole",
+        "--input",
+        str(folder),
+        "--min-user-items",
+        "3",
+        "--min-item-users",
+        "1",
+    ]
+
+
+def test_toy_shop_from_recbole(tmp_path):
+    argv = write_recbole(tmp_path / "raw")
+    main([*argv, "--output", str(tmp_path / "out" / "Toy")])
+    check_toy(tmp_path)
+    assert result(tmp_path)[1]["0"]["categories"] == "Home Garden"
+
+
+def test_items_without_text_go_before_the_core(tmp_path, shop, capsys):
+    # Without the rug (no row) and the lamp (no text), ann and bob have too few items left.
+    actions = [*ACTIONS, ("eve", "lamp", 9), ("eve", "sofa", 8)]
+    items = [("lamp", "<br>"), ("desk", "Desk"), ("chair", "Chair"), ("sofa", "...")]
+    main(shop(actions=actions, items=items))
+    sequences, catalogue = result(tmp_path)
+    assert sequences == {"0": [0, 1, 2]}
+    assert [entry["title"] for entry in catalogue.values()] == ["Chair", "Desk", "..."]
+    screen = capsys.readouterr().out
+    assert "neither title nor description: 1, with no row: 1 (first: 'lamp', 'rug')" in screen
+    assert "and their 5 interactions" in screen
+
+
+def test_items_without_text_can_be_refused(shop):
+    items = [("lamp", ""), ("desk", "Desk"), ("chair", "Chair"), ("rug", "Rug")]
+    with pytest.raises(
+        InputError, match=r"neither title nor description: 1, .*'lamp'.*--items-without-text"
+    ):
+        main(shop("--items-without-text", "error", items=items))
+
+
+def test_ratings_below_the_least_go(tmp_path, shop):
+    header = ("user", "item", "time", "stars")
+    actions = [(*row, 2 if row[:2] == ("eve", "rug") else 5) for row in ACTIONS]
+    actions.append(("eve", "lamp", 4, 4.5))
+    main(shop("--min-rating", "4.5", actions=actions, header=header))
+    assert result(tmp_path)[0]["0"] == [0, 1, 2]
+    assert "rug" not in (tmp_path / "out" / "Toy" / "Toy.item2id").read_text()
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.integers(0, 10**6))
+def test_row_order_does_not_matter_when_times_differ(con, tmp_path_factory, seed):
+    folder = tmp_path_factory.mktemp("shuffled")
+    rng = random.Random(seed)
+    rows = [(f"u{u}", f"i{rng.randrange(8)}", time) for time, u in enumerate([0, 1, 2, 3] * 10)]
+    items = [(f"i{item}", f"Item {item}") for item in range(8)]
+    made = []
+    for name in ("one", "two"):
+        actions = write_csv(folder / f"{name}.csv", ("user", "item", "time"), rows)
+        catalogue = write_csv(folder / f"{name}.items.csv", ("item", "title"), items)
+        made.append(
+            prepare(
+                read_table(con, actions, catalogue, {}),
+                min_item_users=2,
+                repeats="drop",
+                **PLAIN,
+            )
+        )
+        rng.shuffle(rows)
+        rng.shuffle(items)
+    one, two = made
+    assert one.interactions.users == two.interactions.users
+    assert [ids.tolist() for ids in one.interactions] == [ids.tolist() for ids in two.interactions]
+    assert (one.item_ids, one.items.fields) == (two.item_ids, two.items.fields)
+
+
+def test_ties_follow_the_file_for_any_number_of_threads(tmp_path):
+    # More rows than one thread reads at a time, all at one moment: only their order tells.
+    rng = random.Random(0)
+    rows = [(f"u{rng.randrange(300)}", f"i{rng.randrange(4000)}", 7) for _ in range(150_000)]
+    actions = write_csv(tmp_path / "log.csv", ("user", "item", "time"), rows)
+    items = write_csv(
+        tmp_path / "items.csv", ("item", "title"), [(f"i{i}", i) for i in range(4000)]
+    )
+    expected: dict[str, list[str]] = {}
+    for user, item, _ in rows:
+        expected.setdefault(user, []).append(item)
+    for threads in (1, 4):
+        made = prepare(
+            read_table(ibis.duckdb.connect(threads=threads), actions, items, {}),
+            min_item_users=1,
+            repeats="keep",
+            **PLAIN,
+        )
+        assert made.interactions.users == sorted(expected)
+        for user, sequence in zip(made.interactions.users, made.interactions, strict=True):
+            assert [made.item_ids[item] for item in sequence] == expected[user]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"header": ("user", "thing", "time")}, r"log.csv: no item column .*--columns item="),
+        ({"actions": [*ACTIONS, ("ann", "lamp")]}, r"log.csv: .*Line: 12.*Found: 2"),
+        ({"items": [("lamp", "Lamp"), ("", "Chair")]}, r"items.csv, data row 2: the item id"),
+        (
+            {"items": [*TITLES.items(), ("lamp", "Light")]},
+            r"item 'lamp' .*1 and 5 .*'Lamp' and 'Li",
+        ),
+        ({"items": [("x1", "Lamp")]}, r"with no row: 4 \(first: 'chair', 'desk', .*'x1'"),
+        (
+            {"items": [(item, "") for item in TITLES]},
+            r"nothing is said .* neither title nor description: 4",
+        ),
+    ],
+)
+def test_wrong_content_is_named_and_nothing_is_written(tmp_path, shop, change, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        main(shop(**change))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min-user-items", "2"], r"--min-user-items: 2 is too small; the least allowed is 3"),
+        (["--min-user-items", "4"], r"--min-user-items 4: .*round 1.*most items has 3"),
+        (["--min-item-users", "4"], r"--min-item-users 4: .*round 1.*most users has 3"),
+        (["--min-item-users", "3"], r"--min-user-items 3: .*round 2.*most items has 2"),
+        (["--min-rating", "4"], r"--min-rating 4: no rating column was found in .*log.csv"),
+        (["--columns", "title=titl"], r"items.csv has no column 'titl' .*did you mean 'title'"),
+        (["--columns", "title="], r"no title or description column .*--columns title="),
+        (["--items", "nowhere.csv"], r"--items nowhere.csv: no such file"),
+        (["--input", "."], r"--format table takes --interactions and --items; --input does not"),
+        (["--format", "recbole"], r"--format recbole takes --input; --input is missing"),
+    ],
+)
+def test_wrong_flags_are_named_and_nothing_is_written(tmp_path, shop, flags, message):
+    with pytest.raises(InputError, match=message):
+        main(shop(*flags))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rating_that_is_none_is_named(shop):
+    header = ("user", "item", "time", "rating")
+    actions = [(*row, "good") for row in ACTIONS]
+    with pytest.raises(InputError, match="data row 1: the rating is no number"):
+        main(shop("--min-rating", "4", actions=actions, header=header))
+    actions = [(*row, 3) for row in ACTIONS]
+    with pytest.raises(InputError, match=r"--min-rating 4: the highest rating in .* is 3"):
+        main(shop("--min-rating", "4", actions=actions, header=header))
+
+
+def test_running_again_does_nothing(tmp_path, shop, capsys, monkeypatch):
+    main(shop())
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(lcrec.prepare, "prepare", None)
+        main(shop())
+    assert "is up to date" in capsys.readouterr().out
+    (tmp_path / "out" / "Toy" / "Toy.item2id").unlink()
+    main(shop())
+    check_toy(tmp_path)
+
+
+def test_other_settings_or_inputs_make_it_anew(tmp_path, shop):
+    main(shop())
+    main(shop("--repeats", "keep"))
+    assert result(tmp_path)[0]["2"] == [2, 0, 3, 3]
+    main(shop("--repeats", "keep", actions=[*ACTIONS, ("ann", "rug", 50)]))
+    assert result(tmp_path)[0]["2"] == [2, 0, 3, 3, 1]
+
+
+def test_a_folder_with_other_data_is_left_alone(tmp_path, shop):
+    folder = tmp_path / "out" / "Toy"
+    folder.mkdir(parents=True)
+    (folder / "Office.inter.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds another data set, Office.inter.json"):
+        main(shop())
+    (folder / "Office.inter.json").rename(folder / "Toy.inter.json")
+    with pytest.raises(InputError, match=r"Toy.inter.json was not made by python -m lcrec.prepare"):
+        main(shop())
+    assert (folder / "Toy.inter.json").read_text() == "{}"
+    with pytest.raises(InputError, match=r"there is a file of that name"):
+        main(shop("--output", str(folder / "Toy.inter.json")))
+
+
+def test_texts_that_go_by_old_numbers_stop_a_new_run(tmp_path, shop):
+    main(shop())
+    (tmp_path / "out" / "Toy" / "Toy.user.json").write_text("{}")
+    main(shop())  # up to date
+    with pytest.raises(InputError, match=r"Toy.user.json goes by the old numbers"):
+        main(shop("--repeats", "keep"))
+
+
+def test_a_run_killed_while_writing_can_be_run_again(tmp_path, shop, monkeypatch):
+    main(shop())
+    folder = tmp_path / "out" / "Toy"
+
+    def killed(*args, **facts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lcrec.prepare, "write_provenance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(shop("--repeats", "keep"))
+    # No stage takes the folder for a data set, and no temporary file is left.
+    assert not (folder / "Toy.inter.json").exists()
+    assert not list(folder.glob(".*"))
+    main(shop())
+    check_toy(tmp_path)
+    assert json.loads((folder / PROVENANCE).read_text())["interactions"] == 9
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not ML100K.is_dir(), reason="needs the folder ml-100k (see LCREC_SHARED)")
+def test_movielens_100k(tmp_path, capsys):
+    folder = tmp_path / "ml-100k"
+    main(["--format", "recbole", "--input", str(ML100K), "--output", str(folder)])
+    items = load_items(folder)
+    interactions = load_interactions(folder, len(items))
+    split = leave_one_out(interactions)
+    assert (len(interactions), len(items), len(interactions.items)) == (943, 1349, 99287)
+    assert len(split.test) == 943
+    assert min(map(len, interactions)) >= 5
+    assert min(Counter(interactions.items.tolist()).values()) >= 5
+    assert "1,682" in capsys.readouterr().out
+    # Every sequence follows the times of the file.
+    users = [line.split("\t")[0] for line in (folder / "ml-100k.user2id").read_text().splitlines()]
+    raw_items = [
+        line.split("\t")[0] for line in (folder / "ml-100k.item2id").read_text().splitlines()
+    ]
+    times = {}
+    for line in (ML100K / "ml-100k.inter").read_text().splitlines()[1:]:
+        user, item, _, time = line.split("\t")
+        times[user, item] = float(time)
+    for user, sequence in zip(users, interactions, strict=True):
+        taken = [times[user, raw_items[item]] for item in sequence]
+        assert taken == sorted(taken)
+    titles = dict(
+        line.split("\t")[:2] for line in (ML100K / "ml-100k.item").read_text().splitlines()
+    )
+    assert all(items.title(at) == titles[raw] for at, raw in enumerate(raw_items))

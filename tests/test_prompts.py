@@ -1,0 +1,446 @@
+"""The shipped wording, every fault `check` can name, folders of one's own, and golden renders."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lcrec.data import Interactions, Items
+from lcrec.errors import InputError
+from lcrec.index import ITEM_TOKEN
+from lcrec.prompts import PromptSet, Template, read_prompts
+from lcrec.prompts_cli import chat_template_faults, example_data, example_index, main
+from lcrec.tasks import TASKS, TaskData, UserTexts, history_record
+
+SHIPPED = Path(__file__).parents[1] / "prompts"
+GOLDEN = Path(__file__).parent / "golden" / "prompts"
+REFERENCE_COUNTS = {
+    "seqrec": 17,
+    "item2index": 19,
+    "index2item": 17,
+    "fusionseqrec": 12,
+    "itemsearch": 11,
+    "preferenceobtain": 11,
+}
+HOSTILE = [
+    "{{ 7 * 7 }} {% raw %} {title} %s {0}",
+    'it\'s "quoted"\nand broken\r\nin lines',
+    "\u202eגיטרה قيثارة\u202c",
+    "🎸👩🏽‍🎤 emoji",
+    "<a_0><b_0> <a_12><|im_end|>",
+    "x" * 10_000,
+]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptSet:
+    return PromptSet.load(SHIPPED)
+
+
+@pytest.fixture
+def in_top_folder(monkeypatch):
+    monkeypatch.chdir(SHIPPED.parent)
+
+
+def write_task(folder: Path, body: str, task: str = "seqrec") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{task}.yaml").write_text(body, encoding="utf-8")
+    return folder
+
+
+def one(question: str, answer: str = "{{ target }}", task: str = "seqrec", **more: str) -> str:
+    """The text of a task file with one template, values quoted as JSON."""
+    lines = "".join(f"    {key}: {value}\n" for key, value in more.items())
+    return (
+        f"task: {task}\ntemplates:\n  - id: one\n{lines}"
+        f"    question: {question!r}\n    answer: {answer!r}\n"
+    )
+
+
+# --- the shipped folder ---------------------------------------------------------------------
+
+
+def test_shipped_prompts_have_no_fault_and_enough_wordings(prompts):
+    for task, least in REFERENCE_COUNTS.items():
+        assert len(prompts.for_task(task, "train")) >= least
+        assert any(template.use == "eval" for template in prompts.for_task(task, "eval"))
+    wordings = [(t.task, t.question, t.answer) for t in prompts.templates]
+    assert len(set(wordings)) == len(wordings)
+
+
+def test_item_answers_are_told_from_text(prompts):
+    for template in prompts.templates:
+        assert template.is_item_answer == ("target" in template.answer_variables)
+        if template.task in ("seqrec", "item2index", "itemsearch"):
+            assert template.is_item_answer
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_golden_renders(prompts, task):
+    """A change of wording shows in review; write the files anew with UPDATE_GOLDEN=1 pytest."""
+    records = list(TASKS[task].records(example_data()))
+    blocks = [f"system: {prompts.system}\n"]
+    for template in (t for t in prompts.templates if t.task == task):
+        question, answer = template.render([r for r in records if template.fits(r)][-1])
+        blocks.append(f"--- {template.id} ({template.use})\n{question}\n--- answer\n{answer}\n")
+    path = GOLDEN / f"{task}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(blocks), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == "\n".join(blocks)
+
+
+def test_every_template_carries_hostile_text_unchanged(prompts):
+    items = Items([{"title": text, "description": text} for text in HOSTILE])
+    texts = UserTexts({"u": [HOSTILE[4]]}, {"u": [HOSTILE[0]]}, {}, 1)
+    train = Interactions.from_sequences({"u": list(range(len(HOSTILE)))})
+    data = TaskData(items, train, example_index(len(items)), user_texts=texts)
+    real = set(data.index.texts)
+    for template in prompts.templates:
+        for record in TASKS[template.task].records(data):
+            question, answer = template.render(record)
+            spoken = f"{question}\n{answer}"
+            for name in template.question_variables | template.answer_variables:
+                value = record[name]
+                shown = [value] if isinstance(value, str) else value[-1:]
+                assert all(text in spoken for text in shown)
+            for text in real:
+                spoken = spoken.replace(text, " ")
+            assert not ITEM_TOKEN.search(spoken)
+            assert "<|" not in spoken
+            assert len(spoken) < 6000
+
+
+def test_rendering_runs_no_code_from_a_record():
+    template = Template("t", "item2index", "both", "{{ title }}", "{{ target }}")
+    record = {"title": "{{ 7 * 7 }}{% include 'x' %}", "description": "", "target": "T"}
+    assert template.render(record) == ("{{ 7 * 7 }}{% include 'x' %}", "T")
+
+
+# --- eligibility ----------------------------------------------------------------------------
+
+
+def test_a_template_fits_only_records_with_all_it_uses():
+    template = Template("t", "index2item", "both", "{{ item }}", "{{ description }}")
+    assert template.fits({"item": "<a_0>", "title": "", "description": "words"})
+    assert not template.fits({"item": "<a_0>", "title": "words", "description": ""})
+    ask = Template("t", "seqrec", "both", "{{ history | join }}", "{{ target }}")
+    assert ask.can_ask({"history": ["<a_0>"]})
+    assert not ask.can_ask({"history": []})
+    assert not ask.fits({"history": ["<a_0>"]})
+
+
+def test_records_with_empty_fields_are_left_to_fewer_templates(prompts):
+    data = example_data()
+    items = Items([{"title": "", "description": "Only this."}, *data.items.fields[1:]])
+    bare = TaskData(items, data.train, data.index)
+    record = next(TASKS["item2index"].records(bare))
+    fitting = [t.id for t in prompts.for_task("item2index") if t.fits(record)]
+    assert len(fitting) == 6
+    assert all(name.startswith("described-") for name in fitting)
+
+
+def test_generation_asks_what_training_asked(prompts):
+    data = example_data()
+    record = list(TASKS["seqrec"].records(data))[-1]
+    asked = history_record(data.index, data.train.sequence(1)[:-1], data.max_history)
+    for template in prompts.for_task("seqrec", "train"):
+        assert template.ask(asked) == template.render(record)[0]
+
+
+# --- the set --------------------------------------------------------------------------------
+
+
+def test_save_and_load_give_the_same_set(tmp_path, prompts):
+    prompts.save(tmp_path / "copy")
+    copy = PromptSet.load(tmp_path / "copy")
+    assert copy.content_hash == prompts.content_hash
+    assert copy.sources == prompts.sources
+    assert (tmp_path / "copy" / "seqrec.yaml").read_bytes() == (
+        SHIPPED / "seqrec.yaml"
+    ).read_bytes()
+    copy.save(tmp_path / "copy")  # replaces what stands there
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+def test_hash_follows_wording_not_layout(tmp_path, prompts):
+    own = write_task(tmp_path / "own", (SHIPPED / "seqrec.yaml").read_text() + "\n# a note\n")
+    assert PromptSet.load(own, base=SHIPPED).content_hash == prompts.content_hash
+    write_task(own, (SHIPPED / "seqrec.yaml").read_text().replace("Guess what", "Guess which"))
+    assert PromptSet.load(own, base=SHIPPED).content_hash != prompts.content_hash
+
+
+def test_an_own_folder_replaces_its_files_and_takes_the_rest(tmp_path, prompts):
+    own = write_task(tmp_path / "own", one("After {{ history | join(' ') }}?"))
+    (own / "system.yaml").write_text('system: ""\n')
+    (own / "README.md").write_text("notes are welcome")
+    merged = PromptSet.load(own, base=SHIPPED)
+    assert [t.id for t in merged.for_task("seqrec", "train")] == ["one"]
+    assert merged.for_task("seqrec", "eval")[0].use == "both"
+    assert merged.for_task("item2index") == [
+        t for t in merged.templates if t.task == "item2index" and t.use == "both"
+    ]
+    assert merged.messages("Hi?") == [{"role": "user", "content": "Hi?"}]
+    assert prompts.messages("Hi?")[0] == {"role": "system", "content": prompts.system}
+    merged.save(tmp_path / "copy")
+    assert PromptSet.load(tmp_path / "copy").content_hash == merged.content_hash
+
+
+def test_asking_for_what_is_not_there_names_the_nearest(tmp_path, prompts):
+    assert prompts.get("next-short").task == "seqrec"
+    with pytest.raises(InputError, match="no template 'next-shirt'; did you mean 'next-short'"):
+        prompts.get("next-shirt")
+    with pytest.raises(InputError, match="no train templates for task 'seqrek'; did you mean"):
+        prompts.for_task("seqrek")
+    with pytest.raises(InputError, match=r"nowhere: no such folder; the shipped one is prompts/"):
+        PromptSet.load(tmp_path / "nowhere")
+
+
+# --- faults ---------------------------------------------------------------------------------
+
+HISTORY = "{{ history | join(', ') }}"
+BROKEN = [
+    (one("{{ hist0ry | join }}"), "one: the question uses 'hist0ry'.*did you mean 'history'"),
+    (one("{{ title }}"), "one: the question uses 'title', which seqrec does not have"),
+    (one("Next?"), "one: the question uses none of history"),
+    (one(HISTORY, "{{ tarGet }}"), "one: the answer uses 'tarGet'.*did you mean 'target'"),
+    (one(HISTORY, "the next"), "one: the answer uses none of target"),
+    (one(HISTORY + " {{ target }}"), "one: the question gives the answer away: it uses 'target'"),
+    (one(HISTORY, "{{ target }}."), "one: an answer with an item must be exactly {{ target }}"),
+    (one(HISTORY, "{{ target | upper }}"), "one: an answer with an item must be exactly"),
+    (one("{{ history }}"), r"one: the question needs {{ history \| join\(', '\) }}"),
+    (one("{{ history[1] | length }}"), "one: template one cannot be rendered: UndefinedError"),
+    (one("{{ history.__class__ }}"), "one: template one cannot be rendered: SecurityError"),
+    (one("{% include 'x' %}" + HISTORY), "one: template one cannot be rendered: TypeError"),
+    (one("{{ range(3) | join }}" + HISTORY), "one: the question uses 'range'"),
+    (one("{{ history | jion }}"), "one: not valid Jinja, line 1: No filter named 'jion'"),
+    (one("{{ history"), "one: not valid Jinja, line 1: unexpected end"),
+    (one("{% if history %}" + HISTORY), "one: not valid Jinja, line 1"),
+    (one("<a_7> " + HISTORY), "one: the question spells <a_7>, which stands for no item"),
+    (one("{{ history | join('<b_3>') }}"), "one: the question spells <b_3>"),
+    (one("Had: " + HISTORY + " "), "one: the question has spaces at the end of a line"),
+    (one("Had: \n" + HISTORY), "one: the question has spaces at the end of a line"),
+    (one(HISTORY, "{{ target }} "), "one: the answer has spaces at the end of a line"),
+    (one("{% if history | length > 9 %}{{ history | first }}{% endif %}"), "one: .* can be empty"),
+    (one(HISTORY, use="train"), "seqrec.yaml: no template with use: eval"),
+    (one(HISTORY, use="eval"), "seqrec.yaml: no template with use: train"),
+    (one(HISTORY, use="always"), "one: 'use' must be train, eval or both, found 'always'"),
+    (one(HISTORY, usage="both"), "one: unknown key 'usage'; did you mean 'use'"),
+    (one(HISTORY, id="'two words'"), r"seqrec.yaml, line 4: key 'id' is written twice"),
+    (one(HISTORY).replace("id: one", "id: a b"), "a b: the id 'a b' may hold letters"),
+    (one(HISTORY).replace("id: one", "id: 7"), "template 1: 'id' must be text, found 7"),
+    (one(HISTORY).replace("id: one\n    ", ""), "template 1: 'id' must be text, found None"),
+    (one(HISTORY).replace("'{{ target }}'", "{{ target }}"), "begins with {{ needs quotes"),
+    (one(HISTORY).replace("'{{ target }}'", ""), "one: 'answer' must be text, found None"),
+    (one(HISTORY) * 2, "line 6: key 'task' is written twice"),
+    (
+        one(HISTORY) + one(HISTORY).split("templates:\n")[1],
+        r"one: the id is used twice \(also in seqrec.yaml\)",
+    ),
+    (one(HISTORY, task="seqrek"), "'task' must be seqrec, as the file is called; found 'seqrek'"),
+    (one(HISTORY) + "extra: 1\n", "seqrec.yaml: unknown key 'extra'"),
+    ("task: seqrec\n", "'templates' must be a list of templates"),
+    ("task: seqrec\ntemplates: []\n", "no template with use: train"),
+    ("task: seqrec\ntemplates: [just text]\n", "template 1: expected id, use, question and answer"),
+    ("", "seqrec.yaml: expected task: and templates:"),
+    ("{}", "seqrec.yaml: expected task: and templates:"),
+    ("- a\n- b\n", "seqrec.yaml: expected task: and templates:"),
+    ("task: [\n", "seqrec.yaml, line 2: not valid YAML"),
+    ("task: \x07\n", "seqrec.yaml: not valid YAML"),
+    ("task: 2020-13-45\n", "seqrec.yaml: not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), BROKEN, ids=[message for _, message in BROKEN])
+def test_check_names_file_template_and_fault(tmp_path, capsys, monkeypatch, body, message):
+    monkeypatch.chdir(tmp_path)  # no ./prompts here, so that nothing else is read
+    own = write_task(tmp_path / "own", body)
+    shutil.copy(SHIPPED / "chat_template.jinja", own)
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", "--prompts", str(own)])
+    lines = capsys.readouterr().out.splitlines()
+    assert stopped.value.code == 1
+    assert any(re.search(message, line) for line in lines), lines
+    assert all(line.startswith(str(own)) for line in lines)
+    with pytest.raises(InputError, match=r"python -m lcrec\.prompts check --prompts"):
+        PromptSet.load(own)
+
+
+def test_check_lists_all_faults_at_once(tmp_path):
+    own = write_task(tmp_path / "own", one("{{ hist0ry }}"))
+    write_task(own, one("{{ title }}", "{{ target }}!", task="item2index"), task="item2index")
+    (own / "system.yaml").write_text("system: [1]\n")
+    (own / "seqrecs.yaml").write_text("")
+    (own / "index2item.yml").write_bytes(b"\xff\xfe\x00")
+    (own / "preferenceobtain.yaml").write_bytes(b"\xff\xfe\x00")
+    _, faults = read_prompts(own, base=SHIPPED)
+    assert [fault.removeprefix(f"{own}/")[:47] for fault in faults] == [
+        "index2item.yml: not the file of a task; did you",
+        "seqrecs.yaml: not the file of a task; did you m",
+        "seqrec.yaml: one: the question uses 'hist0ry', ",
+        "item2index.yaml: one: an answer with an item mu",
+        "preferenceobtain.yaml: cannot be read as UTF-8 ",
+        "item2index.yaml: one: the id is used twice (als",
+        "system.yaml: 'system' must be text; write \"\" fo",
+    ]
+
+
+def test_an_empty_folder_is_a_fault_even_over_a_base(tmp_path, capsys, in_top_folder):
+    with pytest.raises(SystemExit):
+        main(["check", "--prompts", str(tmp_path)])
+    assert "holds no prompts; expected files such as seqrec.yaml" in capsys.readouterr().out
+    _, faults = read_prompts(tmp_path)
+    assert any("chat_template.jinja: no such file" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{% for m in messages %}", "cannot be rendered: TemplateSyntaxError"),
+        ("{{ messages[9].content.x }}", "cannot be rendered: UndefinedError"),
+        ("hello", "leaves the question out"),
+        ("{{ messages[-1].content }} ", "the prompt ends in a space"),
+    ],
+)
+def test_check_tries_the_chat_template(tmp_path, capsys, in_top_folder, text, message):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "chat_template.jinja").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["check", "--prompts", str(own)])
+    assert f"{own}/chat_template.jinja: {message}" in capsys.readouterr().out
+
+
+def test_a_chat_template_may_mark_the_assistants_words():
+    text = "{{ messages[-1].content }}{% generation %}{% endgeneration %}"
+    assert chat_template_faults(text) == []
+
+
+# --- other languages ------------------------------------------------------------------------
+
+GERMAN = """task: seqrec
+templates:
+  - id: nächster-artikel
+    question: "Gekauft: {{ history | join(', ') }}. Was fehlt noch, größer als „alles“?"
+    answer: "{{ target }}"
+"""
+CHINESE = """task: fusionseqrec
+templates:
+  - id: 下一个标题
+    question: "顾客买过：{{ history | join('、') }}。下一件商品叫什么？"
+    answer: "{{ target_title }}"
+  - id: 标题历史
+    question: "买过《{{ title_history | join('》《') }}》，接下来买哪一件？"
+    answer: "{{ target }}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "system", "part"),
+    [
+        ("seqrec", GERMAN, "Du kennst jeden Artikel.", "Was fehlt noch, größer als „alles“?"),
+        ("fusionseqrec", CHINESE, "你熟悉店里的每件商品。", "下一件商品叫什么？"),
+    ],
+)
+def test_a_folder_in_another_language_just_works(
+    tmp_path, capsys, in_top_folder, task, body, system, part
+):
+    own = write_task(tmp_path / "own", body, task)
+    (own / "system.yaml").write_text(f"system: {system}\n", encoding="utf-8")
+    main(["check", "--prompts", str(own)])
+    main(["show", task, "--prompts", str(own)])
+    shown = capsys.readouterr().out
+    assert part in shown
+    assert f"system: {system}" in shown
+    assert PromptSet.load(own, base=SHIPPED).messages("?")[0]["content"] == system
+
+
+# --- the bench ------------------------------------------------------------------------------
+
+
+def test_check_on_the_shipped_folder(capsys, in_top_folder):
+    main(["check"])
+    shown = capsys.readouterr().out
+    assert "templates, no fault" in shown
+    assert "Next: python -m lcrec.prompts show seqrec" in shown
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_show_renders_every_template_once(capsys, in_top_folder, prompts, task):
+    main(["show", task])
+    shown = capsys.readouterr().out
+    for template in (t for t in prompts.templates if t.task == task):
+        assert f"-- {template.id} (use: {template.use})" in shown
+    assert "never used here" not in shown
+
+
+def test_show_on_a_data_folder(tmp_path, capsys, in_top_folder):
+    (tmp_path / "Toy.inter.json").write_text('{"u": [0, 1, 1, 0]}')
+    (tmp_path / "Toy.item.json").write_text('{"0": {"title": "Pen"}, "1": {"title": "<a_0>"}}')
+    (tmp_path / "index.json").write_text('{"0": ["<a_3>", "<b_1>"], "1": ["<a_0>", "<b_0>"]}')
+    data = ["--data", str(tmp_path)]
+    main(["show", "seqrec", *data, "--index", str(tmp_path), "-n", "1"])
+    assert capsys.readouterr().out.endswith(
+        "-- next-short (use: both)\n   Bought: <a_3><b_1>. Next?\n > <a_0><b_0>\n"
+    )
+    main(["show", "index2item", *data, "-n", "2", "--template", "title-short"])
+    shown = capsys.readouterr().out
+    assert "item tokens are made up" in shown
+    assert shown.count("-- title-short") == 2
+    assert "\n > < a_0>\n" in shown
+    main(["show", "index2item", *data, "--template", "text-short"])
+    assert "never used here: no record has description, item" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"python -m lcrec\.intents"):
+        main(["show", "itemsearch", *data])
+
+
+def test_vars_lists_what_a_task_offers(capsys):
+    main(["vars", "seqrec"])
+    shown = capsys.readouterr().out
+    assert re.search(r"history +question +list of text +the items so far", shown)
+    main(["vars"])
+    shown = capsys.readouterr().out
+    assert all(f"{task}: " in shown for task in TASKS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["show", "seqrek"], "no task 'seqrek'; did you mean 'seqrec'"),
+        (["vars", "everything"], "no task 'everything'"),
+        (["show", "seqrec", "-n", "0"], "-n 0: at least 1"),
+        (["show", "seqrec", "--template", "title-short"], "belongs to task index2item"),
+        (["show", "seqrec", "--template", "nope"], "no template 'nope'"),
+        (["show", "seqrec", "--index", "x"], "--index x needs the --data DIR"),
+        (["show", "seqrec", "--data", "nowhere"], "--data nowhere: no such folder"),
+        (["check", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
+    ],
+)
+def test_wrong_arguments_are_named(in_top_folder, argv, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        main(argv)
+
+
+# --- the chat template, as transformers uses it ---------------------------------------------
+
+
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_the_plain_chat_template_in_a_tokenizer(prompts, bos):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE()), bos_token=bos, eos_token="</s>"
+    )
+    tokenizer.chat_template = prompts.chat_template
+    asked = prompts.messages("Next?")
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert prompt == f"{bos or ''}{prompts.system}\nQ: Next?\nA:\n"
+    whole = tokenizer.apply_chat_template(
+        [*asked, {"role": "assistant", "content": "<a_1>"}], tokenize=False
+    )
+    assert whole == prompt + "<a_1></s>"
+    alone = tokenizer.apply_chat_template(asked[1:], tokenize=False, add_generation_prompt=True)
+    assert alone == f"{bos or ''}Q: Next?\nA:\n"

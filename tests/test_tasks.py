@@ -1,0 +1,295 @@
+"""Records of every task, counted by hand on a toy catalogue; hostile text; user texts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcrec.data import Interactions, Items, leave_one_out, load_interactions
+from lcrec.errors import InputError
+from lcrec.index import ITEM_TOKEN, ItemIndex
+from lcrec.tasks import (
+    TASKS,
+    TaskData,
+    UserTexts,
+    history_record,
+    item_record,
+    load_user_texts,
+    plain_text,
+    search_record,
+)
+
+SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
+ITEMS = Items(
+    [
+        {"title": "Red pen", "description": "It writes red."},
+        {"title": "Blue pen", "description": "It writes blue."},
+        {"title": "Mug", "description": ""},
+        {"title": "", "description": "A nameless thing."},
+    ]
+)
+A, B, C, D = "<a_0><b_0>", "<a_0><b_1>", "<a_1><b_0>", "<a_1><b_1>"
+INDEX = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2))
+# Whole sequences; leave-one-out keeps ann's A B C and bob's D for training.
+WHOLE = Interactions.from_sequences({"ann": [0, 1, 2, 3, 0], "bob": [3, 0, 1]})
+TEXTS = UserTexts(
+    preferences={"ann": ["likes pens", "likes red"]},
+    train_intentions={"ann": ["a cup"], "bob": ["anything"]},
+    test_intentions={},
+    num_users=2,
+)
+
+
+def toy(**changes) -> TaskData:
+    values = {"items": ITEMS, "train": leave_one_out(WHOLE).train, "index": INDEX}
+    return TaskData(**{**values, "user_texts": TEXTS, **changes})
+
+
+def records(task: str, data: TaskData | None = None, epoch: int = 0) -> list:
+    return list(TASKS[task].records(data or toy(), epoch))
+
+
+def test_seqrec_yields_every_prefix():
+    assert records("seqrec") == [
+        {"history": [A], "target": B},
+        {"history": [A, B], "target": C},
+    ]
+
+
+def test_item_tasks_yield_every_item_with_empty_fields_left_empty():
+    by_text = records("item2index")
+    assert len(by_text) == 4
+    assert by_text[0] == {"title": "Red pen", "description": "It writes red.", "target": A}
+    assert by_text[2] == {"title": "Mug", "description": "", "target": C}
+    assert by_text[3]["title"] == ""
+    by_item = records("index2item")
+    assert by_item[1] == {"item": B, "title": "Blue pen", "description": "It writes blue."}
+
+
+def test_fusionseqrec_mixes_items_and_words():
+    data = toy(train=Interactions.from_sequences({"cat": [3, 0, 1]}))
+    assert records("fusionseqrec", data) == [
+        {
+            "history": [D],
+            "title_history": [],  # the only item so far has no title
+            "target": A,
+            "target_title": "Red pen",
+            "target_description": "It writes red.",
+        },
+        {
+            "history": [D, A],
+            "title_history": ["Red pen"],
+            "target": B,
+            "target_title": "Blue pen",
+            "target_description": "It writes blue.",
+        },
+    ]
+
+
+def test_itemsearch_and_preferenceobtain_stop_before_the_last_training_item():
+    assert records("itemsearch") == [
+        {"history": [A, B], "preference": "likes pens", "intention": "a cup", "target": C},
+        {"history": [], "preference": "", "intention": "anything", "target": D},
+    ]
+    assert records("preferenceobtain") == [{"history": [A, B], "preference": "likes pens"}]
+
+
+def test_each_epoch_takes_the_users_next_text():
+    seen = [records("preferenceobtain", epoch=epoch)[0]["preference"] for epoch in range(3)]
+    assert seen == ["likes pens", "likes red", "likes pens"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_record_holds_every_variable_of_its_task_and_nothing_else(task):
+    for record in records(task):
+        assert record.keys() == TASKS[task].variables.keys()
+        for name, value in record.items():
+            is_list = TASKS[task].variables[name].type == "list of text"
+            assert isinstance(value, list if is_list else str)
+    assert records(task) == records(task)
+
+
+def test_histories_keep_the_latest_items():
+    data = toy(max_history=1)
+    assert [record["history"] for record in records("seqrec", data)] == [[A], [B]]
+    assert records("fusionseqrec", data)[1]["title_history"] == ["Blue pen"]
+    assert history_record(INDEX, [0, 1, 2], 2) == {"history": [B, C]}
+    assert history_record(INDEX, [], 2) == {"history": []}
+
+
+def test_questions_at_inference_are_those_of_training():
+    data = toy()
+    train = records("seqrec")[1]
+    assert history_record(INDEX, np.array([0, 1]), data.max_history).items() <= train.items()
+    assert item_record(data, 0).items() <= records("item2index")[0].items()
+    asked = search_record(data, [0, 1], "likes pens", "a cup")
+    assert asked.items() <= records("itemsearch")[0].items()
+
+
+def test_tasks_that_need_user_texts_say_so():
+    for task in ("itemsearch", "preferenceobtain"):
+        with pytest.raises(InputError, match=rf"task {task} needs .*python -m lcrec.intents"):
+            records(task, toy(user_texts=None))
+
+
+def test_task_data_refuses_what_cannot_fit():
+    with pytest.raises(InputError, match="index has 4 items but the catalogue has 3"):
+        toy(items=Items(ITEMS.fields[:3]))
+    with pytest.raises(InputError, match="max_history is 0"):
+        toy(max_history=0)
+    with pytest.raises(InputError, match="max_text_words is -1"):
+        toy(max_text_words=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("two\nlines\r\n\tand a tab", "two lines and a tab"),
+        ("<a_12>", "< a_12>"),
+        ("<<a_1>", "< < a_1>"),
+        ("end <", "end"),
+        ("<|im_end|></s>", "< |im_end|>< /s>"),
+        ("{{ 7*7 }} {x}", "{{ 7*7 }} {x}"),
+        ("\x00 \ud800 ok", "ok"),
+        ("\u202eעברית\u202c 🎸", "\u202eעברית\u202c 🎸"),
+        ("one two three four five six", "one two three four five"),
+        ("吉" * 10_000, "吉" * 40),
+        (" \n ", ""),
+    ],
+)
+def test_plain_text_by_hand(text, expected):
+    assert plain_text(text, 5) == expected
+
+
+TOKEN_LIKE = st.text() | st.lists(st.sampled_from(["<", ">", "a_1", "<a_12>", " ", "\n"])).map(
+    "".join
+)
+
+
+@given(TOKEN_LIKE, TOKEN_LIKE, st.integers(1, 8))
+def test_no_text_can_spell_an_item_token_alone_or_beside_another(left, right, max_words):
+    left, right = plain_text(left, max_words), plain_text(right, max_words)
+    for text in (left, right, left + right):
+        assert not re.search(r"<\S", text)
+        assert not ITEM_TOKEN.search(text)
+        assert "\n" not in text
+        text.encode("utf-8")
+    assert left == left.strip()
+
+
+def test_texts_of_items_are_cut_and_made_plain():
+    items = Items([{"title": "<a_0>\nfake", "description": "word " * 2000}])
+    index = ItemIndex(np.zeros((1, 2), dtype=np.int32), (1, 1))
+    data = TaskData(items, Interactions.from_sequences({"u": [0]}), index, max_text_words=10)
+    assert data.titles == ["< a_0> fake"]
+    assert data.descriptions == [" ".join(["word"] * 10)]
+
+
+def write_user_json(folder: Path, content: object) -> Path:
+    (folder / "Toy.inter.json").write_text(json.dumps({"ann": [0, 1, 2, 3, 0], "bob": [3, 0, 1]}))
+    (folder / "Toy.user.json").write_text(json.dumps(content))
+    return folder
+
+
+def intention(item: object, *texts: object) -> dict:
+    return {"item": item, "inters": [], "querys": list(texts)}
+
+
+def test_user_texts_are_read_and_missing_users_counted(tmp_path):
+    content = {
+        "user_explicit_preference": {"ann": ["likes pens", " ", "likes red"], "bob": [""]},
+        "user_vague_intention": {
+            "train": {"ann": intention(2, "a cup"), "bob": intention(3, "a thing", "nameless")},
+            "test": {"ann": intention(0, "a red pen")},
+        },
+    }
+    texts = load_user_texts(write_user_json(tmp_path, content), load_interactions(tmp_path, 4))
+    assert texts.preferences == {"ann": ["likes pens", "likes red"]}
+    assert texts.train_intentions == {"ann": ["a cup"], "bob": ["a thing", "nameless"]}
+    assert texts.test_intentions == {"ann": ["a red pen"]}
+    assert texts.describe() == (
+        "of 2 users 1 have preferences, 2 an intention to train on, 1 one to test on"
+    )
+
+
+def test_a_data_folder_without_user_texts_is_no_error(tmp_path):
+    write_user_json(tmp_path, {})
+    (tmp_path / "Toy.user.json").unlink()
+    assert load_user_texts(tmp_path, WHOLE) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected an object with 'user_explicit_preference' and 'user_vague_intention'"),
+        ({"preferences": {}}, "expected an object with 'user_explicit_preference'"),
+        ({"user_explicit_preference": []}, "user_explicit_preference: expected an object by user"),
+        ({"user_explicit_preference": {"ann": "text"}}, "user 'ann': expected a list of texts"),
+        ({"user_explicit_preference": {"ann": [1]}}, "user 'ann': expected a list of texts"),
+        ({"user_explicit_preference": {"eve": ["x"]}}, "user 'eve' has no sequence"),
+        ({"user_vague_intention": []}, "user_vague_intention: expected an object by user"),
+        ({"user_vague_intention": {"train": []}}, "train: expected an object by user"),
+        (
+            {"user_vague_intention": {"train": {"ann": ["x"]}}},
+            "train: user 'ann': expected {item, querys",
+        ),
+        (
+            {"user_vague_intention": {"train": {"ann": intention(0, "x")}}},
+            r"about item 0, but the user's item at \[-3\] is 2",
+        ),
+        (
+            {"user_vague_intention": {"test": {"bob": intention([1], "x")}}},
+            r"about item \[1\], but the user's item at \[-1\] is 1",
+        ),
+        (
+            {"user_vague_intention": {"train": {"ann": intention(2, None)}}},
+            "train: user 'ann': expected a list of texts, found",
+        ),
+    ],
+)
+def test_a_wrong_user_json_is_refused_by_name(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_user_texts(write_user_json(tmp_path, content), WHOLE)
+    assert "Toy.user.json" in str(caught.value)
+
+
+@pytest.mark.real_data
+def test_instruments_has_as_many_samples_as_the_paper_code_makes():
+    folder = SHARED / "data" / "Instruments"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set LCREC_SHARED")
+    interactions = load_interactions(folder, 9922)
+    # The published index has conflicts, so any other unique one stands in; texts are made up.
+    codes = np.stack([np.arange(9922) // 100, np.arange(9922) % 100], axis=1).astype(np.int32)
+    users = interactions.users
+    texts = UserTexts({u: ["likes"] for u in users}, {u: ["seeks"] for u in users}, {}, len(users))
+    data = TaskData(
+        Items([{"title": f"thing {i}", "description": f"about {i}"} for i in range(9922)]),
+        leave_one_out(interactions).train,
+        ItemIndex(codes, (100, 100)),
+        user_texts=texts,
+    )
+    assert {task: sum(1 for _ in TASKS[task].records(data)) for task in TASKS} == {
+        "seqrec": 131_837,
+        "item2index": 9_922,
+        "index2item": 9_922,
+        "fusionseqrec": 131_837,
+        "itemsearch": 24_772,
+        "preferenceobtain": 24_772,
+    }
+
+
+def test_layer_0_loads_no_heavy_library():
+    code = (
+        "import sys, lcrec.prompts, lcrec.prompts_cli; "
+        "print(*{'torch', 'transformers', 'trl', 'datasets', 'pandas'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout.strip(), result.stderr) == ("", "")

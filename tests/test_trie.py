@@ -1,0 +1,179 @@
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcrec.errors import InputError
+from lcrec.trie import ItemTrie
+
+#            root
+#           /    \
+#          3      5          nodes 1, 2
+#        / | \    |
+#       6  8  9   7          nodes 3, 4, 5, 6
+#  item 3  0  2   1
+TOY = np.array([[3, 8], [5, 7], [3, 9], [3, 6]])
+
+
+def all_nodes(trie, level):
+    return torch.arange(trie.level_start[level], trie.level_start[level + 1])
+
+
+@st.composite
+def catalogues(draw):
+    """Distinct rows over an alphabet small enough for shared prefixes, or as wide as int32."""
+    depth = draw(st.integers(1, 8))
+    token = draw(st.sampled_from([st.integers(0, 2), st.integers(150_000, 150_300)]))
+    token = draw(st.sampled_from([token, st.integers(0, 2**31 - 1)]))
+    rows = st.lists(token, min_size=depth, max_size=depth).map(tuple)
+    return np.array(draw(st.lists(rows, min_size=1, max_size=30, unique=True)))
+
+
+def test_toy_tree():
+    trie = ItemTrie.build(TOY)
+    assert (trie.num_items, trie.depth, trie.max_token) == (4, 2, 9)
+    assert [trie.num_nodes(level) for level in range(3)] == [1, 2, 4]
+    assert [trie.max_children(level) for level in range(2)] == [2, 3]
+    assert trie.child_start.tolist() == [1, 3, 6, 7]
+    assert trie.token.tolist() == [0, 3, 5, 6, 8, 9, 7]
+
+    nodes, tokens, valid = trie.children(torch.tensor([[1, 2]]), 1)
+    assert nodes.shape == tokens.shape == valid.shape == (1, 2, 3)
+    assert valid.tolist() == [[[True, True, True], [True, False, False]]]
+    assert nodes[valid].tolist() == [3, 4, 5, 6]
+    assert tokens[valid].tolist() == [6, 8, 9, 7]
+    assert trie.items(torch.tensor([[3, 4], [5, 6]])).tolist() == [[3, 0], [2, 1]]
+
+
+def test_toy_walk():
+    nodes, on_path = ItemTrie.build(TOY).walk(torch.tensor([[3, 9], [5, 7], [5, 9], [4, 6]]))
+    assert on_path.tolist() == [True, True, False, False]
+    assert nodes[:2].tolist() == [5, 6]
+
+
+def test_single_item_of_one_token():
+    trie = ItemTrie.build(np.array([[7]], dtype=np.int32))
+    nodes, tokens, valid = trie.children(torch.zeros(1, dtype=torch.int64), 0)
+    assert (nodes.tolist(), tokens.tolist(), valid.tolist()) == ([[1]], [[7]], [[True]])
+    assert trie.items(nodes).tolist() == [[0]]
+
+
+@given(catalogues())
+@settings(deadline=None)
+def test_holds_exactly_the_catalogue(rows):
+    trie = ItemTrie.build(rows)
+    expected = defaultdict(set)
+    for row in rows.tolist():
+        for level, token in enumerate(row):
+            expected[tuple(row[:level])].add(token)
+
+    # Walk down from the root, carrying every node's path.
+    paths = {0: ()}
+    for level in range(trie.depth):
+        nodes = all_nodes(trie, level)
+        children, tokens, valid = trie.children(nodes, level)
+        assert children[valid].tolist() == all_nodes(trie, level + 1).tolist()
+        assert children.shape[1] == valid.sum(dim=1).max() == trie.max_children(level)
+        below = {}
+        for row, node in enumerate(nodes.tolist()):
+            real = valid[row]
+            assert tokens[row, real].tolist() == sorted(expected[paths[node]])
+            for child, token in zip(children[row, real].tolist(), tokens[row, real], strict=True):
+                below[child] = (*paths[node], int(token))
+        paths = below
+    leaves = all_nodes(trie, trie.depth)
+    assert [paths[leaf] for leaf in leaves.tolist()] == sorted(map(tuple, rows.tolist()))
+    assert rows[trie.items(leaves).numpy()].tolist() == [
+        list(paths[leaf]) for leaf in leaves.tolist()
+    ]
+    assert trie.walk(torch.from_numpy(rows))[1].all()
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_leaf_filter_finds_the_nodes_above_allowed_items(data):
+    rows = data.draw(catalogues())
+    trie = ItemTrie.build(rows)
+    n, batch = len(rows), 2
+    one_mask = st.lists(st.booleans(), min_size=n, max_size=n)
+    shared = data.draw(st.none() | one_mask)
+    each = data.draw(st.none() | st.lists(one_mask, min_size=batch, max_size=batch))
+    width = data.draw(st.integers(0, 5))
+    ids = st.lists(st.integers(-1, n - 1), min_size=width, max_size=width)
+    denied = data.draw(st.none() | st.lists(ids, min_size=batch, max_size=batch))
+
+    allowed = each if each is not None else shared
+    leaf_filter = trie.leaf_filter(
+        None if allowed is None else torch.tensor(allowed),
+        None if denied is None else torch.tensor(denied, dtype=torch.int64).view(batch, width),
+    )
+    if leaf_filter is None:
+        assert allowed is None
+        assert denied is None
+        return
+    may = np.broadcast_to(np.array(True if allowed is None else allowed), (batch, n)).copy()
+    for row in range(batch if denied is not None else 0):
+        may[row, [item for item in denied[row] if item >= 0]] = False
+    for level in range(trie.depth + 1):
+        prefixes = [tuple(row[:level]) for row in rows.tolist()]
+        above = [{prefixes[item] for item in np.flatnonzero(user)} for user in may]
+        distinct = sorted(set(prefixes))
+        nodes = all_nodes(trie, level).expand(batch, -1)
+        found = leaf_filter.reachable(nodes)
+        assert found.tolist() == [[prefix in user for prefix in distinct] for user in above]
+
+
+def test_many_wide_levels_sort_right():
+    # 8 levels of 18 bits do not fit one 63-bit key.
+    rows = np.random.default_rng(0).integers(0, 2**18, (2000, 8))
+    rows[1000:, :6] = rows[:1000, :6]
+    trie = ItemTrie.build(rows)
+    leaves = all_nodes(trie, 8)
+    assert rows[trie.items(leaves).numpy()].tolist() == sorted(rows.tolist())
+
+
+def test_same_tokens_twice_names_both_items():
+    with pytest.raises(InputError, match=r"items 1 and 3 have the same tokens \[4, 5\]"):
+        ItemTrie.build(np.array([[4, 6], [4, 5], [3, 5], [4, 5]]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((0, 3), dtype=np.int64), "at least one item"),
+        (np.zeros((3, 0), dtype=np.int64), "at least one item and one level"),
+        (np.arange(3), r"int64 \[3\]"),
+        (np.array([[1.0]]), "float64"),
+        (np.array([[-1]]), "got -1 to -1"),
+        (np.array([[2**31]]), "got 2147483648"),
+    ],
+)
+def test_refuses_what_is_no_catalogue(rows, message):
+    with pytest.raises(InputError, match=message):
+        ItemTrie.build(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"allowed": torch.ones(4)}, r"expected bool, 1-D or 2-D, got float32 \[4\]"),
+        ({"allowed": torch.ones(5, dtype=torch.bool)}, r"each of the 4 items, got bool \[5\]"),
+        ({"denied": torch.tensor([0])}, r"expected int64 \[batch, width\], got int64 \[1\]"),
+        ({"denied": torch.tensor([[0, 4]])}, "item 4 is not among the 4 items"),
+        ({"denied": torch.tensor([[-2]])}, "item -2"),
+    ],
+)
+def test_leaf_filter_refuses(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ItemTrie.build(TOY).leaf_filter(**arguments)
+
+
+def test_moves_between_devices():
+    trie = ItemTrie.build(TOY)
+    moved = trie.to("meta")
+    assert trie.device.type == "cpu"
+    assert moved.device.type == moved.child_start.device.type == "meta"
+    assert (moved.depth, moved.widths) == (trie.depth, trie.widths)
