@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from trl import SFTTrainer
 
 from lcrec.data import Cases
@@ -80,17 +80,15 @@ class RecommenderTrainer(SFTTrainer):
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Add `eval_hr@10` and `eval_ndcg@10` over the whole catalogue to the usual metrics."""
-        metrics = super().evaluate(*args, **kwargs)
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Add `eval_hr@10` and `eval_ndcg@10` over the whole catalogue to the loss."""
+        output = super().evaluation_loop(*args, **kwargs)
         ranked = self.rank()
         targets = self.ranking.cases.targets
-        added = {
-            "eval_hr@10": float(hit_at_k(ranked, targets, 10).mean()),
-            "eval_ndcg@10": float(ndcg_at_k(ranked, targets, 10).mean()),
-        }
-        self.log(added)
-        return {**metrics, **added}
+        assert output.metrics is not None
+        output.metrics["eval_hr@10"] = float(hit_at_k(ranked, targets, 10).mean())
+        output.metrics["eval_ndcg@10"] = float(ndcg_at_k(ranked, targets, 10).mean())
+        return output
 
     def rank(self) -> np.ndarray:
         """Return the validation users' ranked items, int64 [users, beams]; processes share them."""
