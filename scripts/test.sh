@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sets up the environment and runs every check: style, types, prompts, tests.
+#   bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh dev
+
+ruff check .
+ruff format --check .
+mypy
+python -m lcrec.prompts check
+# One thread each: threads that outnumber the cores wait on one another for most of their time.
+OMP_NUM_THREADS=1 pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

@@ -1,0 +1,160 @@
+"""Every command a person is shown can be typed: README, prompts/README.md, scripts, recipes."""
+
+import dataclasses
+import importlib
+import importlib.util
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lcrec.baselines import BASELINES
+from lcrec.config import parse_config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "prompts" / "README.md",
+    *sorted((ROOT / "scripts").glob("*.sh")),
+    *sorted((ROOT / "recipes").glob("*.sh")),
+]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+LINKS = [ROOT / "README.md", ROOT / "prompts" / "README.md"]
+
+
+def load_finetune():
+    spec = importlib.util.spec_from_file_location("finetune", ROOT / "recipes" / "finetune.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finetune():
+    return load_finetune()
+
+
+def commands(document: Path) -> list[list[str]]:
+    """Return the lcrec commands in a document, split as a shell would."""
+    text = document.read_text(encoding="utf-8")
+    if document.suffix == ".md":
+        text = "\n".join(re.findall(r"```(?:bash)?\n(.*?)```", text, flags=re.DOTALL))
+    text = text.replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if not line.strip().startswith("#")]
+    found = []
+    for line in lines:
+        if re.search(r"-m lcrec\.\w+ |recipes/finetune\.py ", line) and "echo" not in line:
+            found.append(shlex.split(line, comments=True))
+    return found
+
+
+def stage_and_arguments(words: list[str]) -> tuple[str, list[str]]:
+    """Return the stage ("embed", "recipes/finetune.py") and what follows it."""
+    for position, word in enumerate(words):
+        if word == "recipes/finetune.py":
+            return word, words[position + 1 :]
+        if word == "-m" and words[position + 1].startswith("lcrec."):
+            return words[position + 1].removeprefix("lcrec."), words[position + 2 :]
+    raise AssertionError(words)
+
+
+def config_type(module):
+    found = [
+        value
+        for name, value in vars(module).items()
+        if name.endswith("Config")
+        and dataclasses.is_dataclass(value)
+        and value.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"{module.__name__} should have one settings class"
+    return found[0]
+
+
+ALL_COMMANDS = [
+    pytest.param(words, id=f"{document.name}: {' '.join(words)[:60]}")
+    for document in DOCUMENTS
+    for words in commands(document)
+]
+
+
+def test_there_are_commands_to_check():
+    assert len(ALL_COMMANDS) >= 20
+    stages = {stage_and_arguments(param.values[0])[0] for param in ALL_COMMANDS}
+    assert {"prepare", "embed", "quantize", "generate", "evaluate", "baselines"} <= stages
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    stage, arguments = stage_and_arguments(words)
+    if stage == "prompts":
+        assert arguments[0] in ("check", "show", "vars")
+        return
+    if stage == "recipes/finetune.py":
+        module = finetune
+    elif stage == "baselines":
+        assert arguments[0] in BASELINES or arguments[0].startswith("$")
+        module, arguments = importlib.import_module("lcrec.baselines.__main__"), arguments[1:]
+    else:
+        module = importlib.import_module(f"lcrec.{stage}")
+    # A shell variable stands for a value; the split's is a choice, the rest are paths.
+    arguments = [word.replace("$split", "test") for word in arguments if word != "..."]
+    parse_config(config_type(module), arguments, description="", prog=stage)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_fits_the_settings(recipe, finetune):
+    paths = ["--data", "d", "--index", "i", "--base", "b", "--output", "o"]
+    config = parse_config(
+        finetune.FinetuneConfig, ["--config", str(recipe), *paths], description="", prog="finetune"
+    )
+    finetune.parse_mixture(config.tasks)
+    assert "Hardware" in recipe.read_text(), "a recipe says what hardware and time it expects"
+
+
+def test_every_recipe_is_found():
+    assert {path.stem for path in RECIPES} >= {"quickstart", "office", "qwen3_0.6b"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/*.sh"), ROOT / ".ci" / "run"]),
+    ids=lambda path: path.name,
+)
+def test_a_script_is_valid_bash(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("document", LINKS, ids=lambda path: path.parent.name)
+def test_links_to_files_lead_somewhere(document):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8"))
+    for link in links:
+        assert (document.parent / link).exists(), link
+
+
+def test_the_map_names_every_module_once():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## The map") : text.index("## Troubles")]
+    named = re.findall(r"(\w+)\.py`", table)
+    modules = {path.stem for path in (ROOT / "lcrec").glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(name for name in named if name != "finetune") == sorted(modules)
+
+
+def normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def test_constraints_pin_every_direct_dependency():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {normal(re.split(r"[\[<>=]", requirement)[0]) for requirement in wanted}
+    pinned = {
+        normal(line.split("==")[0])
+        for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    assert names - {"lcrec"} <= pinned
