@@ -4,7 +4,8 @@ This is the only module that knows file names. Every write goes to a temporary n
 folder and is renamed when complete, so a killed stage leaves no half file. Every artifact folder
 carries `lcrec.json`: the version, the stage, its settings and the sha256 of its inputs; a stage
 that is asked for what already lies there does nothing, and one whose input has changed since
-refuses, naming the command that rebuilds it.
+refuses, naming the command that rebuilds it. Before a stage rewrites part of an artifact it removes
+the sidecar, so that a mixture of old and new never counts as complete.
 
 Public names: the file-name constants, `DataPaths`, `find_data`, `read_json`, `write_json`,
 `read_array`, `write_array`, `read_jsonl`, `write_jsonl`, `atomic_path`, `sha256`, `fingerprint`,
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,34 +89,56 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
+    replaced = path.parent / f".{path.name}.{os.getpid()}.replaced"
     try:
+        _remove(temporary)  # a killed process may have had this number
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
+            # Set aside whole: removing takes time, and half of a folder looks like a folder.
+            _remove(replaced)
+            path.replace(replaced)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        if replaced.exists() and not path.exists():
+            replaced.replace(path)
+        _remove(temporary)
+        _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing, not UTF-8, or not JSON (with line and column).
+        InputError: the file is missing, not UTF-8, not JSON (with line and column), or writes a
+            key twice, of which JSON would keep the last silently.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise InputError(f"key {key!r} is written twice; keep one of them")
+    return result
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
@@ -230,12 +254,25 @@ def write_provenance(
 
 
 def read_provenance(artifact: Path) -> dict[str, Any] | None:
-    """Return the artifact's provenance, or None where there is none."""
+    """Return the artifact's provenance, or None where there is none.
+
+    Raises:
+        InputError: the sidecar is damaged.
+    """
     path = provenance_path(artifact)
     if not path.exists():
         return None
     record = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("inputs"), dict):
+    whole = (
+        isinstance(record, dict)
+        and record.keys() >= {"lcrec", "stage", "config", "inputs"}
+        and isinstance(record["inputs"], dict)
+        and all(
+            isinstance(entry, dict) and entry.keys() >= {"path", "sha256"}
+            for entry in record["inputs"].values()
+        )
+    )
+    if not whole:
         raise InputError(
             f"{path}: not an lcrec provenance file; delete it and rebuild what it belongs to"
         )

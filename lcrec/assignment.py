@@ -3,11 +3,12 @@
 Within each prefix (all levels but the last) the items get distinct last codes at the least total
 squared distance. Items that a full prefix cannot hold go to the next nearest prefix that has room.
 
-Public names: `assign_unique`, `Assignment`.
+Public names: `assign_unique`, `Assignment`, `require_capacity`.
 """
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -54,13 +55,7 @@ def assign_unique(latents: np.ndarray, codebooks: np.ndarray) -> Assignment:
     """
     num_levels, num_codes, _ = codebooks.shape
     items = len(latents)
-    if num_codes**num_levels < items:
-        needed = int(np.ceil(np.log(items) / np.log(max(num_codes, 2)) - 1e-9))
-        raise InputError(
-            f"{num_levels} levels of {num_codes} codes spell {num_codes**num_levels} items, the "
-            f"catalogue has {items}: use --levels {needed} or "
-            f"--codes {int(np.ceil(items ** (1 / num_levels) - 1e-9))}"
-        )
+    require_capacity(items, num_levels, num_codes)
     nearest, residual = _nearest(latents, codebooks)
     codes = nearest.copy()
     order = np.lexsort(nearest[:, :-1].T[::-1]) if num_levels > 1 else np.arange(items)
@@ -77,6 +72,22 @@ def assign_unique(latents: np.ndarray, codebooks: np.ndarray) -> Assignment:
     if left_over:
         _place(left_over, latents, codebooks, codes)
     return Assignment(codes, nearest)
+
+
+def require_capacity(items: int, num_levels: int, num_codes: int) -> None:
+    """Check that there are as many paths as items.
+
+    Raises:
+        InputError: there are fewer; the least number of levels, or of codes, is named.
+    """
+    if num_codes**num_levels >= items:
+        return
+    codes = next(codes for codes in count(num_codes) if codes**num_levels >= items)
+    levels = next(levels for levels in count(num_levels) if max(num_codes, 2) ** levels >= items)
+    raise InputError(
+        f"--levels {num_levels} of --codes {num_codes} spell {num_codes**num_levels} items, the "
+        f"catalogue has {items}: use --levels {levels} or --codes {codes}"
+    )
 
 
 def _nearest(latents: np.ndarray, codebooks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

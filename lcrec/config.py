@@ -4,7 +4,7 @@ Each stage's dataclass stands in the stage's own module, so an option is changed
 Here is what reads them: `--config FILE.yaml` first, then flags, which win. An unknown key, a wrong
 type or a value outside the choices is an `InputError` that names file, line and key.
 
-Public names: `option`, `parse_config`, `config_dict`.
+Public names: `option`, `parse_config`, `config_dict`, `read_yaml`.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from lcrec.errors import InputError, closest
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
+LARGEST_INT = 2**31 - 1  # scikit-learn's seeds have 32 bits, and catalogues 32-bit ids
 
 
 def option(help: str, default: Any = REQUIRED, *, minimum: float | None = None) -> Any:
@@ -28,7 +29,7 @@ def option(help: str, default: Any = REQUIRED, *, minimum: float | None = None) 
     Args:
         help: one line for `--help`; the default is appended by the parser.
         default: the value when neither YAML nor flag gives one; without it the flag is required.
-        minimum: the smallest number allowed, inclusive.
+        minimum: the smallest number allowed, inclusive; in a list, of each number.
     """
     metadata = {"help": help, "minimum": minimum}
     if isinstance(default, list):
@@ -68,17 +69,23 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    loader = UniqueKeyLoader(text)
-    loader.name = str(path)
     try:
+        loader = UniqueKeyLoader(text)
+        loader.name = str(path)
         return loader.get_single_data()
-    except yaml.YAMLError as error:
+    except InputError:
+        raise
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(
+            f"{path}: not valid YAML (character U+{error.character:04X} in line {line} may not "
+            "stand in a text file)"
+        ) from None
+    except Exception as error:  # besides YAMLError, whatever a bad date or number raises
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
         raise InputError(f"{path}{where}: not valid YAML ({reason})") from None
-    finally:
-        loader.dispose()
 
 
 def parse_config(config_type: type[T], argv: list[str], *, description: str, prog: str) -> T:
@@ -86,7 +93,8 @@ def parse_config(config_type: type[T], argv: list[str], *, description: str, pro
 
     Args:
         config_type: a dataclass whose fields were made by `option`. Field types may be str, int,
-            float, bool, Path, list[str], a Literal of strings, or any of these `| None`.
+            float, bool, Path, a list of one of them, a Literal of strings, or any of these
+            `| None`.
         argv: the command line without the program's name.
         description: what the stage does, shown by `--help`.
         prog: the command as the user types it.
@@ -101,7 +109,7 @@ def parse_config(config_type: type[T], argv: list[str], *, description: str, pro
     flags = {name: value for name, value in vars(given).items() if value is not None}
     config_file = flags.pop("config", None)
     if unknown:
-        known = ["--" + name.replace("_", "-") for name in fields]
+        known = ["--config", *("--" + name.replace("_", "-") for name in fields)]
         raise InputError(
             f"unknown argument {unknown[0]!r}{closest(unknown[0].split('=')[0], known)} "
             f"(all of them: {prog} --help)"
@@ -145,10 +153,15 @@ def config_dict(config: Any) -> dict[str, Any]:
     }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message} (all arguments: {self.prog} --help)")
+
+
 def _argument_parser(
     fields: dict[str, Any], hints: dict[str, Any], description: str, prog: str
 ) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -196,8 +209,9 @@ def _convert(value: Any, hint: Any, field: Any, where: str) -> Any:
         raise InputError(f"{where}: a value is needed ({field.metadata['help']})")
     result = _convert_kind(value, kind, where)
     minimum = field.metadata.get("minimum")
-    if minimum is not None and result < minimum:
-        raise InputError(f"{where}: {result} is too small; the least allowed is {minimum}")
+    for number in result if isinstance(result, list) else [result]:
+        if minimum is not None and number < minimum:
+            raise InputError(f"{where}: {number} is too small; the least allowed is {minimum}")
     return result
 
 
@@ -227,10 +241,12 @@ def _convert_kind(value: Any, kind: Any, where: str) -> Any:
             raise wrong
         try:
             number = kind(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise wrong from None
         if number != number or number in (float("inf"), float("-inf")):
             raise wrong
+        if kind is int and abs(number) > LARGEST_INT:
+            raise InputError(f"{where}: {number} is too large; the most allowed is {LARGEST_INT}")
         return number
     if kind in (str, Path):
         if isinstance(value, bool) or not isinstance(value, str | Path | int | float):

@@ -182,12 +182,13 @@ def leave_one_out(interactions: Interactions) -> Split:
 
 
 def _as_text(value: object) -> str:
-    """Join a list of texts by spaces; None is empty; any other value is written as text."""
-    if value is None:
+    """Join a list of texts by spaces; None and NaN are empty; all else is written as text."""
+    if value is None or value != value:
         return ""
     if isinstance(value, list):
-        return " ".join(_as_text(part) for part in value).strip()
-    return str(value).strip()
+        return " ".join(filter(None, map(_as_text, value)))
+    # JSON may hold half of a surrogate pair, which no tokenizer and no UTF-8 file can.
+    return str(value).encode(errors="replace").decode().strip()
 
 
 def _kind(value: object) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate.state import PartialState
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
@@ -24,10 +24,11 @@ from tqdm import tqdm
 from lcrec.artifacts import (
     EMBEDDINGS,
     find_data,
+    fingerprint,
     is_current,
+    provenance_path,
     read_array,
     read_json,
-    sha256,
     write_array,
     write_json,
     write_provenance,
@@ -62,9 +63,14 @@ def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the texts."""
     config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE)
     inputs = {"item": find_data(config.data).item}
+    if Path(config.encoder).is_dir():
+        inputs["encoder"] = Path(config.encoder)
     items = load_items(config.data)
     state = PartialState()
-    if is_current(config.output, STAGE, config_dict(config), inputs):
+    made = (config.output / EMBEDDINGS).exists()
+    current = made and is_current(config.output, STAGE, config_dict(config), inputs)
+    state.wait_for_everyone()  # all have looked before one writes
+    if current:
         state.print(f"{config.output} is up to date.")
         return
     texts, owners = collect_texts(items, config.fields, joined=config.text == "joined")
@@ -76,11 +82,13 @@ def main(argv: list[str]) -> None:
         vectors = embed_lsa(texts, config.lsa_dim, config.seed) if state.is_main_process else None
     else:
         encoder = load_encoder(config.encoder, config.max_tokens, config.batch_tokens)
-        made_of = {"config": config_dict(config), "item": sha256(inputs["item"])}
+        hashes = {role: fingerprint(path) for role, path in inputs.items()}
+        made_of = {"config": config_dict(config), "inputs": hashes}
         vectors = _encode_in_parts(texts, encoder, config.output / ".parts", made_of, state)
     if state.is_main_process:
         assert vectors is not None
         embeddings = average_by_owner(vectors, owners, len(items))
+        provenance_path(config.output).unlink(missing_ok=True)
         write_array(config.output / EMBEDDINGS, embeddings)
         write_provenance(config.output, STAGE, config_dict(config), inputs)
         shutil.rmtree(config.output / ".parts", ignore_errors=True)
@@ -182,8 +190,14 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
         if isinstance(error, InputError):
             raise
         raise InputError(f"--encoder {name}: cannot be loaded ({error})") from None
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # On the left, padding would move the text to other positions.
+    tokenizer.padding_side = "right"
+    positions = getattr(encoder.config, "max_position_embeddings", max_tokens)
+    max_tokens = min(max_tokens, tokenizer.model_max_length, positions)
 
     @torch.inference_mode()
     def encode_mean(texts: list[str]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """What a user sees when an input is wrong.
 
 `InputError` is raised wherever a value a person gave (a file, a flag, a row) cannot be used; its
-message names the file or flag, the value seen and the remedy. `run_stage` turns it into one line
-on standard error and exit status 2, so that no user reads a traceback for a typing mistake.
+message names the file or flag, the value seen and the remedy. `run_stage` turns it, and a path that
+cannot be written to, into one line on standard error and exit status 2, so that no user reads a
+traceback for a typing mistake.
 
 Public names: `InputError`, `run_stage`, `closest`.
 """
@@ -10,6 +11,9 @@ Public names: `InputError`, `run_stage`, `closest`.
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+
+# What the system says of a path that a person gave; each names the path.
+UNUSABLE_PATH = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class InputError(ValueError):
@@ -20,7 +24,7 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
     """Run a stage's `main(argv)` on the command line; exit with 2 on an `InputError`."""
     try:
         main(sys.argv[1:])
-    except InputError as error:
+    except (InputError, *UNUSABLE_PATH) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

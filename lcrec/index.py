@@ -4,7 +4,7 @@
 codes from 0). It reads and writes LC-Rec's `index.json` {item: ["<a_12>", ...]} and refuses an
 index in which two items share a path.
 
-Public names: `ItemIndex`, `ITEM_TOKEN`.
+Public names: `ItemIndex`, `ITEM_TOKEN`, `LEVEL_LETTERS`.
 """
 
 import re
@@ -19,6 +19,7 @@ from lcrec.artifacts import INDEX, read_json, read_provenance, write_json
 from lcrec.errors import InputError
 
 LEVEL_LETTERS = string.ascii_lowercase
+CODE_DIGITS = 6  # every code up to the largest becomes a token, so there is a limit
 ITEM_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
 
@@ -37,7 +38,7 @@ class ItemIndex:
 
     def __post_init__(self) -> None:
         codes, sizes = self.codes, np.asarray(self.level_sizes)
-        if codes.ndim != 2 or codes.shape[1] != len(sizes) or not len(codes):
+        if codes.ndim != 2 or codes.shape[1] != len(sizes) or not codes.size:
             raise InputError(
                 f"an index needs codes of shape [items, {len(sizes)}], found {list(codes.shape)}"
             )
@@ -109,6 +110,8 @@ class ItemIndex:
                 different depth, items that share a path, or a size that is not `num_items`.
         """
         path = folder if folder.is_file() else folder / INDEX
+        if not path.exists():
+            raise InputError(f"{path}: no such file; make one with: python -m lcrec.quantize")
         raw = read_json(path)
         if not isinstance(raw, dict) or not raw:
             raise InputError(f"{path}: expected {{item id: [token, ...]}}")
@@ -119,9 +122,14 @@ class ItemIndex:
             )
         codes = np.asarray(_parse_paths(raw, path), dtype=np.int32)
         record = read_provenance(path.parent) or {}
-        sizes = record.get("level_sizes") or (codes.max(axis=0) + 1).tolist()
+        sizes = record.get("level_sizes", (codes.max(axis=0) + 1).tolist())
+        if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):
+            raise InputError(
+                f"{path}: the record beside it gives level_sizes as {sizes!r}, not as a list of "
+                "whole numbers; rebuild the index with python -m lcrec.quantize"
+            )
         try:
-            return cls(codes, tuple(int(size) for size in sizes))
+            return cls(codes, tuple(sizes))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -148,13 +156,19 @@ def _parse_paths(raw: dict[str, object], path: Path) -> list[list[int]]:
             raise InputError(f"{path}: item {item} is missing; ids run 0 to {len(raw) - 1}")
         if not isinstance(tokens, list):
             raise InputError(f"{path}: item {item}: expected a list of tokens, found {tokens!r}")
+        if len(tokens) > len(LEVEL_LETTERS):
+            raise InputError(
+                f"{path}: item {item} has {len(tokens)} tokens; at most {len(LEVEL_LETTERS)} "
+                "levels can be named"
+            )
         row = []
         for level, token in enumerate(tokens):
             match = ITEM_TOKEN.fullmatch(token) if isinstance(token, str) else None
-            if match is None or match[1] != LEVEL_LETTERS[level]:
+            # One spelling only: no letter of another level, no leading zero, no endless number.
+            if match is None or token != token_name(level, int(match[2][:CODE_DIGITS])):
                 raise InputError(
                     f"{path}: item {item}: {token!r} is no token of level {level}; expected "
-                    f"<{LEVEL_LETTERS[level]}_CODE>"
+                    f"<{LEVEL_LETTERS[level]}_CODE>, a code of up to {CODE_DIGITS} digits"
                 )
             row.append(int(match[2]))
         if not row or (rows and len(row) != len(rows[0])):

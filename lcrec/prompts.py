@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-import yaml
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -277,8 +276,8 @@ def _read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[
     """Return a YAML file's keys and values; on a fault, none of them."""
     try:
         document = read_yaml(path)
-    except (ValueError, yaml.YAMLError) as error:
-        text = str(error) if isinstance(error, InputError) else f"{path}: not valid YAML ({error})"
+    except InputError as error:
+        text = str(error)
         hint = "; a value that begins with {{ needs quotes" if "unhashable" in text else ""
         faults.append(" ".join(text.split()) + hint)
         return {}

@@ -21,21 +21,23 @@ from tqdm import tqdm
 
 from lcrec.artifacts import (
     EMBEDDINGS,
+    INDEX,
     REPORT,
     RQVAE_WEIGHTS,
     atomic_path,
     find_data,
     is_current,
+    provenance_path,
     read_array,
     require_same_input,
     write_json,
     write_provenance,
 )
-from lcrec.assignment import Assignment, assign_unique
+from lcrec.assignment import Assignment, assign_unique, require_capacity
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import load_items
 from lcrec.errors import InputError, run_stage
-from lcrec.index import ItemIndex
+from lcrec.index import LEVEL_LETTERS, ItemIndex
 from lcrec.rqvae import RQVAE
 
 STAGE = "python -m lcrec.quantize"
@@ -51,7 +53,9 @@ class QuantizeConfig:
     levels: int = option("how many tokens spell an item", 4, minimum=1)
     codes: int = option("how many codes each level has", 256, minimum=2)
     latent_dim: int = option("width of the latent that is quantised (paper: 32)", 128, minimum=1)
-    hidden_dims: list[int] = option("widths of the encoder between input and latent", [512, 256])
+    hidden_dims: list[int] = option(
+        "widths of the encoder between input and latent", [512, 256], minimum=1
+    )
     commitment_weight: float = option("weight of the commitment loss (beta)", 0.25, minimum=0)
     sinkhorn_epsilon: float = option(
         "uniform semantic mapping at the last level: smaller is stricter, 0 turns it off",
@@ -76,9 +80,19 @@ def main(argv: list[str]) -> None:
     rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
     require_same_input(config.embeddings, "item", item_path, rebuild)
     path = config.embeddings / EMBEDDINGS
+    if not path.exists():
+        raise InputError(f"--embeddings: there is no {path}; make it with: {rebuild}")
+    if config.output.resolve() == config.embeddings.resolve():
+        raise InputError(
+            f"--output {config.output} is the embeddings' folder; the index needs one of its own"
+        )
+    require_capacity(len(items), config.levels, config.codes)
+    if config.levels > len(LEVEL_LETTERS):
+        raise InputError(f"--levels {config.levels}: at most {len(LEVEL_LETTERS)} can be named")
     inputs = {"item": item_path, "embeddings": path}
     embeddings = check_embeddings(read_array(path), len(items), path)
-    if is_current(config.output, STAGE, config_dict(config), inputs):
+    made = all((config.output / name).exists() for name in (INDEX, RQVAE_WEIGHTS, REPORT))
+    if made and is_current(config.output, STAGE, config_dict(config), inputs):
         print(f"{config.output} is up to date.")
         return
 
@@ -108,7 +122,7 @@ def main(argv: list[str]) -> None:
     index = ItemIndex(assignment.codes, level_sizes)
     report = describe_index(model, torch.from_numpy(embeddings), assignment)
 
-    config.output.mkdir(parents=True, exist_ok=True)
+    provenance_path(config.output).unlink(missing_ok=True)
     index.save(config.output)
     with atomic_path(config.output / RQVAE_WEIGHTS) as temporary:
         save_file(model.state_dict(), temporary)
@@ -127,7 +141,8 @@ def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.n
     Raises:
         InputError: wrong shape, a row count that is not the catalogue's, or a value not finite.
     """
-    if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
+    is_table = embeddings.ndim == 2 and embeddings.shape[1] > 0
+    if not is_table or not np.issubdtype(embeddings.dtype, np.floating):
         raise InputError(
             f"{path}: expected floats of shape [items, dim], found {embeddings.dtype} "
             f"{list(embeddings.shape)}"
@@ -137,13 +152,15 @@ def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.n
             f"{path} has {len(embeddings)} rows but the catalogue has {num_items} items; rebuild "
             "it with python -m lcrec.embed"
         )
+    with np.errstate(over="ignore"):
+        embeddings = embeddings.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
         raise InputError(
             f"{path}: {len(bad)} rows hold values that are not finite (first: item {bad[0]}); "
             "rebuild it with python -m lcrec.embed"
         )
-    return embeddings.astype(np.float32)
+    return embeddings
 
 
 def train_rqvae(

@@ -169,10 +169,11 @@ class RQVAE(nn.Module):
             codebook = layer._codebook.embed[0]
             distance, code = torch.cdist(residual, codebook).min(dim=1)
             dead = torch.bincount(code, minlength=self.num_codes) == 0
+            weight = distance.pow(2)
             # An item can fill one code only, and one served exactly needs none.
-            count = min(int(dead.sum()), int((distance > 0).sum()))
+            count = min(int(dead.sum()), int((weight > 0).sum()))
             if count:
-                chosen = torch.multinomial(distance.pow(2), count, generator=generator)
+                chosen = torch.multinomial(weight, count, generator=generator)
                 codebook[dead.nonzero()[:count, 0]] = residual[chosen]
                 revived += count
                 code = torch.cdist(residual, codebook).argmin(dim=1)

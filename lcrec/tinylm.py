@@ -25,6 +25,7 @@ from lcrec.artifacts import (
     atomic_path,
     find_data,
     is_current,
+    read_provenance,
     write_provenance,
 )
 from lcrec.config import config_dict, option, parse_config
@@ -65,6 +66,9 @@ def main(argv: list[str]) -> None:
     if is_current(config.output, STAGE, config_dict(config), inputs):
         print(f"{config.output} is up to date.")
         return
+    # The folder is replaced as a whole, so it must be ours.
+    if config.output.exists() and (read_provenance(config.output) or {}).get("stage") != STAGE:
+        raise InputError(f"--output {config.output}: something else lies there; name a new folder")
     texts = collect_corpus(items, prompts, config.max_words)
     print(f"Training a tokenizer on {len(texts):,} texts")
     tokenizer = train_tokenizer(texts, config.vocab_size)
@@ -163,12 +167,14 @@ def pretrain(
         while True:
             order = rng.permutation(len(ids))
             stream = [token for text in order for token in (*ids[text], tokenizer.eos_token_id)]
-            stream += stream[: max(0, block - len(stream))]
+            stream *= math.ceil(block / len(stream))
             rows = torch.tensor(stream[: len(stream) // block * block]).view(-1, block)
             yield from rows.split(batch_size)
 
     total = sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
     steps = math.ceil(epochs * total / (block * batch_size))
+    if not steps:
+        return float("nan")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -189,7 +195,7 @@ def pretrain(
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.2f}")
     model.eval()
-    return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else float("nan")
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
 if __name__ == "__main__":

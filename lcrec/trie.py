@@ -199,13 +199,13 @@ class ItemTrie:
         Returns:
             Child nodes int64, their tokens int64 and a bool mask of real children, each
             `[..., width]` with `width = max_children(level)`, in ascending order of tokens. Where
-            the mask is False the other two hold some other node and its token.
+            the mask is False the other two hold another node of the next level and its token.
         """
         start = self.child_start[nodes].long()[..., None]
         end = self.child_start[nodes + 1].long()[..., None]
         children = start + torch.arange(self.widths[level], device=self.device)
         valid = children < end
-        children = children.clamp(max=len(self.token) - 1)
+        children = children.clamp(max=self.level_start[level + 2] - 1)
         return children, self.token[children].long(), valid
 
     def walk(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

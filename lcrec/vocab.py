@@ -4,13 +4,13 @@ All levels x codes of an index are added to the tokenizer, used or not, so that 
 later needs no new token; the model's embeddings grow to match, and the new rows start from the
 text of the items they stand for.
 
-Public names: `extend_tokenizer`, `item_token_ids`, `resize_embeddings`.
+Public names: `extend_tokenizer`, `vocabulary_ids`, `item_token_ids`, `resize_embeddings`.
 """
 
 import numpy as np
 import torch
 from tokenizers import AddedToken
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.errors import InputError
@@ -82,8 +82,7 @@ def resize_embeddings(
         texts: each item's text, [items], or None.
     """
     new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
-    table = model.get_input_embeddings().weight
-    if table.shape[0] < len(tokenizer):
+    if len(_weight(model.get_input_embeddings())) < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text_ids = None
     if texts is not None:
@@ -91,15 +90,21 @@ def resize_embeddings(
         text_ids = ids["input_ids"]
     old = torch.ones(len(tokenizer), dtype=torch.bool)
     old[new_ids] = False
-    tables = [model.get_input_embeddings().weight]
+    tables = [_weight(model.get_input_embeddings())]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not tables[0]:
-        tables.append(head.weight)
+        tables.append(_weight(head))
     for table in tables:
         rows = _new_rows(table[: len(tokenizer)][old.to(table.device)].float(), index)
         if text_ids is not None:
             rows = _rows_from_text(table.float(), text_ids, index, rows)
         table[new_ids.to(table.device)] = rows.to(table)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """Return the weight of an embedding or a head, [entries, dim]."""
+    assert isinstance(module.weight, Tensor)
+    return module.weight
 
 
 def _new_rows(old: Tensor, index: ItemIndex) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -150,7 +151,9 @@ def test_constraints_pin_every_direct_dependency():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    wanted = list(
+        itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    )
     names = {normal(re.split(r"[\[<>=]", requirement)[0]) for requirement in wanted}
     pinned = {
         normal(line.split("==")[0])

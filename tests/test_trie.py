@@ -76,6 +76,7 @@ def test_holds_exactly_the_catalogue(rows):
         nodes = all_nodes(trie, level)
         children, tokens, valid = trie.children(nodes, level)
         assert children[valid].tolist() == all_nodes(trie, level + 1).tolist()
+        assert set(children.flatten().tolist()) == set(all_nodes(trie, level + 1).tolist())
         assert children.shape[1] == valid.sum(dim=1).max() == trie.max_children(level)
         below = {}
         for row, node in enumerate(nodes.tolist()):

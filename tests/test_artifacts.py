@@ -1,0 +1,443 @@
+"""Files: written whole or not at all, read strictly, and known by where they came from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcrec import artifacts
+from lcrec.artifacts import (
+    PROVENANCE,
+    atomic_path,
+    find_data,
+    fingerprint,
+    is_current,
+    provenance_path,
+    read_array,
+    read_json,
+    read_jsonl,
+    read_provenance,
+    require_same_input,
+    sha256,
+    write_array,
+    write_json,
+    write_jsonl,
+    write_provenance,
+)
+from lcrec.errors import InputError
+
+STAGE = "python -m lcrec.toy"
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Atomic writes.
+
+
+def test_a_file_is_written_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.json"
+    write_json(path, {"title": "Gitarre ♫"})
+    assert names(path.parent) == ["a.json"]
+    assert path.read_text(encoding="utf-8") == '{"title": "Gitarre ♫"}\n'
+
+
+def test_an_exception_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, "old")
+    with pytest.raises(TypeError):
+        write_json(path, {"half": 1, "broken": object()})
+    assert read_json(path) == "old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_an_exception_in_the_rows_leaves_the_old_file(tmp_path):
+    def rows():
+        yield {"row": 1}
+        raise RuntimeError("the decoder fell over")
+
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [0])
+    with pytest.raises(RuntimeError, match="fell over"):
+        write_jsonl(path, rows())
+    assert read_jsonl(path) == [0]
+    assert names(tmp_path) == ["a.jsonl"]
+
+
+def test_an_exception_leaves_the_old_folder(tmp_path):
+    folder = tmp_path / "model"
+    with atomic_path(folder) as temporary:
+        write_json(temporary / "config.json", "old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(folder) as temporary:
+        write_json(temporary / "config.json", "new")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["model"]
+    assert names(folder) == ["config.json"]
+    assert read_json(folder / "config.json") == "old"
+
+
+def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
+    folder = tmp_path / "model"
+    for name in ("a.json", "b.json"):
+        with atomic_path(folder) as temporary:
+            write_json(temporary / name, name)
+    assert names(folder) == ["b.json"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    with atomic_path(folder) as temporary:
+        write_json(temporary / "a.json", "old")
+    replace = artifacts.Path.replace
+
+    def fail(self, target):
+        if self.name.endswith(".partial") and target == folder:
+            raise OSError("disk gone")
+        return replace(self, target)
+
+    monkeypatch.setattr(artifacts.Path, "replace", fail)
+    with pytest.raises(OSError, match="disk gone"), atomic_path(folder) as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["model"]
+    assert names(folder) == ["a.json"]
+
+
+def test_the_old_folder_is_never_half_removed_in_its_place(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    with atomic_path(folder) as temporary:
+        write_json(temporary / "a.json", "old")
+    removed = []
+    monkeypatch.setattr(artifacts.shutil, "rmtree", removed.append)
+    with atomic_path(folder) as temporary:
+        write_json(temporary / "a.json", "new")
+    assert read_json(folder / "a.json") == "new"
+    assert folder not in removed
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_not_mixed_in(tmp_path):
+    folder = tmp_path / "model"
+    with pytest.raises(RuntimeError), atomic_path(folder) as leftover:
+        raise RuntimeError
+    write_json(leftover / "stale.json", 1)
+    with atomic_path(folder) as temporary:
+        assert temporary == leftover
+        write_json(temporary / "fresh.json", 2)
+    assert names(folder) == ["fresh.json"]
+
+
+def test_a_linked_folder_is_unlinked_and_not_emptied(tmp_path):
+    target = tmp_path / "big-disk"
+    write_json(target / "a.json", 1)
+    link = tmp_path / "model"
+    link.symlink_to(target)
+    with atomic_path(link) as temporary:
+        write_json(temporary / "b.json", 2)
+    assert names(link) == ["b.json"]
+    assert names(target) == ["a.json"]
+
+
+def test_a_killed_process_leaves_the_old_file_and_no_data_set(tmp_path):
+    """A real SIGKILL in the middle of writing, where no clean-up can run."""
+    write_json(tmp_path / "Shop.inter.json", {"0": [0, 1, 2]})
+    script = """
+        import sys, time
+        from pathlib import Path
+        from lcrec.artifacts import atomic_path
+        with atomic_path(Path(sys.argv[1])) as temporary:
+            temporary.write_text("{")
+            print("writing", flush=True)
+            time.sleep(60)
+    """
+    for name in ("Shop.inter.json", "Other.inter.json"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / name)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "writing\n"
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert len(names(tmp_path)) == 3
+    paths = find_data(tmp_path)
+    assert paths.name == "Shop"
+    assert read_json(paths.inter) == {"0": [0, 1, 2]}
+
+
+# Finding a data set.
+
+
+def test_find_data_names_every_file(tmp_path):
+    (tmp_path / "Shop.inter.json").touch()
+    paths = find_data(tmp_path)
+    assert paths.name == "Shop"
+    assert paths.item == tmp_path / "Shop.item.json"
+    assert paths.user_ids == tmp_path / "Shop.user2id"
+
+
+def test_find_data_refuses_none_and_many(tmp_path):
+    with pytest.raises(InputError, match=r"--data .*nowhere: no such folder.*lcrec.prepare"):
+        find_data(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"exactly one <Name>.inter.json, found none"):
+        find_data(tmp_path)
+    (tmp_path / "Shop.item.json").touch()
+    for name in ("B", "A"):
+        (tmp_path / f"{name}.inter.json").touch()
+    with pytest.raises(InputError, match="exactly one .* found A, B"):
+        find_data(tmp_path)
+
+
+# Reading and writing.
+
+
+@given(JSON_VALUES)
+def test_json_round_trip(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+@given(st.lists(JSON_VALUES, min_size=1, max_size=5))
+def test_jsonl_round_trip(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "rows.jsonl"
+    write_jsonl(path, rows)
+    assert read_jsonl(path) == rows
+
+
+def test_jsonl_keeps_line_separators_that_json_does_not_escape(tmp_path):
+    rows = [{"title": "one\u2028two\u2029three\x85four\x1cfive"}, {"title": "line\nbreak\r"}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert "\u2028" in (tmp_path / "a.jsonl").read_text(encoding="utf-8")
+    assert read_jsonl(tmp_path / "a.jsonl") == rows
+
+
+def test_jsonl_from_windows_and_without_a_last_newline(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2}')
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "line 1, column 1: not valid JSON"),
+        (b'{"0": [1,\n 2,}', "line 2, column 4: not valid JSON"),
+        (b'{"title": "caf\xe9"}', "cannot be read as UTF-8"),
+        (b'{"0": [1], "1": [2], "0": [3]}', "key '0' is written twice"),
+        (b'{"0": {"title": "a", "title": "b"}}', "key 'title' is written twice"),
+    ],
+)
+def test_bad_json(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"a.json.*{message}"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b'{"a": 1}\n{"a": 2\n{"a": 3}\n', "line 2: not valid JSON"),
+        (b'{"a": 1}\n\n{"a": 3}\n', "line 2: not valid JSON"),
+        (b'"\xff"\n', "cannot be read as UTF-8"),
+    ],
+)
+def test_bad_jsonl(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=f"a.jsonl.*{message}"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_array_round_trip(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_array(tmp_path / "a.npy", array)
+    read = read_array(tmp_path / "a.npy")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, array)
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_bad_arrays(tmp_path):
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("not an array")
+    (tmp_path / "empty.npy").touch()
+    write_array(tmp_path / "whole.npy", np.zeros(100))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:-8])
+    for name in ("pickled", "text", "empty", "cut"):
+        with pytest.raises(InputError, match=f"{name}.npy: not a plain NumPy array"):
+            read_array(tmp_path / f"{name}.npy")
+
+
+@pytest.mark.parametrize("read", [read_json, read_jsonl, read_array])
+def test_missing_files(tmp_path, read):
+    with pytest.raises(InputError, match="missing: no such file"):
+        read(tmp_path / "missing")
+
+
+# Fingerprints.
+
+
+def test_sha256_is_the_known_one(tmp_path):
+    (tmp_path / "abc").write_text("abc")
+    assert sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+    assert fingerprint(tmp_path / "abc") == sha256(tmp_path / "abc")
+
+
+def test_a_folder_is_known_by_names_and_contents_alone(tmp_path):
+    folder = tmp_path / "a"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "one").write_text("1")
+    (folder / "deep" / "two").write_text("2")
+    first = fingerprint(folder)
+
+    folder = folder.rename(tmp_path / "b")
+    (folder / PROVENANCE).write_text("{}")
+    (folder / "deep" / PROVENANCE).write_text("{}")
+    (folder / "empty folder").mkdir()
+    assert fingerprint(folder) == first
+
+    (folder / "one").write_text("1!")
+    assert fingerprint(folder) != first
+    (folder / "one").write_text("1")
+    assert fingerprint(folder) == first
+    (folder / "deep" / "two").rename(folder / "deep" / "zwei")
+    assert fingerprint(folder) != first
+    (folder / "deep" / "zwei").rename(folder / "two")
+    assert fingerprint(folder) != first
+
+
+def test_swapped_contents_are_another_folder(tmp_path):
+    prints = []
+    for one, two in ("12", "21"):
+        (tmp_path / "one").write_text(one)
+        (tmp_path / "two").write_text(two)
+        prints.append(fingerprint(tmp_path))
+    assert prints[0] != prints[1]
+
+
+def test_nothing_has_no_fingerprint(tmp_path):
+    with pytest.raises(InputError, match="missing: no such file or folder"):
+        fingerprint(tmp_path / "missing")
+
+
+# Provenance.
+
+
+@pytest.fixture
+def made(tmp_path):
+    """An artifact made of one input: its folder and the input."""
+    source = tmp_path / "Shop.item.json"
+    write_json(source, {"0": {"title": "Desk"}})
+    folder = tmp_path / "embeddings"
+    write_provenance(folder, STAGE, {"dim": 3, "sizes": (4, 4)}, {"item": source}, rows=1)
+    return folder, source
+
+
+def test_where_the_sidecar_lies(tmp_path):
+    assert provenance_path(tmp_path / "index") == tmp_path / "index" / "lcrec.json"
+    assert provenance_path(tmp_path / "model-v1.2") == tmp_path / "model-v1.2" / "lcrec.json"
+    assert provenance_path(tmp_path / "a.jsonl") == tmp_path / "a.lcrec.json"
+
+
+def test_what_the_sidecar_tells(made):
+    folder, source = made
+    record = read_provenance(folder)
+    assert record["stage"] == STAGE
+    assert record["config"] == {"dim": 3, "sizes": [4, 4]}
+    assert record["inputs"] == {"item": {"path": str(source), "sha256": sha256(source)}}
+    assert record["rows"] == 1
+    assert read_provenance(source.parent) is None
+
+
+def test_is_current(made, monkeypatch):
+    folder, source = made
+    config = {"dim": 3, "sizes": (4, 4)}
+    inputs = {"item": source}
+    assert is_current(folder, STAGE, config, inputs)
+    assert not is_current(folder, "python -m lcrec.other", config, inputs)
+    assert not is_current(folder, STAGE, {**config, "dim": 4}, inputs)
+    assert not is_current(folder, STAGE, {**config, "more": 1}, inputs)
+    assert not is_current(folder, STAGE, config, {})
+    assert not is_current(folder, STAGE, config, {"items": source})
+    assert not is_current(folder, STAGE, config, {**inputs, "prompts": source})
+    assert not is_current(folder, STAGE, config, {"item": source.parent / "gone"})
+    assert not is_current(source.parent, STAGE, config, inputs)
+    monkeypatch.setattr(artifacts, "__version__", "99.0")
+    assert not is_current(folder, STAGE, config, inputs)
+
+
+def test_a_changed_input_is_noticed_and_a_moved_one_is_not(made):
+    folder, source = made
+    config = {"dim": 3, "sizes": [4, 4]}
+    moved = source.rename(source.with_name("Store.item.json"))
+    assert is_current(folder, STAGE, config, {"item": moved})
+    require_same_input(folder, "item", moved, "python -m lcrec.embed")
+
+    write_json(moved, {"0": {"title": "Lamp"}})
+    assert not is_current(folder, STAGE, config, {"item": moved})
+    with pytest.raises(InputError) as error:
+        require_same_input(folder, "item", moved, "python -m lcrec.embed --data X")
+    message = str(error.value)
+    assert f"{folder} was made from another item file than {moved}" in message
+    assert "Shop.item.json" in message  # the file it was made from
+    assert "rebuild it with: python -m lcrec.embed --data X" in message
+
+
+def test_what_was_made_elsewhere_is_taken_as_it_is(made):
+    folder, source = made
+    require_same_input(source.parent, "item", source, "python -m lcrec.embed")
+    require_same_input(folder, "prompts", source, "python -m lcrec.embed")
+    require_same_input(folder / "a.jsonl", "item", source, "python -m lcrec.embed")
+
+
+def test_inputs_must_exist(tmp_path):
+    with pytest.raises(InputError, match="gone: no such file"):
+        write_provenance(tmp_path, STAGE, {}, {"item": tmp_path / "gone"})
+    assert not (tmp_path / PROVENANCE).exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: [],
+        lambda record: {"inputs": {}},
+        lambda record: {key: value for key, value in record.items() if key != "stage"},
+        lambda record: {key: value for key, value in record.items() if key != "config"},
+        lambda record: {key: value for key, value in record.items() if key != "lcrec"},
+        lambda record: {**record, "inputs": []},
+        lambda record: {**record, "inputs": {"item": "abc"}},
+        lambda record: {**record, "inputs": {"item": {"path": "x"}}},
+        lambda record: {**record, "inputs": {"item": {"sha256": "x"}}},
+    ],
+)
+def test_a_damaged_sidecar(made, damage):
+    folder, source = made
+    sidecar = folder / PROVENANCE
+    sidecar.write_text(json.dumps(damage(json.loads(sidecar.read_text()))))
+    for ask in (
+        lambda: read_provenance(folder),
+        lambda: is_current(folder, STAGE, {}, {"item": source}),
+        lambda: require_same_input(folder, "item", source, "python -m lcrec.embed"),
+    ):
+        with pytest.raises(InputError, match=r"lcrec.json: not an lcrec provenance file; delete"):
+            ask()
+
+
+def test_a_cut_sidecar(made):
+    folder, source = made
+    sidecar = folder / PROVENANCE
+    sidecar.write_text(sidecar.read_text()[:40])
+    with pytest.raises(InputError, match=r"lcrec.json, line .*not valid JSON"):
+        is_current(folder, STAGE, {}, {"item": source})
