@@ -4,8 +4,8 @@ This is the only module that knows file names. Every write goes to a temporary n
 folder and is renamed when complete, so a killed stage leaves no half file. Every artifact folder
 carries `lcrec.json`: the version, the stage, its settings and the sha256 of its inputs; a stage
 that is asked for what already lies there does nothing, and one whose input has changed since
-refuses, naming the command that rebuilds it. Before a stage rewrites part of an artifact it removes
-the sidecar, so that a mixture of old and new never counts as complete.
+refuses, naming the command that rebuilds it. Where an artifact is several files, the one that the
+next stage reads is removed first and written last: a mixture of old and new is never taken for one.
 
 Public names: the file-name constants, `DataPaths`, `find_data`, `read_json`, `write_json`,
 `read_array`, `write_array`, `read_jsonl`, `write_jsonl`, `atomic_path`, `sha256`, `fingerprint`,
@@ -232,7 +232,7 @@ def provenance_path(artifact: Path) -> Path:
 def write_provenance(
     artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path], **facts: Any
 ) -> None:
-    """Write the sidecar; call it last, since its presence marks the artifact complete.
+    """Write the sidecar: last, or before the one file without which the artifact is none.
 
     Args:
         artifact: the folder or file that was made.

@@ -82,7 +82,8 @@ def require_capacity(items: int, num_levels: int, num_codes: int) -> None:
     """
     if num_codes**num_levels >= items:
         return
-    codes = next(codes for codes in count(num_codes) if codes**num_levels >= items)
+    below = int(items ** (1 / num_levels)) - 1  # counting on is exact, where a root is not
+    codes = next(codes for codes in count(below) if codes**num_levels >= items)
     levels = next(levels for levels in count(num_levels) if max(num_codes, 2) ** levels >= items)
     raise InputError(
         f"--levels {num_levels} of --codes {num_codes} spell {num_codes**num_levels} items, the "

@@ -172,11 +172,13 @@ def tokenise_rows(
 
     parts = []
     for number, epoch in enumerate(epochs):
+        if not epoch:
+            continue
         prompts = encoder.prompt_ids([row.prompt for row in epoch])
         answers = encoder.answer_ids([row.completion for row in epoch])
         lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
-        longest = int(np.argmax(lengths)) if lengths else 0
-        if lengths and lengths[longest] > max_length:
+        longest = int(np.argmax(lengths))
+        if lengths[longest] > max_length:
             raise InputError(
                 f"template {epoch[longest].template_id}: a sample has {lengths[longest]} "
                 f"tokens, more than --max-length {max_length}; raise it, or lower "
@@ -191,10 +193,9 @@ def tokenise_rows(
             "template_id": [epoch[row].template_id for row in order],
         }
         parts.append(Dataset.from_dict(columns))
-    dataset = concatenate_datasets(parts)
-    if not len(dataset):
+    if not parts:
         raise InputError("--tasks: no task has a single sample in this data set")
-    return dataset
+    return concatenate_datasets(parts)
 
 
 def group_by_length(lengths: list[int], batch_size: int, seed: int) -> list[int]:

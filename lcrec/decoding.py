@@ -250,7 +250,7 @@ class ItemConstraint(LogitsProcessor):
         self.first_row = first_row
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Mask log-probabilities `[batch * beam, vocab]` of what follows `input_ids`."""
+        """Mask the scores, `[batch * beam, vocab]`, of what may follow `input_ids`."""
         _check_finite(scores.amax(dim=1).view(-1, self.num_beams), self.first_row)
         generated = input_ids[:, self.prompt_length :]
         nodes, on_path = self.trie.walk(generated)
@@ -297,40 +297,43 @@ def generate_search(
 
     Arguments as for `beam_search`.
     """
-    decoder_start = None
-    prompt_length = input_ids.shape[1]
+    decoder_start, prompt_length = None, input_ids.shape[1]
     if model.config.is_encoder_decoder:
-        decoder_start = model.generation_config.decoder_start_token_id
-        prompt_length = 1
-    width = max(2, num_beams)  # of a single beam `generate` returns no score
+        decoder_start, prompt_length = model.generation_config.decoder_start_token_id, 1
     leaf_filter = trie.leaf_filter(allowed, denied)
     generate: Any = model.generate
     found = generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        logits_processor=[ItemConstraint(trie, prompt_length, width, leaf_filter, first_row)],
+        logits_processor=[ItemConstraint(trie, prompt_length, num_beams, leaf_filter, first_row)],
         generation_config=_ExactGeneration(
-            num_beams=width,
-            num_return_sequences=width,
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
             max_new_tokens=trie.depth,
-            length_penalty=0.0,
+            length_penalty=None if num_beams == 1 else 0.0,  # it warns of one without a use
             do_sample=False,
             decoder_start_token_id=decoder_start,
             pad_token_id=0,  # no sequence ends early; set so that `generate` does not warn
             return_dict_in_generate=True,
             output_scores=True,
+            output_logits=num_beams == 1,
         ),
     )
-    # Shorter than an item only if no prompt had any allowed item; -1 is no token of the tree.
+    # Shorter than an item only if nothing was allowed to any prompt; -1 is no token of the tree.
     paths = found.sequences[:, prompt_length:]
     paths = torch.nn.functional.pad(paths, (0, trie.depth - paths.shape[1]), value=-1)
+    if num_beams == 1:  # `generate` gives the score of a sequence only where it compares some
+        log_probs = torch.stack(found.logits, dim=1).float().log_softmax(dim=-1)
+        totals = log_probs.gather(2, paths[..., None]).sum(dim=(1, 2))
+    else:
+        totals = found.sequences_scores
     leaves, on_path = trie.walk(paths)
-    real = on_path & (found.sequences_scores > _SPARE_BEAM)
-    scores = found.sequences_scores.masked_fill(~real, -torch.inf).view(-1, width)
-    leaves, by_node = leaves.view(-1, width).sort(dim=1)
-    scores, best_first = scores.gather(1, by_node).sort(dim=1, descending=True, stable=True)
-    items = trie.items(leaves.gather(1, best_first)).masked_fill(scores == -torch.inf, -1)
-    return BeamOutput(items[:, :num_beams], scores[:, :num_beams])
+    totals = totals.masked_fill(~on_path | (totals < _SPARE_BEAM), -torch.inf)
+    leaves, by_node = leaves.view(-1, num_beams).sort(dim=1)
+    scores = totals.view(-1, num_beams).gather(1, by_node)
+    scores, best_first = scores.sort(dim=1, descending=True, stable=True)
+    items = trie.items(leaves.gather(1, best_first))
+    return BeamOutput(items.masked_fill(scores == -torch.inf, -1), scores)
 
 
 def supports_shared_prefix(model: Model) -> bool:
@@ -352,9 +355,7 @@ def _check_inputs(
 ) -> None:
     """Raise `InputError` for arguments of `search` that do not fit each other."""
     if model.training:
-        raise InputError(
-            "the model is in training mode, where dropout is active: call model.eval()"
-        )
+        raise InputError("the model is in training mode, with dropout: call model.eval() first")
     if input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.shape != attention_mask.shape:
         raise InputError(
             "input_ids and attention_mask: expected the same shape [batch, length], "
@@ -369,8 +370,7 @@ def _check_inputs(
         )
     if not 1 <= num_beams <= trie.num_items:
         raise InputError(
-            f"num_beams is {num_beams}, but the catalogue has {trie.num_items} items; "
-            f"ask for 1 to {trie.num_items}"
+            f"num_beams is {num_beams}; ask for 1 to {trie.num_items}, the items in the catalogue"
         )
     if trie.device != input_ids.device:
         raise InputError(

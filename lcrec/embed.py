@@ -26,7 +26,6 @@ from lcrec.artifacts import (
     find_data,
     fingerprint,
     is_current,
-    provenance_path,
     read_array,
     read_json,
     write_array,
@@ -66,7 +65,8 @@ def main(argv: list[str]) -> None:
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
     items = load_items(config.data)
-    state = PartialState()
+    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     made = (config.output / EMBEDDINGS).exists()
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
@@ -88,9 +88,9 @@ def main(argv: list[str]) -> None:
     if state.is_main_process:
         assert vectors is not None
         embeddings = average_by_owner(vectors, owners, len(items))
-        provenance_path(config.output).unlink(missing_ok=True)
-        write_array(config.output / EMBEDDINGS, embeddings)
+        (config.output / EMBEDDINGS).unlink(missing_ok=True)
         write_provenance(config.output, STAGE, config_dict(config), inputs)
+        write_array(config.output / EMBEDDINGS, embeddings)
         shutil.rmtree(config.output / ".parts", ignore_errors=True)
         print(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
@@ -190,6 +190,8 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
         if isinstance(error, InputError):
             raise
         raise InputError(f"--encoder {name}: cannot be loaded ({error})") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of no file
+        raise InputError(f"--encoder {name}: cannot be loaded (there is no tokenizer with it)")
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     if tokenizer.pad_token is None:

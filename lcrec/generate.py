@@ -15,11 +15,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from lcrec.artifacts import find_data, is_current, write_provenance
+from lcrec.artifacts import find_data, is_current, require_same_input, write_provenance
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError, closest, run_stage
@@ -62,38 +62,42 @@ class GenerateConfig:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     config = parse_config(GenerateConfig, argv, description=__doc__ or "", prog=STAGE)
-    if config.user is not None and config.history is not None:
-        raise InputError("--user and --history: give one of them")
-    one_request = config.user is not None or config.history is not None
-    if not one_request and config.output is None:
-        raise InputError("--output is required for a split; or ask for one --user or --history")
-    if config.output is not None:
-        require_predictions_path(config.output)
+    output = config.output
+    if sum(wish is not None for wish in (output, config.user, config.history)) != 1:
+        raise InputError(
+            "give one of --output FILE.jsonl (to rank for a split), --user and --history (to see "
+            "one ranking)"
+        )
+    if output is not None:
+        require_predictions_path(output)
     items = load_items(config.data)
-    if config.beams is not None and config.beams > len(items):
-        raise InputError(f"--beams {config.beams}: the catalogue has only {len(items)} items")
-    if config.k > len(items):
-        raise InputError(f"--k {config.k}: the catalogue has only {len(items)} items")
-    if config.beams is not None and config.beams < config.k:
-        raise InputError(f"--beams {config.beams} cannot rank --k {config.k} items; take more")
+    check_counts(config.k, config.beams, len(items))
     split = leave_one_out(load_interactions(config.data, len(items)))
     cases = split.valid if config.split == "valid" else split.test
+    if config.history is not None:
+        history = check_history(config.history, len(items))
+    elif config.user is not None:
+        history = history_of(cases, config.user).tolist()
 
-    state = PartialState()
+    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     settings = config_dict(config)
     del settings["show"]
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
     if config.prompts is not None:
         inputs["prompts"] = config.prompts
-    done = config.output is not None and config.output.exists()
-    if not one_request and done and is_current(config.output, STAGE, settings, inputs):
-        state.print(f"{config.output} is up to date.")
+    if output is not None and output.exists() and is_current(output, STAGE, settings, inputs):
+        state.print(f"{output} is up to date.")
         if state.is_main_process:
-            show_examples(config.output, cases, items, config.show)
+            show_examples(output, cases, items, config.show)
         return
 
-    own_prompts = config.prompts and PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
+    own_prompts = None
+    if config.prompts is not None:
+        own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
+    retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
+    require_same_input(config.model, "item", paths.item, retrain)
     recommender = Recommender.from_pretrained(
         config.model,
         device=state.device,
@@ -101,15 +105,9 @@ def main(argv: list[str]) -> None:
         prompts=own_prompts,
         max_batch_tokens=config.batch_tokens,
     )
-    if len(recommender.index) != len(items):
-        raise InputError(
-            f"--model {config.model} knows {len(recommender.index)} items, the catalogue in "
-            f"--data {config.data} has {len(items)}; they do not belong together"
-        )
     templates = choose_templates(recommender.prompts, config.templates)
 
-    if one_request:
-        history = config.history or list(history_of(cases, config.user or ""))
+    if output is None:
         ranking = recommender.recommend(
             [history],
             config.k,
@@ -135,14 +133,34 @@ def main(argv: list[str]) -> None:
         state=state,
     )
     if state.is_main_process:
-        assert config.output is not None
-        write_predictions(config.output, predictions)
-        write_provenance(config.output, STAGE, settings, inputs)
-        show_examples(config.output, cases, items, config.show)
-        print(
-            f"Wrote {config.output}. Next: python -m lcrec.evaluate --predictions {config.output}"
-        )
+        write_predictions(output, predictions)
+        write_provenance(output, STAGE, settings, inputs)
+        show_examples(output, cases, items, config.show)
+        print(f"Wrote {output}. Next: python -m lcrec.evaluate --predictions {output}")
     state.wait_for_everyone()
+
+
+def check_counts(k: int, beams: int | None, num_items: int) -> None:
+    """Refuse more items or beams than there are, and fewer beams than items to rank."""
+    if k > num_items:
+        raise InputError(f"--k {k}: the catalogue has only {num_items} items")
+    if beams is not None and beams > num_items:
+        raise InputError(f"--beams {beams}: the catalogue has only {num_items} items")
+    if beams is not None and beams < k:
+        raise InputError(f"--beams {beams} cannot rank --k {k} items; take at least {k} beams")
+
+
+def check_history(history: list[int], num_items: int) -> list[int]:
+    """Return the items of `--history`, refusing an empty list and ids that no item has."""
+    if not history:
+        raise InputError("--history: the list is empty; give at least one item id")
+    for item in history:
+        if not 0 <= item < num_items:
+            raise InputError(
+                f"--history: item {item} is not in the catalogue, whose ids are 0 to "
+                f"{num_items - 1}"
+            )
+    return history
 
 
 def choose_templates(prompts: PromptSet, wanted: list[str]) -> list[Template]:

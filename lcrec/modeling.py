@@ -4,7 +4,8 @@ A checkpoint is one self-contained folder: weights (a whole model, or a LoRA ada
 tokens' rows and the name of its base), tokenizer with chat template, its own copy of the item
 index and of the prompts, the resolved recipe, and `lcrec.json`.
 
-Public names: `load_base`, `add_adapter`, `save_checkpoint`, `load_checkpoint`, `Checkpoint`.
+Public names: `load_base`, `set_attention_dropout`, `add_adapter`, `save_checkpoint`,
+`load_checkpoint`, `Checkpoint`.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,13 +23,22 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lcrec.artifacts import PROMPTS, PROVENANCE, RECIPE, read_provenance, write_provenance
+from lcrec.artifacts import (
+    PROMPTS,
+    PROVENANCE,
+    RECIPE,
+    read_provenance,
+    require_same_input,
+    write_provenance,
+)
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 
 STAGE = "accelerate launch recipes/finetune.py"
 ADAPTER_CONFIG = "adapter_config.json"
+# What loading raises for weights that are missing, foreign or damaged.
+LOAD_ERRORS = (OSError, ValueError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -55,13 +66,29 @@ def load_base(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except LOAD_ERRORS as error:
         raise InputError(
-            f"--base {name}: cannot be loaded as a causal language model ({reason}); name a model "
-            "on the hub, a folder that holds one, or make a small one with python -m lcrec.tinylm"
+            f"--base {name}: cannot be loaded as a causal language model ({_reason(error)}); name "
+            "a model on the hub, a folder that holds one, or make a small one with "
+            "python -m lcrec.tinylm"
         ) from None
     return model, tokenizer
+
+
+def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
+    """Drop this share of the attention weights in training.
+
+    Raises:
+        InputError: the model's family has no such setting.
+    """
+    holders: list[Any] = [part for part in model.modules() if hasattr(part, "attention_dropout")]
+    if not holders:
+        raise InputError(
+            f"--dropout {rate}: {type(model).__name__} has no dropout on its attention weights; "
+            "leave it at 0"
+        )
+    for holder in (model.config, *holders):
+        holder.attention_dropout = rate
 
 
 def add_adapter(
@@ -113,9 +140,11 @@ def save_checkpoint(
         **facts: what inference must know, such as `max_history`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Without this PEFT writes both resized matrices whole beside the trained rows.
-    extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(folder, **extra)
+    if isinstance(model, PeftModel):
+        # PEFT's default would write both resized matrices whole beside the trained rows.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     index.save(folder)
     prompts.save(folder / PROMPTS)
@@ -135,7 +164,8 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
     """Load what `save_checkpoint` wrote, ready for inference.
 
     Raises:
-        InputError: the folder is no checkpoint of ours, or its base model is gone.
+        InputError: the folder is no checkpoint of ours, its weights are damaged, or its base model
+            is gone or is another one now.
     """
     facts = read_provenance(folder) if folder.is_dir() else None
     if facts is None or facts.get("stage") != STAGE:
@@ -145,19 +175,33 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
         )
     index = ItemIndex.load(folder)
     prompts = PromptSet.load(folder / PROMPTS)
+    model: PreTrainedModel | PeftModel
+    base = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: PreTrainedModel | PeftModel
         if (folder / ADAPTER_CONFIG).exists():
-            base = LoraConfig.from_pretrained(folder).base_model_name_or_path
-            model, _ = load_base(base, dtype)
-            if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+            base = str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path)
+            if Path(base).is_dir():
+                require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
+            table = model.get_input_embeddings().weight
+            assert isinstance(table, torch.Tensor)
+            if len(table) < len(tokenizer):
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model = PeftModel.from_pretrained(model, folder)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--model {folder}: cannot be loaded ({error})") from None
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except InputError:
+        raise
+    except LOAD_ERRORS as error:
+        needs = f", which needs the base model {base}," if base else ""
+        raise InputError(
+            f"--model {folder}{needs} cannot be loaded ({_reason(error)}); bring back what is "
+            f"missing, or train again with: {STAGE}"
+        ) from None
     return Checkpoint(model.eval(), tokenizer, index, prompts, facts)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -78,7 +78,7 @@ def _find_fault(model: Any, beam_search: Callable[..., Any]) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ())
     kinds -= {"full_attention", "sliding_attention"}
     if kinds:
-        return f"it has layers of another kind than attention ({', '.join(sorted(kinds))})"
+        return f"it has layers other than full and sliding attention ({', '.join(sorted(kinds))})"
     try:
         with _narrow_window(config), torch.no_grad():
             error, tolerance = _compare(model, beam_search, config.vocab_size)

@@ -19,7 +19,8 @@ from lcrec.data import Interactions, Items, leave_one_out, load_interactions, lo
 from lcrec.errors import InputError, closest
 from lcrec.index import ItemIndex
 from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet, read_prompts
-from lcrec.tasks import TASKS, TaskData, UserTexts, load_user_texts
+from lcrec.tasks import TASKS, TaskData
+from lcrec.user_texts import UserTexts, load_user_texts
 
 # How far `show` looks for records, so that it answers at once on any data set.
 RECORDS_SEEN = 2000

@@ -27,7 +27,6 @@ from lcrec.artifacts import (
     atomic_path,
     find_data,
     is_current,
-    provenance_path,
     read_array,
     require_same_input,
     write_json,
@@ -122,12 +121,12 @@ def main(argv: list[str]) -> None:
     index = ItemIndex(assignment.codes, level_sizes)
     report = describe_index(model, torch.from_numpy(embeddings), assignment)
 
-    provenance_path(config.output).unlink(missing_ok=True)
-    index.save(config.output)
+    (config.output / INDEX).unlink(missing_ok=True)
     with atomic_path(config.output / RQVAE_WEIGHTS) as temporary:
         save_file(model.state_dict(), temporary)
     write_json(config.output / REPORT, report, indent=2)
     write_provenance(config.output, STAGE, config_dict(config), inputs, level_sizes=level_sizes)
+    index.save(config.output)
     print_report(report)
     print(
         f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data {config.data} "

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.dataset import PromptEncoder
@@ -97,8 +98,9 @@ class Recommender:
         """
         checkpoint = load_checkpoint(Path(folder), dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        nn.Module.to(checkpoint.model, device)
         return cls(
-            checkpoint.model.to(device),
+            checkpoint.model,
             checkpoint.tokenizer,
             checkpoint.index,
             prompts or checkpoint.prompts,

@@ -169,11 +169,10 @@ class RQVAE(nn.Module):
             codebook = layer._codebook.embed[0]
             distance, code = torch.cdist(residual, codebook).min(dim=1)
             dead = torch.bincount(code, minlength=self.num_codes) == 0
-            weight = distance.pow(2)
             # An item can fill one code only, and one served exactly needs none.
-            count = min(int(dead.sum()), int((weight > 0).sum()))
+            count = min(int(dead.sum()), int((distance > 0).sum()))
             if count:
-                chosen = torch.multinomial(weight, count, generator=generator)
+                chosen = torch.multinomial(distance.pow(2), count, generator=generator)
                 codebook[dead.nonzero()[:count, 0]] = residual[chosen]
                 revived += count
                 code = torch.cdist(residual, codebook).argmin(dim=1)
@@ -227,8 +226,9 @@ class _BalancedChoice:
 def sinkhorn(cost: Tensor, epsilon: float, iterations: int = SINKHORN_ITERATIONS) -> Tensor:
     """Return the log of the balanced transport plan between a batch and a codebook.
 
-    Every row carries mass 1/batch and every column 1/codes. Costs are scaled to [-1, 1] first, as
-    in the paper's code; all work is in the log domain, which cannot overflow for a small epsilon.
+    Every column carries mass 1/codes and every row 1/batch, the rows as nearly as the iterations
+    allow. Costs are scaled to [-1, 1] first, as in the paper's code; all work is in the log domain,
+    which cannot overflow for a small epsilon.
 
     Args:
         cost: float [batch, codes], any finite values.

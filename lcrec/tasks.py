@@ -1,29 +1,28 @@
 """The alignment tasks: a data set and its item index -> records of named template variables.
 
-Reads (through `load_user_texts`) the optional `<Name>.user.json`; writes nothing. A task says what
-a prompt may speak of (`variables`) and yields one record per training sample; how it is worded
-stands in `prompts/`. A record holds every variable of its task, empty where the data has nothing:
-a template may be used for a record only if all it uses is non-empty.
+Reads and writes nothing. A task says what a prompt may speak of (`variables`) and yields one record
+per training sample; how it is worded stands in `prompts/`. A record holds every variable of its
+task, empty where the data has nothing: a template may be used for a record only if all it uses is
+non-empty.
 
 Item text is written by strangers, so every text passes through `plain_text` on its way in.
 
-Public names: `TASKS`, `Task`, `Variable`, `Record`, `TaskData`, `UserTexts`, `load_user_texts`,
-`plain_text`, `history_record`, `item_record`, `search_record`.
+Public names: `TASKS`, `Task`, `Variable`, `Record`, `TaskData`, `plain_text`, `history_record`,
+`item_record`, `search_record`.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from lcrec.artifacts import find_data, read_json
 from lcrec.data import Interactions, Items
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
+from lcrec.user_texts import UserTexts
 
 Record = dict[str, str | list[str]]
 
@@ -32,27 +31,6 @@ CHARACTERS_PER_WORD = 8
 # Control characters, and halves of surrogate pairs, which JSON may hold but UTF-8 cannot.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 OPENING_BRACKET = re.compile(r"<(?=\S)")
-
-
-@dataclass(frozen=True)
-class UserTexts:
-    """What users like, and looked for when they took the last training item and the test item.
-
-    Each is {user: [text, ...]}; users may be missing. `num_users` counts all of the data set.
-    """
-
-    preferences: dict[str, list[str]]
-    train_intentions: dict[str, list[str]]
-    test_intentions: dict[str, list[str]]
-    num_users: int
-
-    def describe(self) -> str:
-        """Return one line that says how many users have which text."""
-        return (
-            f"of {self.num_users:,} users {len(self.preferences):,} have preferences, "
-            f"{len(self.train_intentions):,} an intention to train on, "
-            f"{len(self.test_intentions):,} one to test on"
-        )
 
 
 @dataclass(frozen=True)
@@ -65,9 +43,14 @@ class TaskData:
         max_history: how many of the latest items a history holds.
         max_text_words: the length, in words, that titles and all other texts are cut to.
         user_texts: preferences and intentions, where the data set has them.
+        history_dropout: the chance that an item of a `seqrec` history is left out, drawn anew
+            each epoch; one at least stays. On small data it keeps a model from
+            recognising a user by the whole history instead of learning what follows what.
+        seed: decides what is left out.
 
     Raises:
-        InputError: the index has another number of items, or a limit is below 1.
+        InputError: the index has another number of items, a limit is below 1, or the chance is
+            not in [0, 1).
     """
 
     items: Items
@@ -76,6 +59,8 @@ class TaskData:
     max_history: int = 20
     max_text_words: int = 60
     user_texts: UserTexts | None = None
+    history_dropout: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if len(self.index) != len(self.items):
@@ -86,6 +71,8 @@ class TaskData:
         for name in ("max_history", "max_text_words"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; the least allowed is 1")
+        if not 0 <= self.history_dropout < 1:
+            raise InputError(f"history_dropout is {self.history_dropout}; take 0 to below 1")
 
     @cached_property
     def titles(self) -> list[str]:
@@ -203,7 +190,12 @@ def _prefixes(data: TaskData) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def _next_items(data: TaskData, epoch: int) -> Iterator[Record]:
+    rng = np.random.default_rng([data.seed, epoch])
     for history, target in _prefixes(data):
+        if data.history_dropout:
+            kept = rng.random(len(history)) >= data.history_dropout
+            kept[rng.integers(len(history))] |= not kept.any()
+            history = history[kept]
         record = history_record(data.index, history, data.max_history)
         yield {**record, "target": data.index.texts[target]}
 
@@ -261,68 +253,6 @@ def _user_texts(data: TaskData, task: str) -> UserTexts:
 def _one_of(texts: dict[str, list[str]], user: str, turn: int) -> str:
     own = texts.get(user)
     return own[turn % len(own)] if own else ""
-
-
-def load_user_texts(folder: Path, interactions: Interactions) -> UserTexts | None:
-    """Read `<Name>.user.json`, or return None where the data folder has none.
-
-    Args:
-        folder: the data folder.
-        interactions: the whole sequences, to check that an intention is about the right item:
-            the last training item ([-3]) or the test item ([-1]).
-
-    Raises:
-        InputError: the file is malformed, speaks of a user the data set does not have, or of
-            another item than the one to be predicted.
-    """
-    path = find_data(folder).user
-    if not path.exists():
-        return None
-    raw = read_json(path)
-    names = ("user_explicit_preference", "user_vague_intention")
-    if not isinstance(raw, dict) or not any(name in raw for name in names):
-        raise InputError(f"{path}: expected an object with {' and '.join(map(repr, names))}")
-    intentions = _require_object(raw.get(names[1], {}), f"{path}: {names[1]}")
-    last_items = dict(zip(interactions.users, interactions, strict=True))
-    sections: list[dict[str, list[str]]] = []
-    for section, where, back in (
-        (raw.get(names[0], {}), f"{path}: {names[0]}", None),
-        (intentions.get("train", {}), f"{path}: {names[1]}: train", 3),
-        (intentions.get("test", {}), f"{path}: {names[1]}: test", 1),
-    ):
-        texts = {}
-        for user, entry in _require_object(section, where).items():
-            here = f"{where}: user {user!r}"
-            if user not in last_items:
-                raise InputError(f"{here} has no sequence; the file belongs to another data set")
-            if back is not None:
-                entry = _intention_texts(entry, last_items[user][-back:], back, here)
-            if not isinstance(entry, list) or not all(isinstance(text, str) for text in entry):
-                raise InputError(f"{here}: expected a list of texts, found {entry!r:.80}")
-            texts[user] = [text for text in entry if text.strip()]
-        sections.append({user: own for user, own in texts.items() if own})
-    preferences, train_intentions, test_intentions = sections
-    return UserTexts(preferences, train_intentions, test_intentions, len(interactions))
-
-
-def _intention_texts(entry: object, last_items: np.ndarray, back: int, where: str) -> object:
-    """Return the texts of an intention, which must be about the first of the user's last items."""
-    if not isinstance(entry, dict) or "item" not in entry or "querys" not in entry:
-        raise InputError(f"{where}: expected {{item, querys: [text, ...]}}, found {entry!r:.80}")
-    item = int(last_items[0]) if len(last_items) else None
-    if entry["item"] != item:
-        raise InputError(
-            f"{where}: the intention is about item {entry['item']!r}, but the user's item at "
-            f"[-{back}] is {item}; the file belongs to other sequences: make it anew with "
-            "python -m lcrec.intents"
-        )
-    return entry["querys"]
-
-
-def _require_object(value: object, where: str) -> dict:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected an object by user, found {value!r:.80}")
-    return value
 
 
 _HISTORY = Variable(

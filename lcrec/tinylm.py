@@ -67,7 +67,12 @@ def main(argv: list[str]) -> None:
         print(f"{config.output} is up to date.")
         return
     # The folder is replaced as a whole, so it must be ours.
-    if config.output.exists() and (read_provenance(config.output) or {}).get("stage") != STAGE:
+    holds_other = config.output.is_file() or (
+        config.output.is_dir()
+        and any(config.output.iterdir())
+        and (read_provenance(config.output) or {}).get("stage") != STAGE
+    )
+    if holds_other:
         raise InputError(f"--output {config.output}: something else lies there; name a new folder")
     texts = collect_corpus(items, prompts, config.max_words)
     print(f"Training a tokenizer on {len(texts):,} texts")
@@ -79,7 +84,8 @@ def main(argv: list[str]) -> None:
     with atomic_path(config.output) as temporary:
         tokenizer.save_pretrained(temporary)
         model.save_pretrained(temporary)
-        write_provenance(temporary, STAGE, config_dict(config), inputs, loss=loss)
+        noted = None if math.isnan(loss) else loss  # JSON has no NaN
+        write_provenance(temporary, STAGE, config_dict(config), inputs, loss=noted)
     print(
         f"Wrote {config.output} (loss {loss:.2f} per token). Next: accelerate launch "
         f"recipes/finetune.py --base {config.output} --data {config.data} --index DIR --output DIR"

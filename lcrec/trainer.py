@@ -2,9 +2,10 @@
 
 The head scores answer positions only; validation ranks the whole catalogue beside the loss, on
 all processes; and a checkpoint counts only once it is complete, so that a killed run never resumes
-from half of one.
+from half of one, nor from one of another run.
 
-Public names: `RecommenderTrainer`, `RankingValidation`, `latest_checkpoint`.
+Public names: `RecommenderTrainer`, `RankingValidation`, `claim_output`, `latest_checkpoint`,
+`WORK`.
 """
 
 import shutil
@@ -13,21 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from trl import SFTTrainer
 
+from lcrec.artifacts import read_json, read_provenance, write_json
 from lcrec.data import Cases
 from lcrec.dataset import IGNORED
+from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.metrics import hit_at_k, ndcg_at_k
+from lcrec.modeling import STAGE
 from lcrec.prompts import PromptSet
 from lcrec.recommender import Recommender
 
+WORK = ".training"  # inside the output folder, until the run is finished
 COMPLETE = "complete"
 
 
@@ -95,6 +107,7 @@ class RecommenderTrainer(SFTTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         recommender = Recommender(
             model,
             self.processing_class,
@@ -115,11 +128,12 @@ class RecommenderTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.model
-        if isinstance(model, PeftModel) and self.args.should_save:
-            # PEFT's default would write both resized matrices whole beside the trained rows.
-            model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
-        elif not isinstance(model, PeftModel):
+        if not isinstance(model, PeftModel):
             super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            # PEFT's default would write both resized matrices whole beside the trained rows.
+            folder = output_dir or str(self.args.output_dir)
+            model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
 
 
 class _MarkComplete(TrainerCallback):
@@ -128,9 +142,52 @@ class _MarkComplete(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        PartialState().wait_for_everyone()  # every process writes its random state there
         if state.is_world_process_zero:
             folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
             (folder / COMPLETE).touch()
+
+
+def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
+    """Take the output folder for this run, or refuse it.
+
+    Args:
+        output: the folder.
+        run: all that decides the result: settings, hashes of the inputs, number of processes.
+        overwrite: throw another run away.
+
+    Raises:
+        InputError: it holds a run of other settings or inputs, or files that are no run at all.
+    """
+    note = output / WORK / "run.json"
+    files = [path for path in output.rglob("*") if path.is_file() and path.suffix != ".partial"]
+    if files:
+        finished = read_provenance(output)
+        if note.exists():
+            found = read_json(note)
+        elif finished is not None and finished["stage"] == STAGE:
+            hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
+            found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
+        else:
+            raise InputError(
+                f"--output {output} holds something else (such as {files[0].name}), which no run "
+                "of this recipe made; name another folder"
+            )
+        if note.exists() and found == run:
+            return
+        if not overwrite:
+            differing = [key for key in run if found.get(key) != run[key]]
+            raise InputError(
+                f"--output {output} holds something else: a run that differs in "
+                f"{', '.join(differing) or 'the version of lcrec'}; name another folder, or throw "
+                "that run away with --overwrite"
+            )
+        # Set aside whole: half of a run, were this killed, would look like a stranger's files.
+        doomed = output.with_name(f".{output.name}.replaced")
+        shutil.rmtree(doomed, ignore_errors=True)
+        output.rename(doomed)
+        shutil.rmtree(doomed)
+    write_json(note, run)
 
 
 def latest_checkpoint(folder: Path) -> str | None:

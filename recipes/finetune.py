@@ -17,20 +17,40 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from transformers import EarlyStoppingCallback, set_seed
+from accelerate.state import PartialState
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from trl import SFTConfig
 
-from lcrec.artifacts import INDEX, find_data, is_current, read_json, require_same_input, write_json
+from lcrec.artifacts import (
+    INDEX,
+    find_data,
+    fingerprint,
+    is_current,
+    require_same_input,
+)
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases, leave_one_out, load_interactions, load_items
 from lcrec.dataset import PromptEncoder, Row, collate_left, draw_rows, parse_mixture, tokenise_rows
 from lcrec.errors import InputError, run_stage
 from lcrec.index import ItemIndex
-from lcrec.modeling import STAGE, add_adapter, load_base, save_checkpoint
+from lcrec.modeling import (
+    STAGE,
+    add_adapter,
+    load_base,
+    save_checkpoint,
+    set_attention_dropout,
+)
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
-from lcrec.tasks import TaskData, history_record, load_user_texts
-from lcrec.trainer import RankingValidation, RecommenderTrainer, latest_checkpoint
+from lcrec.tasks import TaskData, history_record
+from lcrec.trainer import (
+    WORK,
+    RankingValidation,
+    RecommenderTrainer,
+    claim_output,
+    latest_checkpoint,
+)
+from lcrec.user_texts import load_user_texts
 from lcrec.vocab import extend_tokenizer, resize_embeddings
 
 
@@ -63,6 +83,9 @@ class FinetuneConfig:
     accumulate: int = option("steps to add up before an update", 1, minimum=1)
     max_length: int = option("tokens of a sample at most", 2048, minimum=8)
     max_history: int = option("items of a history shown at most", 20, minimum=1)
+    history_dropout: float = option(
+        "chance that an item of a seqrec history is left out, anew each epoch", 0.0, minimum=0
+    )
     max_text_words: int = option("words of a title or description shown at most", 60, minimum=1)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of training", "fp32")
     gradient_checkpointing: bool = option("save memory, spend a third more time", False)
@@ -78,7 +101,12 @@ class FinetuneConfig:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     config = parse_config(FinetuneConfig, argv, description=__doc__ or "", prog=STAGE)
-    state = PartialState()
+    for flag in ("lora_dropout", "dropout", "warmup"):
+        if getattr(config, flag) >= 1:
+            name = flag.replace("_", "-")
+            raise InputError(f"--{name} {getattr(config, flag)}: give a share below 1")
+    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     set_seed(config.seed)
 
     # What to train on.
@@ -87,33 +115,35 @@ def main(argv: list[str]) -> None:
     interactions = load_interactions(config.data, len(items))
     split = leave_one_out(interactions)
     rebuild = f"python -m lcrec.quantize --data {config.data} --output {config.index}"
-    require_same_input(config.index, "item", paths.item, rebuild)
-    index = ItemIndex.load(config.index, len(items))
+    index_path = config.index if config.index.is_file() else config.index / INDEX
+    require_same_input(index_path.parent, "item", paths.item, rebuild)
+    index = ItemIndex.load(index_path, len(items))
     prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
     mixture = parse_mixture(config.tasks)
-    inputs = {"item": paths.item, "inter": paths.inter, "index": index_file(config.index)}
+    inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
+    if paths.user.exists():
+        inputs["user"] = paths.user
     if Path(config.base).is_dir():
         inputs["base"] = Path(config.base)
     recipe = config_dict(config) | {"prompts": prompts.content_hash}
     recipe.pop("overwrite")
-    if is_current(config.output, STAGE, recipe, inputs):
+    work = config.output / WORK
+    current = is_current(config.output, STAGE, recipe, inputs)
+    state.wait_for_everyone()  # all have looked before one writes
+    if current:
         state.print(f"{config.output} is up to date.")
+        if state.is_main_process:
+            shutil.rmtree(work, ignore_errors=True)  # left where a run was killed at its very end
         return
-    work = config.output / ".training"
-    if state.is_main_process:
-        claim_output(config.output, recipe, overwrite=config.overwrite)
-    state.wait_for_everyone()
 
     # The model, with the item tokens in its vocabulary.
+    model: PreTrainedModel | PeftModel
     model, tokenizer = load_base(config.base)
     new_ids = extend_tokenizer(tokenizer, index)
     titles = [items.title(item) for item in range(len(items))] if config.rows == "text" else None
     resize_embeddings(model, tokenizer, index, titles)
     if config.dropout:
-        model.config.attention_dropout = config.dropout
-        for module in model.modules():
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = config.dropout
+        set_attention_dropout(model, config.dropout)
     if config.mode == "lora":
         model = add_adapter(
             model,
@@ -132,6 +162,8 @@ def main(argv: list[str]) -> None:
         max_history=config.max_history,
         max_text_words=config.max_text_words,
         user_texts=load_user_texts(config.data, interactions),
+        history_dropout=config.history_dropout,
+        seed=config.seed,
     )
     epochs = [
         draw_rows(data, prompts, mixture, config.seed, epoch) for epoch in range(config.epochs)
@@ -144,6 +176,13 @@ def main(argv: list[str]) -> None:
         config.max_length,
         config.batch_size,
     )
+
+    # The output folder, taken only now that nothing is wrong with the rest.
+    if state.is_main_process:
+        hashes = {role: fingerprint(path) for role, path in inputs.items()}
+        run = recipe | {"inputs": hashes, "processes": state.num_processes}
+        claim_output(config.output, run, overwrite=config.overwrite)
+    state.wait_for_everyone()
 
     global_batch = config.batch_size * config.accumulate * state.num_processes
     steps_per_epoch = max(1, len(epochs[0]) // global_batch)
@@ -181,22 +220,27 @@ def main(argv: list[str]) -> None:
             warmup_steps=config.warmup,
             bf16=config.precision == "bf16",
             fp16=config.precision == "fp16",
-            gradient_checkpointing=config.gradient_checkpointing,
+            activation_checkpointing=config.gradient_checkpointing,
             eval_strategy="steps",
             eval_steps=validate_steps,
             save_strategy="steps",
             save_steps=validate_steps,
             save_total_limit=2,
             load_best_model_at_end=True,
+            # A resumed run must stop early where an uninterrupted one would have.
+            restore_callback_states_from_checkpoint=True,
             metric_for_best_model="eval_ndcg@10",
             greater_is_better=True,
             logging_steps=max(1, validate_steps // 5),
             report_to=config.report_to,
             seed=config.seed,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=not torch.accelerator.is_available(),
         ),
     )
-    trainer.train(resume_from_checkpoint=latest_checkpoint(work))
+    with state.main_process_first():  # which clears away what a killed run left unfinished
+        resume_from = latest_checkpoint(work)
+    trainer.train(resume_from_checkpoint=resume_from)
+    state.wait_for_everyone()  # all have read the best weights before they are cleared away
 
     if state.is_main_process:
         best = trainer.state.best_metric
@@ -218,30 +262,6 @@ def main(argv: list[str]) -> None:
             "--output DIR/predictions.jsonl"
         )
     state.wait_for_everyone()
-
-
-def index_file(folder: Path) -> Path:
-    """Return the index's file, which `--index` may name itself."""
-    return folder if folder.is_file() else folder / INDEX
-
-
-def claim_output(output: Path, recipe: dict, *, overwrite: bool) -> None:
-    """Take the output folder for this run, or refuse it.
-
-    Raises:
-        InputError: it holds a finished or unfinished run of another recipe.
-    """
-    note = output / ".training" / "run.json"
-    if note.exists() and read_json(note) == recipe:
-        return
-    if output.exists() and any(output.iterdir()):
-        if not overwrite:
-            raise InputError(
-                f"--output {output} holds something else (another run?); name another folder, or "
-                "throw it away with --overwrite"
-            )
-        shutil.rmtree(output)
-    write_json(note, recipe)
 
 
 def sample_cases(cases: Cases, count: int, seed: int) -> Cases:

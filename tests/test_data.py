@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.data import Interactions, Items, leave_one_out, load_interactions, load_items
+from lcrec.data import Interactions, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError
 
 ITEMS = {
@@ -194,7 +194,3 @@ def test_the_split_shares_no_memory_that_a_caller_could_spoil():
     split.train.items[:] = 0
     split.test.targets[:] = 0
     assert [sequence.tolist() for sequence in interactions] == list(SEQUENCES.values())
-
-
-def test_items_without_a_file():
-    assert Items([{"title": "Desk"}]).title(0) == "Desk"

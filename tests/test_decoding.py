@@ -327,12 +327,13 @@ def test_the_model_s_generation_config_does_not_leak():
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "phi3", "gpt2"])
-def test_falling_back_changes_no_answer(family, monkeypatch):
+@pytest.mark.parametrize("num_beams", [1, 7])
+def test_falling_back_changes_no_answer(family, num_beams, monkeypatch):
     model, trie = make_model(family), ItemTrie.build(make_items().numpy())
     ids, mask = make_prompts()
-    fast = search(model, ids, mask, trie, 7)
+    fast = search(model, ids, mask, trie, num_beams)
     monkeypatch.setattr(decoding, "supports_shared_prefix", lambda _: False)
-    slow = search(model, ids, mask, trie, 7)
+    slow = search(model, ids, mask, trie, num_beams)
     assert slow.items.tolist() == fast.items.tolist()
     torch.testing.assert_close(slow.scores, fast.scores, atol=1e-4, rtol=0)
 
@@ -344,7 +345,7 @@ LOCAL = {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window
 @pytest.mark.parametrize(
     ("config", "options", "reason"),
     [
-        (transformers.Lfm2Config, CONVOLUTIONS, "another kind than attention (conv)"),
+        (transformers.Lfm2Config, CONVOLUTIONS, "other than full and sliding attention (conv)"),
         (transformers.GPTNeoConfig, LOCAL, "window_size"),
         (transformers.BloomConfig, {"n_layer": 2, "n_head": 4}, "cannot share a prompt"),
         (transformers.MptConfig, {"d_model": 32, "n_layers": 2, "n_heads": 4}, "off by"),
@@ -451,7 +452,7 @@ def test_one_prompt_that_does_not_fit_is_an_error(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_beams": 41}, "num_beams is 41, but the catalogue has 40 items"),
+        ({"num_beams": 41}, "num_beams is 41; ask for 1 to 40"),
         ({"num_beams": 0}, "num_beams is 0"),
         ({"attention_mask": torch.ones(3, 5)}, r"got \[3, 20\] and \[3, 5\]"),
         ({"attention_mask": make_prompts()[1].flip(1)}, "row 1 is empty or not padded on the left"),

@@ -12,7 +12,8 @@ from lcrec.errors import InputError
 from lcrec.index import ITEM_TOKEN
 from lcrec.prompts import PromptSet, Template, read_prompts
 from lcrec.prompts_cli import chat_template_faults, example_data, example_index, main
-from lcrec.tasks import TASKS, TaskData, UserTexts, history_record
+from lcrec.tasks import TASKS, TaskData, history_record
+from lcrec.user_texts import UserTexts
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
 GOLDEN = Path(__file__).parent / "golden" / "prompts"

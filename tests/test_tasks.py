@@ -18,13 +18,12 @@ from lcrec.index import ITEM_TOKEN, ItemIndex
 from lcrec.tasks import (
     TASKS,
     TaskData,
-    UserTexts,
     history_record,
     item_record,
-    load_user_texts,
     plain_text,
     search_record,
 )
+from lcrec.user_texts import UserTexts, load_user_texts
 
 SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
 ITEMS = Items(
@@ -293,3 +292,26 @@ def test_layer_0_loads_no_heavy_library():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
+def test_history_dropout_thins_histories_and_changes_by_epoch():
+    sequences = {str(user): [0, 1, 2, 3] for user in range(200)}
+    train = Interactions.from_sequences(sequences)
+    data = toy(train=train, history_dropout=0.5)
+    whole = toy(train=train)
+    first, again = (list(TASKS["seqrec"].records(data, 0)) for _ in range(2))
+    assert first == again
+    assert first != list(TASKS["seqrec"].records(data, 1))
+    kept = [len(record["history"]) for record in first]
+    full = [len(record["history"]) for record in TASKS["seqrec"].records(whole, 0)]
+    assert len(kept) == len(full)
+    assert min(kept) == 1
+    # Of 1, 2 and 3 items half stay, and one at least: (1 + 1.25 + 1.625) / 6 of them.
+    assert sum(kept) / sum(full) == pytest.approx(3.875 / 6, abs=0.05)
+    for thin, record in zip(first, TASKS["seqrec"].records(whole, 0), strict=True):
+        assert [item for item in record["history"] if item in thin["history"]] == thin["history"]
+
+
+def test_history_dropout_outside_its_range_is_refused():
+    with pytest.raises(InputError, match="history_dropout"):
+        toy(history_dropout=1.0)

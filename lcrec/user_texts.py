@@ -1,0 +1,99 @@
+"""What users like and look for, in words: the optional `<Name>.user.json` of a data folder.
+
+Reads LC-Rec's form: {"user_explicit_preference": {user: [text, ...]}, "user_vague_intention":
+{"train": {user: {"item", "querys": [text, ...]}}, "test": {...}}}. Writes nothing.
+
+Public names: `UserTexts`, `load_user_texts`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lcrec.artifacts import find_data, read_json
+from lcrec.data import Interactions
+from lcrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class UserTexts:
+    """What users like, and looked for when they took the last training item and the test item.
+
+    Each is {user: [text, ...]}; users may be missing. `num_users` counts all of the data set.
+    """
+
+    preferences: dict[str, list[str]]
+    train_intentions: dict[str, list[str]]
+    test_intentions: dict[str, list[str]]
+    num_users: int
+
+    def describe(self) -> str:
+        """Return one line that says how many users have which text."""
+        return (
+            f"of {self.num_users:,} users {len(self.preferences):,} have preferences, "
+            f"{len(self.train_intentions):,} an intention to train on, "
+            f"{len(self.test_intentions):,} one to test on"
+        )
+
+
+def load_user_texts(folder: Path, interactions: Interactions) -> UserTexts | None:
+    """Read `<Name>.user.json`, or return None where the data folder has none.
+
+    Args:
+        folder: the data folder.
+        interactions: the whole sequences, to check that an intention is about the right item:
+            the last training item ([-3]) or the test item ([-1]).
+
+    Raises:
+        InputError: the file is malformed, speaks of a user the data set does not have, or of
+            another item than the one to be predicted.
+    """
+    path = find_data(folder).user
+    if not path.exists():
+        return None
+    raw = read_json(path)
+    names = ("user_explicit_preference", "user_vague_intention")
+    if not isinstance(raw, dict) or not any(name in raw for name in names):
+        raise InputError(f"{path}: expected an object with {' and '.join(map(repr, names))}")
+    intentions = _require_object(raw.get(names[1], {}), f"{path}: {names[1]}")
+    last_items = dict(zip(interactions.users, interactions, strict=True))
+    sections: list[dict[str, list[str]]] = []
+    for section, where, back in (
+        (raw.get(names[0], {}), f"{path}: {names[0]}", None),
+        (intentions.get("train", {}), f"{path}: {names[1]}: train", 3),
+        (intentions.get("test", {}), f"{path}: {names[1]}: test", 1),
+    ):
+        texts = {}
+        for user, entry in _require_object(section, where).items():
+            here = f"{where}: user {user!r}"
+            if user not in last_items:
+                raise InputError(f"{here} has no sequence; the file belongs to another data set")
+            if back is not None:
+                entry = _intention_texts(entry, last_items[user][-back:], back, here)
+            if not isinstance(entry, list) or not all(isinstance(text, str) for text in entry):
+                raise InputError(f"{here}: expected a list of texts, found {entry!r:.80}")
+            texts[user] = [text for text in entry if text.strip()]
+        sections.append({user: own for user, own in texts.items() if own})
+    preferences, train_intentions, test_intentions = sections
+    return UserTexts(preferences, train_intentions, test_intentions, len(interactions))
+
+
+def _intention_texts(entry: object, last_items: np.ndarray, back: int, where: str) -> object:
+    """Return the texts of an intention, which must be about the first of the user's last items."""
+    if not isinstance(entry, dict) or "item" not in entry or "querys" not in entry:
+        raise InputError(f"{where}: expected {{item, querys: [text, ...]}}, found {entry!r:.80}")
+    item = int(last_items[0]) if len(last_items) else None
+    if entry["item"] != item:
+        raise InputError(
+            f"{where}: the intention is about item {entry['item']!r}, but the user's item at "
+            f"[-{back}] is {item}; the file belongs to other sequences: make it anew with "
+            "python -m lcrec.intents"
+        )
+    return entry["querys"]
+
+
+def _require_object(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object by user, found {value!r:.80}")
+    return value

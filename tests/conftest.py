@@ -1,0 +1,173 @@
+"""What tests share: a toy shop, its item index, a tiny base model, a checkpoint trained on them.
+
+Each is made once per session, in a temporary folder, in well under a second. Nothing heavy is
+imported before a fixture that needs it is asked for.
+"""
+
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before torch is imported: models this small spend their time waiting for a second thread. And no
+# test may look for anything on a model hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+
+TOP = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
+LEVEL_SIZES = (4, 4, 5)  # 80 paths for 48 items, which leave <a_3> and <c_4> unused
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of the public data sets."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the public data sets are absent: name their folder in LCREC_SHARED")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    from lcrec.prompts import PromptSet
+
+    return PromptSet.load(TOP / "prompts")
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory):
+    """A data folder with 60 users and 48 items."""
+    from lcrec import synthetic
+
+    folder = tmp_path_factory.mktemp("data") / "shop"
+    synthetic.main(["--output", str(folder), "--users", "60", "--items", "48"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop_items(shop):
+    from lcrec.data import load_items
+
+    return load_items(shop)
+
+
+@pytest.fixture(scope="session")
+def split(shop, shop_items):
+    from lcrec.data import leave_one_out, load_interactions
+
+    return leave_one_out(load_interactions(shop, len(shop_items)))
+
+
+@pytest.fixture(scope="session")
+def index():
+    """Item i has the base-4 digits of i as its codes."""
+    from lcrec.index import ItemIndex
+
+    codes = np.stack(np.unravel_index(np.arange(48), (4, 4, 4)), axis=1)
+    return ItemIndex(codes.astype(np.int32), LEVEL_SIZES)
+
+
+@pytest.fixture(scope="session")
+def index_folder(index, shop, tmp_path_factory):
+    """The index as `lcrec.quantize` would leave it."""
+    from lcrec.artifacts import find_data, write_provenance
+
+    folder = tmp_path_factory.mktemp("index")
+    index.save(folder)
+    inputs = {"item": find_data(shop).item}
+    write_provenance(
+        folder, "python -m lcrec.quantize", {}, inputs, level_sizes=list(index.level_sizes)
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(shop_items, prompts, tmp_path_factory):
+    """A folder with a random Qwen3 (one layer, width 32, tied head) and the shop's tokenizer."""
+    import torch
+
+    from lcrec.tinylm import build_model, collect_corpus, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer(collect_corpus(shop_items, prompts, max_words=20), 500)
+    torch.manual_seed(0)
+    # Far from uniform, so that rankings have no ties.
+    model = build_model(tokenizer, hidden_size=32, layers=1, context=512)
+    for weight in model.parameters():
+        weight.data.mul_(3.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    """The module `recipes/finetune.py`."""
+    path = TOP / "recipes" / "finetune.py"
+    spec = importlib.util.spec_from_file_location("finetune", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["finetune"] = module
+    spec.loader.exec_module(module)
+    # Every run collects garbage: without this, among all objects of the libraries just imported.
+    gc.freeze()
+    return module
+
+
+@pytest.fixture(scope="session")
+def finetune(recipe, shop, index_folder, base):
+    """Run the recipe in this process: `finetune(output, "--epochs", "3")` returns `output`.
+
+    The default is 2 epochs of 4 updates, each with a validation on 20 users.
+    """
+    defaults = {
+        "--data": shop,
+        "--index": index_folder,
+        "--base": base,
+        "--prompts": TOP / "prompts",
+        "--epochs": 2,
+        "--learning-rate": 0.01,
+        "--max-history": 4,
+        "--max-text-words": 12,
+        "--validation-users": 20,
+    }
+
+    def run(output, *options):
+        settings = dict(defaults)
+        for flag, value in zip(options[::2], options[1::2], strict=True):
+            settings[flag] = value
+        flags = [word for flag, value in settings.items() for word in (flag, str(value))]
+        recipe.main([*flags, "--output", str(output), "--tasks", "seqrec=24", "item2index=8"])
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(finetune, tmp_path_factory):
+    """A LoRA checkpoint after 8 updates. Tests leave it as it is."""
+    return finetune(tmp_path_factory.mktemp("trained") / "model")
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """Run a command in the top folder and return what it prints; it must exit with `status`."""
+
+    def run(*words, status=0, **environment):
+        command = [sys.executable, *map(str, words)]
+        result = subprocess.run(
+            command,
+            cwd=TOP,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
+        return result.stdout + result.stderr
+
+    return run

@@ -1,0 +1,443 @@
+"""Rows by seed and epoch, their token ids, and batches counted by hand."""
+
+import itertools
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, ByT5Tokenizer
+
+from lcrec.data import Interactions, Items
+from lcrec.dataset import (
+    IGNORED,
+    PromptEncoder,
+    Row,
+    collate_left,
+    draw_rows,
+    group_by_length,
+    parse_mixture,
+    tokenise_rows,
+)
+from lcrec.errors import InputError
+from lcrec.index import ItemIndex
+from lcrec.prompts import PromptSet, Template
+from lcrec.tasks import TASKS, TaskData, history_record
+from lcrec.tinylm import train_tokenizer
+from lcrec.vocab import extend_tokenizer
+
+INDEX = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2))
+ITEMS = Items([{"title": f"thing {name}"} for name in "abcd"])
+# 3 + 1 + 0 next items; nobody's sequence holds an item twice.
+TRAIN = Interactions.from_sequences({"ann": [0, 1, 2, 3], "bob": [3, 0], "cid": [2]})
+DATA = TaskData(ITEMS, TRAIN, INDEX)
+CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+
+
+def wording(name, question, answer="{{ target }}", task="seqrec", use="both"):
+    return Template(name, task, use, question, answer)
+
+
+def make_prompts(*templates, system="", chat_template=CHAT):
+    return PromptSet(templates, system, chat_template, {})
+
+
+THREE = make_prompts(
+    *(wording(f"{word}", f"{word} {{{{ history | join(' ') }}}}") for word in ("go", "on", "up")),
+    wording("look", "{{ title }}?", task="item2index"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    made = train_tokenizer(["go on up thing a b c d ? [user] [assistant]"], 300)
+    extend_tokenizer(made, INDEX)
+    return made
+
+
+# What to train on.
+
+
+def test_mixture_reads_shares_and_caps():
+    assert parse_mixture(["seqrec", "item2index=0.5", "index2item=200"]) == {
+        "seqrec": 1.0,
+        "item2index": 0.5,
+        "index2item": 200.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("seqrek", "no task 'seqrek'; did you mean 'seqrec'"),
+        ("seqrec=0", "expected a share in"),
+        ("seqrec=-1", "expected a share in"),
+        ("seqrec=1.5", "expected a share in"),
+        ("seqrec=half", "expected a share in"),
+        ("seqrec=nan", "expected a share in"),
+        ("seqrec=inf", "expected a share in"),
+        ("", "no task ''"),
+    ],
+)
+def test_mixture_refuses(entry, message):
+    with pytest.raises(InputError, match=message):
+        parse_mixture([entry])
+
+
+def test_mixture_refuses_a_task_named_twice():
+    with pytest.raises(InputError, match="'seqrec' is named twice"):
+        parse_mixture(["seqrec", "item2index", "seqrec=0.5"])
+
+
+def test_same_seed_same_rows():
+    mixture = {"seqrec": 1.0, "item2index": 1.0}
+    assert draw_rows(DATA, THREE, mixture, 7, 2) == draw_rows(DATA, THREE, mixture, 7, 2)
+
+
+def test_epochs_and_seeds_differ_in_wording_and_order():
+    def draw(seed, epoch):
+        return draw_rows(DATA, THREE, {"seqrec": 1.0, "item2index": 1.0}, seed, epoch)
+
+    def wordings(rows):
+        return {row.prompt.split(" ", 1)[1]: row.template_id for row in rows if " <" in row.prompt}
+
+    drawn = [draw(seed, epoch) for seed in (0, 1) for epoch in range(4)]
+    for rows in drawn:
+        # 4 next items and 4 titles, each once.
+        assert Counter(row.task for row in rows) == {"seqrec": 4, "item2index": 4}
+        assert sorted((row.task, row.completion) for row in rows) == sorted(
+            (row.task, row.completion) for row in drawn[0]
+        )
+    assert len({tuple(row.completion for row in rows) for rows in drawn}) == len(drawn)
+    assert len({tuple(sorted(wordings(rows).items())) for rows in drawn}) > len(drawn) / 2
+
+
+def test_a_sample_has_one_wording_per_epoch_and_several_over_time():
+    seen = defaultdict(Counter)
+    for epoch in range(30):
+        rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, epoch)
+        histories = [row.prompt.split(" ", 1)[1] for row in rows]
+        assert sorted(histories) == sorted(
+            [
+                "<a_0><b_0>",
+                "<a_0><b_0> <a_0><b_1>",
+                "<a_0><b_0> <a_0><b_1> <a_1><b_0>",
+                "<a_1><b_1>",
+            ]
+        )
+        for history, row in zip(histories, rows, strict=True):
+            seen[history][row.template_id] += 1
+    for counts in seen.values():
+        # Fair draws of 30 from three: fewer than 3 of one has a chance below one in 1,500.
+        assert set(counts) == {"go", "on", "up"}
+        assert min(counts.values()) >= 3
+
+
+def test_rows_read_as_their_template_says():
+    rows = draw_rows(DATA, THREE, {"item2index": 1.0}, 0, 0)
+    assert sorted(rows, key=lambda row: row.prompt) == [
+        Row(f"thing {name}?", INDEX.texts[item], "item2index", "look")
+        for item, name in enumerate("abcd")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("amount", "count"), [("1", 4), ("0.5", 2), ("0.25", 1), ("2", 2), ("3", 3), ("4", 4), ("9", 4)]
+)
+def test_shares_and_caps(amount, count):
+    rows = draw_rows(DATA, THREE, parse_mixture([f"seqrec={amount}"]), 0, 0)
+    assert len(rows) == count
+    assert len({row.prompt for row in rows}) == count
+
+
+def test_capped_samples_change_with_the_epoch():
+    chosen = {
+        row.prompt.split(" ", 1)[1]
+        for epoch in range(20)
+        for row in draw_rows(DATA, THREE, {"seqrec": 2.0}, 0, epoch)
+    }
+    assert len(chosen) == 4
+
+
+def test_a_cap_on_one_task_leaves_the_others_as_they_were():
+    both = draw_rows(DATA, THREE, {"seqrec": 1.0, "item2index": 2.0}, 3, 1)
+    alone = draw_rows(DATA, THREE, {"seqrec": 1.0}, 3, 1)
+    assert {row for row in both if row.task == "seqrec"} == set(alone)
+
+
+def test_wordings_for_evaluation_are_not_trained_on():
+    prompts = make_prompts(
+        wording("held-out", "never {{ history | join('') }}", use="eval"),
+        wording("train", "{{ history | join('') }}", use="train"),
+    )
+    rows = [row for e in range(9) for row in draw_rows(DATA, prompts, {"seqrec": 1.0}, 0, e)]
+    assert {row.template_id for row in rows} == {"train"}
+
+
+def test_a_sample_that_no_wording_can_say_is_left_out():
+    items = Items([{"title": "a", "description": "words"}, {"title": "b"}, {"title": "c"}, {}])
+    data = TaskData(items, TRAIN, INDEX)
+    prompts = make_prompts(
+        wording("by-title", "{{ title }}?", task="item2index"),
+        wording("by-both", "{{ title }}: {{ description }}?", task="item2index"),
+    )
+    rows = [row for e in range(20) for row in draw_rows(data, prompts, {"item2index": 1.0}, 0, e)]
+    assert len(rows) == 60
+    assert {row.prompt for row in rows} == {"a?", "b?", "c?", "a: words?"}
+
+
+# Token ids.
+
+
+def check_encoding(tokenizer, prompts):
+    """Encode questions and answers; return the encoder and a question's ids."""
+    encoder = PromptEncoder(tokenizer, prompts)
+    assert tokenizer.pad_token_id is not None
+    question = f"go {INDEX.texts[0]} {INDEX.texts[2]}"
+    (ids,), (answer,) = encoder.prompt_ids([question]), encoder.answer_ids([INDEX.texts[3]])
+    item = tokenizer(INDEX.texts[3], add_special_tokens=False)["input_ids"]
+    assert answer == [*item, tokenizer.eos_token_id]
+    assert len(item) == 2
+    # A prompt is what the chat template makes of the conversation.
+    whole = tokenizer.apply_chat_template(
+        prompts.messages(question), add_generation_prompt=True, enable_thinking=False
+    )
+    return encoder, ids, whole["input_ids"]
+
+
+def test_prompt_ids(tokenizer):
+    prompts = make_prompts(THREE.templates[0], system="Be brief.")
+    _, ids, whole = check_encoding(tokenizer, prompts)
+    assert ids == whole
+    assert tokenizer.decode(ids) == f"[system]Be brief.[user]go {INDEX.texts[0]} " + (
+        f"{INDEX.texts[2]}[assistant]"
+    )
+
+
+def test_the_shipped_chat_template(tokenizer, prompts):
+    fresh = train_tokenizer(["go on up thing"], 300)
+    extend_tokenizer(fresh, INDEX)
+    _, ids, whole = check_encoding(fresh, prompts)
+    assert ids == whole
+    assert fresh.decode(ids).endswith("\nA:\n")
+    assert fresh.chat_template == prompts.chat_template
+
+
+@pytest.mark.parametrize("in_template", [True, False])
+def test_bos_stands_first_and_once(in_template):
+    made = train_tokenizer(["go"], 300)
+    made.add_special_tokens({"bos_token": "<s>"})
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", made.bos_token_id)]
+    )
+    extend_tokenizer(made, INDEX)
+    made.chat_template = ("{{ bos_token }}" if in_template else "") + CHAT
+    encoder = PromptEncoder(made, THREE)
+    (ids,) = encoder.prompt_ids(["go"])
+    assert ids[0] == made.bos_token_id
+    assert ids.count(made.bos_token_id) == 1
+    assert made.bos_token_id not in encoder.answer_ids(["go"])[0]
+    assert made.pad_token_id == made.eos_token_id
+
+
+def test_a_slow_tokenizer():
+    made = ByT5Tokenizer()
+    extend_tokenizer(made, INDEX)
+    _, ids, _ = check_encoding(made, THREE)
+    assert made.decode(ids) == f"[user]go {INDEX.texts[0]} {INDEX.texts[2]}[assistant]"
+
+
+@pytest.mark.real_data
+def test_qwen3_answers_at_once(real_data, prompts):
+    made = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "Qwen3")
+    extend_tokenizer(made, INDEX)
+    own_template = made.chat_template
+    _, ids, whole = check_encoding(made, prompts)
+    assert ids == whole
+    assert made.chat_template == own_template
+    question = f"go {INDEX.texts[0]} {INDEX.texts[2]}"
+    # Thinking is opened and closed, so the item tokens are what comes next.
+    assert made.decode(ids) == (
+        f"<|im_start|>system\n{prompts.system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    assert made.eos_token == "<|im_end|>"
+
+
+def test_a_chat_template_without_system_messages(tokenizer):
+    picky = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+    made = train_tokenizer(["go"], 300)
+    made.chat_template = picky + "{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    encoder = PromptEncoder(made, make_prompts(THREE.templates[0], system="Be brief."))
+    assert made.decode(encoder.prompt_ids(["go"])[0]) == "[user]Be brief.\n\ngo"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "message"),
+    [
+        ("{{ raise_exception('wrong day') }}", "chat template fails: wrong day"),
+        ("[user]", "does not show a question as it is"),
+        ("{{ messages[0].content }}{{ messages[0].content }}", "does not show a question as it is"),
+        ("{{ messages[0].content | upper }}", "does not show a question as it is"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used(chat_template, message):
+    made = train_tokenizer(["go"], 300)
+    made.chat_template = chat_template
+    with pytest.raises(InputError, match=message):
+        PromptEncoder(made, THREE)
+
+
+def test_a_tokenizer_without_eos_is_refused():
+    made = train_tokenizer(["go"], 300)
+    made.eos_token = None
+    with pytest.raises(InputError, match="no EOS token"):
+        PromptEncoder(made, THREE)
+
+
+def test_a_question_is_never_read_as_a_template(tokenizer):
+    encoder = PromptEncoder(tokenizer, THREE)
+    (ids,) = encoder.prompt_ids(["{{ 7 * 7 }} {% raw %}"])
+    assert tokenizer.decode(ids) == "[user]{{ 7 * 7 }} {% raw %}[assistant]"
+
+
+def test_rows_become_prompt_and_answer(tokenizer):
+    encoder = PromptEncoder(tokenizer, THREE)
+    epochs = [draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, epoch) for epoch in range(3)]
+    dataset = tokenise_rows(epochs, encoder, 200, 2)
+    assert dataset.column_names == ["input_ids", "prompt_length", "task", "template_id"]
+    assert len(dataset) == 12
+    for number, epoch in enumerate(epochs):
+        left = {(row.prompt, row.completion): row for row in epoch}
+        for row in dataset.select(range(4 * number, 4 * number + 4)):
+            prompt = row["input_ids"][: row["prompt_length"]]
+            answer = row["input_ids"][row["prompt_length"] :]
+            assert answer.count(tokenizer.eos_token_id) == 1
+            assert answer[-1] == tokenizer.eos_token_id
+            text = tokenizer.decode(prompt).removeprefix("[user]").removesuffix("[assistant]")
+            words = left.pop((text, tokenizer.decode(answer[:-1])))
+            assert (row["task"], row["template_id"]) == (words.task, words.template_id)
+            assert prompt == encoder.prompt_ids([words.prompt])[0]
+            assert answer == encoder.answer_ids([words.completion])[0]
+        assert not left
+
+
+def test_a_row_that_is_too_long_names_its_template(tokenizer):
+    encoder = PromptEncoder(tokenizer, THREE)
+    rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
+    lengths = [
+        len(encoder.prompt_ids([row.prompt])[0] + encoder.answer_ids([row.completion])[0])
+        for row in rows
+    ]
+    longest = rows[int(np.argmax(lengths))]
+    tokenise_rows([rows], encoder, max(lengths), 2)
+    with pytest.raises(InputError) as caught:
+        tokenise_rows([rows], encoder, max(lengths) - 1, 2)
+    message = str(caught.value)
+    assert f"template {longest.template_id}: a sample has {max(lengths)} tokens" in message
+    assert f"--max-length {max(lengths) - 1}" in message
+    assert "--max-history" in message
+
+
+def test_an_epoch_may_be_empty(tokenizer):
+    encoder = PromptEncoder(tokenizer, THREE)
+    rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
+    dataset = tokenise_rows([[], rows, []], encoder, 200, 2)
+    assert len(dataset) == len(rows)
+
+
+def test_no_rows_at_all(tokenizer):
+    with pytest.raises(InputError, match="no task has a single sample"):
+        tokenise_rows([[], []], PromptEncoder(tokenizer, THREE), 100, 2)
+
+
+# Batches.
+
+
+@given(
+    lengths=st.lists(st.integers(1, 99), max_size=300),
+    batch_size=st.integers(1, 5),
+    seed=st.integers(0, 9),
+)
+def test_grouping_is_a_permutation_within_windows(lengths, batch_size, seed):
+    order = group_by_length(lengths, batch_size, seed)
+    assert sorted(order) == list(range(len(lengths)))
+    window = 50 * batch_size
+    for start in range(0, len(lengths), window):
+        part = order[start : start + window]
+        assert sorted(part) == list(range(start, min(start + window, len(lengths))))
+        # Batches cut the sorted lengths into runs: no two of them overlap.
+        full = len(part) // batch_size * batch_size
+        batches = [part[n : n + batch_size] for n in range(0, full, batch_size)]
+        spans = sorted((min(lengths[r] for r in b), max(lengths[r] for r in b)) for b in batches)
+        assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
+    assert order == group_by_length(lengths, batch_size, seed)
+
+
+def test_batches_come_in_random_order():
+    firsts = {group_by_length(list(range(100)), 10, seed)[0] for seed in range(20)}
+    assert len(firsts) > 5
+
+
+def test_collate_by_hand():
+    pad = 9  # also the EOS that closes both answers
+    batch = collate_left(
+        [
+            {"input_ids": [1, 2, 3, 4, 9], "prompt_length": 3},
+            {"input_ids": [5, 6, 9], "prompt_length": 1},
+        ],
+        pad_token_id=pad,
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 9], [9, 9, 5, 6, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
+    no = IGNORED
+    assert batch["labels"].tolist() == [[no, no, no, 4, 9], [no, no, no, 6, 9]]
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 9), min_size=1, max_size=6),
+            st.lists(st.integers(0, 9), min_size=1, max_size=4),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_collate_keeps_every_token_and_trains_on_answers_only(rows):
+    batch = collate_left(
+        [{"input_ids": prompt + answer, "prompt_length": len(prompt)} for prompt, answer in rows],
+        pad_token_id=0,
+    )
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    assert all(value.shape == (len(rows), width) for value in batch.values())
+    for (prompt, answer), ids, mask, positions, labels in zip(
+        rows,
+        *(batch[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")),
+        batch["labels"].tolist(),
+        strict=True,
+    ):
+        length = len(prompt) + len(answer)
+        assert ids[-length:] == prompt + answer
+        assert mask == [0] * (width - length) + [1] * length
+        assert positions[-length:] == list(range(length))
+        assert labels == [IGNORED] * (width - len(answer)) + answer
+
+
+def test_every_shipped_wording_asks_as_inference_does(prompts, tokenizer):
+    """The prompt of a training row is that of inference for the same history, in each wording."""
+    fresh = train_tokenizer([t.question for t in prompts.templates], 400)
+    extend_tokenizer(fresh, INDEX)
+    encoder = PromptEncoder(fresh, prompts)
+    for template in prompts.for_task("seqrec", "eval"):
+        for record in TASKS["seqrec"].records(DATA):
+            question, answer = template.render(record)
+            assert "target" not in question
+            row = Row(question, answer, "seqrec", template.id)
+            ids = tokenise_rows([[row]], encoder, 500, 1)[0]
+            history = [INDEX.texts.index(text) for text in record["history"]]
+            asked = template.ask(history_record(INDEX, history, DATA.max_history))
+            assert ids["input_ids"][: ids["prompt_length"]] == encoder.prompt_ids([asked])[0]

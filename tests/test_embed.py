@@ -1,0 +1,449 @@
+"""The stage from item text to embeddings, with small encoders that are made on the spot."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5Model,
+)
+
+import lcrec.embed
+from lcrec.artifacts import read_array, read_json, read_provenance, write_json
+from lcrec.data import Items
+from lcrec.embed import average_by_owner, collect_texts, embed_lsa, load_encoder, main
+from lcrec.errors import InputError
+from lcrec.tinylm import train_tokenizer
+
+TEXTS = [
+    "red desk lamp",
+    "a very bright red lamp for the desk, with a long arm and a heavy foot",
+    "office chair",
+    "grey office chair on five wheels that rolls over every carpet",
+    "rug",
+    "表 🪑 tisch",
+]
+ITEMS = {
+    "0": {"title": "red desk lamp", "description": "a bright red lamp for the desk"},
+    "1": {"title": "desk lamp", "description": ""},
+    "2": {"title": "office chair", "description": "a chair on wheels, for the office"},
+    "3": {"title": "chair for the office", "brand": "Acme"},
+    "4": {"title": "", "description": "woollen rug, hand made"},
+    "5": {"title": "woollen rug"},
+}
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+MODELS = {
+    "bert": lambda size: BertModel(
+        BertConfig(vocab_size=size, intermediate_size=32, max_position_embeddings=64, **SMALL)
+    ),
+    "gpt2": lambda size: GPT2Model(
+        GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    ),
+    "qwen3": lambda size: Qwen3Model(
+        Qwen3Config(
+            vocab_size=size, intermediate_size=32, num_key_value_heads=2, head_dim=8, **SMALL
+        )
+    ),
+    "t5": lambda size: T5Model(
+        T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with one small model and its tokenizer per family; decoders pad on the left."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer(TEXTS, 300)
+    for name, make in MODELS.items():
+        torch.manual_seed(0)
+        model = make(len(tokenizer))
+        with torch.no_grad():  # positions count, as in a trained model
+            for parameter_name, parameter in model.named_parameters():
+                if "position" in parameter_name or "wpe" in parameter_name:
+                    parameter.mul_(50)
+        model.save_pretrained(folder / name)
+        tokenizer.padding_side = "right" if name == "bert" else "left"
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def write_shop(folder, items=ITEMS):
+    write_json(folder / "data" / "Shop.item.json", items)
+    write_json(folder / "data" / "Shop.inter.json", {"ann": [0, 1, 2]})
+
+
+@pytest.fixture
+def shop(tmp_path):
+    write_shop(tmp_path)
+    return tmp_path
+
+
+def argv(folder, *flags, output="embeddings"):
+    return ["--data", str(folder / "data"), "--output", str(folder / output), *map(str, flags)]
+
+
+def embeddings_of(folder, output="embeddings"):
+    return read_array(folder / output / "embeddings.npy")
+
+
+# Which texts are encoded.
+
+
+def test_apart_by_hand():
+    items = Items([{"title": "A", "description": "B"}, {"title": "C", "description": ""}])
+    texts, owners = collect_texts(items, ["title", "description"], joined=False)
+    assert texts == ["A", "B", "C"]
+    assert owners.tolist() == [0, 0, 1]
+
+
+def test_joined_by_hand():
+    items = Items([{"title": "A", "description": "B"}, {"title": "C", "description": ""}])
+    texts, owners = collect_texts(items, ["title", "description"], joined=True)
+    assert texts == ["A\nB", "C"]
+    assert owners.tolist() == [0, 1]
+
+
+def test_fields_and_their_order_are_the_users():
+    items = Items([{"title": "A", "brand": "X", "description": "B"}])
+    assert collect_texts(items, ["brand", "title"], joined=True)[0] == ["X\nA"]
+
+
+def test_bad_fields():
+    items = Items([{"title": "A", "brand": "", "description": "B"}, {"title": "C"}])
+    with pytest.raises(InputError, match=r"--fields titel: no item has any; .* description, title"):
+        collect_texts(items, ["titel"], joined=False)
+    with pytest.raises(InputError, match="--fields brand: no item has any"):
+        collect_texts(items, ["title", "brand"], joined=False)
+    with pytest.raises(InputError, match=r"item 1 has no text in description; give --fields"):
+        collect_texts(items, ["description"], joined=False)
+
+
+def test_average_by_owner_by_hand():
+    vectors = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
+    averaged = average_by_owner(vectors, np.array([1, 1, 0]), 2)
+    assert averaged.tolist() == [[5, 5], [2, 1]]
+    assert averaged.dtype == np.float32
+
+
+# lsa.
+
+
+def test_lsa_puts_similar_texts_near():
+    vectors = embed_lsa(TEXTS, 3, seed=0)
+    assert (vectors.shape, vectors.dtype) == ((6, 3), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors[:4], axis=1), 1, rtol=1e-5)
+    near = vectors @ vectors.T
+    assert near[0, 1] > 0.8  # both lamps
+    assert near[2, 3] > 0.8  # both chairs
+    assert abs(near[:2, 2:4]).max() < 0.3
+
+
+def test_lsa_is_the_same_for_the_same_seed():
+    np.testing.assert_array_equal(embed_lsa(TEXTS, 3, 1), embed_lsa(TEXTS, 3, 1))
+
+
+def test_lsa_shrinks_where_there_is_little_text():
+    assert embed_lsa(["red lamp", "red desk", "grey rug"], 128, 0).shape == (3, 2)
+    with pytest.raises(InputError, match="at least 2 texts"):
+        embed_lsa(["red lamp"], 128, 0)
+    with pytest.raises(InputError, match=r"lsa finds no words .* --encoder MODEL"):
+        embed_lsa(["?", "!", "a"], 128, 0)
+
+
+def test_lsa_end_to_end(shop, capsys):
+    main(argv(shop, "--lsa-dim", 4))
+    embeddings = embeddings_of(shop)
+    assert (embeddings.shape, embeddings.dtype) == ((6, 4), np.float32)
+    near = embeddings @ embeddings.T
+    assert near[0].argsort()[-2:].tolist() == [1, 0]
+    assert near[4].argsort()[-2:].tolist() in ([4, 5], [5, 4])
+    # Item 0 is the mean of its two texts; item 1 has but one, of unit length.
+    texts = ["red desk lamp", "a bright red lamp for the desk", "desk lamp"]
+    rest = ["office chair", "a chair on wheels, for the office", "chair for the office"]
+    vectors = embed_lsa([*texts, *rest, "woollen rug, hand made", "woollen rug"], 4, 0)
+    np.testing.assert_allclose(embeddings[0], vectors[:2].mean(0), atol=1e-6)
+    np.testing.assert_allclose(embeddings[1], vectors[2], atol=1e-6)
+
+    record = read_provenance(shop / "embeddings")
+    assert record["stage"] == "python -m lcrec.embed"
+    assert set(record["inputs"]) == {"item"}
+    assert record["config"]["lsa_dim"] == 4
+    out = capsys.readouterr().out
+    assert "Embedding 6 items (8 texts) with lsa on 1 process(es)" in out
+    assert f"lcrec.quantize --data {shop / 'data'} --embeddings {shop / 'embeddings'}" in out
+
+
+def test_running_it_again(shop, capsys):
+    main(argv(shop))
+    first = embeddings_of(shop)
+    capsys.readouterr()
+    main(argv(shop))
+    assert capsys.readouterr().out == f"{shop / 'embeddings'} is up to date.\n"
+    # Not where the file is gone, the settings are others, or the text has changed.
+    (shop / "embeddings" / "embeddings.npy").unlink()
+    main(argv(shop))
+    np.testing.assert_array_equal(embeddings_of(shop), first)
+    main(argv(shop, "--text", "joined"))
+    assert not np.array_equal(embeddings_of(shop), first)
+    write_shop(shop, {**ITEMS, "5": {"title": "silken rug"}})
+    main(argv(shop))
+    assert embeddings_of(shop).shape != first.shape or not np.array_equal(
+        embeddings_of(shop), first
+    )
+    assert "is up to date" not in capsys.readouterr().out
+
+
+def test_nothing_is_written_where_the_input_is_wrong(shop):
+    for flags in (["--fields", "colour"], ["--encoder", str(shop)], ["--lsa-dim", "0"]):
+        with pytest.raises(InputError):
+            main(argv(shop, *flags))
+    write_shop(shop, {**ITEMS, "6": {}})
+    with pytest.raises(InputError, match="item 6 has no text"):
+        main(argv(shop))
+    assert not (shop / "embeddings").exists()
+
+
+# Encoders of transformers.
+
+
+def mean_of_tokens(folder, text, max_tokens=512):
+    """Return the mean of the last hidden states of one text on its own, without any padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    if model.config.is_encoder_decoder:
+        model = model.encoder
+    ids = tokenizer(text)["input_ids"][:max_tokens]
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0).numpy()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
+def test_mean_pooling_in_any_batch(models, name, batch_tokens):
+    vectors = load_encoder(str(models / name), 512, batch_tokens)(TEXTS)
+    assert vectors.dtype == np.float32
+    expected = np.stack([mean_of_tokens(models / name, text) for text in TEXTS])
+    assert np.ptp(expected, axis=0).max() > 0.1
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_long_texts_are_cut(models, name):
+    long = ["red lamp " * 500]
+    np.testing.assert_allclose(
+        load_encoder(str(models / name), 7, 8192)(long)[0],
+        mean_of_tokens(models / name, long[0], 7),
+        atol=1e-5,
+    )
+    # The model has 64 positions, whatever --max-tokens says.
+    np.testing.assert_allclose(
+        load_encoder(str(models / name), 512, 8192)(long)[0],
+        mean_of_tokens(models / name, long[0], 64),
+        atol=1e-5,
+    )
+
+
+def test_half_precision_weights_give_float32(models, tmp_path):
+    AutoModel.from_pretrained(models / "bert").to(torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(models / "bert").save_pretrained(tmp_path)
+    vectors = load_encoder(str(tmp_path), 512, 8192)(TEXTS)
+    assert vectors.dtype == np.float32
+    exact = load_encoder(str(models / "bert"), 512, 8192)(TEXTS)
+    np.testing.assert_allclose(vectors, exact, atol=0.1)
+
+
+def test_end_to_end_with_an_encoder(shop, models, capsys):
+    folder = models / "bert"
+    main(argv(shop, "--encoder", folder))
+    embeddings = embeddings_of(shop)
+    for item, texts in {
+        0: ["red desk lamp", "a bright red lamp for the desk"],
+        1: ["desk lamp"],
+        4: ["woollen rug, hand made"],
+    }.items():
+        expected = np.mean([mean_of_tokens(folder, text) for text in texts], axis=0)
+        np.testing.assert_allclose(embeddings[item], expected, atol=1e-5)
+    names = sorted(path.name for path in (shop / "embeddings").iterdir())
+    assert names == ["embeddings.npy", "lcrec.json"]
+
+    main(argv(shop, "--encoder", folder, "--text", "joined", output="joined"))
+    expected = mean_of_tokens(folder, "red desk lamp\na bright red lamp for the desk")
+    np.testing.assert_allclose(embeddings_of(shop, "joined")[0], expected, atol=1e-5)
+
+
+def test_other_weights_in_the_same_folder_are_noticed(shop, models, tmp_path, capsys):
+    folder = tmp_path / "encoder"
+    AutoTokenizer.from_pretrained(models / "bert").save_pretrained(folder)
+    arrays = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        BertModel(AutoModel.from_pretrained(models / "bert").config).save_pretrained(folder)
+        main(argv(shop, "--encoder", folder))
+        arrays.append(embeddings_of(shop))
+    assert not np.allclose(*arrays)
+    main(argv(shop, "--encoder", folder))
+    assert "is up to date" in capsys.readouterr().out
+
+
+def test_no_such_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights").mkdir()
+    BertModel(BertConfig(vocab_size=9, intermediate_size=8, **SMALL)).save_pretrained(
+        tmp_path / "weights"
+    )
+    for name in ("missing", "empty", "weights"):
+        with pytest.raises(InputError, match=f"--encoder .*{name}: cannot be loaded"):
+            load_encoder(str(tmp_path / name), 512, 8192)
+
+
+def test_sentence_transformers_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "modules.json").write_text("[]")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for name in (str(tmp_path), "sentence-transformers/all-MiniLM-L6-v2"):
+        with pytest.raises(InputError, match=r"pip install 'lcrec\[encoders\]'"):
+            load_encoder(name, 512, 8192)
+
+
+@pytest.mark.slow
+def test_sentence_transformers_models(models, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "sentence"
+    sentence_transformers.SentenceTransformer(str(models / "bert"), device="cpu").save(str(folder))
+    assert (folder / "modules.json").exists()
+    # Mean pooling is that package's default, so both roads give the same.
+    np.testing.assert_allclose(
+        load_encoder(str(folder), 512, 8192)(TEXTS),
+        load_encoder(str(models / "bert"), 512, 8192)(TEXTS),
+        atol=1e-5,
+    )
+
+
+# Resuming.
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Parts of two texts, and a stand-in encoder that notes its texts and may be killed."""
+    seen = []
+
+    def encode(texts):
+        if len(seen) == encode.killed_after:
+            raise KeyboardInterrupt
+        seen.append(texts)
+        return np.array([[len(text), text.count("a")] for text in texts], dtype=np.float32)
+
+    encode.killed_after = None
+    monkeypatch.setattr(lcrec.embed, "TEXTS_PER_PART", 2)
+    monkeypatch.setattr(lcrec.embed, "load_encoder", lambda *_: encode)
+    return encode, seen
+
+
+def test_a_killed_run_goes_on_where_it_stopped(shop, counted):
+    encode, seen = counted
+    flags = ["--encoder", "some-model"]
+    main(argv(shop, *flags, output="whole"))
+    assert len(seen) == 4  # eight texts
+    longest_first = [text for part in seen for text in part]
+    assert len(longest_first[0]) > len(longest_first[-1])
+
+    seen.clear()
+    encode.killed_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        main(argv(shop, *flags))
+    assert not (shop / "embeddings" / "embeddings.npy").exists()
+    encode.killed_after = None
+    seen.clear()
+    main(argv(shop, *flags))
+    assert len(seen) == 2
+    np.testing.assert_array_equal(embeddings_of(shop), embeddings_of(shop, "whole"))
+    assert not (shop / "embeddings" / ".parts").exists()
+
+
+def test_a_lost_part_is_made_again(shop, counted, monkeypatch):
+    _, seen = counted
+    flags = ["--encoder", "some-model"]
+    with monkeypatch.context() as patch:
+
+        def killed(*args):
+            raise KeyboardInterrupt
+
+        patch.setattr(lcrec.embed, "average_by_owner", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(argv(shop, *flags))
+    (shop / "embeddings" / ".parts" / "1.npy").unlink()
+    seen.clear()
+    main(argv(shop, *flags))
+    assert len(seen) == 1
+    expected = [(len(ITEMS["1"]["title"]), ITEMS["1"]["title"].count("a"))]
+    np.testing.assert_array_equal(embeddings_of(shop)[1:2], expected)
+
+
+@pytest.mark.parametrize("change", ["settings", "items"])
+def test_parts_of_another_run_are_not_used(shop, counted, change):
+    encode, seen = counted
+    encode.killed_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        main(argv(shop, "--encoder", "some-model"))
+    encode.killed_after = None
+    seen.clear()
+    if change == "items":
+        write_shop(shop, {**ITEMS, "0": {"title": "sofa"}})
+        main(argv(shop, "--encoder", "some-model"))
+        assert sum(map(len, seen)) == 7
+    else:
+        main(argv(shop, "--encoder", "some-model", "--fields", "title", "description", "brand"))
+        assert sum(map(len, seen)) == 9
+
+
+def test_every_item_gets_the_vectors_of_its_own_texts(shop, counted):
+    main(argv(shop, "--encoder", "some-model"))
+    texts = read_json(shop / "data" / "Shop.item.json")
+    for item, row in enumerate(embeddings_of(shop)):
+        fields = [texts[str(item)].get(name) for name in ("title", "description")]
+        lengths = [len(text) for text in fields if text]
+        assert row[0] == pytest.approx(np.mean(lengths))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_array(models, tmp_path):
+    words = [text for text in TEXTS if text.isascii()]
+    items = {
+        str(item): {
+            "title": f"{words[item % 5]} {item}",
+            "description": f"{words[item % 3]} number {item * item}",
+        }
+        for item in range(1100)
+    }
+    write_shop(tmp_path, items)
+    flags = ("--encoder", models / "bert")
+    main(argv(tmp_path, *flags, output="one"))
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "-m", "lcrec.embed"),
+            *argv(tmp_path, *flags, output="two"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "(2,200 texts)" in result.stdout
+    assert "on 2 process(es)" in result.stdout
+    np.testing.assert_array_equal(embeddings_of(tmp_path, "two"), embeddings_of(tmp_path, "one"))

@@ -1,0 +1,397 @@
+"""The recipe: what it trains and keeps; runs killed, resumed, stopped early, refused, repeated."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lcrec.artifacts import find_data, read_json, read_provenance, write_json
+from lcrec.data import load_items
+from lcrec.errors import InputError
+from lcrec.metrics import hit_at_k, ndcg_at_k
+from lcrec.modeling import load_base, load_checkpoint
+from lcrec.recommender import Recommender
+from lcrec.trainer import RecommenderTrainer, latest_checkpoint
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process in the middle of its work."""
+
+
+def weights(folder):
+    """Return all weights of a checkpoint by name."""
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Make the run die in the given update, counted from 1 over all runs of this test."""
+
+    def arm(step):
+        original = RecommenderTrainer.training_step
+        count = 0
+
+        def training_step(self, *args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == step:
+                raise Killed
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(RecommenderTrainer, "training_step", training_step)
+
+    return arm
+
+
+@pytest.fixture
+def script_validation(monkeypatch):
+    """Let validation see a planned NDCG@10; returns the models' weights at each validation."""
+
+    def plan(places):
+        """Put the target at these places (from 1, 0 for nowhere), one per validation."""
+        seen = []
+
+        def rank(self):
+            place = places[len(seen)]
+            model = self.accelerator.unwrap_model(self.model)
+            seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
+            targets = self.ranking.cases.targets
+            ranked = np.full((len(targets), 20), -1, dtype=np.int64)
+            if place:
+                ranked[:, place - 1] = targets
+            return ranked
+
+        monkeypatch.setattr(RecommenderTrainer, "rank", rank)
+        return seen
+
+    return plan
+
+
+# What comes out.
+
+
+def test_a_finished_run(checkpoint, shop, index, prompts):
+    names = {path.name for path in checkpoint.iterdir()}
+    assert names >= {"adapter_model.safetensors", "index.json", "prompts", "recipe.yaml"}
+    assert ".training" not in names
+    facts = read_provenance(checkpoint)
+    assert facts["max_history"] == 4
+    assert facts["config"]["tasks"] == ["seqrec=24", "item2index=8"]
+    assert facts["config"]["prompts"] == prompts.content_hash
+    assert set(facts["inputs"]) == {"item", "inter", "index", "user", "base"}
+    # Neither embedding matrix is in it, only rows of item tokens.
+    shapes = {name: tuple(value.shape) for name, value in weights(checkpoint).items()}
+    rows = [shape for name, shape in shapes.items() if "token_adapter" in name]
+    assert rows == [(len(index.vocabulary), 32)], shapes
+    assert all(max(shape) <= 96 for shape in shapes.values()), shapes
+
+
+def test_the_reloaded_checkpoint_ranks_as_it_did_in_training(recipe, checkpoint, split, index):
+    held_out = recipe.sample_cases(split.valid, 20, 42)
+    ranked = Recommender.from_pretrained(checkpoint).recommend(held_out.histories, 20).items
+    ndcg = ndcg_at_k(ranked, held_out.targets, 10).mean()
+    assert ndcg == pytest.approx(read_provenance(checkpoint)["validation_ndcg_at_10"])
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_live_and_reloaded_model_rank_alike(finetune, tmp_path, monkeypatch, split, mode):
+    live = []
+    train = RecommenderTrainer.train
+
+    def remember(self, **kwargs):
+        result = train(self, **kwargs)
+        live.append(self.rank())
+        return result
+
+    monkeypatch.setattr(RecommenderTrainer, "train", remember)
+    output = finetune(tmp_path / "model", "--mode", mode, "--validation-users", 60)
+    recommender = Recommender.from_pretrained(output)
+    assert (recommender.recommend(split.valid.histories, 20).items == live[0]).all()
+    assert (mode == "full") == (output / "model.safetensors").exists()
+
+
+def test_training_lowers_the_loss_and_learns(finetune, tmp_path, monkeypatch):
+    losses = []
+    loop = RecommenderTrainer.evaluation_loop
+
+    def remember(self, *args, **kwargs):
+        output = loop(self, *args, **kwargs)
+        losses.append(output.metrics["eval_loss"])
+        return output
+
+    monkeypatch.setattr(RecommenderTrainer, "evaluation_loop", remember)
+    finetune(tmp_path / "model", "--epochs", 12, "--mode", "full", "--patience", 99)
+    assert len(losses) == 12
+    assert min(losses) < losses[0] - 1
+
+
+def test_old_rows_stay_as_they_were(checkpoint, base):
+    original, _ = load_base(str(base))
+    was = original.get_input_embeddings().weight
+    merged = load_checkpoint(checkpoint).model.merge_and_unload()
+    now = merged.get_input_embeddings().weight
+    assert torch.equal(now[: len(was)], was)
+
+
+def test_the_same_command_gives_the_same_weights(finetune, checkpoint, tmp_path):
+    assert_same_weights(finetune(tmp_path / "again"), checkpoint)
+
+
+def test_the_seed_matters(finetune, checkpoint, tmp_path):
+    other = weights(finetune(tmp_path / "other", "--seed", 1))
+    assert any(not torch.equal(value, other[name]) for name, value in weights(checkpoint).items())
+
+
+def test_rows_may_start_from_noise(finetune, checkpoint, index, tmp_path):
+    finetune(tmp_path / "noise", "--rows", "random", "--learning-rate", 1e-9)
+    finetune(tmp_path / "text", "--learning-rate", 1e-9)
+    name = next(name for name in weights(checkpoint) if "token_adapter" in name)
+    noise, text = (weights(tmp_path / rows)[name] for rows in ("noise", "text"))
+    # Only the codes that no item uses have no text to start from.
+    same = (noise - text).abs().max(dim=1).values < 1e-6
+    assert [t for t, s in zip(index.vocabulary, same, strict=True) if s] == ["<a_3>", "<c_4>"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--precision", "bf16"),
+        ("--dropout", 0.2),
+        ("--batch-size", 3, "--accumulate", 2),
+        ("--validate-every", 50),
+        ("--epochs", 1, "--validate-every", 0.3),
+    ],
+    ids=lambda options: options[0],
+)
+def test_other_settings(finetune, tmp_path, options):
+    output = finetune(tmp_path / "model", *options)
+    assert read_provenance(output)["validation_ndcg_at_10"] >= 0
+    ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)
+    assert sorted(ranking.items[0].tolist()) == list(range(48))
+
+
+# Runs that end before their end.
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at, step, mode):
+    """Update 2 is before the first checkpoint (at 4), update 6 after it. Dropout is on."""
+    options = ("--lora-dropout", 0.3, "--dropout", 0.2, "--mode", mode)
+    whole = finetune(tmp_path / "whole", *options)
+    kill_at(step)
+    with pytest.raises(Killed):
+        finetune(tmp_path / "killed", *options)
+    work = tmp_path / "killed" / ".training"
+    assert (latest_checkpoint(work) is not None) == (step == 6)
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "killed")
+    resumed = finetune(tmp_path / "killed", *options)
+    assert_same_weights(resumed, whole)
+    assert read_provenance(resumed)["config"] == read_provenance(whole)["config"]
+    assert not work.exists()
+
+
+def test_half_a_checkpoint_is_not_resumed_from(finetune, checkpoint, tmp_path, kill_at):
+    kill_at(6)
+    with pytest.raises(Killed):
+        finetune(tmp_path / "model")
+    work = tmp_path / "model" / ".training"
+    # A newer one, that was being written.
+    shutil.copytree(work / "checkpoint-4", work / "checkpoint-5")
+    (work / "checkpoint-5" / "complete").unlink()
+    (work / "checkpoint-5" / "adapter_model.safetensors").write_bytes(b"half")
+    assert_same_weights(finetune(tmp_path / "model"), checkpoint)
+
+
+def test_a_run_killed_while_saving(finetune, checkpoint, tmp_path, recipe, monkeypatch):
+    save = recipe.save_checkpoint
+
+    def die(folder, model, *args, **kwargs):
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        raise Killed
+
+    monkeypatch.setattr(recipe, "save_checkpoint", die)
+    with pytest.raises(Killed):
+        finetune(tmp_path / "model")
+    monkeypatch.setattr(recipe, "save_checkpoint", save)
+    assert_same_weights(finetune(tmp_path / "model"), checkpoint)
+
+
+def test_a_run_killed_while_clearing_up(finetune, tmp_path, recipe, monkeypatch, capsys):
+    rmtree = shutil.rmtree
+
+    def die(path, *args, **kwargs):
+        if str(path).endswith(".training"):
+            raise Killed
+        return rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(recipe.shutil, "rmtree", die)
+    with pytest.raises(Killed):
+        finetune(tmp_path / "model")
+    monkeypatch.setattr(recipe.shutil, "rmtree", rmtree)
+    finetune(tmp_path / "model")
+    assert "is up to date" in capsys.readouterr().out
+    assert not (tmp_path / "model" / ".training").exists()
+
+
+# Early stopping, and which weights are kept.
+
+
+def test_the_best_weights_are_kept_and_training_stops(finetune, tmp_path, script_validation):
+    seen = script_validation([5, 2, 9, 0, 4])
+    output = finetune(tmp_path / "model", "--epochs", 9, "--patience", 3)
+    # The second validation was the best; three more without a gain, and it ended.
+    assert len(seen) == 5
+    assert read_provenance(output)["validation_ndcg_at_10"] == pytest.approx(1 / np.log2(3))
+    kept = dict(load_checkpoint(output).model.named_parameters())
+    trained = [name for name in kept if "lora_" in name or "trainable_tokens" in name]
+    assert all(torch.equal(kept[name], seen[1][name]) for name in trained)
+    assert not any(torch.equal(kept[name], seen[4][name]) for name in trained)
+
+
+def test_a_resumed_run_stops_where_it_would_have(finetune, tmp_path, script_validation, kill_at):
+    places = [5, 2, 9, 0, 4, 1, 1, 1, 1]  # the sixth would be better, but is never reached
+    script_validation(places)
+    whole = finetune(tmp_path / "whole", "--epochs", 9, "--patience", 3)
+    seen = script_validation(places)
+    kill_at(18)  # after the fourth validation, which follows update 16
+    with pytest.raises(Killed):
+        finetune(tmp_path / "killed", "--epochs", 9, "--patience", 3)
+    assert len(seen) == 4
+    assert_same_weights(finetune(tmp_path / "killed", "--epochs", 9, "--patience", 3), whole)
+    assert len(seen) == 5
+
+
+# Refusals and repetitions.
+
+
+def test_a_finished_run_is_up_to_date(finetune, checkpoint, capsys):
+    before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
+    finetune(checkpoint)
+    assert f"{checkpoint} is up to date." in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")} == before
+
+
+def test_a_finished_run_of_other_settings_is_refused(finetune, checkpoint):
+    with pytest.raises(InputError, match=r"--output .* differs in epochs; .*--overwrite"):
+        finetune(checkpoint, "--epochs", 3)
+    assert read_provenance(checkpoint)["config"]["epochs"] == 2
+
+
+def test_overwrite(finetune, tmp_path, checkpoint):
+    output = tmp_path / "model"
+    shutil.copytree(checkpoint, output)
+    with pytest.raises(InputError, match="differs in learning_rate"):
+        finetune(output, "--learning-rate", 0.02)
+    finetune(output, "--learning-rate", 0.02, "--config", overwriting(tmp_path))
+    assert read_provenance(output)["config"]["learning_rate"] == 0.02
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["model"]
+
+
+def overwriting(folder):
+    (folder / "c.yaml").write_text("overwrite: true\n")
+    return folder / "c.yaml"
+
+
+def test_an_unfinished_run_on_other_data_is_refused(finetune, shop, tmp_path, kill_at):
+    data = tmp_path / "data"
+    shutil.copytree(shop, data)
+    kill_at(6)
+    with pytest.raises(Killed):
+        finetune(tmp_path / "model", "--data", data)
+    sequences = read_json(find_data(data).inter)
+    sequences["0"].insert(0, 7)
+    write_json(find_data(data).inter, sequences)
+    with pytest.raises(InputError, match="differs in inputs"):
+        finetune(tmp_path / "model", "--data", data)
+
+
+def test_an_index_of_another_catalogue(finetune, shop, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(shop, data)
+    items = read_json(data / "Shop.item.json")
+    items["5"]["title"] = "Something else"
+    write_json(data / "Shop.item.json", items)
+    assert len(load_items(data)) == 48
+    with pytest.raises(InputError, match=r"made from another item file .*lcrec\.quantize"):
+        finetune(tmp_path / "model", "--data", data)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_index_of_another_size(finetune, index_folder, tmp_path):
+    raw = read_json(index_folder / "index.json")
+    del raw["47"]
+    write_json(tmp_path / "index.json", raw)
+    with pytest.raises(InputError, match="47 items but the catalogue has 48"):
+        finetune(tmp_path / "model", "--index", tmp_path)
+
+
+def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tmp_path):
+    output = finetune(tmp_path / "model", "--index", index_folder / "index.json")
+    assert_same_weights(output, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--base", "no such model"), "--base no such model: cannot be loaded"),
+        (("--mode", "qlora"), "'qlora' is none of lora, full"),
+        (("--epochs", 0), "--epochs: 0 is too small"),
+        (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
+        (("--warmup", 10), "--warmup 10.0: give a share below 1"),
+        (("--max-length", 30), "more than --max-length 30"),
+        (("--prompts", "nowhere"), "--prompts nowhere: no such folder"),
+        (("--num-beams", 5), "--num-beams: 5 is too small"),
+    ],
+)
+def test_refusals(finetune, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        finetune(tmp_path / "model", *options)
+    # The folder is not taken: once the mistake is put right, the run can begin.
+    assert not (tmp_path / "model").exists()
+
+
+def test_unknown_tasks_and_keys(recipe, shop, index_folder, base, tmp_path):
+    words = ["--data", shop, "--index", index_folder, "--base", base, "--output", tmp_path / "m"]
+    with pytest.raises(InputError, match="no task 'seqrek'; did you mean 'seqrec'"):
+        recipe.main([*map(str, words), "--tasks", "seqrek"])
+    (tmp_path / "c.yaml").write_text("epohcs: 3\n")
+    with pytest.raises(InputError, match="unknown key 'epohcs'; did you mean 'epochs'"):
+        recipe.main([*map(str, words), "--config", str(tmp_path / "c.yaml")])
+    assert not (tmp_path / "m").exists()
+
+
+# Several processes.
+
+
+@pytest.mark.slow
+def test_two_processes(run_command, shop, index_folder, base, tmp_path, split, recipe):
+    output = tmp_path / "model"
+    out = run_command(
+        *("-m", "torch.distributed.run", "--nproc_per_node", 2, "recipes/finetune.py"),
+        *("--data", shop, "--index", index_folder, "--base", base, "--output", output),
+        *("--tasks", "seqrec=24", "--epochs", 1, "--batch-size", 3, "--learning-rate", 0.01),
+        *("--max-history", 4, "--validation-users", 15),
+    )
+    assert "6 per update" in out
+    assert "in 2 process(es)" in out
+    assert out.count("Wrote") == 1
+    held_out = recipe.sample_cases(split.valid, 15, 42)
+    ranked = Recommender.from_pretrained(output).recommend(held_out.histories, 20).items
+    facts = json.loads((output / "lcrec.json").read_text())
+    best = ndcg_at_k(ranked, held_out.targets, 10).mean()
+    assert facts["validation_ndcg_at_10"] == pytest.approx(best)
+    assert hit_at_k(ranked, held_out.targets, 10).mean() >= best
+    assert not (output / ".training").exists()

@@ -1,0 +1,284 @@
+"""Base models, adapters that train the new rows only, and checkpoints that come back whole."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from lcrec.errors import InputError
+from lcrec.modeling import (
+    STAGE,
+    add_adapter,
+    load_base,
+    load_checkpoint,
+    save_checkpoint,
+    set_attention_dropout,
+)
+from lcrec.vocab import extend_tokenizer, resize_embeddings
+
+NEW = 13  # item tokens of the toy index
+MODES = ["lora", "full"]
+
+
+@pytest.fixture(scope="module")
+def untied_base(base, tmp_path_factory):
+    """A random Llama with a head of its own, beside the tokenizer of `base`."""
+    folder = tmp_path_factory.mktemp("untied") / "base"
+    shutil.copytree(base, folder)
+    vocab = json.loads((base / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=False,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["tied", "untied"])
+def any_base(request, base, untied_base):
+    return base if request.param == "tied" else untied_base
+
+
+def prepare(folder, index, mode="lora"):
+    """Return a model with its new rows, ready to train, its tokenizer and the new ids."""
+    model, tokenizer = load_base(str(folder))
+    new_ids = extend_tokenizer(tokenizer, index)
+    resize_embeddings(model, tokenizer, index)
+    if mode == "lora":
+        torch.manual_seed(0)
+        model = add_adapter(model, new_ids, rank=2, alpha=4, dropout=0.0)
+    return model, tokenizer, new_ids
+
+
+def train_a_little(model, new_ids):
+    """Take three steps on a sequence that ends in item tokens."""
+    ids = torch.tensor([[5, 6, 7, *new_ids[:4]]])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.train()
+    for _ in range(3):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def logits(model, new_ids):
+    ids = torch.tensor([[9, 8, *new_ids[::2], 3]])
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def save(folder, model, tokenizer, index, prompts, base):
+    inputs = {"base": base} if base else {}
+    save_checkpoint(folder, model, tokenizer, index, prompts, {"epochs": 3}, inputs, max_history=7)
+    return folder
+
+
+# Bases and adapters.
+
+
+def test_load_base(base):
+    model, tokenizer = load_base(str(base))
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+    assert len(tokenizer) == model.config.vocab_size
+
+
+@pytest.mark.parametrize("name", ["nowhere/to-be-found", "no such folder"])
+def test_a_base_that_is_not_there(name):
+    with pytest.raises(InputError, match=rf"--base {name}: cannot be loaded.*lcrec\.tinylm"):
+        load_base(name)
+
+
+def test_an_encoder_decoder_is_no_base(base, tmp_path):
+    shutil.copytree(base, tmp_path / "t5")
+    config = T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=50)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
+        load_base(str(tmp_path / "t5"))
+
+
+def test_a_damaged_base(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_pickled_weights_are_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.save(model.state_dict(), tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_base(str(tmp_path / "base"))
+
+
+def test_an_adapter_trains_the_new_rows_only(any_base, index):
+    model, _, new_ids = prepare(any_base, index)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or "trainable_tokens" in name for name in names)
+    inner = model.get_base_model()
+    tied = inner.config.tie_word_embeddings
+    rows = [
+        p for name, p in model.named_parameters() if p.requires_grad and "trainable_tokens" in name
+    ]
+    assert sum(p.numel() for p in rows) == NEW * 32 * (1 if tied else 2)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    train_a_little(model, new_ids)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+    # Merged, the old rows are as they were, and the rows that were seen have moved.
+    merged = model.merge_and_unload()
+    for table in (merged.get_input_embeddings().weight, merged.get_output_embeddings().weight):
+        original = load_base(str(any_base))[0]
+        was = original.get_input_embeddings().weight
+        if not tied and table is merged.get_output_embeddings().weight:
+            was = original.get_output_embeddings().weight
+        assert torch.equal(table[: new_ids[0]], was)
+        assert len(table) == len(was) + NEW
+
+
+def test_attention_dropout(base):
+    model, _ = load_base(str(base))
+    ids = torch.arange(20)[None]
+    model.train()
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    set_attention_dropout(model, 0.5)
+    assert model.config.attention_dropout == 0.5
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    model.eval()
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_attention_dropout_where_there_is_none():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(InputError, match=r"--dropout 0\.1: GPT2LMHeadModel has no dropout"):
+        set_attention_dropout(model, 0.1)
+
+
+# Checkpoints.
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_checkpoint_comes_back_whole(any_base, index, prompts, tmp_path, mode):
+    model, tokenizer, new_ids = prepare(any_base, index, mode)
+    untrained = logits(model, new_ids)
+    train_a_little(model, new_ids)
+    trained = logits(model, new_ids)
+    assert (trained - untrained).abs().max() > 0.1
+    folder = save(tmp_path / "model", model, tokenizer, index, prompts, any_base)
+
+    loaded = load_checkpoint(folder)
+    assert torch.equal(logits(loaded.model, new_ids), trained)
+    assert not loaded.model.training
+    assert isinstance(loaded.model, PeftModel) == (mode == "lora")
+    assert loaded.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert loaded.tokenizer.chat_template == tokenizer.chat_template
+    assert (loaded.index.codes == index.codes).all()
+    assert loaded.index.level_sizes == index.level_sizes
+    assert loaded.prompts == prompts
+    assert loaded.facts["max_history"] == 7
+    assert loaded.facts["stage"] == STAGE
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {"epochs": 3}
+
+
+def test_an_adapter_holds_neither_full_matrix(any_base, index, prompts, tmp_path):
+    model, tokenizer, _ = prepare(any_base, index)
+    folder = save(tmp_path / "model", model, tokenizer, index, prompts, any_base)
+    weights = folder / "adapter_model.safetensors"
+    with safe_open(weights, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert shapes
+    assert all(max(shape) < 100 for shape in shapes.values()), shapes
+    tables = sum(p.numel() * 4 for p in load_base(str(any_base))[0].parameters())
+    assert weights.stat().st_size < tables / 2
+    assert not list(folder.glob("model*.safetensors"))
+
+
+def test_loading_in_lower_precision(base, index, prompts, tmp_path):
+    model, tokenizer, new_ids = prepare(base, index)
+    folder = save(tmp_path / "model", model, tokenizer, index, prompts, base)
+    low = logits(load_checkpoint(folder, torch.bfloat16).model, new_ids)
+    assert low.dtype == torch.bfloat16
+    assert torch.allclose(low.float(), logits(model, new_ids), atol=0.2)
+
+
+@pytest.fixture
+def saved(base, index, prompts, tmp_path):
+    """A fresh LoRA checkpoint and its own copy of the base, to be damaged."""
+    own_base = tmp_path / "base"
+    shutil.copytree(base, own_base)
+    model, tokenizer, _ = prepare(own_base, index)
+    return save(tmp_path / "model", model, tokenizer, index, prompts, own_base), own_base
+
+
+def test_what_is_no_checkpoint(tmp_path, index_folder, base, shop):
+    for folder in (tmp_path / "nowhere", tmp_path, index_folder, base, shop):
+        with pytest.raises(InputError, match=r"not a checkpoint of lcrec.*recipes/finetune\.py"):
+            load_checkpoint(folder)
+
+
+def test_a_half_written_checkpoint_is_none(saved):
+    folder, _ = saved
+    (folder / "lcrec.json").unlink()  # which comes last
+    with pytest.raises(InputError, match="not a checkpoint of lcrec"):
+        load_checkpoint(folder)
+
+
+def test_the_base_has_gone(saved):
+    folder, own_base = saved
+    shutil.rmtree(own_base)
+    with pytest.raises(InputError, match=rf"needs the base model {own_base}, cannot be loaded"):
+        load_checkpoint(folder)
+
+
+def test_the_base_is_another_one_now(saved):
+    folder, own_base = saved
+    model = AutoModelForCausalLM.from_pretrained(own_base)
+    model.model.norm.weight.data += 1
+    model.save_pretrained(own_base)
+    with pytest.raises(InputError, match=r"made from another base file .*finetune\.py --base"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "tokenizer.json"])
+def test_damaged_files(saved, file):
+    folder, _ = saved
+    (folder / file).write_bytes((folder / file).read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"--model {folder}.*cannot be loaded"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "index.json"])
+def test_missing_files(saved, file):
+    folder, _ = saved
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=str(folder)):
+        load_checkpoint(folder)
+
+
+def test_a_missing_prompt_is_no_surprise(saved):
+    folder, _ = saved
+    shutil.rmtree(folder / "prompts")
+    with pytest.raises(InputError, match="prompts: no such folder"):
+        load_checkpoint(folder)

@@ -1,0 +1,316 @@
+"""The stage from embeddings to the item index, end to end on toy embeddings."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lcrec.quantize
+from lcrec.artifacts import read_json, read_provenance, write_array, write_json, write_provenance
+from lcrec.assignment import Assignment
+from lcrec.errors import InputError
+from lcrec.index import ItemIndex
+from lcrec.quantize import check_embeddings, describe_index, explained_variance, main
+from lcrec.rqvae import RQVAE
+
+ITEMS = 24
+SETTINGS = {
+    "levels": 3,
+    "codes": 4,
+    "latent-dim": 4,
+    "hidden-dims": 8,
+    "epochs": 6,
+    "batch-size": 8,
+}
+MADE = ["index.json", "lcrec.json", "report.json", "rqvae.safetensors"]
+
+
+def toy_embeddings():
+    """Return float32 [24, 6]: four clusters of four points, and eight of them twice."""
+    rng = np.random.default_rng(0)
+    points = np.repeat(rng.normal(size=(4, 6)) * 5, 4, axis=0) + rng.normal(size=(16, 6))
+    return np.concatenate([points, points[:8]]).astype(np.float32)
+
+
+def argv(folder, output="index", **settings):
+    flags = {
+        "data": folder / "data",
+        "embeddings": folder / "embeddings",
+        "output": folder / output,
+        **SETTINGS,
+        **{name.replace("_", "-"): value for name, value in settings.items()},
+    }
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A folder with data/ and embeddings/ that was made of it."""
+    data = tmp_path / "data"
+    write_json(data / "Shop.item.json", {str(i): {"title": f"Desk {i}"} for i in range(ITEMS)})
+    write_json(data / "Shop.inter.json", {"ann": [0, 1, 2]})
+    write_array(tmp_path / "embeddings" / "embeddings.npy", toy_embeddings())
+    item = data / "Shop.item.json"
+    write_provenance(tmp_path / "embeddings", "python -m lcrec.embed", {}, {"item": item})
+    return tmp_path
+
+
+def load_model(folder):
+    model = RQVAE(6, hidden_dims=[8], latent_dim=4, num_levels=3, num_codes=4)
+    model.load_state_dict(load_file(folder / "rqvae.safetensors"))
+    return model.eval()
+
+
+def test_end_to_end(shop, capsys):
+    main(argv(shop))
+    folder = shop / "index"
+    assert sorted(path.name for path in folder.iterdir()) == MADE
+
+    index = ItemIndex.load(folder, ITEMS)
+    assert index.level_sizes == (4, 4, 4)
+    assert len(set(index.texts)) == ITEMS
+
+    record = read_provenance(folder)
+    assert record["stage"] == "python -m lcrec.quantize"
+    assert set(record["inputs"]) == {"item", "embeddings"}
+    assert record["config"]["codes"] == 4
+
+    report = read_json(folder / "report.json")
+    assert report["items"] == ITEMS
+    assert report["explained_variance"] == sorted(report["explained_variance"])
+    assert 0.8 < report["explained_variance_assigned"] <= report["explained_variance"][-1]
+    # Eight items are there twice, so at least sixteen share their nearest path.
+    assert report["conflict_rate_before_assignment"] >= 16 / ITEMS
+    assert report["items_moved"] >= 8
+    assert report["distinct_prefixes"][-1] == ITEMS
+
+    out = capsys.readouterr().out
+    assert "Indexing 24 items: 3 levels of 4 codes from 6-wide embeddings" in out
+    assert f"Next: accelerate launch recipes/finetune.py --data {shop / 'data'}" in out
+
+
+def test_the_weights_give_the_index_again(shop):
+    main(argv(shop))
+    model = load_model(shop / "index")
+    latents = model.encode(torch.from_numpy(toy_embeddings()))
+    nearest = model.nearest_codes(latents).numpy()
+    codes = ItemIndex.load(shop / "index").codes
+    moved = (codes != nearest).any(axis=1).sum()
+    assert moved == read_json(shop / "index" / "report.json")["items_moved"]
+
+
+def test_items_alike_share_their_prefix(shop):
+    main(argv(shop))
+    codes = ItemIndex.load(shop / "index").codes
+    assert (codes[:8, :2] == codes[16:, :2]).all(axis=1).mean() > 0.5
+
+
+def test_running_it_again_does_nothing(shop, capsys):
+    main(argv(shop))
+    times = {path.name: path.stat().st_mtime_ns for path in (shop / "index").iterdir()}
+    capsys.readouterr()
+    main(argv(shop))
+    assert capsys.readouterr().out == f"{shop / 'index'} is up to date.\n"
+    assert times == {path.name: path.stat().st_mtime_ns for path in (shop / "index").iterdir()}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_file_that_was_deleted_is_made_again(shop, name):
+    main(argv(shop))
+    before = (shop / "index" / "index.json").read_bytes()
+    (shop / "index" / name).unlink()
+    main(argv(shop))
+    assert sorted(path.name for path in (shop / "index").iterdir()) == MADE
+    assert (shop / "index" / "index.json").read_bytes() == before
+
+
+def test_other_settings_make_another_index(shop):
+    main(argv(shop))
+    main(argv(shop, codes=5))
+    assert ItemIndex.load(shop / "index").level_sizes == (5, 5, 5)
+
+
+def test_the_same_seed_gives_the_same_bytes(shop):
+    for output, seed in (("one", 7), ("two", 7), ("other", 8)):
+        main(argv(shop, output, seed=seed))
+    for name in ("index.json", "report.json", "rqvae.safetensors"):
+        one, two = ((shop / output / name).read_bytes() for output in ("one", "two"))
+        assert one == two
+    assert one != (shop / "other" / "rqvae.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("step", ["save_file", "write_json", "write_provenance", "ItemIndex.save"])
+def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
+    """Killed over an older index: no stage takes what lies there, and either setting rebuilds."""
+    main(argv(shop))
+    first = (shop / "index" / "index.json").read_bytes()
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"lcrec.quantize.{step}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(argv(shop, codes=5))
+    with pytest.raises(InputError, match=r"index.json: no such file; make one with"):
+        ItemIndex.load(shop / "index")
+    main(argv(shop))
+    assert (shop / "index" / "index.json").read_bytes() == first
+    assert ItemIndex.load(shop / "index").level_sizes == (4, 4, 4)
+
+
+# What is refused, and that nothing is written then.
+
+
+@pytest.fixture
+def refused(shop):
+    """A function that runs the stage and checks how it refuses."""
+
+    def run(message, **settings):
+        with pytest.raises(InputError, match=message) as error:
+            main(argv(shop, **settings))
+        assert not (shop / "index").exists()
+        return str(error.value)
+
+    return run
+
+
+def test_rows_that_are_not_finite(shop, refused):
+    embeddings = toy_embeddings()
+    embeddings[5, 2] = np.nan
+    embeddings[9, 0] = -np.inf
+    write_array(shop / "embeddings" / "embeddings.npy", embeddings)
+    message = refused(r"embeddings.npy: 2 rows hold values that are not finite \(first: item 5\)")
+    assert "python -m lcrec.embed" in message
+
+
+def test_a_wrong_number_of_rows(shop, refused):
+    write_array(shop / "embeddings" / "embeddings.npy", toy_embeddings()[:-1])
+    refused(r"embeddings.npy has 23 rows but the catalogue has 24 items; rebuild .*lcrec.embed")
+
+
+def test_stale_embeddings(shop, refused):
+    items = read_json(shop / "data" / "Shop.item.json")
+    write_json(shop / "data" / "Shop.item.json", {**items, "3": {"title": "Lamp"}})
+    message = refused("embeddings was made from another item file than .*Shop.item.json")
+    assert f"python -m lcrec.embed --data {shop / 'data'} --output" in message
+
+
+def test_stale_embeddings_are_refused_though_an_index_lies_there(shop):
+    main(argv(shop))
+    write_json(
+        shop / "data" / "Shop.item.json", {str(i): {"title": f"Sofa {i}"} for i in range(ITEMS)}
+    )
+    with pytest.raises(InputError, match="was made from another item file"):
+        main(argv(shop))
+
+
+def test_embeddings_made_elsewhere_are_taken(shop):
+    (shop / "embeddings" / "lcrec.json").unlink()
+    main(argv(shop))
+    assert (shop / "index" / "index.json").exists()
+
+
+def test_no_embeddings(shop, refused):
+    (shop / "embeddings" / "embeddings.npy").unlink()
+    refused(r"--embeddings: there is no .*embeddings.npy; make it with: python -m lcrec.embed --da")
+
+
+def test_a_file_that_is_no_array(shop, refused):
+    (shop / "embeddings" / "embeddings.npy").write_text("1 2 3")
+    refused(r"embeddings.npy: not a plain NumPy array")
+
+
+def test_the_embeddings_folder_is_not_overwritten(shop):
+    with pytest.raises(InputError, match="is the embeddings' folder"):
+        main(argv(shop, output="embeddings"))
+    assert read_provenance(shop / "embeddings")["stage"] == "python -m lcrec.embed"
+
+
+def test_settings_that_cannot_work_are_refused_before_training(refused, monkeypatch):
+    monkeypatch.setattr(lcrec.quantize, "train_rqvae", None)
+    refused("spell 4 items, the catalogue has 24: use --levels 5 or --codes 5", levels=2, codes=2)
+    refused("--levels 27: at most 26", levels=27)
+    refused("--codes: 1 is too small", codes=1)
+    refused("--hidden-dims: 0 is too small", hidden_dims=0)
+
+
+def test_a_path_that_cannot_be_written(shop):
+    (shop / "index").write_text("a file")
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        main(argv(shop))
+    assert (shop / "index").read_text() == "a file"
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(3), r"found float64 \[3\]"),
+        (np.zeros((3, 0)), r"expected floats of shape \[items, dim\], found float64 \[3, 0\]"),
+        (np.zeros((3, 2), dtype=int), r"found int64 \[3, 2\]"),
+        (np.zeros((3, 2), dtype=complex), r"found complex128 \[3, 2\]"),
+        (np.full((3, 2), 1e300), r"3 rows hold values that are not finite"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_are_no_embeddings(tmp_path, array, message):
+    with pytest.raises(InputError, match=f"x.npy.*{message}"):
+        check_embeddings(array, 3, tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_all_float_types_become_float32(tmp_path, dtype):
+    checked = check_embeddings(np.ones((3, 2), dtype=dtype), 3, tmp_path / "x.npy")
+    assert checked.dtype == np.float32
+
+
+# The report.
+
+
+def identity_model():
+    """A model whose latents are the embeddings, with codes 0 and 10, then -1 and 1."""
+    model = RQVAE(1, hidden_dims=[], latent_dim=1, num_levels=2, num_codes=2).eval()
+    with torch.no_grad():
+        for side in (model.encoder, model.decoder):
+            side.begin_linear(torch.eye(1))
+            torch.nn.init.zeros_(side.last.bias)
+    for layer, codes in zip(model.quantizer.layers, ([0.0, 10.0], [-1.0, 1.0]), strict=True):
+        layer._codebook.embed.data = torch.tensor(codes)[None, :, None]
+    return model
+
+
+def test_explained_variance_by_hand():
+    model = identity_model()
+    points = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
+    # Squared distances to the mean 5: 36 + 16 + 16 + 36 = 104; to the first codes: 4; then none.
+    assert explained_variance(model, points) == pytest.approx([1 - 4 / 104, 1.0])
+    swapped = torch.tensor([[0, 1], [0, 0], [1, 0], [1, 1]])
+    assert explained_variance(model, points, swapped) == pytest.approx([1 - 4 / 104, 1 - 8 / 104])
+
+
+def test_report_by_hand():
+    points = torch.tensor([[-1.0], [-1.0], [9.0]])
+    assignment = Assignment(np.array([[0, 0], [0, 1], [1, 0]]), np.array([[0, 0], [0, 0], [1, 0]]))
+    report = describe_index(identity_model(), points, assignment)
+    assert json.loads(json.dumps(report)) == report
+    assert report["items"] == 3
+    assert report["conflict_rate_before_assignment"] == pytest.approx(2 / 3)
+    assert report["items_moved"] == 1
+    assert report["codes_used"] == [2, 2]
+    assert report["distinct_prefixes"] == [2, 3]
+    # Codes are used 2 : 1 at both levels; the perplexity of that is 3 / 2^(2/3).
+    assert report["perplexity"] == pytest.approx([3 / 2 ** (2 / 3)] * 2)
+    total = (100 + 100 + 400) / 9  # squared distances to the mean 7/3
+    assert report["explained_variance"] == pytest.approx([1 - 3 / total, 1.0])
+    assert report["explained_variance_assigned"] == pytest.approx(1 - 4 / total)
+
+
+def test_perplexity_of_even_use_is_the_number_of_codes():
+    codes = np.array(list(itertools.product(range(2), range(2))))
+    points = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
+    report = describe_index(identity_model(), points, Assignment(codes, codes))
+    assert report["perplexity"] == pytest.approx([2, 2])
+    assert report["items_moved"] == report["conflict_rate_before_assignment"] == 0

@@ -1,0 +1,235 @@
+"""Real and distinct items from random weights, whatever the batch; what a prompt shows; errors."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcrec.dataset import draw_rows, tokenise_rows
+from lcrec.errors import InputError
+from lcrec.modeling import load_base
+from lcrec.recommender import Recommender
+from lcrec.tasks import TaskData
+from lcrec.vocab import extend_tokenizer, item_token_ids, resize_embeddings
+
+ITEMS = 48
+HISTORIES = st.lists(
+    st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=12), min_size=1, max_size=6
+)
+
+
+@pytest.fixture(scope="module")
+def random_model(base, index):
+    """An untrained model that knows the item tokens, and its tokenizer."""
+    model, tokenizer = load_base(str(base))
+    extend_tokenizer(tokenizer, index)
+    resize_embeddings(model, tokenizer, index)
+    return model.eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def recommender(random_model, index, prompts):
+    return Recommender(*random_model, index, prompts, max_history=4)
+
+
+def check_lists(ranking, k):
+    """Every list holds k real and distinct items, and its scores never rise."""
+    assert ranking.items.shape == ranking.scores.shape == (len(ranking.items), k)
+    assert ranking.items.dtype == np.int64
+    assert ranking.scores.dtype == np.float32
+    for items, scores in zip(ranking.items.tolist(), ranking.scores, strict=True):
+        assert len(set(items)) == k
+        assert set(items) <= set(range(ITEMS))
+        assert (np.diff(scores) <= 0).all()
+        assert scores.max() < 0
+
+
+@given(histories=HISTORIES, k=st.integers(1, ITEMS))
+@settings(max_examples=25, deadline=None)
+def test_random_weights_give_real_and_distinct_items(recommender, histories, k):
+    check_lists(recommender.recommend(histories, k), k)
+
+
+def test_ranking_everything_is_a_permutation(recommender):
+    ranking = recommender.recommend([[3], [0, 1, 2]], ITEMS)
+    check_lists(ranking, ITEMS)
+
+
+def test_scores_are_those_of_plain_forward_passes(recommender, random_model, index):
+    model, tokenizer = random_model
+    ranking = recommender.recommend([[5, 9]], ITEMS)
+    (prompt,) = recommender.prompt_ids([[5, 9]])
+    spelt = item_token_ids(tokenizer, index)
+    expected = []
+    for item in range(ITEMS):
+        ids = torch.tensor([[*prompt, *spelt[item]]])
+        with torch.no_grad():
+            logs = model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        expected.append(sum(logs[n, token].item() for n, token in enumerate(spelt[item])))
+    assert np.allclose(ranking.scores[0], np.sort(expected)[::-1], atol=1e-4)
+    assert np.allclose(np.array(expected)[ranking.items[0]], ranking.scores[0], atol=1e-4)
+
+
+@given(histories=HISTORIES)
+@settings(max_examples=15, deadline=None)
+def test_the_history_can_be_excluded(recommender, histories):
+    ranking = recommender.recommend(histories, ITEMS, exclude_history=True)
+    everything = recommender.recommend(histories, ITEMS)
+    for row, history in enumerate(histories):
+        found = ranking.items[row][ranking.items[row] >= 0].tolist()
+        # What is left keeps its order; unused places hold -1 and -inf.
+        assert found == [item for item in everything.items[row].tolist() if item not in history]
+        assert (ranking.items[row][len(found) :] == -1).all()
+        assert (ranking.scores[row][len(found) :] == -np.inf).all()
+        assert np.isfinite(ranking.scores[row][: len(found)]).all()
+
+
+def test_only_the_latest_items_are_shown(recommender):
+    short, long = [7, 8, 9, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    prompts = recommender.prompt_ids([short, long, long[5:]])
+    assert prompts[0] == prompts[1] == prompts[2]
+    ranking = recommender.recommend([short, long], ITEMS)
+    assert ranking.items[0].tolist() == ranking.items[1].tolist()
+    # What is not shown any more still counts as had.
+    without = recommender.recommend([long], ITEMS - len(long), exclude_history=True)
+    assert not set(long) & set(without.items[0].tolist())
+
+
+def test_one_item_and_repeated_items(recommender, index, random_model):
+    tokenizer = random_model[1]
+    for history in ([4], [4, 4], np.array([4], dtype=np.int32)):
+        check_lists(recommender.recommend([history], 10), 10)
+        text = tokenizer.decode(recommender.prompt_ids([history])[0])
+        assert text.count(index.texts[4]) == len(history)
+
+
+def test_no_histories_no_lists(recommender):
+    ranking = recommender.recommend([], 7)
+    assert ranking.items.shape == ranking.scores.shape == (0, 7)
+
+
+def test_batches_change_nothing(random_model, index, prompts, split):
+    histories = split.test.histories
+    budgets = (1, 300, 100_000)
+    rankings = []
+    for budget in budgets:
+        own = Recommender(*random_model, index, prompts, max_history=4, max_batch_tokens=budget)
+        sizes = [len(rows) for rows in own.plan_batches(own.prompt_ids(histories))]
+        assert {1: max(sizes) == 1, 300: 1 < max(sizes) < 60, 100_000: sizes == [60]}[budget]
+        rankings.append(own.recommend(histories, 20))
+    for ranking in rankings[1:]:
+        assert (ranking.items == rankings[0].items).all()
+        assert np.allclose(ranking.scores, rankings[0].scores, atol=1e-4)
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 200))
+def test_a_plan_covers_every_row_within_the_budget(recommender, lengths, budget):
+    recommender.max_batch_tokens = budget
+    batches = recommender.plan_batches([[0] * length for length in lengths])
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for rows in batches:
+        width = max(lengths[row] for row in rows)
+        assert len(rows) == 1 or width * len(rows) <= budget
+    recommender.max_batch_tokens = 4096
+
+
+def test_wordings_matter(recommender, prompts):
+    first, other = prompts.for_task("seqrec", "eval")[:2]
+    plain = recommender.recommend([[1, 2]], ITEMS)
+    assert (recommender.recommend([[1, 2]], ITEMS, template=first).items == plain.items).all()
+    assert (recommender.recommend([[1, 2]], ITEMS, template=other).items != plain.items).any()
+
+
+def test_more_beams_find_at_least_as_good_items(recommender):
+    few = recommender.recommend([[1, 2]], 5, num_beams=5)
+    many = recommender.recommend([[1, 2]], 5, num_beams=ITEMS)
+    assert (many.scores >= few.scores - 1e-5).all()
+    default = recommender.recommend([[1, 2]], 5)
+    assert (default.items == recommender.recommend([[1, 2]], 5, num_beams=20).items).all()
+
+
+def test_training_prompts_are_inference_prompts(recommender, random_model, shop_items, split):
+    """Every training row of seqrec has the prompt that `recommend` makes, token for token."""
+    data = TaskData(shop_items, split.train, recommender.index, max_history=4)
+    rows = draw_rows(data, recommender.prompts, {"seqrec": 150.0}, 0, 0)
+    dataset = tokenise_rows([rows], recommender.encoder, 600, 8)
+    tokenizer = random_model[1]
+    asked = 0
+    by_prompt = {}
+    for row in dataset:
+        by_prompt[tuple(row["input_ids"][: row["prompt_length"]])] = row["template_id"]
+    for sequence in split.train:
+        for end in range(1, len(sequence)):
+            for template in recommender.prompts.for_task("seqrec", "train"):
+                (ids,) = recommender.prompt_ids([sequence[:end]], template)
+                if by_prompt.pop(tuple(ids), None) == template.id:
+                    asked += 1
+                    assert tokenizer.eos_token_id not in ids
+    assert asked > 100
+    assert not by_prompt
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ([], "history 1 is empty"),
+        ([3, 48], "history 1: item 48 is not in the catalogue, whose ids are 0 to 47"),
+        ([-1], "history 1: item -1 is not in the catalogue"),
+    ],
+)
+def test_histories_that_cannot_be(recommender, history, message):
+    with pytest.raises(InputError, match=message):
+        recommender.recommend([[0], history])
+
+
+def test_too_many_items_or_too_few_beams(recommender):
+    with pytest.raises(InputError, match="49 items wanted, but the catalogue has 48"):
+        recommender.recommend([[0]], 49)
+    with pytest.raises(InputError, match="5 beams cannot give 6 items"):
+        recommender.recommend([[0]], 6, num_beams=5)
+    with pytest.raises(InputError, match="num_beams is 49"):
+        recommender.recommend([[0]], 6, num_beams=49)
+
+
+def test_a_model_in_training_mode(random_model, index, prompts):
+    own = Recommender(*random_model, index, prompts, max_history=4)
+    own.model.train()
+    try:
+        with pytest.raises(InputError, match="training mode"):
+            own.recommend([[0]])
+    finally:
+        own.model.eval()
+
+
+def test_weights_that_are_broken(base, index, prompts):
+    model, tokenizer = load_base(str(base))
+    extend_tokenizer(tokenizer, index)
+    resize_embeddings(model, tokenizer, index)
+    model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="NaN"):
+        Recommender(model.eval(), tokenizer, index, prompts, max_history=4).recommend([[0]])
+
+
+# From a folder.
+
+
+def test_from_pretrained(checkpoint, split):
+    loaded = Recommender.from_pretrained(checkpoint)
+    assert loaded.max_history == 4
+    check_lists(loaded.recommend(split.test.histories, 10), 10)
+
+
+def test_from_pretrained_with_other_wording(checkpoint, prompts):
+    loaded = Recommender.from_pretrained(str(checkpoint), prompts=prompts, device="cpu")
+    assert loaded.prompts is prompts
+    check_lists(loaded.recommend([[1]], 3), 3)
+
+
+def test_a_tokenizer_without_the_items(base, index, prompts):
+    model, tokenizer = load_base(str(base))
+    with pytest.raises(InputError, match="model and index do not belong together"):
+        Recommender(model, tokenizer, index, prompts, max_history=4)

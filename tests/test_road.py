@@ -1,0 +1,120 @@
+"""The whole road by the commands a user types, from nothing to a comparison; then all of it again."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lcrec.data import load_interactions, load_items
+from lcrec.predictions import read_predictions
+
+pytestmark = pytest.mark.slow
+
+TOP = Path(__file__).parents[1]
+# One process, said in full: accelerate would otherwise look for a configuration, and warn.
+LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+BASELINES = ("popularity", "cooccurrence")
+
+
+def stages(top):
+    """Return each stage's name and arguments, in order; everything lies below `top`."""
+    data, files = top / "data", top / "predictions"
+    base, embeddings, index, model = (top / n for n in ("base", "embeddings", "index", "model"))
+    shape = ["--vocab-size", 400, "--hidden-size", 32, "--layers", 1, "--epochs", 0.5]
+    small = ["--tasks", "seqrec=40", "item2index=10", "index2item=10", "--epochs", 2]
+    small += ["--max-history", 3, "--max-text-words", 10, "--validation-users", 10]
+    codes = ["--levels", 3, "--codes", 6, "--epochs", 5, "--hidden-dims", 16, "--latent-dim", 8]
+    predictions = [files / f"{name}.jsonl" for name in ("lc-rec", *BASELINES)]
+    return [
+        ("synthetic", ["--output", data, "--users", 40, "--items", 50]),
+        ("embed", ["--data", data, "--output", embeddings, "--lsa-dim", 16]),
+        ("quantize", ["--data", data, "--embeddings", embeddings, "--output", index, *codes]),
+        ("tinylm", ["--data", data, "--output", base, *shape]),
+        (
+            "finetune",
+            ["--data", data, "--index", index, "--base", base, "--output", model, *small],
+        ),
+        ("generate", ["--model", model, "--data", data, "--output", predictions[0]]),
+        *(
+            ("baselines", [name, "--data", data, "--output", path])
+            for name, path in zip(BASELINES, predictions[1:], strict=True)
+        ),
+        ("evaluate", ["--predictions", *predictions, "--output", top / "comparison.json"]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def road(run_command, tmp_path_factory):
+    """Walk the road once; return its folder and what each stage printed."""
+    top = tmp_path_factory.mktemp("road")
+    printed = []
+    for name, words in stages(top):
+        start = [*LAUNCH, "recipes/finetune.py"] if name == "finetune" else ["-m", f"lcrec.{name}"]
+        printed.append((name, run_command(*start, *words)))
+    return top, printed
+
+
+def test_every_stage_says_where_its_result_lies_and_what_comes_next(road):
+    top, printed = road
+    for name, out in printed:
+        assert str(top) in out
+        assert "Traceback" not in out
+        if name != "evaluate":
+            assert "Next: " in out, name
+    assert "in 1 process(es)" in dict(printed)["finetune"]
+    assert "lc-rec" in dict(printed)["evaluate"]
+
+
+def test_every_user_gets_real_and_distinct_items(road):
+    top, _ = road
+    num_items = len(load_items(top / "data"))
+    interactions = load_interactions(top / "data", num_items)
+    assert (num_items, len(interactions)) == (50, 40)
+    for name, length in (("lc-rec", 20), ("popularity", 50), ("cooccurrence", 50)):
+        predictions = read_predictions(top / "predictions" / f"{name}.jsonl")
+        assert predictions.users == interactions.users
+        assert predictions.targets.tolist() == [sequence[-1] for sequence in interactions]
+        for ranked in predictions.ranked.values():
+            assert ranked.shape == (40, length)
+            for row in ranked.tolist():
+                assert len(set(row)) == length
+                assert set(row) <= set(range(num_items))
+
+
+def test_the_comparison_judges_all_three(road):
+    top, _ = road
+    runs = json.loads((top / "comparison.json").read_text())["runs"]
+    assert set(runs) == {"lc-rec", *BASELINES}
+    for run in runs.values():
+        assert 0 <= run["overall"]["HR@10"]["mean"] <= 1
+
+
+def test_artifacts_name_what_they_were_made_from(road):
+    top, _ = road
+    inputs = {
+        "embeddings": {"item"},
+        "index": {"item", "embeddings"},
+        "base": {"item", "prompts"},
+        "model": {"item", "inter", "user", "index", "base"},
+    }
+    for folder, expected in inputs.items():
+        assert set(json.loads((top / folder / "lcrec.json").read_text())["inputs"]) == expected
+    partial = [path for path in top.rglob("*") if path.name.endswith((".partial", ".replaced"))]
+    assert not partial
+
+
+def test_again_everything_is_up_to_date(road, recipe, monkeypatch, capsys):
+    top, _ = road
+    monkeypatch.chdir(TOP)
+    before = {path: path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    for name, words in stages(top):
+        module = {"finetune": recipe, "baselines": None}.get(name)
+        if name == "baselines":
+            module = importlib.import_module("lcrec.baselines.__main__")
+        module = module or importlib.import_module(f"lcrec.{name}")
+        module.main(list(map(str, words)))
+        out = capsys.readouterr().out
+        assert name == "evaluate" or "is up to date" in out or "nothing to do" in out, name
+    assert {path: path.read_bytes() for path in top.rglob("*") if path.is_file()} == before

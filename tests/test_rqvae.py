@@ -1,0 +1,350 @@
+"""The quantised autoencoder: its pieces by hand, its start and its training on toy clusters."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from torch.nn import functional as F
+
+from lcrec.quantize import explained_variance, train_rqvae
+from lcrec.rqvae import RQVAE, sinkhorn
+
+
+def toy_clusters(seed=0, per_leaf=4, noise=0.02):
+    """Return float32 [64, 6]: 4 clusters far apart, each of 4 nearer ones, each of 4 points."""
+    rng = np.random.default_rng(seed)
+    coarse, fine = rng.normal(size=(4, 6)) * 10, rng.normal(size=(4, 6))
+    centres = np.array([a + b for a, b in itertools.product(coarse, fine)])
+    points = np.repeat(centres, per_leaf, axis=0)
+    return torch.from_numpy(points + noise * rng.normal(size=points.shape)).float()
+
+
+def make_model(input_dim=6, **settings):
+    torch.manual_seed(0)
+    defaults = {"hidden_dims": [8], "latent_dim": 4, "num_levels": 2, "num_codes": 4}
+    return RQVAE(input_dim, **{**defaults, **settings})
+
+
+def train(embeddings, **settings):
+    defaults = {
+        "num_levels": 2,
+        "num_codes": 4,
+        "latent_dim": 4,
+        "hidden_dims": [8],
+        "commitment_weight": 0.25,
+        "sinkhorn_epsilon": 0.003,
+        "epochs": 10,
+        "patience": 8,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "seed": 0,
+    }
+    return train_rqvae(embeddings, **{**defaults, **settings})
+
+
+# Sinkhorn.
+
+
+@given(
+    batch=st.integers(1, 40),
+    codes=st.integers(1, 20),
+    log_epsilon=st.floats(-4, 0),
+    log_scale=st.floats(-6, 6),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_sinkhorn_gives_every_code_the_same_mass(batch, codes, log_epsilon, log_scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    cost = torch.rand(batch, codes, generator=generator) * 10**log_scale
+    log_plan = sinkhorn(cost, 10**log_epsilon)
+    assert not log_plan.isnan().any()
+    masses = log_plan.exp().sum(0)
+    torch.testing.assert_close(masses, torch.full((codes,), 1 / codes), rtol=1e-3, atol=0)
+
+
+def test_sinkhorn_of_equal_costs_is_uniform():
+    plan = sinkhorn(torch.full((6, 3), 7.0), 0.003).exp()
+    torch.testing.assert_close(plan, torch.full((6, 3), 1 / 18))
+
+
+def test_sinkhorn_splits_a_crowd_in_order():
+    # All eight points are nearest to the last code; two may have it.
+    points, codes = torch.arange(8.0)[:, None], torch.tensor([[-4.0], [-3.0], [-2.0], [-1.0]])
+    cost = torch.cdist(points, codes).pow(2)
+    assert cost.argmin(1).tolist() == [3] * 8
+    assert sinkhorn(cost, 0.03).argmax(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_the_last_level_is_balanced_in_training_only():
+    model = make_model(num_codes=4)
+    latents = torch.randn(64, 4) * 0.01 + model.codebooks()[0, 0]
+    nearest = model.nearest_codes(latents)
+    assert nearest[:, 0].eq(0).all()
+
+    model.eval()
+    torch.testing.assert_close(model.quantizer(latents)[1], nearest)
+    model.train()
+    trained = model.quantizer(latents)[1]
+    torch.testing.assert_close(trained[:, 0], nearest[:, 0])
+    assert trained[:, 1].bincount(minlength=4).tolist() == pytest.approx([16] * 4, abs=2)
+
+    plain = make_model(num_codes=4, sinkhorn_epsilon=0.0).train()
+    latents = torch.randn(64, 4)
+    torch.testing.assert_close(plain.quantizer(latents)[1], plain.nearest_codes(latents))
+
+
+# Codes.
+
+
+@given(seed=st.integers(0, 999), items=st.integers(1, 40))
+@settings(deadline=None, max_examples=30)
+def test_nearest_codes_equal_brute_force(seed, items):
+    model = make_model(num_levels=3, num_codes=7)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.quantizer.layers:
+        layer._codebook.embed.data = torch.randn(1, 7, 4, generator=generator)
+    latents = torch.randn(items, 4, generator=generator)
+    codes = model.nearest_codes(latents)
+    assert (codes.shape, codes.dtype) == ((items, 3), torch.int64)
+    books = model.codebooks().double()
+    for latent, row in zip(latents.double(), codes.tolist(), strict=True):
+        residual = latent
+        for book, code in zip(books, row, strict=True):
+            distances = (residual - book).norm(dim=1)
+            assert distances[code] <= distances.min() + 1e-4
+            residual = residual - book[code]
+
+
+def test_nearest_codes_by_hand():
+    model = make_model(latent_dim=2, num_codes=2)
+    model.quantizer.layers[0]._codebook.embed.data = torch.tensor([[[0.0, 0.0], [10.0, 10.0]]])
+    model.quantizer.layers[1]._codebook.embed.data = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    latents = torch.tensor([[2.0, 0.5], [10.0, 11.0], [9.0, 7.0]])
+    # The third is (-1, -3) away from its first code: nearer to (1, 0) than to (0, 1).
+    assert model.nearest_codes(latents).tolist() == [[0, 0], [1, 1], [1, 0]]
+
+
+# Losses and gradients.
+
+
+def test_losses_by_hand():
+    model = make_model(input_dim=2, latent_dim=2, hidden_dims=[], num_codes=2).eval()
+    with torch.no_grad():
+        for side in (model.encoder, model.decoder):
+            side.begin_linear(torch.eye(2))
+            torch.nn.init.zeros_(side.last.bias)
+    model.quantizer.layers[0]._codebook.embed.data = torch.tensor([[[0.0, 0.0], [4.0, 0.0]]])
+    model.quantizer.layers[1]._codebook.embed.data = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    # (5, 1) is 4,0 with (1, 1) left, then 0,1 with (1, 0) left.
+    losses = model.losses(torch.tensor([[5.0, 1.0]]))
+    assert losses.reconstruction.item() == pytest.approx(1 / 2)
+    # Each level's mean squared error: (1 + 1) / 2 and (1 + 0) / 2, then their mean.
+    assert losses.codebook.item() == pytest.approx((1 + 1 / 2) / 2)
+    assert losses.commitment.item() == pytest.approx(losses.codebook.item())
+    assert losses.total.item() == pytest.approx(0.5 + 0.75 + 0.25 * 0.75)
+
+
+def test_the_straight_through_gradient_reaches_the_encoder_once():
+    embeddings = torch.randn(10, 6)
+    model = make_model(num_levels=3).eval()
+    weights = list(model.encoder.parameters())
+    gradients = torch.autograd.grad(model.losses(embeddings).reconstruction, weights)
+
+    latents = model.encode(embeddings)
+    codes = model.quantizer.get_codes_from_indices(model.nearest_codes(latents))
+    quantized = codes.sum(0).detach().requires_grad_()
+    loss = F.mse_loss(model.decoder(quantized), embeddings)
+    (upstream,) = torch.autograd.grad(loss, quantized)
+    expected = torch.autograd.grad(latents, weights, upstream)
+    assert max(gradient.abs().max() for gradient in gradients) > 1e-4
+    for gradient, value in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, value)
+
+
+def test_which_loss_moves_which_weights():
+    model = make_model().eval()
+    losses = model.losses(torch.randn(10, 6))
+    books = [layer._codebook.embed for layer in model.quantizer.layers]
+    encoder = list(model.encoder.parameters())
+
+    def moved(loss, weights):
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        return [gradient is not None and bool(gradient.any()) for gradient in gradients]
+
+    assert moved(losses.codebook, books) == [True, True]
+    assert not any(moved(losses.codebook, encoder))
+    assert not any(moved(losses.commitment, books))
+    assert all(moved(losses.commitment, [encoder[0]]))
+    assert not any(moved(losses.reconstruction, books))
+
+
+def test_the_codebook_gradient_is_the_papers():
+    # Level 1's loss pulls a used code to the mean of its residuals with weight 2 / (levels x dim).
+    model = make_model(latent_dim=2, num_codes=2, num_levels=1, sinkhorn_epsilon=0.0).eval()
+    book = model.quantizer.layers[0]._codebook.embed
+    book.data = torch.tensor([[[0.0, 0.0], [99.0, 99.0]]])
+    embeddings = torch.randn(5, 6)
+    latents = model.encode(embeddings)
+    (gradient,) = torch.autograd.grad(model.losses(embeddings).total, book)
+    torch.testing.assert_close(gradient[0, 0], -latents.mean(0).detach())
+    assert gradient[0, 1].eq(0).all()
+
+
+# The start.
+
+
+def residual_kmeans_variance(points, levels, codes):
+    """Return the share of variance that plain residual k-means explains."""
+    residual = points.numpy() - points.numpy().mean(0)
+    total = (residual**2).sum()
+    for level in range(levels):
+        fitted = KMeans(codes, n_init=10, random_state=level).fit(residual)
+        residual = residual - fitted.cluster_centers_[fitted.labels_]
+    return 1 - (residual**2).sum() / total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_training_starts_where_residual_kmeans_ends(seed):
+    points = toy_clusters(seed)
+    model = make_model(latent_dim=6)
+    model.initialise(points, seed=seed)
+    variance = explained_variance(model, points)
+    assert variance[0] < variance[1]
+    assert variance[1] >= residual_kmeans_variance(points, 2, 4) - 1e-3
+    assert variance[1] > 0.99
+
+
+def test_without_quantisation_the_start_is_pca():
+    torch.manual_seed(0)
+    points = torch.randn(50, 2) @ torch.randn(2, 6) + 3
+    model = make_model(latent_dim=2)
+    model.initialise(points, seed=0)
+    # Two components carry everything there is.
+    torch.testing.assert_close(model.decode(model.encode(points)), points, rtol=1e-3, atol=1e-3)
+
+
+# Dead codes.
+
+
+def test_dead_codes_move_to_badly_served_items():
+    model = make_model(latent_dim=2, num_levels=1, num_codes=3)
+    book = model.quantizer.layers[0]._codebook.embed
+    book.data = torch.tensor([[[0.0, 0.0], [1000.0, 0.0], [1000.0, 1000.0]]])
+    latents = torch.tensor([[0.0, 0.0], [0.0, 0.0], [5.0, 0.0], [0.0, 7.0]])
+    generator = torch.Generator().manual_seed(0)
+    assert model.revive_dead_codes(latents, generator) == 2
+    assert sorted(map(tuple, book[0].tolist())) == [(0, 0), (0, 7), (5, 0)]
+    assert model.nearest_codes(latents).unique().numel() == 3
+    before = book.clone()
+    assert model.revive_dead_codes(latents, generator) == 0
+    assert book.equal(before)
+
+
+def test_no_more_codes_are_moved_than_items_need_them():
+    model = make_model(latent_dim=2, num_levels=1, num_codes=4)
+    book = model.quantizer.layers[0]._codebook.embed
+    book.data = torch.tensor([[[0.0, 0.0], [9.0, 9.0], [9.0, 8.0], [8.0, 9.0]]])
+    generator = torch.Generator().manual_seed(0)
+    assert model.revive_dead_codes(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), generator) == 1
+    assert model.revive_dead_codes(torch.zeros(3, 2), generator) == 0
+
+
+def test_later_levels_see_the_revived_residuals():
+    model = make_model(latent_dim=2, num_codes=2)
+    first, second = (layer._codebook.embed for layer in model.quantizer.layers)
+    first.data = torch.tensor([[[0.0, 0.0], [1000.0, 0.0]]])
+    second.data = torch.tensor([[[0.0, 0.0], [1000.0, 0.0]]])
+    latents = torch.tensor([[0.0, 0.0], [6.0, 0.0]])
+    # The first level then serves both exactly, so the second needs nothing.
+    assert model.revive_dead_codes(latents, torch.Generator()) == 1
+    assert first[0].tolist() == [[0, 0], [6, 0]]
+    assert second[0].tolist() == [[0, 0], [1000, 0]]
+
+
+# Training.
+
+
+def test_training_reduces_the_loss():
+    points = toy_clusters()
+    model = make_model(hidden_dims=[16])
+    with torch.no_grad():
+        model.mean.copy_(points.mean(0))
+        model.scale.copy_(points.std())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    totals = []
+    for _ in range(60):
+        losses = model.losses(points)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        totals.append(losses.total.item())
+    assert totals[-1] < 0.5 * totals[0]
+    assert all(np.isfinite(totals))
+
+
+def test_the_best_state_is_kept():
+    points = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
+    start = explained_variance(train(points, epochs=0), points)[-1]
+    assert explained_variance(train(points, epochs=15), points)[-1] >= start
+    # Steps far too long ruin the model; what it began as is returned.
+    ruined = train(points, epochs=15, learning_rate=1e6)
+    assert explained_variance(ruined, points)[-1] == pytest.approx(start)
+
+
+def test_training_improves_on_its_start():
+    points = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    before, after = (
+        explained_variance(train(points, epochs=epochs, hidden_dims=[32]), points)[-1]
+        for epochs in (0, 40)
+    )
+    assert after > before + 0.01
+
+
+def test_patience_stops_training(capsys):
+    train(toy_clusters(), epochs=500, patience=2)
+    assert "500/500" not in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_model():
+    points = toy_clusters()
+    one, two, other = (train(points, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+ODD_CATALOGUES = {
+    "one item": torch.ones(1, 6),
+    "fewer items than codes": toy_clusters()[::30],
+    "all items alike": torch.full((10, 6), 0.1),
+    "every item twice": toy_clusters()[::4].repeat(2, 1),
+    "constant columns": toy_clusters() * torch.tensor([1, 0, 1, 0, 0, 1]),
+    "nothing but zeros": torch.zeros(9, 6),
+    "very large": toy_clusters() * 1e15,
+    "very small": toy_clusters() * 1e-15,
+    "last batch of one": toy_clusters()[:17],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ODD_CATALOGUES)
+def test_odd_catalogues(name):
+    points = ODD_CATALOGUES[name]
+    model = train(points, epochs=6)
+    assert not model.training
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    codes = model.nearest_codes(model.encode(points))
+    assert codes.shape == (len(points), 2)
+    assert explained_variance(model, points, codes)[-1] > 0.9
+
+
+@pytest.mark.parametrize("hidden_dims", [[], [3], [16, 8]])
+@pytest.mark.parametrize("latent_dim", [1, 6, 9])
+def test_any_shape(hidden_dims, latent_dim):
+    model = train(toy_clusters(), hidden_dims=hidden_dims, latent_dim=latent_dim, epochs=5)
+    assert model.codebooks().shape == (2, 4, latent_dim)
+    assert explained_variance(model, toy_clusters())[-1] > 0.5

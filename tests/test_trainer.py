@@ -1,0 +1,270 @@
+"""The loss against transformers' own, validation against offline ranking, complete checkpoints."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig
+
+from lcrec.data import Cases
+from lcrec.dataset import PromptEncoder, collate_left, draw_rows, tokenise_rows
+from lcrec.errors import InputError
+from lcrec.metrics import hit_at_k, ndcg_at_k
+from lcrec.modeling import add_adapter, load_base
+from lcrec.recommender import Recommender
+from lcrec.tasks import TaskData
+from lcrec.trainer import (
+    RankingValidation,
+    RecommenderTrainer,
+    claim_output,
+    latest_checkpoint,
+)
+from lcrec.vocab import extend_tokenizer, resize_embeddings
+
+BEAMS = 15
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base, index):
+    made = load_base(str(base))[1]
+    extend_tokenizer(made, index)
+    return made
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer, prompts, shop_items, split, index):
+    """40 training rows as token ids."""
+    data = TaskData(shop_items, split.train, index, max_history=4, max_text_words=12)
+    mixture = {"seqrec": 24.0, "item2index": 8.0, "index2item": 8.0}
+    drawn = draw_rows(data, prompts, mixture, 0, 0)
+    return tokenise_rows([drawn], PromptEncoder(tokenizer, prompts), 400, 4)
+
+
+def make_model(base, index, *, tied=True, mode="lora"):
+    model, tokenizer = load_base(str(base))
+    if not tied:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                tie_word_embeddings=False,
+            )
+        )
+    new_ids = extend_tokenizer(tokenizer, index)
+    resize_embeddings(model, tokenizer, index)
+    torch.manual_seed(0)
+    if mode == "lora":
+        return add_adapter(model, new_ids, rank=2, alpha=4, dropout=0.0)
+    return model
+
+
+@pytest.fixture
+def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
+    def make(model, cases=None, **settings):
+        settings = {"per_device_train_batch_size": 8, "max_steps": 3, **settings}
+        return RecommenderTrainer(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=rows,
+            eval_dataset=rows.select(range(12)),
+            data_collator=functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
+            ranking=RankingValidation(cases or split.valid, index, prompts, 4, BEAMS),
+            args=SFTConfig(
+                output_dir=str(tmp_path / "work"),
+                train_sampling_strategy="sequential",
+                dataset_kwargs={"skip_prepare_dataset": True},
+                remove_unused_columns=False,
+                max_length=400,
+                activation_checkpointing=False,
+                learning_rate=1e-2,
+                bf16=False,
+                report_to="none",
+                use_cpu=True,
+                disable_tqdm=True,
+                **settings,
+            ),
+        )
+
+    return make
+
+
+# The loss.
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_loss_is_the_plain_one(make_trainer, base, index, rows, tokenizer, tied, mode):
+    model = make_model(base, index, tied=tied, mode=mode)
+    trainer = make_trainer(model)
+    # Answers of different lengths; one row alone is not padded at all.
+    for chosen in (range(8), range(8, 20), [3]):
+        batch = collate_left([rows[row] for row in chosen], tokenizer.pad_token_id)
+        plain = model(**batch).loss
+        assert plain > 1
+        loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+        assert torch.allclose(loss, plain, atol=1e-5)
+        # The head scores the answers only.
+        width = int((batch["labels"] != -100).any(0).sum())
+        assert outputs.logits.shape[1] == width + 1 < batch["input_ids"].shape[1]
+        # As part of a larger batch, a row counts by its share of the answer tokens.
+        tokens = int((batch["labels"] != -100).sum())
+        part = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(4 * tokens))
+        assert torch.allclose(part, plain / 4, atol=1e-5)
+
+
+def test_gradients_are_the_plain_ones(make_trainer, base, index, rows, tokenizer):
+    model = make_model(base, index, mode="full")
+    batch = collate_left([rows[row] for row in range(8)], tokenizer.pad_token_id)
+    model(**batch).loss.backward()
+    plain = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    make_trainer(model).compute_loss(model, batch).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, plain[name], atol=1e-5), name
+
+
+def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, base, index):
+    weights = []
+    for settings in (
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    ):
+        model = make_model(base, index)
+        make_trainer(model, **settings).train()
+        weights.append({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
+    start = dict(make_model(base, index).named_parameters())
+    for name, one in weights[0].items():
+        assert torch.allclose(one, weights[1][name], atol=1e-4), name
+    assert any(not torch.equal(one, start[name]) for name, one in weights[0].items())
+
+
+# Validation.
+
+
+@pytest.mark.parametrize("users", [1, 33, 60])
+def test_validation_is_what_offline_ranking_says(
+    make_trainer, base, index, tokenizer, prompts, split, users
+):
+    valid = split.valid
+    cases = Cases(valid.users[:users], valid.histories[:users], valid.targets[:users])
+    model = make_model(base, index)
+    trainer = make_trainer(model, cases)
+    metrics = trainer.evaluate()
+    recommender = Recommender(model.eval(), tokenizer, index, prompts, max_history=4)
+    ranked = recommender.recommend(cases.histories, BEAMS, num_beams=BEAMS).items
+    assert (trainer.rank() == ranked).all()
+    assert metrics["eval_hr@10"] == pytest.approx(hit_at_k(ranked, cases.targets, 10).mean())
+    assert metrics["eval_ndcg@10"] == pytest.approx(ndcg_at_k(ranked, cases.targets, 10).mean())
+    assert metrics["eval_loss"] > 1
+
+
+def test_ranking_leaves_the_mode_as_it_was(make_trainer, base, index):
+    model = make_model(base, index)
+    trainer = make_trainer(model)
+    for training in (True, False):
+        model.train(training)
+        trainer.rank()
+        assert model.training == training
+
+
+# Checkpoints on the way.
+
+
+def test_checkpoints_on_the_way_are_marked_and_small(make_trainer, base, index, tmp_path):
+    trainer = make_trainer(make_model(base, index), save_steps=2)
+    trainer.train()
+    work = tmp_path / "work"
+    assert latest_checkpoint(work) == str(work / "checkpoint-3")
+    for step in (2, 3):
+        assert (work / f"checkpoint-{step}" / "complete").exists()
+        assert (work / f"checkpoint-{step}" / "optimizer.pt").exists()
+    size = (work / "checkpoint-3" / "adapter_model.safetensors").stat().st_size
+    assert size < 32 * 4 * 500  # one embedding matrix
+
+
+def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "complete").touch()
+    (tmp_path / "run.json").touch()
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-9",
+        "run.json",
+    ]
+
+
+def test_no_checkpoint(tmp_path):
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    (tmp_path / "checkpoint-4").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+
+
+# The output folder.
+
+RUN = {"epochs": 2, "inputs": {"item": "abc"}, "processes": 1}
+
+
+def test_a_folder_is_claimed_once(tmp_path):
+    output = tmp_path / "new" / "model"
+    claim_output(output, RUN, overwrite=False)
+    checkpoint = output / ".training" / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "complete").touch()
+    claim_output(output, RUN, overwrite=False)
+    claim_output(output, RUN, overwrite=True)  # the same run goes on
+    assert checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epochs": 3}, "epochs"),
+        ({"inputs": {"item": "xyz"}}, "inputs"),
+        ({"processes": 2, "epochs": 1}, "epochs, processes"),
+    ],
+)
+def test_another_run_is_refused_or_thrown_away(tmp_path, change, named):
+    claim_output(tmp_path / "model", RUN, overwrite=False)
+    weights = tmp_path / "model" / ".training" / "weights"
+    weights.touch()
+    with pytest.raises(InputError, match=rf"differs in {named}; .*--overwrite"):
+        claim_output(tmp_path / "model", RUN | change, overwrite=False)
+    assert weights.exists()
+    claim_output(tmp_path / "model", RUN | change, overwrite=True)
+    assert not weights.exists()
+    claim_output(tmp_path / "model", RUN | change, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_strangers_files_are_never_thrown_away(tmp_path, overwrite):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"holds something else \(such as thesis\.tex\)"):
+        claim_output(tmp_path, RUN, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_run_killed_while_claiming_can_be_claimed(tmp_path):
+    (tmp_path / ".training").mkdir()
+    (tmp_path / ".training" / ".run.json.123.partial").touch()
+    claim_output(tmp_path, RUN, overwrite=False)
+    assert (tmp_path / ".training" / "run.json").exists()
+
+
+def test_ranks_are_catalogue_ids(make_trainer, base, index):
+    ranked = make_trainer(make_model(base, index)).rank()
+    assert ranked.shape == (60, BEAMS)
+    assert ranked.dtype == np.int64
+    assert ranked.min() >= 0
+    assert ranked.max() < len(index)
+    assert all(len(set(row)) == BEAMS for row in ranked.tolist())
