@@ -7,18 +7,23 @@ from the paper's where that pays: inputs are standardised, encoder and decoder b
 principal components beside a perceptron that begins at zero, and the codebooks begin as k-means
 of the whole catalogue, level by level, so training starts where residual k-means ends.
 
-Public names: `RQVAE`, `Losses`, `sinkhorn`.
+Public names: `RQVAE`, `Losses`, `read_codebooks`, `sinkhorn`.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualVQ
+
+from lcrec.errors import InputError
 
 SINKHORN_ITERATIONS = 50
 
@@ -221,6 +226,23 @@ class _BalancedChoice:
         else:
             index = logits.argmax(dim=dim)
         return index, F.one_hot(index, logits.shape[dim]).to(logits.dtype)
+
+
+def read_codebooks(path: Path) -> Tensor:
+    """Read the codes' vectors, float32 [levels, codes, dim], of a trained RQ-VAE.
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); make it with lcrec.quantize") from None
+    names = (f"quantizer.layers.{level}._codebook.embed" for level in count())
+    codebooks = [weights[name][0] for name in takewhile(weights.__contains__, names)]
+    if not codebooks:
+        raise InputError(f"{path}: holds no codebooks; make it with python -m lcrec.quantize")
+    return torch.stack(codebooks)
 
 
 def sinkhorn(cost: Tensor, epsilon: float, iterations: int = SINKHORN_ITERATIONS) -> Tensor:

@@ -66,20 +66,24 @@ def resize_embeddings(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     index: ItemIndex,
+    *,
     texts: list[str] | None = None,
+    codebooks: Tensor | None = None,
 ) -> None:
     """Grow the embeddings (and an untied head) to hold the item tokens, and fill the new rows.
 
     A row starts at the table's mean plus what sets its items apart: the mean, over the items that
     use the code at its level, of their text's token embeddings, scaled to the spread of the table.
-    A code that no item uses, and every code where no texts are given, starts at the mean plus
-    noise of that spread.
+    Or, given the codebooks, the mean plus the code's own vector, turned at random into the
+    table's width and scaled to its spread. A code that no item uses, and every code where neither
+    is given, starts at the mean plus noise of that spread.
 
     Args:
         model: the base model.
         tokenizer: the extended tokenizer.
         index: the item index it was extended by.
-        texts: each item's text, [items], or None.
+        texts: each item's text, [items], to start rows from.
+        codebooks: the codes' vectors, float [levels, codes, dim], to start rows from instead.
     """
     new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
     if len(_weight(model.get_input_embeddings())) < len(tokenizer):
@@ -95,8 +99,11 @@ def resize_embeddings(
     if head is not None and head.weight is not tables[0]:
         tables.append(_weight(head))
     for table in tables:
-        rows = _new_rows(table[: len(tokenizer)][old.to(table.device)].float(), index)
-        if text_ids is not None:
+        known = table[: len(tokenizer)][old.to(table.device)].float()
+        rows = _new_rows(known, index)
+        if codebooks is not None:
+            rows = _rows_from_codebooks(codebooks.to(known), known.mean(0), known.std())
+        elif text_ids is not None:
             rows = _rows_from_text(table.float(), text_ids, index, rows)
         table[new_ids.to(table.device)] = rows.to(table)
 
@@ -135,3 +142,21 @@ def _rows_from_text(
     result = rows.clone()
     result[used] = rows.mean(0) + 0.9 * means * scale + 0.1 * noise
     return result
+
+
+def _rows_from_codebooks(codebooks: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """Return the table's mean plus the codes' vectors in the table's width and spread.
+
+    The levels are scaled alike, though a later level's codes are shorter: what tells two items of
+    a prefix apart matters as much as what tells two prefixes apart.
+    """
+    width = len(mean)
+    codes = codebooks - codebooks.mean(1, keepdim=True)
+    codes = codes / codes.pow(2).mean((1, 2), keepdim=True).sqrt().clamp_min(1e-8)
+    codes = codes.flatten(0, 1)
+    _, vectors = torch.linalg.eigh((codes.T @ codes).double().cpu())
+    kept = vectors.flip(1)[:, :width].to(codes)  # the principal directions, where not all fit
+    generator = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(width, kept.shape[1], generator=generator))
+    turned = codes @ kept @ turn.T.to(codes)
+    return mean + turned * (spread / turned.std().clamp_min(1e-8))

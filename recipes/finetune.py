@@ -24,6 +24,7 @@ from trl import SFTConfig
 
 from lcrec.artifacts import (
     INDEX,
+    RQVAE_WEIGHTS,
     find_data,
     fingerprint,
     is_current,
@@ -42,6 +43,7 @@ from lcrec.modeling import (
     set_attention_dropout,
 )
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
+from lcrec.rqvae import read_codebooks
 from lcrec.tasks import TaskData, history_record
 from lcrec.trainer import (
     WORK,
@@ -74,7 +76,9 @@ class FinetuneConfig:
     lora_alpha: int = option("scale of the adapters", 32, minimum=1)
     lora_dropout: float = option("dropout in the adapters", 0.05, minimum=0)
     dropout: float = option("dropout on the attention weights of the model", 0.0, minimum=0)
-    rows: Literal["text", "random"] = option("what the item tokens' rows start from", "text")
+    rows: Literal["text", "codebook", "random"] = option(
+        "what the item tokens' rows start from: item titles, the RQ-VAE's codes, noise", "text"
+    )
     epochs: int = option("passes over the samples, each with fresh wording", 4, minimum=1)
     learning_rate: float = option("peak step size of AdamW", 5e-5, minimum=1e-12)
     weight_decay: float = option("AdamW's weight decay", 0.01, minimum=0)
@@ -118,6 +122,9 @@ def main(argv: list[str]) -> None:
     index_path = config.index if config.index.is_file() else config.index / INDEX
     require_same_input(index_path.parent, "item", paths.item, rebuild)
     index = ItemIndex.load(index_path, len(items))
+    codebooks = None
+    if config.rows == "codebook":
+        codebooks = read_codebooks(index_path.parent / RQVAE_WEIGHTS)
     prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
     mixture = parse_mixture(config.tasks)
     inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
@@ -140,8 +147,13 @@ def main(argv: list[str]) -> None:
     model: PreTrainedModel | PeftModel
     model, tokenizer = load_base(config.base)
     new_ids = extend_tokenizer(tokenizer, index)
-    titles = [items.title(item) for item in range(len(items))] if config.rows == "text" else None
-    resize_embeddings(model, tokenizer, index, titles)
+    resize_embeddings(
+        model,
+        tokenizer,
+        index,
+        texts=[items.title(item) for item in range(len(items))] if config.rows == "text" else None,
+        codebooks=codebooks,
+    )
     if config.dropout:
         set_attention_dropout(model, config.dropout)
     if config.mode == "lora":

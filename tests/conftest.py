@@ -119,8 +119,8 @@ def recipe():
 
 
 @pytest.fixture(scope="session")
-def finetune(recipe, shop, index_folder, base):
-    """Run the recipe in this process: `finetune(output, "--epochs", "3")` returns `output`.
+def finetune_words(shop, index_folder, base):
+    """Return the recipe's command line: `finetune_words(output, "--epochs", 3)`.
 
     The default is 2 epochs of 4 updates, each with a validation on 20 users.
     """
@@ -136,12 +136,20 @@ def finetune(recipe, shop, index_folder, base):
         "--validation-users": 20,
     }
 
+    def words(output, *options):
+        settings = {**defaults, **dict(zip(options[::2], options[1::2], strict=True))}
+        flags = [str(word) for setting in settings.items() for word in setting]
+        return [*flags, "--output", str(output), "--tasks", "seqrec=24", "item2index=8"]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def finetune(recipe, finetune_words):
+    """Run the recipe in this process: `finetune(output, "--epochs", 3)` returns `output`."""
+
     def run(output, *options):
-        settings = dict(defaults)
-        for flag, value in zip(options[::2], options[1::2], strict=True):
-            settings[flag] = value
-        flags = [word for flag, value in settings.items() for word in (flag, str(value))]
-        recipe.main([*flags, "--output", str(output), "--tasks", "seqrec=24", "item2index=8"])
+        recipe.main(finetune_words(output, *options))
         return output
 
     return run

@@ -1,4 +1,4 @@
-"""The whole road by the commands a user types, from nothing to a comparison; then all of it again."""
+"""The whole road by the commands a user types, from nothing to a comparison; then again."""
 
 import importlib
 import json

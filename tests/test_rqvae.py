@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
+from lcrec.errors import InputError
 from lcrec.quantize import explained_variance, train_rqvae
-from lcrec.rqvae import RQVAE, sinkhorn
+from lcrec.rqvae import RQVAE, read_codebooks, sinkhorn
 
 
 def toy_clusters(seed=0, per_leaf=4, noise=0.02):
@@ -348,3 +350,17 @@ def test_any_shape(hidden_dims, latent_dim):
     model = train(toy_clusters(), hidden_dims=hidden_dims, latent_dim=latent_dim, epochs=5)
     assert model.codebooks().shape == (2, 4, latent_dim)
     assert explained_variance(model, toy_clusters())[-1] > 0.5
+
+
+def test_codebooks_are_read_back(tmp_path):
+    model = RQVAE(6, hidden_dims=[5], latent_dim=4, num_levels=3, num_codes=7)
+    save_file(model.state_dict(), tmp_path / "rqvae.safetensors")
+    assert torch.equal(read_codebooks(tmp_path / "rqvae.safetensors"), model.codebooks())
+
+
+def test_a_file_without_codebooks_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_codebooks(tmp_path / "rqvae.safetensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "rqvae.safetensors")
+    with pytest.raises(InputError, match="holds no codebooks"):
+        read_codebooks(tmp_path / "rqvae.safetensors")

@@ -208,13 +208,13 @@ def tables(model):
     return [module.weight.detach().clone() for module in modules]
 
 
-def grow(*, tied, spare=0, texts=TITLES):
+def grow(*, tied, spare=0, texts=TITLES, codebooks=None, index=INDEX):
     """Return the tables before and after, and the ids of the new rows."""
     tokenizer = bpe()
     model = make_model(tokenizer, tied=tied, spare=spare)
     before, size = tables(model), len(tokenizer)
-    new_ids = extend_tokenizer(tokenizer, INDEX)
-    resize_embeddings(model, tokenizer, INDEX, texts)
+    new_ids = extend_tokenizer(tokenizer, index)
+    resize_embeddings(model, tokenizer, index, texts=texts, codebooks=codebooks)
     shared = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert shared == tied
     assert model.config.vocab_size == len(model.get_input_embeddings().weight)
@@ -268,3 +268,22 @@ def test_items_that_say_the_same_still_differ():
 def test_an_item_without_text_gets_a_row():
     _, (table, _), new_ids, _ = grow(tied=True, texts=["", *TITLES[1:]])
     assert table[new_ids].isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [4, 100], ids=["narrower than the table", "wider"])
+def test_rows_from_codebooks_keep_the_angles_between_codes(dim):
+    levels, size = 2, 6
+    index = ItemIndex(INDEX.codes, (size,) * levels)
+    codebooks = torch.zeros(levels, size, dim)
+    codebooks[:, :, :3] = torch.randn(levels, size, 3, generator=torch.Generator().manual_seed(1))
+    # A later level's codes are shorter; their rows are not.
+    codebooks[1:] *= 0.01
+    before, after, new_ids, size_before = grow(tied=True, codebooks=codebooks, index=index)
+    rows = after[0][new_ids] - before[0][:size_before].mean(0)
+    for level in range(levels):
+        codes = codebooks[level] - codebooks[level].mean(0)
+        own = rows[level * size : (level + 1) * size]
+        angles = torch.nn.functional.cosine_similarity(codes[:, None], codes[None], dim=2)
+        kept = torch.nn.functional.cosine_similarity(own[:, None], own[None], dim=2)
+        assert torch.allclose(angles, kept, atol=1e-3)
+    assert rows.std() == pytest.approx(before[0][:size_before].std(), rel=0.5)
