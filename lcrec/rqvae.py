@@ -228,11 +228,15 @@ class _BalancedChoice:
         return index, F.one_hot(index, logits.shape[dim]).to(logits.dtype)
 
 
-def read_codebooks(path: Path) -> Tensor:
+def read_codebooks(path: Path, level_sizes: tuple[int, ...]) -> Tensor:
     """Read the codes' vectors, float32 [levels, codes, dim], of a trained RQ-VAE.
 
+    Args:
+        path: the weights that `lcrec.quantize` wrote.
+        level_sizes: how many codes each level of the index has.
+
     Raises:
-        InputError: the file is missing or holds something else.
+        InputError: the file is missing, or does not belong to such an index.
     """
     try:
         weights = load_file(path)
@@ -240,8 +244,12 @@ def read_codebooks(path: Path) -> Tensor:
         raise InputError(f"{path}: cannot be read ({error}); make it with lcrec.quantize") from None
     names = (f"quantizer.layers.{level}._codebook.embed" for level in count())
     codebooks = [weights[name][0] for name in takewhile(weights.__contains__, names)]
-    if not codebooks:
-        raise InputError(f"{path}: holds no codebooks; make it with python -m lcrec.quantize")
+    found = tuple(len(codebook) for codebook in codebooks)
+    if found != level_sizes:
+        raise InputError(
+            f"{path}: has levels of {list(found)} codes, the index beside it {list(level_sizes)}; "
+            "rebuild both with python -m lcrec.quantize"
+        )
     return torch.stack(codebooks)
 
 

@@ -122,12 +122,13 @@ def main(argv: list[str]) -> None:
     index_path = config.index if config.index.is_file() else config.index / INDEX
     require_same_input(index_path.parent, "item", paths.item, rebuild)
     index = ItemIndex.load(index_path, len(items))
-    codebooks = None
-    if config.rows == "codebook":
-        codebooks = read_codebooks(index_path.parent / RQVAE_WEIGHTS)
     prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
     mixture = parse_mixture(config.tasks)
     inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
+    codebooks = None
+    if config.rows == "codebook":
+        inputs["codebooks"] = index_path.parent / RQVAE_WEIGHTS
+        codebooks = read_codebooks(inputs["codebooks"], index.level_sizes)
     if paths.user.exists():
         inputs["user"] = paths.user
     if Path(config.base).is_dir():

