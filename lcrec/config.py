@@ -163,7 +163,8 @@ def _argument_parser(
 ) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
-        description=description,
+        # A stage passes its module's docstring, whose last paragraph is for readers of the code.
+        description=description.split("\n\nPublic names")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -171,12 +172,12 @@ def _argument_parser(
     for name, field in fields.items():
         kind, _ = _strip_optional(hints[name])
         text = field.metadata["help"].replace("%", "%%")
-        if field.default is not REQUIRED:
-            text += f" (default: {'none' if field.default is None else field.default})"
-        elif field.default_factory is not dataclasses.MISSING:
+        if field.default_factory is not dataclasses.MISSING:
             text += f" (default: {' '.join(map(str, field.default_factory()))})"
-        else:
+        elif field.default is REQUIRED:
             text += " (required)"
+        elif field.default is not None:  # what happens without a value stands in the help itself
+            text += f" (default: {field.default})"
         flag = "--" + name.replace("_", "-")
         if kind is bool:
             action = argparse.BooleanOptionalAction

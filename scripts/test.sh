@@ -9,5 +9,6 @@ ruff check .
 ruff format --check .
 mypy
 python -m lcrec.prompts check
+python -m lcrec.prompts check --prompts prompts/short
 # One thread each: threads that outnumber the cores wait on one another for most of their time.
 OMP_NUM_THREADS=1 pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
