@@ -173,7 +173,7 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
                 from sentence_transformers import SentenceTransformer
             except ImportError:
                 raise InputError(
-                    f"--encoder {name} needs sentence-transformers: pip install 'lcrec[encoders]'"
+                    f"--encoder {name} needs a package: pip install sentence-transformers"
                 ) from None
             model = SentenceTransformer(name, device=str(device))
             model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
