@@ -167,18 +167,35 @@ def test_rows_may_start_from_noise(finetune, checkpoint, index, tmp_path):
     "options",
     [
         ("--precision", "bf16"),
+        ("--mode", "full", "--precision", "bf16"),
+        ("--mode", "rows"),
+        ("--dora", "--rslora"),
+        ("--quantize", "8bit"),
+        ("--quantize", "4bit", "--mode", "rows"),
+        ("--max-tokens-per-batch", 60),
         ("--dropout", 0.2),
         ("--batch-size", 3, "--accumulate", 2),
         ("--validate-every", 50),
         ("--epochs", 1, "--validate-every", 0.3),
     ],
-    ids=lambda options: options[0],
+    ids=lambda options: " ".join(map(str, options)),
 )
 def test_other_settings(finetune, tmp_path, options):
     output = finetune(tmp_path / "model", *options)
     assert read_provenance(output)["validation_ndcg_at_10"] >= 0
     ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)
     assert sorted(ranking.items[0].tolist()) == list(range(48))
+
+
+def test_rows_may_start_from_a_stage_that_trained_them_alone(finetune, tmp_path, index, base):
+    first = finetune(tmp_path / "rows", "--mode", "rows", "--epochs", 1)
+    second = finetune(tmp_path / "model", "--rows", first, "--epochs", 1, "--learning-rate", 1e-12)
+    (trained,) = (v for n, v in weights(first).items() if "trainable_tokens_delta" in n)
+    (started,) = (v for n, v in weights(second).items() if "trainable_tokens_delta" in n)
+    assert torch.allclose(trained, started, atol=1e-6)
+    assert set(weights(first)) < set(weights(second))
+    with pytest.raises(InputError, match="--rows nowhere: expected text, codebook, random"):
+        finetune(tmp_path / "other", "--rows", "nowhere")
 
 
 # Runs that end before their end.
@@ -347,7 +364,9 @@ def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tm
     ("options", "message"),
     [
         (("--base", "no such model"), "--base no such model: cannot be loaded"),
-        (("--mode", "qlora"), "'qlora' is none of lora, full"),
+        (("--mode", "qlora"), "'qlora' is none of lora, rows, full"),
+        (("--mode", "full", "--quantize", "4bit"), "--quantize 4bit: .* take --mode lora"),
+        (("--mode", "rows", "--dora"), "--dora and --rslora are forms of --mode lora"),
         (("--epochs", 0), "--epochs: 0 is too small"),
         (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
         (("--warmup", 10), "--warmup 10.0: give a share below 1"),
