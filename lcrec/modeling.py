@@ -20,9 +20,9 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
-    TrainableTokensConfig,
     get_peft_model,
 )
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -136,22 +136,16 @@ def add_adapter(
     if not model.config.tie_word_embeddings:
         ends.append(model.get_output_embeddings())
     modules = [names[id(module)] for module in ends]
-    config: PeftConfig
-    if rank:
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            use_dora=dora,
-            use_rslora=rslora,
-            target_modules="all-linear",
-            trainable_token_indices=dict.fromkeys(modules, new_ids),
-            task_type="CAUSAL_LM",
-        )
-    else:
-        config = TrainableTokensConfig(
-            token_indices=new_ids, target_modules=modules, task_type="CAUSAL_LM"
-        )
+    config = LoraConfig(
+        r=max(rank, 1),
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        use_dora=dora,
+        use_rslora=rslora,
+        target_modules="all-linear" if rank else DUMMY_TARGET_MODULES,
+        trainable_token_indices=dict.fromkeys(modules, new_ids),
+        task_type="CAUSAL_LM",
+    )
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     compute_rows_apart(adapted)

@@ -2,11 +2,18 @@
 
 import shutil
 
+import bitsandbytes
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from lcrec.artifacts import find_data, read_json, read_provenance, write_json
 from lcrec.data import load_items
@@ -169,9 +176,7 @@ def test_rows_may_start_from_noise(finetune, checkpoint, index, tmp_path):
         ("--precision", "bf16"),
         ("--mode", "full", "--precision", "bf16"),
         ("--mode", "rows"),
-        ("--dora", "--rslora"),
         ("--quantize", "8bit"),
-        ("--quantize", "4bit", "--mode", "rows"),
         ("--max-tokens-per-batch", 60),
         ("--dropout", 0.2),
         ("--batch-size", 3, "--accumulate", 2),
@@ -183,6 +188,40 @@ def test_rows_may_start_from_noise(finetune, checkpoint, index, tmp_path):
 def test_other_settings(finetune, tmp_path, options):
     output = finetune(tmp_path / "model", *options)
     assert read_provenance(output)["validation_ndcg_at_10"] >= 0
+    ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)
+    assert sorted(ranking.items[0].tolist()) == list(range(48))
+
+
+def test_kinds_of_lora(recipe, finetune_words, tmp_path):
+    output = tmp_path / "model"
+    recipe.main([*finetune_words(output, "--epochs", 1), "--dora", "--rslora"])
+    config = read_json(output / "adapter_config.json")
+    assert (config["use_dora"], config["use_rslora"]) == (True, True)
+    Recommender.from_pretrained(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "rows"])
+def test_a_base_in_four_bits(finetune, tmp_path, base, mode):
+    """Two epochs with validations between them: the packed weights serve both."""
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    torch.manual_seed(0)
+    vocab = load_base(str(base))[0].config.vocab_size
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    ).save_pretrained(folder)
+    output = finetune(tmp_path / "model", "--base", folder, "--quantize", "4bit", "--mode", mode)
+    checkpoint = load_checkpoint(output)
+    assert checkpoint.facts["config"]["quantize"] == "4bit"
+    packed = [m for m in checkpoint.model.modules() if type(m) is bitsandbytes.nn.Linear4bit]
+    assert len(packed) == 7  # every linear layer of the block, the head not
     ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)
     assert sorted(ranking.items[0].tolist()) == list(range(48))
 
@@ -366,7 +405,6 @@ def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tm
         (("--base", "no such model"), "--base no such model: cannot be loaded"),
         (("--mode", "qlora"), "'qlora' is none of lora, rows, full"),
         (("--mode", "full", "--quantize", "4bit"), "--quantize 4bit: .* take --mode lora"),
-        (("--mode", "rows", "--dora"), "--dora and --rslora are forms of --mode lora"),
         (("--epochs", 0), "--epochs: 0 is too small"),
         (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
         (("--warmup", 10), "--warmup 10.0: give a share below 1"),
@@ -380,6 +418,12 @@ def test_refusals(finetune, tmp_path, options, message):
         finetune(tmp_path / "model", *options)
     # The folder is not taken: once the mistake is put right, the run can begin.
     assert not (tmp_path / "model").exists()
+
+
+def test_forms_of_lora_need_one(recipe, finetune_words, tmp_path):
+    words = finetune_words(tmp_path / "model", "--mode", "rows")
+    with pytest.raises(InputError, match="--dora and --rslora are forms of --mode lora, not of"):
+        recipe.main([*words, "--dora"])
 
 
 def test_unknown_tasks_and_keys(recipe, shop, index_folder, base, tmp_path):
