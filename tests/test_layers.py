@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.tasks", "lcrec.prompts", "lcrec.prompts_cli"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions"], 0),
     # Arrays and tensors, nothing of Hugging Face.
-    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie"], 1),
+    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.rqvae_state", "lcrec.trie"], 1),
     **dict.fromkeys(["lcrec.residual", "lcrec.sinkhorn"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
