@@ -1,8 +1,8 @@
 """From a request to a job for the model, and from its ranking back to an answer.
 
 `Desk` checks everything that a client can get wrong before the request is queued, so that what
-fails later is the model's fault, and no client's. A job holds a prompt, whatever was asked for: jobs
-of both kinds, with any `k`, lists and filters, are ranked together.
+fails later is the model's fault, and no client's. A job holds a prompt, whatever was asked for:
+jobs of both kinds, with any `k`, lists and filters, are ranked together.
 
 Public names: `Desk`, `Job`, `RecommendRequest`, `SearchRequest`, `RankingAnswer`, `RankedItem`,
 `ItemAnswer`, `FILTER_FIELDS`.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from lcrec.data import Items
 from lcrec.errors import InputError, closest
@@ -20,7 +20,7 @@ from lcrec.gate import Problem
 from lcrec.recommender import Recommender
 
 FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
-ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], FailFast()]
+ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class _Wishes(BaseModel):
@@ -31,7 +31,7 @@ class _Wishes(BaseModel):
     k: int = Field(10, ge=1, description="how many items", examples=[5])
     allow: ItemIds | None = Field(None, description="recommend these items only")
     deny: ItemIds = Field([], description="never recommend these items")
-    filters: dict[str, Annotated[list[str], FailFast(), Field(min_length=1)]] = Field(
+    filters: dict[str, Annotated[list[str], Field(min_length=1, fail_fast=True)]] = Field(
         {},
         description="recommend items only whose field is one of the values, for every field named",
     )
@@ -42,11 +42,30 @@ class _Wishes(BaseModel):
 class RecommendRequest(_Wishes):
     """What to recommend after a history."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"history": [12, 7, 33], "k": 5},
+                {"history": [12], "k": 3, "allow": [3, 4, 5, 6], "deny": [4]},
+                {"history": [12, 7], "k": 5, "exclude_history": True},
+            ]
+        }
+    )
+
     history: ItemIds = Field(min_length=1, description="item ids, oldest first", examples=[[12, 7]])
 
 
 class SearchRequest(_Wishes):
     """What to find for a customer's words."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "something for a desk full of cables", "k": 5},
+                {"query": "a gift for a child that likes to paint", "history": [12, 7], "k": 3},
+            ]
+        }
+    )
 
     query: str = Field(
         min_length=1, description="what the customer looks for", examples=["a desk full of cables"]
@@ -147,8 +166,8 @@ class Desk:
         ranking = self.recommender.rank(
             [job.prompt_ids for job in jobs],
             [job.k for job in jobs],
-            allow=[job.allow for job in jobs],
-            deny=[job.deny for job in jobs],
+            [job.allow for job in jobs],
+            [job.deny for job in jobs],
             exclude=[job.exclude for job in jobs],
         )
         found = ranking.items >= 0

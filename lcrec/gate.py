@@ -48,7 +48,7 @@ class ProblemDetails(BaseModel):
     )
     errors: list[dict[str, str]] | None = Field(
         None,
-        description="each fault and, as a JSON pointer, its place in the body",
+        description="each fault with its place in the body, as a JSON pointer, or its parameter",
         examples=[[{"pointer": "#/history/0", "detail": "item 99999 is not in the catalogue"}]],
     )
 
@@ -257,20 +257,19 @@ async def validation_problem(request: Request, error: Exception) -> JSONResponse
     errors = []
     for fault in faults:
         place, *inner = fault["loc"]
-        where = _pointer(inner) if place == "body" else str(inner[0])
+        key, where = ("pointer", _pointer(inner)) if place == "body" else ("parameter", inner[0])
         detail = fault["msg"]
         if fault["type"] == "extra_forbidden":
             detail = "there is no such field; see GET /docs"
-        elif place == "body" and not inner:
+        elif fault["type"] in ("missing", "model_attributes_type") and not inner:
             detail = "expected a JSON object, with the header 'Content-Type: application/json'"
         elif isinstance(fault["input"], str | int | float | None):
             detail += f", found {fault['input']!a:.60}"
-        errors.append({"pointer": where, "detail": detail})
-    detail = f"{errors[0]['pointer']}: {errors[0]['detail']}"
-    return problem_response(Problem(422, detail, errors=errors))
+        errors.append({key: str(where), "detail": detail})
+    return problem_response(Problem(422, ": ".join(errors[0].values()), errors=errors))
 
 
 def _pointer(keys: list[str | int]) -> str:
-    """Return a JSON pointer (RFC 6901) as a URI fragment; keys are cut, for strangers choose them."""
+    """Return a JSON pointer (RFC 6901) as a URI fragment; keys, which strangers choose, are cut."""
     parts = (str(key)[:40].replace("~", "~0").replace("/", "~1") for key in keys)
     return "#" + "".join(f"/{quote(part, safe='~', errors='replace')}" for part in parts)
