@@ -127,7 +127,7 @@ class Desk:
     ) -> None:
         self.recommender, self.items = recommender, items
         self.num_items = len(recommender.index)
-        self.max_k = min(max_k, self.num_items)
+        self.max_k = max_k
         self.max_history, self.max_query = max_history, max_query
         self.by_value = {} if items is None else _items_by_value(items)
 
@@ -156,19 +156,20 @@ class Desk:
             raise _fault(
                 "k",
                 f"{wish.k} items wanted, but allow, deny and filters leave {left} of the "
-                f"{self.num_items}",
+                f"{self.num_items} in the catalogue",
             )
         exclude = history if wish.exclude_history else np.zeros(0, np.int64)
         return Job(self._ask(wish), wish.k, allow, denied, exclude)
 
     def rank(self, jobs: list[Job]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return items and scores of each job, best first: int64 and float32 `[found]`."""
+        exclude = [job.exclude for job in jobs]
         ranking = self.recommender.rank(
             [job.prompt_ids for job in jobs],
             [job.k for job in jobs],
             [job.allow for job in jobs],
             [job.deny for job in jobs],
-            exclude=[job.exclude for job in jobs],
+            exclude=exclude if any(map(len, exclude)) else None,
         )
         found = ranking.items >= 0
         rows = range(len(jobs))

@@ -156,7 +156,7 @@ def test_every_module_says_what_it_offers(name):
     offered = re.findall(r"`(\w+)`", text.split("Public names: ")[1])
     defined = set()
     for node in TREES[name].body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             defined.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

@@ -262,6 +262,7 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
         ("/recommend", {"history": [0] * 51}, ["51 items; at most 50", "reads the latest 4"]),
         ("/recommend", {"history": [1], "k": 0}, ["#/k", "greater than or equal to 1"]),
         ("/recommend", {"history": [1], "k": 41}, ["41 items wanted; the most here is 40"]),
+        ("/recommend", {"history": [1], "k": 40, "deny": list(range(9))}, ["leave 39 of the 48"]),
         ("/recommend", {"history": [1], "k": 3, "allow": [5, 6]}, ["3 items wanted", "leave 2 of"]),
         ("/recommend", {"history": [1], "k": 1, "allow": []}, ["leave 0 of the 48"]),
         ("/recommend", {"history": [1], "k": 1, "allow": [5], "deny": [5, 5]}, ["leave 0 of"]),
