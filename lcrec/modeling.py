@@ -40,7 +40,7 @@ from lcrec.artifacts import (
     require_same_input,
     write_provenance,
 )
-from lcrec.errors import InputError
+from lcrec.errors import InputError, run_stage
 from lcrec.index import ItemIndex
 from lcrec.new_rows import compute_rows_apart
 from lcrec.prompts import PromptSet
@@ -228,8 +228,15 @@ def save_checkpoint(
     )
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = False
+) -> Checkpoint:
     """Load what `save_checkpoint` wrote, ready for inference.
+
+    Args:
+        folder: the checkpoint.
+        dtype: of the weights, or of the arithmetic where they are quantised.
+        dequantize: write a base in few bits out in full, as one that is merged must be.
 
     Raises:
         InputError: the folder is no checkpoint of ours, its weights are damaged, or its base model
@@ -253,6 +260,8 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
                 require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
             arguments = _loading(dtype, facts["config"]["quantize"])
             model = AutoModelForCausalLM.from_pretrained(base, **arguments)
+            if dequantize and arguments.get("quantization_config"):
+                model = model.dequantize()
             table = model.get_input_embeddings().weight
             assert isinstance(table, torch.Tensor)
             if len(table) < len(tokenizer):
@@ -301,3 +310,9 @@ def _loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+if __name__ == "__main__":
+    from lcrec.merging import main
+
+    run_stage(main)
