@@ -8,14 +8,18 @@ measured against is `Recommender.recommend`, called for one history at a time in
 without any service in between. All ways take turns, so that whatever else the machine does meets
 each of them. Every answer is compared with the library's.
 
-The last line is one JSON object. For each way: requests per second and the latencies of which 50 %
-and 99 % of the requests stay below, in milliseconds, as medians over the rounds; `vs_calls` is the
-ratio of requests per second to the single calls; `lost` counts requests without a right answer.
+The last line is one JSON object. For each way: requests per second, the latencies that 50 % and
+99 % of the requests stay below, and the processor time that a request costs the service (or the
+calls), both in milliseconds, as medians over the rounds; `vs_calls` is the ratio of requests per
+second to the single calls, `cpu_vs_calls` that of the requests that a second of processor time
+answers, which other work on the machine changes little; `lost` counts requests without a right
+answer. Set OMP_NUM_THREADS=1 where cores are few: the clients need one too.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -77,8 +81,8 @@ class Bench:
             self.sent += 1
             writer.write(head.encode() + body)
             answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            length = int(re.search(r"content-length: (\d+)", answer)[1])
-            ranked = await reader.readexactly(length)
+            length = answer.partition("content-length:")[2].partition("\r\n")[0]
+            ranked = await reader.readexactly(int(length))
             latencies.append(time.perf_counter() - start)
             self.lost += not self._is_right(answer, ranked, case)
         writer.close()
@@ -103,14 +107,21 @@ def start_service(model: Path) -> tuple[subprocess.Popen[str], int]:
     raise SystemExit("the service did not start")
 
 
-def summary(rounds: list[Latencies], seconds: float) -> dict[str, float]:
-    """Return the medians over the rounds."""
-    milliseconds = [np.percentile(round_, (50, 99)) * 1000 for round_ in rounds]
-    return {
-        "requests_per_second": round(statistics.median(len(r) / seconds for r in rounds), 1),
-        "p50_ms": round(statistics.median(low for low, _ in milliseconds), 1),
-        "p99_ms": round(statistics.median(high for _, high in milliseconds), 1),
+def cpu_seconds(pid: int | str) -> float:
+    """Return the processor time that a process has used; Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def summary(rounds: list[tuple[Latencies, float]], seconds: float) -> dict[str, float]:
+    """Return the medians over the rounds, each its latencies and the processor time used."""
+    columns = {
+        "requests_per_second": [len(latencies) / seconds for latencies, _ in rounds],
+        "p50_ms": [float(np.percentile(latencies, 50)) * 1000 for latencies, _ in rounds],
+        "p99_ms": [float(np.percentile(latencies, 99)) * 1000 for latencies, _ in rounds],
+        "cpu_ms": [used / len(latencies) * 1000 for latencies, used in rounds],
     }
+    return {name: round(statistics.median(column), 1) for name, column in columns.items()}
 
 
 def main() -> None:
@@ -123,30 +134,35 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options.model, options.data)
     process, port = start_service(options.model)
-    ways: dict[str, list[Latencies]] = {"calls": [], **{f"clients_{n}": [] for n in CLIENTS}}
+    ways: dict[str, list[tuple[Latencies, float]]] = {
+        "calls": [],
+        **{f"clients_{count}": [] for count in CLIENTS},
+    }
     try:
         for number in range(options.rounds + 1):
             for way, rounds in ways.items():
+                pid = "self" if way == "calls" else process.pid
+                used = cpu_seconds(pid)
                 if way == "calls":
                     latencies = bench.calls(options.seconds)
                 else:
                     count = int(way.removeprefix("clients_"))
                     latencies = asyncio.run(bench.clients(port, count, options.seconds))
+                used = cpu_seconds(pid) - used
                 if number:  # the first round only warms up
-                    rounds.append(latencies)
+                    rounds.append((latencies, used))
                     print(f"round {number} {way}: {len(latencies) / options.seconds:.1f} a second")
     finally:
         process.terminate()
         process.wait(timeout=30)
-    result: dict[str, object] = {
-        way: summary(rounds, options.seconds) for way, rounds in ways.items()
-    }
-    base = result["calls"]["requests_per_second"]  # type: ignore[index]
+    found = {way: summary(rounds, options.seconds) for way, rounds in ways.items()}
+    calls = found["calls"]
     for count in CLIENTS:
-        own = result[f"clients_{count}"]
-        own["vs_calls"] = round(own["requests_per_second"] / base, 2)  # type: ignore[index]
-    result |= {"sent": bench.sent, "lost": bench.lost, "torch_threads": torch.get_num_threads()}
-    print(json.dumps(result))
+        own = found[f"clients_{count}"]
+        own["vs_calls"] = round(own["requests_per_second"] / calls["requests_per_second"], 2)
+        own["cpu_vs_calls"] = round(calls["cpu_ms"] / own["cpu_ms"], 2)
+    facts = {"sent": bench.sent, "lost": bench.lost, "torch_threads": torch.get_num_threads()}
+    print(json.dumps({**found, **facts}))
 
 
 if __name__ == "__main__":
