@@ -215,12 +215,14 @@ class Desk:
             if field not in self.by_value:
                 known = ", ".join(self.by_value) or "none, for it runs without --data"
                 raise _fault("filters", f"{field[:40]!a} is no field to filter by here: {known}")
-            lists = []
+            # Keyed by value: a body has room to name one so often that no memory holds its items.
+            named = {}
             for value in values:
-                ids = self.by_value[field].get(value.strip().casefold())
-                if ids is None:
+                folded = value.strip().casefold()
+                if folded not in self.by_value[field]:
                     raise _fault(f"filters/{field}", f"no item has the {field} {value[:80]!a}")
-                lists.append(ids)
+                named[folded] = self.by_value[field][folded]
+            lists = list(named.values())
             # One list alone stays the object it is: requests that share it share its cost.
             chosen = lists[0] if len(lists) == 1 else np.unique(np.concatenate(lists))
             allow = chosen if allow is None else np.intersect1d(allow, chosen, assume_unique=True)

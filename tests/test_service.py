@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import threading
+import tracemalloc
 
 import httpx
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.data import Items
+from lcrec.desk import Desk, RecommendRequest
 from lcrec.errors import InputError
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender
@@ -212,6 +214,17 @@ def test_filters_are_values_of_fields(recommender, catalogue):
     assert set(pairs(either)[0]) == set(range(ITEMS))
     assert set(pairs(listed)[0]) == {3, 4}
     assert set(pairs(whole)[0]) == set(range(12, ITEMS))
+
+
+def test_a_value_named_often_costs_no_more(recommender, catalogue):
+    desk = Desk(recommender, catalogue, max_k=10, max_history=10, max_query=10)
+    wish = RecommendRequest(history=[1], filters={"categories": ["Tools", " tools"] * 50_000})
+    tracemalloc.start()
+    job = desk.job(wish)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert job.allow.tolist() == list(range(ITEMS))
+    assert peak < 2**20, "48 items for each of 100,000 values are 37 MiB"
 
 
 def test_an_item_and_what_is_known_of_it(recommender, catalogue, index):
