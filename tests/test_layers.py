@@ -24,6 +24,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
+    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging"], 2),
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
     **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     # Stages and what belongs to one of them.
