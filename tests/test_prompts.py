@@ -10,9 +10,11 @@ import pytest
 from lcrec.data import Interactions, Items
 from lcrec.errors import InputError
 from lcrec.index import ITEM_TOKEN
-from lcrec.prompts import PromptSet, Template, read_prompts
-from lcrec.prompts_cli import chat_template_faults, example_data, example_index, main
+from lcrec.prompts import PromptSet, chat_template_faults, read_prompts
+from lcrec.prompts_cli import main
+from lcrec.prompts_show import example_data, example_index
 from lcrec.tasks import TASKS, TaskData, history_record
+from lcrec.templates import Template
 from lcrec.user_texts import UserTexts
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
@@ -282,8 +284,8 @@ def test_check_lists_all_faults_at_once(tmp_path):
         "seqrecs.yaml: not the file of a task; did you m",
         "seqrec.yaml: one: the question uses 'hist0ry', ",
         "item2index.yaml: one: an answer with an item mu",
-        "preferenceobtain.yaml: cannot be read as UTF-8 ",
         "item2index.yaml: one: the id is used twice (als",
+        "preferenceobtain.yaml: cannot be read as UTF-8 ",
         "system.yaml: 'system' must be text; write \"\" fo",
     ]
 
@@ -356,72 +358,6 @@ def test_a_folder_in_another_language_just_works(
     assert part in shown
     assert f"system: {system}" in shown
     assert PromptSet.load(own, base=SHIPPED).messages("?")[0]["content"] == system
-
-
-# --- the bench ------------------------------------------------------------------------------
-
-
-def test_check_on_the_shipped_folder(capsys, in_top_folder):
-    main(["check"])
-    shown = capsys.readouterr().out
-    assert "templates, no fault" in shown
-    assert "Next: python -m lcrec.prompts show seqrec" in shown
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_show_renders_every_template_once(capsys, in_top_folder, prompts, task):
-    main(["show", task])
-    shown = capsys.readouterr().out
-    for template in (t for t in prompts.templates if t.task == task):
-        assert f"-- {template.id} (use: {template.use})" in shown
-    assert "never used here" not in shown
-
-
-def test_show_on_a_data_folder(tmp_path, capsys, in_top_folder):
-    (tmp_path / "Toy.inter.json").write_text('{"u": [0, 1, 1, 0]}')
-    (tmp_path / "Toy.item.json").write_text('{"0": {"title": "Pen"}, "1": {"title": "<a_0>"}}')
-    (tmp_path / "index.json").write_text('{"0": ["<a_3>", "<b_1>"], "1": ["<a_0>", "<b_0>"]}')
-    data = ["--data", str(tmp_path)]
-    main(["show", "seqrec", *data, "--index", str(tmp_path), "-n", "1"])
-    assert capsys.readouterr().out.endswith(
-        "-- next-short (use: both)\n   Bought: <a_3><b_1>. Next?\n > <a_0><b_0>\n"
-    )
-    main(["show", "index2item", *data, "-n", "2", "--template", "title-short"])
-    shown = capsys.readouterr().out
-    assert "item tokens are made up" in shown
-    assert shown.count("-- title-short") == 2
-    assert "\n > < a_0>\n" in shown
-    main(["show", "index2item", *data, "--template", "text-short"])
-    assert "never used here: no record has description, item" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"python -m lcrec\.intents"):
-        main(["show", "itemsearch", *data])
-
-
-def test_vars_lists_what_a_task_offers(capsys):
-    main(["vars", "seqrec"])
-    shown = capsys.readouterr().out
-    assert re.search(r"history +question +list of text +the items so far", shown)
-    main(["vars"])
-    shown = capsys.readouterr().out
-    assert all(f"{task}: " in shown for task in TASKS)
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["show", "seqrek"], "no task 'seqrek'; did you mean 'seqrec'"),
-        (["vars", "everything"], "no task 'everything'"),
-        (["show", "seqrec", "-n", "0"], "-n 0: at least 1"),
-        (["show", "seqrec", "--template", "title-short"], "belongs to task index2item"),
-        (["show", "seqrec", "--template", "nope"], "no template 'nope'"),
-        (["show", "seqrec", "--index", "x"], "--index x needs the --data DIR"),
-        (["show", "seqrec", "--data", "nowhere"], "--data nowhere: no such folder"),
-        (["check", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
-    ],
-)
-def test_wrong_arguments_are_named(in_top_folder, argv, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        main(argv)
 
 
 # --- the chat template, as transformers uses it ---------------------------------------------
