@@ -105,17 +105,17 @@ class PromptEncoder:
 
     def prompt_ids(self, questions: list[str]) -> list[list[int]]:
         """Return the prompt of each question as token ids."""
-        texts = [self.before + self._defuse(question) + self.after for question in questions]
+        texts = [self.before + self.defuse(question) + self.after for question in questions]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def answer_ids(self, answers: list[str]) -> list[list[int]]:
         """Return each answer as token ids that end in EOS."""
-        texts = [self._defuse(answer) for answer in answers]
+        texts = [self.defuse(answer) for answer in answers]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [[*answer, self.tokenizer.eos_token_id] for answer in ids]
 
-    def _defuse(self, text: str) -> str:
-        """Return the text with a space inside all that would be markup."""
+    def defuse(self, text: str) -> str:
+        """Return the text of a question or answer with a space inside all that would be markup."""
         if self.openings is None:
             return text
         return self.openings.sub(

@@ -68,8 +68,13 @@ def score_model(
     default = trained.prompts.for_task("seqrec", "eval")[0]
     asked = trained
     if prompts is not None:
-        limits = {"max_history": trained.max_history}
-        asked = Recommender(trained.model, trained.tokenizer, trained.index, prompts, **limits)
+        asked = Recommender(
+            trained.model,
+            trained.tokenizer,
+            trained.index,
+            prompts,
+            max_history=trained.max_history,
+        )
     templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(
         f"Asking {folder} with {len(templates)} wordings of seqrec for the {split} items of "
