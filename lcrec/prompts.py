@@ -33,6 +33,7 @@ from lcrec.tasks import TASKS, Record, Task, plain_text
 SHIPPED_PROMPTS = Path(PROMPTS)
 SYSTEM = "system.yaml"
 CHAT_TEMPLATE = "chat_template.jinja"
+INTENTS = "intents.yaml"  # no task's: lcrec.intent_prompts reads it
 
 ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -234,11 +235,11 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
     places = (base or folder, folder)
     files = {n: place / n for place in places for n in known if (place / n).is_file()}
     faults = [
-        f"{path}: not the file of a task{closest(path.stem + '.yaml', known)}"
+        f"{path}: not the file of a task{closest(path.stem + '.yaml', [*known, INTENTS])}"
         for path in sorted(folder.glob("[!.]*.y*ml"))
-        if path.name not in known
+        if path.name not in (*known, INTENTS)
     ]
-    if folder not in {path.parent for path in files.values()}:
+    if folder not in {path.parent for path in files.values()} and not (folder / INTENTS).is_file():
         faults.append(f"{folder}: holds no prompts; expected files such as {', '.join(known)}")
 
     templates: list[Template] = []

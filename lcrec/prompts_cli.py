@@ -18,7 +18,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lcrec.data import Interactions, Items, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError, closest
 from lcrec.index import ItemIndex
-from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet, read_prompts
+from lcrec.intent_prompts import read_intent_prompts
+from lcrec.prompts import CHAT_TEMPLATE, INTENTS, SHIPPED_PROMPTS, PromptSet, read_prompts
 from lcrec.tasks import TASKS, TaskData
 from lcrec.user_texts import UserTexts, load_user_texts
 
@@ -91,6 +92,8 @@ def check_folder(folder: Path) -> None:
         own = folder / CHAT_TEMPLATE
         path = own if own.is_file() else SHIPPED_PROMPTS / CHAT_TEMPLATE
         faults += [f"{path}: {fault}" for fault in chat_template_faults(prompts.chat_template)]
+    if any((place / INTENTS).is_file() for place in (folder, SHIPPED_PROMPTS)):
+        faults += read_intent_prompts(folder, base=SHIPPED_PROMPTS)[1]
     for fault in faults:
         print(fault)
     if faults:
