@@ -19,7 +19,7 @@ from lcrec.errors import InputError
 from lcrec.intent_prompts import IntentPrompts
 from lcrec.intent_requests import TARGETS, Outcome
 from lcrec.tasks import plain_text
-from lcrec.title_guard import TitleGuard
+from lcrec.title_guard import TitleGuard, words_of
 
 LATELY = 3  # items that a short-term preference is about
 WANTED_TERMS = 5
@@ -38,8 +38,8 @@ def keyword_texts(
     """Return every user's texts; `leaked` counts intentions for whose item no word was left.
 
     An intention looks at its item alone: once at its weightiest words, once at those that most
-    items share. At most half of a title's words are said, and no word that a single item has. A
-    preference looks at the latest items before [:-3]: at all, at what at least two of them share,
+    items share. At most half of a title's words are said, no word that a single item has and none
+    with a digit. A preference looks at the latest items before [:-3]: at all, at what at least two of them share,
     and at the last three.
 
     Args:
@@ -61,8 +61,9 @@ def keyword_texts(
         )
         for item in range(len(items))
     ]
+    # Letters only: a word with digits is a model number or a measure.
     vectorizer = TfidfVectorizer(
-        token_pattern=r"(?u)[^\W\d_]\w+", stop_words="english", min_df=2, sublinear_tf=True
+        token_pattern=r"(?u)\b[^\W\d_]{2,}\b", stop_words="english", min_df=2, sublinear_tf=True
     )
     try:
         weights = csr_matrix(vectorizer.fit_transform(texts))
@@ -77,13 +78,13 @@ def keyword_texts(
 
     def wanted(item: int) -> list[str]:
         row = weights[[item]]
-        found = []
+        found: dict[frozenset[str], str] = {}
         for rank in (row.data, shared[row.indices]):
             chosen = _harmless(guard, item, [terms[term] for term in _by(rank, row.indices)])
             text = prompts.render("keywords_intention", {"terms": chosen}) if chosen else ""
-            if text and text not in found and not guard.leak(item, text):
-                found.append(text)
-        return found
+            if text and not guard.leak(item, text):
+                found.setdefault(frozenset(chosen), text)
+        return list(found.values())
 
     intentions: dict[int, list[str]] = {}
     for user, sequence in zip(interactions.users, interactions, strict=True):
@@ -142,9 +143,9 @@ def _harmless(guard: TitleGuard, item: int, terms: Iterable[str]) -> list[str]:
     for term in terms:
         if len(chosen) == WANTED_TERMS:
             break
-        in_title = term in title
-        if (in_title and not left) or guard.leak(item, " ".join([*chosen, term])):
+        told = len(title.intersection(words_of(term)))
+        if told > left or guard.leak(item, " ".join([*chosen, term])):
             continue
-        left -= in_title
+        left -= told
         chosen.append(term)
     return chosen

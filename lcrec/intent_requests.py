@@ -155,7 +155,8 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                self._answers[row.pop("key")] = Answer(**row)
+                key = row.pop("key")
+                self._answers[key] = Answer(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise InputError(
                     f"{path}, line {number}: not an answer kept by lcrec.intents; move the file "
