@@ -1,8 +1,9 @@
 """Chat models behind an OpenAI-compatible endpoint: OpenAI's own, vLLM, Ollama, llama.cpp, ...
 
-Reads the key from OPENAI_API_KEY; writes nothing. Up to `concurrency` questions are under way at
-once. The client tries again after time-outs, broken connections and the statuses 408, 409, 429 and
-5xx, as long as a Retry-After header says (up to two minutes), else twice as long each time.
+Reads the key from OPENAI_API_KEY, which goes to the endpoint that is named; writes nothing. Up to
+`concurrency` questions are under way at once. The client tries again after time-outs, broken
+connections and the statuses 408, 409, 429 and 5xx: when a Retry-After header says so (up to two
+minutes), else after twice as long each time.
 
 Public names: `EndpointWriter`.
 """

@@ -39,8 +39,8 @@ def keyword_texts(
 
     An intention looks at its item alone: once at its weightiest words, once at those that most
     items share. At most half of a title's words are said, no word that a single item has and none
-    with a digit. A preference looks at the latest items before [:-3]: at all, at what at least two of them share,
-    and at the last three.
+    with a digit. A preference looks at the latest items before [-3]: at all of them, at what two of
+    them at least share, and at the last three.
 
     Args:
         items: the catalogue.

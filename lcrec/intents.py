@@ -193,24 +193,23 @@ def ask_model(
         InputError: the model cannot be had, spending was not agreed to, or nobody answers.
     """
     model = config.model or ""
-    # A folder may hold another model tomorrow; a local answer hangs on the seed, too.
-    of_local = {"sha256": fingerprint(Path(model))} if Path(model).is_dir() else {}
-    identity = {
-        "model": model,
+    sampling: dict[str, Any] = {
         "temperature": config.temperature,
         "max_tokens": config.max_tokens,
-        **({"seed": config.seed, **of_local} if config.method == "local" else {}),
     }
+    # The same name may mean another model at another endpoint, or in the same folder tomorrow.
+    identity = {"model": model, **sampling}
+    if config.method == "openai":
+        identity["base_url"] = config.base_url
+    else:
+        identity["seed"] = config.seed
+        identity["sha256"] = fingerprint(Path(model)) if Path(model).is_dir() else None
     chats = first_chats(requests, prompts, identity, journal)
     print(estimate(config, len(requests), chats, journal.of_model(model)))
     if config.dry_run:
         show_questions(requests, prompts)
         return None
     writer: Writer
-    sampling: dict[str, Any] = {
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
-    }
     if config.method == "local":
         from lcrec.intent_local import LocalWriter
 

@@ -15,6 +15,7 @@ SETTINGS = {"temperature": 0.4, "max_tokens": 50, "concurrency": 4, "timeout": 5
 @pytest.fixture
 def endpoint(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running, stop = fake.start()
     yield running
     stop()
@@ -138,6 +139,7 @@ def test_models_that_know_the_new_name_of_the_limit_only(endpoint):
 
 def test_an_address_where_nobody_answers_is_told_soon(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running, stop = fake.start()
     stop()
     start = time.monotonic()

@@ -40,6 +40,7 @@ def toy(tmp_path, monkeypatch):
 @pytest.fixture
 def endpoint(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running, stop = fake.start()
     yield running
     stop()
