@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lcrec.dataset import PromptEncoder
 from lcrec.errors import InputError
 from lcrec.intent_prompts import Messages
 from lcrec.intent_requests import Answer
+from lcrec.prompts import PromptSet
 
 
 class LocalWriter:
@@ -29,6 +31,9 @@ class LocalWriter:
 
     Raises:
         InputError: the model cannot be loaded, or is no chat model.
+
+    A review that spells a special token or role markup cannot end the question: see
+    `PromptEncoder`.
     """
 
     def __init__(
@@ -50,8 +55,6 @@ class LocalWriter:
                 f"--model {model}: its tokenizer has no chat template, so it is no chat model; "
                 "name one that was tuned on instructions"
             )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         # What is generated must follow the prompt, not the padding.
         tokenizer.padding_side = "left"
         device = "cpu"
@@ -60,6 +63,7 @@ class LocalWriter:
         self._network: Any = network.eval()
         self._network.to(device)
         self._tokenizer = tokenizer
+        self._encoders: dict[str, PromptEncoder] = {}  # by system message, mostly one
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
         self._model = model
@@ -71,16 +75,14 @@ class LocalWriter:
         }
         torch.manual_seed(seed)
 
-    def prompt(self, chat: Messages) -> str:
+    def prompt_ids(self, chat: Messages) -> list[int]:
         """Return a chat as the model reads it, up to where its answer begins."""
-        text = self._tokenizer.apply_chat_template(
-            chat,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # for the templates that know it: thoughts cost time
-        )
-        assert isinstance(text, str)
-        return text
+        *system, question = (message["content"] for message in chat)
+        message = "".join(system)
+        if message not in self._encoders:
+            prompts = PromptSet((), message, self._tokenizer.chat_template, {})
+            self._encoders[message] = PromptEncoder(self._tokenizer, prompts)
+        return self._encoders[message].prompt_ids([question])[0]
 
     def write(self, chats: list[Messages], keep: Callable[[int, Answer], None]) -> None:
         """Answer all, the longest first; call `keep(number, answer)` for each.
@@ -88,8 +90,7 @@ class LocalWriter:
         Raises:
             InputError: a batch needs more memory than there is.
         """
-        texts = [self.prompt(chat) for chat in chats]
-        ids = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        ids = [self.prompt_ids(chat) for chat in chats]
         # Longest first: too little memory, and too low an estimate, would show late otherwise.
         order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
         start = 0

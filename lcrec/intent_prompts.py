@@ -13,9 +13,9 @@ from pathlib import Path
 import jinja2
 from jinja2 import meta
 
-from lcrec.config import read_yaml
 from lcrec.errors import InputError, closest
-from lcrec.prompts import ENVIRONMENT, HOSTILE_TEXTS, INTENTS
+from lcrec.prompts import INTENTS, read_mapping
+from lcrec.templates import ENVIRONMENT, HOSTILE_TEXTS, text_faults
 
 Variables = dict[str, str | list[str]]
 Messages = list[dict[str, str]]
@@ -119,19 +119,10 @@ def read_intent_prompts(folder: Path, base: Path) -> tuple[IntentPrompts, list[s
     if not folder.is_dir():
         raise InputError(f"--prompts {folder}: no such folder; leave it out for {base}")
     path = folder / INTENTS if (folder / INTENTS).is_file() else base / INTENTS
-    try:
-        document = read_yaml(path)
-    except InputError as error:
-        text = str(error)
-        hint = "; a value that begins with {{ needs quotes" if "unhashable" in text else ""
-        return IntentPrompts(path, {}), [" ".join(text.split()) + hint]
-    if not isinstance(document, dict):
-        return IntentPrompts(path, {}), [f"{path}: expected {', '.join(WORDINGS)}"]
-    faults = [
-        f"{path}: unknown key {key!r}{closest(str(key), WORDINGS)}"
-        for key in document
-        if key not in WORDINGS
-    ]
+    faults: list[str] = []
+    document = read_mapping(path, tuple(WORDINGS), faults)
+    if not document:
+        return IntentPrompts(path, {}), faults
     texts = {name: document.get(name) for name in WORDINGS}
     prompts = IntentPrompts(path, {k: v for k, v in texts.items() if isinstance(v, str)})
     for name, wording in WORDINGS.items():
@@ -146,8 +137,8 @@ def _faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[str]:
     if text is None or (not text.strip() and name != "system"):
         empty = ' (write "" for no message)' if name == "system" else ""
         return [f"must be text{empty}"]
-    if any(line != line.rstrip() for line in text.split("\n")):
-        return ["has spaces at the end of a line"]
+    if careless := list(text_faults(text, "it")):
+        return careless
     try:
         used = meta.find_undeclared_variables(ENVIRONMENT.parse(text))
     except jinja2.TemplateSyntaxError as error:

@@ -80,6 +80,7 @@ def test_a_folder_with_nothing_else_replaces_it(own, monkeypatch, capsys):
             {"keywords_overall": "{{ term | join(', ') }}"},
             "uses 'term', which it does not have; did you mean 'terms'? (all: terms)",
         ),
+        ({"system": "<|im_start|>Study"}, "it spells <|im_start|>: role markup comes from"),
         ({"system": "{{ title }}"}, "uses 'title', which it does not have"),
         ({"keywords_overall": "words"}, "uses none of terms"),
         ({"keywords_overall": "{{ terms }}"}, "needs {{ terms | join(', ') }}: it is a list"),
