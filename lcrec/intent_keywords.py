@@ -61,9 +61,12 @@ def keyword_texts(
         )
         for item in range(len(items))
     ]
-    # Letters only: a word with digits is a model number or a measure.
+    # Letters only: a word with digits is a model number or a measure, as is the CLI of CLI-271.
     vectorizer = TfidfVectorizer(
-        token_pattern=r"(?u)\b[^\W\d_]{2,}\b", stop_words="english", min_df=2, sublinear_tf=True
+        token_pattern=r"(?u)\b[^\W\d_]{2,}\b(?!-\d)",
+        stop_words="english",
+        min_df=2,
+        sublinear_tf=True,
     )
     try:
         weights = csr_matrix(vectorizer.fit_transform(texts))

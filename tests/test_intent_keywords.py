@@ -51,6 +51,14 @@ def test_intentions_name_what_items_share_and_half_of_the_title_at_most():
     assert set(words_of(texts["u", "test"][0])) == {"mug", "kitchen", "cups"}
 
 
+def test_the_letters_of_a_model_number_are_no_word():
+    titles = ["Ink CLI-271 Gray Tank", "Ink CLI-272 Blue Tank", "Tank 12-Pack Blue", "Gray 6-Pack"]
+    texts = write({"u": [0, 2, 1]}, Items([{"title": title} for title in titles])).texts
+    said = {word for own in texts.values() for text in own for word in words_of(text)}
+    assert "cli" not in said
+    assert {"ink", "tank", "pack"} & said
+
+
 def test_an_item_with_no_other_word_than_its_name_has_no_intention():
     outcome = write({"u": [4, 4, 0]})
     assert ("u", "train") not in outcome.texts
