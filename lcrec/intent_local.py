@@ -22,6 +22,9 @@ from lcrec.prompts import PromptSet
 class LocalWriter:
     """Generates with a causal language model whose tokenizer has a chat template.
 
+    A review that spells a special token or role markup cannot end the question: `PromptEncoder`
+    breaks it up.
+
     Args:
         model: a folder, or a name on the hub.
         temperature: of the sampling; 0 takes the likeliest token.
@@ -31,9 +34,6 @@ class LocalWriter:
 
     Raises:
         InputError: the model cannot be loaded, or is no chat model.
-
-    A review that spells a special token or role markup cannot end the question: see
-    `PromptEncoder`.
     """
 
     def __init__(
