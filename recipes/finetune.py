@@ -238,6 +238,8 @@ def main(argv: list[str]) -> None:
         history_dropout=config.history_dropout,
         seed=config.seed,
     )
+    if data.user_texts is not None and {"itemsearch", "preferenceobtain"} & mixture.keys():
+        state.print(f"{paths.user.name}: {data.user_texts.describe()}")
     epochs = [
         draw_rows(data, prompts, mixture, config.seed, epoch) for epoch in range(config.epochs)
     ]
