@@ -48,16 +48,14 @@ def recommender(base, index, prompts):
     poison = tokenizer.convert_tokens_to_ids(index.tokens(POISON))
 
     def spoil(module, positional, named, output):
-        windows = named["input_ids"].unfold(1, len(poison), 1)
-        broken = (windows == windows.new_tensor(poison)).all(dim=2).any(dim=1)
-        output.logits[broken] = np.nan
+        """Find the item in prompts; the beams of a call are of one level, and hold none."""
+        if named["input_ids"].shape[1] >= len(poison):
+            windows = named["input_ids"].unfold(1, len(poison), 1)
+            broken = (windows == windows.new_tensor(poison)).all(dim=2).any(dim=1)
+            output.logits[broken] = np.nan
         return output
 
-    # The prompt alone, not the beams after it, is at least as long as an item.
-    model.register_forward_hook(
-        lambda *call: spoil(*call) if call[2]["input_ids"].shape[1] > 20 else None,
-        with_kwargs=True,
-    )
+    model.register_forward_hook(spoil, with_kwargs=True)
     return own
 
 
