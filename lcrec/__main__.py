@@ -19,6 +19,11 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.json"),
     ("python -m lcrec.prompts", "prompts, data", "a check or preview of the wording, on screen"),
     (
+        "python -m lcrec.dataset",
+        "data, index.json, prompts",
+        "the instruction data set, to train elsewhere",
+    ),
+    (
         "accelerate launch recipes/finetune.py",
         "data, index.json, prompts, base model",
         "the checkpoint folder",
