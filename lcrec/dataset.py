@@ -33,7 +33,7 @@ from lcrec.tasks import TASKS, TaskData
 IGNORED = -100
 SENTINEL = "\u2063lcrec\u2063"
 # Models that think aloud are asked not to: the answer follows at once.
-CHAT_SETTINGS = {"enable_thinking": False}
+CHAT_SETTINGS: dict[str, Any] = {"enable_thinking": False}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class DrawnRows:
         for number, place in zip(self.chosen.tolist(), self.places.tolist(), strict=True):
             template = self.templates[number]
             record = TASKS[template.task].record(self.data, self.epoch, place)
-            yield Row(*template.render(record), template.task, template.id)
+            prompt, completion = template.render(record)
+            yield Row(prompt, completion, template.task, template.id)
 
 
 class PromptEncoder:

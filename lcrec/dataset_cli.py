@@ -175,12 +175,12 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
         InputError: the tokenizer cannot be loaded, or a chat template that cannot be applied.
     """
     if tokenizer is None:
-        markup, _ = render_jinja_template(
+        rendered = render_jinja_template(
             [prompts.messages(SENTINEL)],
             chat_template=prompts.chat_template,
             add_generation_prompt=True,
-        )
-        before, after = split_markup(markup[0], CHAT_TEMPLATE)
+        )[0][0]
+        before, after = split_markup(rendered, CHAT_TEMPLATE)
 
         def as_text(row: Row) -> dict[str, Any]:
             return {**vars(row), "prompt": before + row.prompt + after}

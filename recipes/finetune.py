@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from accelerate.state import PartialState
 from peft import PeftModel
@@ -182,7 +181,7 @@ def main(argv: list[str]) -> None:
         draw_rows(data, prompts, mixture, config.seed, epoch) for epoch in range(config.epochs)
     ]
     train = tokenise_rows(epochs, encoder, config.max_length, config.batch_size)
-    held_out = sample_cases(split.valid, config.validation_users, config.seed)
+    held_out = split.valid.sample(config.validation_users, config.seed)
     valid = tokenise_rows(
         [validation_rows(held_out, index, prompts, config.max_history)],
         encoder,
@@ -275,17 +274,6 @@ def main(argv: list[str]) -> None:
             "--output DIR/predictions.jsonl"
         )
     state.wait_for_everyone()
-
-
-def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
-    """Return `count` of the cases, drawn by seed, in their order."""
-    chosen = np.random.default_rng(seed).permutation(len(cases))[:count]
-    chosen.sort()
-    return Cases(
-        [cases.users[case] for case in chosen],
-        [cases.histories[case] for case in chosen],
-        cases.targets[chosen],
-    )
 
 
 def validation_rows(

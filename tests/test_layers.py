@@ -25,10 +25,14 @@ LAYERS = {
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
     **dict.fromkeys(["lcrec.decoding", "lcrec.recommender", "lcrec.trainer"], 2),
+    **dict.fromkeys(["lcrec.dataset_cli", "lcrec.encoders"], 2),
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
+    **dict.fromkeys(["lcrec.evaluate_pairs", "lcrec.evaluate_search"], 3),
+    **dict.fromkeys(["lcrec.evaluate_language", "lcrec.judging"], 3),
+    **dict.fromkeys(["lcrec.negatives", "lcrec.rouge"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
@@ -106,7 +110,8 @@ def test_no_two_modules_import_each_other():
 
 @pytest.mark.parametrize("name", TREES)
 def test_stages_meet_on_disk(name):
-    forbidden = [stage for stage in stages() if LAYERS.get(stage, 4) > 0]
+    # Below layer 3 a module is a library first, and its command a way to look at what it makes.
+    forbidden = [stage for stage in stages() if LAYERS.get(stage, 4) > 2]
     assert not imported(name) & set(forbidden)
 
 
