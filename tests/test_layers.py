@@ -24,6 +24,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
+    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging"], 2),
     **dict.fromkeys(["lcrec.decoding", "lcrec.recommender", "lcrec.trainer"], 2),
     **dict.fromkeys(["lcrec.dataset_cli", "lcrec.encoders"], 2),
     # Stages and what belongs to one of them.
