@@ -17,7 +17,11 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("python -m lcrec.tinylm", "item.json, prompts", "a small base model, for want of a hub"),
     ("python -m lcrec.embed", "item.json", "embeddings.npy"),
     ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.json"),
-    ("python -m lcrec.prompts", "prompts, data", "a check or preview of the wording, on screen"),
+    (
+        "python -m lcrec.prompts",
+        "prompts, data, checkpoint",
+        "faults, preview and scores of the wording",
+    ),
     (
         "python -m lcrec.dataset",
         "data, index.json, prompts",

@@ -5,7 +5,9 @@ Reads the data folder, the item index and the prompts; writes a folder that hold
 - `train.parquet` or `train.jsonl`: the rows of all epochs in the order to train them in, with the
   columns `prompt`, `completion`, `task` and `template_id`, the prompt-completion form that TRL
   takes. Prompts are text with the markup of `chat_template.jinja`; for a model with a chat
-  template of its own, `--tokenizer` makes prompt and completion lists of messages instead;
+  template of its own, `--tokenizer` makes prompt and completion lists of messages instead. Item
+  text that spells markup is broken up by a space: with `--tokenizer` as in training, in text every
+  word in brackets (`[INST]`), for nobody knows who will read it;
 - `item_tokens.json`, the tokens to add to the vocabulary, and `index.json`, whose they are;
 - `README.md`, the data card: counts, settings, hashes of the sources, how to train.
 
@@ -15,6 +17,7 @@ Rows go to the file as they are made, so memory does not grow with their number.
 Public names: `DatasetConfig`, `main`, `write_rows`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -62,6 +65,9 @@ from lcrec.user_texts import load_user_texts
 STAGE = "python -m lcrec.dataset"
 NEEDS_USER_TEXTS = ("itemsearch", "preferenceobtain")
 ROWS_PER_GROUP = 8192  # rows that are in memory at once
+# A word in brackets, such as [INST] or [PAD]: to some tokenizers a special token. Those in angle
+# brackets never get past `plain_text`.
+BRACKETED_WORD = re.compile(r"\[(?=[^\s\[\]]+\])")
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,10 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
         before, after = split_markup(rendered, CHAT_TEMPLATE)
 
         def as_text(row: Row) -> dict[str, Any]:
-            return {**vars(row), "prompt": before + row.prompt + after}
+            question, answer = (
+                BRACKETED_WORD.sub("[ ", side) for side in (row.prompt, row.completion)
+            )
+            return {**vars(row), "prompt": before + question + after, "completion": answer}
 
         return as_text
     try:
@@ -198,7 +207,7 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
     encoder = PromptEncoder(loaded, prompts)
 
     def as_messages(row: Row) -> dict[str, Any]:
-        answer = [{"role": "assistant", "content": row.completion}]
+        answer = [{"role": "assistant", "content": encoder.defuse(row.completion)}]
         return {**vars(row), "prompt": encoder.messages(row.prompt), "completion": answer}
 
     return as_messages

@@ -156,6 +156,8 @@ def sample_questions(subject: Subject, template: Template, count: int, seed: int
     for place in drawn.tolist():
         record, others = records[place]
         answers = [template.render({**record, **other})[1] for other in others]
+        # As they were trained.
+        answers = [subject.recommender.encoder.defuse(answer) for answer in answers]
         questions.append(Question(template.ask(record), answers))
     return questions
 

@@ -104,7 +104,7 @@ def test_a_finished_run(checkpoint, shop, index, prompts):
     assert all(max(shape) <= 96 for shape in shapes.values()), shapes
 
 
-def test_the_reloaded_checkpoint_ranks_as_it_did_in_training(recipe, checkpoint, split, index):
+def test_the_reloaded_checkpoint_ranks_as_it_did_in_training(checkpoint, split, index):
     held_out = split.valid.sample(20, 42)
     ranked = Recommender.from_pretrained(checkpoint).recommend(held_out.histories, 20).items
     ndcg = ndcg_at_k(ranked, held_out.targets, 10).mean()
