@@ -38,7 +38,6 @@ from lcrec.judging import (
 )
 from lcrec.metrics import summarise
 from lcrec.prompts import Template
-from lcrec.recommender import Recommender
 from lcrec.rouge import RougeL
 from lcrec.tasks import TASKS, Record, history_record, mixed_record, plain_text
 
@@ -85,9 +84,7 @@ def main(argv: list[str]) -> None:
             print(f"Note: {template.id} has nothing to ask about in this data set; left out.")
             continue
         prompts = [question.question for question in questions]
-        answers = write_answers(
-            subject.recommender, prompts, config.max_new_tokens, label=template.id
-        )
+        answers = write_answers(subject, prompts, config.max_new_tokens, label=template.id)
         scores = {
             "exact": [is_exact(a, q.references) for a, q in zip(answers, questions, strict=True)],
             "ROUGE-L": [
@@ -157,7 +154,7 @@ def sample_questions(subject: Subject, template: Template, count: int, seed: int
         record, others = records[place]
         answers = [template.render({**record, **other})[1] for other in others]
         # As they were trained.
-        answers = [subject.recommender.encoder.defuse(answer) for answer in answers]
+        answers = [subject.encoder.defuse(answer) for answer in answers]
         questions.append(Question(template.ask(record), answers))
     return questions
 
@@ -182,12 +179,12 @@ def _records(subject: Subject, task: str) -> Iterator[tuple[Record, list[Record]
 
 @torch.no_grad()
 def write_answers(
-    recommender: Recommender, questions: list[str], max_new_tokens: int, *, label: str
+    subject: Subject, questions: list[str], max_new_tokens: int, *, label: str
 ) -> list[str]:
     """Let the model answer in words: the likeliest token, one after the other, until EOS.
 
     Args:
-        recommender: the model.
+        subject: the model.
         questions: what to ask, [questions].
         max_new_tokens: tokens of an answer at most.
         label: of the progress bar.
@@ -195,6 +192,7 @@ def write_answers(
     Returns:
         [questions] texts; item tokens in them are shown as they are.
     """
+    recommender = subject.recommender
     tokenizer, model = recommender.tokenizer, recommender.model
     # `generate` takes what is unset from the model's own settings, where published models keep
     # sampling and penalties.
@@ -205,10 +203,10 @@ def write_answers(
         pad_token_id=tokenizer.pad_token_id,
     )
     generate: Any = model.generate
-    prompt_ids = recommender.encoder.prompt_ids(questions)
+    prompt_ids = subject.encoder.prompt_ids(questions)
     answers = [""] * len(questions)
     for rows in tqdm(recommender.plan_batches(prompt_ids), desc=label, unit=" batches"):
-        input_ids, mask = recommender.pad_prompts([prompt_ids[row] for row in rows])
+        input_ids, mask = subject.pad([prompt_ids[row] for row in rows])
         found = generate(input_ids=input_ids, attention_mask=mask)[:, input_ids.shape[1] :]
         for row, ids in zip(rows, found.tolist(), strict=True):
             end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)

@@ -10,7 +10,7 @@ whom that is the item that came next.
 By default the model is asked in the first wording of `seqrec` that serves evaluation and, where it
 was trained on `fusionseqrec`, in the first one that shows titles (LC-Rec's "Title").
 
-Public names: `PairsConfig`, `main`, `pairwise_accuracy`.
+Public names: `PairsConfig`, `main`, `pairwise_accuracy`, `score_items`.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases
+from lcrec.decoding import search
 from lcrec.errors import InputError
 from lcrec.judging import (
     PROG,
@@ -168,12 +170,12 @@ def pairwise_accuracy(
         for history, target in zip(cases.histories, cases.targets, strict=True)
     ]
     can_ask = np.flatnonzero([template.can_ask(record) for record in records])
-    prompt_ids = recommender.encoder.prompt_ids([template.ask(records[case]) for case in can_ask])
+    prompt_ids = subject.encoder.prompt_ids([template.ask(records[case]) for case in can_ask])
     scores = np.full(items.shape, np.nan)
     for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
         chosen = can_ask[rows]
         batch = [prompt_ids[row] for row in rows]
-        scores[chosen] = recommender.score_batch(batch, items[chosen])
+        scores[chosen] = score_items(subject, batch, items[chosen])
     true = scores[:, 0]
     return {
         kind: np.where(
@@ -183,3 +185,29 @@ def pairwise_accuracy(
         )
         for place, kind in enumerate(negatives, start=1)
     }
+
+
+def score_items(subject: Subject, prompt_ids: list[list[int]], items: np.ndarray) -> np.ndarray:
+    """Return how likely the model finds given items after each prompt of one batch.
+
+    Args:
+        subject: the model.
+        prompt_ids: the prompts.
+        items: int64 [batch, width], the items to score, -1 as padding.
+
+    Returns:
+        float32 [batch, width], log-probabilities as in ranking; -inf where the item is -1.
+    """
+    recommender = subject.recommender
+    wanted = torch.zeros((len(items), len(recommender.index)), dtype=torch.bool)
+    rows, places = np.nonzero(items >= 0)
+    wanted[rows, items[rows, places]] = True
+    # As many beams as items are allowed: none of them can be lost on the way.
+    beams = max(1, int(wanted.sum(dim=1).max()))
+    trie = recommender.trie
+    allowed = wanted.to(trie.device)
+    found = search(recommender.model, *subject.pad(prompt_ids), trie, beams, allowed=allowed)
+    is_same = found.items.cpu().numpy()[:, None, :] == items[:, :, None]  # [row, place, beam]
+    is_same &= (items >= 0)[:, :, None]
+    scores = np.where(is_same, found.scores.cpu().numpy()[:, None, :], -np.inf)
+    return scores.max(axis=2).astype(np.float32)

@@ -179,7 +179,7 @@ def make_queries(subject: Subject, users: int | None, seed: int) -> tuple[list[Q
 def rank_by_model(subject: Subject, template: Template, queries: list[Query], k: int) -> np.ndarray:
     """Return the model's k best items for each query, int64 [queries, k]."""
     recommender = subject.recommender
-    prompt_ids = recommender.encoder.prompt_ids([template.ask(query.record) for query in queries])
+    prompt_ids = subject.encoder.prompt_ids([template.ask(query.record) for query in queries])
     items = np.full((len(queries), k), -1, dtype=np.int64)
     for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
         items[rows], _ = recommender.rank_batch([prompt_ids[row] for row in rows], k)

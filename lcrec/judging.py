@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lcrec.artifacts import (
     find_data,
     provenance_path,
@@ -19,7 +21,7 @@ from lcrec.artifacts import (
     write_provenance,
 )
 from lcrec.data import Split, leave_one_out, load_interactions, load_items
-from lcrec.dataset import parse_mixture
+from lcrec.dataset import PromptEncoder, parse_mixture
 from lcrec.errors import InputError
 from lcrec.metrics import LEVEL, SAMPLES
 from lcrec.modeling import DTYPES
@@ -51,6 +53,18 @@ class Subject:
     trained_on: tuple[str, ...]
     inputs: dict[str, Path]
 
+    @property
+    def encoder(self) -> PromptEncoder:
+        """What turns the recommender's questions into token ids."""
+        return self.recommender.encoder
+
+    def pad(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask, int64 [batch, longest], padded on the left, where the model is."""
+        tokenizer = self.recommender.tokenizer
+        batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
+        device = self.recommender.trie.device
+        return batch["input_ids"].to(device), batch["attention_mask"].to(device)
+
 
 def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -> Subject:
     """Load a checkpoint and the data folder it was trained on.
@@ -80,7 +94,7 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
         items,
         split.train,
         recommender.index,
-        max_history=recommender.max_history,
+        max_history=recipe["max_history"],
         max_text_words=recipe["max_text_words"],
         user_texts=texts,
     )

@@ -209,49 +209,22 @@ class Recommender:
         beams = num_beams or min(max(k, MIN_BEAMS), num_items)
         if beams < k:
             raise InputError(f"{beams} beams cannot give {k} items; take at least {k} beams")
-        input_ids, mask = self.pad_prompts(prompt_ids)
-        output = search(
-            self.model,
-            input_ids,
-            mask,
-            self.trie,
-            beams,
-            denied=None if denied is None else _pad_items(denied).to(self.trie.device),
-        )
-        return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
-
-    def score_batch(self, prompt_ids: list[list[int]], items: np.ndarray) -> np.ndarray:
-        """Return how likely the model finds given items after each prompt of one batch.
-
-        Args:
-            prompt_ids: the prompts.
-            items: int64 [batch, width], the items to score, -1 as padding.
-
-        Returns:
-            float32 [batch, width], log-probabilities; -inf where the item is -1.
-        """
-        wanted = torch.zeros((len(items), len(self.index)), dtype=torch.bool)
-        rows, places = np.nonzero(items >= 0)
-        wanted[rows, items[rows, places]] = True
-        input_ids, mask = self.pad_prompts(prompt_ids)
-        # As many beams as items are allowed: none of them can be lost on the way.
-        beams = max(1, int(wanted.sum(dim=1).max()))
-        allowed = wanted.to(self.trie.device)
-        found = search(self.model, input_ids, mask, self.trie, beams, allowed=allowed)
-        is_same = found.items.cpu().numpy()[:, None, :] == items[:, :, None]  # [row, place, beam]
-        is_same &= (items >= 0)[:, :, None]
-        scores = np.where(is_same, found.scores.cpu().numpy()[:, None, :], -np.inf)
-        return scores.max(axis=2).astype(np.float32)
-
-    def pad_prompts(self, prompt_ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and mask, int64 [batch, longest], padded on the left, where the model is."""
         width = max(map(len, prompt_ids))
         input_ids = torch.full((len(prompt_ids), width), self.tokenizer.pad_token_id)
         mask = torch.zeros((len(prompt_ids), width), dtype=torch.int64)
         for row, ids in enumerate(prompt_ids):
             input_ids[row, width - len(ids) :] = torch.tensor(ids)
             mask[row, width - len(ids) :] = 1
-        return input_ids.to(self.trie.device), mask.to(self.trie.device)
+        device = self.trie.device
+        output = search(
+            self.model,
+            input_ids.to(device),
+            mask.to(device),
+            self.trie,
+            beams,
+            denied=None if denied is None else _pad_items(denied).to(device),
+        )
+        return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
 
 
 def _pad_items(lists: Sequence[History]) -> torch.Tensor:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import lcrec.evaluate_language
+import lcrec.evaluate_pairs
 from lcrec import embed, evaluate
 from lcrec.artifacts import find_data, read_json, read_provenance, write_array, write_json
 from lcrec.data import Cases
 from lcrec.errors import InputError
 from lcrec.evaluate_language import is_exact, sample_questions, write_answers
-from lcrec.evaluate_pairs import pairwise_accuracy, seen_items
+from lcrec.evaluate_pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate_search import Query, make_queries, mean_by_owner, rank_by_text
 from lcrec.judging import Subject, format_values, load_subject
 from lcrec.tasks import TaskData, plain_text
@@ -90,15 +91,21 @@ class PrefersLowIds:
     def plan_batches(self, prompt_ids):
         return [np.arange(len(prompt_ids))[:2], np.arange(len(prompt_ids))[2:]]
 
-    def score_batch(self, prompt_ids, items):
+
+@pytest.fixture
+def low_ids(monkeypatch):
+    def score_items(subject, prompt_ids, items):
         assert len(prompt_ids) == len(items)
         likely = -np.minimum(items, 3).astype(np.float32)
         return np.where(items < 0, -np.inf, likely)
 
+    monkeypatch.setattr(lcrec.evaluate_pairs, "score_items", score_items)
+    return PrefersLowIds()
 
-def test_accuracy_by_hand(subject):
+
+def test_accuracy_by_hand(subject, low_ids):
     cases = Cases(["a", "b", "c"], [np.array([9])] * 3, np.array([1, 2, 3], dtype=np.int32))
-    judged = Subject(PrefersLowIds(), subject.data, subject.split, (), {})
+    judged = Subject(low_ids, subject.data, subject.split, (), {})
     template = subject.recommender.prompts.for_task("seqrec", "eval")[0]
     accuracy = pairwise_accuracy(
         judged, template, cases, {"x": np.array([2, 1, 4]), "y": np.array([-1, 7, 0])}
@@ -107,14 +114,26 @@ def test_accuracy_by_hand(subject):
     np.testing.assert_equal(accuracy["y"], [np.nan, 1.0, 0.0])
 
 
-def test_users_without_a_title_are_left_out_of_a_wording_of_titles(subject, index):
+def test_users_without_a_title_are_left_out_of_a_wording_of_titles(subject, index, low_ids):
     items = type(subject.data.items)([{"title": "" if i == 9 else "t"} for i in range(48)])
     data = TaskData(items, subject.data.train, index)
     cases = Cases(["a", "b"], [np.array([9]), np.array([9, 5])], np.array([1, 2], dtype=np.int32))
-    judged = Subject(PrefersLowIds(), data, subject.split, (), {})
+    judged = Subject(low_ids, data, subject.split, (), {})
     template = subject.recommender.prompts.get("titles-short")
     accuracy = pairwise_accuracy(judged, template, cases, {"x": np.array([7, 7])})
     np.testing.assert_equal(accuracy["x"], [np.nan, 1.0])
+
+
+def test_given_items_have_the_scores_of_the_full_ranking(subject):
+    """Each prompt has its own items, in any order, with padding and repetitions."""
+    prompt_ids = subject.recommender.prompt_ids([[1, 2, 3], [40], [7, 7, 7, 9]])
+    ranked, scores = subject.recommender.rank_batch(prompt_ids, 48)
+    items = np.array([[5, 30, -1, 5], [47, 0, 21, 40], [-1, 3, -1, -1]])
+    found = score_items(subject, prompt_ids, items)
+    for row in range(3):
+        for place, item in enumerate(items[row]):
+            expected = -np.inf if item < 0 else scores[row, list(ranked[row]).index(item)]
+            assert found[row, place] == pytest.approx(expected, abs=1e-4)
 
 
 def test_items_of_the_whole_sequence_are_seen(subject):
@@ -265,7 +284,7 @@ def test_answers_are_the_likeliest_tokens(subject):
     model, tokenizer = recommender.model, recommender.tokenizer
     questions = ["a b", "the title of a much longer question, please", "c"]
     model.generation_config.repetition_penalty = 5.0
-    answers = write_answers(recommender, questions, 6, label="test")
+    answers = write_answers(subject, questions, 6, label="test")
     for question, answer in zip(questions, answers, strict=True):
         ids = recommender.encoder.prompt_ids([question])[0]
         start = len(ids)
@@ -288,7 +307,7 @@ def test_answers_end_at_eos(subject, monkeypatch):
 
     monkeypatch.setattr(recommender.model, "generate", generate)
     monkeypatch.setattr(recommender, "plan_batches", lambda ids: [np.array([1, 0])])
-    answers = write_answers(recommender, ["x", "y"], 3, label="test")
+    answers = write_answers(subject, ["x", "y"], 3, label="test")
     a = recommender.tokenizer.decode([word])
     assert answers == [recommender.tokenizer.decode([word] * 3).strip(), a.strip()]
 
@@ -325,7 +344,7 @@ def test_language_with_right_answers_and_wrong_ones(words, subject, tmp_path, ca
     names = ["title-short", "next-title-short", "taste-short"]
     seen = []
 
-    def answer(recommender, questions, max_new_tokens, *, label):
+    def answer(judged, questions, max_new_tokens, *, label):
         seen.append((label, len(questions)))
         right = sample_questions(subject, subject.recommender.prompts.get(label), 8, 0)
         assert [q.question for q in right] == questions

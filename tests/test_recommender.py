@@ -233,15 +233,3 @@ def test_a_tokenizer_without_the_items(base, index, prompts):
     model, tokenizer = load_base(str(base))
     with pytest.raises(InputError, match="model and index do not belong together"):
         Recommender(model, tokenizer, index, prompts, max_history=4)
-
-
-def test_given_items_have_the_scores_of_the_full_ranking(recommender):
-    """Each prompt has its own items, in any order, with padding and repetitions."""
-    prompt_ids = recommender.prompt_ids([[1, 2, 3], [40], [7, 7, 7, 9]])
-    ranked, scores = recommender.rank_batch(prompt_ids, 48)
-    items = np.array([[5, 30, -1, 5], [47, 0, 21, 40], [-1, 3, -1, -1]])
-    found = recommender.score_batch(prompt_ids, items)
-    for row in range(3):
-        for place, item in enumerate(items[row]):
-            expected = -np.inf if item < 0 else scores[row, list(ranked[row]).index(item)]
-            assert found[row, place] == pytest.approx(expected, abs=1e-4)
