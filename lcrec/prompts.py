@@ -8,7 +8,8 @@ checkpoint carries its own copy.
 
 `python -m lcrec.prompts` is the editor's bench (see `lcrec.prompts_cli`).
 
-Public names: `PromptSet`, `read_prompts`, `prompt_files`, `SHIPPED_PROMPTS`.
+Public names: `PromptSet`, `read_prompts`, `read_mapping`, `prompt_files`, `SHIPPED_PROMPTS`,
+`INTENTS`.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from lcrec.templates import Template, read_template, text_faults
 SHIPPED_PROMPTS = Path(PROMPTS)
 SYSTEM = "system.yaml"
 CHAT_TEMPLATE = "chat_template.jinja"
+INTENTS = "intents.yaml"  # no task's: lcrec.intent_prompts reads it
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,14 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
     files = prompt_files(folder, base)
     known = [*(f"{name}.yaml" for name in TASKS), SYSTEM, CHAT_TEMPLATE]
     faults = [
-        f"{path}: not the file of a task{closest(path.stem + '.yaml', known)}"
+        f"{path}: not the file of a task{closest(path.stem + '.yaml', [*known, INTENTS])}"
         for path in sorted(folder.iterdir())
         if path.suffix.lower() in (".yaml", ".yml")
         and not path.name.startswith(".")
         and path not in files.values()
+        and path.name != INTENTS
     ]
-    if folder not in {path.parent for path in files.values()}:
+    if folder not in {path.parent for path in files.values()} and not (folder / INTENTS).is_file():
         faults.append(f"{folder}: holds no prompts; expected files such as {', '.join(known)}")
 
     templates: list[Template] = []
@@ -197,7 +200,7 @@ def _read_text(path: Path, faults: list[str]) -> str:
         return ""
 
 
-def _read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[str, Any]:
+def read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[str, Any]:
     """Return a YAML file's keys and values; on a fault, none of them."""
     try:
         document = read_yaml(path)
@@ -216,7 +219,7 @@ def _read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[
 
 def _read_system(path: Path, faults: list[str]) -> str:
     """Return the system message, which is plain text and no template."""
-    system = _read_mapping(path, ("system",), faults).get("system") or ""
+    system = read_mapping(path, ("system",), faults).get("system") or ""
     if not isinstance(system, str):
         faults.append(f"{path}: 'system' must be text; write \"\" for no message")
         return ""
@@ -230,7 +233,7 @@ def _read_system(path: Path, faults: list[str]) -> str:
 
 def _read_task(path: Path, task: Task, faults: list[str]) -> tuple[list[Template], bool]:
     """Return the templates of a file, and whether that is all of them."""
-    document = _read_mapping(path, ("task", "templates"), faults)
+    document = read_mapping(path, ("task", "templates"), faults)
     if not document:
         return [], False
     if document.get("task") != task.name:

@@ -19,7 +19,8 @@ from typing import NoReturn
 
 from lcrec.artifacts import PROMPTS
 from lcrec.errors import InputError, closest
-from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
+from lcrec.intent_prompts import read_intent_prompts
+from lcrec.prompts import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
 from lcrec.prompts_diff import print_differences
 from lcrec.prompts_show import read_task_data, show_task
 from lcrec.tasks import TASKS
@@ -196,6 +197,8 @@ def print_diff(checkpoint: Path, folder: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Print every fault of a folder, or how many templates each task has; exit with 1 on faults."""
     prompts, faults = read_prompts(folder, base=SHIPPED_PROMPTS)
+    if any((place / INTENTS).is_file() for place in (folder, SHIPPED_PROMPTS)):
+        faults += read_intent_prompts(folder, base=SHIPPED_PROMPTS)[1]
     for fault in faults:
         print(fault)
     if faults:

@@ -20,18 +20,21 @@ LAYERS = {
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions"], 0),
+    **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
-    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging"], 2),
+    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan"], 2),
     **dict.fromkeys(["lcrec.decoding", "lcrec.recommender", "lcrec.trainer"], 2),
     **dict.fromkeys(["lcrec.prompts_tokens", "lcrec.prompts_score", "lcrec.encoders"], 2),
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prompts_cli", "lcrec.dataset_cli"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),
+    **dict.fromkeys(["lcrec.intents", "lcrec.intent_requests", "lcrec.intent_keywords"], 3),
+    **dict.fromkeys(["lcrec.intent_endpoint", "lcrec.intent_local"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
     **dict.fromkeys(["lcrec.evaluate_pairs", "lcrec.evaluate_search"], 3),
     **dict.fromkeys(["lcrec.evaluate_language", "lcrec.judging"], 3),
@@ -40,7 +43,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
-LIGHT_STAGES = ["synthetic", "prompts_cli", "prepare", "evaluate", "baselines.__main__"]
+LIGHT_STAGES = ["synthetic", "prompts_cli", "prepare", "intents", "evaluate", "baselines.__main__"]
 HEAVY = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"]
 
 
