@@ -33,6 +33,7 @@ STAGES: tuple[tuple[str, str, str], ...] = (
         "data, index.json, prompts, base model",
         "the checkpoint folder",
     ),
+    ("python -m lcrec.modeling", "checkpoint", "merge: one plain model, for other software"),
     ("python -m lcrec.generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
     ("python -m lcrec.baselines", "data", "predictions.jsonl of a simpler method"),
     ("python -m lcrec.evaluate", "predictions.jsonl", "metrics.json, a table"),
