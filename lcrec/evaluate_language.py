@@ -13,7 +13,7 @@ was trained on):
 Exact is the share of answers that are the right text but for case and spaces; ROUGE-L is the
 F-measure of the longest common subsequence of words (`lcrec.rouge`), for any language.
 
-Public names: `LanguageConfig`, `main`, `Question`, `write_answers`.
+Public names: `LanguageConfig`, `main`, `Question`, `answer_questions`.
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from lcrec.config import config_dict, option, parse_config
 from lcrec.errors import InputError
+from lcrec.generation import write_answers
 from lcrec.judging import (
     PROG,
     Subject,
@@ -37,9 +36,10 @@ from lcrec.judging import (
     write_result,
 )
 from lcrec.metrics import summarise
-from lcrec.prompts import Template
+from lcrec.recommender import Recommender
 from lcrec.rouge import RougeL
 from lcrec.tasks import TASKS, Record, history_record, mixed_record, plain_text
+from lcrec.templates import Template
 
 LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")
 
@@ -84,7 +84,9 @@ def main(argv: list[str]) -> None:
             print(f"Note: {template.id} has nothing to ask about in this data set; left out.")
             continue
         prompts = [question.question for question in questions]
-        answers = write_answers(subject, prompts, config.max_new_tokens, label=template.id)
+        answers = answer_questions(
+            subject.recommender, prompts, config.max_new_tokens, label=template.id
+        )
         scores = {
             "exact": [is_exact(a, q.references) for a, q in zip(answers, questions, strict=True)],
             "ROUGE-L": [
@@ -133,14 +135,14 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
         return templates
     first: dict[tuple[str, frozenset[str]], Template] = {}
     for task in LANGUAGE_TASKS:
-        if task in subject.trained_on:
+        if task in subject.recommender.tasks:
             for template in prompts.for_task(task, "eval"):
                 if not template.is_item_answer:
                     first.setdefault((task, template.answer_variables), template)
     if not first:
         raise InputError(
-            f"--model was trained on {', '.join(subject.trained_on)}, none of which answers in "
-            "words; name --templates to ask all the same"
+            f"--model was trained on {', '.join(sorted(subject.recommender.tasks))}, none of which "
+            "answers in words; name --templates to ask all the same"
         )
     return list(first.values())
 
@@ -154,7 +156,7 @@ def sample_questions(subject: Subject, template: Template, count: int, seed: int
         record, others = records[place]
         answers = [template.render({**record, **other})[1] for other in others]
         # As they were trained.
-        answers = [subject.encoder.defuse(answer) for answer in answers]
+        answers = [subject.recommender.questions.encoder.defuse(answer) for answer in answers]
         questions.append(Question(template.ask(record), answers))
     return questions
 
@@ -177,14 +179,13 @@ def _records(subject: Subject, task: str) -> Iterator[tuple[Record, list[Record]
                 yield {**history_record(data.index, history, data.max_history), **others[0]}, others
 
 
-@torch.no_grad()
-def write_answers(
-    subject: Subject, questions: list[str], max_new_tokens: int, *, label: str
+def answer_questions(
+    recommender: Recommender, questions: list[str], max_new_tokens: int, *, label: str
 ) -> list[str]:
     """Let the model answer in words: the likeliest token, one after the other, until EOS.
 
     Args:
-        subject: the model.
+        recommender: the model.
         questions: what to ask, [questions].
         max_new_tokens: tokens of an answer at most.
         label: of the progress bar.
@@ -192,25 +193,21 @@ def write_answers(
     Returns:
         [questions] texts; item tokens in them are shown as they are.
     """
-    recommender = subject.recommender
-    tokenizer, model = recommender.tokenizer, recommender.model
-    # `generate` takes what is unset from the model's own settings, where published models keep
-    # sampling and penalties.
-    model.generation_config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    generate: Any = model.generate
-    prompt_ids = subject.encoder.prompt_ids(questions)
+    device, tokenizer = recommender.trie.device, recommender.tokenizer
+    prompt_ids = recommender.questions.encode(questions, max_new_tokens)
     answers = [""] * len(questions)
     for rows in tqdm(recommender.plan_batches(prompt_ids), desc=label, unit=" batches"):
-        input_ids, mask = subject.pad([prompt_ids[row] for row in rows])
-        found = generate(input_ids=input_ids, attention_mask=mask)[:, input_ids.shape[1] :]
-        for row, ids in zip(rows, found.tolist(), strict=True):
-            end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
-            answers[row] = str(tokenizer.decode(ids[:end])).strip()
+        input_ids, mask = recommender.questions.pad([prompt_ids[row] for row in rows])
+        found = write_answers(
+            recommender.model,
+            input_ids.to(device),
+            mask.to(device),
+            max_new_tokens,
+            end=tokenizer.eos_token_id,
+            banned=[],
+        )
+        for row, ids in zip(rows, found, strict=True):
+            answers[row] = str(tokenizer.decode(ids)).strip()
     return answers
 
 

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases
-from lcrec.decoding import search
 from lcrec.errors import InputError
 from lcrec.judging import (
     PROG,
@@ -35,10 +33,11 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
+from lcrec.leaf_filter import LeafFilter
 from lcrec.metrics import summarise
 from lcrec.negatives import at_random, bought_alike, similar_in_text
-from lcrec.prompts import Template
 from lcrec.tasks import mixed_record
+from lcrec.templates import Template
 
 NEGATIVES = {
     "language": "nearest by cosine of the text embeddings",
@@ -127,7 +126,7 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
     prompts = subject.recommender.prompts
     if wanted is None:
         found = prompts.for_task("seqrec", "eval")[:1]
-        if "fusionseqrec" in subject.trained_on:
+        if "fusionseqrec" in subject.recommender.tasks:
             mixed = prompts.for_task("fusionseqrec", "eval")
             found += [template for template in mixed if template.is_item_answer][:1]
         return found
@@ -170,7 +169,9 @@ def pairwise_accuracy(
         for history, target in zip(cases.histories, cases.targets, strict=True)
     ]
     can_ask = np.flatnonzero([template.can_ask(record) for record in records])
-    prompt_ids = subject.encoder.prompt_ids([template.ask(records[case]) for case in can_ask])
+    prompt_ids = recommender.questions.encode(
+        [template.ask(records[case]) for case in can_ask], recommender.index.num_levels
+    )
     scores = np.full(items.shape, np.nan)
     for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
         chosen = can_ask[rows]
@@ -199,15 +200,11 @@ def score_items(subject: Subject, prompt_ids: list[list[int]], items: np.ndarray
         float32 [batch, width], log-probabilities as in ranking; -inf where the item is -1.
     """
     recommender = subject.recommender
-    wanted = torch.zeros((len(items), len(recommender.index)), dtype=torch.bool)
-    rows, places = np.nonzero(items >= 0)
-    wanted[rows, items[rows, places]] = True
-    # As many beams as items are allowed: none of them can be lost on the way.
-    beams = max(1, int(wanted.sum(dim=1).max()))
-    trie = recommender.trie
-    allowed = wanted.to(trie.device)
-    found = search(recommender.model, *subject.pad(prompt_ids), trie, beams, allowed=allowed)
-    is_same = found.items.cpu().numpy()[:, None, :] == items[:, :, None]  # [row, place, beam]
+    allow = [np.unique(own[own >= 0]) for own in items]
+    leaf_filter = LeafFilter.build(recommender.trie, len(items), allow)
+    # As many as are allowed at most: none of them can be lost on the way.
+    most = max(map(len, allow))
+    found, likely = recommender.rank_batch(prompt_ids, most, leaf_filter=leaf_filter)
+    is_same = found[:, None, :] == items[:, :, None]  # [row, place, rank]
     is_same &= (items >= 0)[:, :, None]
-    scores = np.where(is_same, found.scores.cpu().numpy()[:, None, :], -np.inf)
-    return scores.max(axis=2).astype(np.float32)
+    return np.where(is_same, likely[:, None, :], -np.inf).max(axis=2).astype(np.float32)

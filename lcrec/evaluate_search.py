@@ -31,8 +31,8 @@ from lcrec.judging import (
     write_result,
 )
 from lcrec.metrics import measure_lists, summarise
-from lcrec.prompts import Template
 from lcrec.tasks import Record, search_record
+from lcrec.templates import Template
 
 RETRIEVAL = "text retrieval"
 BLOCK = 256  # queries encoded at once
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
         f"Ranking {num_items:,} items for {len(queries):,} intentions of {len(targets):,} users, "
         f"by text and in {len(templates)} wording(s)"
     )
-    if "itemsearch" not in subject.trained_on:
+    if "itemsearch" not in subject.recommender.tasks:
         print("Note: this model was not trained on itemsearch; it is asked what it never learnt.")
     ranked = {RETRIEVAL: (queries, rank_by_text(encode, vectors, queries, config.k))}
     for template in templates:
@@ -179,7 +179,9 @@ def make_queries(subject: Subject, users: int | None, seed: int) -> tuple[list[Q
 def rank_by_model(subject: Subject, template: Template, queries: list[Query], k: int) -> np.ndarray:
     """Return the model's k best items for each query, int64 [queries, k]."""
     recommender = subject.recommender
-    prompt_ids = subject.encoder.prompt_ids([template.ask(query.record) for query in queries])
+    prompt_ids = recommender.questions.encode(
+        [template.ask(query.record) for query in queries], recommender.index.num_levels
+    )
     items = np.full((len(queries), k), -1, dtype=np.int64)
     for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
         items[rows], _ = recommender.rank_batch([prompt_ids[row] for row in rows], k)

@@ -10,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lcrec.artifacts import (
     find_data,
     provenance_path,
-    read_provenance,
     require_same_input,
     write_json,
     write_provenance,
 )
 from lcrec.data import Split, leave_one_out, load_interactions, load_items
-from lcrec.dataset import PromptEncoder, parse_mixture
 from lcrec.errors import InputError
 from lcrec.metrics import LEVEL, SAMPLES
 from lcrec.modeling import DTYPES
@@ -43,27 +39,13 @@ class Subject:
         recommender: the model, its index and its wording.
         data: what records are made of, limited as they were in training.
         split: the leave-one-out split.
-        trained_on: the names of the tasks it was trained on.
         inputs: what was read, by role.
     """
 
     recommender: Recommender
     data: TaskData
     split: Split
-    trained_on: tuple[str, ...]
     inputs: dict[str, Path]
-
-    @property
-    def encoder(self) -> PromptEncoder:
-        """What turns the recommender's questions into token ids."""
-        return self.recommender.encoder
-
-    def pad(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask, int64 [batch, longest], padded on the left, where the model is."""
-        tokenizer = self.recommender.tokenizer
-        batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
-        device = self.recommender.trie.device
-        return batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
 
 def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -> Subject:
@@ -89,19 +71,18 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
     recommender = Recommender.from_pretrained(
         model, dtype=DTYPES[precision], max_batch_tokens=batch_tokens
     )
-    recipe = (read_provenance(model) or {})["config"]
     data = TaskData(
         items,
         split.train,
         recommender.index,
-        max_history=recipe["max_history"],
-        max_text_words=recipe["max_text_words"],
+        max_history=recommender.questions.max_history,
+        max_text_words=recommender.questions.max_text_words,
         user_texts=texts,
     )
     inputs = {"model": model, "item": paths.item, "inter": paths.inter}
     if texts is not None:
         inputs["user"] = paths.user
-    return Subject(recommender, data, split, tuple(parse_mixture(recipe["tasks"])), inputs)
+    return Subject(recommender, data, split, inputs)
 
 
 def require_json_path(output: Path | None) -> None:

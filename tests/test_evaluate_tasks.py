@@ -14,7 +14,7 @@ from lcrec import embed, evaluate
 from lcrec.artifacts import find_data, read_json, read_provenance, write_array, write_json
 from lcrec.data import Cases
 from lcrec.errors import InputError
-from lcrec.evaluate_language import is_exact, sample_questions, write_answers
+from lcrec.evaluate_language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate_pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate_search import Query, make_queries, mean_by_owner, rank_by_text
 from lcrec.judging import Subject, format_values, load_subject
@@ -86,7 +86,8 @@ def test_a_table_by_hand():
 class PrefersLowIds:
     """A model that finds item i as likely as exp(-i), and items 3 and 4 equally likely."""
 
-    encoder = SimpleNamespace(prompt_ids=lambda questions: [[1]] * len(questions))
+    index = SimpleNamespace(num_levels=3)
+    questions = SimpleNamespace(encode=lambda questions, answer: [[1]] * len(questions))
 
     def plan_batches(self, prompt_ids):
         return [np.arange(len(prompt_ids))[:2], np.arange(len(prompt_ids))[2:]]
@@ -105,7 +106,7 @@ def low_ids(monkeypatch):
 
 def test_accuracy_by_hand(subject, low_ids):
     cases = Cases(["a", "b", "c"], [np.array([9])] * 3, np.array([1, 2, 3], dtype=np.int32))
-    judged = Subject(low_ids, subject.data, subject.split, (), {})
+    judged = Subject(low_ids, subject.data, subject.split, {})
     template = subject.recommender.prompts.for_task("seqrec", "eval")[0]
     accuracy = pairwise_accuracy(
         judged, template, cases, {"x": np.array([2, 1, 4]), "y": np.array([-1, 7, 0])}
@@ -118,7 +119,7 @@ def test_users_without_a_title_are_left_out_of_a_wording_of_titles(subject, inde
     items = type(subject.data.items)([{"title": "" if i == 9 else "t"} for i in range(48)])
     data = TaskData(items, subject.data.train, index)
     cases = Cases(["a", "b"], [np.array([9]), np.array([9, 5])], np.array([1, 2], dtype=np.int32))
-    judged = Subject(low_ids, data, subject.split, (), {})
+    judged = Subject(low_ids, data, subject.split, {})
     template = subject.recommender.prompts.get("titles-short")
     accuracy = pairwise_accuracy(judged, template, cases, {"x": np.array([7, 7])})
     np.testing.assert_equal(accuracy["x"], [np.nan, 1.0])
@@ -284,9 +285,9 @@ def test_answers_are_the_likeliest_tokens(subject):
     model, tokenizer = recommender.model, recommender.tokenizer
     questions = ["a b", "the title of a much longer question, please", "c"]
     model.generation_config.repetition_penalty = 5.0
-    answers = write_answers(subject, questions, 6, label="test")
+    answers = answer_questions(recommender, questions, 6, label="test")
     for question, answer in zip(questions, answers, strict=True):
-        ids = recommender.encoder.prompt_ids([question])[0]
+        ids = recommender.questions.encoder.prompt_ids([question])[0]
         start = len(ids)
         for _ in range(6):
             with torch.no_grad():
@@ -301,13 +302,13 @@ def test_answers_end_at_eos(subject, monkeypatch):
     recommender = subject.recommender
     end, word = recommender.tokenizer.eos_token_id, recommender.tokenizer("a")["input_ids"][0]
 
-    def generate(input_ids, attention_mask):
+    def generate(input_ids, attention_mask, generation_config):
         tail = torch.tensor([[word, end, end], [word, word, word]])[: len(input_ids)]
         return torch.cat([input_ids, tail], dim=1)
 
     monkeypatch.setattr(recommender.model, "generate", generate)
     monkeypatch.setattr(recommender, "plan_batches", lambda ids: [np.array([1, 0])])
-    answers = write_answers(subject, ["x", "y"], 3, label="test")
+    answers = answer_questions(recommender, ["x", "y"], 3, label="test")
     a = recommender.tokenizer.decode([word])
     assert answers == [recommender.tokenizer.decode([word] * 3).strip(), a.strip()]
 
@@ -344,13 +345,13 @@ def test_language_with_right_answers_and_wrong_ones(words, subject, tmp_path, ca
     names = ["title-short", "next-title-short", "taste-short"]
     seen = []
 
-    def answer(judged, questions, max_new_tokens, *, label):
+    def answer(recommender, questions, max_new_tokens, *, label):
         seen.append((label, len(questions)))
         right = sample_questions(subject, subject.recommender.prompts.get(label), 8, 0)
         assert [q.question for q in right] == questions
         return ["\N{GUITAR}"] * 8 if label == "title-short" else [q.references[-1] for q in right]
 
-    monkeypatch.setattr(lcrec.evaluate_language, "write_answers", answer)
+    monkeypatch.setattr(lcrec.evaluate_language, "answer_questions", answer)
     flags = ["--templates", *names, "--users", 8, "--output", output, "--show", 1]
     evaluate.main(words("language", *flags))
     screen = capsys.readouterr().out
@@ -374,7 +375,7 @@ def test_language_as_it_is(words, capsys):
 
 def test_what_language_refuses(words):
     for more, message in (
-        ([], "trained on seqrec, item2index, none of which answers in words"),
+        ([], "trained on item2index, seqrec, none of which answers in words"),
         (["--templates", "name-short"], "its answer is an item"),
         (["--templates", "nothing"], "no template 'nothing'"),
         (["--max-new-tokens", "0"], "too small"),
