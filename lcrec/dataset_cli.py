@@ -309,6 +309,7 @@ arXiv 2311.09049), made by `{STAGE}`.
 `{file}` has the columns `prompt` and `completion` ({form}), `task` and `template_id`.
 Epochs: {config.epochs}, one after the other ({sizes} rows), each shuffled and worded anew.
 Train on the file **once, in its order**, with the loss on the completion and the EOS after it.
+A space inside keeps item text from spelling item tokens or markup (`< a_12>`, `[ INST]`).
 
 ## Train
 
