@@ -24,6 +24,7 @@ from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError, closest, run_stage
 from lcrec.leaf_filter import LeafFilter
+from lcrec.modeling import DTYPES
 from lcrec.predictions import (
     Prediction,
     read_predictions,
@@ -34,7 +35,6 @@ from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.generate"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
