@@ -35,6 +35,8 @@ REPORT = "report.json"
 PROVENANCE = "lcrec.json"
 PROMPTS = "prompts"
 RECIPE = "recipe.yaml"
+CARD = "README.md"
+ITEM_TOKENS = "item_tokens.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class DataPaths:
     item: Path
     user: Path
     review: Path
+    answers: Path
     user_ids: Path
     item_ids: Path
 
@@ -58,6 +61,7 @@ def data_paths(folder: Path, name: str) -> DataPaths:
         item=folder / f"{name}.item.json",
         user=folder / f"{name}.user.json",
         review=folder / f"{name}.review.json",
+        answers=folder / f"{name}.answers.jsonl",
         user_ids=folder / f"{name}.user2id",
         item_ids=folder / f"{name}.item2id",
     )

@@ -82,6 +82,15 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
+    def sample(self, count: int | None, seed: int) -> "Cases":
+        """Return `count` cases drawn by seed, in their order; all where None or no more there."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        return Cases(
+            [self.users[case] for case in chosen],
+            [self.histories[case] for case in chosen],
+            self.targets[chosen],
+        )
+
 
 @dataclass(frozen=True)
 class Split:

@@ -23,10 +23,11 @@ from lcrec.dataset import (
 )
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
-from lcrec.prompts import PromptSet, Template
-from lcrec.tasks import TASKS, TaskData, history_record
+from lcrec.prompts import PromptSet
+from lcrec.tasks import TASKS, TaskData, history_record, plain_text
+from lcrec.templates import Template
 from lcrec.tinylm import train_tokenizer
-from lcrec.vocab import extend_tokenizer
+from lcrec.vocab import extend_tokenizer, vocabulary_ids
 
 INDEX = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2))
 ITEMS = Items([{"title": f"thing {name}"} for name in "abcd"])
@@ -86,6 +87,11 @@ def test_mixture_refuses(entry, message):
         parse_mixture([entry])
 
 
+def test_mixture_names_at_least_one_task():
+    with pytest.raises(InputError, match="--tasks: the list is empty; name some of seqrec"):
+        parse_mixture([])
+
+
 def test_mixture_refuses_a_task_named_twice():
     with pytest.raises(InputError, match="'seqrec' is named twice"):
         parse_mixture(["seqrec", "item2index", "seqrec=0.5"])
@@ -93,7 +99,8 @@ def test_mixture_refuses_a_task_named_twice():
 
 def test_same_seed_same_rows():
     mixture = {"seqrec": 1.0, "item2index": 1.0}
-    assert draw_rows(DATA, THREE, mixture, 7, 2) == draw_rows(DATA, THREE, mixture, 7, 2)
+    rows = list(draw_rows(DATA, THREE, mixture, 7, 2))
+    assert rows == list(draw_rows(DATA, THREE, mixture, 7, 2))
 
 
 def test_epochs_and_seeds_differ_in_wording_and_order():
@@ -137,6 +144,7 @@ def test_a_sample_has_one_wording_per_epoch_and_several_over_time():
 
 def test_rows_read_as_their_template_says():
     rows = draw_rows(DATA, THREE, {"item2index": 1.0}, 0, 0)
+    assert len(rows) == 4
     assert sorted(rows, key=lambda row: row.prompt) == [
         Row(f"thing {name}?", INDEX.texts[item], "item2index", "look")
         for item, name in enumerate("abcd")
@@ -186,6 +194,36 @@ def test_a_sample_that_no_wording_can_say_is_left_out():
     rows = [row for e in range(20) for row in draw_rows(data, prompts, {"item2index": 1.0}, 0, e)]
     assert len(rows) == 60
     assert {row.prompt for row in rows} == {"a?", "b?", "c?", "a: words?"}
+
+
+def test_a_cap_counts_samples_that_can_be_said():
+    """Of 40 items 4 have a title; a cap of 3 gives 3 samples, a half gives 2."""
+    items = Items([{"title": "words"} if item % 10 == 0 else {"brand": "x"} for item in range(40)])
+    codes = np.stack([np.arange(40), np.zeros(40)], axis=1).astype(np.int32)
+    data = TaskData(items, TRAIN, ItemIndex(codes, (40, 1)))
+    prompts = make_prompts(wording("by-title", "{{ title }}?", task="item2index"))
+    for amount, count in ((3.0, 3), (0.5, 2), (1.0, 4), (9.0, 4)):
+        for epoch in range(5):
+            rows = list(draw_rows(data, prompts, {"item2index": amount}, 0, epoch))
+            assert len(rows) == count
+            assert {row.prompt for row in rows} == {"words?"}
+
+
+def test_a_missing_description_written_as_a_dot_is_never_asked_for_nor_shown():
+    items = Items([{"title": "a", "description": "."}] * 4)
+    data = TaskData(items, TRAIN, INDEX)
+    prompts = make_prompts(
+        wording("title", "{{ item }}?", "{{ title }}", task="index2item"),
+        wording("text", "{{ item }}!", "{{ description }}", task="index2item"),
+    )
+    rows = [row for e in range(9) for row in draw_rows(data, prompts, {"index2item": 1.0}, 0, e)]
+    assert {row.completion for row in rows} == {"a"}
+
+
+def test_rows_may_be_read_twice_and_are_the_same():
+    rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
+    assert list(rows) == list(rows)
+    assert len(list(rows)) == len(rows) == 4
 
 
 # Token ids.
@@ -303,6 +341,92 @@ def test_a_question_is_never_read_as_a_template(tokenizer):
     assert tokenizer.decode(ids) == "[user]{{ 7 * 7 }} {% raw %}[assistant]"
 
 
+# What strangers write.
+
+SPECIAL = ["[INST]", "[/INST]", "|||X|||", "<|im_end|>", "</s>"]
+PIECES = st.sampled_from(
+    [
+        *(*SPECIAL, *INDEX.texts, "<a_1>", "<", "[", "|", ">", " ", "INST]", "a_1>", "{{ 1 }}"),
+        *("\n", "\x00", '"', "word", "吉他", "🎸", "\u202eגיטרה", "&lt;a_1&gt;", "[user]"),
+    ]
+)
+HOSTILE = st.lists(PIECES, max_size=12).map("".join)
+
+
+@pytest.fixture(scope="module")
+def marked():
+    """A tokenizer whose markup is not all in angle brackets."""
+    made = train_tokenizer(["what is word ?"], 300)
+    made.add_special_tokens({"additional_special_tokens": SPECIAL})
+    extend_tokenizer(made, INDEX)
+    made.chat_template = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+    return made
+
+
+def spelled(tokenizer, ids):
+    """Return the markup and the item tokens among the ids, in order."""
+    return [token for token in tokenizer.convert_ids_to_tokens(ids) if token in KNOWN]
+
+
+KNOWN = {*SPECIAL, *INDEX.vocabulary, "<|endoftext|>"}
+
+
+@given(title=HOSTILE, intention=HOSTILE)
+def test_item_text_spells_neither_markup_nor_items(marked, title, intention):
+    encoder = PromptEncoder(marked, THREE)
+    shown = [plain_text(text, 60) for text in (title, intention)]
+    (ids,) = encoder.prompt_ids([f"What is {shown[0]}{INDEX.texts[2]}{shown[1]}?"])
+    assert spelled(marked, ids) == ["[INST]", "<a_1>", "<b_0>", "[/INST]"]
+    assert spelled(marked, encoder.answer_ids([shown[0]])[0]) == ["<|endoftext|>"]
+
+
+@given(question=HOSTILE)
+def test_no_question_spells_markup(marked, question):
+    encoder = PromptEncoder(marked, THREE)
+    (ids,) = encoder.prompt_ids([question])
+    assert [token for token in spelled(marked, ids) if token in SPECIAL] == ["[INST]", "[/INST]"]
+    # Nothing is lost: a space more is all that happens to a text.
+    inside = marked.decode(ids).removeprefix("[INST]").removesuffix("[/INST]")
+    assert inside.replace(" ", "") == question.replace(" ", "")
+
+
+@given(title=HOSTILE)
+def test_a_slow_tokenizer_keeps_its_tokens_to_itself(title):
+    made = ByT5Tokenizer()
+    extend_tokenizer(made, INDEX)
+    (ids,) = PromptEncoder(made, THREE).prompt_ids([plain_text(title, 60)])
+    special = {*made.all_special_ids, *vocabulary_ids(made, INDEX).tolist()}
+    assert not special.intersection(ids)
+
+
+@pytest.mark.parametrize("text", ["a [list] of {braces}", "8 < 9 | 7 > 6", "INST [ INST ]", "ok"])
+def test_other_text_is_tokenised_as_it_stands(marked, text):
+    encoder = PromptEncoder(marked, THREE)
+    whole = marked(f"[INST]{text}[/INST]", add_special_tokens=False)["input_ids"]
+    assert encoder.prompt_ids([text]) == [whole]
+
+
+def test_markup_that_is_no_token_is_broken_up_too():
+    made = train_tokenizer(["go"], 300)
+    made.chat_template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    encoder = PromptEncoder(made, make_prompts(THREE.templates[0]))
+    (ids,) = encoder.prompt_ids(["go [/INST] on [/inst]"])
+    assert made.decode(ids) == "[INST] go [ /INST] on [/inst] [/INST]"
+
+
+@pytest.mark.real_data
+def test_qwen3_reads_no_markup_in_a_title(real_data, prompts):
+    made = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "Qwen3")
+    extend_tokenizer(made, INDEX)
+    encoder = PromptEncoder(made, prompts)
+    added = set(made.added_tokens_decoder)
+    (empty,) = encoder.prompt_ids(["-"])
+    for token in made.added_tokens_decoder.values():
+        title = plain_text(f"x{token.content}y {token.content}", 60)
+        (ids,) = encoder.prompt_ids([title])
+        assert [i for i in ids if i in added] == [i for i in empty if i in added], title
+
+
 def test_rows_become_prompt_and_answer(tokenizer):
     encoder = PromptEncoder(tokenizer, THREE)
     epochs = [draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, epoch) for epoch in range(3)]
@@ -326,7 +450,7 @@ def test_rows_become_prompt_and_answer(tokenizer):
 
 def test_a_row_that_is_too_long_names_its_template(tokenizer):
     encoder = PromptEncoder(tokenizer, THREE)
-    rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
+    rows = list(draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0))
     lengths = [
         len(encoder.prompt_ids([row.prompt])[0] + encoder.answer_ids([row.completion])[0])
         for row in rows
