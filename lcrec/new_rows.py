@@ -30,6 +30,11 @@ def compute_rows_apart(model: PeftModel) -> None:
             ids, order = torch.tensor(indices, device=module.weight.device).sort()
             module.register_buffer("row_ids", ids, persistent=False)
             module.register_buffer("row_order", order, persistent=False)
+            if module.tied_adapter:
+                # The rows are the embedding's; under a second name they would be saved and
+                # sharded twice.
+                rows = module._modules.pop("trainable_tokens_delta")
+                module.__dict__["trainable_tokens_delta"] = rows
 
 
 def show_frozen_weights(model: PeftModel) -> None:
@@ -62,7 +67,9 @@ class _RowsApart(TrainableTokensLayer):
         (name,) = active_adapters
         rows = self.trainable_tokens_delta[name].to(result.dtype)[self.row_order]
         if isinstance(self.base_layer, nn.Embedding):
-            place = torch.searchsorted(self.row_ids, x).clamp_max(len(self.row_ids) - 1)
+            place = torch.searchsorted(self.row_ids, x.contiguous()).clamp_max(
+                len(self.row_ids) - 1
+            )
             trained = F.embedding(place, rows)
             scale = self._get_embed_scale()  # Gemma multiplies what it looks up
             if scale is not None:

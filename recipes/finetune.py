@@ -10,6 +10,7 @@ checkpoint when the same command is given again.
 """
 
 import functools
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,18 +42,14 @@ from lcrec.modeling import (
     load_base,
     save_checkpoint,
     set_attention_dropout,
+    use_liger,
 )
 from lcrec.plan import load_shape, plan
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.rqvae import read_codebooks
+from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
 from lcrec.tasks import TaskData, history_record
-from lcrec.trainer import (
-    WORK,
-    RankingValidation,
-    RecommenderTrainer,
-    claim_output,
-    latest_checkpoint,
-)
+from lcrec.trainer import RankingValidation, RecommenderTrainer
 from lcrec.user_texts import load_user_texts
 from lcrec.vocab import extend_tokenizer, resize_embeddings
 
@@ -109,6 +106,7 @@ class FinetuneConfig:
     max_text_words: int = option("words of a title or description shown at most", 60, minimum=1)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of training", "fp32")
     gradient_checkpointing: bool = option("save memory, spend a third more time", False)
+    liger: bool = option("Liger's kernels where installed, on CUDA: faster, less memory", False)
     validation_users: int = option("held-out users to rank the catalogue for", 1000, minimum=1)
     validate_every: float = option("epochs between validations", 1.0, minimum=0.01)
     patience: int = option("stop after this many validations without a gain", 3, minimum=1)
@@ -146,6 +144,11 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--dora and --rslora are forms of --mode lora, not of {config.mode}")
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    if config.quantize != "none" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise InputError(
+            f"--quantize {config.quantize}: a base in few bits is not shared out; launch with "
+            "recipes/accelerate/multi_gpu.yaml, or leave the base whole"
+        )
     set_seed(config.seed)
 
     # What to train on.
@@ -215,6 +218,8 @@ def main(argv: list[str]) -> None:
             copy_rows(inputs["rows"], model, tokenizer, index)
     if config.dropout:
         set_attention_dropout(model, config.dropout)
+    if config.liger:
+        use_liger(model)
     if config.mode != "full":
         model = add_adapter(
             model,
@@ -342,19 +347,20 @@ def main(argv: list[str]) -> None:
     weights = trainer.whole_state()
     if state.is_main_process:
         best = trainer.state.best_metric
-        save_checkpoint(
-            config.output,
-            trainer.accelerator.unwrap_model(trainer.model),
-            tokenizer,
-            index,
-            prompts,
-            recipe,
-            inputs,
-            weights=weights,
-            max_history=config.max_history,
-            validation_ndcg_at_10=best,
-            trainable_parameters=trainable,
-        )
+        with told_when_full(config.output):
+            save_checkpoint(
+                config.output,
+                trainer.accelerator.unwrap_model(trainer.model),
+                tokenizer,
+                index,
+                prompts,
+                recipe,
+                inputs,
+                weights=weights,
+                max_history=config.max_history,
+                validation_ndcg_at_10=best,
+                trainable_parameters=trainable,
+            )
         shutil.rmtree(work)
         print(
             f"Wrote {config.output} (NDCG@10 {best:.4f} on {len(held_out):,} held-out users). "
