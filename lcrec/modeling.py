@@ -5,7 +5,7 @@ tokens' rows and the name of its base), tokenizer with chat template, its own co
 index and of the prompts, the resolved recipe, and `lcrec.json`.
 
 Public names: `load_base`, `set_attention_dropout`, `add_adapter`, `copy_rows`,
-`save_checkpoint`, `load_checkpoint`, `Checkpoint`.
+`save_checkpoint`, `load_checkpoint`, `Checkpoint`, `DTYPES`.
 """
 
 import importlib.util
@@ -48,6 +48,8 @@ from lcrec.vocab import vocabulary_ids, weight_of
 
 STAGE = "accelerate launch recipes/finetune.py"
 ADAPTER_CONFIG = "adapter_config.json"
+# What `--precision` may say.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What loading raises for weights that are missing, foreign or damaged.
 LOAD_ERRORS = (OSError, ValueError, KeyError, SafetensorError)
 

@@ -286,6 +286,6 @@ def test_users_with_too_few_items(run, shop, tmp_path):
 
 def test_a_user_who_has_everything(run, shop, tmp_path):
     data = with_sequences(shop, tmp_path / "data", {"ann": [*range(ITEMS), 0]})
-    with pytest.raises(InputError, match="at least one item"):
+    with pytest.raises(InputError, match="user 'ann': nothing is left to recommend"):
         run("--output", tmp_path / "p.jsonl", "--exclude-history", data=data)
     assert not (tmp_path / "p.jsonl").exists()
