@@ -14,15 +14,21 @@ from lcrec.errors import InputError, run_stage
 STAGES: tuple[tuple[str, str, str], ...] = (
     ("python -m lcrec.synthetic", "nothing", "a small made-up shop, as a data folder"),
     ("python -m lcrec.prepare", "raw interactions and item texts", "the data folder"),
+    ("python -m lcrec.intents", "data, reviews", "user.json: what users like and look for"),
     ("python -m lcrec.tinylm", "item.json, prompts", "a small base model, for want of a hub"),
     ("python -m lcrec.embed", "item.json", "embeddings.npy"),
     ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.json"),
-    ("python -m lcrec.prompts", "prompts, data", "a check or preview of the wording, on screen"),
+    (
+        "python -m lcrec.prompts",
+        "prompts, data, checkpoint",
+        "faults, preview and scores of the wording",
+    ),
     (
         "accelerate launch recipes/finetune.py",
         "data, index.json, prompts, base model",
         "the checkpoint folder",
     ),
+    ("python -m lcrec.modeling", "checkpoint", "merge: one plain model, for other software"),
     ("python -m lcrec.generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
     ("python -m lcrec.baselines", "data", "predictions.jsonl of a simpler method"),
     ("python -m lcrec.evaluate", "predictions.jsonl", "metrics.json, a table"),

@@ -30,7 +30,8 @@ class Prediction:
     """One ranked list for one user.
 
     `ranked` holds distinct item ids, best first, none where the method found no item; `scores` as
-    many finite numbers that never rise; `template_id` names the wording that asked for it, None where there is no wording.
+    many finite numbers that never rise; `template_id` names the wording that asked for it, None
+    where there is no wording.
     """
 
     user: str
