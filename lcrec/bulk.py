@@ -102,20 +102,20 @@ def rank_in_parts(
     Raises:
         InputError: a user for whom nothing is left to rank, or what `Recommender` raises.
     """
-    note = folder / NOTE
+    note, starts = folder / NOTE, range(0, len(demand.users), size)
+    paths = [folder / f"part-{number:05}{suffix}" for number in range(len(starts))]
     if state.is_main_process:
         if folder.exists() and (not note.exists() or read_json(note) != made_of):
             print(f"Starting anew: the parts in {folder} were made of something else.")
             shutil.rmtree(folder)
         if not folder.exists():
             write_json(note, made_of)
+        there = sum(path.exists() for path in paths)
+        if there:
+            print(f"Going on: {there} of {len(paths)} parts are there.")
     state.wait_for_everyone()
-    starts = range(0, len(demand.users), size)
-    paths = [folder / f"part-{number:05}{suffix}" for number in range(len(starts))]
     mine = range(state.process_index, len(paths), state.num_processes)
     missing = [number for number in mine if not paths[number].exists()]
-    if len(missing) < len(mine):
-        state.print(f"Going on: {len(mine) - len(missing)} of {len(mine)} parts are there.")
     counts = [len(demand.users[starts[number] :][:size]) for number in missing]
     with tqdm(
         total=sum(counts) * len(demand.templates),

@@ -168,7 +168,8 @@ def rank_split(
     settings, inputs = recorded(config)
     current = output.exists() and is_current(output, STAGE, settings, inputs)
     if config.ensemble:
-        current &= is_current(ensemble_path(output), STAGE, settings, inputs)
+        joint = ensemble_path(output)
+        current &= joint.exists() and is_current(joint, STAGE, settings, inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{output} is up to date.")
@@ -344,8 +345,11 @@ def check_ways(config: GenerateConfig) -> None:
         raise InputError("--all-users writes to a folder; name it with --output FOLDER")
     if config.output is not None and not config.all_users:
         require_predictions_path(config.output)
-    if config.all_users and config.output is not None and config.output.is_file():
-        raise InputError(f"--output {config.output}: is a file; --all-users writes a folder")
+    is_file_name = config.output is not None and (
+        config.output.suffix in (".json", ".jsonl", ".parquet") or config.output.is_file()
+    )
+    if config.all_users and is_file_name:
+        raise InputError(f"--output {config.output}: --all-users writes a folder; name one")
     if config.explain and config.output is not None:
         raise InputError("--explain belongs to one request: --history, --user or --query")
     if config.history is not None and not config.history:

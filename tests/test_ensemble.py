@@ -20,9 +20,7 @@ def join(*lists, k):
         scores[row, 0, : len(own)] = list(own.values())
     (joint,), (means,) = join_lists(items, scores, k)
     assert ((joint >= 0) == (means > NOTHING)).all()
-    return {
-        int(item): float(score) for item, score in zip(joint, means, strict=True) if item >= 0
-    }
+    return {int(item): float(score) for item, score in zip(joint, means, strict=True) if item >= 0}
 
 
 def test_the_mean_orders_the_union():
