@@ -80,6 +80,8 @@ class Questions:
         self.check_items("history", histories)
         questions = []
         for position, (query, history) in enumerate(zip(queries, histories, strict=True)):
+            if not isinstance(query, str):
+                raise InputError(f"query {position}: expected text, found {query!r:.60}")
             record = search_record(
                 self.index,
                 history,
@@ -103,18 +105,23 @@ class Questions:
         return self.encode([self._choose("preferenceobtain", r).ask(r) for r in records], answer)
 
     def check_items(self, name: str, lists: Sequence[ItemIds]) -> None:
-        """Refuse items that are not in the catalogue.
+        """Refuse what is no list of items of the catalogue.
 
         Raises:
-            InputError: naming the first, and `name` with the position of its list.
+            InputError: naming the first fault, and `name` with the position of its list.
         """
         for position, items in enumerate(lists):
-            unknown = [item for item in items if not 0 <= item < len(self.index)]
-            if unknown:
-                raise InputError(
-                    f"{name} {position}: item {unknown[0]} is not in the catalogue, whose ids are "
-                    f"0 to {len(self.index) - 1}"
-                )
+            if isinstance(items, str) or not isinstance(items, Sequence | np.ndarray):
+                raise InputError(f"{name} {position}: expected item ids, found {items!r:.60}")
+            for item in items:
+                is_id = isinstance(item, int | np.integer) and not isinstance(item, bool)
+                if not is_id:
+                    raise InputError(f"{name} {position}: {item!r:.60} is no item id")
+                if not 0 <= item < len(self.index):
+                    raise InputError(
+                        f"{name} {position}: item {item} is not in the catalogue, whose ids are "
+                        f"0 to {len(self.index) - 1}"
+                    )
 
     def pad(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Return prompts padded on the left, and their mask, both int64 [batch, longest]."""

@@ -8,7 +8,7 @@
 
 Requests of one call may differ in everything: each gets what it would get alone.
 
-Public names: `Recommender`, `Ranking`, `Explanation`.
+Public names: `Recommender`, `Ranking`, `CONSTRAINTS`.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,15 +24,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcrec.dataset import parse_mixture
 from lcrec.decoding import search
 from lcrec.errors import InputError
-from lcrec.generation import write_answers
+from lcrec.explanations import Explanation, explain, require_task
 from lcrec.index import ItemIndex
 from lcrec.leaf_filter import ItemIds, LeafFilter
+from lcrec.loose_trie import Constraint, LooseTrie
 from lcrec.modeling import load_checkpoint
 from lcrec.prompts import PromptSet, Template
 from lcrec.questions import Questions, plan_batches
 from lcrec.trie import ItemTrie
-from lcrec.vocab import item_token_ids, vocabulary_ids
+from lcrec.vocab import item_token_ids
 
+CONSTRAINTS = ("trie", "level", "none")
 MIN_BEAMS = 20
 
 
@@ -41,25 +43,12 @@ class Ranking:
     """Items for each request, best first and distinct.
 
     Attributes:
-        items: int64 [requests, k], catalogue ids; -1 where fewer than k items were allowed.
+        items: int64 [requests, k], catalogue ids; -1 where fewer than k items were found.
         scores: float32 [requests, k], log-probabilities; -inf where the item is -1.
     """
 
     items: np.ndarray
     scores: np.ndarray
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a model has to say, in words, about a request and the items it was given.
-
-    Attributes:
-        titles: what the model reads in each item's tokens; None if it never learnt to.
-        preference: what the model takes the customer to like; None if it never learnt to say.
-    """
-
-    titles: list[str] | None
-    preference: str | None
 
 
 class Recommender:
@@ -73,7 +62,10 @@ class Recommender:
         max_history: how many of the latest items a prompt shows.
         max_text_words: the length, in words, that a query is cut to.
         tasks: the tasks the model was trained on.
-        max_batch_tokens: prompt tokens per batch, padding included.
+        max_batch_tokens: prompt tokens per batch, padding included; by default 4,096 on a CPU and
+            32,768 elsewhere.
+        constraint: `trie`, real items only; or, to compare, `level` (any code of its level, as in
+            LC-Rec's own decoding) or `none`: beams may then end in no item, and lists be shorter.
     """
 
     def __init__(
@@ -86,11 +78,14 @@ class Recommender:
         max_history: int,
         max_text_words: int = 60,
         tasks: Collection[str] = ("seqrec",),
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int | None = None,
+        constraint: str = "trie",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.index, self.prompts = index, prompts
-        self.tasks, self.max_batch_tokens = set(tasks), max_batch_tokens
+        self.tasks = set(tasks)
+        by_device = 4096 if model.device.type == "cpu" else 32_768
+        self.max_batch_tokens = max_batch_tokens or by_device
         self.questions = Questions(
             tokenizer,
             index,
@@ -100,6 +95,7 @@ class Recommender:
             context=getattr(model.config, "max_position_embeddings", None),
         )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
+        self.constraint = _constrain(self.trie, constraint, model)
 
     @classmethod
     def from_pretrained(
@@ -109,7 +105,8 @@ class Recommender:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         prompts: PromptSet | None = None,
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int | None = None,
+        constraint: str = "trie",
     ) -> "Recommender":
         """Load a checkpoint folder.
 
@@ -118,7 +115,7 @@ class Recommender:
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
             prompts: other wording than the checkpoint's own.
-            max_batch_tokens: prompt tokens per batch, padding included.
+            max_batch_tokens, constraint: as for the class.
 
         Raises:
             InputError: the folder is no checkpoint, or its parts do not belong together.
@@ -135,6 +132,7 @@ class Recommender:
             max_text_words=checkpoint.facts["config"]["max_text_words"],
             tasks=parse_mixture(checkpoint.facts["config"]["tasks"]),
             max_batch_tokens=max_batch_tokens,
+            constraint=constraint,
         )
 
     def recommend(
@@ -227,33 +225,15 @@ class Recommender:
             InputError: an unknown item, not one list of items per history, or a model that learnt
                 neither `index2item` nor `preferenceobtain`.
         """
-        if not self.tasks & {"index2item", "preferenceobtain"}:
-            self.require_task("index2item")
-        if len(items) != len(histories):
-            raise InputError(f"{len(items)} lists of items for {len(histories)} histories")
-        self.questions.check_items("history", histories)
-        self.questions.check_items("list of items", items)
-        titles: dict[int, str] = {}
-        if "index2item" in self.tasks:
-            distinct = sorted({int(item) for row in items for item in row})
-            prompt_ids = self.questions.titles(distinct, max_new_tokens)
-            texts = self._answers(prompt_ids, max_new_tokens)
-            titles = dict(zip(distinct, texts, strict=True))
-        preferences: dict[int, str] = {}
-        if "preferenceobtain" in self.tasks:
-            known = [row for row, history in enumerate(histories) if len(history)]
-            prompt_ids = self.questions.preferences(
-                [histories[row] for row in known], max_new_tokens
-            )
-            texts = self._answers(prompt_ids, max_new_tokens)
-            preferences = dict(zip(known, texts, strict=True))
-        return [
-            Explanation(
-                [titles[int(item)] for item in own] if "index2item" in self.tasks else None,
-                preferences.get(row),
-            )
-            for row, own in enumerate(items)
-        ]
+        return explain(
+            self.model,
+            self.questions,
+            self.tasks,
+            histories,
+            items,
+            max_new_tokens=max_new_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+        )
 
     def require_task(self, task: str) -> None:
         """Refuse what the model never learnt.
@@ -261,11 +241,7 @@ class Recommender:
         Raises:
             InputError: the model was not trained on the task.
         """
-        if task not in self.tasks:
-            raise InputError(
-                f"the model was not trained on {task} (but on {', '.join(sorted(self.tasks))}); "
-                f"add it: recipes/finetune.py --tasks {' '.join(sorted({*self.tasks, task}))}"
-            )
+        require_task(self.tasks, task)
 
     def prompt_ids(
         self, histories: Sequence[ItemIds], template: Template | None = None
@@ -306,7 +282,7 @@ class Recommender:
             self.model,
             input_ids.to(self.trie.device),
             mask.to(self.trie.device),
-            self.trie,
+            self.constraint,
             self._beams(k, num_beams),
             leaf_filter=leaf_filter,
         )
@@ -374,22 +350,13 @@ class Recommender:
             raise InputError(f"{beams} beams cannot give {k} items; take at least {k} beams")
         return beams
 
-    def _answers(self, prompt_ids: list[list[int]], max_new_tokens: int) -> list[str]:
-        """Return the model's answer to each prompt in words."""
-        texts = [""] * len(prompt_ids)
-        for rows in self.plan_batches(prompt_ids):
-            input_ids, mask = self.questions.pad([prompt_ids[row] for row in rows])
-            answers = write_answers(
-                self.model,
-                input_ids.to(self.trie.device),
-                mask.to(self.trie.device),
-                max_new_tokens,
-                end=self.tokenizer.eos_token_id,
-                banned=vocabulary_ids(self.tokenizer, self.index).tolist(),
-            )
-            for row, answer in zip(rows, answers, strict=True):
-                texts[row] = str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        return texts
+
+def _constrain(trie: ItemTrie, constraint: str, model: PreTrainedModel | PeftModel) -> Constraint:
+    if constraint not in CONSTRAINTS:
+        raise InputError(f"constraint: {constraint!r} is none of {', '.join(CONSTRAINTS)}")
+    if constraint == "none":
+        return LooseTrie.anything(trie, model.config.get_text_config(decoder=True).vocab_size)
+    return LooseTrie.by_level(trie) if constraint == "level" else trie
 
 
 def _join(denied: ItemIds | None, history: ItemIds) -> np.ndarray:

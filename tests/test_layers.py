@@ -19,18 +19,20 @@ LAYERS = {
     **dict.fromkeys(["lcrec", "lcrec.__main__", "lcrec.errors", "lcrec.config"], 0),
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
-    **dict.fromkeys(["lcrec.metrics", "lcrec.predictions"], 0),
+    **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.ensemble"], 0),
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
     **dict.fromkeys(["lcrec.residual", "lcrec.rqvae_state", "lcrec.sinkhorn"], 1),
+    "lcrec.loose_trie": 1,
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
     **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan"], 2),
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
     **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     **dict.fromkeys(["lcrec.prompts_tokens", "lcrec.prompts_score", "lcrec.encoders"], 2),
+    "lcrec.explanations": 2,
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prompts_cli", "lcrec.dataset_cli"], 3),
@@ -44,6 +46,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.negatives", "lcrec.rouge"], 3),
     **dict.fromkeys(["lcrec.serve", "lcrec.service", "lcrec.desk", "lcrec.gate"], 3),
     **dict.fromkeys(["lcrec.batching"], 3),
+    **dict.fromkeys(["lcrec.choices", "lcrec.bulk", "lcrec.one_request"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
