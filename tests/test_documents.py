@@ -106,8 +106,13 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
         arguments = arguments[1:]
     else:
         module = importlib.import_module(f"lcrec.{COMMAND_MODULES.get(stage, stage)}")
-    # A shell variable stands for a value; the split's is a choice, the rest are paths.
-    arguments = [word.replace("$split", "test") for word in arguments if word != "..."]
+    # A shell variable stands for a value: one of a few, a number, more flags, or else a path.
+    values = {"$split": "test", "$constraint": "level", "$((16 / processes))": "2"}
+    arguments = [
+        values.get(word, word)
+        for word in arguments
+        if word != "..." and not re.fullmatch(r"\$\w+_flags", word)
+    ]
     parse_config(config_type(module), arguments, description="", prog=stage)
 
 
