@@ -83,7 +83,7 @@ RESULTS = {
         "LC-Rec": (317, 800, 1174, 560, 681),
     },
 }
-LABEL, CELL = 34, 12  # widths of a table, in characters
+LABEL, CELL = 32, 13  # widths of a table, in characters
 
 
 @dataclass(frozen=True)
