@@ -24,12 +24,18 @@ STAGES: tuple[tuple[str, str, str], ...] = (
         "faults, preview and scores of the wording",
     ),
     (
+        "python -m lcrec.dataset",
+        "data, index.json, prompts",
+        "the instruction data set, to train elsewhere",
+    ),
+    (
         "accelerate launch recipes/finetune.py",
         "data, index.json, prompts, base model",
         "the checkpoint folder",
     ),
     ("python -m lcrec.modeling", "checkpoint", "merge: one plain model, for other software"),
     ("python -m lcrec.generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
+    ("python -m lcrec.serve", "checkpoint, data", "nothing: answers requests over HTTP"),
     ("python -m lcrec.baselines", "data", "predictions.jsonl of a simpler method"),
     ("python -m lcrec.evaluate", "predictions.jsonl", "metrics.json, a table"),
 )

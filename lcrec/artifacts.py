@@ -35,6 +35,8 @@ REPORT = "report.json"
 PROVENANCE = "lcrec.json"
 PROMPTS = "prompts"
 RECIPE = "recipe.yaml"
+CARD = "README.md"
+ITEM_TOKENS = "item_tokens.json"
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,7 @@ def save_checkpoint(
     prompts: PromptSet,
     recipe: dict[str, Any],
     inputs: dict[str, Path],
+    weights: dict[str, Any] | None = None,
     **facts: Any,
 ) -> None:
     """Write a self-contained checkpoint into `folder`; `lcrec.json` comes last.
@@ -207,14 +208,15 @@ def save_checkpoint(
         model, tokenizer, index, prompts: what was trained.
         recipe: the resolved settings.
         inputs: the files it was trained on, by role.
+        weights: the model's weights by name, where `model` holds but a share of them.
         **facts: what inference must know, such as `max_history`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # PEFT's default would write both resized matrices whole beside the trained rows.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     index.save(folder)
     prompts.save(folder / PROMPTS)
