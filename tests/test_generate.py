@@ -493,6 +493,19 @@ def test_a_query(run, taught, checkpoint, split, capsys):
         run("--query", " ")
 
 
+def test_a_query_that_no_wording_asks(run, taught, tmp_path):
+    own = tmp_path / "prompts"
+    own.mkdir()
+    (own / "itemsearch.yaml").write_text(
+        "task: itemsearch\ntemplates:\n  - id: both\n"
+        "    question: \"{{ history | join(' ') }}: {{ intention }}\"\n"
+        '    answer: "{{ target }}"\n'
+    )
+    for wanted in ("first", "all"):
+        with pytest.raises(InputError, match="no wording of itemsearch .* intention alone"):
+            run("--query", "a lamp", "--prompts", own, "--templates", wanted)
+
+
 def test_an_explanation(run, taught, checkpoint, capsys):
     run("--history", 12, 7, "--k", 2, "--explain")
     out = capsys.readouterr().out
