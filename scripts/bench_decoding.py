@@ -55,29 +55,11 @@ BATCH, PROMPT, BEAMS = 8, 200, 20
 HAD = 50  # items each user may not get
 WAYS = ("speed", "memory", "wide", "tree", "gpu")
 GPU_BATCH = 64
-
-
-def shape(
-    hidden: int, inner: int, layers: int, heads: int, kv_heads: int, head: int
-) -> dict[str, Any]:
-    """Return the sizes of a model in the words of its config."""
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head,
-        "tie_word_embeddings": True,
-    }
-
-
-SMALL = shape(512, 1536, 7, 8, 4, 64)
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers")
+SIZES += ("num_attention_heads", "num_key_value_heads", "head_dim")
+SMALL = (512, 1536, 7, 8, 4, 64)
 # As Qwen3-0.6B, and as LLaMA-7B, on which LC-Rec was built.
-GPU_SHAPES = {
-    "0.6b": shape(1024, 3072, 28, 16, 8, 128),
-    "7b": shape(4096, 11_008, 32, 32, 32, 128),
-}
+GPU_SHAPES = {"0.6b": (1024, 3072, 28, 16, 8, 128), "7b": (4096, 11_008, 32, 32, 32, 128)}
 
 
 @dataclass(frozen=True)
@@ -126,10 +108,12 @@ def main(argv: list[str]) -> None:
 # What is compared.
 
 
-def make_model(vocabulary: int, shape: dict[str, Any] = SMALL) -> PreTrainedModel:
+def make_model(vocabulary: int, shape: tuple[int, ...] = SMALL) -> PreTrainedModel:
     """Make a random model of Qwen3's kind; 39 million parameters with 33,024 entries."""
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocabulary, **shape)).eval()
+    sizes: dict[str, Any] = dict(zip(SIZES, shape, strict=True))
+    config = Qwen3Config(vocab_size=vocabulary, tie_word_embeddings=True, **sizes)
+    return Qwen3ForCausalLM(config).eval()
 
 
 def make_catalogue(items: int, first_token: int) -> np.ndarray:
@@ -283,7 +267,7 @@ def measure_wide(rounds: int) -> dict[str, float]:
 
 
 def measure_gpu(
-    name: str, shape: dict[str, Any], rounds: int, device: str = "cuda"
+    name: str, shape: tuple[int, ...], rounds: int, device: str = "cuda"
 ) -> dict[str, float]:
     """Measure users per second, and the time against one forward pass over the prompts."""
     vocabulary = 152_000
@@ -347,7 +331,7 @@ def constraint_share(setting: Setting, rounds: int) -> float:
     return statistics.median(shares)
 
 
-def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Run a function in a fresh process and return what it returns."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -378,28 +362,19 @@ def peak_of_way(way: str, threads: int) -> float:
 
 def measure_tree(threads: int, rounds: int) -> dict[str, float]:
     """Build the tree of 10 million items: seconds, and peak memory above that of its input."""
-    seconds = [in_own_process(tree_seconds, threads) for _ in range(min(rounds, 3))]
-    peak = in_own_process(tree_peak, threads)
-    print(f"  {statistics.median(seconds):.1f} s, {peak:.0f} MB above its input")
-    return {"tree_10m_seconds": statistics.median(seconds), "tree_10m_peak_mb": peak}
+    runs = [in_own_process(build_tree, threads) for _ in range(min(rounds, 3))]
+    seconds, peak = np.median(runs, axis=0).tolist()
+    print(f"  {seconds:.1f} s, {peak:.0f} MB above its input")
+    return {"tree_10m_seconds": seconds, "tree_10m_peak_mb": peak}
 
 
-def tree_seconds(threads: int) -> float:
-    """Return the seconds that building takes."""
+def build_tree(threads: int) -> tuple[float, float]:
+    """Return the seconds that building takes, and its peak memory in MB."""
     torch.set_num_threads(threads)
     items = make_catalogue(10_000_000, WORDS)
-    start = time.perf_counter()
+    before, start = start_peak(), time.perf_counter()
     ItemTrie.build(items)
-    return time.perf_counter() - start
-
-
-def tree_peak(threads: int) -> float:
-    """Return the peak memory of building, in MB."""
-    torch.set_num_threads(threads)
-    items = make_catalogue(10_000_000, WORDS)
-    start = start_peak()
-    ItemTrie.build(items)
-    return peak_memory() - start
+    return time.perf_counter() - start, peak_memory() - before
 
 
 def start_peak() -> float:
