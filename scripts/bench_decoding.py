@@ -55,7 +55,7 @@ BATCH, PROMPT, BEAMS = 8, 200, 20
 HAD = 50  # items each user may not get
 WAYS = ("speed", "memory", "wide", "tree", "gpu")
 GPU_BATCH = 64
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers")
+SIZES: tuple[str, ...] = ("hidden_size", "intermediate_size", "num_hidden_layers")
 SIZES += ("num_attention_heads", "num_key_value_heads", "head_dim")
 SMALL = (512, 1536, 7, 8, 4, 64)
 # As Qwen3-0.6B, and as LLaMA-7B, on which LC-Rec was built.
