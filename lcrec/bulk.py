@@ -116,7 +116,7 @@ def rank_in_parts(
     state.wait_for_everyone()
     mine = range(state.process_index, len(paths), state.num_processes)
     missing = [number for number in mine if not paths[number].exists()]
-    counts = [len(demand.users[starts[number] :][:size]) for number in missing]
+    counts = [min(size, len(demand.users) - starts[number]) for number in missing]
     with tqdm(
         total=sum(counts) * len(demand.templates),
         unit=" lists",

@@ -104,6 +104,9 @@ def choose_templates(
         for template in prompts.for_task(task, "eval")
         if known is None or template.question_variables <= known
     ]
+    if not serving:
+        given = " and ".join(sorted(known or ()))
+        raise InputError(f"no wording of {task} asks with {given} alone; add one to prompts/")
     if wanted == ["first"]:
         return serving[:1]
     if wanted == ["all"]:

@@ -14,6 +14,7 @@ was killed goes on where it stopped when its command is given again.
 Public names: `GenerateConfig`, `main`.
 """
 
+import math
 import shutil
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,7 +57,8 @@ from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.generate"
-SPLIT_PART = 256  # users; small, so that a few processes get nearly equal shares
+# Users of a split per part: small, so that a few processes get nearly equal shares.
+SPLIT_PART, SPLIT_PARTS = 256, 16
 # How long a process waits for the others: those that are done wait until all are.
 PATIENCE = timedelta(days=30)
 
@@ -183,7 +185,7 @@ def rank_split(
         demand,
         folder,
         suffix=".jsonl",
-        size=SPLIT_PART,
+        size=min(SPLIT_PART, math.ceil(len(cases) / SPLIT_PARTS)),
         write=partial(write_split_part, users=cases.users, targets=cases.targets),
         made_of=made_of(settings, inputs, recommender),
         state=state,

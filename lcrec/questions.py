@@ -52,10 +52,11 @@ class Questions:
         """Ask what comes after each history, by default in the first wording of `seqrec`.
 
         Raises:
-            InputError: an empty history, an item that is not in the catalogue, or a prompt longer
-                than the model's context.
+            InputError: an empty history, an item that is not in the catalogue, a wording of another
+                task, or a prompt longer than the model's context.
         """
         template = template or self.prompts.for_task("seqrec", "eval")[0]
+        _require_wording(template, "seqrec")
         self.check_items("history", histories)
         for position, history in enumerate(histories):
             if len(history) == 0:
@@ -136,6 +137,8 @@ class Questions:
 
     def _choose(self, task: str, record: Record, wanted: Template | None = None) -> Template:
         """Return the wanted template, or the first for the task that says most of the record."""
+        if wanted is not None:
+            _require_wording(wanted, task)
         serving = [wanted] if wanted else self.prompts.for_task(task, "eval")
         asking = [template for template in serving if template.can_ask(record)]
         if not asking:
@@ -160,6 +163,11 @@ class Questions:
                     "or train with a lower --max-history"
                 )
         return prompt_ids
+
+
+def _require_wording(template: Template, task: str) -> None:
+    if template.task != task:
+        raise InputError(f"template {template.id}: is a wording of {template.task}, not of {task}")
 
 
 def plan_batches(prompt_ids: list[list[int]], max_tokens: int) -> list[np.ndarray]:

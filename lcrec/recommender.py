@@ -161,7 +161,8 @@ class Recommender:
 
         Raises:
             InputError: an empty history, an unknown item, more items wanted than there are or than
-                allow and deny leave, or a prompt longer than the model's context.
+                allow and deny leave, a wording of another task, or a prompt longer than the
+                model's context.
         """
         return self.rank(
             self.prompt_ids(histories, template),
@@ -306,8 +307,10 @@ class Recommender:
             k, allow, deny, num_beams: as for `recommend`, which also says what is raised.
         """
         count = len(prompt_ids)
-        wanted = np.full(count, k) if isinstance(k, int) else np.asarray(k)
-        if wanted.shape != (count,) or (count and wanted.min() < 1):
+        wanted = np.full(count, k) if np.ndim(k) == 0 else np.asarray(k)
+        if wanted.shape != (count,) or (
+            count and (wanted.dtype.kind not in "iu" or wanted.min() < 1)
+        ):
             raise InputError(f"k: expected one number from 1 up, or {count} of them, found {k}")
         leaf_filter = LeafFilter.build(self.trie, count, allow, deny)
         if leaf_filter is not None:
@@ -318,11 +321,12 @@ class Recommender:
                     f"leave {left[row]} of the {len(self.index)}"
                 )
         if exclude is not None:
-            both = [_join(*lists) for lists in zip(deny or [()] * count, exclude, strict=True)]
+            denied = [None] * count if deny is None else deny
+            both = [_join(*lists) for lists in zip(denied, exclude, strict=True)]
             leaf_filter = LeafFilter.build(self.trie, count, allow, both)
         # The beam's width shapes an answer, so only requests that want the same one share a batch.
         beams = np.array([self._beams(int(own), num_beams) for own in wanted], dtype=np.int64)
-        width = int(wanted.max(initial=0)) if count else (k if isinstance(k, int) else 0)
+        width = int(np.max(k, initial=0))  # of no requests too
         items = np.full((count, width), -1, dtype=np.int64)
         scores = np.full((count, width), -np.inf, dtype=np.float32)
         for own in np.unique(beams).tolist():
@@ -345,7 +349,7 @@ class Recommender:
         num_items = len(self.index)
         if k > num_items:
             raise InputError(f"{k} items wanted, but the catalogue has {num_items}")
-        beams = num_beams or min(max(k, MIN_BEAMS), num_items)
+        beams = min(max(k, MIN_BEAMS), num_items) if num_beams is None else num_beams
         if beams < k:
             raise InputError(f"{beams} beams cannot give {k} items; take at least {k} beams")
         return beams

@@ -165,7 +165,7 @@ def test_fewer_beams_give_what_generate_gives(family):
         torch.testing.assert_close(output.scores[row], scores, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_gets_the_same_answer_alone_and_in_a_padded_batch(family):
     model, trie = make_model(family), ItemTrie.build(make_items(seed=2).numpy())
     ids, mask = make_prompts((30, 17, 9, 1))

@@ -97,7 +97,7 @@ def test_what_is_up_to_date_is_left_alone(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "batch_tokens"), [(2, 700), (3, 8000)])
+@pytest.mark.parametrize(("processes", "batch_tokens"), [(2, 100), (3, 8000)])
 def test_several_processes_give_the_same(
     run, run_command, checkpoint, shop, predicted, tmp_path, processes, batch_tokens
 ):
@@ -108,7 +108,7 @@ def test_several_processes_give_the_same(
     )
     assert f"for 60 users with 1 wording(s) on {processes} process(es)" in out
     assert out.count("Wrote") == 1
-    # Batches are dealt out unevenly; with so many tokens per batch, one process has none at all.
+    # Parts are dealt out unevenly.
     alone = tmp_path / "alone.jsonl"
     run("--output", alone, "--batch-tokens", batch_tokens)
     assert path.read_bytes() == alone.read_bytes()
@@ -189,7 +189,6 @@ def test_precision(run, tmp_path, precision):
 
 
 def test_a_killed_run_goes_on_where_it_stopped(run, predicted, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(generate, "SPLIT_PART", 25)
     path, asked = tmp_path / "predictions.jsonl", []
     rank = Recommender.rank_batch
 
@@ -204,13 +203,13 @@ def test_a_killed_run_goes_on_where_it_stopped(run, predicted, tmp_path, monkeyp
         run("--output", path)
     assert not path.exists()
     parts = sorted(file.name for file in (tmp_path / ".predictions.jsonl.parts").glob("*.jsonl"))
-    assert parts == ["part-00000.jsonl", "part-00001.jsonl"]
+    assert parts == [f"part-{number:05}.jsonl" for number in range(13)]  # of 4 users each
 
     del asked[:]
     monkeypatch.setattr(Recommender, "rank_batch", counting(rank, asked))
     run("--output", path)
-    assert "Going on: 2 of 3 parts are there." in capsys.readouterr().out
-    assert sum(asked) == 10
+    assert "Going on: 13 of 15 parts are there." in capsys.readouterr().out
+    assert sum(asked) == 8
     assert [row["ranked"] for row in lines(path)] == [row["ranked"] for row in lines(predicted)]
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "predictions.jsonl",
@@ -232,7 +231,7 @@ def test_parts_made_of_something_else_are_not_joined(run, tmp_path, monkeypatch,
     monkeypatch.setattr(generate, "join_split_parts", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("--output", path, "--k", 4)
-    assert len(list(parts.iterdir())) == 2
+    assert len(list(parts.iterdir())) == 16
     monkeypatch.undo()
     run("--output", path, "--k", 5)
     assert "Starting anew" in capsys.readouterr().out
@@ -492,6 +491,19 @@ def test_a_query(run, taught, checkpoint, split, capsys):
         run("--query", "a desk lamp", "--templates", "next-short")
     with pytest.raises(InputError, match="query 0 is empty"):
         run("--query", " ")
+
+
+def test_a_query_that_no_wording_asks(run, taught, tmp_path):
+    own = tmp_path / "prompts"
+    own.mkdir()
+    (own / "itemsearch.yaml").write_text(
+        "task: itemsearch\ntemplates:\n  - id: both\n"
+        "    question: \"{{ history | join(' ') }}: {{ intention }}\"\n"
+        '    answer: "{{ target }}"\n'
+    )
+    for wanted in ("first", "all"):
+        with pytest.raises(InputError, match="no wording of itemsearch .* intention alone"):
+            run("--query", "a lamp", "--prompts", own, "--templates", wanted)
 
 
 def test_an_explanation(run, taught, checkpoint, capsys):

@@ -24,8 +24,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
-    **dict.fromkeys(["lcrec.residual", "lcrec.rqvae_state", "lcrec.sinkhorn"], 1),
     "lcrec.loose_trie": 1,
+    **dict.fromkeys(["lcrec.residual", "lcrec.rqvae_state", "lcrec.sinkhorn"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
     **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan", "lcrec.run_folder"], 2),
@@ -40,13 +40,13 @@ LAYERS = {
     **dict.fromkeys(["lcrec.intents", "lcrec.intent_requests", "lcrec.intent_keywords"], 3),
     **dict.fromkeys(["lcrec.intent_endpoint", "lcrec.intent_local"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
+    **dict.fromkeys(["lcrec.choices", "lcrec.bulk", "lcrec.one_request"], 3),
     **dict.fromkeys(["lcrec.indexers", "lcrec.rqvae_training"], 3),
     **dict.fromkeys(["lcrec.evaluate_pairs", "lcrec.evaluate_search"], 3),
     **dict.fromkeys(["lcrec.evaluate_language", "lcrec.judging"], 3),
     **dict.fromkeys(["lcrec.negatives", "lcrec.rouge"], 3),
     **dict.fromkeys(["lcrec.serve", "lcrec.service", "lcrec.desk", "lcrec.gate"], 3),
     **dict.fromkeys(["lcrec.batching"], 3),
-    **dict.fromkeys(["lcrec.choices", "lcrec.bulk", "lcrec.one_request"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
