@@ -125,6 +125,11 @@ class FinetuneConfig:
     mfu: float = option(
         "for --dry-run with --tflops: the share of the peak reached", 0.4, minimum=0.001
     )
+    devices: int | None = option(
+        "for --dry-run: how many devices will share the work (default: the processes started)",
+        None,
+        minimum=1,
+    )
     overwrite: bool = option("throw away another run that lies in the output folder", False)
 
 
@@ -179,7 +184,7 @@ def main(argv: list[str]) -> None:
     if Path(config.base).is_dir():
         inputs["base"] = Path(config.base)
     recipe = config_dict(config) | {"prompts": prompts.content_hash}
-    for name in ("overwrite", "dry_run", "tflops", "mfu"):  # which change no result
+    for name in ("overwrite", "dry_run", "tflops", "mfu", "devices"):  # which change no result
         recipe.pop(name)
     work = config.output / WORK
     current = is_current(config.output, STAGE, recipe, inputs)
@@ -270,7 +275,7 @@ def main(argv: list[str]) -> None:
                 accumulate=config.accumulate,
                 max_tokens=config.max_tokens_per_batch,
                 pad_token_id=tokenizer.pad_token_id,
-                processes=state.num_processes,
+                processes=config.devices or state.num_processes,
                 device=state.device,
                 tflops=config.tflops,
                 mfu=config.mfu,
