@@ -22,6 +22,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie"], 1),
+    **dict.fromkeys(["lcrec.residual", "lcrec.sinkhorn"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
     **dict.fromkeys(["lcrec.decoding", "lcrec.recommender", "lcrec.trainer"], 2),
@@ -29,6 +30,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
+    **dict.fromkeys(["lcrec.indexers", "lcrec.rqvae_training"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
