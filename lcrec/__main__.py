@@ -16,7 +16,8 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("python -m lcrec.prepare", "raw interactions and item texts", "the data folder"),
     ("python -m lcrec.tinylm", "item.json, prompts", "a small base model, for want of a hub"),
     ("python -m lcrec.embed", "item.json", "embeddings.npy"),
-    ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.json"),
+    ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.html"),
+    ("python -m lcrec.index_report", "an index made anywhere", "report.json, report.html"),
     ("python -m lcrec.prompts", "prompts, data", "a check or preview of the wording, on screen"),
     (
         "accelerate launch recipes/finetune.py",

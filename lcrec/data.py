@@ -5,7 +5,7 @@ Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json
 everything is judged on: leave-one-out (train up to [-2], validate on [-2], test on [-1]).
 
 Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `load_interactions`,
-`leave_one_out`.
+`check_embeddings`, `leave_one_out`.
 """
 
 from collections.abc import Iterator
@@ -148,6 +148,34 @@ def load_interactions(folder: Path, num_items: int) -> Interactions:
                     f"0 to {num_items - 1}"
                 )
     return Interactions.from_sequences(raw)
+
+
+def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.ndarray:
+    """Return the embeddings as float32 [items, dim], refusing what cannot be indexed.
+
+    Raises:
+        InputError: wrong shape, a row count that is not the catalogue's, or a value not finite.
+    """
+    is_table = embeddings.ndim == 2 and embeddings.shape[1] > 0
+    if not is_table or not np.issubdtype(embeddings.dtype, np.floating):
+        raise InputError(
+            f"{path}: expected floats of shape [items, dim], found {embeddings.dtype} "
+            f"{list(embeddings.shape)}"
+        )
+    if len(embeddings) != num_items:
+        raise InputError(
+            f"{path} has {len(embeddings)} rows but the catalogue has {num_items} items; rebuild "
+            "it with python -m lcrec.embed"
+        )
+    with np.errstate(over="ignore"):
+        embeddings = embeddings.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{path}: {len(bad)} rows hold values that are not finite (first: item {bad[0]}); "
+            "rebuild it with python -m lcrec.embed"
+        )
+    return embeddings
 
 
 def leave_one_out(interactions: Interactions) -> Split:

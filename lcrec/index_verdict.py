@@ -61,7 +61,7 @@ def _unique(report: Report) -> Finding:
         "warning",
         f"{conflicts['items']:,} of {report['items']:,} items share an index with another, such "
         f"as items {pair}: no recommendation can tell them apart, and training refuses it.",
-        "Make a new index with python -m lcrec.quantize.",
+        "Repair it with python -m lcrec.quantize --repair INDEX --output DIR.",
     )
 
 

@@ -3,18 +3,17 @@
 Reads `embeddings.npy`; gives every item its own path of codes, by an RQ-VAE trained on the
 embeddings or by another `--kind`, and writes `index.json` {item: ["<a_12>", ...]}, `report.json`
 (how well the codes explain the embeddings, how they are used, how many items collided before each
-got its own path) and, where codes stand for something, `rqvae.safetensors`.
+got its own path), `report.html` (the same for a person, with a verdict) and, where codes stand for
+something, `rqvae.safetensors`.
 
 Public names: `QuantizeConfig`, `describe_index`.
 """
 
-import math
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate.state import PartialState
 from torch import Tensor
@@ -23,22 +22,25 @@ from lcrec.artifacts import (
     EMBEDDINGS,
     INDEX,
     REPORT,
+    REPORT_PAGE,
     RQVAE_WEIGHTS,
     atomic_path,
     find_data,
     is_current,
     read_array,
     require_same_input,
-    write_json,
     write_provenance,
 )
-from lcrec.assignment import shared_rows
 from lcrec.config import config_dict, option, parse_config
-from lcrec.data import load_items
+from lcrec.data import Items, check_embeddings, load_items
 from lcrec.errors import InputError, run_stage
 from lcrec.index import LEVEL_LETTERS, ItemIndex
+from lcrec.index_fit import measure_fit
+from lcrec.index_page import print_verdict, write_index_report
+from lcrec.index_quality import measure_index
 from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
-from lcrec.rqvae_training import PUBLISHED_WIDTHS, explained_variance, train_rqvae
+from lcrec.report import Verdict
+from lcrec.rqvae_training import PUBLISHED_WIDTHS, train_rqvae
 
 STAGE = "python -m lcrec.quantize"
 UNFINISHED = ".training.safetensors"
@@ -102,7 +104,8 @@ def main(argv: list[str]) -> None:
     # others wait while one does k-means on the whole catalogue, or the assignment.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
     item_path = find_data(config.data).item
-    num_items = len(load_items(config.data))
+    items = load_items(config.data)
+    num_items = len(items)
     rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
     require_same_input(config.embeddings, "item", item_path, rebuild)
     path = config.embeddings / EMBEDDINGS
@@ -118,7 +121,7 @@ def main(argv: list[str]) -> None:
     epsilons = level_epsilons(config.kind, config.sinkhorn_epsilon, config.levels)
     inputs = {"item": item_path, "embeddings": path}
     embeddings = check_embeddings(read_array(path), num_items, path)
-    names = [INDEX, REPORT] + [RQVAE_WEIGHTS] * (config.kind not in WITHOUT_MODEL)
+    names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * (config.kind not in WITHOUT_MODEL)
     made = all((config.output / name).exists() for name in names)
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
@@ -155,9 +158,9 @@ def main(argv: list[str]) -> None:
         indexing = INDEXERS[config.kind](
             torch.from_numpy(embeddings), config.levels, config.codes, config.seed, model
         )
-        report = describe_index(indexing, torch.from_numpy(embeddings))
-        write_index(config.output, indexing, report, config_dict(config), inputs)
-        print_report(report)
+        report = describe_index(indexing, torch.from_numpy(embeddings), items, config.seed)
+        verdict = write_index(config.output, indexing, report, config_dict(config), inputs)
+        print_verdict(verdict)
         print(
             f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
             f"{config.data} --index {config.output} --base MODEL --output DIR"
@@ -189,97 +192,42 @@ def write_index(
     report: dict[str, Any],
     config: dict[str, Any],
     inputs: dict[str, Path],
-) -> None:
-    """Write a whole index folder; `index.json`, which the next stage reads, goes first and last."""
+) -> Verdict:
+    """Write a whole index folder, and return the verdict of its report.
+
+    `index.json`, which the next stage reads, is removed first and written last.
+    """
     index = ItemIndex(indexing.codes, indexing.level_sizes)
     (folder / INDEX).unlink(missing_ok=True)
     (folder / RQVAE_WEIGHTS).unlink(missing_ok=True)  # another kind's
     if indexing.model:
         with atomic_path(folder / RQVAE_WEIGHTS) as temporary:
             indexing.model.save(temporary)
-    write_json(folder / REPORT, report, indent=2)
+    verdict = write_index_report(folder, report)
     write_provenance(folder, STAGE, config, inputs, level_sizes=indexing.level_sizes)
     index.save(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
+    return verdict
 
 
-def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.ndarray:
-    """Return the embeddings as float32 [items, dim], refusing what cannot be indexed.
-
-    Raises:
-        InputError: wrong shape, a row count that is not the catalogue's, or a value not finite.
-    """
-    is_table = embeddings.ndim == 2 and embeddings.shape[1] > 0
-    if not is_table or not np.issubdtype(embeddings.dtype, np.floating):
-        raise InputError(
-            f"{path}: expected floats of shape [items, dim], found {embeddings.dtype} "
-            f"{list(embeddings.shape)}"
-        )
-    if len(embeddings) != num_items:
-        raise InputError(
-            f"{path} has {len(embeddings)} rows but the catalogue has {num_items} items; rebuild "
-            "it with python -m lcrec.embed"
-        )
-    with np.errstate(over="ignore"):
-        embeddings = embeddings.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"{path}: {len(bad)} rows hold values that are not finite (first: item {bad[0]}); "
-            "rebuild it with python -m lcrec.embed"
-        )
-    return embeddings
-
-
-def describe_index(indexing: Indexing, embeddings: Tensor) -> dict[str, Any]:
-    """Return the facts by which an index is judged, as JSON values.
+def describe_index(
+    indexing: Indexing, embeddings: Tensor, items: Items | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Return the facts by which an index is judged, as JSON values (`lcrec.index_quality`).
 
     Those on what the codes stand for are there only where there is a model.
     """
-    codes, sizes = indexing.codes, indexing.level_sizes
-    items = len(codes)
-    usage = [np.bincount(codes[:, level], minlength=size) for level, size in enumerate(sizes)]
-    shares = [counts[counts > 0] / items for counts in usage]
-    report: dict[str, Any] = {
-        "items": items,
-        "codes_used": [len(share) for share in shares],
-        "perplexity": [math.exp(-(share * np.log(share)).sum()) for share in shares],
-        "distinct_prefixes": [
-            len(np.unique(codes[:, : level + 1], axis=0)) for level in range(len(sizes))
-        ],
-    }
-    if indexing.model and indexing.nearest is not None:
-        model, nearest = indexing.model, indexing.nearest
-        assigned = codes[:, : model.num_levels]
-        report |= {
-            "explained_variance": explained_variance(
-                model, embeddings, torch.from_numpy(nearest).long()
-            ),
-            "explained_variance_assigned": explained_variance(
-                model, embeddings, torch.from_numpy(assigned).long()
-            )[-1],
-            "conflict_rate_before_assignment": float(shared_rows(nearest).mean()),
-            "items_moved": int((assigned != nearest).any(axis=1).sum()),
-        }
-    return report
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print the facts of `describe_index` as a small table."""
-    print("level  codes used  perplexity  distinct prefixes  explained variance")
-    variances = [f"{share:.3f}" for share in report.get("explained_variance", [])]
-    columns = ("codes_used", "perplexity", "distinct_prefixes")
-    for level, (used, perplexity, prefixes) in enumerate(
-        zip(*map(report.get, columns), strict=True)
-    ):
-        variance = variances[level] if level < len(variances) else "-"
-        print(f"{level + 1:5}  {used:10}  {perplexity:10.1f}  {prefixes:17,}  {variance:>18}")
-    if variances:
-        print(
-            f"{report['conflict_rate_before_assignment']:.1%} of items shared their nearest path; "
-            f"{report['items_moved']:,} were moved so that each has its own (explained variance "
-            f"then {report['explained_variance_assigned']:.3f})"
-        )
+    fit = None
+    if indexing.model:
+        fit = measure_fit(indexing.model, embeddings, indexing.codes, indexing.nearest)
+    return measure_index(
+        indexing.codes,
+        indexing.level_sizes,
+        embeddings=embeddings.numpy(),
+        items=items,
+        fit=fit,
+        seed=seed,
+    )
 
 
 if __name__ == "__main__":

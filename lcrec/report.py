@@ -35,11 +35,13 @@ PALETTE = {
     "series-2": {"light": "#b84500", "dark": "#ff9a57"},
     "series-3": {"light": "#007552", "dark": "#3cc99b"},
 }
-_, INK, QUIET, LINE, *SERIES = (shade["light"] for shade in PALETTE.values())
+INK, LINE = PALETTE["ink"]["light"], PALETTE["line"]["light"]
+QUIET = PALETTE["quiet"]["light"]
+SERIES = [PALETTE[f"series-{number}"]["light"] for number in (1, 2, 3)]
 VARIABLES = {shade["light"]: f"var(--{name})" for name, shade in PALETTE.items()}
 
 # Inches: as wide as a phone, so that the letters keep their size there.
-FIGURE_SIZE = (4.4, 3.0)
+FIGURE_SIZE = (4.0, 2.8)
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
     "text.parse_math": False,  # a dollar sign is a dollar sign
