@@ -23,8 +23,9 @@ from transformers import (
 import lcrec.embed
 from lcrec.artifacts import read_array, read_json, read_provenance, write_json
 from lcrec.data import Items
-from lcrec.embed import average_by_owner, collect_texts, embed_lsa, load_encoder, main
+from lcrec.embed import average_by_owner, collect_texts, load_encoder, main
 from lcrec.errors import InputError
+from lcrec.lsa import fit_lsa
 from lcrec.tinylm import train_tokenizer
 
 TEXTS = [
@@ -145,8 +146,12 @@ def test_average_by_owner_by_hand():
 # lsa.
 
 
+def lsa_vectors(texts, dim, seed):
+    return fit_lsa(texts, dim, seed).encode(texts)
+
+
 def test_lsa_puts_similar_texts_near():
-    vectors = embed_lsa(TEXTS, 3, seed=0)
+    vectors = lsa_vectors(TEXTS, 3, seed=0)
     assert (vectors.shape, vectors.dtype) == ((6, 3), np.float32)
     np.testing.assert_allclose(np.linalg.norm(vectors[:4], axis=1), 1, rtol=1e-5)
     near = vectors @ vectors.T
@@ -156,15 +161,15 @@ def test_lsa_puts_similar_texts_near():
 
 
 def test_lsa_is_the_same_for_the_same_seed():
-    np.testing.assert_array_equal(embed_lsa(TEXTS, 3, 1), embed_lsa(TEXTS, 3, 1))
+    np.testing.assert_array_equal(lsa_vectors(TEXTS, 3, 1), lsa_vectors(TEXTS, 3, 1))
 
 
 def test_lsa_shrinks_where_there_is_little_text():
-    assert embed_lsa(["red lamp", "red desk", "grey rug"], 128, 0).shape == (3, 2)
+    assert lsa_vectors(["red lamp", "red desk", "grey rug"], 128, 0).shape == (3, 2)
     with pytest.raises(InputError, match="at least 2 texts"):
-        embed_lsa(["red lamp"], 128, 0)
+        lsa_vectors(["red lamp"], 128, 0)
     with pytest.raises(InputError, match=r"lsa finds no words .* --encoder MODEL"):
-        embed_lsa(["?", "!", "a"], 128, 0)
+        lsa_vectors(["?", "!", "a"], 128, 0)
 
 
 def test_lsa_end_to_end(shop, capsys):
@@ -177,7 +182,7 @@ def test_lsa_end_to_end(shop, capsys):
     # Item 0 is the mean of its two texts; item 1 has but one, of unit length.
     texts = ["red desk lamp", "a bright red lamp for the desk", "desk lamp"]
     rest = ["office chair", "a chair on wheels, for the office", "chair for the office"]
-    vectors = embed_lsa([*texts, *rest, "woollen rug, hand made", "woollen rug"], 4, 0)
+    vectors = lsa_vectors([*texts, *rest, "woollen rug, hand made", "woollen rug"], 4, 0)
     np.testing.assert_allclose(embeddings[0], vectors[:2].mean(0), atol=1e-6)
     np.testing.assert_allclose(embeddings[1], vectors[2], atol=1e-6)
 
