@@ -23,6 +23,7 @@ from lcrec.artifacts import find_data, is_current, require_same_input, write_pro
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError, closest, run_stage
+from lcrec.leaf_filter import LeafFilter
 from lcrec.predictions import (
     Prediction,
     read_predictions,
@@ -208,6 +209,9 @@ def predict_cases(
     and with it every score, is the same for any number of them. Complete on the main process.
     """
     predictions: list[Prediction] = []
+    leaf_filter = None
+    if exclude_history:
+        leaf_filter = LeafFilter.build(recommender.trie, len(cases), deny=cases.histories)
     for template in templates:
         prompt_ids = recommender.prompt_ids(cases.histories, template)
         batches = recommender.plan_batches(prompt_ids)
@@ -219,7 +223,7 @@ def predict_cases(
             found = recommender.rank_batch(
                 [prompt_ids[row] for row in rows],
                 k,
-                denied=[cases.histories[row] for row in rows] if exclude_history else None,
+                leaf_filter=leaf_filter and leaf_filter.rows(rows),
                 num_beams=num_beams,
             )
             own.append((rows, *found))

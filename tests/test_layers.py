@@ -21,10 +21,11 @@ LAYERS = {
     **dict.fromkeys(["lcrec.tasks", "lcrec.prompts", "lcrec.prompts_cli"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions"], 0),
     # Arrays and tensors, nothing of Hugging Face.
-    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie"], 1),
+    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
-    **dict.fromkeys(["lcrec.decoding", "lcrec.recommender", "lcrec.trainer"], 2),
+    **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
+    **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),
