@@ -108,6 +108,7 @@ class Recommender:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        index: str | Path | None = None,
         prompts: PromptSet | None = None,
         max_batch_tokens: int = 4096,
     ) -> "Recommender":
@@ -115,13 +116,15 @@ class Recommender:
 
         Args:
             folder: what `recipes/finetune.py` wrote.
+            index: an index that adds items to the checkpoint's own (`lcrec.quantize --add`).
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
             prompts: other wording than the checkpoint's own.
             max_batch_tokens: prompt tokens per batch, padding included.
 
         Raises:
-            InputError: the folder is no checkpoint, or its parts do not belong together.
+            InputError: the folder is no checkpoint, its parts do not belong together, or `index`
+                differs from the checkpoint's in more than new items.
         """
         checkpoint = load_checkpoint(Path(folder), dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,7 +132,7 @@ class Recommender:
         return cls(
             checkpoint.model,
             checkpoint.tokenizer,
-            checkpoint.index,
+            checkpoint.index if index is None else checkpoint.index.load_extension(Path(index)),
             prompts or checkpoint.prompts,
             max_history=checkpoint.facts["max_history"],
             max_text_words=checkpoint.facts["config"]["max_text_words"],
