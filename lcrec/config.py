@@ -165,8 +165,9 @@ def refuse_settings(config: Any, keep: set[str], why: str) -> None:
         InputError: a setting outside `keep` has another value than its default.
     """
     for field in dataclasses.fields(config):
-        has_factory = field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if has_factory else field.default  # type: ignore[misc]
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         value = getattr(config, field.name)
         if field.name not in keep and value != default:
             shown = " ".join(map(str, value)) if isinstance(value, list) else value

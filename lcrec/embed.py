@@ -75,11 +75,11 @@ def main(argv: list[str]) -> None:
     config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE)
     inputs = {"item": find_data(config.data).item}
     items = load_items(config.data)
-    old = None
-    if config.add is not None and config.embeddings is not None:
-        config, old = read_old(config, items, config.add, config.embeddings)
-        inputs |= {"added": config.add, "embeddings": config.embeddings / EMBEDDINGS}
-    elif config.add is not None or config.embeddings is not None:
+    old, add, old_folder = None, config.add, config.embeddings
+    if add is not None and old_folder is not None:
+        config, old = read_old(config, items, add, old_folder)
+        inputs |= {"added": add, "embeddings": old_folder / EMBEDDINGS}
+    elif add is not None or old_folder is not None:
         raise InputError("--add NEW.item.json and --embeddings OLD go together")
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
@@ -102,10 +102,10 @@ def main(argv: list[str]) -> None:
     lsa = None
     if config.encoder == "lsa":
         if state.is_main_process:
-            if config.embeddings is None:
+            if old_folder is None:
                 lsa = fit_lsa(texts, config.lsa_dim, config.seed)
             else:
-                lsa = Lsa.load(config.embeddings)
+                lsa = Lsa.load(old_folder)
         vectors = None if lsa is None else lsa.encode(texts)
     else:
         encoder = load_encoder(config.encoder, config.max_tokens, config.batch_tokens)
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
         write_provenance(config.output, STAGE, config_dict(config), inputs)
         write_array(config.output / EMBEDDINGS, embeddings)
         shutil.rmtree(config.output / ".parts", ignore_errors=True)
-        added = "" if config.add is None else f"--add {config.add} --index OLD "
+        added = "" if add is None else f"--add {add} --index OLD "
         print(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
             f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"

@@ -11,6 +11,7 @@ items, the same weights, and `report.json`. Public names: `extend_index`, `place
 
 import math
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from lcrec.artifacts import (
 from lcrec.assignment import assign_unique
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex, index_path
-from lcrec.rqvae import RQVAE, load_rqvae
+from lcrec.rqvae import RQVAE
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,40 @@ def place_new_items(model: RQVAE, old: ItemIndex, embeddings: np.ndarray) -> Ext
             f"and {len(embeddings)} are wanted: train a new index with more levels or codes, and a "
             "model on it"
         )
-    with torch.no_grad():
-        points = torch.from_numpy(embeddings)
-        latents, codebooks = model.encode(points), model.codebooks()
+    points = torch.from_numpy(embeddings)
+    latents, codebooks = model.encode_all(points), model.codebooks().detach()
+    if model.num_levels < old.num_levels:
+        codes, moved = _next_numbers(old, model.nearest_codes(latents[len(old) :]).numpy()), 0
+    else:
         new = assign_unique(latents[len(old) :].numpy(), codebooks.numpy(), taken=old.codes)
-        codes = np.concatenate([old.codes, new.codes])
-        levels = torch.arange(old.num_levels)
-        quantized = codebooks[levels, torch.from_numpy(codes).long()].sum(dim=1)
-        errors = (model.decode(quantized) - points).pow(2).mean(dim=1)
+        codes, moved = new.codes, len(new.moved)
+    index = ItemIndex(np.concatenate([old.codes, codes]), old.level_sizes)
+    levels = torch.arange(model.num_levels)
+    paths = torch.from_numpy(index.codes[:, : model.num_levels]).long()
+    with torch.no_grad():
+        decoded = model.decode(codebooks[levels, paths].sum(dim=1))
+    errors = (decoded - points).pow(2).mean(dim=1)
     ratio = errors[len(old) :].mean() / errors[: len(old)].mean().clamp_min(1e-12)
-    return Extension(ItemIndex(codes, old.level_sizes), len(new.moved), ratio.item())
+    return Extension(index, moved, ratio.item())
+
+
+def _next_numbers(old: ItemIndex, nearest: np.ndarray) -> np.ndarray:
+    """Return nearest paths and a last code that tells apart who shares one, int32 [new, levels].
+
+    Raises:
+        InputError: more items share a path than the last level has codes.
+    """
+    used = Counter(map(tuple, old.codes[:, :-1].tolist()))
+    codes = np.empty((len(nearest), old.num_levels), dtype=np.int32)
+    for row, path in zip(codes, map(tuple, nearest.tolist()), strict=True):
+        row[:] = (*path, used[path])
+        used[path] += 1
+    if codes[:, -1].max() >= old.level_sizes[-1]:
+        raise InputError(
+            f"the last level's {old.level_sizes[-1]} codes are all taken by items that share a "
+            "path; make a new index, with more codes, and train a model on it"
+        )
+    return codes
 
 
 def extend_index(
@@ -120,59 +145,7 @@ def extend_index(
     made = all((output / name).exists() for name in (INDEX, RQVAE_WEIGHTS, REPORT))
     if made and is_current(output, stage, config, inputs):
         return False
-    model = load_rqvae(weights)
-    if (model.num_codes,) * model.num_levels != old.level_sizes:
-        raise InputError(
-            f"{weights}: has {model.num_levels} levels of {model.num_codes} codes, the index beside"
-            f" it {list(old.level_sizes)}; rebuild both with python -m lcrec.quantize"
-        )
-    if embeddings.shape[1] != len(model.mean):
-        raise InputError(
-            f"--embeddings: {embeddings.shape[1]} wide, but the RQ-VAE in {path.parent} was "
-            f"trained on {len(model.mean)}-wide ones; encode the new items as the old were: "
-            "python -m lcrec.embed --add"
-        )
-    print(f"Adding {len(embeddings) - len(old):,} items to the {len(old):,} of {path}")
-    extension = place_new_items(model, old, embeddings)
-    report = {
-        "items": len(embeddings),
-        "items_added": len(embeddings) - len(old),
-        "items_moved": extension.moved,
-        "error_ratio": extension.error_ratio,
-    }
-    (output / INDEX).unlink(missing_ok=True)
-    with atomic_path(output / RQVAE_WEIGHTS) as temporary:
-        shutil.copyfile(weights, temporary)
-    write_json(output / REPORT, report, indent=2)
-    write_provenance(output, stage, config, inputs, level_sizes=old.level_sizes)
-    extension.index.save(output)
-    print(
-        f"{extension.moved:,} found their nearest path taken and got the next. Their "
-        f"reconstruction error is {extension.error_ratio:.2f} times the old items'"
-        + (": they are unlike them, consider a new index" if extension.error_ratio > 2 else "")
-    )
-    return True
-
-
-def require_same_space(embeddings: Path, index: Path) -> None:
-    """Refuse embeddings that do not extend those which the index was made from.
-
-    Records that are missing, because something was made elsewhere, are taken as agreeing.
-
-    Raises:
-        InputError: the embeddings extend others, or were fitted anew (`lsa`), so that no vector
-            means what it meant to the RQ-VAE.
-    """
-    made, trained = read_provenance(embeddings), read_provenance(index_path(index).parent)
-    if made is None or trained is None or "embeddings" not in trained["inputs"]:
-        return
-    wanted = trained["inputs"]["embeddings"]
-    extended = made["inputs"].get("embeddings")
-    if extended is None and made["config"].get("encoder") != "lsa":
-        return
-    if extended is None or extended["sha256"] != wanted["sha256"]:
-        raise InputError(
-            f"--embeddings {embeddings}: do not extend those that the index in {index} was made "
-            f"from; make them with: python -m lcrec.embed --add NEW.item.json --embeddings "
-            f"{Path(wanted['path']).parent}"
-        )
+    model = RQVAE.load(weights)
+    sizes = (model.num_codes,) * model.num_levels
+    # One level more than the model's numbers the items that share a path.
+    if old.level_sizes not in (sizes, (*sizes, old.level_sizes[-1])):

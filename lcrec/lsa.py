@@ -63,16 +63,15 @@ class Lsa:
             weights = load_file(path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read ({error}); {remedy}") from None
-        whole = (
+        if (
             isinstance(terms, list)
             and all(isinstance(term, str) for term in terms)
             and weights.keys() == {"idf", "components"}
             and weights["idf"].shape == (len(terms),)
             and weights["components"].shape[1:] == (len(terms),)
-        )
-        if not whole:
-            raise InputError(f"{path}: does not belong to the {LSA_TERMS} beside it; {remedy}")
-        return cls(terms, weights["idf"], weights["components"])
+        ):
+            return cls(terms, weights["idf"], weights["components"])
+        raise InputError(f"{path}: does not belong to the {LSA_TERMS} beside it; {remedy}")
 
 
 def fit_lsa(texts: list[str], dim: int, seed: int) -> Lsa:

@@ -39,7 +39,7 @@ from lcrec.assignment import assign_unique
 from lcrec.data import Items
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex, find_conflicts, index_path, read_paths, token_name
-from lcrec.rqvae import load_rqvae
+from lcrec.rqvae import RQVAE
 
 EXAMPLES = 5
 
@@ -207,12 +207,11 @@ def repair_index(
 
     codebooks = latents = None
     if weights.exists():
-        model = load_rqvae(weights)
+        model = RQVAE.load(weights)
         codebooks = model.codebooks().detach().numpy()
         rule = "the RQ-VAE's codes; the lowest item of a group keeps its path"
         if embeddings is not None:
-            with torch.no_grad():
-                latents = model.encode(torch.from_numpy(embeddings)).numpy()
+            latents = model.encode_all(torch.from_numpy(embeddings)).numpy()
             rule = "the RQ-VAE's latents; the item closest to its codes keeps its path"
     elif embeddings is not None:
         codebooks, latents = mean_codebooks(embeddings, codes), embeddings

@@ -43,7 +43,7 @@ from lcrec.predictions import Prediction, read_predictions, top_items, write_pre
 from lcrec.recommender import Recommender
 
 TOP = Path(__file__).resolve().parents[1]
-STAGE = "python scripts/cold_items.py"
+COMMAND = "python scripts/cold_items.py"
 K = 10
 METHODS = ("lc-rec", "nearest-neighbour")
 AMONG = ("cold", "all")
@@ -66,7 +66,7 @@ class ColdItemsConfig:
 
 def main(argv: list[str]) -> None:
     """Run the experiment."""
-    config = parse_config(ColdItemsConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(ColdItemsConfig, argv, description=__doc__ or "", prog=COMMAND)
     run = config.output.resolve()
     hold_out(config, run)
 
@@ -135,7 +135,7 @@ def hold_out(config: ColdItemsConfig, run: Path) -> None:
         "inter": paths.inter,
         "embeddings": config.embeddings / EMBEDDINGS,
     }
-    if is_current(run, STAGE, config_dict(config), inputs):
+    if is_current(run, COMMAND, config_dict(config), inputs):
         return
     if run.is_dir() and any(run.iterdir()) and read_provenance(run) is not None:
         raise InputError(f"--output {run}: holds a run of other settings; choose another folder")
@@ -180,7 +180,7 @@ def hold_out(config: ColdItemsConfig, run: Path) -> None:
     )
     write_array(run / "embeddings" / EMBEDDINGS, embeddings[order])
     write_array(run / "embeddings-warm" / EMBEDDINGS, embeddings[order[:num_warm]])
-    write_provenance(run, STAGE, config_dict(config), inputs)
+    write_provenance(run, COMMAND, config_dict(config), inputs)
 
 
 def _sequences(data: Path, num_items: int) -> tuple[list[str], list[np.ndarray]]:
@@ -202,7 +202,7 @@ def write_cases(run: Path) -> Cases:
 def rank_cold(run: Path, cases: Cases, cold: np.ndarray, path: Path) -> None:
     """Let the checkpoint rank the cold items alone, and write the predictions."""
     inputs = {"model": run / "model", "index": run / "index-grown", "cases": run / "cases"}
-    if path.exists() and is_current(path, STAGE, {}, inputs):
+    if path.exists() and is_current(path, COMMAND, {}, inputs):
         return
     recommender = Recommender.from_pretrained(run / "model", index=run / "index-grown")
     ranking = recommender.recommend(cases.histories, K, allow=[cold] * len(cases))
@@ -210,7 +210,7 @@ def rank_cold(run: Path, cases: Cases, cold: np.ndarray, path: Path) -> None:
     write_predictions(
         path, (Prediction(user, int(target), *found) for user, target, *found in rows)
     )
-    write_provenance(path, STAGE, {}, inputs)
+    write_provenance(path, COMMAND, {}, inputs)
 
 
 def rank_neighbours(

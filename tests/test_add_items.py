@@ -1,4 +1,4 @@
-"""New items in a data folder: numbers go on, nothing old changes, and what does not fit is named."""
+"""New items in a data folder: numbers go on, and nothing old changes; what does not fit."""
 
 import shutil
 
@@ -118,7 +118,7 @@ def test_order_in_the_file_does_not_matter_where_keys_are_numbers(shop):
 def test_folders_that_are_not_overwritten(shop):
     with pytest.raises(InputError, match="is the old data folder"):
         add(shop, output="data")
-    with pytest.raises(InputError, match="not made by python -m lcrec.add_items"):
+    with pytest.raises(InputError, match=r"not made by python -m lcrec.add_items"):
         add(shop, output="")
     with pytest.raises(InputError, match="there is a file of that name"):
         add(shop, output="new.json")
@@ -134,7 +134,9 @@ def test_how_many_items_there_were(shop):
     add(shop)
     items = load_items(shop / "grown")
     assert count_old_items(items, shop / "grown", shop / "new.json") == 2
-    with pytest.raises(InputError, match=r"its last items are not those of --add .*lcrec.add_items"):
+    with pytest.raises(
+        InputError, match=r"its last items are not those of --add .*lcrec.add_items"
+    ):
         count_old_items(load_items(shop / "data"), shop / "data", shop / "new.json")
     write_json(shop / "all.json", OLD | NEW)
     with pytest.raises(InputError, match="its last items are not those"):

@@ -19,9 +19,10 @@ LAYERS = {
     **dict.fromkeys(["lcrec", "lcrec.__main__", "lcrec.errors", "lcrec.config"], 0),
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.prompts", "lcrec.prompts_cli"], 0),
-    **dict.fromkeys(["lcrec.metrics", "lcrec.predictions"], 0),
+    **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
+    **dict.fromkeys(["lcrec.residual", "lcrec.sinkhorn"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
@@ -30,11 +31,13 @@ LAYERS = {
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
+    **dict.fromkeys(["lcrec.indexers", "lcrec.rqvae_training"], 3),
+    **dict.fromkeys(["lcrec.extension", "lcrec.repair", "lcrec.add_items", "lcrec.lsa"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
-LIGHT_STAGES = ["synthetic", "prepare", "evaluate", "baselines.__main__"]
+LIGHT_STAGES = ["synthetic", "prepare", "add_items", "evaluate", "baselines.__main__"]
 HEAVY = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"]
 
 

@@ -46,7 +46,7 @@ def test_files_that_are_missing_or_foreign(lsa, tmp_path):
     lsa.save(tmp_path)
     for terms in (lsa.terms[:-1], {"red": 0}, [1] * len(lsa.terms)):
         write_json(tmp_path / "lsa.json", terms)
-        with pytest.raises(InputError, match="does not belong to the lsa.json beside it"):
+        with pytest.raises(InputError, match=r"does not belong to the lsa.json beside it"):
             Lsa.load(tmp_path)
     lsa.save(tmp_path)
     save_file({"idf": lsa.idf}, tmp_path / "lsa.safetensors")
