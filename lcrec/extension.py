@@ -149,3 +149,57 @@ def extend_index(
     sizes = (model.num_codes,) * model.num_levels
     # One level more than the model's numbers the items that share a path.
     if old.level_sizes not in (sizes, (*sizes, old.level_sizes[-1])):
+        raise InputError(
+            f"{weights}: has {model.num_levels} levels of {model.num_codes} codes, the index beside"
+            f" it {list(old.level_sizes)}; rebuild both with python -m lcrec.quantize"
+        )
+    if embeddings.shape[1] != len(model.mean):
+        raise InputError(
+            f"--embeddings: {embeddings.shape[1]} wide, but the RQ-VAE in {path.parent} was "
+            f"trained on {len(model.mean)}-wide ones; encode the new items as the old were: "
+            "python -m lcrec.embed --add"
+        )
+    print(f"Adding {len(embeddings) - len(old):,} items to the {len(old):,} of {path}")
+    extension = place_new_items(model, old, embeddings)
+    report = {
+        "items": len(embeddings),
+        "items_added": len(embeddings) - len(old),
+        "items_moved": extension.moved,
+        "error_ratio": extension.error_ratio,
+    }
+    (output / INDEX).unlink(missing_ok=True)
+    with atomic_path(output / RQVAE_WEIGHTS) as temporary:
+        shutil.copyfile(weights, temporary)
+    write_json(output / REPORT, report, indent=2)
+    write_provenance(output, stage, config, inputs, level_sizes=old.level_sizes)
+    extension.index.save(output)
+    print(
+        f"{extension.moved:,} found their nearest path taken and got the next. Their "
+        f"reconstruction error is {extension.error_ratio:.2f} times the old items'"
+        + (": they are unlike them, consider a new index" if extension.error_ratio > 2 else "")
+    )
+    return True
+
+
+def require_same_space(embeddings: Path, index: Path) -> None:
+    """Refuse embeddings that do not extend those which the index was made from.
+
+    Records that are missing, because something was made elsewhere, are taken as agreeing.
+
+    Raises:
+        InputError: the embeddings extend others, or were fitted anew (`lsa`), so that no vector
+            means what it meant to the RQ-VAE.
+    """
+    made, trained = read_provenance(embeddings), read_provenance(index_path(index).parent)
+    if made is None or trained is None or "embeddings" not in trained["inputs"]:
+        return
+    wanted = trained["inputs"]["embeddings"]
+    extended = made["inputs"].get("embeddings")
+    if extended is None and made["config"].get("encoder") != "lsa":
+        return
+    if extended is None or extended["sha256"] != wanted["sha256"]:
+        raise InputError(
+            f"--embeddings {embeddings}: do not extend those that the index in {index} was made "
+            f"from; make them with: python -m lcrec.embed --add NEW.item.json --embeddings "
+            f"{Path(wanted['path']).parent}"
+        )
