@@ -14,6 +14,7 @@ from lcrec.errors import InputError, run_stage
 STAGES: tuple[tuple[str, str, str], ...] = (
     ("python -m lcrec.synthetic", "nothing", "a small made-up shop, as a data folder"),
     ("python -m lcrec.prepare", "raw interactions and item texts", "the data folder"),
+    ("python -m lcrec.add_items", "data, new items", "a data folder with them added"),
     ("python -m lcrec.tinylm", "item.json, prompts", "a small base model, for want of a hub"),
     ("python -m lcrec.embed", "item.json", "embeddings.npy"),
     ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.html"),

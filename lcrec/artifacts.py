@@ -29,6 +29,8 @@ from lcrec import __version__
 from lcrec.errors import InputError
 
 EMBEDDINGS = "embeddings.npy"
+LSA_WEIGHTS = "lsa.safetensors"
+LSA_TERMS = "lsa.json"
 INDEX = "index.json"
 RQVAE_WEIGHTS = "rqvae.safetensors"
 REPORT = "report.json"

@@ -4,8 +4,8 @@ Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json
 {item: {title, description, ...}}; item ids are 0 .. n-1 without gaps. Also the one split that
 everything is judged on: leave-one-out (train up to [-2], validate on [-2], test on [-1]).
 
-Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `load_interactions`,
-`check_embeddings`, `leave_one_out`.
+Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `item_texts`,
+`load_interactions`, `check_embeddings`, `leave_one_out`.
 """
 
 from collections.abc import Iterator
@@ -112,16 +112,29 @@ def load_items(folder: Path) -> Items:
                 f"{path}: item {item} is missing; {len(raw)} items must be numbered 0 to "
                 f"{len(raw) - 1} without gaps"
             )
-        if not isinstance(entry, dict):
-            raise InputError(f"{path}: item {item}: expected an object, found {_kind(entry)}")
-        texts = {name: _as_text(value) for name, value in entry.items()}
-        if not texts.get("title") and not texts.get("description"):
-            raise InputError(
-                f"{path}: item {item} has no text; give it a title or a description, or leave it "
-                "out with: python -m lcrec.prepare"
-            )
-        fields.append(texts)
+        fields.append(item_texts(entry, f"{path}: item {item}"))
     return Items(fields)
+
+
+def item_texts(entry: object, where: str) -> dict[str, str]:
+    """Return an item's fields as text.
+
+    Args:
+        entry: the item as it stands in `<Name>.item.json`.
+        where: the file and the item, for the error.
+
+    Raises:
+        InputError: it is no object, or has neither a title nor a description.
+    """
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected an object, found {_kind(entry)}")
+    texts = {name: _as_text(value) for name, value in entry.items()}
+    if not texts.get("title") and not texts.get("description"):
+        raise InputError(
+            f"{where} has no text; give it a title or a description, or leave it out with: "
+            "python -m lcrec.prepare"
+        )
+    return texts
 
 
 def load_interactions(folder: Path, num_items: int) -> Interactions:

@@ -23,6 +23,8 @@ from lcrec.artifacts import find_data, is_current, require_same_input, write_pro
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError, closest, run_stage
+from lcrec.index import index_path
+from lcrec.leaf_filter import LeafFilter
 from lcrec.predictions import (
     Prediction,
     read_predictions,
@@ -52,6 +54,7 @@ class GenerateConfig:
         "seqrec wordings to ask with: ids, or 'all' that serve evaluation; the first by default",
         ["first"],
     )
+    index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other wording than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
@@ -85,6 +88,8 @@ def main(argv: list[str]) -> None:
     del settings["show"]
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
+    if config.index is not None:
+        inputs["index"] = index_path(config.index)
     if config.prompts is not None:
         inputs["prompts"] = config.prompts
     if output is not None and output.exists() and is_current(output, STAGE, settings, inputs):
@@ -96,15 +101,26 @@ def main(argv: list[str]) -> None:
     own_prompts = None
     if config.prompts is not None:
         own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
-    retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
-    require_same_input(config.model, "item", paths.item, retrain)
+    if config.index is None:
+        retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
+        require_same_input(config.model, "item", paths.item, retrain)
+    else:  # the checkpoint knows the catalogue as it was before items were added
+        extend = f"python -m lcrec.quantize --data {config.data} --add NEW.item.json"
+        require_same_input(inputs["index"].parent, "item", paths.item, extend)
     recommender = Recommender.from_pretrained(
         config.model,
         device=state.device,
         dtype=DTYPES[config.precision],
+        index=config.index,
         prompts=own_prompts,
         max_batch_tokens=config.batch_tokens,
     )
+    if len(recommender.index) != len(items):
+        raise InputError(
+            f"--data {config.data} has {len(items)} items, the index of "
+            f"{config.index or config.model} has {len(recommender.index)}: they do not belong "
+            "together (items that were added need --index, and the data folder that has them)"
+        )
     templates = choose_templates(recommender.prompts, config.templates)
 
     if output is None:
@@ -208,6 +224,9 @@ def predict_cases(
     and with it every score, is the same for any number of them. Complete on the main process.
     """
     predictions: list[Prediction] = []
+    leaf_filter = None
+    if exclude_history:
+        leaf_filter = LeafFilter.build(recommender.trie, len(cases), deny=cases.histories)
     for template in templates:
         prompt_ids = recommender.prompt_ids(cases.histories, template)
         batches = recommender.plan_batches(prompt_ids)
@@ -219,7 +238,7 @@ def predict_cases(
             found = recommender.rank_batch(
                 [prompt_ids[row] for row in rows],
                 k,
-                denied=[cases.histories[row] for row in rows] if exclude_history else None,
+                leaf_filter=leaf_filter and leaf_filter.rows(rows),
                 num_beams=num_beams,
             )
             own.append((rows, *found))

@@ -6,6 +6,10 @@ embeddings or by another `--kind`, and writes `index.json` {item: ["<a_12>", ...
 got its own path), `report.html` (the same for a person, with a verdict) and, where codes stand for
 something, `rqvae.safetensors`.
 
+Two other uses write such a folder, and train nothing:
+  --add NEW.item.json --index OLD   add the new items that --data ends in to the index in OLD
+  --repair OLD/index.json           make an index unique in which items share a path
+
 Public names: `QuantizeConfig`, `describe_index`.
 """
 
@@ -14,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.state import PartialState
 from torch import Tensor
@@ -31,14 +36,17 @@ from lcrec.artifacts import (
     require_same_input,
     write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config
+from lcrec.config import config_dict, option, parse_config, refuse_settings
 from lcrec.data import Items, check_embeddings, load_items
 from lcrec.errors import InputError, run_stage
-from lcrec.index import LEVEL_LETTERS, ItemIndex
+from lcrec.extension import extend_index, require_same_space
+from lcrec.index import LEVEL_LETTERS, ItemIndex, index_path
 from lcrec.index_fit import measure_fit
 from lcrec.index_page import print_verdict, write_index_report
 from lcrec.index_quality import measure_index
 from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
+from lcrec.new_items import count_old_items, require_same_past
+from lcrec.repair import repair_index
 from lcrec.report import Verdict
 from lcrec.rqvae_training import PUBLISHED_WIDTHS, train_rqvae
 
@@ -47,13 +55,22 @@ UNFINISHED = ".training.safetensors"
 PATIENCE = timedelta(hours=12)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
     """Settings of `python -m lcrec.quantize`."""
 
-    data: Path = option("the data folder, to check that the embeddings belong to its catalogue")
-    embeddings: Path = option("the folder that holds embeddings.npy")
+    data: Path | None = option(
+        "the data folder, to check that the embeddings belong to its catalogue (with --repair only "
+        "for titles, and not needed)",
+        None,
+    )
+    embeddings: Path | None = option(
+        "the folder that holds embeddings.npy (with --repair not needed, but better)", None
+    )
     output: Path = option("the folder to write the index to")
+    add: Path | None = option("new items to add to the index in --index", None)
+    index: Path | None = option("with --add: the folder of the index to extend", None)
+    repair: Path | None = option("an index.json to make unique, LC-Rec's for example", None)
     kind: Literal["rq-vae", "rq-kmeans", "balanced-kmeans", "tiger", "random", "vanilla"] = option(
         "how to index: rq-vae (LC-Rec's), rq-kmeans and balanced-kmeans (no training), tiger (no "
         "uniform mapping, one more token tells apart), random paths, vanilla (a token per item)",
@@ -103,6 +120,16 @@ def main(argv: list[str]) -> None:
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU. The
     # others wait while one does k-means on the whole catalogue, or the assignment.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    if config.repair is not None:
+        if state.is_main_process:
+            repair(config, config.repair)
+        state.wait_for_everyone()
+        return
+    for flag, folder in (("data", config.data), ("embeddings", config.embeddings)):
+        if folder is None:
+            raise InputError(f"--{flag} is required")
+    assert config.data is not None
+    assert config.embeddings is not None
     item_path = find_data(config.data).item
     items = load_items(config.data)
     num_items = len(items)
@@ -115,12 +142,17 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"--output {config.output} is the embeddings' folder; the index needs one of its own"
         )
+    inputs = {"item": item_path, "embeddings": path}
+    embeddings = check_embeddings(read_array(path), num_items, path)
+    if config.add is not None or config.index is not None:
+        if state.is_main_process:
+            extend(config, embeddings, inputs)
+        state.wait_for_everyone()
+        return
     require_paths(config.kind, num_items, config.levels, config.codes)
     if config.levels > len(LEVEL_LETTERS):
         raise InputError(f"--levels {config.levels}: at most {len(LEVEL_LETTERS)} can be named")
     epsilons = level_epsilons(config.kind, config.sinkhorn_epsilon, config.levels)
-    inputs = {"item": item_path, "embeddings": path}
-    embeddings = check_embeddings(read_array(path), num_items, path)
     names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * (config.kind not in WITHOUT_MODEL)
     made = all((config.output / name).exists() for name in names)
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
@@ -166,6 +198,50 @@ def main(argv: list[str]) -> None:
             f"{config.data} --index {config.output} --base MODEL --output DIR"
         )
     state.wait_for_everyone()
+
+
+def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:
+    """Add new items to an index (`--add`)."""
+    data, folder = config.data, config.embeddings
+    if config.add is None or config.index is None or data is None or folder is None:
+        raise InputError("--add NEW.item.json and --index OLD go together")
+    heeded = {"data", "embeddings", "output", "add", "index"}
+    refuse_settings(config, heeded, "--add trains nothing: leave it out")
+    items = load_items(data)
+    old_items = count_old_items(items, data, config.add)
+    require_same_past(data, index_path(config.index).parent)
+    require_same_space(folder, config.index)
+    inputs = {**inputs, "added": config.add}
+    done = extend_index(config.index, old_items, embeddings, config.output, inputs, STAGE)
+    print(
+        f"Wrote {config.output}. Next: python -m lcrec.generate --model MODEL --index "
+        f"{config.output} --data {data} --output DIR/predictions.jsonl"
+        if done
+        else f"{config.output} is up to date."
+    )
+
+
+def repair(config: QuantizeConfig, source: Path) -> None:
+    """Make an index unique (`--repair`)."""
+    heeded = {"data", "embeddings", "output", "repair"}
+    refuse_settings(config, heeded, "--repair trains nothing: leave it out")
+    inputs, items, embeddings = {}, None, None
+    if config.data is not None:
+        items, inputs["item"] = load_items(config.data), find_data(config.data).item
+    if config.embeddings is not None:
+        path = inputs["embeddings"] = config.embeddings / EMBEDDINGS
+        if items is not None:
+            rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
+            require_same_input(config.embeddings, "item", inputs["item"], rebuild)
+        rows = read_array(path)
+        embeddings = check_embeddings(rows, len(rows) if items is None else len(items), path)
+    done = repair_index(source, config.output, STAGE, inputs, items=items, embeddings=embeddings)
+    print(
+        f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
+        f"{config.data or 'DATA'} --index {config.output} --base MODEL --output DIR"
+        if done
+        else f"{config.output} is up to date."
+    )
 
 
 def level_epsilons(kind: str, given: list[float], levels: int) -> list[float]:

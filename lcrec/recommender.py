@@ -6,10 +6,12 @@
     ranking = recommender.recommend([[12, 7, 33]], k=10)
     print(ranking.items[0], ranking.scores[0])
 
-Public names: `Recommender`, `Ranking`.
+Requests of one call may differ in everything: each gets what it would get alone.
+
+Public names: `Recommender`, `Ranking`, `Explanation`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +21,19 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcrec.dataset import PromptEncoder
+from lcrec.dataset import parse_mixture
 from lcrec.decoding import search
 from lcrec.errors import InputError
+from lcrec.generation import write_answers
 from lcrec.index import ItemIndex
+from lcrec.leaf_filter import ItemIds, LeafFilter
 from lcrec.modeling import load_checkpoint
 from lcrec.prompts import PromptSet, Template
-from lcrec.tasks import history_record
+from lcrec.questions import Questions, plan_batches
 from lcrec.trie import ItemTrie
-from lcrec.vocab import item_token_ids
+from lcrec.vocab import item_token_ids, vocabulary_ids
 
 MIN_BEAMS = 20
-History = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,19 @@ class Ranking:
     scores: np.ndarray
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """What a model has to say, in words, about a request and the items it was given.
+
+    Attributes:
+        titles: what the model reads in each item's tokens; None if it never learnt to.
+        preference: what the model takes the customer to like; None if it never learnt to say.
+    """
+
+    titles: list[str] | None
+    preference: str | None
+
+
 class Recommender:
     """A language model, its item index and its prompts, ready to rank the whole catalogue.
 
@@ -55,6 +71,8 @@ class Recommender:
         index: the item index.
         prompts: the wording.
         max_history: how many of the latest items a prompt shows.
+        max_text_words: the length, in words, that a query is cut to.
+        tasks: the tasks the model was trained on.
         max_batch_tokens: prompt tokens per batch, padding included.
     """
 
@@ -66,12 +84,21 @@ class Recommender:
         prompts: PromptSet,
         *,
         max_history: int,
+        max_text_words: int = 60,
+        tasks: Collection[str] = ("seqrec",),
         max_batch_tokens: int = 4096,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.index, self.prompts = index, prompts
-        self.max_history, self.max_batch_tokens = max_history, max_batch_tokens
-        self.encoder = PromptEncoder(tokenizer, prompts)
+        self.tasks, self.max_batch_tokens = set(tasks), max_batch_tokens
+        self.questions = Questions(
+            tokenizer,
+            index,
+            prompts,
+            max_history=max_history,
+            max_text_words=max_text_words,
+            context=getattr(model.config, "max_position_embeddings", None),
+        )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
 
     @classmethod
@@ -81,6 +108,7 @@ class Recommender:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        index: str | Path | None = None,
         prompts: PromptSet | None = None,
         max_batch_tokens: int = 4096,
     ) -> "Recommender":
@@ -88,13 +116,15 @@ class Recommender:
 
         Args:
             folder: what `recipes/finetune.py` wrote.
+            index: an index that adds items to the checkpoint's own (`lcrec.quantize --add`).
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
             prompts: other wording than the checkpoint's own.
             max_batch_tokens: prompt tokens per batch, padding included.
 
         Raises:
-            InputError: the folder is no checkpoint, or its parts do not belong together.
+            InputError: the folder is no checkpoint, its parts do not belong together, or `index`
+                differs from the checkpoint's in more than new items.
         """
         checkpoint = load_checkpoint(Path(folder), dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,94 +132,165 @@ class Recommender:
         return cls(
             checkpoint.model,
             checkpoint.tokenizer,
-            checkpoint.index,
+            checkpoint.index if index is None else checkpoint.index.load_extension(Path(index)),
             prompts or checkpoint.prompts,
             max_history=checkpoint.facts["max_history"],
+            max_text_words=checkpoint.facts["config"]["max_text_words"],
+            tasks=parse_mixture(checkpoint.facts["config"]["tasks"]),
             max_batch_tokens=max_batch_tokens,
         )
 
     def recommend(
         self,
-        histories: Sequence[History],
-        k: int = 10,
+        histories: Sequence[ItemIds],
+        k: int | Sequence[int] = 10,
         *,
-        template: Template | None = None,
+        allow: Sequence[ItemIds | None] | None = None,
+        deny: Sequence[ItemIds | None] | None = None,
         exclude_history: bool = False,
+        template: Template | None = None,
         num_beams: int | None = None,
     ) -> Ranking:
         """Return the k best items after each history.
 
         Args:
             histories: item ids, oldest first; the latest `max_history` are shown to the model.
-            k: how many items.
+            k: how many items, of all requests or of each.
+            allow: per request the only items it may get (a category, what is in stock), or None.
+                Pass the same object to requests that share a list.
+            deny: per request items it must not get, or None.
+            exclude_history: never return an item of the history, all of it counts; a list may then
+                be shorter than k.
             template: a `seqrec` wording; by default the first that serves evaluation.
-            exclude_history: never return an item of the history, all of it counts.
             num_beams: beams to search with, at least k; default `max(k, 20)`, at most all items.
 
         Raises:
-            InputError: an empty history, an unknown item, or more items wanted than there are.
+            InputError: an empty history, an unknown item, more items wanted than there are or than
+                allow and deny leave, or a prompt longer than the model's context.
         """
-        if len(histories) == 0:
-            return Ranking(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
-        prompt_ids = self.prompt_ids(histories, template)
-        items = np.full((len(histories), k), -1, dtype=np.int64)
-        scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
-        for rows in self.plan_batches(prompt_ids):
-            items[rows], scores[rows] = self.rank_batch(
-                [prompt_ids[row] for row in rows],
-                k,
-                denied=[histories[row] for row in rows] if exclude_history else None,
-                num_beams=num_beams,
-            )
-        return Ranking(items, scores)
+        return self._rank(
+            self.prompt_ids(histories, template),
+            k,
+            allow,
+            deny,
+            exclude=histories if exclude_history else None,
+            num_beams=num_beams,
+        )
 
-    def prompt_ids(
-        self, histories: Sequence[History], template: Template | None = None
-    ) -> list[list[int]]:
-        """Return the prompt of each history as token ids.
+    def search(
+        self,
+        queries: Sequence[str],
+        *,
+        histories: Sequence[ItemIds] | None = None,
+        k: int | Sequence[int] = 10,
+        allow: Sequence[ItemIds | None] | None = None,
+        deny: Sequence[ItemIds | None] | None = None,
+        exclude_history: bool = False,
+        template: Template | None = None,
+        num_beams: int | None = None,
+    ) -> Ranking:
+        """Return the k best items for what each customer says they look for.
+
+        Args:
+            queries: what is looked for, in words; the first `max_text_words` words count.
+            histories: what each customer has, oldest first; empty where nothing is known.
+            template: an `itemsearch` wording; by default the first that serves evaluation and uses
+                the history where there is one.
+            k, allow, deny, exclude_history, num_beams: as for `recommend`.
 
         Raises:
-            InputError: an empty history, or an item that is not in the catalogue.
+            InputError: an empty query, a model that never learnt `itemsearch`, or as `recommend`.
         """
-        template = template or self.prompts.for_task("seqrec", "eval")[0]
-        for position, history in enumerate(histories):
-            if len(history) == 0:
-                raise InputError(f"history {position} is empty; give at least one item")
-            unknown = [item for item in history if not 0 <= item < len(self.index)]
-            if unknown:
-                raise InputError(
-                    f"history {position}: item {unknown[0]} is not in the catalogue, whose ids are "
-                    f"0 to {len(self.index) - 1}"
-                )
-        questions = [
-            template.ask(history_record(self.index, history, self.max_history))
-            for history in histories
+        self.require_task("itemsearch")
+        histories = [()] * len(queries) if histories is None else histories
+        return self._rank(
+            self.questions.search(queries, histories, template),
+            k,
+            allow,
+            deny,
+            exclude=histories if exclude_history else None,
+            num_beams=num_beams,
+        )
+
+    def explain(
+        self,
+        histories: Sequence[ItemIds],
+        items: Sequence[ItemIds],
+        *,
+        max_new_tokens: int = 64,
+    ) -> list[Explanation]:
+        """Say in words what the model knows of each request's history and items.
+
+        Args:
+            histories: item ids, oldest first; an empty one has no preference.
+            items: per request the items to name, such as those recommended.
+            max_new_tokens: tokens of a text at most.
+
+        Raises:
+            InputError: an unknown item, not one list of items per history, or a model that learnt
+                neither `index2item` nor `preferenceobtain`.
+        """
+        if not self.tasks & {"index2item", "preferenceobtain"}:
+            self.require_task("index2item")
+        if len(items) != len(histories):
+            raise InputError(f"{len(items)} lists of items for {len(histories)} histories")
+        self.questions.check_items("history", histories)
+        self.questions.check_items("list of items", items)
+        titles: dict[int, str] = {}
+        if "index2item" in self.tasks:
+            distinct = sorted({int(item) for row in items for item in row})
+            prompt_ids = self.questions.titles(distinct, max_new_tokens)
+            texts = self._answers(prompt_ids, max_new_tokens)
+            titles = dict(zip(distinct, texts, strict=True))
+        preferences: dict[int, str] = {}
+        if "preferenceobtain" in self.tasks:
+            known = [row for row, history in enumerate(histories) if len(history)]
+            prompt_ids = self.questions.preferences(
+                [histories[row] for row in known], max_new_tokens
+            )
+            texts = self._answers(prompt_ids, max_new_tokens)
+            preferences = dict(zip(known, texts, strict=True))
+        return [
+            Explanation(
+                [titles[int(item)] for item in own] if "index2item" in self.tasks else None,
+                preferences.get(row),
+            )
+            for row, own in enumerate(items)
         ]
-        return self.encoder.prompt_ids(questions)
+
+    def require_task(self, task: str) -> None:
+        """Refuse what the model never learnt.
+
+        Raises:
+            InputError: the model was not trained on the task.
+        """
+        if task not in self.tasks:
+            raise InputError(
+                f"the model was not trained on {task} (but on {', '.join(sorted(self.tasks))}); "
+                f"add it: recipes/finetune.py --tasks {' '.join(sorted({*self.tasks, task}))}"
+            )
+
+    def prompt_ids(
+        self, histories: Sequence[ItemIds], template: Template | None = None
+    ) -> list[list[int]]:
+        """Return the `seqrec` prompt of each history as token ids.
+
+        Raises:
+            InputError: an empty history, an item that is not in the catalogue, or a prompt longer
+                than the model's context.
+        """
+        return self.questions.next_item(histories, template)
 
     def plan_batches(self, prompt_ids: list[list[int]]) -> list[np.ndarray]:
-        """Return the rows of each batch, alike in length and within the token budget.
+        """Return the rows of each batch, alike in length and within the token budget."""
+        return plan_batches(prompt_ids, self.max_batch_tokens)
 
-        The plan depends on the prompts alone, so that it is the same for any number of processes.
-        """
-        lengths = np.asarray([len(ids) for ids in prompt_ids])
-        batches: list[list[int]] = []
-        for row in np.argsort(-lengths, kind="stable").tolist():
-            # The first row of a batch is its longest.
-            fits = batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]]
-            if fits and fits <= self.max_batch_tokens:
-                batches[-1].append(row)
-            else:
-                batches.append([row])
-        return [np.asarray(batch) for batch in batches]
-
-    @torch.no_grad()
     def rank_batch(
         self,
         prompt_ids: list[list[int]],
         k: int,
         *,
-        denied: Sequence[History] | None = None,
+        leaf_filter: LeafFilter | None = None,
         num_beams: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return items int64 [batch, k] and scores float32 [batch, k] for one batch of prompts.
@@ -197,40 +298,96 @@ class Recommender:
         Args:
             prompt_ids: the prompts.
             k: how many items.
-            denied: items not to return, per prompt.
+            leaf_filter: which items each prompt may get.
             num_beams: see `recommend`.
 
         Raises:
             InputError: more items wanted than there are, or fewer beams than items wanted.
         """
+        input_ids, mask = self.questions.pad(prompt_ids)
+        output = search(
+            self.model,
+            input_ids.to(self.trie.device),
+            mask.to(self.trie.device),
+            self.trie,
+            self._beams(k, num_beams),
+            leaf_filter=leaf_filter,
+        )
+        return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
+
+    def _rank(
+        self,
+        prompt_ids: list[list[int]],
+        k: int | Sequence[int],
+        allow: Sequence[ItemIds | None] | None,
+        deny: Sequence[ItemIds | None] | None,
+        *,
+        exclude: Sequence[ItemIds] | None,
+        num_beams: int | None,
+    ) -> Ranking:
+        count = len(prompt_ids)
+        wanted = np.full(count, k) if isinstance(k, int) else np.asarray(k)
+        if wanted.shape != (count,) or (count and wanted.min() < 1):
+            raise InputError(f"k: expected one number from 1 up, or {count} of them, found {k}")
+        leaf_filter = LeafFilter.build(self.trie, count, allow, deny)
+        if leaf_filter is not None:
+            left = leaf_filter.totals()
+            for row in np.flatnonzero(left < wanted)[:1]:
+                raise InputError(
+                    f"request {row}: {wanted[row]} items wanted, but its allow and deny lists "
+                    f"leave {left[row]} of the {len(self.index)}"
+                )
+        if exclude is not None:
+            both = [_join(*lists) for lists in zip(deny or [()] * count, exclude, strict=True)]
+            leaf_filter = LeafFilter.build(self.trie, count, allow, both)
+        # The beam's width shapes an answer, so only requests that want the same one share a batch.
+        beams = np.array([self._beams(int(own), num_beams) for own in wanted], dtype=np.int64)
+        width = int(wanted.max(initial=0)) if count else (k if isinstance(k, int) else 0)
+        items = np.full((count, width), -1, dtype=np.int64)
+        scores = np.full((count, width), -np.inf, dtype=np.float32)
+        for own in np.unique(beams).tolist():
+            group = np.flatnonzero(beams == own)
+            most = int(wanted[group].max())
+            for batch in self.plan_batches([prompt_ids[row] for row in group]):
+                rows = group[batch]
+                items[rows, :most], scores[rows, :most] = self.rank_batch(
+                    [prompt_ids[row] for row in rows],
+                    most,
+                    leaf_filter=leaf_filter and leaf_filter.rows(rows),
+                    num_beams=own,
+                )
+        beyond = np.arange(width) >= wanted[:, None]
+        items[beyond], scores[beyond] = -1, -np.inf
+        return Ranking(items, scores)
+
+    def _beams(self, k: int, num_beams: int | None) -> int:
+        """Return how many beams to search with for k items."""
         num_items = len(self.index)
         if k > num_items:
             raise InputError(f"{k} items wanted, but the catalogue has {num_items}")
         beams = num_beams or min(max(k, MIN_BEAMS), num_items)
         if beams < k:
             raise InputError(f"{beams} beams cannot give {k} items; take at least {k} beams")
-        width = max(map(len, prompt_ids))
-        input_ids = torch.full((len(prompt_ids), width), self.tokenizer.pad_token_id)
-        mask = torch.zeros((len(prompt_ids), width), dtype=torch.int64)
-        for row, ids in enumerate(prompt_ids):
-            input_ids[row, width - len(ids) :] = torch.tensor(ids)
-            mask[row, width - len(ids) :] = 1
-        device = self.trie.device
-        output = search(
-            self.model,
-            input_ids.to(device),
-            mask.to(device),
-            self.trie,
-            beams,
-            denied=None if denied is None else _pad_items(denied).to(device),
-        )
-        return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
+        return beams
+
+    def _answers(self, prompt_ids: list[list[int]], max_new_tokens: int) -> list[str]:
+        """Return the model's answer to each prompt in words."""
+        texts = [""] * len(prompt_ids)
+        for rows in self.plan_batches(prompt_ids):
+            input_ids, mask = self.questions.pad([prompt_ids[row] for row in rows])
+            answers = write_answers(
+                self.model,
+                input_ids.to(self.trie.device),
+                mask.to(self.trie.device),
+                max_new_tokens,
+                end=self.tokenizer.eos_token_id,
+                banned=vocabulary_ids(self.tokenizer, self.index).tolist(),
+            )
+            for row, answer in zip(rows, answers, strict=True):
+                texts[row] = str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+        return texts
 
 
-def _pad_items(lists: Sequence[History]) -> torch.Tensor:
-    """Return int64 [rows, longest], -1 as padding."""
-    width = max(map(len, lists))
-    padded = torch.full((len(lists), width), -1)
-    for row, items in enumerate(lists):
-        padded[row, : len(items)] = torch.as_tensor(np.asarray(items, dtype=np.int64))
-    return padded
+def _join(denied: ItemIds | None, history: ItemIds) -> np.ndarray:
+    parts = [np.asarray(() if ids is None else ids, dtype=np.int64) for ids in (denied, history)]
+    return np.concatenate(parts)

@@ -172,13 +172,26 @@ def item_record(data: TaskData, item: int) -> Record:
 
 
 def search_record(
-    data: TaskData, history: Sequence[int] | np.ndarray, preference: str, intention: str
+    index: ItemIndex,
+    history: Sequence[int] | np.ndarray,
+    max_history: int,
+    *,
+    preference: str = "",
+    intention: str = "",
+    max_text_words: int,
 ) -> Record:
-    """Return the question side of `itemsearch`; a text that is not known is empty."""
+    """Return the question side of `itemsearch`; a text that is not known is empty.
+
+    Args:
+        index, history, max_history: as for `history_record`; the history may be empty.
+        preference: what the customer likes in general.
+        intention: what the customer looks for now.
+        max_text_words: the length, in words, that both texts are cut to.
+    """
     return {
-        **history_record(data.index, history, data.max_history),
-        "preference": plain_text(preference, data.max_text_words),
-        "intention": plain_text(intention, data.max_text_words),
+        **history_record(index, history, max_history),
+        "preference": plain_text(preference, max_text_words),
+        "intention": plain_text(intention, max_text_words),
     }
 
 
@@ -228,7 +241,14 @@ def _searches(data: TaskData, epoch: int) -> Iterator[Record]:
         preference = _one_of(texts.preferences, user, position + epoch)
         intention = _one_of(texts.train_intentions, user, position + epoch)
         if preference or intention:
-            record = search_record(data, sequence[:-1], preference, intention)
+            record = search_record(
+                data.index,
+                sequence[:-1],
+                data.max_history,
+                preference=preference,
+                intention=intention,
+                max_text_words=data.max_text_words,
+            )
             yield {**record, "target": data.index.texts[sequence[-1]]}
 
 

@@ -4,10 +4,9 @@ Every item is a sequence of `depth` token ids, one per level. `ItemTrie` holds a
 tree in compressed-row (CSR) form: nodes are numbered level by level from the root, node 0, and
 within a level in lexicographic order of their paths, so the children of a node are consecutive
 nodes and so are the leaves below it. Looking up the children of many nodes is a few gathers,
-with no Python loop over beams or items. A `LeafFilter` tells which nodes still lead to an item
-that a user may be shown.
+with no Python loop over beams or items.
 
-Public names: `ItemTrie`, `LeafFilter`.
+Public names: `ItemTrie`.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -21,43 +20,6 @@ from lcrec.errors import InputError
 
 _KEY_BITS = 63  # what a non-negative int64 holds
 _MAX_TOKEN = np.iinfo(np.int32).max
-
-
-@dataclass(frozen=True, eq=False)
-class LeafFilter:
-    """Which leaves of a trie may be reached; made by `ItemTrie.leaf_filter`.
-
-    Leaves are in lexicographic order and a node spans consecutive ones, so "is any allowed leaf
-    below this node" is the difference of two entries of a running count, whatever the node.
-
-    Attributes:
-        leaf_start: the trie's.
-        leaf_end: the trie's.
-        counts: int32 `[n_items + 1]` for everybody or `[batch, n_items + 1]`, how many leaves are
-            allowed before each leaf rank; None where all are.
-        denied: int64 `[batch, width]`, ranks of leaves to take from those, ascending; `n_items`
-            where unused.
-    """
-
-    leaf_start: Tensor
-    leaf_end: Tensor
-    counts: Tensor | None
-    denied: Tensor | None
-
-    def reachable(self, nodes: Tensor) -> Tensor:
-        """Tell whether an allowed leaf lies below each node: int64 to bool, both `[batch, ...]`."""
-        start = self.leaf_start[nodes].long().flatten(1)
-        end = self.leaf_end[nodes].long().flatten(1)
-        if self.counts is None:
-            left = end - start
-        elif self.counts.dim() == 1:
-            left = self.counts[end] - self.counts[start]
-        else:
-            left = self.counts.gather(1, end) - self.counts.gather(1, start)
-        if self.denied is not None:
-            left = left - torch.searchsorted(self.denied, end)
-            left = left + torch.searchsorted(self.denied, start)
-        return (left > 0).view(nodes.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,62 +193,6 @@ class ItemTrie:
         """Return the catalogue ids, int64 `[...]`, of leaf nodes, int64 `[...]`."""
         return self.item_of_leaf[leaves - self.level_start[-2]].long()
 
-    def leaf_filter(
-        self, allowed: Tensor | None = None, denied: Tensor | None = None
-    ) -> LeafFilter | None:
-        """Prepare the question "does an allowed item lie below this node"; None if all are allowed.
-
-        Args:
-            allowed: bool `[n_items]` for everybody or `[batch, n_items]`; costs a pass over it.
-            denied: int64 `[batch, width]` item ids taken from what is allowed, -1 as padding, such
-                as the items a user already has; costs next to nothing, however large the catalogue.
-
-        Raises:
-            InputError: wrong shapes or types, or item ids that are not in the catalogue.
-        """
-        if allowed is None and denied is None:
-            return None
-        if allowed is not None:
-            if allowed.dtype != torch.bool or allowed.dim() not in (1, 2):
-                raise InputError(f"allowed: expected bool, 1-D or 2-D, got {_describe(allowed)}")
-            if allowed.shape[-1] != self.num_items:
-                raise InputError(
-                    f"allowed: expected one entry for each of the {self.num_items} items, "
-                    f"got {_describe(allowed)}"
-                )
-        if denied is not None:
-            if denied.dim() != 2 or denied.dtype != torch.int64:
-                raise InputError(f"denied: expected int64 [batch, width], got {_describe(denied)}")
-            outside = (denied < -1) | (denied >= self.num_items)
-            if outside.any():
-                raise InputError(
-                    f"denied: item {int(denied[outside][0])} is not among the {self.num_items} "
-                    "items (pad with -1)"
-                )
-        counts = None
-        if allowed is not None:
-            in_leaf_order = allowed[..., self.item_of_leaf]
-            counts = torch.nn.functional.pad(in_leaf_order.cumsum(-1, dtype=torch.int32), (1, 0))
-        return LeafFilter(
-            self.leaf_start, self.leaf_end, counts, self._denied_leaves(allowed, denied)
-        )
-
-    def _denied_leaves(self, allowed: Tensor | None, denied: Tensor | None) -> Tensor | None:
-        """Sort the denied items' leaf ranks; what must not be counted becomes rank `n_items`."""
-        if denied is None:
-            return None
-        ignored = denied < 0
-        denied = denied.clamp(min=0)
-        if allowed is not None:  # an item that is not allowed was never counted
-            ignored |= ~(allowed[denied] if allowed.dim() == 1 else allowed.gather(1, denied))
-        leaves = self.leaf_of_item[denied].long().masked_fill(ignored, self.num_items)
-        leaves = leaves.sort(dim=1).values
-        # A list may name an item twice; it is taken away once. The list stays sorted only if the
-        # repeats go to the end, hence the second sort.
-        repeated = torch.zeros_like(ignored)
-        repeated[:, 1:] = leaves[:, 1:] == leaves[:, :-1]
-        return leaves.masked_fill(repeated, self.num_items).sort(dim=1).values
-
 
 def _lexicographic_order(token_ids: np.ndarray) -> np.ndarray:
     """Return the order, int64 `[n_items]`, that sorts the rows of `token_ids` by level 0, 1, ...
@@ -308,7 +214,3 @@ def _lexicographic_order(token_ids: np.ndarray) -> np.ndarray:
         key |= (column - lowest).astype(np.int64, copy=False)
         used += bits
     return np.argsort(key)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

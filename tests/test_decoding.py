@@ -6,9 +6,12 @@ import torch
 import transformers
 from peft import LoraConfig, TaskType, get_peft_model
 
-from lcrec import decoding, probe
-from lcrec.decoding import beam_search, generate_search, search, supports_shared_prefix
+from lcrec import beams, decoding, probe
+from lcrec.beams import beam_search
+from lcrec.decoding import search, supports_shared_prefix
 from lcrec.errors import InputError
+from lcrec.generation import generate_search
+from lcrec.leaf_filter import LeafFilter
 from lcrec.trie import ItemTrie
 
 VOCAB = 200
@@ -257,19 +260,22 @@ def test_allowed_and_denied_items(strategy):
     scores = score_all(model, ids, mask, items)
     generator = torch.Generator().manual_seed(0)
     allowed = torch.rand(3, len(items), generator=generator) < 0.7
-    denied = torch.randint(-1, len(items), (3, 5), generator=generator)
-    taken = torch.zeros_like(allowed).scatter_(1, denied.clamp(min=0), True)
-    taken[:, 0] = (denied == 0).any(dim=1)  # where -1 went, too
+    denied = torch.randint(len(items), (3, 5), generator=generator)
+    taken = torch.zeros_like(allowed).scatter_(1, denied, True)
+    allow = [row.nonzero()[:, 0].numpy() for row in allowed]
+    deny = denied.tolist()
+    some = torch.tensor([[True], [False], [True]])
 
     cases = [
-        ({"allowed": allowed}, allowed),
-        ({"allowed": allowed[0]}, allowed[0].expand(3, -1)),
-        ({"denied": denied}, ~taken),
-        ({"allowed": allowed, "denied": denied}, allowed & ~taken),
-        ({"allowed": allowed[0], "denied": denied}, allowed[0] & ~taken),
+        ({"allow": allow}, allowed),
+        ({"allow": [allow[0]] * 3}, allowed[0].expand(3, -1)),
+        ({"deny": deny}, ~taken),
+        ({"allow": allow, "deny": deny}, allowed & ~taken),
+        ({"allow": [allow[0], None, allow[2]], "deny": deny}, (allowed | ~some) & ~taken),
     ]
-    for arguments, may in cases:
-        output = strategy(model, ids, mask, trie, len(items), **arguments)
+    for lists, may in cases:
+        leaf_filter = LeafFilter.build(trie, 3, **lists)
+        output = strategy(model, ids, mask, trie, len(items), leaf_filter=leaf_filter)
         expected = scores.masked_fill(~may, -torch.inf).sort(descending=True)
         found = expected.values > -torch.inf
         assert ((output.items >= 0) == found).all()
@@ -284,10 +290,10 @@ def test_allowed_and_denied_items(strategy):
 @pytest.mark.parametrize("strategy", [beam_search, generate_search])
 def test_prompts_with_nothing_allowed_get_nothing(strategy):
     model, items, (ids, mask) = make_model(), make_items(), make_prompts()
-    allowed = torch.zeros(3, len(items), dtype=torch.bool)
-    for rows, lone in (([], 0), ([1], 1)):
-        allowed[rows, 7] = True
-        output = strategy(model, ids, mask, ItemTrie.build(items.numpy()), 4, allowed=allowed)
+    trie = ItemTrie.build(items.numpy())
+    for allow, lone in (([[], [], []], 0), ([[], [7], []], 1)):
+        leaf_filter = LeafFilter.build(trie, 3, allow)
+        output = strategy(model, ids, mask, trie, 4, leaf_filter=leaf_filter)
         assert (output.items >= 0).sum() == lone
         assert (output.scores > -torch.inf).sum() == lone
     assert output.items[1].tolist() == [7, -1, -1, -1]
@@ -368,9 +374,9 @@ def test_the_trial_notices_a_window_that_is_ignored(monkeypatch, caplog):
     torch.manual_seed(0)
     config = transformers.MistralConfig(**SHAPE, sliding_window=4096)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    masks = decoding._masks
+    masks = beams._masks
     without = transformers.LlamaConfig(**SHAPE)
-    monkeypatch.setattr(decoding, "_masks", lambda config, *rest: masks(without, *rest))
+    monkeypatch.setattr(beams, "_masks", lambda config, *rest: masks(without, *rest))
     assert not supports_shared_prefix(model)
     assert "scores are off by" in caplog.text
     assert config.sliding_window == 4096
@@ -413,8 +419,8 @@ def test_encoder_decoders():
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog):
     model, trie = make_model(), ItemTrie.build(make_items().numpy())
     ids, mask = make_prompts((20, 15, 6, 9, 12))
-    denied = torch.arange(5)[:, None]
-    expected = search(model, ids, mask, trie, 6, denied=denied)
+    lists = LeafFilter.build(trie, 5, deny=[[row] for row in range(5)])
+    expected = search(model, ids, mask, trie, 6, leaf_filter=lists)
     sizes = []
 
     def small(model, ids, *arguments, **options):
@@ -424,7 +430,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog):
         return beam_search(model, ids, *arguments, **options)
 
     monkeypatch.setattr(decoding, "beam_search", small)
-    output = search(model, ids, mask, trie, 6, denied=denied)
+    output = search(model, ids, mask, trie, 6, leaf_filter=lists)
     assert sizes == [5, 3, 2, 2, 1]
     assert output.items.tolist() == expected.items.tolist()
     assert "batches of 2 prompts" in caplog.text
@@ -456,9 +462,10 @@ def test_one_prompt_that_does_not_fit_is_an_error(monkeypatch):
         ({"num_beams": 0}, "num_beams is 0"),
         ({"attention_mask": torch.ones(3, 5)}, r"got \[3, 20\] and \[3, 5\]"),
         ({"attention_mask": make_prompts()[1].flip(1)}, "row 1 is empty or not padded on the left"),
-        ({"allowed": torch.ones(2, 40, dtype=torch.bool)}, "allowed: has 2 rows for 3 prompts"),
-        ({"allowed": torch.ones(3, 41, dtype=torch.bool)}, "allowed: expected one entry for each"),
-        ({"denied": torch.zeros(2, 1, dtype=torch.int64)}, "denied: has 2 rows for 3 prompts"),
+        (
+            {"leaf_filter": LeafFilter.build(ItemTrie.build(make_items().numpy()), 2, [[1], None])},
+            "leaf_filter: is for 2 prompts, not 3",
+        ),
         ({"trie": ItemTrie.build(np.array([[VOCAB]])), "num_beams": 1}, "token id 200"),
         ({"trie": ItemTrie.build(make_items().numpy()).to("meta")}, "the trie is on meta"),
     ],

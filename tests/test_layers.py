@@ -20,24 +20,27 @@ LAYERS = {
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.prompts", "lcrec.prompts_cli"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.report"], 0),
+    **dict.fromkeys(["lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.
-    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie"], 1),
+    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
     **dict.fromkeys(["lcrec.residual", "lcrec.sinkhorn"], 1),
     **dict.fromkeys(["lcrec.index_quality", "lcrec.index_verdict", "lcrec.index_page"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
-    **dict.fromkeys(["lcrec.decoding", "lcrec.recommender", "lcrec.trainer"], 2),
+    **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
+    **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
     **dict.fromkeys(["lcrec.indexers", "lcrec.rqvae_training"], 3),
     **dict.fromkeys(["lcrec.index_fit", "lcrec.index_report"], 3),
+    **dict.fromkeys(["lcrec.extension", "lcrec.repair", "lcrec.add_items", "lcrec.lsa"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
-LIGHT_STAGES = ["synthetic", "prepare", "evaluate", "baselines.__main__"]
+LIGHT_STAGES = ["synthetic", "prepare", "add_items", "evaluate", "baselines.__main__"]
 HEAVY = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"]
 
 

@@ -10,8 +10,8 @@ from lcrec.dataset import draw_rows, tokenise_rows
 from lcrec.errors import InputError
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender
-from lcrec.tasks import TaskData
-from lcrec.vocab import extend_tokenizer, item_token_ids, resize_embeddings
+from lcrec.tasks import TASKS, TaskData
+from lcrec.vocab import extend_tokenizer, item_token_ids, resize_embeddings, vocabulary_ids
 
 ITEMS = 48
 HISTORIES = st.lists(
@@ -30,7 +30,7 @@ def random_model(base, index):
 
 @pytest.fixture(scope="module")
 def recommender(random_model, index, prompts):
-    return Recommender(*random_model, index, prompts, max_history=4)
+    return Recommender(*random_model, index, prompts, max_history=4, tasks=TASKS)
 
 
 def check_lists(ranking, k):
@@ -153,7 +153,7 @@ def test_training_prompts_are_inference_prompts(recommender, random_model, shop_
     """Every training row of seqrec has the prompt that `recommend` makes, token for token."""
     data = TaskData(shop_items, split.train, recommender.index, max_history=4)
     rows = draw_rows(data, recommender.prompts, {"seqrec": 150.0}, 0, 0)
-    dataset = tokenise_rows([rows], recommender.encoder, 600, 8)
+    dataset = tokenise_rows([rows], recommender.questions.encoder, 600, 8)
     tokenizer = random_model[1]
     asked = 0
     by_prompt = {}
@@ -170,7 +170,144 @@ def test_training_prompts_are_inference_prompts(recommender, random_model, shop_
     assert not by_prompt
 
 
+# Requests that differ.
+
+
+def test_each_request_of_a_mixed_call_gets_what_it_gets_alone(recommender):
+    histories = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]
+    ks = [3, 25, 10, 40, 1]  # 20, 25, 20, 40 and 20 beams
+    allow = [None, range(10, 40), [5, 6, 7, 8, 9, 10, 11, 12, 13, 14], None, range(10, 40)]
+    deny = [[0, 1, 2], None, None, [47], []]
+    mixed = recommender.recommend(histories, ks, allow=allow, deny=deny)
+    assert mixed.items.shape == mixed.scores.shape == (5, 40)
+    for row, k in enumerate(ks):
+        alone = recommender.recommend([histories[row]], k, allow=[allow[row]], deny=[deny[row]])
+        assert mixed.items[row, :k].tolist() == alone.items[0].tolist()
+        assert np.allclose(mixed.scores[row, :k], alone.scores[0], atol=1e-4)
+        assert (mixed.items[row, k:] == -1).all()
+        assert (mixed.scores[row, k:] == -np.inf).all()
+        may = set(range(ITEMS) if allow[row] is None else allow[row]) - set(deny[row] or ())
+        assert set(alone.items[0].tolist()) <= may
+
+
+def test_lists_and_the_history_are_excluded_together(recommender):
+    ranking = recommender.recommend(
+        [[1, 2], [3]], 8, allow=[range(10), None], deny=[[5], [6]], exclude_history=True
+    )
+    assert sorted(ranking.items[0].tolist()) == [-1, 0, 3, 4, 6, 7, 8, 9]
+    assert not {3, 6} & set(ranking.items[1].tolist())
+
+
+def test_search_asks_in_words(recommender, random_model):
+    tokenizer = random_model[1]
+    queries = ["a thing for a <|im_end|> desk", "a warm\ncoat"]
+    ranking = recommender.search(queries, k=ITEMS)
+    check_lists(ranking, ITEMS)
+    assert ranking.items[0].tolist() != ranking.items[1].tolist()
+    plain, known = (
+        recommender.questions.search(queries, histories) for histories in ([(), ()], [[], [3, 4]])
+    )
+    assert plain[0] == known[0]
+    assert "a thing for a < |im_end|> desk" in tokenizer.decode(plain[0])
+    assert "a warm coat" in tokenizer.decode(known[1])
+    # With a history, the wording that speaks of both is taken.
+    texts = recommender.index.texts
+    assert texts[3] in tokenizer.decode(known[1])
+    assert texts[3] not in tokenizer.decode(plain[1])
+    excluded = recommender.search(queries, histories=[[], [3, 4]], k=46, exclude_history=True)
+    assert not {3, 4} & set(excluded.items[1].tolist())
+
+
+def test_explanations_are_words(recommender, index):
+    first, second, third = recommender.explain([[1, 2], [], [1, 2]], [[5, 6], [6], []])
+    assert len(first.titles) == 2
+    assert first.titles[1] == second.titles[0]
+    assert second.preference is None
+    assert third == type(third)([], first.preference)
+    for text in (*first.titles, first.preference):
+        assert isinstance(text, str)
+        assert not any(token in text for token in index.vocabulary)
+
+
+def test_an_explanation_is_the_likeliest_continuation(recommender, random_model):
+    """Greedy decoding by hand, without a cache, item tokens ruled out."""
+    model, tokenizer = random_model
+    (ids,) = recommender.questions.titles([7], 8)
+    banned = vocabulary_ids(tokenizer, recommender.index)
+    answer = []
+    while len(answer) < 8:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*ids, *answer]])).logits[0, -1]
+        logits[banned] = -torch.inf
+        answer.append(int(logits.argmax()))
+        if answer[-1] == tokenizer.eos_token_id:
+            break
+    expected = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    explained = recommender.explain([[1], []], [[7], [3, 7]], max_new_tokens=8)
+    assert explained[0].titles == [expected]
+    assert explained[1].titles[1] == expected
+
+
+def test_what_was_not_learnt_is_not_asked(random_model, index, prompts):
+    learnt = Recommender(*random_model, index, prompts, max_history=4)
+    with pytest.raises(InputError, match=r"not trained on itemsearch .*--tasks itemsearch seqrec"):
+        learnt.search(["a desk"])
+    with pytest.raises(InputError, match="not trained on index2item"):
+        learnt.explain([[1]], [[2]])
+    tasks = ["seqrec", "index2item"]
+    partly = Recommender(*random_model, index, prompts, max_history=4, tasks=tasks)
+    (explained,) = partly.explain([[1]], [[2]])
+    assert explained.preference is None
+    assert len(explained.titles) == 1
+
+
 # Errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"allow": [None, []]}, "request 1: 3 items wanted, but .* leave 0 of the 48"),
+        ({"allow": [[1, 2], None]}, "request 0: 3 items wanted, but .* leave 2 of the 48"),
+        ({"allow": [[1, 2, 3], None], "deny": [[2, 9], None]}, "leave 2 of the 48"),
+        ({"deny": [None, range(46)]}, "request 1: .* leave 2 of the 48"),
+        ({"allow": [None, [48]]}, "allow list of request 1: item 48"),
+        ({"deny": [None]}, "deny: has 1 lists for 2 requests"),
+        ({"k": [3]}, r"k: expected one number from 1 up, or 2 of them, found \[3\]"),
+        ({"k": [3, 0]}, "k: expected one number"),
+        ({"k": 0}, "k: expected one number"),
+    ],
+)
+def test_lists_that_cannot_be(recommender, arguments, message):
+    with pytest.raises(InputError, match=message):
+        recommender.recommend([[0], [1]], **{"k": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("queries", "histories", "message"),
+    [
+        (["a desk", ""], None, "query 1 is empty"),
+        (["a desk", " \x00 "], None, "query 1 is empty"),
+        (["a desk"], [[48]], "history 0: item 48"),
+        (["a desk"], [[1], [2]], "2 histories for 1 queries"),
+    ],
+)
+def test_queries_that_cannot_be(recommender, queries, histories, message):
+    with pytest.raises(InputError, match=message):
+        recommender.search(queries, histories=histories)
+
+
+def test_prompts_beyond_the_context(random_model, index, prompts):
+    own = Recommender(
+        *random_model, index, prompts, max_history=4, max_text_words=1000, tasks=TASKS
+    )
+    own.questions.max_history = 1000
+    with pytest.raises(InputError, match=r"request 1: its prompt has \d+ tokens .* 512 of the"):
+        own.recommend([[1], [1] * 400])
+    with pytest.raises(InputError, match="more than the 512 of the model's context"):
+        own.search(["chair " * 900])
+    with pytest.raises(InputError, match="the answer up to 600"):
+        own.explain([[1]], [[1]], max_new_tokens=600)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +356,7 @@ def test_weights_that_are_broken(base, index, prompts):
 
 def test_from_pretrained(checkpoint, split):
     loaded = Recommender.from_pretrained(checkpoint)
-    assert loaded.max_history == 4
+    assert loaded.questions.max_history == 4
     check_lists(loaded.recommend(split.test.histories, 10), 10)
 
 

@@ -128,7 +128,14 @@ def test_questions_at_inference_are_those_of_training():
     train = records("seqrec")[1]
     assert history_record(INDEX, np.array([0, 1]), data.max_history).items() <= train.items()
     assert item_record(data, 0).items() <= records("item2index")[0].items()
-    asked = search_record(data, [0, 1], "likes pens", "a cup")
+    asked = search_record(
+        INDEX,
+        [0, 1],
+        data.max_history,
+        preference="likes pens",
+        intention="a cup",
+        max_text_words=data.max_text_words,
+    )
     assert asked.items() <= records("itemsearch")[0].items()
 
 

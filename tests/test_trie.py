@@ -93,40 +93,6 @@ def test_holds_exactly_the_catalogue(rows):
     assert trie.walk(torch.from_numpy(rows))[1].all()
 
 
-@given(st.data())
-@settings(deadline=None)
-def test_leaf_filter_finds_the_nodes_above_allowed_items(data):
-    rows = data.draw(catalogues())
-    trie = ItemTrie.build(rows)
-    n, batch = len(rows), 2
-    one_mask = st.lists(st.booleans(), min_size=n, max_size=n)
-    shared = data.draw(st.none() | one_mask)
-    each = data.draw(st.none() | st.lists(one_mask, min_size=batch, max_size=batch))
-    width = data.draw(st.integers(0, 5))
-    ids = st.lists(st.integers(-1, n - 1), min_size=width, max_size=width)
-    denied = data.draw(st.none() | st.lists(ids, min_size=batch, max_size=batch))
-
-    allowed = each if each is not None else shared
-    leaf_filter = trie.leaf_filter(
-        None if allowed is None else torch.tensor(allowed),
-        None if denied is None else torch.tensor(denied, dtype=torch.int64).view(batch, width),
-    )
-    if leaf_filter is None:
-        assert allowed is None
-        assert denied is None
-        return
-    may = np.broadcast_to(np.array(True if allowed is None else allowed), (batch, n)).copy()
-    for row in range(batch if denied is not None else 0):
-        may[row, [item for item in denied[row] if item >= 0]] = False
-    for level in range(trie.depth + 1):
-        prefixes = [tuple(row[:level]) for row in rows.tolist()]
-        above = [{prefixes[item] for item in np.flatnonzero(user)} for user in may]
-        distinct = sorted(set(prefixes))
-        nodes = all_nodes(trie, level).expand(batch, -1)
-        found = leaf_filter.reachable(nodes)
-        assert found.tolist() == [[prefix in user for prefix in distinct] for user in above]
-
-
 def test_many_wide_levels_sort_right():
     # 8 levels of 18 bits do not fit one 63-bit key.
     rows = np.random.default_rng(0).integers(0, 2**18, (2000, 8))
@@ -155,21 +121,6 @@ def test_same_tokens_twice_names_both_items():
 def test_refuses_what_is_no_catalogue(rows, message):
     with pytest.raises(InputError, match=message):
         ItemTrie.build(rows)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"allowed": torch.ones(4)}, r"expected bool, 1-D or 2-D, got float32 \[4\]"),
-        ({"allowed": torch.ones(5, dtype=torch.bool)}, r"each of the 4 items, got bool \[5\]"),
-        ({"denied": torch.tensor([0])}, r"expected int64 \[batch, width\], got int64 \[1\]"),
-        ({"denied": torch.tensor([[0, 4]])}, "item 4 is not among the 4 items"),
-        ({"denied": torch.tensor([[-2]])}, "item -2"),
-    ],
-)
-def test_leaf_filter_refuses(arguments, message):
-    with pytest.raises(InputError, match=message):
-        ItemTrie.build(TOY).leaf_filter(**arguments)
 
 
 def test_moves_between_devices():

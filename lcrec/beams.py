@@ -1,0 +1,164 @@
+"""Beam search that encodes a prompt once for all its beams.
+
+The K beams of a user are K query positions of one sequence: every level appends K tokens to one
+key-value cache, and a 4-D mask lets a beam see the prompt and its own ancestors only, so the cache
+is never reordered. Whether a model can be decoded so is for `lcrec.probe` to find out.
+
+Public names: `beam_search`, `BeamOutput`, `Model`, `check_finite`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from lcrec.errors import InputError
+from lcrec.leaf_filter import LeafFilter
+from lcrec.trie import ItemTrie
+
+Model = PreTrainedModel | PeftModel
+
+_BLOCK = 2**24  # logits turned into float32 at a time: 64 MB
+
+
+@dataclass(frozen=True)
+class BeamOutput:
+    """The items found for each prompt, best first and distinct.
+
+    Attributes:
+        items: int64 `[batch, beam]`, catalogue ids; -1 beyond the number of items allowed.
+        scores: float32 `[batch, beam]`, log-probabilities; -inf where the item is -1.
+    """
+
+    items: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def beam_search(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    trie: ItemTrie,
+    num_beams: int,
+    *,
+    leaf_filter: LeafFilter | None = None,
+    first_row: int = 0,
+) -> BeamOutput:
+    """Search with one encoded prompt for all its beams.
+
+    The arguments are those of `lcrec.decoding.search`, which checks them; `first_row` is the number
+    that an error gives to the first row.
+    """
+    config = model.config.get_text_config(decoder=True)
+    device, batch = input_ids.device, len(input_ids)
+    rows = torch.arange(batch, device=device)[:, None]
+    lengths = attention_mask.long().sum(dim=1, keepdim=True)
+    # Made without the config, the cache keeps every slot; made with it, a sliding-window layer
+    # drops its oldest slots and takes the beams for tokens that follow one another.
+    cache = DynamicCache()
+    position = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [batch, slot]
+    visible = attention_mask.bool()[:, None, :]  # [batch, beam, slot]
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    # One beam so far, at the root.
+    nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(batch, 1, device=device)
+    for level in range(trie.depth):
+        children, tokens, valid = trie.children(nodes, level)
+        if leaf_filter is not None:
+            valid &= leaf_filter.reachable(children)
+        log_probs = _log_probs(logits, tokens, first_row)
+        candidates = (scores[..., None] + log_probs).masked_fill(~valid, -torch.inf).flatten(1)
+        # A level with fewer nodes than beams keeps them all. A beam with no allowed item below it
+        # is at -inf and stays there, whatever is added.
+        beams = min(num_beams, trie.num_nodes(level + 1))
+        chosen = _best(candidates, beams)
+        scores = candidates.gather(1, chosen)
+        nodes = children.flatten(1).gather(1, chosen)
+        if level + 1 < trie.depth:
+            parent = chosen // trie.max_children(level)
+            itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
+            visible = torch.cat([visible[rows, parent], itself], dim=2)
+            query = (lengths + level).expand(-1, beams)
+            position = torch.cat([position, query], dim=1)
+            logits = model(
+                input_ids=tokens.flatten(1).gather(1, chosen),
+                attention_mask=_masks(config, visible, query, position, cache),
+                position_ids=query,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+    scores, best_first = scores.sort(dim=1, descending=True, stable=True)
+    items = trie.items(nodes.gather(1, best_first))
+    return BeamOutput(items.masked_fill(scores == -torch.inf, -1), scores)
+
+
+def _log_probs(logits: Tensor, tokens: Tensor, first_row: int) -> Tensor:
+    """Log-probabilities of `tokens` `[batch, beam, width]` from logits `[batch, beam, vocab]`.
+
+    Only the wanted entries become float32; the normaliser is computed some rows at a time.
+    """
+    block = max(1, _BLOCK // logits[0].numel())
+    total = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(block)])
+    check_finite(total, first_row)
+    return logits.gather(2, tokens).float() - total[..., None]
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
+    """Return the indices of the `k` largest of `scores` `[batch, n]`, in ascending order.
+
+    Among equals the lower index wins, which `torch.topk` does not promise. Candidates come in the
+    order of their nodes, and leave in it.
+    """
+    least = scores.topk(k, dim=1).values[:, -1:]
+    better, equal = scores > least, scores == least
+    room = k - better.sum(dim=1, keepdim=True)
+    chosen = better | (equal & (equal.cumsum(dim=1) <= room))
+    return chosen.nonzero()[:, 1].view(len(scores), k)
+
+
+def _masks(
+    config: PreTrainedConfig, visible: Tensor, query: Tensor, position: Tensor, cache: DynamicCache
+) -> Tensor | dict[str, Tensor]:
+    """Additive attention masks `[batch, 1, beam, slot]`, in the form the model family takes.
+
+    A sliding window counts positions, not cache slots: the beams of a level share one position.
+    Families whose layers differ take one mask per kind of layer; the others take a single one.
+    """
+    first_layer: Any = cache.layers[0]
+    dtype = first_layer.keys.dtype  # what attention computes in, under adapters and autocast too
+
+    def additive(mask: Tensor) -> Tensor:
+        hidden = torch.full_like(mask, torch.finfo(dtype).min, dtype=dtype)
+        return hidden.masked_fill(mask, 0)[:, None]
+
+    full = additive(visible)
+    window = getattr(config, "sliding_window", None)
+    if not window:
+        return full
+    near = query[:, :, None] - position[:, None, :] < window
+    windowed = additive(visible & near)
+    if getattr(config, "layer_types", None) is None:
+        return windowed
+    return {"full_attention": full, "sliding_attention": windowed}
+
+
+def check_finite(values: Tensor, first_row: int) -> None:
+    """Raise `InputError` naming the first row of `values` `[batch, beam]` that is not finite."""
+    broken = ~values.isfinite().all(dim=1)
+    if broken.any():
+        raise InputError(
+            f"the model's logits for prompt {first_row + int(broken.nonzero()[0])} are NaN or "
+            "infinite; the weights are broken, or overflow in this precision (try bfloat16)"
+        )

@@ -1,0 +1,197 @@
+"""Which items each request may be given: allow and deny lists as masks over a trie's leaves.
+
+Leaves are in lexicographic order and a node spans consecutive ones, so "how many of these items lie
+below this node" is the difference of two ranks in their sorted list, whatever the node. All lists
+of a batch are one sorted array of keys (list number, leaf rank), so lists of any lengths stand side
+by side unpadded, and a list that many requests share (what is in stock) is stored once. The tree is
+never rebuilt.
+
+Public names: `LeafFilter`, `ItemIds`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcrec.errors import InputError
+from lcrec.trie import ItemTrie
+
+ItemIds = Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Lists:
+    """Sorted lists of leaf ranks, and which of them each request has.
+
+    Attributes:
+        keys: int64 `[entries]`, `list * stride + leaf rank`, ascending and distinct.
+        first: int64 `[batch]`, each request's `list * stride`.
+    """
+
+    keys: Tensor
+    first: Tensor
+
+    def count(self, start: Tensor, end: Tensor) -> Tensor:
+        """Count each request's entries from rank `start` to before `end`, int64 `[batch, n]`."""
+        first = self.first[:, None]
+        return torch.searchsorted(self.keys, first + end) - torch.searchsorted(
+            self.keys, first + start
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LeafFilter:
+    """Which leaves of a trie each request of a batch may reach; make one with `LeafFilter.build`.
+
+    Attributes:
+        leaf_start, leaf_end: the trie's.
+        allow: the allow lists; None where no request has one.
+        has_allow: bool `[batch]`, which requests have one; to the others everything is allowed.
+        deny: what is taken from the allowed items; None where no request has any.
+    """
+
+    leaf_start: Tensor
+    leaf_end: Tensor
+    allow: _Lists | None
+    has_allow: Tensor
+    deny: _Lists | None
+
+    @classmethod
+    def build(
+        cls,
+        trie: ItemTrie,
+        batch: int,
+        allow: Sequence[ItemIds | None] | None = None,
+        deny: Sequence[ItemIds | None] | None = None,
+    ) -> "LeafFilter | None":
+        """Prepare the question "does an item allowed to this request lie below this node".
+
+        The cost grows with the lists, not with the catalogue. Give requests that share a list the
+        same object: it is then stored once.
+
+        Args:
+            trie: the catalogue.
+            batch: how many requests there are.
+            allow: per request the only items it may get, in any order; None for all of them.
+            deny: per request items that it must not get, allowed or not; None for none.
+
+        Returns:
+            The filter, or None if nothing is ruled out.
+
+        Raises:
+            InputError: not one list per request, or an item that is not in the catalogue.
+        """
+        allow = [None] * batch if allow is None else allow
+        deny = [None] * batch if deny is None else deny
+        for name, lists in (("allow", allow), ("deny", deny)):
+            if len(lists) != batch:
+                raise InputError(f"{name}: has {len(lists)} lists for {batch} requests")
+        stride = trie.num_items + 1
+        leaf_of_item = trie.leaf_of_item.cpu().numpy()
+
+        allow_numbers = _number([None if ids is None else (id(ids),) for ids in allow])
+        allow_keys = _keys("allow", allow, allow_numbers, leaf_of_item)
+        # What is denied is counted only where it is allowed; so a list shared by requests with
+        # different allow lists is a list for each of them.
+        numbers = _number(
+            [
+                None if ids is None else (id(ids), number)
+                for ids, number in zip(deny, allow_numbers.tolist(), strict=True)
+            ]
+        )
+        deny_keys = _keys("deny", deny, numbers, leaf_of_item)
+        allow_of_list = np.full(numbers.max(initial=0) + 2, -1)  # the last takes what number -1 has
+        allow_of_list[numbers] = allow_numbers
+        allow_of_key = allow_of_list[deny_keys // stride]
+        wanted = allow_of_key * stride + deny_keys % stride
+        place = np.searchsorted(allow_keys, wanted).clip(max=max(len(allow_keys) - 1, 0))
+        is_allowed = allow_of_key < 0
+        if len(allow_keys):
+            is_allowed |= allow_keys[place] == wanted
+        deny_keys = deny_keys[is_allowed]
+
+        if not (allow_numbers >= 0).any() and not len(deny_keys):
+            return None
+        device = trie.device
+        has_allow = torch.from_numpy(allow_numbers >= 0).to(device)
+
+        def pack(keys: np.ndarray, numbers: np.ndarray) -> _Lists:
+            # A request without a list has one beyond the last, which is empty.
+            own = np.where(numbers < 0, len(numbers), numbers) * stride
+            return _Lists(torch.from_numpy(keys).to(device), torch.from_numpy(own).to(device))
+
+        return cls(
+            trie.leaf_start,
+            trie.leaf_end,
+            pack(allow_keys, allow_numbers) if has_allow.any() else None,
+            has_allow,
+            pack(deny_keys, numbers) if len(deny_keys) else None,
+        )
+
+    def rows(self, rows: slice | np.ndarray) -> "LeafFilter":
+        """Return the filter of some of the requests."""
+        chosen = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+
+        def pick(lists: _Lists | None) -> _Lists | None:
+            return lists and replace(lists, first=lists.first[chosen])
+
+        return replace(
+            self,
+            allow=pick(self.allow),
+            has_allow=self.has_allow[chosen],
+            deny=pick(self.deny),
+        )
+
+    def count(self, nodes: Tensor) -> Tensor:
+        """Count the allowed items below each node, int64 `[batch, n]` to int64 `[batch, n]`."""
+        start, end = self.leaf_start[nodes].long(), self.leaf_end[nodes].long()
+        left = end - start
+        if self.allow is not None:
+            left = torch.where(self.has_allow[:, None], self.allow.count(start, end), left)
+        if self.deny is not None:
+            left = left - self.deny.count(start, end)
+        return left
+
+    def reachable(self, nodes: Tensor) -> Tensor:
+        """Tell whether an allowed item lies below each node: int64 to bool, both `[batch, ...]`."""
+        return (self.count(nodes.flatten(1)) > 0).view(nodes.shape)
+
+    def totals(self) -> np.ndarray:
+        """Return how many items each request may get, int64 `[batch]`."""
+        root = self.has_allow.new_zeros(len(self.has_allow), 1, dtype=torch.int64)
+        return self.count(root)[:, 0].cpu().numpy()
+
+
+def _number(names: Sequence[tuple[int, ...] | None]) -> np.ndarray:
+    """Number distinct names from 0 in order of appearance, int64; -1 for None."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return np.array(
+        [-1 if name is None else numbers.setdefault(name, len(numbers)) for name in names],
+        dtype=np.int64,
+    )
+
+
+def _keys(
+    name: str, lists: Sequence[ItemIds | None], numbers: np.ndarray, leaf_of_item: np.ndarray
+) -> np.ndarray:
+    """Return `list * (items + 1) + leaf rank` of every entry of the numbered lists, ascending."""
+    num_items, parts = len(leaf_of_item), [np.zeros(0, dtype=np.int64)]
+    for number, request in zip(*np.unique(numbers, return_index=True), strict=True):
+        if number < 0:
+            continue
+        ids = np.asarray(lists[request])
+        where = f"the {name} list of request {request}"
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise InputError(f"{where}: expected item ids, found {lists[request]!r:.60}")
+        ids = ids.astype(np.int64)
+        outside = (ids < 0) | (ids >= num_items)
+        if outside.any():
+            raise InputError(
+                f"{where}: item {ids[outside][0]} is not in the catalogue, whose ids are 0 to "
+                f"{num_items - 1}"
+            )
+        parts.append(number * (num_items + 1) + leaf_of_item[ids])
+    return np.unique(np.concatenate(parts))

@@ -1,0 +1,169 @@
+"""Requests -> prompts as token ids, the same for every caller and those of training.
+
+Everything a person can put into a request is checked here, before a model sees it.
+
+Public names: `Questions`, `plan_batches`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lcrec.dataset import PromptEncoder
+from lcrec.errors import InputError
+from lcrec.index import ItemIndex
+from lcrec.leaf_filter import ItemIds
+from lcrec.prompts import PromptSet, Template
+from lcrec.tasks import Record, history_record, search_record
+
+
+class Questions:
+    """Asks a model about histories, queries and items, in the wording of a prompt set.
+
+    Args:
+        tokenizer: with the index's tokens.
+        index: the item index.
+        prompts: the wording.
+        max_history: how many of the latest items a prompt shows.
+        max_text_words: the length, in words, that a query is cut to.
+        context: the tokens that the model can take, answer included; None if it has no limit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        index: ItemIndex,
+        prompts: PromptSet,
+        *,
+        max_history: int,
+        max_text_words: int,
+        context: int | None,
+    ) -> None:
+        self.index, self.prompts, self.context = index, prompts, context
+        self.max_history, self.max_text_words = max_history, max_text_words
+        self.encoder = PromptEncoder(tokenizer, prompts)
+
+    def next_item(
+        self, histories: Sequence[ItemIds], template: Template | None = None
+    ) -> list[list[int]]:
+        """Ask what comes after each history, by default in the first wording of `seqrec`.
+
+        Raises:
+            InputError: an empty history, an item that is not in the catalogue, or a prompt longer
+                than the model's context.
+        """
+        template = template or self.prompts.for_task("seqrec", "eval")[0]
+        self.check_items("history", histories)
+        for position, history in enumerate(histories):
+            if len(history) == 0:
+                raise InputError(f"history {position} is empty; give at least one item")
+        records = [history_record(self.index, history, self.max_history) for history in histories]
+        return self._encode([template.ask(record) for record in records], self.index.num_levels)
+
+    def search(
+        self,
+        queries: Sequence[str],
+        histories: Sequence[ItemIds],
+        template: Template | None = None,
+    ) -> list[list[int]]:
+        """Ask what each customer looks for, by default in the wording that says most of a request.
+
+        Raises:
+            InputError: an empty query, not one history per query, an item that is not in the
+                catalogue, or a prompt longer than the model's context.
+        """
+        if len(histories) != len(queries):
+            raise InputError(f"{len(histories)} histories for {len(queries)} queries")
+        self.check_items("history", histories)
+        questions = []
+        for position, (query, history) in enumerate(zip(queries, histories, strict=True)):
+            record = search_record(
+                self.index,
+                history,
+                self.max_history,
+                intention=query,
+                max_text_words=self.max_text_words,
+            )
+            if not record["intention"]:
+                raise InputError(f"query {position} is empty; say what is looked for")
+            questions.append(self._choose("itemsearch", record, template).ask(record))
+        return self._encode(questions, self.index.num_levels)
+
+    def titles(self, items: Sequence[int], answer: int) -> list[list[int]]:
+        """Ask for each item's title, of at most `answer` tokens."""
+        records: list[Record] = [{"item": self.index.texts[item]} for item in items]
+        return self._encode([self._choose("index2item", r).ask(r) for r in records], answer)
+
+    def preferences(self, histories: Sequence[ItemIds], answer: int) -> list[list[int]]:
+        """Ask what each customer likes, in at most `answer` tokens; no history may be empty."""
+        records = [history_record(self.index, history, self.max_history) for history in histories]
+        return self._encode([self._choose("preferenceobtain", r).ask(r) for r in records], answer)
+
+    def check_items(self, name: str, lists: Sequence[ItemIds]) -> None:
+        """Refuse items that are not in the catalogue.
+
+        Raises:
+            InputError: naming the first, and `name` with the position of its list.
+        """
+        for position, items in enumerate(lists):
+            unknown = [item for item in items if not 0 <= item < len(self.index)]
+            if unknown:
+                raise InputError(
+                    f"{name} {position}: item {unknown[0]} is not in the catalogue, whose ids are "
+                    f"0 to {len(self.index) - 1}"
+                )
+
+    def pad(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return prompts padded on the left, and their mask, both int64 [batch, longest]."""
+        width = max(map(len, prompt_ids))
+        pad = self.encoder.tokenizer.pad_token_id
+        input_ids = torch.full((len(prompt_ids), width), pad, dtype=torch.int64)
+        mask = torch.zeros((len(prompt_ids), width), dtype=torch.int64)
+        for row, ids in enumerate(prompt_ids):
+            input_ids[row, width - len(ids) :] = torch.tensor(ids)
+            mask[row, width - len(ids) :] = 1
+        return input_ids, mask
+
+    def _choose(self, task: str, record: Record, wanted: Template | None = None) -> Template:
+        """Return the wanted template, or the first for the task that says most of the record."""
+        serving = [wanted] if wanted else self.prompts.for_task(task, "eval")
+        asking = [template for template in serving if template.can_ask(record)]
+        if not asking:
+            given = ", ".join(name for name, value in record.items() if value)
+            raise InputError(
+                f"no wording of {task} can ask with {given} alone; add one to prompts/"
+            )
+        return max(asking, key=lambda template: len(template.question_variables))
+
+    def _encode(self, questions: list[str], answer: int) -> list[list[int]]:
+        """Return prompts as token ids, refusing one that leaves no room for its answer."""
+        prompt_ids = self.encoder.prompt_ids(questions) if questions else []
+        for row, ids in enumerate(prompt_ids):
+            if self.context is not None and len(ids) + answer > self.context:
+                raise InputError(
+                    f"request {row}: its prompt has {len(ids)} tokens and the answer up to "
+                    f"{answer}, more than the {self.context} of the model's context; shorten it, "
+                    "or train with a lower --max-history"
+                )
+        return prompt_ids
+
+
+def plan_batches(prompt_ids: list[list[int]], max_tokens: int) -> list[np.ndarray]:
+    """Return the rows of each batch, alike in length and within a budget of padded tokens.
+
+    A prompt longer than the budget has a batch of its own. The plan depends on the prompts alone,
+    so that it is the same for any number of processes.
+    """
+    lengths = np.asarray([len(ids) for ids in prompt_ids])
+    batches: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        # The first row of a batch is its longest.
+        fits = batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]]
+        if fits and fits <= max_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return [np.asarray(batch) for batch in batches]
