@@ -273,13 +273,13 @@ def _meaning_table(report: Report) -> Table:
         add("explained variance", [*report["explained_variance"], *[None] * beyond])
     if "variance_between_prefixes" in report:
         add("between prefixes", report["variance_between_prefixes"])
-    for part, names in (
-        ("neighbours", ("kept", "chance", "most")),
-        ("labels", ("purity", "chance")),
-    ):
-        for name in names if part in report else ():
-            title = {"kept": "neighbours kept", "most": "at most", "chance": "by chance"}
-            add(title.get(name, name) + (" " if part == "labels" else ""), report[part][name])
+    if "neighbours" in report:
+        add("neighbours kept", report["neighbours"]["kept"])
+        add("kept by chance", report["neighbours"]["chance"])
+        add("kept at most", report["neighbours"]["most"])
+    if "labels" in report:
+        add("purity", report["labels"]["purity"])
+        add("purity by chance", report["labels"]["chance"])
     return Table(
         "By depth of the prefix.", list(columns), list(zip(*columns.values(), strict=True))
     )

@@ -241,9 +241,11 @@ def _tree(
     sizes = [np.bincount(group) for group in groups]
     distinct = [len(size) for size in sizes]
     conflicts = find_conflicts(codes)
-    # An extra token that tells items alike apart counts them: 0, 1, ... under every prefix.
+    # An extra token that tells items apart counts them: 0, 1, ... under every prefix, and 0 where
+    # an item is alone. (In a tree without one alone, every prefix may simply be full.)
     above = groups[-2] if len(groups) > 1 else np.zeros(items, dtype=np.int64)
-    highest = np.zeros(above.max() + 1, dtype=np.int64)
+    under = np.bincount(above)
+    highest = np.zeros(len(under), dtype=np.int64)
     np.maximum.at(highest, above, codes[:, -1])
     return {
         "items": items,
@@ -254,7 +256,7 @@ def _tree(
             "largest": max(map(len, conflicts), default=0),
             "examples": conflicts[:EXAMPLES],
         },
-        "last_level_counts": bool((highest + 1 == np.bincount(above)).all()),
+        "last_level_counts": bool((highest + 1 == under).all() and (under == 1).any()),
         "distinct_prefixes": distinct,
         "children_mean": [
             count / parents for parents, count in zip([1, *distinct], distinct, strict=False)

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     config = parse_config(IndexReportConfig, argv, description=__doc__ or "", prog=STAGE)
     path = index_path(config.index)
     own_folder = config.output.resolve() == path.parent.resolve()
-    codes, level_sizes = read_codes(path)
+    codes, level_sizes = read_codes(config.index)
     inputs = {"index": path}
     if not own_folder:
         record = read_provenance(config.output)
@@ -101,18 +101,18 @@ def main(argv: list[str]) -> None:
     print(f"Wrote {config.output / REPORT_PAGE}: open it in a browser.")
 
 
-def read_codes(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
+def read_codes(folder: Path) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return codes, int32 [items, levels], and level sizes of an index in which items may collide.
 
     Raises:
         InputError: the file is missing or malformed, or its paths differ in length.
     """
-    paths = read_paths(path)
+    paths = read_paths(folder)
     if len(set(map(len, paths))) == 1:
         codes = np.asarray(paths, dtype=np.int32)
         if find_conflicts(codes):  # no index of this kit, so nothing recorded its level sizes
             return codes, tuple((codes.max(axis=0) + 1).tolist())
-    index = ItemIndex.load(path)
+    index = ItemIndex.load(folder)
     return index.codes, index.level_sizes
 
 

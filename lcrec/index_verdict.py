@@ -81,9 +81,10 @@ def _counting(report: Report) -> Finding | None:
     if not report["last_level_counts"] or not parted:
         return None
     return Finding(
-        "note",
+        "warning" if parted > 0.4 else "note",
         f"The last code only counts the items that share all codes before it ({parted:.1%} of "
         "them): it tells them apart and says nothing else of them.",
+        "More --codes or --levels part more of them by meaning.",
     )
 
 
@@ -98,7 +99,8 @@ def _explained(report: Report) -> Finding | None:
 
 
 def _uniqueness_cost(report: Report) -> Finding | None:
-    if "conflict_rate_before_assignment" not in report:
+    # Where a last code does nothing but part items, that is another rule's.
+    if "conflict_rate_before_assignment" not in report or report["last_level_counts"]:
         return None
     rate = report["conflict_rate_before_assignment"]
     lost = report["explained_variance"][-1] - report["explained_variance_assigned"]
@@ -116,10 +118,8 @@ def _uniqueness_cost(report: Report) -> Finding | None:
 
 def _use(report: Report) -> Finding | None:
     items, sizes = report["items"], report["level_sizes"]
-    # A level that counts uses few codes by its nature; one alone uses each code once.
-    levels = len(sizes) - report["last_level_counts"]
-    if not levels:
-        return None
+    # A level that counts uses few codes by its nature.
+    levels = max(1, len(sizes) - report["last_level_counts"])
     used = report["codes_used"][:levels]
     shares = [count / min(size, items) for count, size in zip(used, sizes, strict=False)]
     worst = min(range(levels), key=shares.__getitem__)
@@ -175,7 +175,7 @@ def _neighbours(report: Report) -> Finding | None:
     grade = _grade(above_chance(kept, chance, most), good=0.4, warning=0.15)
     return Finding(
         grade,
-        f"{kept:.0%} of an item's {facts['count']} nearest neighbours share its first code (by "
+        f"{kept:.1%} of an item's {facts['count']} nearest neighbours share its first code (by "
         f"chance {chance:.1%}, at most {most:.0%}).",
         "" if grade == "good" else "Codes should follow meaning: do the embeddings fit the index?",
     )
