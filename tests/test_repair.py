@@ -124,7 +124,7 @@ def test_the_conflicts_are_named_and_gone(old, capsys):
     out = capsys.readouterr().out
     assert "2 of 4 items share an index with another, in 1 groups, such as:" in out
     assert "<a_1><b_1>\n          1  Desk\n          2  Red desk\n" in out
-    assert "Moved 1 items by no embeddings: the lowest item keeps its path" in out
+    assert "Moved 1 items by the codes alone, there being no embeddings; of each group" in out
     report = read_json(old / "new" / "report.json")
     assert report["conflicts"] == [[1, 2]]
     assert report["moved"] == {"2": index.tokens(2)}
@@ -137,7 +137,7 @@ def test_embeddings_decide_who_keeps_the_path(old, capsys):
     embeddings = np.array([[0, 0], [10, 9], [10, 2], [10, 0]], dtype=np.float32)
     write_array(old / "embeddings" / "embeddings.npy", embeddings)
     repair(old, "--embeddings", old / "embeddings")
-    assert "the closest item keeps its path" in capsys.readouterr().out
+    assert "the mean of a code's items; of each group the closest" in capsys.readouterr().out
     index = ItemIndex.load(old / "new")
     moved = [item for item in range(4) if index.tokens(item) != INDEX[str(item)]]
     assert len(moved) == 1
@@ -153,13 +153,13 @@ def test_the_rqvae_beside_it_goes_along(old, capsys):
     index = read_json(old / "made" / "index.json")
     write_json(old / "made" / "index.json", {**index, "3": index["0"]})
     repair(old, source="made")
-    assert "the RQ-VAE's codes; the lowest item" in capsys.readouterr().out
+    assert "between the RQ-VAE's codes; of each group the lowest" in capsys.readouterr().out
     new = ItemIndex.load(old / "new")
     assert new.level_sizes == (3, 3)
     assert new.tokens(0) == index["0"]
     assert (old / "new" / "rqvae.safetensors").exists()
     repair(old, "--embeddings", old / "embeddings", source="made")
-    assert "the RQ-VAE's latents; the item closest" in capsys.readouterr().out
+    assert "in the RQ-VAE's latent; of each group the closest" in capsys.readouterr().out
     assert ItemIndex.load(old / "new").tokens(0) == index["0"]  # whose own path it was
 
 
