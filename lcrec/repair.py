@@ -209,17 +209,17 @@ def repair_index(
     if weights.exists():
         model = RQVAE.load(weights)
         codebooks = model.codebooks().detach().numpy()
-        rule = "the RQ-VAE's codes; the lowest item of a group keeps its path"
+        rule = "the distance between the RQ-VAE's codes; of each group the lowest item stays"
         if embeddings is not None:
             latents = model.encode_all(torch.from_numpy(embeddings)).numpy()
-            rule = "the RQ-VAE's latents; the item closest to its codes keeps its path"
+            rule = "distance in the RQ-VAE's latent; of each group the closest item stays"
     elif embeddings is not None:
         codebooks, latents = mean_codebooks(embeddings, codes), embeddings
-        rule = "embeddings, a code being the mean of its items; the closest item keeps its path"
+        rule = "distance from the mean of a code's items; of each group the closest item stays"
     else:
         rule = (
-            "no embeddings: the lowest item keeps its path, the others take the last codes that "
-            "fewest items have"
+            "the codes alone, there being no embeddings; of each group the lowest item stays, the "
+            "others take last codes that few items have"
         )
     groups = find_conflicts(codes)
     if filled:
@@ -242,7 +242,7 @@ def repair_index(
     write_json(output / REPORT, report, indent=2)
     write_provenance(output, stage, config, inputs, level_sizes=sizes)
     index.save(output)
-    print(f"Moved {len(moved):,} items by {rule}. The other {len(codes) - len(moved):,} stay.")
+    print(f"Moved {len(moved):,} items by {rule}. {len(codes) - len(moved):,} keep their index.")
     return True
 
 

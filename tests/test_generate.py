@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
-from lcrec import generate
-from lcrec.artifacts import find_data, read_json, write_json
+from lcrec import add_items, generate
+from lcrec.artifacts import find_data, read_json, write_json, write_provenance
 from lcrec.data import leave_one_out, load_interactions
 from lcrec.errors import InputError
+from lcrec.index import ItemIndex
 from lcrec.predictions import read_predictions
 from lcrec.recommender import Recommender
 
@@ -183,6 +185,47 @@ def test_other_wording(run, shop, predicted, tmp_path):
 def test_precision(run, tmp_path, precision):
     run("--output", tmp_path / "p.jsonl", "--precision", precision)
     assert all(len(set(row["ranked"])) == 20 for row in lines(tmp_path / "p.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def grown(shop, index, tmp_path_factory):
+    """The shop with two more items, and the index that adds them."""
+    folder = tmp_path_factory.mktemp("grown")
+    new = {"48": {"title": "Brand new desk"}, "49": {"title": "Brand new lamp"}}
+    write_json(folder / "new.json", new)
+    words = ["--data", shop, "--add", folder / "new.json", "--output", folder / "data"]
+    add_items.main(list(map(str, words)))
+    codes = np.concatenate([index.codes, [[0, 0, 4], [3, 3, 3]]]).astype(np.int32)
+    ItemIndex(codes, index.level_sizes).save(folder / "index")
+    inputs = {"item": find_data(folder / "data").item}
+    write_provenance(
+        folder / "index", "python -m lcrec.quantize", {}, inputs, level_sizes=[4, 4, 5]
+    )
+    return folder
+
+
+def test_items_that_were_added(run, grown, tmp_path, capsys):
+    path = tmp_path / "predictions.jsonl"
+    words = ("--output", path, "--k", 50, "--index", grown / "index")
+    run(*words, data=grown / "data")
+    assert all(sorted(row["ranked"]) == list(range(50)) for row in lines(path))
+    assert set(read_json(tmp_path / "predictions.lcrec.json")["inputs"]) >= {"model", "index"}
+    run("--history", 49, "--k", 50, "--index", grown / "index", data=grown / "data")
+    assert capsys.readouterr().out.count("Brand new lamp") == 2  # had, and recommended
+
+
+def test_added_items_need_the_data_and_the_index_that_have_them(run, grown, shop, tmp_path):
+    out = ("--output", tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"was made from another item file"):
+        run(*out, data=grown / "data")
+    with pytest.raises(InputError, match=r"index was made from another item file .*--add NEW"):
+        run(*out, "--index", grown / "index", data=shop)
+    with pytest.raises(InputError, match=r"index.json: no such file"):
+        run(*out, "--index", tmp_path, data=shop)
+    shutil.copy(grown / "index" / "index.json", tmp_path)  # without the record of its making
+    with pytest.raises(InputError, match=r"has 48 items, the index of .* has 50: they do not"):
+        run(*out, "--index", tmp_path / "index.json", data=shop)
+    assert not (tmp_path / "p.jsonl").exists()
 
 
 # One request.
