@@ -42,12 +42,14 @@ class Extension:
     Attributes:
         index: old and new items.
         moved: how many new items did not get their nearest path, because it was taken.
-        error_ratio: mean squared reconstruction error of the new items over that of the old.
+        explained: the share of the variance about the old items' mean that the codes explain, of
+            the old items and of the new. The RQ-VAE learnt from the old, so theirs is higher; near
+            zero, the new items are unlike anything it knows.
     """
 
     index: ItemIndex
     moved: int
-    error_ratio: float
+    explained: tuple[float, float]
 
 
 def place_new_items(model: RQVAE, old: ItemIndex, embeddings: np.ndarray) -> Extension:
@@ -80,9 +82,13 @@ def place_new_items(model: RQVAE, old: ItemIndex, embeddings: np.ndarray) -> Ext
     paths = torch.from_numpy(index.codes[:, : model.num_levels]).long()
     with torch.no_grad():
         decoded = model.decode(codebooks[levels, paths].sum(dim=1))
-    errors = (decoded - points).pow(2).mean(dim=1)
-    ratio = errors[len(old) :].mean() / errors[: len(old)].mean().clamp_min(1e-12)
-    return Extension(index, moved, ratio.item())
+    errors = (decoded - points).pow(2).sum(dim=1)
+    variances = (points - points[: len(old)].mean(dim=0)).pow(2).sum(dim=1)
+    before, after = (
+        1 - (errors[part].sum() / variances[part].sum().clamp_min(1e-12)).item()
+        for part in (slice(len(old)), slice(len(old), None))
+    )
+    return Extension(index, moved, (before, after))
 
 
 def _next_numbers(old: ItemIndex, nearest: np.ndarray) -> np.ndarray:
@@ -165,7 +171,8 @@ def extend_index(
         "items": len(embeddings),
         "items_added": len(embeddings) - len(old),
         "items_moved": extension.moved,
-        "error_ratio": extension.error_ratio,
+        "explained_variance_old": extension.explained[0],
+        "explained_variance_new": extension.explained[1],
     }
     (output / INDEX).unlink(missing_ok=True)
     with atomic_path(output / RQVAE_WEIGHTS) as temporary:
@@ -174,9 +181,9 @@ def extend_index(
     write_provenance(output, stage, config, inputs, level_sizes=old.level_sizes)
     extension.index.save(output)
     print(
-        f"{extension.moved:,} found their nearest path taken and got the next. Their "
-        f"reconstruction error is {extension.error_ratio:.2f} times the old items'"
-        + (": they are unlike them, consider a new index" if extension.error_ratio > 2 else "")
+        f"{extension.moved:,} found their nearest path taken and got the next. The codes explain "
+        f"{extension.explained[1]:.0%} of the new items' variance, {extension.explained[0]:.0%} of "
+        "the old items' (near zero: they are unlike the old, train a new index)"
     )
     return True
 

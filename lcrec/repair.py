@@ -90,7 +90,7 @@ def repair_codes(
 
     Args:
         codes: int32 [items, levels].
-        level_sizes: how many codes each level has.
+        level_sizes: how many codes each level has, where there are no codebooks.
         codebooks: float32 [levels, codes, dim], what the codes stand for, if that is known.
         latents: float32 [items, dim], where the items lie in that space; by default each where
             its path is.
@@ -98,6 +98,8 @@ def repair_codes(
     Raises:
         InputError: there are fewer paths than items.
     """
+    if codebooks is not None:
+        level_sizes = (codebooks.shape[1],) * len(codebooks)
     capacity = math.prod(level_sizes)
     if capacity < len(codes):
         raise InputError(
@@ -124,11 +126,6 @@ def repair_codes(
     else:
         asked = assign_unique(latents[moving], codebooks, nearest=codes[moving], taken=kept)
         repaired[moving] = asked.codes
-    if (repaired >= np.asarray(level_sizes)).any():
-        raise InputError(
-            f"levels of {', '.join(map(str, level_sizes))} codes are too few near the conflicts; "
-            "make a new index with python -m lcrec.quantize"
-        )
     return repaired
 
 
@@ -206,8 +203,14 @@ def repair_index(
         return False
 
     codebooks = latents = None
-    if weights.exists():
-        model = RQVAE.load(weights)
+    model = RQVAE.load(weights) if weights.exists() else None
+    if model is not None and codes[:, : model.num_levels].max() >= model.num_codes:
+        raise InputError(
+            f"{weights}: has {model.num_codes} codes per level, {path} uses more; they do not "
+            "belong together: take the index to a folder of its own"
+        )
+    # A level that the model lacks only numbers items that share a path, and can go on counting.
+    if model is not None and model.num_levels == codes.shape[1]:
         codebooks = model.codebooks().detach().numpy()
         rule = "the distance between the RQ-VAE's codes; of each group the lowest item stays"
         if embeddings is not None:
@@ -225,7 +228,9 @@ def repair_index(
     if filled:
         print(f"{filled:,} of {len(codes):,} paths were shorter than the rest and are filled up.")
     print_conflicts(codes, groups, items)
-    index = ItemIndex(repair_codes(codes, sizes, codebooks, latents), sizes)
+    repaired = repair_codes(codes, sizes, codebooks, latents)
+    sizes = tuple(map(max, sizes, (repaired.max(axis=0) + 1).tolist()))
+    index = ItemIndex(repaired, sizes)
     moved = np.flatnonzero((index.codes != codes).any(axis=1)).tolist()
     report = {
         "items": len(codes),

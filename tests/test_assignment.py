@@ -75,9 +75,16 @@ def test_within_a_prefix_no_other_order_is_nearer(seed, items):
     latents = rng.normal(size=(items, 2))
     assignment = assign_unique(latents, codebooks)
     assert assignment.codes[:, 0].tolist() == [0] * items
+    nearest = assignment.nearest[:, 1].tolist()
     best = min(
         squared_error(latents, codebooks[1:], np.array(order)[:, None])
         for order in itertools.permutations(range(5), items)
+        # Who shares a code with nobody keeps it, whatever that costs the others.
+        if all(
+            code == wish
+            for code, wish in zip(order, nearest, strict=True)
+            if nearest.count(wish) == 1
+        )
     )
     found = squared_error(latents, codebooks[1:], assignment.codes[:, 1:])
     assert found == pytest.approx(best)

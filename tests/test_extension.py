@@ -80,14 +80,14 @@ def test_a_full_code_space(model):
     assert place(model, nearly, [0, 0])[0] == [[2, 2]]
 
 
-def test_new_items_unlike_the_old_are_told(model):
-    _, near = place(model, index_of([0, 0]), [10, 0])
-    assert near.error_ratio == 0
-    points = np.array([[0, 1.5], [10, 0], [10, 2.0]], dtype=np.float32)
-    # Errors: .5 of item 0, whose path is a step up; 0 and 1 of the new, that is 1 squared.
-    extension = place_new_items(model, index_of([0, 2]), points)
-    assert extension.index.codes.tolist() == [[0, 2], [1, 0], [1, 2]]
-    assert extension.error_ratio == pytest.approx((0 + 1) / 2 / 0.25)
+def test_how_well_the_codes_describe_the_new_items(model):
+    points = np.array([[10, 0], [11, 0], [0, 0], [0, 13]], dtype=np.float32)
+    extension = place_new_items(model, index_of([1, 0], [1, 1]), points)
+    assert extension.index.codes[2:].tolist() == [[0, 0], [2, 2]]
+    # Only item 3 is not where its path is, but 2 above it; the old mean is (10.5, 0).
+    before, after = extension.explained
+    assert before == 1
+    assert after == pytest.approx(1 - 2**2 / (10.5**2 + 10.5**2 + 13**2))
 
 
 def test_a_level_that_numbers_those_who_share_a_path(model):
@@ -169,6 +169,9 @@ def test_end_to_end(shop, tmp_path, capsys):
     ]
     report = read_json(tmp_path / "report.json")
     assert (report["items"], report["items_added"]) == (27, 2)
+    # A lamp and a rug, of the kinds that there were.
+    assert 0.5 < report["explained_variance_new"] < 1
+    assert 0.5 < report["explained_variance_old"] < 1
     record = read_provenance(tmp_path)
     assert set(record["inputs"]) == {"item", "embeddings", "added", "index", "rqvae"}
     out = capsys.readouterr().out

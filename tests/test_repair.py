@@ -10,6 +10,7 @@ from lcrec.artifacts import read_json, read_provenance, write_array, write_json
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex, find_conflicts
 from lcrec.repair import level_paths, mean_codebooks, repair_codes
+from lcrec.rqvae import RQVAE
 
 # The first level is a corner of the plane, the second a step from it.
 CODEBOOKS = np.array([[[0, 0], [10, 0], [0, 10]], [[0, 0], [1, 0], [0, 1]]], dtype=np.float32)
@@ -161,6 +162,29 @@ def test_the_rqvae_beside_it_goes_along(old, capsys):
     repair(old, "--embeddings", old / "embeddings", source="made")
     assert "in the RQ-VAE's latent; of each group the closest" in capsys.readouterr().out
     assert ItemIndex.load(old / "new").tokens(0) == index["0"]  # whose own path it was
+
+
+def test_an_rqvae_that_is_not_the_indexs(old):
+    RQVAE(3, hidden_dims=[], latent_dim=3, num_levels=2, num_codes=2).save(
+        old / "old" / "rqvae.safetensors"
+    )
+    write_json(old / "old" / "index.json", INDEX | {"0": ["<a_2>", "<b_0>"]})
+    with pytest.raises(InputError, match=r"has 2 codes per level, .*index.json uses more"):
+        repair(old)
+    # One level more than it has numbers the items that share a path.
+    numbered = {"0": ["<a_0>", "<b_1>", "<c_0>"], "1": ["<a_0>", "<b_1>", "<c_0>"]}
+    numbered["2"] = ["<a_1>", "<b_1>", "<c_1>"]
+    write_json(old / "old" / "index.json", numbered)
+    repair(old)
+    assert ItemIndex.load(old / "new").text(1) == "<a_0><b_1><c_1>"
+
+
+def test_a_last_level_that_is_full_grows_where_nothing_nearer_is_free():
+    codes = np.array([[0, 0], [0, 0], [1, 0], [2, 0]], dtype=np.int32)
+    points = np.array([[0.0], [0.1], [5.0], [9.0]], dtype=np.float32)
+    repaired = repair_codes(codes, (3, 1), mean_codebooks(points, codes), points)
+    assert len(np.unique(repaired, axis=0)) == 4
+    assert (repaired != codes).any(axis=1).sum() == 1
 
 
 def test_nothing_to_repair(old, capsys):
