@@ -28,6 +28,7 @@ from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData
 
 IGNORED = -100
+TASK_NUMBERS = {name: number for number, name in enumerate(TASKS)}
 SENTINEL = "\u2063lcrec\u2063"
 
 
@@ -221,7 +222,8 @@ def collate_left(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Ten
 
     Returns:
         `input_ids`, `attention_mask`, `position_ids` (counted from the first real token) and
-        `labels` (`IGNORED` but on the answer), each int64 [batch, length].
+        `labels` (`IGNORED` but on the answer), each int64 [batch, length], and `task` (its place
+        in `TASKS`), int64 [batch].
     """
     width = max(len(row["input_ids"]) for row in rows)
     input_ids = torch.full((len(rows), width), pad_token_id)
@@ -239,4 +241,5 @@ def collate_left(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Ten
         "attention_mask": mask,
         "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
         "labels": labels,
+        "task": torch.tensor([TASK_NUMBERS[row["task"]] for row in rows]),
     }

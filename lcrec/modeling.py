@@ -4,21 +4,30 @@ A checkpoint is one self-contained folder: weights (a whole model, or a LoRA ada
 tokens' rows and the name of its base), tokenizer with chat template, its own copy of the item
 index and of the prompts, the resolved recipe, and `lcrec.json`.
 
-Public names: `load_base`, `set_attention_dropout`, `add_adapter`, `save_checkpoint`,
-`load_checkpoint`, `Checkpoint`.
+Public names: `load_base`, `set_attention_dropout`, `add_adapter`, `copy_rows`,
+`save_checkpoint`, `load_checkpoint`, `Checkpoint`.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate.state import PartialState
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+)
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -31,9 +40,11 @@ from lcrec.artifacts import (
     require_same_input,
     write_provenance,
 )
-from lcrec.errors import InputError
+from lcrec.errors import InputError, run_stage
 from lcrec.index import ItemIndex
+from lcrec.new_rows import compute_rows_apart
 from lcrec.prompts import PromptSet
+from lcrec.vocab import vocabulary_ids, weight_of
 
 STAGE = "accelerate launch recipes/finetune.py"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -56,16 +67,22 @@ class Checkpoint:
 
 
 def load_base(
-    name: str, dtype: torch.dtype = torch.float32
+    name: str, dtype: torch.dtype = torch.float32, *, quantize: str = "none"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer from a folder or the hub.
 
+    Args:
+        name: folder, or name on the hub.
+        dtype: of the weights, or of the arithmetic where they are quantised.
+        quantize: `4bit` or `8bit` to keep the linear layers in few bits, `none` not to.
+
     Raises:
-        InputError: it is not there, or is no causal language model.
+        InputError: it is not there, or is no causal language model, or a package is missing.
     """
+    arguments = _loading(dtype, quantize)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(name, **arguments)
     except LOAD_ERRORS as error:
         raise InputError(
             f"--base {name}: cannot be loaded as a causal language model ({_reason(error)}); name "
@@ -92,7 +109,14 @@ def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
 
 
 def add_adapter(
-    model: PreTrainedModel, new_ids: list[int], *, rank: int, alpha: int, dropout: float
+    model: PreTrainedModel,
+    new_ids: list[int],
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    dora: bool = False,
+    rslora: bool = False,
 ) -> PeftModel:
     """Freeze the model and add LoRA to its linear layers, training only the new rows besides.
 
@@ -102,22 +126,66 @@ def add_adapter(
     Args:
         model: the base model, already resized.
         new_ids: the item tokens' ids.
-        rank, alpha, dropout: LoRA's.
+        rank: LoRA's rank (arXiv 2106.09685); 0 trains the new rows and nothing else.
+        alpha, dropout: LoRA's scale and dropout.
+        dora: split the update into length and direction (arXiv 2402.09353).
+        rslora: scale by the root of the rank (arXiv 2312.03732).
     """
-    rows: list[int] | dict[str, list[int]] = new_ids
+    names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
+    ends = [model.get_input_embeddings()]
     if not model.config.tie_word_embeddings:
-        names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        rows = {names[id(module)]: new_ids for module in ends}
+        ends.append(model.get_output_embeddings())
+    modules = [names[id(module)] for module in ends]
     config = LoraConfig(
-        r=rank,
+        r=max(rank, 1),
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules="all-linear",
-        trainable_token_indices=rows,
+        use_dora=dora,
+        use_rslora=rslora,
+        target_modules="all-linear" if rank else DUMMY_TARGET_MODULES,
+        trainable_token_indices=dict.fromkeys(modules, new_ids),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    compute_rows_apart(adapted)
+    return adapted
+
+
+@torch.no_grad()
+def copy_rows(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, index: ItemIndex
+) -> None:
+    """Start the item tokens' rows where another model's training left them.
+
+    Args:
+        folder: the other model's checkpoint, made from the same base with the same item tokens,
+            such as one of `--mode rows`.
+        model, tokenizer: the base model, already resized, and its extended tokenizer.
+        index: the item index.
+
+    Raises:
+        InputError: the other model has another width or other item tokens.
+    """
+    other = load_checkpoint(folder)
+    source = other.model
+    if isinstance(source, PeftModel):
+        source = source.merge_and_unload()
+    width = weight_of(model.get_input_embeddings()).shape[1]
+    found = weight_of(source.get_input_embeddings()).shape[1]
+    if found != width or other.index.vocabulary != index.vocabulary:
+        raise InputError(
+            f"--rows {folder}: its rows are {found} wide for {len(other.index.vocabulary)} item "
+            f"tokens, this model's {width} wide for {len(index.vocabulary)}; train them with "
+            "--mode rows on this base and index"
+        )
+    theirs = torch.from_numpy(vocabulary_ids(other.tokenizer, index))
+    ours = torch.from_numpy(vocabulary_ids(tokenizer, index))
+    for table, origin in (
+        (model.get_input_embeddings(), source.get_input_embeddings()),
+        (model.get_output_embeddings(), source.get_output_embeddings()),
+    ):
+        weight_of(table)[ours] = weight_of(origin)[theirs].to(weight_of(table))
 
 
 def save_checkpoint(
@@ -160,8 +228,15 @@ def save_checkpoint(
     )
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = False
+) -> Checkpoint:
     """Load what `save_checkpoint` wrote, ready for inference.
+
+    Args:
+        folder: the checkpoint.
+        dtype: of the weights, or of the arithmetic where they are quantised.
+        dequantize: write a base in few bits out in full, as one that is merged must be.
 
     Raises:
         InputError: the folder is no checkpoint of ours, its weights are damaged, or its base model
@@ -180,17 +255,21 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if (folder / ADAPTER_CONFIG).exists():
-            base = str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path)
+            base = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
             if Path(base).is_dir():
                 require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
+            arguments = _loading(dtype, facts["config"]["quantize"])
+            model = AutoModelForCausalLM.from_pretrained(base, **arguments)
+            if dequantize and arguments.get("quantization_config"):
+                model = model.dequantize()
             table = model.get_input_embeddings().weight
             assert isinstance(table, torch.Tensor)
             if len(table) < len(tokenizer):
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model = PeftModel.from_pretrained(model, folder)
+            compute_rows_apart(model)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(folder, **_loading(dtype))
     except InputError:
         raise
     except LOAD_ERRORS as error:
@@ -202,6 +281,38 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpo
     return Checkpoint(model.eval(), tokenizer, index, prompts, facts)
 
 
+def _loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
+    """Return what `from_pretrained` is told.
+
+    4 bits are NF4, twice quantised (QLoRA, arXiv 2305.14314); 8 bits are LLM.int8
+    (arXiv 2208.07339). Embeddings and head keep `dtype`.
+
+    Raises:
+        InputError: bitsandbytes is wanted and missing.
+    """
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantize == "none":
+        return arguments
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"--quantize {quantize} needs a package: pip install bitsandbytes")
+    four = quantize == "4bit"
+    arguments["quantization_config"] = BitsAndBytesConfig(
+        load_in_8bit=not four,
+        load_in_4bit=four,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    arguments["device_map"] = {"": PartialState().device}  # each process its own copy
+    return arguments
+
+
 def _reason(error: Exception) -> str:
     """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+if __name__ == "__main__":
+    from lcrec.merging import main
+
+    run_stage(main)

@@ -1,19 +1,23 @@
-"""TRL's `SFTTrainer`, with the three things that training a recommender adds.
+"""TRL's `SFTTrainer`, with what training a recommender adds.
 
-The head scores answer positions only; validation ranks the whole catalogue beside the loss, on
-all processes; and a checkpoint counts only once it is complete, so that a killed run never resumes
-from half of one, nor from one of another run.
+The head scores answer positions only; a batch too large for the device is computed in parts, with
+the same result; the loss is told per task; validation ranks the whole catalogue beside the loss,
+on all processes; and a checkpoint counts only once it is complete, so that a killed run never
+resumes from half of one, nor from one of another run.
 
-Public names: `RecommenderTrainer`, `RankingValidation`, `claim_output`, `latest_checkpoint`,
-`WORK`.
+Public names: `RecommenderTrainer`, `RankingValidation`, `split_batch`, `claim_output`,
+`latest_checkpoint`, `WORK`.
 """
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -38,9 +42,11 @@ from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.modeling import STAGE
 from lcrec.prompts import PromptSet
 from lcrec.recommender import Recommender
+from lcrec.tasks import TASKS
 
 WORK = ".training"  # inside the output folder, until the run is finished
 COMPLETE = "complete"
+FEATURES = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,39 @@ class RankingValidation:
 class RecommenderTrainer(SFTTrainer):
     """`SFTTrainer` over left-padded rows from `collate_left`, with full-ranking validation."""
 
-    def __init__(self, *args: Any, ranking: RankingValidation, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        ranking: RankingValidation,
+        max_tokens_per_batch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.ranking = ranking
+        self.max_tokens_per_batch = max_tokens_per_batch
+        # Per task the summed loss and the number of answer tokens since the last log.
+        self.task_losses = torch.zeros(len(TASKS), 2, device=self.args.device)
         self.add_callback(_MarkComplete())
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Add up the gradients of a batch, `max_tokens_per_batch` tokens at a time.
+
+        A loss is the sum over answer tokens divided by their number in the whole update, so that
+        of the parts is that of the batch.
+        """
+        parts = split_batch(inputs, self.max_tokens_per_batch, self.accelerator.gather)
+        losses = []
+        for number, part in enumerate(parts, 1):
+            # Processes exchange gradients once per batch.
+            apart = number < len(parts)
+            with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -76,13 +111,16 @@ class RecommenderTrainer(SFTTrainer):
         """
         labels = inputs["labels"]
         answer_width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
-        features = {name: value for name, value in inputs.items() if name != "labels"}
+        features = {name: inputs[name] for name in FEATURES}
         outputs = model(**features, use_cache=False, logits_to_keep=answer_width + 1)
         logits = outputs.logits[:, :-1].float()
         targets = labels[:, -answer_width:]
-        total = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
+        total = losses.sum()
+        if model.training:
+            self._note_losses(inputs, losses.detach().view_as(targets), targets != IGNORED)
         if num_items_in_batch is None:
             loss = total / (targets != IGNORED).sum()
         else:
@@ -91,6 +129,36 @@ class RecommenderTrainer(SFTTrainer):
                 # The count is global, and DDP averages gradients over processes.
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _note_losses(self, inputs: dict[str, Tensor], losses: Tensor, answers: Tensor) -> None:
+        """Add a batch to the losses per task.
+
+        Raises:
+            InputError: a loss is no finite number; nothing has been learned from it yet.
+        """
+        per_row = torch.stack((losses.sum(1), answers.sum(1)), 1)
+        bad = ~per_row[:, 0].isfinite()
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            sample = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+            assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+            task = list(TASKS)[int(inputs["task"][row])]
+            raise InputError(
+                f"the loss of update {self.state.global_step + 1} is no finite number, first in "
+                f"the {task} sample {self.processing_class.decode(sample)[:200]!r}; lower "
+                "--learning-rate, raise --warmup, or compute in fp32 or bf16 instead of fp16"
+            )
+        self.task_losses.index_add_(0, inputs["task"], per_row.float())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean loss of each task since the last log to what is logged of training."""
+        if "loss" in logs:
+            sums = self.accelerator.reduce(self.task_losses, "sum")
+            for name, (total, tokens) in zip(TASKS, sums.tolist(), strict=True):
+                if tokens:
+                    logs[f"loss_{name}"] = total / tokens
+            self.task_losses.zero_()
+        super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Add `eval_hr@10` and `eval_ndcg@10` over the whole catalogue to the loss."""
@@ -134,6 +202,37 @@ class RecommenderTrainer(SFTTrainer):
             # PEFT's default would write both resized matrices whole beside the trained rows.
             folder = output_dir or str(self.args.output_dir)
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+
+
+def split_batch(
+    batch: dict[str, Tensor], max_tokens: int | None, gather: Callable[[Tensor], Tensor]
+) -> list[dict[str, Tensor]]:
+    """Split a left-padded batch into parts of rows of like length, without needless padding.
+
+    Args:
+        batch: from `collate_left`.
+        max_tokens: how many tokens a part may hold, padding included; at least one row goes in.
+        gather: collects a tensor from all processes, which split alike: where weights are
+            sharded, processes meet in every forward.
+    """
+    rows, width = batch["input_ids"].shape
+    if max_tokens is None:
+        return [batch]
+    count = -(-rows // max(1, max_tokens // width))
+    count = int(gather(torch.tensor([count], device=batch["input_ids"].device)).max())
+    if count == 1:
+        return [batch]
+    lengths = batch["attention_mask"].sum(1)
+    parts = []
+    for chosen in lengths.argsort(stable=True).tensor_split(min(count, rows)):
+        used = int(lengths[chosen].max())
+        parts.append(
+            {
+                name: value[chosen, -used:] if value.dim() == 2 else value[chosen]
+                for name, value in batch.items()
+            }
+        )
+    return parts
 
 
 class _MarkComplete(TrainerCallback):

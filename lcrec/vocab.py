@@ -4,7 +4,8 @@ All levels x codes of an index are added to the tokenizer, used or not, so that 
 later needs no new token; the model's embeddings grow to match, and the new rows start from the
 text of the items they stand for.
 
-Public names: `extend_tokenizer`, `vocabulary_ids`, `item_token_ids`, `resize_embeddings`.
+Public names: `extend_tokenizer`, `vocabulary_ids`, `item_token_ids`, `resize_embeddings`,
+`weight_of`.
 """
 
 import numpy as np
@@ -86,7 +87,7 @@ def resize_embeddings(
         codebooks: the codes' vectors, float [levels, codes, dim], to start rows from instead.
     """
     new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
-    if len(_weight(model.get_input_embeddings())) < len(tokenizer):
+    if len(weight_of(model.get_input_embeddings())) < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text_ids = None
     if texts is not None:
@@ -94,10 +95,10 @@ def resize_embeddings(
         text_ids = ids["input_ids"]
     old = torch.ones(len(tokenizer), dtype=torch.bool)
     old[new_ids] = False
-    tables = [_weight(model.get_input_embeddings())]
+    tables = [weight_of(model.get_input_embeddings())]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not tables[0]:
-        tables.append(_weight(head))
+        tables.append(weight_of(head))
     for table in tables:
         known = table[: len(tokenizer)][old.to(table.device)].float()
         rows = _new_rows(known, index)
@@ -108,7 +109,7 @@ def resize_embeddings(
         table[new_ids.to(table.device)] = rows.to(table)
 
 
-def _weight(module: nn.Module) -> Tensor:
+def weight_of(module: nn.Module) -> Tensor:
     """Return the weight of an embedding or a head, [entries, dim]."""
     assert isinstance(module.weight, Tensor)
     return module.weight

@@ -38,6 +38,7 @@ from lcrec.index import ItemIndex
 from lcrec.modeling import (
     STAGE,
     add_adapter,
+    copy_rows,
     load_base,
     save_checkpoint,
     set_attention_dropout,
@@ -71,13 +72,22 @@ class FinetuneConfig:
         "tasks to train, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000",
         ["seqrec", "item2index", "index2item"],
     )
-    mode: Literal["lora", "full"] = option("train adapters and the new rows, or everything", "lora")
+    mode: Literal["lora", "rows", "full"] = option(
+        "train adapters and the new rows, the new rows alone, or everything", "lora"
+    )
     lora_rank: int = option("rank of the adapters", 8, minimum=1)
     lora_alpha: int = option("scale of the adapters", 32, minimum=1)
     lora_dropout: float = option("dropout in the adapters", 0.05, minimum=0)
+    dora: bool = option("DoRA: split an adapter's update into length and direction", False)
+    rslora: bool = option("rank-stabilised LoRA: scale by the root of the rank", False)
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "store the frozen base in fewer bits (QLoRA), by bitsandbytes", "none"
+    )
     dropout: float = option("dropout on the attention weights of the model", 0.0, minimum=0)
-    rows: Literal["text", "codebook", "random"] = option(
-        "what the item tokens' rows start from: item titles, the RQ-VAE's codes, noise", "text"
+    rows: str = option(
+        "what the item tokens' rows start from: text (item titles), codebook (the RQ-VAE's codes), "
+        "random (noise), or the folder of a model trained with --mode rows",
+        "text",
     )
     epochs: int = option("passes over the samples, each with fresh wording", 4, minimum=1)
     learning_rate: float = option("peak step size of AdamW", 5e-5, minimum=1e-12)
@@ -86,6 +96,12 @@ class FinetuneConfig:
     batch_size: int = option("samples per step and process", 8, minimum=1)
     accumulate: int = option("steps to add up before an update", 1, minimum=1)
     max_length: int = option("tokens of a sample at most", 2048, minimum=8)
+    max_tokens_per_batch: int | None = option(
+        "tokens on a device at once, padding included; a larger batch is computed in parts, to the "
+        "same result (default: the batch as it is)",
+        None,
+        minimum=1,
+    )
     max_history: int = option("items of a history shown at most", 20, minimum=1)
     history_dropout: float = option(
         "chance that an item of a seqrec history is left out, anew each epoch", 0.0, minimum=0
@@ -109,6 +125,13 @@ def main(argv: list[str]) -> None:
         if getattr(config, flag) >= 1:
             name = flag.replace("_", "-")
             raise InputError(f"--{name} {getattr(config, flag)}: give a share below 1")
+    if config.mode == "full" and config.quantize != "none":
+        raise InputError(
+            f"--quantize {config.quantize}: a base in few bits stays frozen, so --mode full cannot "
+            "train it; take --mode lora"
+        )
+    if config.mode != "lora" and (config.dora or config.rslora):
+        raise InputError(f"--dora and --rslora are forms of --mode lora, not of {config.mode}")
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
     state = PartialState(cpu=not torch.accelerator.is_available())
     set_seed(config.seed)
@@ -129,6 +152,13 @@ def main(argv: list[str]) -> None:
     if config.rows == "codebook":
         inputs["codebooks"] = index_path.parent / RQVAE_WEIGHTS
         codebooks = read_codebooks(inputs["codebooks"], index.level_sizes)
+    elif config.rows not in ("text", "random"):
+        inputs["rows"] = Path(config.rows)
+        if not inputs["rows"].is_dir():
+            raise InputError(
+                f"--rows {config.rows}: expected text, codebook, random, or the folder of a model "
+                "trained with --mode rows"
+            )
     if paths.user.exists():
         inputs["user"] = paths.user
     if Path(config.base).is_dir():
@@ -146,7 +176,13 @@ def main(argv: list[str]) -> None:
 
     # The model, with the item tokens in its vocabulary.
     model: PreTrainedModel | PeftModel
-    model, tokenizer = load_base(config.base)
+    # Frozen weights need no more than the precision of the arithmetic; trained ones do.
+    frozen = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    model, tokenizer = load_base(
+        config.base,
+        torch.float32 if config.mode == "full" else frozen[config.precision],
+        quantize=config.quantize,
+    )
     new_ids = extend_tokenizer(tokenizer, index)
     resize_embeddings(
         model,
@@ -155,15 +191,19 @@ def main(argv: list[str]) -> None:
         texts=[items.title(item) for item in range(len(items))] if config.rows == "text" else None,
         codebooks=codebooks,
     )
+    if "rows" in inputs:
+        copy_rows(inputs["rows"], model, tokenizer, index)
     if config.dropout:
         set_attention_dropout(model, config.dropout)
-    if config.mode == "lora":
+    if config.mode != "full":
         model = add_adapter(
             model,
             new_ids,
-            rank=config.lora_rank,
+            rank=config.lora_rank if config.mode == "lora" else 0,
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
+            dora=config.dora,
+            rslora=config.rslora,
         )
 
     # Every epoch's rows, drawn up front: the same for any number of processes, and resumable.
@@ -215,6 +255,7 @@ def main(argv: list[str]) -> None:
         ranking=RankingValidation(
             held_out, index, prompts, config.max_history, min(config.num_beams, len(items))
         ),
+        max_tokens_per_batch=config.max_tokens_per_batch,
         callbacks=[EarlyStoppingCallback(config.patience)],
         args=SFTConfig(
             output_dir=str(work),
@@ -267,6 +308,7 @@ def main(argv: list[str]) -> None:
             inputs,
             max_history=config.max_history,
             validation_ndcg_at_10=best,
+            trainable_parameters=trainable,
         )
         shutil.rmtree(work)
         print(

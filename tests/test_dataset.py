@@ -385,8 +385,8 @@ def test_collate_by_hand():
     pad = 9  # also the EOS that closes both answers
     batch = collate_left(
         [
-            {"input_ids": [1, 2, 3, 4, 9], "prompt_length": 3},
-            {"input_ids": [5, 6, 9], "prompt_length": 1},
+            {"input_ids": [1, 2, 3, 4, 9], "prompt_length": 3, "task": "seqrec"},
+            {"input_ids": [5, 6, 9], "prompt_length": 1, "task": "index2item"},
         ],
         pad_token_id=pad,
     )
@@ -395,6 +395,7 @@ def test_collate_by_hand():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
     no = IGNORED
     assert batch["labels"].tolist() == [[no, no, no, 4, 9], [no, no, no, 6, 9]]
+    assert [list(TASKS)[number] for number in batch["task"]] == ["seqrec", "index2item"]
 
 
 @given(
@@ -409,10 +410,14 @@ def test_collate_by_hand():
 )
 def test_collate_keeps_every_token_and_trains_on_answers_only(rows):
     batch = collate_left(
-        [{"input_ids": prompt + answer, "prompt_length": len(prompt)} for prompt, answer in rows],
+        [
+            {"input_ids": prompt + answer, "prompt_length": len(prompt), "task": "seqrec"}
+            for prompt, answer in rows
+        ],
         pad_token_id=0,
     )
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    assert batch.pop("task").shape == (len(rows),)
     assert all(value.shape == (len(rows), width) for value in batch.values())
     for (prompt, answer), ids, mask, positions, labels in zip(
         rows,

@@ -2,11 +2,18 @@
 
 import shutil
 
+import bitsandbytes
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from lcrec.artifacts import find_data, read_json, read_provenance, write_json
 from lcrec.data import load_items
@@ -167,18 +174,67 @@ def test_rows_may_start_from_noise(finetune, checkpoint, index, tmp_path):
     "options",
     [
         ("--precision", "bf16"),
+        ("--mode", "full", "--precision", "bf16"),
+        ("--mode", "rows"),
+        ("--quantize", "8bit"),
+        ("--max-tokens-per-batch", 60),
         ("--dropout", 0.2),
         ("--batch-size", 3, "--accumulate", 2),
         ("--validate-every", 50),
         ("--epochs", 1, "--validate-every", 0.3),
     ],
-    ids=lambda options: options[0],
+    ids=lambda options: " ".join(map(str, options)),
 )
 def test_other_settings(finetune, tmp_path, options):
     output = finetune(tmp_path / "model", *options)
     assert read_provenance(output)["validation_ndcg_at_10"] >= 0
     ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)
     assert sorted(ranking.items[0].tolist()) == list(range(48))
+
+
+def test_kinds_of_lora(recipe, finetune_words, tmp_path):
+    output = tmp_path / "model"
+    recipe.main([*finetune_words(output, "--epochs", 1), "--dora", "--rslora"])
+    config = read_json(output / "adapter_config.json")
+    assert (config["use_dora"], config["use_rslora"]) == (True, True)
+    Recommender.from_pretrained(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "rows"])
+def test_a_base_in_four_bits(finetune, tmp_path, base, mode):
+    """Two epochs with validations between them: the packed weights serve both."""
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    torch.manual_seed(0)
+    vocab = load_base(str(base))[0].config.vocab_size
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    ).save_pretrained(folder)
+    output = finetune(tmp_path / "model", "--base", folder, "--quantize", "4bit", "--mode", mode)
+    checkpoint = load_checkpoint(output)
+    assert checkpoint.facts["config"]["quantize"] == "4bit"
+    packed = [m for m in checkpoint.model.modules() if type(m) is bitsandbytes.nn.Linear4bit]
+    assert len(packed) == 7  # every linear layer of the block, the head not
+    ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)
+    assert sorted(ranking.items[0].tolist()) == list(range(48))
+
+
+def test_rows_may_start_from_a_stage_that_trained_them_alone(finetune, tmp_path, index, base):
+    first = finetune(tmp_path / "rows", "--mode", "rows", "--epochs", 1)
+    second = finetune(tmp_path / "model", "--rows", first, "--epochs", 1, "--learning-rate", 1e-12)
+    (trained,) = (v for n, v in weights(first).items() if "trainable_tokens_delta" in n)
+    (started,) = (v for n, v in weights(second).items() if "trainable_tokens_delta" in n)
+    assert torch.allclose(trained, started, atol=1e-6)
+    assert set(weights(first)) < set(weights(second))
+    with pytest.raises(InputError, match="--rows nowhere: expected text, codebook, random"):
+        finetune(tmp_path / "other", "--rows", "nowhere")
 
 
 # Runs that end before their end.
@@ -347,7 +403,8 @@ def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tm
     ("options", "message"),
     [
         (("--base", "no such model"), "--base no such model: cannot be loaded"),
-        (("--mode", "qlora"), "'qlora' is none of lora, full"),
+        (("--mode", "qlora"), "'qlora' is none of lora, rows, full"),
+        (("--mode", "full", "--quantize", "4bit"), "--quantize 4bit: .* take --mode lora"),
         (("--epochs", 0), "--epochs: 0 is too small"),
         (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
         (("--warmup", 10), "--warmup 10.0: give a share below 1"),
@@ -361,6 +418,12 @@ def test_refusals(finetune, tmp_path, options, message):
         finetune(tmp_path / "model", *options)
     # The folder is not taken: once the mistake is put right, the run can begin.
     assert not (tmp_path / "model").exists()
+
+
+def test_forms_of_lora_need_one(recipe, finetune_words, tmp_path):
+    words = finetune_words(tmp_path / "model", "--mode", "rows")
+    with pytest.raises(InputError, match="--dora and --rslora are forms of --mode lora, not of"):
+        recipe.main([*words, "--dora"])
 
 
 def test_unknown_tasks_and_keys(recipe, shop, index_folder, base, tmp_path):

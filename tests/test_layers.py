@@ -27,8 +27,9 @@ LAYERS = {
     **dict.fromkeys(["lcrec.index_quality", "lcrec.index_verdict", "lcrec.index_page"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
-    **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
-    **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
+    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.beams", "lcrec.generation"], 2),
+    **dict.fromkeys(["lcrec.decoding", "lcrec.questions", "lcrec.recommender"], 2),
+    **dict.fromkeys(["lcrec.trainer"], 2),
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),

@@ -20,6 +20,7 @@ from lcrec.trainer import (
     RecommenderTrainer,
     claim_output,
     latest_checkpoint,
+    split_batch,
 )
 from lcrec.vocab import extend_tokenizer, resize_embeddings
 
@@ -94,6 +95,11 @@ def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
     return make
 
 
+def features(batch):
+    """What transformers' own loss is computed from."""
+    return {name: value for name, value in batch.items() if name != "task"}
+
+
 # The loss.
 
 
@@ -105,7 +111,7 @@ def test_the_loss_is_the_plain_one(make_trainer, base, index, rows, tokenizer, t
     # Answers of different lengths; one row alone is not padded at all.
     for chosen in (range(8), range(8, 20), [3]):
         batch = collate_left([rows[row] for row in chosen], tokenizer.pad_token_id)
-        plain = model(**batch).loss
+        plain = model(**features(batch)).loss
         assert plain > 1
         loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
         assert torch.allclose(loss, plain, atol=1e-5)
@@ -121,12 +127,74 @@ def test_the_loss_is_the_plain_one(make_trainer, base, index, rows, tokenizer, t
 def test_gradients_are_the_plain_ones(make_trainer, base, index, rows, tokenizer):
     model = make_model(base, index, mode="full")
     batch = collate_left([rows[row] for row in range(8)], tokenizer.pad_token_id)
-    model(**batch).loss.backward()
+    model(**features(batch)).loss.backward()
     plain = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     make_trainer(model).compute_loss(model, batch).backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, plain[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("limit", [1, 150, 10_000])
+def test_a_batch_in_parts_gives_the_same_gradients(
+    make_trainer, base, index, rows, tokenizer, limit
+):
+    batch = collate_left([rows[row] for row in range(6, 14)], tokenizer.pad_token_id)
+    answers = (batch["labels"] != -100).sum()
+    found = []
+    for max_tokens in (None, limit):
+        trainer = make_trainer(make_model(base, index, mode="full"))
+        trainer.create_optimizer_and_scheduler(1)
+        trainer.max_tokens_per_batch = max_tokens
+        loss = trainer.training_step(trainer.model, batch, answers)
+        found.append([loss, *(p.grad for p in trainer.model.parameters())])
+    for whole, parts in zip(*found, strict=True):
+        assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_parts_hold_like_lengths_and_no_needless_padding():
+    lengths = [3, 9, 4, 8]
+    made = [{"input_ids": [n] * n, "prompt_length": n - 1, "task": "seqrec"} for n in lengths]
+    batch = collate_left(made, 0)
+
+    def alone(count):
+        return count
+
+    parts = split_batch(batch, 18, alone)
+    assert [part["input_ids"].tolist() for part in parts] == [
+        [[0, 3, 3, 3], [4, 4, 4, 4]],
+        [[0] + [8] * 8, [9] * 9],
+    ]
+    assert parts[0]["position_ids"].tolist() == [[0, 0, 1, 2], [0, 1, 2, 3]]
+    assert split_batch(batch, 36, alone) == [batch]
+    assert split_batch(batch, None, alone) == [batch]
+    # Another process has more to do: this one takes as many parts, of one row at least.
+    assert len(split_batch(batch, 36, lambda count: torch.tensor([1, 3]))) == 3
+    assert len(split_batch(batch, 36, lambda count: torch.tensor([1, 9]))) == 4
+
+
+def test_the_loss_is_told_per_task(make_trainer, base, index, rows):
+    trainer = make_trainer(make_model(base, index), logging_steps=1)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    named = {rows[row]["task"] for row in range(8)}
+    assert {name for name in first if name.startswith("loss_")} == {f"loss_{n}" for n in named}
+    shares = dict.fromkeys(named, 0)
+    for row in range(8):
+        answer = len(rows[row]["input_ids"]) - rows[row]["prompt_length"]
+        shares[rows[row]["task"]] += answer
+    mean = sum(first[f"loss_{n}"] * shares[n] for n in named) / sum(shares.values())
+    assert mean == pytest.approx(first["loss"], abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(make_trainer, base, index):
+    model = make_model(base, index)
+    trainer = make_trainer(model)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad)[0] = float("nan")
+    with pytest.raises(InputError, match=r"update 1 is no finite number.*sample.*learning-rate"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, base, index):

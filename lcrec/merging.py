@@ -1,0 +1,194 @@
+"""Leaving with the model: a checkpoint's adapter merged into one plain Hugging Face model.
+
+    python -m lcrec.modeling merge --model runs/shop/model --output runs/shop/merged
+
+Reads a checkpoint of `recipes/finetune.py`; writes a folder that `AutoModelForCausalLM` and
+servers such as vLLM load, with a model card, and that is a checkpoint of lcrec still. Merging is
+judged before anything is written: the merged model's logits are compared with the live one's.
+
+Public names: `main`, `merge_checkpoint`, `logit_distance`.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lcrec.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, read_provenance, write_json
+from lcrec.config import option, parse_config
+from lcrec.dataset import PromptEncoder
+from lcrec.errors import InputError
+from lcrec.modeling import ADAPTER_CONFIG, Checkpoint, load_checkpoint
+from lcrec.tasks import history_record
+
+PROG = "python -m lcrec.modeling merge"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Rounding of float32 sums moves logits by less than this share of their spread.
+TOLERANCE = 1e-3
+PROBES = 16
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Settings of `python -m lcrec.modeling merge`."""
+
+    model: Path = option("the checkpoint to merge")
+    output: Path = option("the folder to write the plain model to; it must not exist yet")
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "what the weights are written in; they are merged in fp32", "fp32"
+    )
+    metrics: Path | None = option("a metrics file of lcrec.evaluate, for the model card", None)
+
+
+def main(argv: list[str]) -> None:
+    """Merge, compare, write."""
+    if argv[:1] != ["merge"]:
+        raise InputError(
+            f"python -m lcrec.modeling: expected the word merge, found {argv[:1] or 'nothing'}; "
+            f"see {PROG} --help"
+        )
+    config = parse_config(MergeConfig, argv[1:], description=__doc__ or "", prog=PROG)
+    if config.output.exists():
+        raise InputError(f"--output {config.output} exists already; name a new folder")
+    metrics = read_json(config.metrics) if config.metrics else None
+    facts = read_provenance(config.model) or {}
+    quantised = facts.get("config", {}).get("quantize", "none") != "none"
+    print(f"Merging {config.model}" + (" into its dequantised base" if quantised else ""))
+    live = load_checkpoint(config.model)
+    prompts = probe_prompts(live)
+    before = logits_of(live.model, prompts)
+    model = merge_checkpoint(config.model)
+    distance, spread = logit_distance(before, logits_of(model, prompts))
+    if quantised:
+        print(
+            f"Its logits lie within {distance:.3g} of the live model's at a spread of "
+            f"{spread:.3g}: the base's layers computed in few bits, the merged ones do not"
+        )
+    elif not distance <= TOLERANCE * spread:
+        raise InputError(
+            f"--model {config.model}: merged, its logits would be off by {distance:.3g} at a "
+            f"spread of {spread:.3g}, so nothing was written; this is a fault of the merge of "
+            f"{type(model).__name__}, not of the checkpoint, which can still be used as it is"
+        )
+    write_merged(config, live, model, metrics)
+    print(
+        f"Wrote {config.output} (logits within {distance:.1e} of the live model's). Next: "
+        f"python -m lcrec.generate --model {config.output}, or AutoModelForCausalLM."
+        "from_pretrained"
+    )
+
+
+def merge_checkpoint(folder: Path) -> PreTrainedModel:
+    """Return a checkpoint's model with its adapter and its new rows merged in, in fp32.
+
+    A base in few bits is dequantised first: rounding the sum to few bits again would lose much of
+    what the adapter has learned.
+    """
+    model = load_checkpoint(folder, dequantize=True).model
+    return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+
+
+def probe_prompts(checkpoint: Checkpoint) -> list[list[int]]:
+    """Return some prompts with their answers, as the model sees them."""
+    index, prompts = checkpoint.index, checkpoint.prompts
+    template = prompts.for_task("seqrec", "eval")[0]
+    encoder = PromptEncoder(checkpoint.tokenizer, prompts)
+    chosen = range(0, len(index), -(-len(index) // PROBES))
+    asked = encoder.prompt_ids([template.ask(history_record(index, [i], 1)) for i in chosen])
+    answers = encoder.answer_ids([index.texts[item] for item in chosen])
+    return [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel | PeftModel, prompts: list[list[int]]) -> torch.Tensor:
+    """Return the logits at every position of every prompt, float32 [positions, vocabulary]."""
+    model.eval()
+    rows = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in prompts]
+    return torch.cat([row[0].float().cpu() for row in rows])
+
+
+def logit_distance(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
+    """Return the largest difference of two models' logits, and the first one's spread.
+
+    Args:
+        one, other: [positions, vocabulary].
+    """
+    return float((one - other).abs().max()), float(one.std())
+
+
+def write_merged(
+    config: MergeConfig, live: Checkpoint, model: PreTrainedModel, metrics: Any
+) -> None:
+    """Write the folder under another name, then rename it: there is never half of one."""
+    partial = config.output.with_name(f".{config.output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.to(DTYPES[config.precision]).save_pretrained(partial)  # type: ignore[arg-type]
+    live.tokenizer.save_pretrained(partial)
+    live.index.save(partial)
+    live.prompts.save(partial / PROMPTS)
+    shutil.copy(config.model / RECIPE, partial / RECIPE)
+    facts = live.facts | {"config": live.facts["config"] | {"quantize": "none"}}
+    write_json(partial / PROVENANCE, facts | {"merged_from": str(config.model)}, indent=2)
+    (partial / "README.md").write_text(model_card(config, live, metrics), encoding="utf-8")
+    partial.rename(config.output)
+
+
+def model_card(config: MergeConfig, live: Checkpoint, metrics: Any) -> str:
+    """Return the card of the merged model: what it is, what made it, how good it was."""
+    facts = live.facts
+    base = "unknown"
+    if (config.model / ADAPTER_CONFIG).exists():
+        base = read_json(config.model / ADAPTER_CONFIG)["base_model_name_or_path"]
+    elif "base" in facts["inputs"]:
+        base = facts["inputs"]["base"]["path"]
+    sizes = " x ".join(map(str, facts["level_sizes"]))
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [recommendation, lc-rec]",
+        "---",
+        f"# {config.output.name}",
+        "",
+        f"A recommender: {base}, fine-tuned by lcrec {facts['lcrec']} to read and write the item "
+        f"tokens of a catalogue of {len(live.index):,} items ({sizes} codes). `index.json` says "
+        "which tokens an item has; `prompts/` holds the wording it was asked with.",
+        "",
+        "```bash",
+        f"{facts['stage']} --config recipe.yaml --prompts prompts \\",
+        f"    --data DATA --index INDEX --base {base} --output MODEL",
+        f"{PROG} --model MODEL --output {config.output.name}",
+        "python -m lcrec.generate --model . --data DATA --history 12 7 33",
+        "```",
+        "",
+        "| Made from | sha256 |",
+        "|---|---|",
+        *(f"| {role} | `{entry['sha256']}` |" for role, entry in facts["inputs"].items()),
+        f"| prompts | `{facts['prompts_hash']}` |",
+        "",
+        f"NDCG@10 on the held-out users of validation: {facts['validation_ndcg_at_10']:.4f}.",
+    ]
+    if metrics:
+        lines += ["", "```json", json.dumps(_means(metrics), indent=2), "```"]
+    lines += ["", "Settings:", "", "```json", json.dumps(facts["config"], indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def _means(metrics: Any) -> Any:
+    """Return the overall figures of a metrics file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return {name: run["overall"] for name, run in metrics["runs"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(
+            "--metrics: not a metrics file of python -m lcrec.evaluate --output"
+        ) from None

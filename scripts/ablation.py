@@ -1,0 +1,222 @@
+"""Ablation tables: recipes/office_small.yaml trained for every cell and seed, judged on test.
+
+    python scripts/ablation.py --table tasks --data DATA --embeddings EMBEDDINGS --run runs/small
+
+Every cell is made by the stages' own commands, in a folder of its own under `--run`, and shares
+the data, the embeddings and one small base model with the others. A cell that is done is not run
+again, so a killed table goes on where it stopped. Prints the table, and one JSON object on the
+last line.
+
+Tables: `index` (ways to index, two seeds), `tasks` (alignment tasks at the same number of
+samples), `training` (what is trained), `rows` (what the item tokens' rows start from).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lcrec.artifacts import find_data, fingerprint, read_json, read_provenance, write_json
+from lcrec.config import option, parse_config
+from lcrec.errors import InputError, run_stage
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "office_small.yaml"
+BASE = [
+    "--vocab-size",
+    "2048",
+    "--hidden-size",
+    "64",
+    "--layers",
+    "2",
+    "--epochs",
+    "3",
+    "--max-words",
+    "40",
+]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table: what it adds to the commands of `quantize` and `finetune.py`."""
+
+    label: str
+    quantize: str = ""
+    finetune: str = ""
+
+
+TABLES = {
+    "index": [
+        Cell("RQ-VAE", "", "--rows text"),
+        Cell("residual k-means", "--kind rq-kmeans", "--rows text"),
+        Cell("random", "--kind random", "--rows text"),
+        Cell("one token per item", "--kind vanilla", "--rows text"),
+    ],
+    # The same number of samples in every row: what a task is given is taken from seqrec.
+    "tasks": [
+        Cell("SEQ", finetune="--tasks seqrec=12500"),
+        Cell("+ MUT", finetune="--tasks seqrec=10500 item2index=1000 index2item=1000"),
+        Cell(
+            "+ ASY",
+            finetune="--tasks seqrec=9500 item2index=1000 index2item=1000 fusionseqrec=1000",
+        ),
+        Cell(
+            "+ ITE",
+            finetune="--tasks seqrec=8500 item2index=1000 index2item=1000 fusionseqrec=1000 "
+            "itemsearch=1000",
+        ),
+        Cell(
+            "+ PER",
+            finetune="--tasks seqrec=7500 item2index=1000 index2item=1000 fusionseqrec=1000 "
+            "itemsearch=1000 preferenceobtain=1000",
+        ),
+    ],
+    "training": [
+        Cell("everything"),
+        Cell("LoRA and new rows", finetune="--mode lora --lora-rank 8"),
+        Cell("new rows only", finetune="--mode rows"),
+    ],
+    "rows": [
+        Cell("codebook"),
+        Cell("text", finetune="--rows text"),
+        Cell("random", finetune="--rows random"),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Settings of `scripts/ablation.py`."""
+
+    table: Literal["index", "tasks", "training", "rows"] = option("the table to make")
+    data: Path = option("the data folder (with <Name>.user.json for the table of tasks)")
+    embeddings: Path = option("the folder that holds embeddings.npy")
+    run: Path = option("where everything made is kept")
+    seeds: list[int] = option("a run per seed", [42, 43, 44])
+    epochs: int | None = option("epochs instead of the recipe's", None, minimum=1)
+
+
+def main(argv: list[str]) -> None:
+    """Fill the table's cells, then print it."""
+    config = parse_config(AblationConfig, argv, description=__doc__ or "", prog="ablation.py")
+    paths = find_data(config.data)
+    if config.table == "tasks" and not paths.user.exists():
+        raise InputError(
+            f"--data {config.data}: the table of tasks needs {paths.user.name}; write one with "
+            f"python -m lcrec.intents --data {config.data} --method keywords"
+        )
+    data = ["--data", config.data]
+    stage("tinylm", *data, "--output", config.run / "base", *BASE)
+    inputs = {
+        "item": fingerprint(paths.item),
+        "inter": fingerprint(paths.inter),
+        "embeddings": fingerprint(config.embeddings),
+        "recipe": fingerprint(RECIPE),
+    }
+    cells = TABLES[config.table]
+    results = []
+    for cell in cells:
+        for seed in config.seeds:
+            print(f"== {config.table}: {cell.label}, seed {seed}", flush=True)
+            results.append(fill(cell, seed, config, inputs))
+    summaries = [
+        summarise(cell, results[row * len(config.seeds) : (row + 1) * len(config.seeds)])
+        for row, cell in enumerate(cells)
+    ]
+    print(markdown(summaries))
+    print(json.dumps({"table": config.table, "seeds": config.seeds, "rows": summaries}))
+
+
+def fill(cell: Cell, seed: int, config: AblationConfig, inputs: dict[str, str]) -> dict[str, Any]:
+    """Return a cell's figures, made by the stages' commands unless they are there already.
+
+    Returns:
+        HR@10 and NDCG@10 on the test items, `parameters` trained, `minutes` and `peak_mb` of the
+        fine-tuning process.
+    """
+    extra = ["--epochs", str(config.epochs)] if config.epochs else []
+    spec = asdict(cell) | {"seed": seed, "extra": extra, "base": BASE, "inputs": inputs}
+    slug = "".join(letter if letter.isalnum() else "-" for letter in cell.label.lower())
+    folder = config.run / config.table / f"{slug}-{seed}"
+    note = folder / "cell.json"
+    if note.exists() and (found := read_json(note))["spec"] == spec:
+        return found["figures"]
+    index = config.run / "index" / (cell.quantize.removeprefix("--kind ") or "default")
+    model, predictions = folder / "model", folder / "predictions.jsonl"
+    data = ["--data", config.data]
+    made_from = ["--embeddings", config.embeddings, *cell.quantize.split()]
+    stage("quantize", *data, "--output", index, *made_from)
+    minutes, peak = stage(
+        "recipes/finetune.py",
+        *("--config", RECIPE, *data, "--index", index, "--base", config.run / "base"),
+        *("--output", model, "--seed", seed, "--overwrite", *cell.finetune.split(), *extra),
+    )
+    stage("generate", "--model", model, *data, "--output", predictions, "--split", "test")
+    stage("evaluate", "--predictions", predictions, "--output", folder / "metrics.json")
+    (measured,) = read_json(folder / "metrics.json")["runs"].values()
+    facts = read_provenance(model) or {}
+    figures = {
+        "hr@10": measured["overall"]["HR@10"]["mean"],
+        "ndcg@10": measured["overall"]["NDCG@10"]["mean"],
+        "parameters": facts["trainable_parameters"],
+        "minutes": minutes,
+        "peak_mb": peak,
+    }
+    write_json(note, {"spec": spec, "figures": figures})
+    return figures
+
+
+def stage(name: str, *arguments: object) -> tuple[float, float]:
+    """Run a stage; return the minutes it took and its peak resident memory in MB.
+
+    Raises:
+        InputError: it failed; what it said stands above.
+    """
+    program = [str(ROOT / name)] if name.endswith(".py") else ["-m", f"lcrec.{name}"]
+    command = [sys.executable, *program, *map(str, arguments)]
+    started = time.monotonic()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise InputError(f"{' '.join(command)}: ended with {process.returncode}; see above")
+    return (time.monotonic() - started) / 60, usage.ru_maxrss / 1024
+
+
+def summarise(cell: Cell, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each figure over the seeds, and the spread of the metrics."""
+    summary: dict[str, Any] = {"label": cell.label}
+    for name in results[0]:
+        values = [result[name] for result in results]
+        summary[name] = float(np.mean(values))
+        if name in ("hr@10", "ndcg@10"):
+            summary[f"{name} range"] = [min(values), max(values)]
+    return summary
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table as Markdown: means, with the least and the greatest of the seeds."""
+    lines = [
+        "| | HR@10 | NDCG@10 | parameters trained | minutes | peak MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        metrics = " | ".join(
+            f"{row[name]:.4f} ({row[f'{name} range'][0]:.4f} to {row[f'{name} range'][1]:.4f})"
+            for name in ("hr@10", "ndcg@10")
+        )
+        lines.append(
+            f"| {row['label']} | {metrics} | {row['parameters']:,.0f} | {row['minutes']:.1f} | "
+            f"{row['peak_mb']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_stage(main)
