@@ -7,6 +7,8 @@ own: plain, and balanced, where all codes of a level receive an equal share of t
 Public names: `nearest_codes`, `residual_kmeans`.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -40,23 +42,24 @@ def nearest_codes(latents: Tensor, codebooks: Tensor) -> Tensor:
 
 
 def residual_kmeans(
-    points: np.ndarray, num_levels: int, num_codes: int, seed: int, *, balanced: bool = False
+    points: np.ndarray, num_codes: int, seed: int, *, balanced: Sequence[bool]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return codebooks, float32 [levels, codes, dim], and codes, int64 [items, levels].
 
     Args:
         points: float32 [items, dim].
-        num_levels, num_codes: how many codebooks, and how large.
+        num_codes: how many codes each level has.
         seed: decides the k-means starts.
-        balanced: let the codes of a level share the items evenly (constrained k-means, Bradley et
-            al. 2000; here by transport, among some thousand items at a time).
+        balanced: for each level, whether its codes share the items evenly (constrained k-means,
+            Bradley et al. 2000; here by transport, among some thousand items at a time).
     """
+    num_levels = len(balanced)
     codebooks = np.empty((num_levels, num_codes, points.shape[1]), dtype=np.float32)
     codes = np.empty((len(points), num_levels), dtype=np.int64)
     residual = points
     for level in tqdm(range(num_levels), desc="k-means", unit="level"):
         centres = _centres(residual, num_codes, seed + level)
-        if balanced:
+        if balanced[level]:
             centres, chosen = _balance(residual, centres, seed + level)
         else:
             chosen = _nearest(residual, centres)

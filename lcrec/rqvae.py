@@ -52,7 +52,7 @@ class RQVAE(nn.Module):
         num_codes: how many codes each level has.
         commitment_weight: weight of the commitment loss beside the codebook loss (beta).
         sinkhorn_epsilons: one per level, the entropic regularisation of the balanced choice of
-            codes in training; 0 takes the nearest code.
+            codes in training; 0, as for all by default, takes the nearest code.
         parity: the published model: plain perceptrons, 50 Sinkhorn iterations at the one epsilon,
             and no commitment gradient from the second level on.
     """
@@ -73,6 +73,7 @@ class RQVAE(nn.Module):
         parity: bool = False,
     ) -> None:
         super().__init__()
+        self.epsilons = list(sinkhorn_epsilons) or [0.0] * num_levels
         self.settings = {
             "input_dim": input_dim,
             "hidden_dims": list(hidden_dims),
@@ -80,7 +81,7 @@ class RQVAE(nn.Module):
             "num_levels": num_levels,
             "num_codes": num_codes,
             "commitment_weight": commitment_weight,
-            "sinkhorn_epsilons": list(sinkhorn_epsilons),
+            "sinkhorn_epsilons": self.epsilons,
             "parity": parity,
         }
         self.commitment_weight, self.parity = commitment_weight, parity
@@ -100,7 +101,7 @@ class RQVAE(nn.Module):
             # The library's loss is beta times one MSE into both sides; `losses` has the paper's.
             commitment_weight=0.0,
         )
-        for layer, epsilon in zip(self.quantizer.layers, sinkhorn_epsilons, strict=False):
+        for layer, epsilon in zip(self.quantizer.layers, self.epsilons, strict=True):
             if epsilon > 0:
                 layer._codebook.gumbel_sample = _BalancedChoice(epsilon, parity)
 
@@ -190,13 +191,16 @@ class RQVAE(nn.Module):
         return nearest_codes(latents, self.codebooks())
 
     @torch.no_grad()
-    def initialise(self, embeddings: Tensor, seed: int, *, balanced: bool = False) -> Tensor:
+    def initialise(
+        self, embeddings: Tensor, seed: int, *, balanced: Sequence[bool] | None = None
+    ) -> Tensor:
         """Start from the whole catalogue's principal components and residual k-means.
 
         Args:
             embeddings: every item's, float32 [items, input_dim].
             seed: decides the k-means starts.
-            balanced: let k-means give the codes of a level equal shares of the items.
+            balanced: for each level, whether k-means gives its codes equal shares of the items;
+                by default where training does.
 
         Returns:
             The code that k-means gave each item at each level, int64 [items, levels].
@@ -211,18 +215,19 @@ class RQVAE(nn.Module):
         components = vectors.flip(1)[:, :latent_dim].T.float()
         self.encoder.begin_linear(components)
         self.decoder.begin_linear(components.T)
-        return self._initialise_codebooks(self.encode(embeddings), seed, balanced=balanced)
+        balanced = [epsilon > 0 for epsilon in self.epsilons] if balanced is None else balanced
+        return self._initialise_codebooks(self.encode_all(embeddings), seed, balanced)
 
     @torch.no_grad()
     def initialise_as_published(self, batch: Tensor, seed: int) -> None:
         """Start the codebooks from k-means of the first batch [batch, input_dim]."""
-        self._initialise_codebooks(self.encode(batch), seed)
+        self._initialise_codebooks(self.encode(batch), seed, [False] * self.num_levels)
 
     def _initialise_codebooks(
-        self, latents: Tensor, seed: int, *, balanced: bool = False
+        self, latents: Tensor, seed: int, balanced: Sequence[bool]
     ) -> Tensor:
         codebooks, codes = residual_kmeans(
-            latents.cpu().numpy(), self.num_levels, self.num_codes, seed, balanced=balanced
+            latents.cpu().numpy(), self.num_codes, seed, balanced=balanced
         )
         for layer, codebook in zip(self.quantizer.layers, codebooks, strict=True):
             layer._codebook.embed.copy_(torch.from_numpy(codebook)[None])

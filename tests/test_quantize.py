@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 import lcrec.quantize
 from lcrec.artifacts import read_json, read_provenance, write_array, write_json, write_provenance
-from lcrec.assignment import Assignment
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
-from lcrec.quantize import check_embeddings, describe_index, explained_variance, main
+from lcrec.indexers import Indexing
+from lcrec.quantize import check_embeddings, describe_index, main
 from lcrec.rqvae import RQVAE
+from lcrec.rqvae_training import explained_variance
 
 ITEMS = 24
 SETTINGS = {
@@ -88,7 +89,7 @@ def test_end_to_end(shop, capsys):
     assert report["distinct_prefixes"][-1] == ITEMS
 
     out = capsys.readouterr().out
-    assert "Indexing 24 items: 3 levels of 4 codes from 6-wide embeddings" in out
+    assert "Indexing 24 items by rq-vae: 3 levels of 4 codes from 6-wide embeddings" in out
     assert f"Next: accelerate launch recipes/finetune.py --data {shop / 'data'}" in out
 
 
@@ -142,7 +143,7 @@ def test_the_same_seed_gives_the_same_bytes(shop):
     assert one != (shop / "other" / "rqvae.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("step", ["save_file", "write_json", "write_provenance", "ItemIndex.save"])
+@pytest.mark.parametrize("step", ["RQVAE.save", "write_json", "write_provenance", "ItemIndex.save"])
 def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
     """Killed over an older index: no stage takes what lies there, and either setting rebuilds."""
     main(argv(shop))
@@ -152,7 +153,8 @@ def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"lcrec.quantize.{step}", killed)
+        module = "lcrec.rqvae" if step == "RQVAE.save" else "lcrec.quantize"
+        patch.setattr(f"{module}.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             main(argv(shop, codes=5))
     with pytest.raises(InputError, match=r"index.json: no such file; make one with"):
@@ -293,8 +295,9 @@ def test_explained_variance_by_hand():
 
 def test_report_by_hand():
     points = torch.tensor([[-1.0], [-1.0], [9.0]])
-    assignment = Assignment(np.array([[0, 0], [0, 1], [1, 0]]), np.array([[0, 0], [0, 0], [1, 0]]))
-    report = describe_index(identity_model(), points, assignment)
+    nearest = np.array([[0, 0], [0, 0], [1, 0]])
+    codes = np.array([[0, 0], [0, 1], [1, 0]])
+    report = describe_index(Indexing(codes, (2, 2), nearest, identity_model()), points)
     assert json.loads(json.dumps(report)) == report
     assert report["items"] == 3
     assert report["conflict_rate_before_assignment"] == pytest.approx(2 / 3)
@@ -311,6 +314,6 @@ def test_report_by_hand():
 def test_perplexity_of_even_use_is_the_number_of_codes():
     codes = np.array(list(itertools.product(range(2), range(2))))
     points = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
-    report = describe_index(identity_model(), points, Assignment(codes, codes))
+    report = describe_index(Indexing(codes, (2, 2), codes, identity_model()), points)
     assert report["perplexity"] == pytest.approx([2, 2])
     assert report["items_moved"] == report["conflict_rate_before_assignment"] == 0

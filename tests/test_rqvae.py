@@ -12,8 +12,8 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from lcrec.errors import InputError
-from lcrec.quantize import explained_variance, train_rqvae
-from lcrec.rqvae import RQVAE, read_codebooks, sinkhorn
+from lcrec.rqvae import RQVAE, read_codebooks
+from lcrec.rqvae_training import explained_variance, train_rqvae
 
 
 def toy_clusters(seed=0, per_leaf=4, noise=0.02):
@@ -38,7 +38,7 @@ def train(embeddings, **settings):
         "latent_dim": 4,
         "hidden_dims": [8],
         "commitment_weight": 0.25,
-        "sinkhorn_epsilon": 0.003,
+        "sinkhorn_epsilons": [0.0, 0.003],
         "epochs": 10,
         "patience": 8,
         "batch_size": 16,
@@ -49,41 +49,8 @@ def train(embeddings, **settings):
     return train_rqvae(embeddings, **{**defaults, **settings})
 
 
-# Sinkhorn.
-
-
-@given(
-    batch=st.integers(1, 40),
-    codes=st.integers(1, 20),
-    log_epsilon=st.floats(-4, 0),
-    log_scale=st.floats(-6, 6),
-    seed=st.integers(0, 99),
-)
-@settings(deadline=None)
-def test_sinkhorn_gives_every_code_the_same_mass(batch, codes, log_epsilon, log_scale, seed):
-    generator = torch.Generator().manual_seed(seed)
-    cost = torch.rand(batch, codes, generator=generator) * 10**log_scale
-    log_plan = sinkhorn(cost, 10**log_epsilon)
-    assert not log_plan.isnan().any()
-    masses = log_plan.exp().sum(0)
-    torch.testing.assert_close(masses, torch.full((codes,), 1 / codes), rtol=1e-3, atol=0)
-
-
-def test_sinkhorn_of_equal_costs_is_uniform():
-    plan = sinkhorn(torch.full((6, 3), 7.0), 0.003).exp()
-    torch.testing.assert_close(plan, torch.full((6, 3), 1 / 18))
-
-
-def test_sinkhorn_splits_a_crowd_in_order():
-    # All eight points are nearest to the last code; two may have it.
-    points, codes = torch.arange(8.0)[:, None], torch.tensor([[-4.0], [-3.0], [-2.0], [-1.0]])
-    cost = torch.cdist(points, codes).pow(2)
-    assert cost.argmin(1).tolist() == [3] * 8
-    assert sinkhorn(cost, 0.03).argmax(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-
-
 def test_the_last_level_is_balanced_in_training_only():
-    model = make_model(num_codes=4)
+    model = make_model(num_codes=4, sinkhorn_epsilons=[0, 0.003])
     latents = torch.randn(64, 4) * 0.01 + model.codebooks()[0, 0]
     nearest = model.nearest_codes(latents)
     assert nearest[:, 0].eq(0).all()
@@ -95,7 +62,7 @@ def test_the_last_level_is_balanced_in_training_only():
     torch.testing.assert_close(trained[:, 0], nearest[:, 0])
     assert trained[:, 1].bincount(minlength=4).tolist() == pytest.approx([16] * 4, abs=2)
 
-    plain = make_model(num_codes=4, sinkhorn_epsilon=0.0).train()
+    plain = make_model(num_codes=4).train()
     latents = torch.randn(64, 4)
     torch.testing.assert_close(plain.quantizer(latents)[1], plain.nearest_codes(latents))
 
@@ -187,7 +154,7 @@ def test_which_loss_moves_which_weights():
 
 def test_the_codebook_gradient_is_the_papers():
     # Level 1's loss pulls a used code to the mean of its residuals with weight 2 / (levels x dim).
-    model = make_model(latent_dim=2, num_codes=2, num_levels=1, sinkhorn_epsilon=0.0).eval()
+    model = make_model(latent_dim=2, num_codes=2, num_levels=1).eval()
     book = model.quantizer.layers[0]._codebook.embed
     book.data = torch.tensor([[[0.0, 0.0], [99.0, 99.0]]])
     embeddings = torch.randn(5, 6)
