@@ -5,7 +5,7 @@ moves and no token is new, because every level's codes are in the vocabulary fro
 model that was trained on the old index can spell, and recommend, the new items at once.
 
 Reads an index folder with its `rqvae.safetensors`; writes another, with `index.json` of old and new
-items, the same weights, and `report.json`. Public names: `extend_index`, `place_new_items`,
+items, the same weights, and the report on both. Public names: `extend_index`, `place_new_items`,
 `require_same_space`, `Extension`.
 """
 
@@ -22,16 +22,20 @@ import torch
 from lcrec.artifacts import (
     INDEX,
     REPORT,
+    REPORT_PAGE,
     RQVAE_WEIGHTS,
     atomic_path,
     is_current,
     read_provenance,
-    write_json,
     write_provenance,
 )
 from lcrec.assignment import assign_unique
+from lcrec.data import Items
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex, index_path
+from lcrec.index_fit import load_rqvae, measure_fit
+from lcrec.index_page import print_verdict, write_index_report
+from lcrec.index_quality import measure_index
 from lcrec.rqvae import RQVAE
 
 
@@ -113,6 +117,8 @@ def _next_numbers(old: ItemIndex, nearest: np.ndarray) -> np.ndarray:
 def extend_index(
     old_folder: Path,
     old_items: int,
+    name: str,
+    items: Items,
     embeddings: np.ndarray,
     output: Path,
     inputs: dict[str, Path],
@@ -123,6 +129,8 @@ def extend_index(
     Args:
         old_folder: the index to extend, which stays as it is.
         old_items: how many items it must have.
+        name: the catalogue's, for the title of the report.
+        items: all items, old and new.
         embeddings: float32 [items, dim], of all items.
         output: another folder.
         inputs: what was read besides the old index, for the record.
@@ -148,10 +156,10 @@ def extend_index(
         )
     config: dict[str, Any] = (read_provenance(path.parent) or {}).get("config", {})
     inputs = {**inputs, "index": path, "rqvae": weights}
-    made = all((output / name).exists() for name in (INDEX, RQVAE_WEIGHTS, REPORT))
+    made = all((output / name).exists() for name in (INDEX, RQVAE_WEIGHTS, REPORT, REPORT_PAGE))
     if made and is_current(output, stage, config, inputs):
         return False
-    model = RQVAE.load(weights)
+    model = load_rqvae(weights, embeddings.shape[1])
     sizes = (model.num_codes,) * model.num_levels
     # One level more than the model's numbers the items that share a path.
     if old.level_sizes not in (sizes, (*sizes, old.level_sizes[-1])):
@@ -159,32 +167,30 @@ def extend_index(
             f"{weights}: has {model.num_levels} levels of {model.num_codes} codes, the index beside"
             f" it {list(old.level_sizes)}; rebuild both with python -m lcrec.quantize"
         )
-    if embeddings.shape[1] != len(model.mean):
-        raise InputError(
-            f"--embeddings: {embeddings.shape[1]} wide, but the RQ-VAE in {path.parent} was "
-            f"trained on {len(model.mean)}-wide ones; encode the new items as the old were: "
-            "python -m lcrec.embed --add"
-        )
     print(f"Adding {len(embeddings) - len(old):,} items to the {len(old):,} of {path}")
     extension = place_new_items(model, old, embeddings)
-    report = {
-        "items": len(embeddings),
-        "items_added": len(embeddings) - len(old),
-        "items_moved": extension.moved,
+    index = extension.index
+    report = measure_index(
+        index.codes,
+        index.level_sizes,
+        embeddings=embeddings,
+        items=items,
+        fit=measure_fit(model, torch.from_numpy(embeddings), index.codes),
+    )
+    report["added"] = {
+        "items": len(index) - len(old),
+        "moved": extension.moved,
         "explained_variance_old": extension.explained[0],
         "explained_variance_new": extension.explained[1],
     }
     (output / INDEX).unlink(missing_ok=True)
     with atomic_path(output / RQVAE_WEIGHTS) as temporary:
         shutil.copyfile(weights, temporary)
-    write_json(output / REPORT, report, indent=2)
+    title = f"{name}, {len(index) - len(old):,} new items added"
+    verdict = write_index_report(output, report, title)
     write_provenance(output, stage, config, inputs, level_sizes=old.level_sizes)
-    extension.index.save(output)
-    print(
-        f"{extension.moved:,} found their nearest path taken and got the next. The codes explain "
-        f"{extension.explained[1]:.0%} of the new items' variance, {extension.explained[0]:.0%} of "
-        "the old items' (near zero: they are unlike the old, train a new index)"
-    )
+    index.save(output)
+    print_verdict(verdict)
     return True
 
 

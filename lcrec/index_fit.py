@@ -1,8 +1,9 @@
 """How well a trained RQ-VAE's codes stand for the embeddings, and what uniqueness cost.
 
-Public names: `measure_fit`.
+Public names: `measure_fit`, `load_rqvae`.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,25 @@ import torch
 from torch import Tensor
 
 from lcrec.assignment import shared_rows
+from lcrec.errors import InputError
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_training import explained_variance
+
+
+def load_rqvae(weights: Path, width: int) -> RQVAE:
+    """Read the RQ-VAE beside an index, for embeddings `width` wide.
+
+    Raises:
+        InputError: it was trained on embeddings of another width, or as `RQVAE.load`.
+    """
+    model = RQVAE.load(weights)
+    if width != len(model.mean):
+        raise InputError(
+            f"--embeddings: {width} wide, but {weights} was trained on {len(model.mean)}-wide "
+            "ones; name those that the index was made from (python -m lcrec.embed --add encodes "
+            "new items as the old were)"
+        )
+    return model
 
 
 @torch.no_grad()

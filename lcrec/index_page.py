@@ -32,15 +32,16 @@ Report = dict[str, Any]
 MISSING = "–"
 
 
-def write_index_report(folder: Path, report: Report) -> Verdict:
+def write_index_report(folder: Path, report: Report, name: str) -> Verdict:
     """Write `report.json` and `report.html` into `folder`, and return the verdict.
 
     Args:
         folder: made where it is missing.
         report: the figures of `measure_index`, and any facts besides: all go into `report.json`.
+        name: tells the index from others, in the page's title.
     """
     verdict = judge(report)
-    page = index_page(report, verdict)
+    page = index_page(report, verdict, name)
     with atomic_path(folder / REPORT_PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     write_json(folder / REPORT, {"verdict": asdict(verdict), **report}, indent=2)
@@ -56,8 +57,8 @@ def print_verdict(verdict: Verdict) -> None:
             print(f"  {'':<8} {finding.remedy}")
 
 
-def index_page(report: Report, verdict: Verdict) -> str:
-    """Return the page, a whole HTML document."""
+def index_page(report: Report, verdict: Verdict, name: str) -> str:
+    """Return the page, a whole HTML document; `name` tells the index from others."""
     sizes = report["level_sizes"]
     shape = " × ".join(f"{size:,}" for size in sizes)
     words = "one code" if len(sizes) == 1 else f"{len(sizes)} codes"
@@ -73,6 +74,8 @@ def index_page(report: Report, verdict: Verdict) -> str:
     ]
     if "neighbours" in report or "labels" in report or "explained_variance" in report:
         blocks += [Heading("What the codes say of the items"), _meaning_table(report)]
+    if "conflict_rate_before_assignment" in report:
+        blocks += [Heading("What uniqueness cost"), _uniqueness_table(report)]
     if report.get("branches"):
         blocks += [Heading("Example branches"), _branch_table(report)]
     if report["left_out"]:
@@ -81,7 +84,7 @@ def index_page(report: Report, verdict: Verdict) -> str:
             Paragraph(f"{LEFT_OUT[name]}: {reason}.") for name, reason in report["left_out"].items()
         ]
     blocks += [Heading("How to read it"), *map(Paragraph, GUIDE)]
-    return render_page("Item index", blocks)
+    return render_page(f"Item index: {name}", blocks)
 
 
 LEFT_OUT = {
@@ -95,9 +98,10 @@ GUIDE = (
     "share it are a branch. A language model reads and writes an item code by code, so items that "
     "share a prefix share what is learnt about it: they should be alike.",
     "Explained variance: the share of the embeddings' variance that the codes give back, after "
-    "each level. Assigned: the same once every item has an index of its own. Between prefixes: "
-    "what the mean of an item's branch tells of its embedding, less what as many branches of "
-    "random items would tell.",
+    "each level. Assigned: the same once every item has an index of its own. Distortion: the "
+    "squared distance from what was quantised, an RQ-VAE's latent, to what the codes stand for, as "
+    "a share of its variance. Between prefixes: what the mean of an item's branch tells of its "
+    "embedding, less what as many branches of random items would tell.",
     "Perplexity: how many codes, used evenly, would be used as unevenly as these; the nearer to "
     "the number of codes, the better they share the work. Items left: how many items stand under "
     "the prefix of an average item, itself included; 1 means settled.",
@@ -161,6 +165,7 @@ def _use_picture(report: Report) -> Picture:
             axes.bar([depth + offset for depth in depths], report[name], width=0.36, label=label)
         axes.set_ylabel("codes")
         axes.set_ylim(0, max(report["level_sizes"]) * 1.3)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         _mark_depths(axes, report, label="level")
         axes.legend(loc="upper center", ncols=3, handlelength=1.2)
 
@@ -283,6 +288,29 @@ def _meaning_table(report: Report) -> Table:
     return Table(
         "By depth of the prefix.", list(columns), list(zip(*columns.values(), strict=True))
     )
+
+
+def _uniqueness_table(report: Report) -> Table:
+    shared, items = report["conflict_rate_before_assignment"], report["items"]
+    rows = [
+        (
+            "items that share an index",
+            f"{shared:.1%}",
+            f"{report['conflicts']['items'] / items:.1%}",
+        ),
+        (
+            "explained variance",
+            f"{report['explained_variance'][-1]:.2%}",
+            f"{report['explained_variance_assigned']:.2%}",
+        ),
+        (
+            "distortion",
+            f"{report['distortion_nearest']:.2%}",
+            f"{report['distortion_assigned']:.2%}",
+        ),
+    ]
+    caption = f"Of {items:,} items, {report['items_moved']:,} do not have their nearest codes."
+    return Table(caption, ["", "nearest codes", "codes assigned"], rows)
 
 
 def _branch_table(report: Report) -> Table:

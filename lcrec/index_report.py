@@ -18,10 +18,12 @@ import torch
 
 from lcrec.artifacts import (
     EMBEDDINGS,
+    REPORT,
     REPORT_PAGE,
     RQVAE_WEIGHTS,
     find_data,
     read_array,
+    read_json,
     read_provenance,
     require_same_input,
     write_provenance,
@@ -30,10 +32,9 @@ from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Items, check_embeddings, load_items
 from lcrec.errors import InputError, run_stage
 from lcrec.index import ItemIndex, find_conflicts, index_path, read_paths
-from lcrec.index_fit import measure_fit
+from lcrec.index_fit import load_rqvae, measure_fit
 from lcrec.index_page import print_verdict, write_index_report
 from lcrec.index_quality import measure_index
-from lcrec.rqvae import RQVAE
 
 STAGE = "python -m lcrec.index_report"
 
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
             inputs["rqvae"] = weights
             remake = f"python -m lcrec.quantize --embeddings {config.embeddings} --output DIR"
             require_same_input(path.parent, "embeddings", inputs["embeddings"], remake)
-            model = RQVAE.load(weights)
+            model = load_rqvae(weights, embeddings.shape[1])
 
     print(f"Looking at {path}: {len(codes):,} items, {codes.shape[1]} codes each.")
     fit = None
@@ -94,7 +95,12 @@ def main(argv: list[str]) -> None:
     report = measure_index(
         codes, level_sizes, embeddings=embeddings, items=items, fit=fit, seed=config.seed
     )
-    verdict = write_index_report(config.output, report)
+    if own_folder and (path.parent / REPORT).exists():
+        # How items came to join, or to move, is known to the report of that alone.
+        before = read_json(path.parent / REPORT)
+        report |= {name: before[name] for name in ("added", "repaired") if name in before}
+    name = path.name if config.data is None else find_data(config.data).name
+    verdict = write_index_report(config.output, report, name)
     if not own_folder:
         write_provenance(config.output, STAGE, config_dict(config), inputs)
     print_verdict(verdict)

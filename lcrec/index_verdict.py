@@ -98,6 +98,24 @@ def _explained(report: Report) -> Finding | None:
     return Finding(grade, text, remedy)
 
 
+def _added(report: Report) -> Finding | None:
+    if "added" not in report:
+        return None
+    added = report["added"]
+    old, new = added["explained_variance_old"], added["explained_variance_new"]
+    grade = _grade(new, good=0.6 * old, warning=0.25 * old)
+    return Finding(
+        grade,
+        f"{added['items']:,} items joined later: the codes explain {max(new, 0):.0%} of their "
+        f"variance, {old:.0%} of the others'. {added['moved']:,} found their nearest index taken "
+        "and got the next.",
+        ""
+        if grade == "good"
+        else "They are unlike those that the codes were learnt from: with many more of them, make "
+        "a new index and train a model on it.",
+    )
+
+
 def _uniqueness_cost(report: Report) -> Finding | None:
     # Where a last code does nothing but part items, that is another rule's.
     if "conflict_rate_before_assignment" not in report or report["last_level_counts"]:
@@ -154,6 +172,24 @@ def _balance(report: Report) -> Finding | None:
     return Finding(grade, text, remedy)
 
 
+def _even_levels(report: Report) -> Finding | None:
+    # The first level has a rule of its own; one that counts is uneven by its nature.
+    levels = range(1, len(report["level_sizes"]) - report["last_level_counts"])
+    shares = {
+        level: report["perplexity"][level] / min(report["level_sizes"][level], report["items"])
+        for level in levels
+    }
+    if not shares or min(shares.values()) >= 0.1:
+        return None
+    worst = min(shares, key=shares.__getitem__)
+    return Finding(
+        "note",
+        f"Level {worst + 1} spreads items as evenly as over {report['perplexity'][worst]:,.0f} of "
+        f"its {report['level_sizes'][worst]:,} codes: of many items it says the same.",
+        "--sinkhorn-epsilon takes one number per level: 0.003 there evens it out.",
+    )
+
+
 def _length(report: Report) -> Finding | None:
     alone = report["items_alone"]
     settled = next((depth for depth, share in enumerate(alone, 1) if share >= 0.95), len(alone))
@@ -205,10 +241,12 @@ RULES: tuple[Callable[[Report], Finding | None], ...] = (
     _shared,
     _neighbours,
     _explained,
+    _added,
     _labels,
     _uniqueness_cost,
     _use,
     _balance,
+    _even_levels,
     _length,
     _counting,
 )

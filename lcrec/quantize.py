@@ -191,7 +191,8 @@ def main(argv: list[str]) -> None:
             torch.from_numpy(embeddings), config.levels, config.codes, config.seed, model
         )
         report = describe_index(indexing, torch.from_numpy(embeddings), items, config.seed)
-        verdict = write_index(config.output, indexing, report, config_dict(config), inputs)
+        name = f"{find_data(config.data).name} by {config.kind}"
+        verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
         print_verdict(verdict)
         print(
             f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
@@ -212,7 +213,10 @@ def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Pat
     require_same_past(data, index_path(config.index).parent)
     require_same_space(folder, config.index)
     inputs = {**inputs, "added": config.add}
-    done = extend_index(config.index, old_items, embeddings, config.output, inputs, STAGE)
+    name = find_data(data).name
+    done = extend_index(
+        config.index, old_items, name, items, embeddings, config.output, inputs, STAGE
+    )
     print(
         f"Wrote {config.output}. Next: python -m lcrec.generate --model MODEL --index "
         f"{config.output} --data {data} --output DIR/predictions.jsonl"
@@ -266,10 +270,11 @@ def write_index(
     folder: Path,
     indexing: Indexing,
     report: dict[str, Any],
+    name: str,
     config: dict[str, Any],
     inputs: dict[str, Path],
 ) -> Verdict:
-    """Write a whole index folder, and return the verdict of its report.
+    """Write a whole index folder, the report titled by `name`, and return its verdict.
 
     `index.json`, which the next stage reads, is removed first and written last.
     """
@@ -279,7 +284,7 @@ def write_index(
     if indexing.model:
         with atomic_path(folder / RQVAE_WEIGHTS) as temporary:
             indexing.model.save(temporary)
-    verdict = write_index_report(folder, report)
+    verdict = write_index_report(folder, report, name)
     write_provenance(folder, STAGE, config, inputs, level_sizes=indexing.level_sizes)
     index.save(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ What "nearest" means depends on what is at hand, best first:
 
 Paths of different depth are filled up first, each level by one code of its own.
 
-Reads an `index.json`; writes another, with `report.json`. Public names: `repair_index`,
+Reads an `index.json`; writes another, with the report on it. Public names: `repair_index`,
 `repair_codes`, `level_paths`, `mean_codebooks`.
 """
 
@@ -28,17 +28,20 @@ import torch
 from lcrec.artifacts import (
     INDEX,
     REPORT,
+    REPORT_PAGE,
     RQVAE_WEIGHTS,
     atomic_path,
     is_current,
     read_provenance,
-    write_json,
     write_provenance,
 )
 from lcrec.assignment import assign_unique
 from lcrec.data import Items
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex, find_conflicts, index_path, read_paths, token_name
+from lcrec.index_fit import load_rqvae, measure_fit
+from lcrec.index_page import print_verdict, write_index_report
+from lcrec.index_quality import measure_index
 from lcrec.rqvae import RQVAE
 
 EXAMPLES = 5
@@ -198,17 +201,17 @@ def repair_index(
         sizes = tuple(map(max, sizes, record["level_sizes"]))
     inputs = {**inputs, "index": path} | ({"rqvae": weights} if weights.exists() else {})
     config = {**record.get("config", {}), "repair": True}
-    made = all((output / name).exists() for name in (INDEX, REPORT))
+    made = all((output / name).exists() for name in (INDEX, REPORT, REPORT_PAGE))
     if made and is_current(output, stage, config, inputs):
         return False
 
     codebooks = latents = None
-    model = RQVAE.load(weights) if weights.exists() else None
-    if model is not None and codes[:, : model.num_levels].max() >= model.num_codes:
-        raise InputError(
-            f"{weights}: has {model.num_codes} codes per level, {path} uses more; they do not "
-            "belong together: take the index to a folder of its own"
+    model = None
+    if weights.exists():
+        model = (
+            RQVAE.load(weights) if embeddings is None else load_rqvae(weights, embeddings.shape[1])
         )
+        require_same_shape(model, weights, codes, path)
     # A level that the model lacks only numbers items that share a path, and can go on counting.
     if model is not None and model.num_levels == codes.shape[1]:
         codebooks = model.codebooks().detach().numpy()
@@ -232,10 +235,15 @@ def repair_index(
     sizes = tuple(map(max, sizes, (repaired.max(axis=0) + 1).tolist()))
     index = ItemIndex(repaired, sizes)
     moved = np.flatnonzero((index.codes != codes).any(axis=1)).tolist()
-    report = {
-        "items": len(codes),
+    fit = None
+    if model is not None and embeddings is not None:
+        fit = measure_fit(model, torch.from_numpy(embeddings), index.codes)
+    report = measure_index(
+        index.codes, index.level_sizes, embeddings=embeddings, items=items, fit=fit
+    )
+    report["repaired"] = {
         "items_in_conflict": sum(map(len, groups)),
-        "conflicts": groups,
+        "groups": groups,
         "moved": {str(item): index.tokens(item) for item in moved},
         "paths_filled_up": filled,
         "rule": rule,
@@ -244,11 +252,30 @@ def repair_index(
     if weights.exists():
         with atomic_path(output / RQVAE_WEIGHTS) as temporary:
             shutil.copyfile(weights, temporary)
-    write_json(output / REPORT, report, indent=2)
+    verdict = write_index_report(output, report, f"{path.name}, repaired")
     write_provenance(output, stage, config, inputs, level_sizes=sizes)
     index.save(output)
+    print_verdict(verdict)
     print(f"Moved {len(moved):,} items by {rule}. {len(codes) - len(moved):,} keep their index.")
     return True
+
+
+def require_same_shape(model: RQVAE, weights: Path, codes: np.ndarray, path: Path) -> None:
+    """Check that the index at `path`, int [items, levels], can be by the RQ-VAE beside it.
+
+    One level more than the model's numbers the items that share a path.
+
+    Raises:
+        InputError: it has other levels, or codes that the model has none of.
+    """
+    levels = model.num_levels
+    if codes.shape[1] in (levels, levels + 1) and codes[:, :levels].max() < model.num_codes:
+        return
+    raise InputError(
+        f"{weights}: has {levels} levels of {model.num_codes} codes, {path} has {codes.shape[1]} "
+        f"levels of up to {codes.max() + 1}; they do not belong together: take the index to a "
+        "folder of its own"
+    )
 
 
 def print_conflicts(codes: np.ndarray, groups: list[list[int]], items: Items | None) -> None:

@@ -223,9 +223,7 @@ class RQVAE(nn.Module):
         """Start the codebooks from k-means of the first batch [batch, input_dim]."""
         self._initialise_codebooks(self.encode(batch), seed, [False] * self.num_levels)
 
-    def _initialise_codebooks(
-        self, latents: Tensor, seed: int, balanced: Sequence[bool]
-    ) -> Tensor:
+    def _initialise_codebooks(self, latents: Tensor, seed: int, balanced: Sequence[bool]) -> Tensor:
         codebooks, codes = residual_kmeans(
             latents.cpu().numpy(), self.num_codes, seed, balanced=balanced
         )

@@ -168,10 +168,15 @@ def test_end_to_end(shop, tmp_path, capsys):
         shop / "index" / "rqvae.safetensors"
     ]
     report = read_json(tmp_path / "report.json")
-    assert (report["items"], report["items_added"]) == (27, 2)
+    assert (report["items"], report["conflicts"]["items"]) == (27, 0)
+    added = report["added"]
+    assert added["items"] == 2
     # A lamp and a rug, of the kinds that there were.
-    assert 0.5 < report["explained_variance_new"] < 1
-    assert 0.5 < report["explained_variance_old"] < 1
+    assert 0.5 < added["explained_variance_new"] < 1
+    assert 0.5 < added["explained_variance_old"] < 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Item index: Shop, 2 new items added</h1>" in page
+    assert "2 items joined later: the codes explain" in page
     record = read_provenance(tmp_path)
     assert set(record["inputs"]) == {"item", "embeddings", "added", "index", "rqvae"}
     out = capsys.readouterr().out
@@ -224,7 +229,7 @@ def test_embeddings_of_another_space(shop, tmp_path):
     with pytest.raises(InputError, match=r"anew: do not extend .*--embeddings .*embeddings"):
         run(quantize, shop, **ADD_TO_INDEX | {"embeddings": tmp_path / "anew"})
     # Made elsewhere, they are taken as they are, where their width is right.
-    for width, message in ((5, "5 wide, but the RQ-VAE in .*index was trained on 8-wide"), (8, "")):
+    for width, message in ((5, "5 wide, but .*rqvae.safetensors was trained on 8-wide"), (8, "")):
         write_array(tmp_path / "own" / "embeddings.npy", np.ones((27, width), np.float32))
         own = ADD_TO_INDEX | {"embeddings": tmp_path / "own", "output": tmp_path / "out"}
         if message:

@@ -69,10 +69,11 @@ def pictures(page):
 )  # fmt: skip
 def test_every_kind_of_index_has_a_page(codes, more, shown):
     report = measure_index(codes, sizes(codes), **more)
-    page = index_page(report, judge(report))
+    page = index_page(report, judge(report), "Shop")
     assert pictures(page) == shown | {"How the tree narrows", "Use of the codes"}
     assert f"{len(codes):,} items, each spelled by" in page
     assert ("What is not known" in page) == bool(report["left_out"])
+    assert ("What uniqueness cost" in page) == ("fit" in more)
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower()
     assert "<script" not in page
     assert page.count("<b>Kind") == 0
@@ -80,23 +81,25 @@ def test_every_kind_of_index_has_a_page(codes, more, shown):
 
 def test_the_page_shows_the_figures():
     report = measure_index(TREE, (8, 10, 2), embeddings=EMBEDDINGS, items=ITEMS, fit=FIT)
-    page = index_page(report, judge(report))
+    page = index_page(report, judge(report), "Shop")
+    assert page.count("Item index: Shop") == 2  # the title, and the heading
     assert "120 items, each spelled by 3 codes (8 × 10 × 2): 20 item tokens" in page
     assert "Level 1 uses 6 of its 8 codes." in page
-    for value in ("50.0%", "60.0%", "70.0%", "&lt;a_0&gt;&lt;b_0&gt;", "20.00"):
+    for value in ("50.0%", "60.0%", "70.0%", "&lt;a_0&gt;&lt;b_0&gt;", "20.00", "65.00%", "21.00%"):
         assert value in page, value
     assert page.count(HOSTILE.split()[0]) == 0
     assert "&lt;script&gt;alert(1)" in page
     columns = re.findall(r"<th[^>]*>([^<]*)</th>", page)
     assert columns[columns.index("depth") :] == [
         "depth", "explained variance", "between prefixes", "neighbours kept", "kept by chance",
-        "kept at most", "purity", "purity by chance", "prefix", "items", "titles",
+        "kept at most", "purity", "purity by chance", "", "nearest codes", "codes assigned",
+        "prefix", "items", "titles",
     ]  # fmt: skip
 
 
 def test_the_files_hold_the_same(tmp_path, capsys):
     report = measure_index(TREE, (6, 10, 2), embeddings=EMBEDDINGS, fit=FIT)
-    verdict = write_index_report(tmp_path / "new" / "report", {**report, "kind": "rq-vae"})
+    verdict = write_index_report(tmp_path / "new" / "report", {**report, "kind": "rq-vae"}, "Shop")
     folder = tmp_path / "new" / "report"
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
     written = read_json(folder / "report.json")

@@ -8,6 +8,7 @@ from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.index_report import main
 from lcrec.quantize import main as quantize
+from lcrec.rqvae import RQVAE
 
 ITEMS = 24
 CODES = np.column_stack([np.arange(ITEMS) // 6, np.arange(ITEMS) % 6])
@@ -96,6 +97,13 @@ def test_it_says_of_every_kind_what_quantize_said(shop, kind):
     assert len(ItemIndex.load(shop / "index")) == ITEMS
 
 
+def test_how_items_joined_or_moved_is_not_lost(shop):
+    write_json(shop / "made" / "report.json", {"repaired": {"moved": {"3": []}}, "items": 5})
+    report = run(shop, output="made")
+    assert report["repaired"] == {"moved": {"3": []}}
+    assert report["items"] == ITEMS
+
+
 # What is refused, with nothing written.
 
 
@@ -142,6 +150,13 @@ def test_a_data_set_that_changed_since(shop, refused):
 def test_damaged_weights(shop, refused):
     (shop / "made" / "rqvae.safetensors").write_text("no weights")
     refused("rqvae.safetensors: not an RQ-VAE of this version")
+
+
+def test_weights_for_embeddings_of_another_width(shop, refused):
+    RQVAE(5, hidden_dims=[], latent_dim=2, num_levels=2, num_codes=6).save(
+        shop / "made" / "rqvae.safetensors"
+    )
+    refused(r"--embeddings: 6 wide, but .*rqvae.safetensors was trained on 5-wide ones")
 
 
 def test_another_stage_s_folder_is_not_written_to(shop):

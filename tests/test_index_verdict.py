@@ -44,6 +44,11 @@ def neighbours(kept):
     return {"neighbours": {**GOOD["neighbours"], "kept": [kept]}}
 
 
+def added(new):
+    facts = {"items": 7, "moved": 2, "explained_variance_old": 0.8, "explained_variance_new": new}
+    return {"added": facts}
+
+
 def labels(pure, field="categories"):
     return {"labels": {**GOOD["labels"], "field": field, "purity": [pure]}}
 
@@ -67,6 +72,9 @@ def labels(pure, field="categories"):
         (labels(0.3), "note", "most common category"),
         (labels(0.21), "warning", "21% of items are of the most common category"),
         (labels(0.21, "brand"), "note", "most common brand"),
+        ({"perplexity": [15, 14, 1.2]}, "note", "Level 3 spreads items as evenly as over 1 of its"),
+        (added(0.4), "note", "7 items joined later: the codes explain 40% of their variance, 80%"),
+        (added(-0.1), "warning", "explain 0% of their"),
         ({"items_alone": [0.96, 0.99, 1]}, "note", "After 1 of 3 codes 96% of items"),
     ],
 )
@@ -80,6 +88,12 @@ def test_one_weakness_is_named_with_its_remedy(changes, grade, words):
     if grade == "warning":
         assert "one thing" in verdict.text
         assert verdict.findings[0] == weak[0]
+
+
+def test_items_that_joined_and_are_like_the_others():
+    verdict = judge_with(**added(0.6))
+    assert verdict.text == "A good index: train on it."
+    assert any("2 found their nearest index taken" in text for text in graded(verdict, "good"))
 
 
 def test_conflicts_forbid_training():

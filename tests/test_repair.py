@@ -127,8 +127,11 @@ def test_the_conflicts_are_named_and_gone(old, capsys):
     assert "<a_1><b_1>\n          1  Desk\n          2  Red desk\n" in out
     assert "Moved 1 items by the codes alone, there being no embeddings; of each group" in out
     report = read_json(old / "new" / "report.json")
-    assert report["conflicts"] == [[1, 2]]
-    assert report["moved"] == {"2": index.tokens(2)}
+    assert report["conflicts"]["items"] == 0
+    assert report["repaired"]["groups"] == [[1, 2]]
+    assert report["repaired"]["moved"] == {"2": index.tokens(2)}
+    page = (old / "new" / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Item index: index.json, repaired</h1>" in page
     assert set(read_provenance(old / "new")["inputs"]) == {"index", "item"}
     repair(old, "--data", old / "data")
     assert capsys.readouterr().out == f"{old / 'new'} is up to date.\n"
@@ -169,7 +172,10 @@ def test_an_rqvae_that_is_not_the_indexs(old):
         old / "old" / "rqvae.safetensors"
     )
     write_json(old / "old" / "index.json", INDEX | {"0": ["<a_2>", "<b_0>"]})
-    with pytest.raises(InputError, match=r"has 2 codes per level, .*index.json uses more"):
+    with pytest.raises(InputError, match=r"2 levels of 2 codes, .*index.json has 2 .* up to 3;"):
+        repair(old)
+    write_json(old / "old" / "index.json", {"0": ["<a_0>"], "1": ["<a_0>"]})
+    with pytest.raises(InputError, match=r"2 levels of 2 codes, .*index.json has 1 levels of up"):
         repair(old)
     # One level more than it has numbers the items that share a path.
     numbered = {"0": ["<a_0>", "<b_1>", "<c_0>"], "1": ["<a_0>", "<b_1>", "<c_0>"]}
@@ -244,3 +250,48 @@ def test_the_published_index(real_data, tmp_path, capsys):
     assert len(changed) == 25
     # Each still shares all but its last token with what it had.
     assert all(index.tokens(item)[:3] == published[str(item)][:3] for item in changed)
+
+
+@pytest.fixture(scope="module")
+def published(real_data):
+    return read_json(real_data / "Instruments" / "Instruments.index.json")
+
+
+@pytest.mark.real_data
+def test_a_published_index_of_mixed_depths(published, tmp_path, capsys):
+    """As clustering makes them: a large cluster is parted again, a small one counts its items."""
+    counts, mixed = {}, {}
+    for item, tokens in published.items():
+        deep = int(tokens[0][3:-1]) % 2
+        prefix = tuple(tokens[: 2 + deep])
+        counts[prefix] = counts.get(prefix, -1) + 1
+        mixed[item] = [*prefix, f"<{'cd'[deep]}_{counts[prefix]}>"]
+    write_json(tmp_path / "old" / "index.json", mixed)
+    with pytest.raises(InputError, match=r"item \d+ has [34] tokens, item 0 has [34]"):
+        ItemIndex.load(tmp_path / "old")
+    repair(tmp_path)
+    shorter = sum(len(tokens) == 3 for tokens in mixed.values())
+    assert f"{shorter:,} of 9,922 paths were shorter than the rest" in capsys.readouterr().out
+    index = ItemIndex.load(tmp_path / "new", 9922)
+    assert all(index.tokens(int(item))[: len(tokens)] == tokens for item, tokens in mixed.items())
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index.pop("77"), "item 77 is missing; ids run 0 to 9920"),
+        (lambda index: index["77"].insert(1, "<z_5>"), "item 77: '<z_5>' is no token of level 1"),
+        (lambda index: index["77"].__setitem__(2, "<c_07>"), "'<c_07>' is no token of level 2"),
+        (lambda index: index.update({"77": "<a_1>"}), "item 77: expected a list of tokens"),
+    ],
+    ids=["hole", "unknown token", "leading zero", "no list"],
+)
+def test_a_published_index_that_was_damaged(published, tmp_path, change, message):
+    damaged = {item: list(tokens) for item, tokens in published.items()}
+    change(damaged)
+    write_json(tmp_path / "old" / "index.json", damaged)
+    for read in (ItemIndex.load, lambda folder: repair(folder.parent)):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "old")
+    assert not (tmp_path / "new").exists()
