@@ -67,6 +67,7 @@ def index_page(report: Report, verdict: Verdict, name: str) -> str:
             f"{report['items']:,} items, each spelled by {words} ({shape}): "
             f"{sum(sizes):,} item tokens in the vocabulary."
         ),
+        *_repaired(report),
         verdict,
         *(picture(report) for shown, picture in PICTURES if shown(report)),
         Heading("Level by level"),
@@ -85,6 +86,20 @@ def index_page(report: Report, verdict: Verdict, name: str) -> str:
         ]
     blocks += [Heading("How to read it"), *map(Paragraph, GUIDE)]
     return render_page(f"Item index: {name}", blocks)
+
+
+def _repaired(report: Report) -> list[Block]:
+    if "repaired" not in report:
+        return []
+    facts = report["repaired"]
+    text = (
+        f"Repaired: {facts['items_in_conflict']:,} items shared an index with another, in "
+        f"{len(facts['groups']):,} group(s). Moved: {len(facts['moved']):,}, by "
+        f"{facts['rule']}."
+    )
+    if facts["paths_filled_up"]:
+        text += f" {facts['paths_filled_up']:,} shorter paths were filled up to one depth."
+    return [Paragraph(text)]
 
 
 LEFT_OUT = {
@@ -196,6 +211,14 @@ def _tree_picture(report: Report) -> Picture:
     return Picture(draw_svg(draw, f"{text} {', '.join(f'{count:,.1f}' for count in left)}."), text)
 
 
+def _has_room(report: Report, depth: int = 0) -> bool:
+    """Tell whether enough neighbours have room under the prefixes to speak of their share."""
+    if "neighbours" not in report:
+        return False
+    facts = report["neighbours"]
+    return facts["most"][depth] * facts["count"] * facts["queries"] >= LEAST_SHARING
+
+
 def _neighbour_picture(report: Report) -> Picture:
     facts = report["neighbours"]
 
@@ -203,8 +226,8 @@ def _neighbour_picture(report: Report) -> Picture:
         axes.set_title("Neighbours under the same prefix")
         for name, label in (("kept", "this index"), ("chance", "random index")):
             shares = [
-                share / most if most * facts["count"] * facts["queries"] >= LEAST_SHARING else None
-                for share, most in zip(facts[name], facts["most"], strict=True)
+                facts[name][depth] / most if _has_room(report, depth) else None
+                for depth, most in enumerate(facts["most"])
             ]
             _plot_known(axes, shares, label)
         axes.set_ylabel("share of the room for them")
@@ -243,7 +266,7 @@ def _has_purity(report: Report) -> bool:
 
 
 PICTURES: tuple[tuple[Callable[[Report], bool], Callable[[Report], Picture]], ...] = (
-    (lambda report: "neighbours" in report, _neighbour_picture),
+    (_has_room, _neighbour_picture),
     (lambda report: "explained_variance" in report, _variance_picture),
     (lambda report: True, _tree_picture),
     (lambda report: True, _use_picture),

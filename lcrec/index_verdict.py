@@ -186,7 +186,7 @@ def _even_levels(report: Report) -> Finding | None:
         "note",
         f"Level {worst + 1} spreads items as evenly as over {report['perplexity'][worst]:,.0f} of "
         f"its {report['level_sizes'][worst]:,} codes: of many items it says the same.",
-        "--sinkhorn-epsilon takes one number per level: 0.003 there evens it out.",
+        "With 0.003 for that level, --sinkhorn-epsilon (one number per level) evens it out.",
     )
 
 

@@ -282,7 +282,7 @@ def print_conflicts(codes: np.ndarray, groups: list[list[int]], items: Items | N
     """Print how many items share a path, and the first groups, by title where there are any."""
     print(
         f"{sum(map(len, groups)):,} of {len(codes):,} items share an index with another, in "
-        f"{len(groups):,} groups" + (", such as:" if groups else ".")
+        f"{len(groups):,} group(s)" + (", such as:" if groups else ".")
     )
     for group in groups[:EXAMPLES]:
         tokens = (token_name(level, code) for level, code in enumerate(codes[group[0]].tolist()))

@@ -123,7 +123,7 @@ def test_the_conflicts_are_named_and_gone(old, capsys):
     assert index.texts[:2] == ["<a_0><b_0>", "<a_1><b_1>"]
     assert index.text(3) == "<a_1><b_0>"
     out = capsys.readouterr().out
-    assert "2 of 4 items share an index with another, in 1 groups, such as:" in out
+    assert "2 of 4 items share an index with another, in 1 group(s), such as:" in out
     assert "<a_1><b_1>\n          1  Desk\n          2  Red desk\n" in out
     assert "Moved 1 items by the codes alone, there being no embeddings; of each group" in out
     report = read_json(old / "new" / "report.json")
@@ -132,6 +132,7 @@ def test_the_conflicts_are_named_and_gone(old, capsys):
     assert report["repaired"]["moved"] == {"2": index.tokens(2)}
     page = (old / "new" / "report.html").read_text(encoding="utf-8")
     assert "<h1>Item index: index.json, repaired</h1>" in page
+    assert "Repaired: 2 items shared an index with another, in 1 group(s). Moved: 1, by" in page
     assert set(read_provenance(old / "new")["inputs"]) == {"index", "item"}
     repair(old, "--data", old / "data")
     assert capsys.readouterr().out == f"{old / 'new'} is up to date.\n"
@@ -206,6 +207,8 @@ def test_mixed_depths_are_refused_and_repaired(old):
         ItemIndex.load(old / "old")
     repair(old)
     assert ItemIndex.load(old / "new").texts == ["<a_0><b_7>", "<a_0><b_8>"]
+    page = (old / "new" / "report.html").read_text(encoding="utf-8")
+    assert "1 shorter paths were filled up to one depth." in page
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,9 @@ def test_flags_that_do_not_fit(old):
 def test_the_published_index(real_data, tmp_path, capsys):
     source = real_data / "Instruments" / "Instruments.index.json"
     quantize.main(["--repair", str(source), "--output", str(tmp_path)])
-    assert "48 of 9,922 items share an index with another, in 23 groups" in capsys.readouterr().out
+    assert (
+        "48 of 9,922 items share an index with another, in 23 group(s)" in capsys.readouterr().out
+    )
     published = read_json(source)
     index = ItemIndex.load(tmp_path, 9922)
     changed = [item for item in range(9922) if index.tokens(item) != published[str(item)]]
