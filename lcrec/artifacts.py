@@ -49,6 +49,7 @@ class DataPaths:
     item: Path
     user: Path
     review: Path
+    answers: Path
     user_ids: Path
     item_ids: Path
 
@@ -61,6 +62,7 @@ def data_paths(folder: Path, name: str) -> DataPaths:
         item=folder / f"{name}.item.json",
         user=folder / f"{name}.user.json",
         review=folder / f"{name}.review.json",
+        answers=folder / f"{name}.answers.jsonl",
         user_ids=folder / f"{name}.user2id",
         item_ids=folder / f"{name}.item2id",
     )

@@ -82,6 +82,12 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
+    def sample(self, count: int, seed: int) -> "Cases":
+        """Return `count` of the cases, all if there are fewer, drawn by seed, in their order."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        users = [self.users[case] for case in chosen]
+        return Cases(users, [self.histories[case] for case in chosen], self.targets[chosen])
+
 
 @dataclass(frozen=True)
 class Split:

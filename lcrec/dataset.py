@@ -11,6 +11,7 @@ Public names: `PromptEncoder`, `parse_mixture`, `draw_rows`, `Row`, `tokenise_ro
 `collate_left`, `IGNORED`.
 """
 
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lcrec.errors import InputError, closest
+from lcrec.index import ITEM_TOKEN
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData
 
 IGNORED = -100
 TASK_NUMBERS = {name: number for number, name in enumerate(TASKS)}
 SENTINEL = "\u2063lcrec\u2063"
+# Role markup that is no token of its own, such as Llama 2's [INST] and <<SYS>>.
+BRACKETED = re.compile(r"\[[^\s\[\]]+\]|<+[^\s<>]+>+")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class PromptEncoder:
     """Turns a question into prompt ids and an answer into completion ids.
 
     Role markup comes from the tokenizer's chat template; a tokenizer without one is given the
-    prompt set's, which then travels with the checkpoint.
+    prompt set's, which then travels with the checkpoint. Item text may spell what is plain words
+    to one tokenizer and markup to another (`[INST]`, `[PAD]`): in questions and answers a space
+    breaks it up, so markup and special tokens stand where the chat template put them alone.
 
     Raises:
         InputError: the tokenizer has no EOS token, or a chat template that cannot be applied.
@@ -65,6 +71,15 @@ class PromptEncoder:
         if len(parts) != 2:
             raise InputError("the tokenizer's chat template does not show a question as it is")
         self.before, self.after = parts
+        marks = {mark.strip() for mark in _special_tokens(tokenizer)}
+        marks |= set(BRACKETED.findall(self.before + self.after))
+        # One character cannot be broken up; as a token it is the one that plain text has too.
+        self.marks = tuple(
+            mark for mark in marks if len(mark) > 1 and not ITEM_TOKEN.fullmatch(mark)
+        )
+        first = "".join(sorted({re.escape(mark[0]) for mark in self.marks}))
+        # Most brackets of a prompt open an item token: passed over here, for speed alone.
+        self.openings = re.compile(f"[{first}](?!{ITEM_TOKEN.pattern[1:]})") if first else None
 
     def _markup(self, prompts: PromptSet, question: str) -> str:
         conversations = [prompts.messages(question)]
@@ -90,13 +105,28 @@ class PromptEncoder:
 
     def prompt_ids(self, questions: list[str]) -> list[list[int]]:
         """Return the prompt of each question as token ids."""
-        texts = [self.before + question + self.after for question in questions]
+        texts = [self.before + self.defuse(question) + self.after for question in questions]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def answer_ids(self, answers: list[str]) -> list[list[int]]:
         """Return each answer as token ids that end in EOS."""
-        ids = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        texts = [self.defuse(answer) for answer in answers]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [[*answer, self.tokenizer.eos_token_id] for answer in ids]
+
+    def defuse(self, text: str) -> str:
+        """Return the text of a question or answer with a space inside all that would be markup."""
+        if self.openings is None:
+            return text
+        return self.openings.sub(
+            lambda found: found[0] + " " * text.startswith(self.marks, found.start()), text
+        )
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the tokens that mean more to the model than their letters."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
 
 
 def parse_mixture(tasks: list[str]) -> dict[str, float]:

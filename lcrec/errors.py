@@ -9,6 +9,7 @@ Public names: `InputError`, `run_stage`, `closest`.
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -24,6 +25,10 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
     """Run a stage's `main(argv)` on the command line; exit with 2 on an `InputError`."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (InputError, *UNUSABLE_PATH) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -26,7 +26,7 @@ from lcrec.errors import InputError
 from lcrec.modeling import ADAPTER_CONFIG, Checkpoint, load_checkpoint
 from lcrec.tasks import history_record
 
-PROG = "python -m lcrec.modeling merge"
+STAGE = "python -m lcrec.modeling"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Rounding of float32 sums moves logits by less than this share of their spread.
 TOLERANCE = 1e-3
@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
     if argv[:1] != ["merge"]:
         raise InputError(
             f"python -m lcrec.modeling: expected the word merge, found {argv[:1] or 'nothing'}; "
-            f"see {PROG} --help"
+            f"see {STAGE} merge --help"
         )
-    config = parse_config(MergeConfig, argv[1:], description=__doc__ or "", prog=PROG)
+    config = parse_config(MergeConfig, argv[1:], description=__doc__ or "", prog=f"{STAGE} merge")
     if config.output.exists():
         raise InputError(f"--output {config.output} exists already; name a new folder")
     metrics = read_json(config.metrics) if config.metrics else None
@@ -163,7 +163,7 @@ def model_card(config: MergeConfig, live: Checkpoint, metrics: Any) -> str:
         "```bash",
         f"{facts['stage']} --config recipe.yaml --prompts prompts \\",
         f"    --data DATA --index INDEX --base {base} --output MODEL",
-        f"{PROG} --model MODEL --output {config.output.name}",
+        f"{STAGE} merge --model MODEL --output {config.output.name}",
         "python -m lcrec.generate --model . --data DATA --history 12 7 33",
         "```",
         "",

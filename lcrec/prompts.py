@@ -1,140 +1,38 @@
 """The wording of the tasks: Jinja templates, one YAML file per task, that editors own.
 
-Reads a folder of `<task>.yaml`, `system.yaml` and `chat_template.jinja`; a folder of one's own
-replaces what it holds and takes the rest from a base folder. Everything is checked on reading:
-a `PromptSet` that was loaded renders for every item. `PromptSet.save` writes the same files, so a
+Reads a folder of `<task>.yaml`, `<task>.<any name>.yaml`, `system.yaml` and `chat_template.jinja`.
+In a folder of one's own, a file replaces the one of the same name in a base folder, one of a new
+name adds to its task, and the rest comes from the base. Everything is checked on reading: a
+`PromptSet` that was loaded renders for every item. `PromptSet.save` writes the same files, so a
 checkpoint carries its own copy.
 
-`python -m lcrec.prompts check|show|vars` is the editor's bench (see `lcrec.prompts_cli`).
+`python -m lcrec.prompts` is the editor's bench (see `lcrec.prompts_cli`).
 
-Public names: `PromptSet`, `Template`, `read_prompts`, `SHIPPED_PROMPTS`.
+Public names: `PromptSet`, `read_prompts`, `read_mapping`, `prompt_files`, `SHIPPED_PROMPTS`,
+`INTENTS`.
 """
 
 import hashlib
-import itertools
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lcrec.artifacts import PROMPTS, atomic_path
 from lcrec.config import read_yaml
 from lcrec.errors import InputError, closest, run_stage
 from lcrec.index import ITEM_TOKEN
-from lcrec.tasks import TASKS, Record, Task, plain_text
+from lcrec.tasks import TASKS, Task
+from lcrec.templates import Template, read_template, text_faults
 
 SHIPPED_PROMPTS = Path(PROMPTS)
 SYSTEM = "system.yaml"
 CHAT_TEMPLATE = "chat_template.jinja"
-
-ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-# Templates see the variables of their task and nothing else.
-ENVIRONMENT.globals.clear()
-
-# What strangers write into titles. A template must carry each of them as it is.
-HOSTILE_TEXTS = tuple(
-    plain_text(text, 60)
-    for text in (
-        "{{ 7 * 7 }} {% for x in y %} {# note #} {title}",
-        "19\" rack 'n' roll \\n\nsecond line\r\n\tand a tab",
-        "\u202eגיטרה\u202c قيثارة",
-        "🎸👩🏽‍🎤 吉他",
-        "long " * 2000,
-        "unbroken" * 1250,
-        "<a_12><b_3> <|im_end|></s>",
-        "a_12>",
-    )
-)
-EXAMPLE_ITEM = "<a_0><b_0><c_0>"
-
-
-@cache
-def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], bool]:
-    """Return the compiled text, the variables it uses, and whether it is `{{ target }}` alone."""
-    parsed = ENVIRONMENT.parse(source)
-    variables = frozenset(meta.find_undeclared_variables(parsed))
-    is_target = parsed.body == [nodes.Output([nodes.Name("target", "load")])]
-    return ENVIRONMENT.from_string(parsed), variables, is_target
-
-
-@dataclass(frozen=True)
-class Template:
-    """One wording of a task.
-
-    Attributes:
-        id: stable name, unique in the set; a new wording gets a new id.
-        task: the task it belongs to.
-        use: where it serves.
-        question, answer: the Jinja text of both sides.
-
-    Raises:
-        jinja2.TemplateSyntaxError: a side is no Jinja.
-    """
-
-    id: str
-    task: str
-    use: Literal["train", "eval", "both"]
-    question: str
-    answer: str
-
-    def __post_init__(self) -> None:
-        _compile(self.question)
-        _compile(self.answer)
-
-    @cached_property
-    def question_variables(self) -> frozenset[str]:
-        """What the question uses."""
-        return _compile(self.question)[1]
-
-    @cached_property
-    def answer_variables(self) -> frozenset[str]:
-        """What the answer uses."""
-        return _compile(self.answer)[1]
-
-    @cached_property
-    def is_item_answer(self) -> bool:
-        """Whether a decoder bound to the catalogue must give the answer; if not, it is text."""
-        return _compile(self.answer)[2]
-
-    def fits(self, record: Record) -> bool:
-        """Tell whether the record has everything that question and answer use."""
-        return self.can_ask(record) and all(map(record.get, self.answer_variables))
-
-    def can_ask(self, record: Record) -> bool:
-        """Tell whether the record, which may lack the answers, has all that the question uses."""
-        return all(map(record.get, self.question_variables))
-
-    def ask(self, record: Record) -> str:
-        """Return the question, without space around it; the record needs no answers.
-
-        Raises:
-            InputError: the template cannot be rendered for this record.
-        """
-        return self._render(self.question, record)
-
-    def render(self, record: Record) -> tuple[str, str]:
-        """Return question and answer, without space around them.
-
-        Raises:
-            InputError: the template cannot be rendered for this record.
-        """
-        return self.ask(record), self._render(self.answer, record)
-
-    def _render(self, side: str, record: Record) -> str:
-        try:
-            return _compile(side)[0].render(record).strip()
-        except Exception as error:  # what an editor wrote may fail in any way
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"template {self.id} cannot be rendered: {reason}") from error
+INTENTS = "intents.yaml"  # no task's: lcrec.intent_prompts reads it
 
 
 @dataclass(frozen=True)
@@ -230,38 +128,68 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
             f"--prompts {folder}: no such folder; the shipped one is prompts/ in the top folder "
             "of lcrec: run from there, or name another"
         )
+    files = prompt_files(folder, base)
     known = [*(f"{name}.yaml" for name in TASKS), SYSTEM, CHAT_TEMPLATE]
-    places = (base or folder, folder)
-    files = {n: place / n for place in places for n in known if (place / n).is_file()}
     faults = [
-        f"{path}: not the file of a task{closest(path.stem + '.yaml', known)}"
-        for path in sorted(folder.glob("[!.]*.y*ml"))
-        if path.name not in known
+        f"{path}: not the file of a task{closest(path.stem + '.yaml', [*known, INTENTS])}"
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in (".yaml", ".yml")
+        and not path.name.startswith(".")
+        and path not in files.values()
+        and path.name != INTENTS
     ]
-    if folder not in {path.parent for path in files.values()}:
+    if folder not in {path.parent for path in files.values()} and not (folder / INTENTS).is_file():
         faults.append(f"{folder}: holds no prompts; expected files such as {', '.join(known)}")
 
     templates: list[Template] = []
+    owners: dict[str, Path] = {}
     for task in TASKS.values():
-        if f"{task.name}.yaml" in files:
-            templates += _read_task(files[f"{task.name}.yaml"], task, faults)
-    owners: dict[str, str] = {}
-    for template in templates:
-        if template.id in owners:
-            where = f"{files[template.task + '.yaml']}: {template.id}"
-            faults.append(f"{where}: the id is used twice (also in {owners[template.id]}.yaml)")
-        owners[template.id] = template.task
-    system = ""
-    if SYSTEM in files:
-        system = _read_mapping(files[SYSTEM], ("system",), faults).get("system") or ""
-        if not isinstance(system, str):
-            faults.append(f"{files[SYSTEM]}: 'system' must be text; write \"\" for no message")
-            system = ""
+        own: list[Template] = []
+        complete = True
+        paths = [path for name, path in files.items() if _task_of(name) == task.name]
+        for path in paths:
+            found, whole = _read_task(path, task, faults)
+            complete &= whole
+            for template in found:
+                if template.id in owners:
+                    also = owners[template.id].name
+                    faults.append(f"{path}: {template.id}: the id is used twice (also in {also})")
+                owners[template.id] = path
+            own += found
+        for use in ("train", "eval"):
+            served = any(template.use in (use, "both") for template in own)
+            if paths and complete and not served:
+                faults.append(f"{paths[0]}: no template with use: {use} (or both)")
+        templates += own
     sources = {name: _read_text(path, faults) for name, path in files.items()}
-    if CHAT_TEMPLATE not in sources:
+    system = _read_system(files[SYSTEM], faults) if SYSTEM in files else ""
+    chat_template = sources.get(CHAT_TEMPLATE, "")
+    if CHAT_TEMPLATE not in files:
         faults.append(f"{folder / CHAT_TEMPLATE}: no such file; copy the shipped one")
-    prompts = PromptSet(tuple(templates), system.strip(), sources.get(CHAT_TEMPLATE, ""), sources)
+    else:
+        faults += [f"{files[CHAT_TEMPLATE]}: {f}" for f in chat_template_faults(chat_template)]
+    prompts = PromptSet(tuple(templates), system, chat_template, sources)
     return prompts, list(dict.fromkeys(faults))
+
+
+def prompt_files(folder: Path, base: Path | None = None) -> dict[str, Path]:
+    """Return the files in use by name: those of `folder`, and of `base` what `folder` lacks.
+
+    A task's own file comes before those that add to it, `<task>.<any name>.yaml`.
+    """
+    found: dict[str, Path] = {}
+    for place in (base or folder, folder):
+        for path in sorted(place.iterdir()) if place.is_dir() else []:
+            is_prompt = path.name in (SYSTEM, CHAT_TEMPLATE) or _task_of(path.name) is not None
+            if is_prompt and path.is_file():
+                found[path.name] = path
+    return dict(sorted(found.items(), key=lambda entry: (entry[0].count("."), entry[0])))
+
+
+def _task_of(name: str) -> str | None:
+    """Return the task that a file of this name holds templates of, if any."""
+    match = re.fullmatch(r"(\w+)(\.[\w-]+)?\.yaml", name)
+    return match[1] if match and match[1] in TASKS else None
 
 
 def _read_text(path: Path, faults: list[str]) -> str:
@@ -272,7 +200,7 @@ def _read_text(path: Path, faults: list[str]) -> str:
         return ""
 
 
-def _read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[str, Any]:
+def read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[str, Any]:
     """Return a YAML file's keys and values; on a fault, none of them."""
     try:
         document = read_yaml(path)
@@ -289,106 +217,59 @@ def _read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[
     return document
 
 
-def _read_task(path: Path, task: Task, faults: list[str]) -> list[Template]:
-    document = _read_mapping(path, ("task", "templates"), faults)
+def _read_system(path: Path, faults: list[str]) -> str:
+    """Return the system message, which is plain text and no template."""
+    system = read_mapping(path, ("system",), faults).get("system") or ""
+    if not isinstance(system, str):
+        faults.append(f"{path}: 'system' must be text; write \"\" for no message")
+        return ""
+    faults += [f"{path}: {text}" for text in text_faults(system, "the message")]
+    if "{{" in system or "{%" in system:
+        faults.append(f"{path}: the message is no template, {{{{ }}}} would stay as it is")
+    if item := ITEM_TOKEN.search(system):
+        faults.append(f"{path}: the message spells {item[0]}, which may stand for an item")
+    return system.strip()
+
+
+def _read_task(path: Path, task: Task, faults: list[str]) -> tuple[list[Template], bool]:
+    """Return the templates of a file, and whether that is all of them."""
+    document = read_mapping(path, ("task", "templates"), faults)
     if not document:
-        return []
+        return [], False
     if document.get("task") != task.name:
         seen = document.get("task")
         faults.append(f"{path}: 'task' must be {task.name}, as the file is called; found {seen!r}")
     entries = document.get("templates")
     if not isinstance(entries, list):
         faults.append(f"{path}: 'templates' must be a list of templates")
-        return []
+        return [], False
     templates: list[Template] = []
     for number, entry in enumerate(entries, start=1):
         named = isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry["id"]
-        template, problems = _read_template(entry, task)
+        template, problems = read_template(entry, task)
         templates += [template] if template else []
         faults += [f"{path}: {named or f'template {number}'}: {text}" for text in problems]
-    for use in ("train", "eval"):
-        served = any(template.use in (use, "both") for template in templates)
-        if not served and len(templates) == len(entries):
-            faults.append(f"{path}: no template with use: {use} (or both)")
-    return templates
+    return templates, len(templates) == len(entries)
 
 
-def _read_template(entry: Any, task: Task) -> tuple[Template | None, list[str]]:
-    """Return the template, if it can be made, and what is wrong with it."""
-    faults = list(_entry_faults(entry))
-    if faults:
-        return None, faults
+def chat_template_faults(text: str) -> list[str]:
+    """Return what is wrong with a chat template, tried the way `transformers` renders it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    # transformers has a tag of its own that marks the assistant's words.
+    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
+    messages = [{"role": "system", "content": "Words."}, {"role": "user", "content": "A question?"}]
     try:
-        template = Template(**{"task": task.name, "use": "both", **entry})
-    except jinja2.TemplateSyntaxError as error:
-        return None, [f"not valid Jinja, line {error.lineno}: {error.message}"]
-    return template, _variable_faults(template, task) or _render_faults(template, task)
-
-
-def _entry_faults(entry: object) -> Iterator[str]:
-    """Yield what is wrong with a template's keys and values."""
-    if not isinstance(entry, dict):
-        yield f"expected id, use, question and answer, found {entry!r:.60}"
-        return
-    known = ("id", "use", "question", "answer")
-    for key in (key for key in entry if key not in known):
-        yield f"unknown key {key!r}{closest(str(key), known)}"
-    for key in ("id", "question", "answer"):
-        value = entry.get(key)
-        if not isinstance(value, str) or not value.strip():
-            yield f"{key!r} must be text, found {value!r:.60}"
-        elif key == "id":
-            if not re.fullmatch(r"[\w.-]+", value):
-                yield f"the id {value!r} may hold letters, digits, '-', '_' and '.' only"
-        elif any(line != line.rstrip() for line in value.split("\n")):
-            yield f"the {key} has spaces at the end of a line"
-    if entry.get("use", "both") not in ("train", "eval", "both"):
-        yield f"'use' must be train, eval or both, found {entry['use']!r:.60}"
-
-
-def _variable_faults(template: Template, task: Task) -> list[str]:
-    """Return what is wrong with the variables a template uses."""
-    faults = []
-    roles = {"question": template.question_variables, "answer": template.answer_variables}
-    for side, used in roles.items():
-        for name in sorted(used - task.variables.keys()):
-            faults.append(
-                f"the {side} uses {name!r}, which {task.name} does not have"
-                f"{closest(name, task.variables)} (all: python -m lcrec.prompts vars {task.name})"
-            )
-        own = [name for name, variable in task.variables.items() if variable.role == side]
-        if not faults and not used.intersection(own):
-            faults.append(f"the {side} uses none of {', '.join(own)}")
-    for name in sorted(template.question_variables & task.variables.keys()):
-        if task.variables[name].role == "answer":
-            faults.append(f"the question gives the answer away: it uses {name!r}")
-    if "target" in template.answer_variables and not template.is_item_answer:
-        faults.append("an answer with an item must be exactly {{ target }}, nothing around it")
-    return faults
-
-
-def _render_faults(template: Template, task: Task) -> list[str]:
-    """Return what goes wrong when a template meets hostile items, once for each side."""
-    faults: dict[str, str] = {}
-    for text, length in itertools.product(HOSTILE_TEXTS, (1, 3)):
-        record: Record = {}
-        for name, variable in task.variables.items():
-            value = EXAMPLE_ITEM if variable.is_tokens else text
-            record[name] = [value] * length if variable.type == "list of text" else value
-        try:
-            sides = template.render(record)
-        except InputError as error:
-            return [str(error)]
-        for side, result in zip(("question", "answer"), sides, strict=True):
-            lists = (n for n, v in record.items() if isinstance(v, list) and str(v) in result)
-            naked, fake = next(lists, None), ITEM_TOKEN.search(result.replace(EXAMPLE_ITEM, " "))
-            if naked:
-                faults[side] = f"the {side} needs {{{{ {naked} | join(', ') }}}}: it is a list"
-            elif fake:
-                faults[side] = f"the {side} spells {fake[0]}, which stands for no item"
-            elif not result:
-                faults[side] = f"the {side} can be empty"
-    return list(faults.values())
+        template = environment.from_string(text)
+        prompt = template.render(messages=messages, add_generation_prompt=True)
+    except Exception as error:  # what an editor wrote may fail in any way
+        return [f"cannot be rendered: {type(error).__name__}: {error}"]
+    if "A question?" not in prompt:
+        return ["leaves the question out"]
+    if prompt != prompt.rstrip(" \t"):
+        return ["the prompt ends in a space, which runs into the answer"]
+    return []
 
 
 if __name__ == "__main__":

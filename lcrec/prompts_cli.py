@@ -1,55 +1,61 @@
-"""The editor's bench for `prompts/`: check the wording, see it on real records, list variables.
+"""The editor's bench for `prompts/`: check the wording, look at it, count it, score it.
 
-Reads a prompts folder and, for `show`, a data folder and an item index; writes to the screen only.
-Run it as `python -m lcrec.prompts check|show|vars`.
+    python -m lcrec.prompts check|show|vars|diff|stats|score
 
-Public names: `main`.
+Reads a prompts folder and, by command, a data folder, an item index, a tokenizer or a checkpoint;
+writes to the screen only. What needs no tokenizer loads neither torch nor transformers, so it
+answers at once.
+
+Public names: `main`, `build_parser`.
 """
 
 import argparse
+import functools
 import re
 import sys
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from lcrec.data import Interactions, Items, leave_one_out, load_interactions, load_items
+from lcrec.artifacts import PROMPTS
 from lcrec.errors import InputError, closest
-from lcrec.index import ItemIndex
-from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet, read_prompts
-from lcrec.tasks import TASKS, TaskData
-from lcrec.user_texts import UserTexts, load_user_texts
-
-# How far `show` looks for records, so that it answers at once on any data set.
-RECORDS_SEEN = 2000
-
-EXAMPLE_ITEMS = {
-    "Maple Ukulele, Soprano": "A small four-string instrument with a warm, bright voice.",
-    "Felt Picks, 6 Pack": "Soft picks that bring out the mellow side of nylon strings.",
-    "Clip-On Tuner": "Reads the vibration of the wood, so it works in a noisy room.",
-    "Padded Gig Bag": "Keeps rain and knocks off a soprano ukulele; has a pocket for a tuner.",
-    "Songbook for Beginners": "Thirty tunes with three chords or fewer.",
-    "Nylon Strings, Soprano": "A set of four clear strings that hold their pitch.",
-}
+from lcrec.intent_prompts import read_intent_prompts
+from lcrec.prompts import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
+from lcrec.prompts_diff import print_differences
+from lcrec.prompts_show import read_task_data, show_task
+from lcrec.tasks import TASKS
 
 
-def main(argv: list[str]) -> None:
-    """Run `check`, `show` or `vars`.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (all arguments: {self.prog} --help)")
 
-    Raises:
-        InputError: a flag names what does not exist, or `show` meets a folder with faults.
-        SystemExit: with status 1 when `check` finds faults.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m lcrec.prompts", description="Check, preview and explain prompt templates."
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number from `least` up."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} up, found {text!r}")
+        return int(text)
+
+    return read
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m lcrec.prompts`."""
+    parser = _Parser(
+        prog="python -m lcrec.prompts",
+        description="Check, preview, count and score prompt templates.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="list every fault; exit with 1 if there is one")
     show = commands.add_parser("show", help="render a task's templates on records of a data set")
     variables = commands.add_parser("vars", help="list what the templates of a task may use")
-    for command in (check, show):
+    diff = commands.add_parser("diff", help="what changed since a model was trained")
+    stats = commands.add_parser("stats", help="how many tokens samples have, by template")
+    score = commands.add_parser("score", help="which wording a trained model answers best")
+    for command in (check, show, diff, stats):
         command.add_argument(
             "--prompts",
             type=Path,
@@ -59,69 +65,153 @@ def main(argv: list[str]) -> None:
         )
     show.add_argument("task", metavar="TASK", help=", ".join(TASKS))
     show.add_argument("--template", metavar="ID", help="this template only")
-    show.add_argument("--data", type=Path, metavar="DIR", help="default: a made-up music shop")
-    show.add_argument("--index", type=Path, metavar="DIR", help="default: made-up item tokens")
-    show.add_argument("-n", type=int, metavar="N", help="examples (default: one per template)")
+    show.add_argument(
+        "-n", type=at_least(1), metavar="N", help="examples (default: one per template)"
+    )
     variables.add_argument("task", nargs="?", metavar="TASK", help="default: every task")
-    given = parser.parse_args(argv)
-
-    if given.command != "check" and given.task not in (None, *TASKS):
-        raise InputError(
-            f"no task {given.task!r}{closest(given.task, TASKS)} (all: {', '.join(TASKS)})"
+    diff.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the model's folder")
+    stats.add_argument(
+        "-n",
+        type=at_least(0),
+        default=1000,
+        metavar="N",
+        help="records counted per template, 0 for all (default: 1000)",
+    )
+    for flag, default, text in (
+        ("--max-length", 2048, "the limit to compare with, in tokens"),
+        ("--max-history", 20, "items of a history shown at most"),
+        ("--max-text-words", 60, "words of a title or description shown at most"),
+    ):
+        stats.add_argument(
+            flag,
+            type=at_least(1),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default}, as in fine-tuning)",
         )
+    for command in (show, stats):
+        command.add_argument("--data", type=Path, metavar="DIR", help="default: a made-up shop")
+        command.add_argument(
+            "--index", type=Path, metavar="DIR", help="default: made-up item tokens"
+        )
+        command.add_argument(
+            "--tokenizer",
+            metavar="NAME",
+            required=command is stats,
+            help="a folder or a model on the hub: shows chat markup, tokens and what is trained",
+        )
+    score.add_argument("--model", type=Path, metavar="DIR", required=True, help="the checkpoint")
+    score.add_argument("--data", type=Path, metavar="DIR", required=True, help="its data folder")
+    score.add_argument(
+        "--prompts", type=Path, metavar="DIR", help="other wording than the checkpoint's own"
+    )
+    score.add_argument(
+        "--split",
+        choices=("valid", "test"),
+        default="valid",
+        help="the held-out items to ask for; choose wording on valid (default)",
+    )
+    score.add_argument(
+        "--users",
+        type=at_least(1),
+        default=1000,
+        metavar="N",
+        help="users to ask for (default: 1000)",
+    )
+    score.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="draws them (default: 0)"
+    )
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run one of the commands.
+
+    Raises:
+        InputError: an argument is unknown or names what does not exist, or prompts that are not
+            being checked have faults.
+        SystemExit: with status 1 when `check` finds faults.
+    """
+    given = build_parser().parse_args(argv)
+    task = getattr(given, "task", None)
+    if task is not None and task not in TASKS:
+        raise InputError(f"no task {task!r}{closest(task, TASKS)} (all: {', '.join(TASKS)})")
     if given.command == "check":
         check_folder(given.prompts)
     elif given.command == "vars":
-        for task in [given.task] if given.task else TASKS:
-            print_variables(task)
+        for name in [task] if task else TASKS:
+            print_variables(name)
+    elif given.command == "diff":
+        print_diff(given.checkpoint, given.prompts)
+    elif given.command == "score":
+        from lcrec.prompts_score import score_model
+
+        score_model(given.model, given.data, given.prompts, given.split, given.users, given.seed)
     else:
-        if given.n is not None and given.n < 1:
-            raise InputError(f"-n {given.n}: at least 1 example can be shown")
-        prompts = PromptSet.load(given.prompts, base=SHIPPED_PROMPTS)
-        data = read_task_data(given.data, given.index)
-        if given.index is None:
-            print("(the item tokens are made up; --data DIR --index DIR shows real ones)")
+        preview(given)
+
+
+def preview(given: argparse.Namespace) -> None:
+    """Run `show` or `stats`."""
+    prompts = PromptSet.load(given.prompts, base=SHIPPED_PROMPTS)
+    limits = {}
+    if given.command == "stats":
+        limits = {"max_history": given.max_history, "max_text_words": given.max_text_words}
+    data = read_task_data(given.data, given.index, **limits)
+    if given.index is None:
+        print(
+            f"(the item tokens, {data.index.num_levels} an item, are made up; --data DIR --index "
+            "DIR shows real ones)"
+        )
+    if given.tokenizer is None:
         show_task(prompts, given.task, data, given.template, given.n)
+        return
+    from lcrec.prompts_tokens import lay_out_tokens, load_encoder, print_stats
+
+    encoder = load_encoder(given.tokenizer, prompts, data.index)
+    if given.command == "stats":
+        print_stats(prompts, data, encoder, given.max_length, given.n)
+    else:
+        lay_out = functools.partial(lay_out_tokens, encoder)
+        show_task(prompts, given.task, data, given.template, given.n, lay_out)
+
+
+def print_diff(checkpoint: Path, folder: Path) -> None:
+    """Print what changed from a checkpoint's wording to that of a folder.
+
+    Raises:
+        InputError: one of them holds no prompts, or has faults.
+    """
+    if not (checkpoint / PROMPTS).is_dir():
+        raise InputError(
+            f"{checkpoint}: not a checkpoint of lcrec (no {PROMPTS}/ in it); name a folder that "
+            "recipes/finetune.py wrote"
+        )
+    old = PromptSet.load(checkpoint / PROMPTS)
+    new = PromptSet.load(folder, base=SHIPPED_PROMPTS)
+    print(f"{checkpoint} -> {folder}: - is what the model was trained on, + what stands there now")
+    count = print_differences(old, new)
+    print(f"\n{count} differences" if count else "No difference: the wording is the same.")
 
 
 def check_folder(folder: Path) -> None:
     """Print every fault of a folder, or how many templates each task has; exit with 1 on faults."""
     prompts, faults = read_prompts(folder, base=SHIPPED_PROMPTS)
-    if prompts.chat_template:
-        own = folder / CHAT_TEMPLATE
-        path = own if own.is_file() else SHIPPED_PROMPTS / CHAT_TEMPLATE
-        faults += [f"{path}: {fault}" for fault in chat_template_faults(prompts.chat_template)]
+    if any((place / INTENTS).is_file() for place in (folder, SHIPPED_PROMPTS)):
+        faults += read_intent_prompts(folder, base=SHIPPED_PROMPTS)[1]
     for fault in faults:
         print(fault)
     if faults:
         print(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {folder}", file=sys.stderr)
         sys.exit(1)
     print(f"{folder}: {len(prompts.templates)} templates, no fault")
+    files = prompt_files(folder, SHIPPED_PROMPTS)
     for task in TASKS:
         uses = [template.use for template in prompts.templates if template.task == task]
         counts = ", ".join(f"{uses.count(use)} {use}" for use in ("both", "train", "eval"))
-        print(f"  {task:<17}{counts}")
+        origins = [path for name, path in files.items() if name.split(".")[0] == task]
+        print(f"  {task:<17}{counts:<27}{', '.join(map(str, origins))}")
     print(f"Next: python -m lcrec.prompts show seqrec --prompts {folder}")
-
-
-def chat_template_faults(text: str) -> list[str]:
-    """Return what is wrong with a chat template, tried the way `transformers` renders it."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    # transformers has a tag of its own that marks the assistant's words.
-    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
-    messages = [{"role": "system", "content": "Words."}, {"role": "user", "content": "A question?"}]
-    try:
-        template = environment.from_string(text)
-        prompt = template.render(messages=messages, add_generation_prompt=True)
-    except Exception as error:  # what an editor wrote may fail in any way
-        return [f"cannot be rendered: {type(error).__name__}: {error}"]
-    if "A question?" not in prompt:
-        return ["leaves the question out"]
-    if prompt != prompt.rstrip(" \t"):
-        return ["the prompt ends in a space, which runs into the answer"]
-    return []
 
 
 def print_variables(task: str) -> None:
@@ -129,71 +219,3 @@ def print_variables(task: str) -> None:
     print(f"{task}: {TASKS[task].summary}")
     for name, variable in TASKS[task].variables.items():
         print(f"  {name:<20}{variable.role:<10}{variable.type:<14}{variable.meaning}")
-
-
-def show_task(
-    prompts: PromptSet, task: str, data: TaskData, template_id: str | None, count: int | None
-) -> None:
-    """Print examples: the templates in turn, each on another record it fits."""
-    templates = [template for template in prompts.templates if template.task == task]
-    if template_id is not None:
-        templates = [prompts.get(template_id)]
-        if templates[0].task != task:
-            raise InputError(
-                f"--template {template_id} belongs to task {templates[0].task}, not {task}"
-            )
-    print(f"{task}: {TASKS[task].summary}")
-    if prompts.system:
-        print(f"system: {prompts.system}")
-    records = list(islice(TASKS[task].records(data), RECORDS_SEEN))
-    for number in range(count or len(templates)):
-        template = templates[number % len(templates)]
-        fitting = [record for record in records if template.fits(record)]
-        print(f"\n-- {template.id} (use: {template.use})")
-        if not fitting:
-            needs = ", ".join(sorted(template.question_variables | template.answer_variables))
-            print(f"   never used here: no record has {needs}")
-            continue
-        # A prime step shows many users instead of one user's growing history.
-        question, answer = template.render(fitting[(number * 37 + 3) % len(fitting)])
-        print("   " + question.replace("\n", "\n   "))
-        print(" > " + answer.replace("\n", "\n   "))
-
-
-def read_task_data(folder: Path | None, index_folder: Path | None) -> TaskData:
-    """Read what `show` renders; without a data folder, a made-up shop.
-
-    Raises:
-        InputError: anything in the folders is wrong, or there is an index without data.
-    """
-    if folder is None:
-        if index_folder is not None:
-            raise InputError(f"--index {index_folder} needs the --data DIR it was made for")
-        return example_data()
-    items = load_items(folder)
-    interactions = load_interactions(folder, len(items))
-    if index_folder is None:
-        index = example_index(len(items))
-    else:
-        index = ItemIndex.load(index_folder, len(items))
-    texts = load_user_texts(folder, interactions)
-    return TaskData(items, leave_one_out(interactions).train, index, user_texts=texts)
-
-
-def example_index(num_items: int) -> ItemIndex:
-    """Return item tokens that mean nothing, for looking at wording before there is an index."""
-    codes = np.stack([np.arange(num_items) // 64, np.arange(num_items) % 64], axis=1)
-    return ItemIndex(codes.astype(np.int32), (int(codes[:, 0].max()) + 1, 64))
-
-
-def example_data() -> TaskData:
-    """Return a shop of six items and two customers, with all the texts a task can use."""
-    items = Items([{"title": t, "description": d} for t, d in EXAMPLE_ITEMS.items()])
-    texts = UserTexts(
-        preferences={"0": ["Plays at home and likes gentle sounds."]},
-        train_intentions={"0": ["Something that tells me when a string is out of pitch."]},
-        test_intentions={},
-        num_users=2,
-    )
-    train = Interactions.from_sequences({"0": [0, 1, 2], "1": [4, 0, 5, 3]})
-    return TaskData(items, train, example_index(len(items)), user_texts=texts)

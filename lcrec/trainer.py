@@ -5,8 +5,8 @@ the same result; the loss is told per task; validation ranks the whole catalogue
 on all processes; and a checkpoint counts only once it is complete, so that a killed run never
 resumes from half of one, nor from one of another run.
 
-Public names: `RecommenderTrainer`, `RankingValidation`, `split_batch`, `claim_output`,
-`latest_checkpoint`, `WORK`.
+Public names: `RecommenderTrainer`, `RankingValidation`, `answer_losses`, `split_batch`,
+`claim_output`, `latest_checkpoint`, `WORK`.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from trl import SFTTrainer
 
@@ -104,25 +105,13 @@ class RecommenderTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the mean cross-entropy of the answer tokens of the global batch.
-
-        Rows are padded on the left, so the answers are the last columns: only those pass through
-        the head, and logits are [batch, longest answer + 1, vocabulary].
-        """
-        labels = inputs["labels"]
-        answer_width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
-        features = {name: inputs[name] for name in FEATURES}
-        outputs = model(**features, use_cache=False, logits_to_keep=answer_width + 1)
-        logits = outputs.logits[:, :-1].float()
-        targets = labels[:, -answer_width:]
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
+        """Return the mean cross-entropy of the answer tokens of the global batch."""
+        losses, answers, outputs = answer_losses(model, inputs)
         total = losses.sum()
         if model.training:
-            self._note_losses(inputs, losses.detach().view_as(targets), targets != IGNORED)
+            self._note_losses(inputs, losses.detach(), answers)
         if num_items_in_batch is None:
-            loss = total / (targets != IGNORED).sum()
+            loss = total / answers.sum()
         else:
             loss = total / num_items_in_batch
             if self.args.average_tokens_across_devices:
@@ -202,6 +191,34 @@ class RecommenderTrainer(SFTTrainer):
             # PEFT's default would write both resized matrices whole beside the trained rows.
             folder = output_dir or str(self.args.output_dir)
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+
+
+def answer_losses(
+    model: nn.Module, inputs: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, CausalLMOutput]:
+    """Return the cross-entropy of a batch's answer tokens.
+
+    Rows are padded on the left, so the answers are the last columns: only those pass through the
+    head, and logits are [batch, longest answer + 1, vocabulary].
+
+    Args:
+        model: a causal language model.
+        inputs: from `collate_left`.
+
+    Returns:
+        Losses, float32 [batch, longest answer], 0 where no answer stands; where one stands, bool
+        of that shape; and what the model put out.
+    """
+    labels = inputs["labels"]
+    width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
+    features = {name: inputs[name] for name in FEATURES}
+    outputs = model(**features, use_cache=False, logits_to_keep=width + 1)
+    logits = outputs.logits[:, :-1].float()
+    targets = labels[:, -width:]
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(targets), targets != IGNORED, outputs
 
 
 def split_batch(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import find_data, read_json
+from lcrec.artifacts import find_data, read_json, require_same_input
 from lcrec.data import Interactions
 from lcrec.errors import InputError
+
+REBUILD = "python -m lcrec.intents"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ def load_user_texts(folder: Path, interactions: Interactions) -> UserTexts | Non
             the last training item ([-3]) or the test item ([-1]).
 
     Raises:
-        InputError: the file is malformed, speaks of a user the data set does not have, or of
-            another item than the one to be predicted.
+        InputError: the file is malformed, was made from other sequences, speaks of a user the data
+            set does not have, or of another item than the one to be predicted.
     """
-    path = find_data(folder).user
+    paths = find_data(folder)
+    path = paths.user
     if not path.exists():
         return None
+    # Preferences name no item, so only this tells that they are of older sequences.
+    require_same_input(path, "inter", paths.inter, f"{REBUILD} --data {folder} --method METHOD")
     raw = read_json(path)
     names = ("user_explicit_preference", "user_vague_intention")
     if not isinstance(raw, dict) or not any(name in raw for name in names):
@@ -88,7 +93,7 @@ def _intention_texts(entry: object, last_items: np.ndarray, back: int, where: st
         raise InputError(
             f"{where}: the intention is about item {entry['item']!r}, but the user's item at "
             f"[-{back}] is {item}; the file belongs to other sequences: make it anew with "
-            "python -m lcrec.intents"
+            f"{REBUILD}"
         )
     return entry["querys"]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from accelerate.state import PartialState
 from peft import PeftModel
@@ -43,6 +42,7 @@ from lcrec.modeling import (
     save_checkpoint,
     set_attention_dropout,
 )
+from lcrec.plan import load_shape, plan
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.rqvae import read_codebooks
 from lcrec.tasks import TaskData, history_record
@@ -115,6 +115,18 @@ class FinetuneConfig:
     num_beams: int = option("beams in validation", 20, minimum=10)
     report_to: str = option("where metrics go: none, tensorboard, wandb, trackio", "none")
     seed: int = option("decides everything drawn", 42, minimum=0)
+    dry_run: bool = option(
+        "print what the run would cost (see lcrec/plan.py), and train nothing", False
+    )
+    tflops: float | None = option(
+        "for --dry-run: the device's peak in TFLOPS; the model's weights are then not needed "
+        "(default: time a few steps here)",
+        None,
+        minimum=0.001,
+    )
+    mfu: float = option(
+        "for --dry-run with --tflops: the share of the peak reached", 0.4, minimum=0.001
+    )
     overwrite: bool = option("throw away another run that lies in the output folder", False)
 
 
@@ -164,11 +176,12 @@ def main(argv: list[str]) -> None:
     if Path(config.base).is_dir():
         inputs["base"] = Path(config.base)
     recipe = config_dict(config) | {"prompts": prompts.content_hash}
-    recipe.pop("overwrite")
+    for name in ("overwrite", "dry_run", "tflops", "mfu"):  # which change no result
+        recipe.pop(name)
     work = config.output / WORK
     current = is_current(config.output, STAGE, recipe, inputs)
     state.wait_for_everyone()  # all have looked before one writes
-    if current:
+    if current and not config.dry_run:
         state.print(f"{config.output} is up to date.")
         if state.is_main_process:
             shutil.rmtree(work, ignore_errors=True)  # left where a run was killed at its very end
@@ -176,23 +189,30 @@ def main(argv: list[str]) -> None:
 
     # The model, with the item tokens in its vocabulary.
     model: PreTrainedModel | PeftModel
-    # Frozen weights need no more than the precision of the arithmetic; trained ones do.
-    frozen = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    model, tokenizer = load_base(
-        config.base,
-        torch.float32 if config.mode == "full" else frozen[config.precision],
-        quantize=config.quantize,
-    )
-    new_ids = extend_tokenizer(tokenizer, index)
-    resize_embeddings(
-        model,
-        tokenizer,
-        index,
-        texts=[items.title(item) for item in range(len(items))] if config.rows == "text" else None,
-        codebooks=codebooks,
-    )
-    if "rows" in inputs:
-        copy_rows(inputs["rows"], model, tokenizer, index)
+    if config.dry_run and config.tflops:
+        model, tokenizer = load_shape(config.base)
+        new_ids = extend_tokenizer(tokenizer, index)
+        size = max(len(tokenizer), model.config.get_text_config().vocab_size)
+        model.resize_token_embeddings(size, mean_resizing=False)
+    else:
+        # Frozen weights need no more than the precision of the arithmetic; trained ones do.
+        frozen = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        model, tokenizer = load_base(
+            config.base,
+            torch.float32 if config.mode == "full" else frozen[config.precision],
+            quantize=config.quantize,
+        )
+        new_ids = extend_tokenizer(tokenizer, index)
+        titles = [items.title(item) for item in range(len(items))]
+        resize_embeddings(
+            model,
+            tokenizer,
+            index,
+            texts=titles if config.rows == "text" else None,
+            codebooks=codebooks,
+        )
+        if "rows" in inputs:
+            copy_rows(inputs["rows"], model, tokenizer, index)
     if config.dropout:
         set_attention_dropout(model, config.dropout)
     if config.mode != "full":
@@ -218,17 +238,40 @@ def main(argv: list[str]) -> None:
         history_dropout=config.history_dropout,
         seed=config.seed,
     )
+    if data.user_texts is not None and {"itemsearch", "preferenceobtain"} & mixture.keys():
+        state.print(f"{paths.user.name}: {data.user_texts.describe()}")
     epochs = [
         draw_rows(data, prompts, mixture, config.seed, epoch) for epoch in range(config.epochs)
     ]
     train = tokenise_rows(epochs, encoder, config.max_length, config.batch_size)
-    held_out = sample_cases(split.valid, config.validation_users, config.seed)
+    held_out = split.valid.sample(config.validation_users, config.seed)
     valid = tokenise_rows(
         [validation_rows(held_out, index, prompts, config.max_history)],
         encoder,
         config.max_length,
         config.batch_size,
     )
+
+    if config.dry_run:
+        state.print(
+            plan(
+                model,
+                train,
+                mode=config.mode,
+                precision=config.precision,
+                quantize=config.quantize,
+                checkpointing=config.gradient_checkpointing,
+                batch_size=config.batch_size,
+                accumulate=config.accumulate,
+                max_tokens=config.max_tokens_per_batch,
+                pad_token_id=tokenizer.pad_token_id,
+                processes=state.num_processes,
+                device=state.device,
+                tflops=config.tflops,
+                mfu=config.mfu,
+            )
+        )
+        return
 
     # The output folder, taken only now that nothing is wrong with the rest.
     if state.is_main_process:
@@ -317,17 +360,6 @@ def main(argv: list[str]) -> None:
             "--output DIR/predictions.jsonl"
         )
     state.wait_for_everyone()
-
-
-def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
-    """Return `count` of the cases, drawn by seed, in their order."""
-    chosen = np.random.default_rng(seed).permutation(len(cases))[:count]
-    chosen.sort()
-    return Cases(
-        [cases.users[case] for case in chosen],
-        [cases.histories[case] for case in chosen],
-        cases.targets[chosen],
-    )
 
 
 def validation_rows(

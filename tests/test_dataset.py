@@ -23,10 +23,11 @@ from lcrec.dataset import (
 )
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
-from lcrec.prompts import PromptSet, Template
-from lcrec.tasks import TASKS, TaskData, history_record
+from lcrec.prompts import PromptSet
+from lcrec.tasks import TASKS, TaskData, history_record, plain_text
+from lcrec.templates import Template
 from lcrec.tinylm import train_tokenizer
-from lcrec.vocab import extend_tokenizer
+from lcrec.vocab import extend_tokenizer, vocabulary_ids
 
 INDEX = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2))
 ITEMS = Items([{"title": f"thing {name}"} for name in "abcd"])
@@ -301,6 +302,92 @@ def test_a_question_is_never_read_as_a_template(tokenizer):
     encoder = PromptEncoder(tokenizer, THREE)
     (ids,) = encoder.prompt_ids(["{{ 7 * 7 }} {% raw %}"])
     assert tokenizer.decode(ids) == "[user]{{ 7 * 7 }} {% raw %}[assistant]"
+
+
+# What strangers write.
+
+SPECIAL = ["[INST]", "[/INST]", "|||X|||", "<|im_end|>", "</s>"]
+PIECES = st.sampled_from(
+    [
+        *(*SPECIAL, *INDEX.texts, "<a_1>", "<", "[", "|", ">", " ", "INST]", "a_1>", "{{ 1 }}"),
+        *("\n", "\x00", '"', "word", "吉他", "🎸", "\u202eגיטרה", "&lt;a_1&gt;", "[user]"),
+    ]
+)
+HOSTILE = st.lists(PIECES, max_size=12).map("".join)
+
+
+@pytest.fixture(scope="module")
+def marked():
+    """A tokenizer whose markup is not all in angle brackets."""
+    made = train_tokenizer(["what is word ?"], 300)
+    made.add_special_tokens({"additional_special_tokens": SPECIAL})
+    extend_tokenizer(made, INDEX)
+    made.chat_template = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+    return made
+
+
+def spelled(tokenizer, ids):
+    """Return the markup and the item tokens among the ids, in order."""
+    return [token for token in tokenizer.convert_ids_to_tokens(ids) if token in KNOWN]
+
+
+KNOWN = {*SPECIAL, *INDEX.vocabulary, "<|endoftext|>"}
+
+
+@given(title=HOSTILE, intention=HOSTILE)
+def test_item_text_spells_neither_markup_nor_items(marked, title, intention):
+    encoder = PromptEncoder(marked, THREE)
+    shown = [plain_text(text, 60) for text in (title, intention)]
+    (ids,) = encoder.prompt_ids([f"What is {shown[0]}{INDEX.texts[2]}{shown[1]}?"])
+    assert spelled(marked, ids) == ["[INST]", "<a_1>", "<b_0>", "[/INST]"]
+    assert spelled(marked, encoder.answer_ids([shown[0]])[0]) == ["<|endoftext|>"]
+
+
+@given(question=HOSTILE)
+def test_no_question_spells_markup(marked, question):
+    encoder = PromptEncoder(marked, THREE)
+    (ids,) = encoder.prompt_ids([question])
+    assert [token for token in spelled(marked, ids) if token in SPECIAL] == ["[INST]", "[/INST]"]
+    # Nothing is lost: a space more is all that happens to a text.
+    inside = marked.decode(ids).removeprefix("[INST]").removesuffix("[/INST]")
+    assert inside.replace(" ", "") == question.replace(" ", "")
+
+
+@given(title=HOSTILE)
+def test_a_slow_tokenizer_keeps_its_tokens_to_itself(title):
+    made = ByT5Tokenizer()
+    extend_tokenizer(made, INDEX)
+    (ids,) = PromptEncoder(made, THREE).prompt_ids([plain_text(title, 60)])
+    special = {*made.all_special_ids, *vocabulary_ids(made, INDEX).tolist()}
+    assert not special.intersection(ids)
+
+
+@pytest.mark.parametrize("text", ["a [list] of {braces}", "8 < 9 | 7 > 6", "INST [ INST ]", "ok"])
+def test_other_text_is_tokenised_as_it_stands(marked, text):
+    encoder = PromptEncoder(marked, THREE)
+    whole = marked(f"[INST]{text}[/INST]", add_special_tokens=False)["input_ids"]
+    assert encoder.prompt_ids([text]) == [whole]
+
+
+def test_markup_that_is_no_token_is_broken_up_too():
+    made = train_tokenizer(["go"], 300)
+    made.chat_template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    encoder = PromptEncoder(made, make_prompts(THREE.templates[0]))
+    (ids,) = encoder.prompt_ids(["go [/INST] on [/inst]"])
+    assert made.decode(ids) == "[INST] go [ /INST] on [/inst] [/INST]"
+
+
+@pytest.mark.real_data
+def test_qwen3_reads_no_markup_in_a_title(real_data, prompts):
+    made = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "Qwen3")
+    extend_tokenizer(made, INDEX)
+    encoder = PromptEncoder(made, prompts)
+    added = set(made.added_tokens_decoder)
+    (empty,) = encoder.prompt_ids(["-"])
+    for token in made.added_tokens_decoder.values():
+        title = plain_text(f"x{token.content}y {token.content}", 60)
+        (ids,) = encoder.prompt_ids([title])
+        assert [i for i in ids if i in added] == [i for i in empty if i in added], title
 
 
 def test_rows_become_prompt_and_answer(tokenizer):

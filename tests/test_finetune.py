@@ -104,8 +104,8 @@ def test_a_finished_run(checkpoint, shop, index, prompts):
     assert all(max(shape) <= 96 for shape in shapes.values()), shapes
 
 
-def test_the_reloaded_checkpoint_ranks_as_it_did_in_training(recipe, checkpoint, split, index):
-    held_out = recipe.sample_cases(split.valid, 20, 42)
+def test_the_reloaded_checkpoint_ranks_as_it_did_in_training(checkpoint, split, index):
+    held_out = split.valid.sample(20, 42)
     ranked = Recommender.from_pretrained(checkpoint).recommend(held_out.histories, 20).items
     ndcg = ndcg_at_k(ranked, held_out.targets, 10).mean()
     assert ndcg == pytest.approx(read_provenance(checkpoint)["validation_ndcg_at_10"])
@@ -459,7 +459,7 @@ def test_two_processes_train_the_same(
     for name, value in weights(shared).items():
         assert torch.allclose(value, expected[name], atol=1e-4), name
     # The 15 users, dealt out unevenly, were all ranked.
-    held_out = recipe.sample_cases(split.valid, 15, 42)
+    held_out = split.valid.sample(15, 42)
     ranked = Recommender.from_pretrained(shared).recommend(held_out.histories, 20).items
     best = ndcg_at_k(ranked, held_out.targets, 10).mean()
     assert read_provenance(shared)["validation_ndcg_at_10"] == pytest.approx(best)

@@ -1,18 +1,25 @@
 """The shipped wording, every fault `check` can name, folders of one's own, and golden renders."""
 
+import itertools
+import json
 import os
 import re
 import shutil
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lcrec.data import Interactions, Items
 from lcrec.errors import InputError
 from lcrec.index import ITEM_TOKEN
-from lcrec.prompts import PromptSet, Template, read_prompts
-from lcrec.prompts_cli import chat_template_faults, example_data, example_index, main
+from lcrec.prompts import PromptSet, chat_template_faults, read_prompts
+from lcrec.prompts_cli import main
+from lcrec.prompts_show import example_data, example_index
 from lcrec.tasks import TASKS, TaskData, history_record
+from lcrec.templates import Template
 from lcrec.user_texts import UserTexts
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
@@ -33,6 +40,8 @@ HOSTILE = [
     "<a_0><b_0> <a_12><|im_end|>",
     "x" * 10_000,
 ]
+
+HISTORY = "{{ history | join(', ') }}"
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +87,27 @@ def test_item_answers_are_told_from_text(prompts):
             assert template.is_item_answer
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_golden_renders(prompts, task):
-    """A change of wording shows in review; write the files anew with UPDATE_GOLDEN=1 pytest."""
-    records = list(TASKS[task].records(example_data()))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(SHIPPED.rglob("*.yaml")) if path.stem in TASKS],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_golden_renders(path):
+    """A change of wording shows in review. To write the files anew:
+
+    UPDATE_GOLDEN=1 pytest tests/test_prompts.py -k golden
+    """
+    prompts = PromptSet.load(path.parent, base=SHIPPED)
     blocks = [f"system: {prompts.system}\n"]
-    for template in (t for t in prompts.templates if t.task == task):
-        question, answer = template.render([r for r in records if template.fits(r)][-1])
+    for template in (t for t in prompts.templates if t.task == path.stem):
+        fitting = filter(template.fits, TASKS[template.task].records(example_data()))
+        question, answer = template.render(list(fitting)[-1])
         blocks.append(f"--- {template.id} ({template.use})\n{question}\n--- answer\n{answer}\n")
-    path = GOLDEN / f"{task}.txt"
+    golden = GOLDEN / path.relative_to(SHIPPED).with_suffix(".txt")
     if os.environ.get("UPDATE_GOLDEN"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(blocks), encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == "\n".join(blocks)
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text("\n".join(blocks), encoding="utf-8")
+    assert golden.read_text(encoding="utf-8") == "\n".join(blocks)
 
 
 def test_every_template_carries_hostile_text_unchanged(prompts):
@@ -112,6 +129,25 @@ def test_every_template_carries_hostile_text_unchanged(prompts):
             assert not ITEM_TOKEN.search(spoken)
             assert "<|" not in spoken
             assert len(spoken) < 6000
+
+
+def test_wordings_vary_in_length_and_end(prompts):
+    """Five words or fewer, thirty or more, and no ending that half of a task shares."""
+    for task in TASKS:
+        asked = [t.question for t in prompts.templates if t.task == task]
+        lengths = [len(re.sub(r"{[{%].*?[%}]}", "", question).split()) for question in asked]
+        assert min(lengths) <= 5
+        assert max(lengths) >= 18
+        endings = [question.split()[-1] for question in asked]
+        assert max(map(endings.count, endings)) <= len(asked) / 2
+
+
+def test_no_two_wordings_are_near_copies(prompts):
+    words = {t: re.sub(r"{[{%].*?[%}]}", "", t.question).split() for t in prompts.templates}
+    long = [template for template in prompts.templates if len(words[template]) >= 5]
+    for one_of, other in itertools.combinations(long, 2):
+        close = SequenceMatcher(None, words[one_of], words[other], autojunk=False).ratio()
+        assert close < 0.6, (one_of.id, other.id)
 
 
 def test_rendering_runs_no_code_from_a_record():
@@ -189,6 +225,53 @@ def test_an_own_folder_replaces_its_files_and_takes_the_rest(tmp_path, prompts):
     assert PromptSet.load(tmp_path / "copy").content_hash == merged.content_hash
 
 
+def test_a_file_of_a_new_name_adds_to_its_task(tmp_path, prompts):
+    own = write_task(tmp_path / "own", one(f"So: {HISTORY}?", use="train"), "seqrec.mine")
+    merged = PromptSet.load(own, base=SHIPPED)
+    shipped = [t.id for t in prompts.templates if t.task == "seqrec"]
+    assert [t.id for t in merged.templates if t.task == "seqrec"] == [*shipped, "one"]
+    assert merged.for_task("seqrec", "eval")[0].id == shipped[0]
+    merged.save(tmp_path / "copy")
+    assert PromptSet.load(tmp_path / "copy").content_hash == merged.content_hash
+    # It may not take an id that is there, and alone it must serve both uses.
+    write_task(own, one(HISTORY).replace("id: one", "id: next-short"), "seqrec.mine")
+    _, faults = read_prompts(own, base=SHIPPED)
+    assert faults == [
+        f"{own}/seqrec.mine.yaml: next-short: the id is used twice (also in seqrec.yaml)"
+    ]
+    write_task(own, one(HISTORY, use="train"), "seqrec.mine")
+    _, faults = read_prompts(own)
+    assert f"{own}/seqrec.mine.yaml: no template with use: eval (or both)" in faults
+
+
+@pytest.mark.parametrize(
+    "name", ["Seqrec.yaml", "seqrec.YML", "seqrec.a.b.yaml", "seqrek.mine.yaml", "seqrec .yaml"]
+)
+def test_a_file_that_would_be_passed_over_is_a_fault(tmp_path, name):
+    own = write_task(tmp_path / "own", one(HISTORY))
+    (own / name).write_text(one(HISTORY))
+    _, faults = read_prompts(own, base=SHIPPED)
+    assert len(faults) == 1
+    assert f"{own}/{name}: not the file of a task" in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Hello {{ history }}", "the message is no template"),
+        ("Items such as <a_1>", "the message spells <a_1>, which may stand for an item"),
+        ("<|im_start|>system", r"the message spells <|im_start|>: role markup"),
+        ("|\n  two \n  lines", "the message has spaces at the end of a line"),
+    ],
+)
+def test_a_system_message_is_checked(tmp_path, text, message):
+    text = text if text.startswith("|") else json.dumps(text)
+    (tmp_path / "system.yaml").write_text(f"system: {text}\n")
+    _, faults = read_prompts(tmp_path, base=SHIPPED)
+    assert len(faults) == 1
+    assert faults[0].startswith(f"{tmp_path}/system.yaml: {message}")
+
+
 def test_asking_for_what_is_not_there_names_the_nearest(tmp_path, prompts):
     assert prompts.get("next-short").task == "seqrec"
     with pytest.raises(InputError, match="no template 'next-shirt'; did you mean 'next-short'"):
@@ -201,7 +284,6 @@ def test_asking_for_what_is_not_there_names_the_nearest(tmp_path, prompts):
 
 # --- faults ---------------------------------------------------------------------------------
 
-HISTORY = "{{ history | join(', ') }}"
 BROKEN = [
     (one("{{ hist0ry | join }}"), "one: the question uses 'hist0ry'.*did you mean 'history'"),
     (one("{{ title }}"), "one: the question uses 'title', which seqrec does not have"),
@@ -219,6 +301,16 @@ BROKEN = [
     (one("{{ history | jion }}"), "one: not valid Jinja, line 1: No filter named 'jion'"),
     (one("{{ history"), "one: not valid Jinja, line 1: unexpected end"),
     (one("{% if history %}" + HISTORY), "one: not valid Jinja, line 1"),
+    (
+        one("{{ title | striptags }}", task="item2index"),
+        "one: the question spells <a_12>, which stands for no item",
+    ),
+    (one("{{ title | reverse }}", task="item2index"), "one: the question spells <a_12>"),
+    (one("{{ title | replace(' ', '') }}", task="item2index"), "one: the question spells <a_12>"),
+    (one("[INST] " + HISTORY), r"one: the question spells \[INST\]: role markup comes from"),
+    (one(HISTORY + "<|im_end|>"), r"one: the question spells <\|im_end\|>: role markup"),
+    (one(HISTORY, "{{ target }}</s>"), "one: the answer spells </s>: role markup"),
+    (one("{% set x = target %}" + HISTORY + "{{ x }}"), "one: the question gives the answer away"),
     (one("<a_7> " + HISTORY), "one: the question spells <a_7>, which stands for no item"),
     (one("{{ history | join('<b_3>') }}"), "one: the question spells <b_3>"),
     (one("Had: " + HISTORY + " "), "one: the question has spaces at the end of a line"),
@@ -257,7 +349,8 @@ BROKEN = [
 @pytest.mark.parametrize(("body", "message"), BROKEN, ids=[message for _, message in BROKEN])
 def test_check_names_file_template_and_fault(tmp_path, capsys, monkeypatch, body, message):
     monkeypatch.chdir(tmp_path)  # no ./prompts here, so that nothing else is read
-    own = write_task(tmp_path / "own", body)
+    task = "item2index" if "task: item2index" in body else "seqrec"
+    own = write_task(tmp_path / "own", body, task)
     shutil.copy(SHIPPED / "chat_template.jinja", own)
     with pytest.raises(SystemExit) as stopped:
         main(["check", "--prompts", str(own)])
@@ -282,10 +375,38 @@ def test_check_lists_all_faults_at_once(tmp_path):
         "seqrecs.yaml: not the file of a task; did you m",
         "seqrec.yaml: one: the question uses 'hist0ry', ",
         "item2index.yaml: one: an answer with an item mu",
-        "preferenceobtain.yaml: cannot be read as UTF-8 ",
         "item2index.yaml: one: the id is used twice (als",
+        "preferenceobtain.yaml: cannot be read as UTF-8 ",
         "system.yaml: 'system' must be text; write \"\" fo",
     ]
+
+
+@given(
+    edits=st.lists(
+        st.tuples(
+            st.integers(0, 300),
+            st.integers(0, 3),
+            st.sampled_from(
+                [*"{}%|:'\"[]-&*!#\t\n \x00é", "{{", "%}", "target", "[" * 99, "\ud800"]
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_whatever_an_editor_types_is_answered_with_faults(tmp_path_factory, edits):
+    """Nothing but a list of lines, and a set that was found good renders."""
+    body = one("Had {{ history | join(', ') }}, and {% if history %}then{% endif %}?") + "# end\n"
+    for place, taken, typed in edits:
+        body = body[:place] + typed + body[place + taken :]
+    folder = tmp_path_factory.mktemp("typed")
+    (folder / "seqrec.yaml").write_bytes(body.encode("utf-8", "surrogatepass"))
+    shutil.copy(SHIPPED / "chat_template.jinja", folder)
+    prompts, faults = read_prompts(folder)
+    assert all(fault.startswith(str(folder)) and "\n" not in fault for fault in faults)
+    if not faults:
+        for template in prompts.templates:
+            assert template.render({"history": ["<a_1>"], "target": "<a_2>"})[0]
 
 
 def test_an_empty_folder_is_a_fault_even_over_a_base(tmp_path, capsys, in_top_folder):
@@ -317,111 +438,6 @@ def test_check_tries_the_chat_template(tmp_path, capsys, in_top_folder, text, me
 def test_a_chat_template_may_mark_the_assistants_words():
     text = "{{ messages[-1].content }}{% generation %}{% endgeneration %}"
     assert chat_template_faults(text) == []
-
-
-# --- other languages ------------------------------------------------------------------------
-
-GERMAN = """task: seqrec
-templates:
-  - id: nächster-artikel
-    question: "Gekauft: {{ history | join(', ') }}. Was fehlt noch, größer als „alles“?"
-    answer: "{{ target }}"
-"""
-CHINESE = """task: fusionseqrec
-templates:
-  - id: 下一个标题
-    question: "顾客买过：{{ history | join('、') }}。下一件商品叫什么？"
-    answer: "{{ target_title }}"
-  - id: 标题历史
-    question: "买过《{{ title_history | join('》《') }}》，接下来买哪一件？"
-    answer: "{{ target }}"
-"""
-
-
-@pytest.mark.parametrize(
-    ("task", "body", "system", "part"),
-    [
-        ("seqrec", GERMAN, "Du kennst jeden Artikel.", "Was fehlt noch, größer als „alles“?"),
-        ("fusionseqrec", CHINESE, "你熟悉店里的每件商品。", "下一件商品叫什么？"),
-    ],
-)
-def test_a_folder_in_another_language_just_works(
-    tmp_path, capsys, in_top_folder, task, body, system, part
-):
-    own = write_task(tmp_path / "own", body, task)
-    (own / "system.yaml").write_text(f"system: {system}\n", encoding="utf-8")
-    main(["check", "--prompts", str(own)])
-    main(["show", task, "--prompts", str(own)])
-    shown = capsys.readouterr().out
-    assert part in shown
-    assert f"system: {system}" in shown
-    assert PromptSet.load(own, base=SHIPPED).messages("?")[0]["content"] == system
-
-
-# --- the bench ------------------------------------------------------------------------------
-
-
-def test_check_on_the_shipped_folder(capsys, in_top_folder):
-    main(["check"])
-    shown = capsys.readouterr().out
-    assert "templates, no fault" in shown
-    assert "Next: python -m lcrec.prompts show seqrec" in shown
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_show_renders_every_template_once(capsys, in_top_folder, prompts, task):
-    main(["show", task])
-    shown = capsys.readouterr().out
-    for template in (t for t in prompts.templates if t.task == task):
-        assert f"-- {template.id} (use: {template.use})" in shown
-    assert "never used here" not in shown
-
-
-def test_show_on_a_data_folder(tmp_path, capsys, in_top_folder):
-    (tmp_path / "Toy.inter.json").write_text('{"u": [0, 1, 1, 0]}')
-    (tmp_path / "Toy.item.json").write_text('{"0": {"title": "Pen"}, "1": {"title": "<a_0>"}}')
-    (tmp_path / "index.json").write_text('{"0": ["<a_3>", "<b_1>"], "1": ["<a_0>", "<b_0>"]}')
-    data = ["--data", str(tmp_path)]
-    main(["show", "seqrec", *data, "--index", str(tmp_path), "-n", "1"])
-    assert capsys.readouterr().out.endswith(
-        "-- next-short (use: both)\n   Bought: <a_3><b_1>. Next?\n > <a_0><b_0>\n"
-    )
-    main(["show", "index2item", *data, "-n", "2", "--template", "title-short"])
-    shown = capsys.readouterr().out
-    assert "item tokens are made up" in shown
-    assert shown.count("-- title-short") == 2
-    assert "\n > < a_0>\n" in shown
-    main(["show", "index2item", *data, "--template", "text-short"])
-    assert "never used here: no record has description, item" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"python -m lcrec\.intents"):
-        main(["show", "itemsearch", *data])
-
-
-def test_vars_lists_what_a_task_offers(capsys):
-    main(["vars", "seqrec"])
-    shown = capsys.readouterr().out
-    assert re.search(r"history +question +list of text +the items so far", shown)
-    main(["vars"])
-    shown = capsys.readouterr().out
-    assert all(f"{task}: " in shown for task in TASKS)
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["show", "seqrek"], "no task 'seqrek'; did you mean 'seqrec'"),
-        (["vars", "everything"], "no task 'everything'"),
-        (["show", "seqrec", "-n", "0"], "-n 0: at least 1"),
-        (["show", "seqrec", "--template", "title-short"], "belongs to task index2item"),
-        (["show", "seqrec", "--template", "nope"], "no template 'nope'"),
-        (["show", "seqrec", "--index", "x"], "--index x needs the --data DIR"),
-        (["show", "seqrec", "--data", "nowhere"], "--data nowhere: no such folder"),
-        (["check", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
-    ],
-)
-def test_wrong_arguments_are_named(in_top_folder, argv, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        main(argv)
 
 
 # --- the chat template, as transformers uses it ---------------------------------------------

@@ -1,0 +1,180 @@
+"""The wording of `lcrec.intents`: how a chat model is asked, and how lists of keywords read.
+
+Reads `intents.yaml` of a prompts folder, or of a base folder where that has none. Writes nothing.
+Unlike the wording of the tasks it is not kept with a checkpoint: what it brings forth is.
+
+Public names: `WORDINGS`, `Wording`, `IntentPrompts`, `read_intent_prompts`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from jinja2 import meta
+
+from lcrec.errors import InputError, closest
+from lcrec.prompts import INTENTS, read_mapping
+from lcrec.templates import ENVIRONMENT, HOSTILE_TEXTS, text_faults
+
+Variables = dict[str, str | list[str]]
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One text of `intents.yaml`.
+
+    Attributes:
+        variables: what its template may use, with one line of meaning each.
+        needs: the variables of which it must use one.
+        keys: those of the JSON object it must ask for.
+    """
+
+    variables: dict[str, str]
+    needs: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+_TERMS = Wording({"terms": "a list of words, the weightiest first"}, ("terms",))
+WORDINGS: dict[str, Wording] = {
+    "system": Wording({}),
+    "intention": Wording(
+        {
+            "title": "the item that was chosen",
+            "description": "its description; may be empty",
+            "categories": "its categories; may be empty",
+            "brand": "its brand; may be empty",
+            "review": "what the customer wrote about it; may be empty",
+            "summary": "the review's headline; may be empty",
+            "leaked": "words of the title that the last answer gave away; empty at first",
+        },
+        ("title", "review"),
+        ("wish", "traits"),
+    ),
+    "preference": Wording(
+        {"titles": "a list of the titles so far, oldest first"},
+        ("titles",),
+        ("overall", "long_term", "short_term"),
+    ),
+    "keywords_intention": _TERMS,
+    "keywords_overall": _TERMS,
+    "keywords_long_term": _TERMS,
+    "keywords_short_term": _TERMS,
+}
+
+
+@cache
+def _compile(text: str) -> jinja2.Template:
+    return ENVIRONMENT.from_string(text)
+
+
+@dataclass(frozen=True)
+class IntentPrompts:
+    """The texts of one `intents.yaml`, by the names in `WORDINGS`; `path` is where they stand."""
+
+    path: Path
+    texts: dict[str, str]
+
+    @classmethod
+    def load(cls, folder: Path, base: Path) -> "IntentPrompts":
+        """Read and check `intents.yaml` of a folder, or of `base` where that has none.
+
+        Raises:
+            InputError: there is no such folder or file, or anything in it is wrong.
+        """
+        prompts, faults = read_intent_prompts(folder, base)
+        if faults:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise InputError(
+                f"{faults[0]}{more}; to see all: python -m lcrec.prompts check --prompts {folder}"
+            )
+        return prompts
+
+    def render(self, name: str, variables: Variables) -> str:
+        """Return one text without space around it.
+
+        Raises:
+            InputError: it cannot be rendered.
+        """
+        try:
+            return _compile(self.texts[name]).render(variables).strip()
+        except Exception as error:  # what an editor wrote may fail in any way
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.path}: {name} cannot be rendered: {reason}") from error
+
+    def messages(self, name: str, variables: Variables) -> Messages:
+        """Return the conversation that asks a chat model for `intention` or `preference`."""
+        system = self.render("system", {})
+        start = [{"role": "system", "content": system}] if system else []
+        return [*start, {"role": "user", "content": self.render(name, variables)}]
+
+
+def read_intent_prompts(folder: Path, base: Path) -> tuple[IntentPrompts, list[str]]:
+    """Read `intents.yaml` and all that is wrong with it, one line per fault.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--prompts {folder}: no such folder; leave it out for {base}")
+    path = folder / INTENTS if (folder / INTENTS).is_file() else base / INTENTS
+    faults: list[str] = []
+    document = read_mapping(path, tuple(WORDINGS), faults)
+    if not document:
+        return IntentPrompts(path, {}), faults
+    texts = {name: document.get(name) for name in WORDINGS}
+    prompts = IntentPrompts(path, {k: v for k, v in texts.items() if isinstance(v, str)})
+    for name, wording in WORDINGS.items():
+        found = _faults(prompts, name, wording)
+        faults += [f"{path}: {name}: {fault}" for fault in found]
+    return prompts, faults
+
+
+def _faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[str]:
+    """Return what is wrong with one text."""
+    text = prompts.texts.get(name)
+    if text is None or (not text.strip() and name != "system"):
+        empty = ' (write "" for no message)' if name == "system" else ""
+        return [f"must be text{empty}"]
+    if careless := list(text_faults(text, "it")):
+        return careless
+    try:
+        used = meta.find_undeclared_variables(ENVIRONMENT.parse(text))
+    except jinja2.TemplateSyntaxError as error:
+        return [f"not valid Jinja, line {error.lineno}: {error.message}"]
+    known = ", ".join(wording.variables) or "none"
+    faults = [
+        f"uses {variable!r}, which it does not have{closest(variable, wording.variables)} "
+        f"(all: {known})"
+        for variable in sorted(used - wording.variables.keys())
+    ]
+    if not faults and wording.needs and not used.intersection(wording.needs):
+        faults.append(f"uses none of {', '.join(wording.needs)}")
+    faults += [
+        f'does not ask for "{key}", a key of the JSON object that is read from the answer'
+        for key in wording.keys
+        if f'"{key}"' not in text
+    ]
+    return faults or _render_faults(prompts, name, wording)
+
+
+def _render_faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[str]:
+    """Return what goes wrong with hostile texts, and with nothing but what is always there."""
+    lists = {"titles", "terms"}
+    for text in HOSTILE_TEXTS:
+        for filled in (True, False):
+            variables: Variables = {}
+            for variable in wording.variables:
+                value = text if filled or variable in wording.needs else ""
+                variables[variable] = [value, value] if variable in lists else value
+            try:
+                result = prompts.render(name, variables)
+            except InputError as error:
+                return [str(error).removeprefix(f"{prompts.path}: {name} ")]
+            for variable in lists & variables.keys():
+                if str(variables[variable]) in result:
+                    return [f"needs {{{{ {variable} | join(', ') }}}}: it is a list"]
+            if not result and wording.needs:
+                return ["can be empty"]
+    return []

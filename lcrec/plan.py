@@ -1,0 +1,337 @@
+"""What a fine-tune will cost: parameters, tokens, memory per device, hours (`--dry-run`).
+
+A model is planned from its shape alone (weights on PyTorch's `meta` device), so one that no
+laptop could hold is planned on a laptop.
+
+Memory is an estimate. Trained parameters take 16 bytes (float32 weight and gradient, AdamW's two
+moments: ZeRO, arXiv 1910.02054, section 3), frozen ones what they are stored in. Activations take
+34 bytes per token, layer and unit of width in 16 bits (Korthikanti et al., arXiv 2205.05198,
+section 4.1, without the attention matrix, which fused kernels do not keep), twice that in 32; with
+checkpointing one vector per token and layer, and one layer whole. Hours follow from timed steps, or
+from operations: 2 per parameter and token forward, 2 backward through frozen weights, 4 through
+trained ones (Kaplan et al., arXiv 2001.08361, section 2.1), 2 again with checkpointing.
+
+Public names: `Shape`, `Work`, `measure_shape`, `measure_work`, `memory`, `operations`,
+`time_steps`, `plan`, `load_shape`.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lcrec.dataset import collate_left
+from lcrec.errors import InputError
+from lcrec.trainer import answer_losses, split_batch
+from lcrec.vocab import weight_of
+
+# NF4 with double quantisation: 4 bits and 0.127 for the scales (arXiv 2305.14314, section 3).
+STORED_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 4.127 / 8}
+TRAINED_BYTES = 16.0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model in numbers of parameters.
+
+    `linear` counts the blocks' weights (those that few bits apply to), `ends` the embedding and
+    an untied head, `block` the largest block.
+    """
+
+    total: int
+    trainable: int
+    linear: int
+    ends: int
+    block: int
+    head: int
+    layers: int
+    width: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run in numbers: samples and tokens of all epochs, and the largest batch of one device."""
+
+    samples: int
+    tokens: int
+    answer_tokens: int
+    steps: int
+    batch_tokens: int
+    batch_answers: int
+
+
+def load_shape(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a base model without weights, on the meta device, and its tokenizer.
+
+    Raises:
+        InputError: it is not there, or is no causal language model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--base {name}: cannot be planned as a causal language model ({reason}); name a model "
+            "on the hub, or a folder that holds config.json and a tokenizer"
+        ) from None
+    return model, tokenizer
+
+
+def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the causal language model inside an adapter."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def measure_shape(model: PreTrainedModel | PeftModel) -> Shape:
+    """Count the parameters of a model as it will be trained."""
+    base = base_model(model)
+    parameters = list(model.parameters())
+    config = base.config.get_text_config()
+    table = weight_of(base.get_input_embeddings())
+    head = weight_of(base.get_output_embeddings())
+    tied = bool(base.config.tie_word_embeddings)
+    ends = table.numel() + (0 if tied else head.numel())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    added = trainable if trainable < total else 0
+    linear = total - ends - added
+    return Shape(
+        total=total,
+        trainable=trainable,
+        linear=linear,
+        ends=ends,
+        block=-(-linear // config.num_hidden_layers),
+        head=head.numel(),
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        vocabulary=head.shape[0],
+    )
+
+
+def measure_work(
+    train: Dataset, *, batch_size: int, accumulate: int, processes: int, max_tokens: int | None
+) -> Work:
+    """Count a run's tokens, from the rows of all epochs (`tokenise_rows`), in batch order."""
+    lengths = np.asarray([len(ids) for ids in train["input_ids"]])
+    answers = lengths - np.asarray(train["prompt_length"])
+    widest = batch_answers = 0
+    for start in range(0, len(lengths), batch_size):
+        batch = slice(start, start + batch_size)
+        rows = len(lengths[batch])
+        widest = max(widest, rows * int(lengths[batch].max()))
+        batch_answers = max(batch_answers, rows * int(answers[batch].max() + 1))
+    if max_tokens is not None and widest > max_tokens:
+        widest = max(max_tokens, int(lengths.max()))
+        batch_answers = min(batch_answers, widest)
+    return Work(
+        samples=len(lengths),
+        tokens=int(lengths.sum()),
+        answer_tokens=int(answers.sum()),
+        steps=-(-len(lengths) // (batch_size * accumulate * processes)),
+        batch_tokens=widest,
+        batch_answers=batch_answers,
+    )
+
+
+def memory(
+    shape: Shape,
+    work: Work,
+    *,
+    precision: str,
+    quantize: str,
+    checkpointing: bool,
+    processes: int,
+    sharding: str,
+) -> float:
+    """Return the estimated bytes one device needs.
+
+    Args:
+        shape, work: the model and the run.
+        precision: `fp32`, `bf16` or `fp16`.
+        quantize: `none`, `8bit` or `4bit`: what the blocks' frozen weights are stored in.
+        checkpointing: whether activations are computed again on the way back.
+        processes: the devices that weights are sharded over.
+        sharding: `none` (every device holds all: DDP), `zero2` (gradients and moments shared
+            out), or `full` (FSDP, ZeRO-3: weights too).
+    """
+    frozen = shape.total - shape.trainable
+    frozen_linear = min(frozen, shape.linear)
+    stored = STORED_BYTES[precision if quantize == "none" else quantize]
+    weights = frozen_linear * stored + (frozen - frozen_linear) * STORED_BYTES[precision]
+    trained = shape.trainable * 4.0
+    states = shape.trainable * (TRAINED_BYTES - 4.0)
+    gathered = 0.0
+    if sharding != "none":
+        states /= processes
+    if sharding == "full":
+        # Two blocks, or the ends, are whole at a time.
+        gathered = max(2 * shape.block, shape.ends) * STORED_BYTES[precision]
+        weights, trained = weights / processes, trained / processes
+    wide = STORED_BYTES[precision] / 2
+    per_layer = work.batch_tokens * shape.width * wide
+    if checkpointing:
+        activations = per_layer * 2 * shape.layers + per_layer * 34
+    else:
+        activations = per_layer * 34 * shape.layers
+    # Logits, their float32 copy and its gradient.
+    logits = work.batch_answers * shape.vocabulary * (STORED_BYTES[precision] + 8)
+    return weights + trained + states + gathered + activations + logits
+
+
+def time_steps(
+    model: torch.nn.Module,
+    train: Dataset,
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    precision: str,
+    max_tokens: int | None,
+    steps: int = 4,
+) -> float:
+    """Return the seconds all rows would take in one process, from some batches trained.
+
+    The model is of no use afterwards.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    arithmetic = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+    starts = np.linspace(0, max(0, len(train) - batch_size), steps + 1).astype(int).tolist()
+    model.train()
+    seconds = tokens = 0.0
+    for number, start in enumerate(starts):
+        rows = [train[row] for row in range(start, min(start + batch_size, len(train)))]
+        batch = {k: v.to(device) for k, v in collate_left(rows, pad_token_id).items()}
+        began = time.monotonic()
+        for part in split_batch(batch, max_tokens, lambda count: count):
+            with arithmetic:
+                losses, _, _ = answer_losses(model, part)
+            losses.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number:  # the first makes ready what the others find there
+            seconds += time.monotonic() - began
+            tokens += sum(len(row["input_ids"]) for row in rows)
+    return seconds * sum(map(len, train["input_ids"])) / tokens
+
+
+def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
+    """Return the floating-point operations of the whole run."""
+    share = min(1.0, shape.trainable / shape.total)
+    through = 4 + 2 * share + (2 if checkpointing else 0)
+    scored = work.answer_tokens * shape.head * 6
+    return work.tokens * shape.linear * through + scored
+
+
+def plan(
+    model: PreTrainedModel | PeftModel,
+    train: Dataset,
+    *,
+    mode: str,
+    precision: str,
+    quantize: str,
+    checkpointing: bool,
+    batch_size: int,
+    accumulate: int,
+    max_tokens: int | None,
+    pad_token_id: int,
+    processes: int,
+    device: torch.device,
+    tflops: float | None,
+    mfu: float,
+) -> str:
+    """Return what `--dry-run` prints.
+
+    Args:
+        model: as it will be trained; on the meta device where `tflops` is given.
+        train: the rows of all epochs.
+        mode, precision, quantize, checkpointing, batch_size, accumulate, max_tokens: the run's
+            settings.
+        pad_token_id: the tokenizer's.
+        processes, device: how many take part, and what this one computes on.
+        tflops: the device's peak, in 10^12 operations per second; without it steps are timed.
+        mfu: the share of the peak that is reached.
+    """
+    shape = measure_shape(model)
+    work = measure_work(
+        train,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        processes=processes,
+        max_tokens=max_tokens,
+    )
+    base_bits = "" if quantize == "none" else f", base in {quantize.removesuffix('bit')} bits"
+    lines = [
+        f"Parameters        {shape.total:,}, of which trained {shape.trainable:,} "
+        f"({100 * shape.trainable / shape.total:.2f} %)",
+        f"Samples, tokens   {work.samples:,} and {work.tokens:,}, of which answers "
+        f"{work.answer_tokens:,} (all epochs)",
+        f"Updates           {work.steps:,}",
+        f"Largest batch     {work.batch_tokens:,} tokens on a device",
+        "",
+        f"Memory per device, estimated ({mode}, {precision}{base_bits}"
+        f"{', gradient checkpointing' if checkpointing else ''}):",
+    ]
+    ways = {
+        "one device, or DDP": ("none", 1),
+        f"ZeRO-2 on {max(processes, 2)}": ("zero2", max(processes, 2)),
+        f"FSDP or ZeRO-3 on {max(processes, 2)}": ("full", max(processes, 2)),
+    }
+    for name, (sharding, devices) in ways.items():
+        needed = memory(
+            shape,
+            work,
+            precision=precision,
+            quantize=quantize,
+            checkpointing=checkpointing,
+            processes=devices,
+            sharding=sharding,
+        )
+        lines.append(f"  {name:<23} {needed / GIB:8.2f} GiB")
+    lines.append("")
+    if tflops is None:
+        if checkpointing:
+            base_model(model).gradient_checkpointing_enable()
+        seconds = time_steps(
+            model.to(device),  # type: ignore[arg-type]
+            train,
+            batch_size=batch_size,
+            pad_token_id=pad_token_id,
+            precision=precision,
+            max_tokens=max_tokens,
+        )
+        source = "from timed steps"
+    else:
+        amount = operations(shape, work, checkpointing=checkpointing)
+        seconds = amount / (tflops * 1e12 * mfu)
+        source = f"estimated from {amount:.2e} operations at {mfu:.0%} of {tflops:g} TFLOPS"
+    lines.append(
+        f"Time              {_time(seconds / processes)} in {processes} process(es), {source}, "
+        "without validation"
+    )
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

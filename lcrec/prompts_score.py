@@ -1,0 +1,182 @@
+"""The editor's bench with a trained model: which wording of `seqrec` works best, without training.
+
+Asks a checkpoint with every wording, those never trained on and freshly edited ones too, and ranks
+the whole catalogue for the same held-out users each time. Reads a checkpoint, a data folder and,
+where given, a prompts folder; writes to the screen only.
+
+Public names: `Score`, `score_model`, `score_templates`, `print_scores`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lcrec.artifacts import find_data, require_same_input
+from lcrec.data import Cases, leave_one_out, load_interactions, load_items
+from lcrec.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
+from lcrec.modeling import STAGE
+from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
+from lcrec.recommender import Recommender
+from lcrec.templates import Template
+
+DEPTH = 10
+# Enough for the far tails that a choice among many wordings asks for.
+SAMPLES = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How a wording did.
+
+    Attributes:
+        template: the wording.
+        kind: what the model knows of it: "trained", "eval-only", "reworded" or "new".
+        hits, ndcg: HR@10 and NDCG@10 of each user, float64 [users].
+    """
+
+    template: Template
+    kind: str
+    hits: np.ndarray
+    ndcg: np.ndarray
+
+
+def score_model(
+    folder: Path, data: Path, own: Path | None, split: str, users: int, seed: int
+) -> None:
+    """Load a checkpoint, score every wording of `seqrec` on the same users, print the table.
+
+    Args:
+        folder: the checkpoint.
+        data: the data folder it was trained on.
+        own: a prompts folder to score; by default the checkpoint's own wording.
+        split: "valid" or "test".
+        users: how many users to ask for, drawn by `seed`.
+        seed: of the draw and of the intervals.
+
+    Raises:
+        InputError: a folder is wrong, or they do not belong together.
+    """
+    prompts = PromptSet.load(own, base=SHIPPED_PROMPTS) if own is not None else None
+    items = load_items(data)
+    parts = leave_one_out(load_interactions(data, len(items)))
+    cases = (parts.valid if split == "valid" else parts.test).sample(users, seed)
+    retrain = f"{STAGE} --data {data} --output DIR"
+    require_same_input(folder, "item", find_data(data).item, retrain)
+    trained = Recommender.from_pretrained(folder)
+    default = trained.prompts.for_task("seqrec", "eval")[0]
+    asked = trained
+    if prompts is not None:
+        asked = Recommender(
+            trained.model,
+            trained.tokenizer,
+            trained.index,
+            prompts,
+            max_history=trained.max_history,
+        )
+    templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
+    print(
+        f"Asking {folder} with {len(templates)} wordings of seqrec for the {split} items of "
+        f"{len(cases):,} users, ranking {len(items):,} items"
+    )
+    scores = score_templates(asked, templates, cases, trained.prompts)
+    same = asked.prompts.system == trained.prompts.system
+    baseline = next((s for s in scores if same and _asks_alike(s.template, default)), None)
+    if baseline is None:
+        (baseline,) = score_templates(trained, [default], cases, trained.prompts)
+    if not same:
+        print("The system message is not the one that the model was trained with.")
+    chosen = print_scores(scores, baseline, seed)
+    wording = f"--templates {chosen.template.id}"
+    if own is not None and chosen is not baseline:
+        wording = f"--prompts {own} {wording}"
+    print(
+        f"Next: python -m lcrec.generate --model {folder} --data {data} {wording} "
+        "--output DIR/predictions.jsonl"
+    )
+
+
+def score_templates(
+    recommender: Recommender, templates: list[Template], cases: Cases, known: PromptSet
+) -> list[Score]:
+    """Rank the catalogue for every case with every template.
+
+    Args:
+        recommender: the model, with the prompt set (its system message) to ask with.
+        templates: wordings of `seqrec`.
+        cases: whom to ask for.
+        known: what the model was trained on.
+    """
+    scores = []
+    asks = [recommender.prompt_ids(cases.histories, template) for template in templates]
+    plans = [recommender.plan_batches(prompt_ids) for prompt_ids in asks]
+    bar = tqdm(total=len(templates) * len(cases), desc="rank", unit=" lists", leave=False)
+    for template, prompt_ids, batches in zip(templates, asks, plans, strict=True):
+        ranked = np.full((len(cases), min(DEPTH, len(recommender.index))), -1, dtype=np.int64)
+        for rows in batches:
+            batch = [prompt_ids[row] for row in rows]
+            ranked[rows], _ = recommender.rank_batch(batch, ranked.shape[1])
+            bar.update(len(rows))
+        hits = hit_at_k(ranked, cases.targets, DEPTH)
+        ndcg = ndcg_at_k(ranked, cases.targets, DEPTH)
+        scores.append(Score(template, _kind(template, known), hits, ndcg))
+    bar.close()
+    return scores
+
+
+def print_scores(scores: list[Score], baseline: Score, seed: int) -> Score:
+    """Print a line per wording, best first, and return the one to use.
+
+    That is the best by NDCG@10 if it beats the baseline beyond chance, else the baseline.
+
+    Args:
+        scores: at least one.
+        baseline: the wording that the model answers with when none is named; also among `scores`,
+            or not.
+        seed: of the bootstrap.
+    """
+    others = [score for score in scores if score is not baseline]
+    rows = sorted([*others, baseline], key=lambda score: -score.ndcg.mean())
+    print(f"\n{'':<30}{'use':<7}{'wording':<11}{'HR@10':>7}{'':<13}{'NDCG@10':>9}")
+    for score in rows:
+        cells = []
+        for values in (score.hits, score.ndcg):
+            low, high = bootstrap_interval(values, seed)
+            cells.append(f"{values.mean():.4f}  {low:.3f}-{high:.3f}")
+        mark = "  <- the default" if score is baseline else ""
+        name = f"{score.template.id:<30}{score.template.use:<7}{score.kind:<11}"
+        print(f"{name}{cells[0]:>20}{cells[1]:>22}{mark}")
+    print("Intervals: 95 %, bootstrap over users.")
+
+    best = rows[0]
+    if best is baseline:
+        print(f"\nBest is the default, {best.template.id}.")
+        return best
+    # The best of many looks better than it is: the interval is widened for the choice (Bonferroni).
+    difference = best.ndcg - baseline.ndcg
+    low, high = bootstrap_interval(difference, seed, SAMPLES, 1 - 0.05 / len(others))
+    print(
+        f"\nBest is {best.template.id}: NDCG@10 {difference.mean():+.4f} against the default, "
+        f"{baseline.template.id}; interval {low:+.4f} to {high:+.4f}\n"
+        f"(95 %, the same users, widened for the choice among {len(others)})."
+    )
+    if low > 0:
+        print("That is beyond chance.")
+        return best
+    print("That is within chance: no reason here to leave the default.")
+    return baseline
+
+
+def _kind(template: Template, known: PromptSet) -> str:
+    """Return what a model trained on `known` has seen of this wording."""
+    same = [t for t in known.templates if _asks_alike(t, template)]
+    if any(t.use != "eval" for t in same):
+        return "trained"
+    if same:
+        return "eval-only"
+    return "reworded" if any(t.id == template.id for t in known.templates) else "new"
+
+
+def _asks_alike(one: Template, other: Template) -> bool:
+    return (one.task, one.question.strip()) == (other.task, other.question.strip())

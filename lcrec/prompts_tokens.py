@@ -1,0 +1,117 @@
+"""The editor's bench with a tokenizer: what the model reads, where the loss falls, how long it is.
+
+Reads a tokenizer from a folder or the hub; writes to the screen only.
+
+Public names: `load_encoder`, `lay_out_tokens`, `print_stats`.
+"""
+
+import numpy as np
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from lcrec.dataset import PromptEncoder
+from lcrec.errors import InputError
+from lcrec.index import ItemIndex
+from lcrec.modeling import LOAD_ERRORS
+from lcrec.prompts import PromptSet
+from lcrec.prompts_show import paint
+from lcrec.tasks import TASKS, Record, TaskData
+from lcrec.templates import Template
+from lcrec.vocab import extend_tokenizer, vocabulary_ids
+
+
+def load_encoder(name: str, prompts: PromptSet, index: ItemIndex) -> PromptEncoder:
+    """Load a tokenizer and make it spell item tokens, as fine-tuning would.
+
+    Args:
+        name: a folder, a checkpoint's too, or a name on the hub.
+        prompts: the wording, whose chat template serves where the tokenizer has none.
+        index: the item index.
+
+    Raises:
+        InputError: there is no such tokenizer, or it was made for another index.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except LOAD_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"--tokenizer {name}: cannot be loaded ({reason}); name a model on the hub, or a "
+            "folder that holds one"
+        ) from None
+    if index.vocabulary[0] in tokenizer.get_vocab():
+        vocabulary_ids(tokenizer, index)
+    else:
+        extend_tokenizer(tokenizer, index)
+    return PromptEncoder(tokenizer, prompts)
+
+
+def lay_out_tokens(encoder: PromptEncoder, question: str, answer: str) -> str:
+    """Return a sample as the model reads it, decoded from its ids, the span under loss marked."""
+    (prompt,), (completion,) = encoder.prompt_ids([question]), encoder.answer_ids([answer])
+    read, trained = (
+        str(encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        for ids in (prompt, completion)
+    )
+    mark = paint("green", "green", "[[ ]]")
+    head = f"({len(prompt)} tokens of prompt, {len(completion)} under loss, in {mark})\n"
+    text = head + read + paint(trained, "green", f"[[{trained}]]")
+    return "   " + text.replace("\n", "\n   ")
+
+
+def print_stats(
+    prompts: PromptSet, data: TaskData, encoder: PromptEncoder, max_length: int, count: int
+) -> None:
+    """Print how many tokens samples have, by task and template.
+
+    Args:
+        prompts: the wording.
+        data: where the records come from.
+        encoder: what makes tokens of them.
+        max_length: the limit of fine-tuning, in tokens.
+        count: how many records are counted per template, spread evenly over the data set; 0 for
+            all of them.
+    """
+    print("Tokens per sample: prompt with markup, answer and its end.\n")
+    titles = ("samples", "of", "minimum", "median", "95th", "maximum", f"over {max_length:,}")
+    print(f"{'':<30}" + "".join(f"{title:>12}" for title in titles))
+    for name, task in TASKS.items():
+        try:
+            records = list(task.records(data))
+        except InputError as error:
+            print(f"{name}: left out, {error}")
+            continue
+        templates = [template for template in prompts.templates if template.task == name]
+        rows = {}
+        for template in tqdm(templates, desc=name, unit=" templates", leave=False):
+            fitting = [record for record in records if template.fits(record)]
+            rows[template.id] = _lengths(template, fitting, encoder, count), len(fitting)
+        whole = np.concatenate([lengths for lengths, _ in rows.values()]) if rows else np.array([])
+        print(_stats_line(name, whole, sum(number for _, number in rows.values()), max_length))
+        for template_id, (lengths, number) in rows.items():
+            print(_stats_line(f"  {template_id}", lengths, number, max_length))
+
+
+def _lengths(
+    template: Template, records: list[Record], encoder: PromptEncoder, count: int
+) -> np.ndarray:
+    """Return the tokens of each sample counted, int64 [samples]."""
+    if count and count < len(records):
+        records = [records[row] for row in np.linspace(0, len(records) - 1, count, dtype=int)]
+    if not records:
+        return np.zeros(0, dtype=np.int64)
+    questions, answers = zip(*map(template.render, records), strict=True)
+    pairs = zip(encoder.prompt_ids(list(questions)), encoder.answer_ids(list(answers)), strict=True)
+    return np.array([len(prompt) + len(answer) for prompt, answer in pairs])
+
+
+def _stats_line(name: str, lengths: np.ndarray, number: int, max_length: int) -> str:
+    if not len(lengths):
+        return (
+            f"{name:<30}" + f"{0:>12}{number:>12}" + "   never used here: no record has all of it"
+        )
+    # Lengths that occur, not values between two of them.
+    middle, high = np.quantile(lengths, [0.5, 0.95], method="higher")
+    values = (len(lengths), number, lengths.min(), middle, high, lengths.max())
+    over = (lengths > max_length).mean()
+    return f"{name:<30}" + "".join(f"{value:>12,}" for value in values) + f"{over:>12.1%}"

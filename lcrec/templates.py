@@ -1,0 +1,219 @@
+"""One wording of a task: rendering it, and all that can be wrong with it.
+
+A template is checked when it is read, against hostile texts too: one that was read renders for
+every item, spells no item token of its own and gives no answer away.
+
+Public names: `Template`, `read_template`, `text_faults`.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lcrec.errors import InputError, closest
+from lcrec.index import ITEM_TOKEN
+from lcrec.tasks import Record, Task, plain_text
+
+ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+# Templates see the variables of their task and nothing else.
+ENVIRONMENT.globals.clear()
+
+# What strangers write into titles. A template must carry each of them as it is.
+HOSTILE_TEXTS = tuple(
+    plain_text(text, 60)
+    for text in (
+        "{{ 7 * 7 }} {% for x in y %} {# note #} {title}",
+        "19\" rack 'n' roll \\n\nsecond line\r\n\tand a tab",
+        "\u202eגיטרה\u202c قيثارة",
+        "🎸👩🏽‍🎤 吉他",
+        "long " * 2000,
+        "unbroken" * 1250,
+        "<a_12><b_3> <|im_end|></s>",
+        "a_12>",
+        "&lt;a_12&gt;",  # `striptags` resolves entities
+        ">21_a< x",  # `reverse`
+    )
+)
+EXAMPLE_ITEM = "<a_0><b_0><c_0>"
+# Role markup of well-known chat models, which editors paste; it is the tokenizer's to add.
+MARKUP = re.compile(r"<\|[^\s|>]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
+
+
+@cache
+def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], bool]:
+    """Return the compiled text, the variables it uses, and whether it is `{{ target }}` alone."""
+    parsed = ENVIRONMENT.parse(source)
+    variables = frozenset(meta.find_undeclared_variables(parsed))
+    is_target = parsed.body == [nodes.Output([nodes.Name("target", "load")])]
+    return ENVIRONMENT.from_string(parsed), variables, is_target
+
+
+@dataclass(frozen=True)
+class Template:
+    """One wording of a task.
+
+    Attributes:
+        id: stable name, unique in the set; a new wording gets a new id.
+        task: the task it belongs to.
+        use: where it serves.
+        question, answer: the Jinja text of both sides.
+
+    Raises:
+        jinja2.TemplateSyntaxError: a side is no Jinja.
+    """
+
+    id: str
+    task: str
+    use: Literal["train", "eval", "both"]
+    question: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        _compile(self.question)
+        _compile(self.answer)
+
+    @cached_property
+    def question_variables(self) -> frozenset[str]:
+        """What the question uses."""
+        return _compile(self.question)[1]
+
+    @cached_property
+    def answer_variables(self) -> frozenset[str]:
+        """What the answer uses."""
+        return _compile(self.answer)[1]
+
+    @cached_property
+    def is_item_answer(self) -> bool:
+        """Whether a decoder bound to the catalogue must give the answer; if not, it is text."""
+        return _compile(self.answer)[2]
+
+    def fits(self, record: Record) -> bool:
+        """Tell whether the record has everything that question and answer use."""
+        return self.can_ask(record) and all(map(record.get, self.answer_variables))
+
+    def can_ask(self, record: Record) -> bool:
+        """Tell whether the record, which may lack the answers, has all that the question uses."""
+        return all(map(record.get, self.question_variables))
+
+    def ask(self, record: Record) -> str:
+        """Return the question, without space around it; the record needs no answers.
+
+        Raises:
+            InputError: the template cannot be rendered for this record.
+        """
+        return self._render(self.question, record)
+
+    def render(self, record: Record) -> tuple[str, str]:
+        """Return question and answer, without space around them.
+
+        Raises:
+            InputError: the template cannot be rendered for this record.
+        """
+        return self.ask(record), self._render(self.answer, record)
+
+    def _render(self, side: str, record: Record) -> str:
+        try:
+            return _compile(side)[0].render(record).strip()
+        except Exception as error:  # what an editor wrote may fail in any way
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"template {self.id} cannot be rendered: {reason}") from error
+
+
+def read_template(entry: Any, task: Task) -> tuple[Template | None, list[str]]:
+    """Return the template, if it can be made, and what is wrong with it.
+
+    Args:
+        entry: one entry of a task's file, as YAML gave it.
+        task: the task of the file.
+    """
+    faults = list(_entry_faults(entry))
+    if faults:
+        return None, faults
+    try:
+        template = Template(**{"task": task.name, "use": "both", **entry})
+    except jinja2.TemplateSyntaxError as error:
+        return None, [f"not valid Jinja, line {error.lineno}: {error.message}"]
+    return template, _variable_faults(template, task) or _render_faults(template, task)
+
+
+def _entry_faults(entry: object) -> Iterator[str]:
+    """Yield what is wrong with a template's keys and values."""
+    if not isinstance(entry, dict):
+        yield f"expected id, use, question and answer, found {entry!r:.60}"
+        return
+    known = ("id", "use", "question", "answer")
+    for key in (key for key in entry if key not in known):
+        yield f"unknown key {key!r}{closest(str(key), known)}"
+    for key in ("id", "question", "answer"):
+        value = entry.get(key)
+        if not isinstance(value, str) or not value.strip():
+            yield f"{key!r} must be text, found {value!r:.60}"
+        elif key == "id":
+            if not re.fullmatch(r"[\w.-]+", value):
+                yield f"the id {value!r} may hold letters, digits, '-', '_' and '.' only"
+        else:
+            yield from text_faults(value, f"the {key}")
+    if entry.get("use", "both") not in ("train", "eval", "both"):
+        yield f"'use' must be train, eval or both, found {entry['use']!r:.60}"
+
+
+def text_faults(text: str, name: str) -> Iterator[str]:
+    """Yield what is wrong with wording wherever it stands; `name` is what to call it."""
+    if any(line != line.rstrip() for line in text.split("\n")):
+        yield f"{name} has spaces at the end of a line"
+    if markup := MARKUP.search(text):
+        yield f"{name} spells {markup[0]}: role markup comes from the tokenizer, leave it out"
+
+
+def _variable_faults(template: Template, task: Task) -> list[str]:
+    """Return what is wrong with the variables a template uses."""
+    faults = []
+    roles = {"question": template.question_variables, "answer": template.answer_variables}
+    for side, used in roles.items():
+        for name in sorted(used - task.variables.keys()):
+            faults.append(
+                f"the {side} uses {name!r}, which {task.name} does not have"
+                f"{closest(name, task.variables)} (all: python -m lcrec.prompts vars {task.name})"
+            )
+        own = [name for name, variable in task.variables.items() if variable.role == side]
+        if not faults and not used.intersection(own):
+            faults.append(f"the {side} uses none of {', '.join(own)}")
+    for name in sorted(template.question_variables & task.variables.keys()):
+        if task.variables[name].role == "answer":
+            faults.append(f"the question gives the answer away: it uses {name!r}")
+    if "target" in template.answer_variables and not template.is_item_answer:
+        faults.append("an answer with an item must be exactly {{ target }}, nothing around it")
+    return faults
+
+
+def _render_faults(template: Template, task: Task) -> list[str]:
+    """Return what goes wrong when a template meets hostile items, once for each side."""
+    faults: dict[str, str] = {}
+    for text, length in itertools.product(HOSTILE_TEXTS, (1, 3)):
+        record: Record = {}
+        for name, variable in task.variables.items():
+            value = EXAMPLE_ITEM if variable.is_tokens else text
+            record[name] = [value] * length if variable.type == "list of text" else value
+        try:
+            sides = template.render(record)
+        except InputError as error:
+            return [str(error)]
+        for side, result in zip(("question", "answer"), sides, strict=True):
+            lists = (n for n, v in record.items() if isinstance(v, list) and str(v) in result)
+            naked, fake = next(lists, None), ITEM_TOKEN.search(result.replace(EXAMPLE_ITEM, " "))
+            if naked:
+                faults[side] = f"the {side} needs {{{{ {naked} | join(', ') }}}}: it is a list"
+            elif fake:
+                faults[side] = f"the {side} spells {fake[0]}, which stands for no item"
+            elif not result:
+                faults[side] = f"the {side} can be empty"
+    return list(faults.values())
