@@ -73,7 +73,7 @@ def score_model(
             trained.tokenizer,
             trained.index,
             prompts,
-            max_history=trained.max_history,
+            max_history=trained.questions.max_history,
         )
     templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(
