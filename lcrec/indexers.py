@@ -150,7 +150,7 @@ def _kmeans_model(
     torch.manual_seed(seed)
     width = embeddings.shape[1]
     model = RQVAE(width, hidden_dims=[], latent_dim=width, num_levels=levels, num_codes=codes)
-    chosen = model.initialise(embeddings, seed, balanced=[balanced] * levels)
+    chosen = model.initialise(embeddings, seed, balanced=[balanced] * levels, weighted=False)
     return model.eval(), chosen.numpy()
 
 

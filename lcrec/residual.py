@@ -42,7 +42,12 @@ def nearest_codes(latents: Tensor, codebooks: Tensor) -> Tensor:
 
 
 def residual_kmeans(
-    points: np.ndarray, num_codes: int, seed: int, *, balanced: Sequence[bool]
+    points: np.ndarray,
+    num_codes: int,
+    seed: int,
+    *,
+    balanced: Sequence[bool],
+    weighted: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return codebooks, float32 [levels, codes, dim], and codes, int64 [items, levels].
 
@@ -52,13 +57,18 @@ def residual_kmeans(
         seed: decides the k-means starts.
         balanced: for each level, whether its codes share the items evenly (constrained k-means,
             Bradley et al. 2000; here by transport, among some thousand items at a time).
+        weighted: from the second level on, let an item's say fall with what is left of it. Plain
+            k-means spends most codes there on single items far from all others (on Office
+            Products the perplexity of 256 codes was 36, 8 and 5), and the many that are nearly
+            explained stay together. This serves both better.
     """
     num_levels = len(balanced)
     codebooks = np.empty((num_levels, num_codes, points.shape[1]), dtype=np.float32)
     codes = np.empty((len(points), num_levels), dtype=np.int64)
     residual = points
     for level in tqdm(range(num_levels), desc="k-means", unit="level"):
-        centres = _centres(residual, num_codes, seed + level)
+        weights = _weights(residual) if weighted and level else None
+        centres = _centres(residual, num_codes, seed + level, weights)
         if balanced[level]:
             centres, chosen = _balance(residual, centres, seed + level)
         else:
@@ -73,14 +83,23 @@ def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return nearest_codes(torch.from_numpy(points), codebook)[:, 0].numpy()
 
 
-def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
+def _weights(residual: np.ndarray) -> np.ndarray:
+    """Return an item's weight, float32 [items]: the inverse of its distance, within bounds."""
+    distance = np.linalg.norm(residual, axis=1)
+    return 1 / (distance + max(1e-2 * distance.mean(), np.finfo(np.float32).tiny))
+
+
+def _centres(
+    points: np.ndarray, count: int, seed: int, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Return k-means centres, float32 [count, dim]; too few points are repeated with noise."""
     # Telling a million rows apart takes long, and the first few thousand nearly always suffice.
     distinct = np.unique(points[: 4 * count], axis=0)
     if len(distinct) <= count:
         distinct = np.unique(points, axis=0)
     if len(distinct) > count:
-        fitted = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit(points)
+        fitted = KMeans(count, n_init=1, max_iter=50, random_state=seed)
+        fitted.fit(points, sample_weight=weights)
         return fitted.cluster_centers_.astype(np.float32)
     rng = np.random.default_rng(seed)
     spare = distinct[rng.integers(len(distinct), size=count - len(distinct))]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise, takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -74,7 +75,7 @@ class RQVAE(nn.Module):
     ) -> None:
         super().__init__()
         self.epsilons = list(sinkhorn_epsilons) or [0.0] * num_levels
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "input_dim": input_dim,
             "hidden_dims": list(hidden_dims),
             "latent_dim": latent_dim,
@@ -153,7 +154,11 @@ class RQVAE(nn.Module):
 
     def codebooks(self) -> Tensor:
         """Return the codes' vectors, float32 [levels, codes, latent_dim]."""
-        return torch.stack([layer._codebook.embed[0] for layer in self.quantizer.layers])
+        return torch.stack([weight[0] for weight in self.codebook_weights()])
+
+    def codebook_weights(self) -> list[nn.Parameter]:
+        """Return what `codebooks` is stacked from, each [1, codes, latent_dim]."""
+        return [layer._codebook.embed for layer in self.quantizer.layers]
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return what training minimises (a wrapper for several processes calls only this)."""
@@ -192,7 +197,12 @@ class RQVAE(nn.Module):
 
     @torch.no_grad()
     def initialise(
-        self, embeddings: Tensor, seed: int, *, balanced: Sequence[bool] | None = None
+        self,
+        embeddings: Tensor,
+        seed: int,
+        *,
+        balanced: Sequence[bool] | None = None,
+        weighted: bool = True,
     ) -> Tensor:
         """Start from the whole catalogue's principal components and residual k-means.
 
@@ -201,6 +211,7 @@ class RQVAE(nn.Module):
             seed: decides the k-means starts.
             balanced: for each level, whether k-means gives its codes equal shares of the items;
                 by default where training does.
+            weighted: let k-means heed items that are nearly explained as much as the others.
 
         Returns:
             The code that k-means gave each item at each level, int64 [items, levels].
@@ -210,25 +221,31 @@ class RQVAE(nn.Module):
         # One scale for all columns: standardising each would blow up those that carry noise.
         self.scale.copy_(centred.pow(2).mean().sqrt().clamp_min(1e-8))
         centred /= self.scale
-        latent_dim = self.encoder.linear.out_features
-        _, vectors = torch.linalg.eigh(centred.T.double() @ centred.double())
-        components = vectors.flip(1)[:, :latent_dim].T.float()
+        parts = (part.double() for part in centred.split(SLICE))
+        _, vectors = torch.linalg.eigh(sum(part.T @ part for part in parts))
+        components = vectors.flip(1)[:, : self.settings["latent_dim"]].T.float()
+        assert isinstance(self.encoder, _LinearPlusPerceptron)
+        assert isinstance(self.decoder, _LinearPlusPerceptron)
         self.encoder.begin_linear(components)
         self.decoder.begin_linear(components.T)
         balanced = [epsilon > 0 for epsilon in self.epsilons] if balanced is None else balanced
-        return self._initialise_codebooks(self.encode_all(embeddings), seed, balanced)
+        return self._initialise_codebooks(
+            self.encode_all(embeddings), seed, balanced, weighted=weighted
+        )
 
     @torch.no_grad()
     def initialise_as_published(self, batch: Tensor, seed: int) -> None:
         """Start the codebooks from k-means of the first batch [batch, input_dim]."""
         self._initialise_codebooks(self.encode(batch), seed, [False] * self.num_levels)
 
-    def _initialise_codebooks(self, latents: Tensor, seed: int, balanced: Sequence[bool]) -> Tensor:
+    def _initialise_codebooks(
+        self, latents: Tensor, seed: int, balanced: Sequence[bool], *, weighted: bool = False
+    ) -> Tensor:
         codebooks, codes = residual_kmeans(
-            latents.cpu().numpy(), self.num_codes, seed, balanced=balanced
+            latents.cpu().numpy(), self.num_codes, seed, balanced=balanced, weighted=weighted
         )
-        for layer, codebook in zip(self.quantizer.layers, codebooks, strict=True):
-            layer._codebook.embed.copy_(torch.from_numpy(codebook)[None])
+        for weight, codebook in zip(self.codebook_weights(), codebooks, strict=True):
+            weight.copy_(torch.from_numpy(codebook)[None])
         return torch.from_numpy(codes)
 
     @torch.no_grad()
@@ -243,17 +260,19 @@ class RQVAE(nn.Module):
             How many codes were moved, all levels together.
         """
         revived, residual = 0, latents
-        for layer in self.quantizer.layers:
-            codebook = layer._codebook.embed[0]
-            distance, code = torch.cdist(residual, codebook).min(dim=1)
+        for weight in self.codebook_weights():
+            codebook = weight[0]
+            code = nearest_codes(residual, codebook[None])[:, 0]
+            distance = (residual - codebook[code]).norm(dim=1)
             dead = torch.bincount(code, minlength=self.num_codes) == 0
             # An item can fill one code only, and one served exactly needs none.
             count = min(int(dead.sum()), int((distance > 0).sum()))
             if count:
-                chosen = torch.multinomial(distance.pow(2), count, generator=generator)
+                odds = distance.double().pow(2).cpu()
+                chosen = torch.multinomial(odds, count, generator=generator).to(code.device)
                 codebook[dead.nonzero()[:count, 0]] = residual[chosen]
                 revived += count
-                code = torch.cdist(residual, codebook).argmin(dim=1)
+                code = nearest_codes(residual, codebook[None])[:, 0]
             residual = residual - codebook[code]
         return revived
 

@@ -4,20 +4,28 @@ Public names: `train_rqvae`, `explained_variance`, `PUBLISHED_WIDTHS`.
 """
 
 import copy
+import hashlib
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.state import PartialState
-from torch import Tensor
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from lcrec import __version__
 from lcrec.assignment import shared_rows
+from lcrec.residual import SLICE
 from lcrec.rqvae import RQVAE
+from lcrec.rqvae_state import Progress, load_state, save_state
 
 PUBLISHED_WIDTHS = [2048, 1024, 512, 256, 128, 64]
 EPOCHS_PER_CHECK = 5
 WORTHWHILE = 1e-3  # a smaller gain of the score does not count against patience
-SECONDS_BETWEEN_SAVES = 30
+SECONDS_BETWEEN_SAVES = 60
 
 
 def train_rqvae(
@@ -45,8 +53,9 @@ def train_rqvae(
     share of items whose nearest path is not theirs alone. Codes that no item uses are then moved
     to items that are badly served. With `parity` none of this happens, and the last state counts.
 
-    Under torchrun or accelerate the processes share each batch; the result is that of one process
-    up to rounding.
+    Under torchrun or accelerate the processes share each batch, and all return the model. Where
+    they divide a batch evenly the result is that of one process up to rounding; a batch that they
+    do not is filled up with some of its own items.
 
     Args:
         embeddings: float32 [items, dim].
@@ -63,9 +72,7 @@ def train_rqvae(
             it was left by the same call, and replaced otherwise. Whoever calls deletes it.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
-    device = state.device
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     model = RQVAE(
         embeddings.shape[1],
         hidden_dims=hidden_dims,
@@ -75,41 +82,102 @@ def train_rqvae(
         commitment_weight=commitment_weight,
         sinkhorn_epsilons=sinkhorn_epsilons,
         parity=parity,
-    )
-    if parity:
-        first = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(seed))
-        model.initialise_as_published(embeddings[first[:batch_size]], seed)
-    else:
-        model.initialise(embeddings, seed)
-    model.to(device)
-    embeddings = embeddings.to(device)
+    ).to(state.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    best, best_score = copy.deepcopy(model.state_dict()), _score(model, embeddings)
-    stale = 0
-    bar = tqdm(range(1, epochs + 1), desc="RQ-VAE", unit="epoch", disable=epochs == 0)
+    call = {
+        **model.settings,
+        "epochs": epochs,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "seed": seed,
+        "bf16": bf16,
+        "lcrec": __version__,
+        "embeddings": hashlib.sha256(embeddings.contiguous().numpy().data).hexdigest(),
+    }
+    progress = load_state(resume_from, call, model, optimizer) if resume_from else None
+    if progress:
+        state.print(f"Going on after epoch {progress.epoch}, where {resume_from} stands.")
+    elif state.is_main_process:  # the others receive its start below
+        if resume_from and resume_from.exists():
+            print(f"{resume_from} was left by another call: starting anew.")
+        model.cpu()
+        if parity:
+            first = torch.randperm(len(embeddings), generator=_generator(seed, 0))[:batch_size]
+            model.initialise_as_published(embeddings[first], seed)
+        else:
+            model.initialise(embeddings, seed)
+        model.to(state.device)
+    embeddings = embeddings.to(state.device)
+    whole: nn.Module = model
+    if state.num_processes > 1:
+        whole = DistributedDataParallel(model, broadcast_buffers=False)
+    if progress is None:
+        progress = Progress({})
+        if not parity:
+            _judge(model, embeddings, progress, state)
+
+    bar = tqdm(
+        range(progress.epoch + 1, epochs + 1),
+        desc="RQ-VAE",
+        unit="epoch",
+        initial=progress.epoch,
+        total=epochs,
+        disable=epochs == 0 or not state.is_main_process,
+    )
+    saved = time.monotonic()
     for epoch in bar:
+        if progress.stale == patience:
+            break
         model.train()
+        generator = _generator(seed, epoch)
         for batch in torch.randperm(len(embeddings), generator=generator).split(batch_size):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = model(embeddings[batch])
+            # Equal shares, so that the mean of the processes' gradients is the batch's.
+            filled = -(-len(batch) // state.num_processes) * state.num_processes
+            rows = torch.arange(state.process_index, filled, state.num_processes) % len(batch)
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=bf16):
+                loss = whole(embeddings[batch[rows]])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if parity or (epoch % EPOCHS_PER_CHECK and epoch != epochs):
-            continue
-        model.eval()
-        score = _score(model, embeddings)
-        bar.set_postfix(loss=f"{loss.item():.3f}", score=f"{score:.3f}")
-        stale = 0 if score > best_score + WORTHWHILE else stale + 1
-        if score > best_score:
-            best, best_score = copy.deepcopy(model.state_dict()), score
-        if stale == patience:
-            bar.close()
-            break
-        model.revive_dead_codes(model.encode_all(embeddings), generator)
+        progress.epoch = epoch
+        if not parity and (epoch % EPOCHS_PER_CHECK == 0 or epoch == epochs):
+            model.eval()
+            score = _judge(model, embeddings, progress, state)
+            bar.set_postfix(loss=f"{loss.item():.3f}", score=f"{score:.3f}")
+            if state.is_main_process:
+                model.revive_dead_codes(model.encode_all(embeddings), generator)
+            for codebook in model.codebook_weights():
+                broadcast(codebook.data)
+        due = time.monotonic() - saved >= SECONDS_BETWEEN_SAVES
+        if resume_from and due and state.is_main_process:
+            save_state(resume_from, call, progress, model, optimizer)
+            saved = time.monotonic()
+    bar.close()
     if not parity:
-        model.load_state_dict(best)
+        model.load_state_dict(progress.best)
     return model.cpu().eval()
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """Return the epoch's own source of chance: training can go on from any epoch."""
+    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def _judge(model: RQVAE, embeddings: Tensor, progress: Progress, state: PartialState) -> float:
+    """Score the model, keep it where it is the best, and return the score.
+
+    The main process decides for all: rounding on their devices must not part them.
+    """
+    scores = [_score(model, embeddings) if state.is_main_process else 0.0]
+    score = broadcast_object_list(scores)[0]
+    gain = score - progress.best_score
+    progress.stale = 0 if gain > WORTHWHILE else progress.stale + 1
+    if gain > 0:
+        progress.best_score, progress.best = score, copy.deepcopy(model.state_dict())
+    return score
 
 
 def _score(model: RQVAE, embeddings: Tensor) -> float:
@@ -126,15 +194,18 @@ def explained_variance(
 
     Args:
         model: the autoencoder.
-        embeddings: float32 [items, dim].
-        codes: int64 [items, levels]; the nearest ones by default.
+        embeddings: float32 [items, dim], on the model's device.
+        codes: int64 [items, levels], there too; the nearest ones by default.
     """
-    latents = model.encode_all(embeddings)
-    codes = model.nearest_codes(latents) if codes is None else codes
-    total = (embeddings - embeddings.mean(0)).pow(2).sum().clamp_min(1e-12)
-    quantized, shares = torch.zeros_like(latents), []
-    for level, codebook in enumerate(model.codebooks()):
-        quantized = quantized + codebook[codes[:, level]]
-        error = (model.decode(quantized) - embeddings).pow(2).sum()
-        shares.append(1 - (error / total).item())
-    return shares
+    codebooks, mean = model.codebooks(), embeddings.mean(0)
+    total, errors = 0.0, [0.0] * len(codebooks)
+    for start in range(0, len(embeddings), SLICE):
+        part = embeddings[start : start + SLICE]
+        latents = model.encode(part)
+        chosen = model.nearest_codes(latents) if codes is None else codes[start : start + SLICE]
+        total += (part - mean).double().pow(2).sum().item()
+        quantized = torch.zeros_like(latents)
+        for level, codebook in enumerate(codebooks):
+            quantized = quantized + codebook[chosen[:, level]]
+            errors[level] += (model.decode(quantized) - part).double().pow(2).sum().item()
+    return [1 - error / max(total, 1e-12) for error in errors]

@@ -23,7 +23,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff", "lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.
-    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
+    **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.rqvae_state"], 1),
+    **dict.fromkeys(["lcrec.trie", "lcrec.leaf_filter"], 1),
     **dict.fromkeys(["lcrec.residual", "lcrec.sinkhorn"], 1),
     **dict.fromkeys(["lcrec.index_quality", "lcrec.index_verdict", "lcrec.index_page"], 1),
     # Language models.
