@@ -32,6 +32,7 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ),
     ("python -m lcrec.modeling", "checkpoint", "merge: one plain model, for other software"),
     ("python -m lcrec.generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
+    ("python -m lcrec.serve", "checkpoint, data", "nothing: answers requests over HTTP"),
     ("python -m lcrec.baselines", "data", "predictions.jsonl of a simpler method"),
     ("python -m lcrec.evaluate", "predictions.jsonl", "metrics.json, a table"),
 )

@@ -2,7 +2,9 @@
 
 The K beams of a user are K query positions of one sequence: every level appends K tokens to one
 key-value cache, and a 4-D mask lets a beam see the prompt and its own ancestors only, so the cache
-is never reordered. Whether a model can be decoded so is for `lcrec.probe` to find out.
+is never reordered. What all prompts of a batch begin with (the system message, the words of a
+template before the history) is encoded once for the batch. Whether a model can be decoded so is for
+`lcrec.probe` to find out.
 
 Public names: `beam_search`, `BeamOutput`, `Model`, `check_finite`.
 """
@@ -22,7 +24,9 @@ from lcrec.trie import ItemTrie
 
 Model = PreTrainedModel | PeftModel
 
-_BLOCK = 2**24  # logits turned into float32 at a time: 64 MB
+# Logits turned into probabilities at a time: on a CPU what its cache holds, elsewhere 64 MB.
+_BLOCK = {"cpu": 2**20}
+_BLOCK_ELSEWHERE = 2**24
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,8 @@ def beam_search(
     device, batch = input_ids.device, len(input_ids)
     rows = torch.arange(batch, device=device)[:, None]
     lengths = attention_mask.long().sum(dim=1, keepdim=True)
-    # Made without the config, the cache keeps every slot; made with it, a sliding-window layer
-    # drops its oldest slots and takes the beams for tokens that follow one another.
-    cache = DynamicCache()
-    position = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [batch, slot]
-    visible = attention_mask.bool()[:, None, :]  # [batch, beam, slot]
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
+    cache, logits, real, position = _encode(model, config, input_ids, attention_mask)
+    visible = real[:, None, :]  # [batch, beam, slot]
     # One beam so far, at the root.
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     scores = torch.zeros(batch, 1, device=device)
@@ -104,13 +97,75 @@ def beam_search(
     return BeamOutput(items.masked_fill(scores == -torch.inf, -1), scores)
 
 
+def _encode(
+    model: Model, config: PreTrainedConfig, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+    """Read the prompts, and what all of them begin with only once if that pays.
+
+    Returns:
+        The cache; the logits after each prompt, `[batch, 1, vocab]`; and for every slot of the
+        cache whether it holds a token of the row, bool, and its position, both `[batch, slot]`.
+    """
+    # Made without the config, the cache keeps every slot; made with it, a sliding-window layer
+    # drops its oldest slots and takes the beams for tokens that follow one another.
+    cache = DynamicCache()
+    batch, length = input_ids.shape
+    real = attention_mask.bool()
+    position = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    shared = _shared_length(input_ids, real)
+    mask: Tensor | dict[str, Tensor] = attention_mask
+    # A second call of the model costs something: on a CPU it paid from about this share on.
+    if shared * (batch - 2) >= batch * length / 8:
+        # Every row now holds the shared tokens in the first slots, then its padding, then the rest.
+        first = torch.arange(shared, device=input_ids.device)
+        head = input_ids[0, real[0]][None, :shared]
+        model(
+            input_ids=head,
+            position_ids=first[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        layers: list[Any] = cache.layers
+        for layer in layers:
+            layer.keys = layer.keys.expand(batch, -1, -1, -1)
+            layer.values = layer.values.expand(batch, -1, -1, -1)
+        input_ids, position = input_ids[:, shared:], position[:, shared:]
+        is_rest = real[:, shared:] & (position >= shared)
+        real = torch.cat([torch.ones_like(real[:, :shared]), is_rest], dim=1)
+        slots = torch.cat([first.expand(batch, -1), position], dim=1)
+        past = torch.ones_like(real[0]).expand(length - shared, -1).tril(shared)
+        mask = _masks(config, real[:, None] & past, position, slots, cache)
+    else:
+        slots = position
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return cache, logits, real, slots
+
+
+def _shared_length(input_ids: Tensor, real: Tensor) -> int:
+    """Count the tokens that all prompts begin with, at most all but the last of the shortest."""
+    lengths = real.sum(dim=1, keepdim=True)
+    columns = torch.arange(int(lengths.min()) - 1, device=input_ids.device)
+    starts = input_ids.gather(1, real.shape[1] - lengths + columns)
+    return int((starts == starts[:1]).all(dim=0).cumprod(dim=0).sum())
+
+
 def _log_probs(logits: Tensor, tokens: Tensor, first_row: int) -> Tensor:
     """Log-probabilities of `tokens` `[batch, beam, width]` from logits `[batch, beam, vocab]`.
 
     Only the wanted entries become float32; the normaliser is computed some rows at a time.
     """
-    block = max(1, _BLOCK // logits[0].numel())
-    total = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(block)])
+    vocab = logits.shape[-1]
+    block = max(1, _BLOCK.get(logits.device.type, _BLOCK_ELSEWHERE) // vocab)
+    parts = logits.reshape(-1, vocab).split(block)
+    total = torch.cat([part.float().logsumexp(dim=-1) for part in parts]).view(logits.shape[:2])
     check_finite(total, first_row)
     return logits.gather(2, tokens).float() - total[..., None]
 

@@ -258,7 +258,7 @@ def load_checkpoint(
             base = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
             if Path(base).is_dir():
                 require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
-            arguments = _loading(dtype, facts["config"]["quantize"])
+            arguments = _loading(dtype, facts["config"].get("quantize", "none"))
             model = AutoModelForCausalLM.from_pretrained(base, **arguments)
             if dequantize and arguments.get("quantization_config"):
                 model = model.dequantize()

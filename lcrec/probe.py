@@ -3,7 +3,8 @@
 Whether a model takes a 4-D mask, and means by it what `lcrec.decoding.beam_search` does, depends
 on its family, on the attention implementation and on the version of transformers. So it is tried:
 every item of a small tree is scored by the search and by plain forward passes, for a prompt with
-padding and one without, both longer than the model's sliding window, which is narrowed meanwhile.
+padding and one without, both longer than the model's sliding window, which is narrowed meanwhile,
+and for a batch whose prompts begin alike.
 
 Public names: `passes_trial`.
 """
@@ -110,12 +111,17 @@ def _compare(model: Any, beam_search: Callable[..., Any], vocab: int) -> tuple[f
     pairs = torch.randperm(vocab, generator=generator)[:6].view(3, 2)
     items = torch.cartesian_prod(*pairs)  # [8, 3]
     prompts = torch.randint(vocab, (2, _PROMPT), generator=generator)
+    prompts[1, _PADDING:-2] = prompts[0, : -_PADDING - 2]  # they begin alike and end differently
     mask = torch.ones_like(prompts)
     mask[1, :_PADDING] = 0
 
     trie = ItemTrie.build(items.numpy()).to(model.device)
-    found = beam_search(model, prompts.to(model.device), mask.to(model.device), trie, len(items))
-    shared = torch.empty_like(found.scores).scatter_(1, found.items, found.scores)
+    found = []
+    for repeats in (1, 2):  # two prompts are too few for the search to read a beginning once
+        batch = (tensor.repeat(repeats, 1).to(model.device) for tensor in (prompts, mask))
+        output = beam_search(model, *batch, trie, len(items))
+        found.append(torch.empty_like(output.scores).scatter_(1, output.items, output.scores))
+    shared = torch.stack([found[0], *found[1].view(2, *found[0].shape)])
     whole = _plain_scores(model, prompts[0], items)
     plain = torch.stack([whole, _plain_scores(model, prompts[1, _PADDING:], items)])
     # Rounding alone makes right scores differ: in low precision by the coarse steps of the

@@ -168,7 +168,7 @@ class Recommender:
             InputError: an empty history, an unknown item, more items wanted than there are or than
                 allow and deny leave, or a prompt longer than the model's context.
         """
-        return self._rank(
+        return self.rank(
             self.prompt_ids(histories, template),
             k,
             allow,
@@ -203,7 +203,7 @@ class Recommender:
         """
         self.require_task("itemsearch")
         histories = [()] * len(queries) if histories is None else histories
-        return self._rank(
+        return self.rank(
             self.questions.search(queries, histories, template),
             k,
             allow,
@@ -315,7 +315,7 @@ class Recommender:
         )
         return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
 
-    def _rank(
+    def rank(
         self,
         prompt_ids: list[list[int]],
         k: int | Sequence[int],
@@ -323,8 +323,15 @@ class Recommender:
         deny: Sequence[ItemIds | None] | None,
         *,
         exclude: Sequence[ItemIds] | None,
-        num_beams: int | None,
+        num_beams: int | None = None,
     ) -> Ranking:
+        """Return the k best items for each prompt, of whatever task that asks for an item.
+
+        Args:
+            prompt_ids: the prompts, from `prompt_ids` or `questions.search`.
+            exclude: per request further items it must not get; they may leave fewer than k.
+            k, allow, deny, num_beams: as for `recommend`, which also says what is raised.
+        """
         count = len(prompt_ids)
         wanted = np.full(count, k) if isinstance(k, int) else np.asarray(k)
         if wanted.shape != (count,) or (count and wanted.min() < 1):

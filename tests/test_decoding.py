@@ -123,6 +123,16 @@ def generate_with_prefixes(model, ids, items, num_beams):
     return torch.tensor([rows[tuple(path)] for path in paths]), found.sequences_scores
 
 
+def spy(function, results):
+    """Return the function, with every result noted in `results`."""
+
+    def call(*arguments):
+        results.append(function(*arguments))
+        return results[-1]
+
+    return call
+
+
 def assert_exact(output, scores):
     """Check that `output` is the best of `scores` [batch, n_items], in order but for near ties."""
     best = scores.topk(output.items.shape[1]).values
@@ -163,6 +173,30 @@ def test_a_prompt_gets_the_same_answer_alone_and_in_a_padded_batch(family):
         )
         assert together.items[row].tolist() == alone.items[0].tolist()
         torch.testing.assert_close(together.scores[row], alone.scores[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shared", [5, 14])
+def test_what_prompts_begin_with_is_encoded_once(family, shared, monkeypatch):
+    """Shorter and longer than the window; one prompt is nothing else but for its last token."""
+    model, items = make_model(family), make_items()
+    ids, mask = make_prompts((24, 20, shared + 1, 18), seed=3)
+    for row, real in zip(ids, mask.bool(), strict=True):
+        row[real.nonzero()[:shared, 0]] = torch.arange(10, 10 + shared)
+    lengths = []
+    monkeypatch.setattr(beams, "_shared_length", spy(beams._shared_length, lengths))
+    output = search(model, ids, mask, ItemTrie.build(items.numpy()), len(items))
+    assert lengths[-1] == shared
+    assert_exact(output, score_all(model, ids, mask, items))
+
+
+def test_equal_prompts_get_equal_answers():
+    model, trie = make_model(), ItemTrie.build(make_items().numpy())
+    ids, mask = make_prompts((12,))
+    alone = search(model, ids, mask, trie, 6)
+    together = search(model, ids.repeat(5, 1), mask.repeat(5, 1), trie, 6)
+    assert together.items.tolist() == alone.items.tolist() * 5
+    torch.testing.assert_close(together.scores, alone.scores.repeat(5, 1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,275 @@
+"""From a request to a job for the model, and from its ranking back to an answer.
+
+`Desk` checks everything that a client can get wrong before the request is queued, so that what
+fails later is the model's fault, and no client's. A job holds a prompt, whatever was asked for:
+jobs of both kinds, with any `k`, lists and filters, are ranked together.
+
+Public names: `Desk`, `Job`, `RecommendRequest`, `SearchRequest`, `RankingAnswer`, `RankedItem`,
+`ItemAnswer`, `FILTER_FIELDS`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from lcrec.data import Items
+from lcrec.errors import InputError, closest
+from lcrec.gate import Problem
+from lcrec.recommender import Recommender
+
+FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
+ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+
+
+class _Wishes(BaseModel):
+    """What both kinds of request may ask for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    k: int = Field(10, ge=1, description="how many items", examples=[5])
+    allow: ItemIds | None = Field(None, description="recommend these items only")
+    deny: ItemIds = Field([], description="never recommend these items")
+    filters: dict[str, Annotated[list[str], Field(min_length=1, fail_fast=True)]] = Field(
+        {},
+        description="recommend items only whose field is one of the values, for every field named",
+    )
+    exclude_history: bool = Field(False, description="never recommend an item of the history")
+    template: str | None = Field(None, description="the id of the wording to ask with")
+
+
+class RecommendRequest(_Wishes):
+    """What to recommend after a history."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"history": [12, 7, 33], "k": 5},
+                {"history": [12], "k": 3, "allow": [3, 4, 5, 6], "deny": [4]},
+                {"history": [12, 7], "k": 5, "exclude_history": True},
+            ]
+        }
+    )
+
+    history: ItemIds = Field(min_length=1, description="item ids, oldest first", examples=[[12, 7]])
+
+
+class SearchRequest(_Wishes):
+    """What to find for a customer's words."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "something for a desk full of cables", "k": 5},
+                {"query": "a gift for a child that likes to paint", "history": [12, 7], "k": 3},
+            ]
+        }
+    )
+
+    query: str = Field(
+        min_length=1, description="what the customer looks for", examples=["a desk full of cables"]
+    )
+    history: ItemIds = Field([], description="item ids, oldest first, if there are any")
+
+
+class RankedItem(BaseModel):
+    """An item of an answer."""
+
+    item: int
+    score: float = Field(description="the log-probability of the item's tokens")
+    title: str | None = Field(description="null where the service runs without --data")
+
+
+class RankingAnswer(BaseModel):
+    """Items, best first and distinct."""
+
+    items: list[RankedItem] = Field(
+        description="k of them; fewer only where exclude_history leaves fewer"
+    )
+
+
+class ItemAnswer(BaseModel):
+    """What the service knows of an item."""
+
+    item: int
+    tokens: list[str] = Field(examples=[["<a_12>", "<b_3>", "<c_200>", "<d_7>"]])
+    title: str | None
+    fields: dict[str, str] = Field(description="the item's texts; empty without --data")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A checked request: arrays hold item ids, `allow` None allows everything."""
+
+    prompt_ids: list[int]
+    k: int
+    allow: np.ndarray | None
+    deny: np.ndarray
+    exclude: np.ndarray
+
+
+class Desk:
+    """Turns requests into jobs, batches of jobs into rankings, and items into words.
+
+    Everything that can be wrong with a request is found here, before it is queued; what fails
+    later is the model's fault. The arguments are `create_app`'s.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        items: Items | None,
+        *,
+        max_k: int,
+        max_history: int,
+        max_query: int,
+    ) -> None:
+        self.recommender, self.items = recommender, items
+        self.num_items = len(recommender.index)
+        self.max_k = max_k
+        self.max_history, self.max_query = max_history, max_query
+        self.by_value = {} if items is None else _items_by_value(items)
+
+    def job(self, wish: RecommendRequest | SearchRequest) -> Job:
+        """Check a request and put its question.
+
+        Raises:
+            Problem: it cannot be served.
+        """
+        history = self._ids("history", wish.history)
+        if len(history) > self.max_history:
+            raise _fault(
+                "history",
+                f"{len(history)} items; at most {self.max_history} are taken (--max-history), and "
+                f"the model reads the latest {self.recommender.questions.max_history}",
+            )
+        if wish.k > self.max_k:
+            raise _fault("k", f"{wish.k} items wanted; the most here is {self.max_k} (--max-k)")
+        allow, deny = self._allowed(wish), self._ids("deny", wish.deny)
+        denied = np.unique(deny)
+        if allow is None:
+            left = self.num_items - len(denied)
+        else:
+            left = len(allow) - int(np.isin(denied, allow).sum())
+        if left < wish.k:
+            raise _fault(
+                "k",
+                f"{wish.k} items wanted, but allow, deny and filters leave {left} of the "
+                f"{self.num_items} in the catalogue",
+            )
+        exclude = history if wish.exclude_history else np.zeros(0, np.int64)
+        return Job(self._ask(wish), wish.k, allow, denied, exclude)
+
+    def rank(self, jobs: list[Job]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return items and scores of each job, best first: int64 and float32 `[found]`."""
+        exclude = [job.exclude for job in jobs]
+        ranking = self.recommender.rank(
+            [job.prompt_ids for job in jobs],
+            [job.k for job in jobs],
+            [job.allow for job in jobs],
+            [job.deny for job in jobs],
+            exclude=exclude if any(map(len, exclude)) else None,
+        )
+        found = ranking.items >= 0
+        rows = range(len(jobs))
+        return [(ranking.items[row][found[row]], ranking.scores[row][found[row]]) for row in rows]
+
+    def answer(self, items: np.ndarray, scores: np.ndarray) -> RankingAnswer:
+        """Put a ranking into words."""
+        pairs = zip(items.tolist(), scores.tolist(), strict=True)
+        return RankingAnswer(
+            items=[RankedItem(item=i, score=score, title=self.title(i)) for i, score in pairs]
+        )
+
+    def title(self, item: int) -> str | None:
+        """Return an item's title, None without a catalogue."""
+        return None if self.items is None else self.items.title(item)
+
+    def item(self, item: int) -> ItemAnswer:
+        """Return what is known of an item.
+
+        Raises:
+            Problem: there is no such item.
+        """
+        if not 0 <= item < self.num_items:
+            raise Problem(404, f"there is no item {item!s:.20}; ids are 0 to {self.num_items - 1}")
+        fields = {} if self.items is None else self.items.fields[item]
+        tokens = self.recommender.index.tokens(item)
+        return ItemAnswer(item=item, tokens=tokens, title=self.title(item), fields=fields)
+
+    def _ids(self, field: str, ids: list[int]) -> np.ndarray:
+        for place, item in enumerate(ids):
+            if item >= self.num_items:
+                raise _fault(
+                    f"{field}/{place}",
+                    f"item {item!s:.20} is not in the catalogue, whose ids are 0 to "
+                    f"{self.num_items - 1}",
+                )
+        return np.asarray(ids, dtype=np.int64)
+
+    def _allowed(self, wish: RecommendRequest | SearchRequest) -> np.ndarray | None:
+        """Return the items that the allow list and every filter let through."""
+        allow = None if wish.allow is None else np.unique(self._ids("allow", wish.allow))
+        for field, values in wish.filters.items():
+            if field not in self.by_value:
+                known = ", ".join(self.by_value) or "none, for it runs without --data"
+                raise _fault("filters", f"{field[:40]!a} is no field to filter by here: {known}")
+            # Keyed by value: a body has room to name one so often that no memory holds its items.
+            named = {}
+            for value in values:
+                folded = value.strip().casefold()
+                if folded not in self.by_value[field]:
+                    raise _fault(f"filters/{field}", f"no item has the {field} {value[:80]!a}")
+                named[folded] = self.by_value[field][folded]
+            lists = list(named.values())
+            # One list alone stays the object it is: requests that share it share its cost.
+            chosen = lists[0] if len(lists) == 1 else np.unique(np.concatenate(lists))
+            allow = chosen if allow is None else np.intersect1d(allow, chosen, assume_unique=True)
+        return allow
+
+    def _ask(self, wish: RecommendRequest | SearchRequest) -> list[int]:
+        """Return the prompt as token ids."""
+        is_search = isinstance(wish, SearchRequest)
+        task, field = ("itemsearch", "query") if is_search else ("seqrec", "history")
+        template = None
+        if wish.template is not None:
+            known = {t.id: t for t in self.recommender.prompts.templates if t.task == task}
+            if wish.template not in known:
+                near = closest(wish.template[:80], known)
+                raise _fault("template", f"{task} has no wording {wish.template[:80]!a}{near}")
+            template = known[wish.template]
+        try:
+            if not isinstance(wish, SearchRequest):
+                return self.recommender.prompt_ids([wish.history], template)[0]
+            if len(wish.query) > self.max_query:
+                raise InputError(
+                    f"{len(wish.query)} characters; at most {self.max_query} are taken "
+                    "(--max-query)"
+                )
+            return self.recommender.questions.search([wish.query], [wish.history], template)[0]
+        except InputError as error:
+            raise _fault(field, str(error)) from None
+
+
+def _fault(pointer: str, detail: str) -> Problem:
+    """Return the problem with one field of a body."""
+    place = f"#/{pointer}"
+    return Problem(422, f"{place}: {detail}", errors=[{"pointer": place, "detail": detail}])
+
+
+def _items_by_value(items: Items) -> dict[str, dict[str, np.ndarray]]:
+    """Return the ids of the items with each value of each field, ascending, by folded value.
+
+    A field may hold several values, separated by commas; the whole of it counts as one too.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for item in range(len(items)):
+        for field in FILTER_FIELDS:
+            text = items.text(item, field)
+            for value in {part.strip().casefold() for part in (text, *text.split(","))} - {""}:
+                found.setdefault(field, {}).setdefault(value, []).append(item)
+    return {
+        field: {value: np.asarray(ids) for value, ids in values.items()}
+        for field, values in found.items()
+    }

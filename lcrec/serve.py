@@ -1,0 +1,178 @@
+"""Stage: a checkpoint -> an HTTP service that recommends and searches.
+
+Reads a checkpoint folder and, for titles, fields and filters, the data folder; writes nothing. It
+answers on the loopback address until Ctrl+C or SIGTERM, then finishes what is queued and ends. If
+the environment variable LCREC_TOKEN is set, clients must send `Authorization: Bearer TOKEN`. The
+requests are explained on the page /docs; needs the extra `serve`.
+
+Public names: `ServeConfig`.
+"""
+
+import contextlib
+import ipaddress
+import os
+import re
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lcrec.artifacts import find_data, require_same_input
+from lcrec.config import option, parse_config
+from lcrec.data import load_items
+from lcrec.errors import InputError, run_stage
+from lcrec.recommender import Recommender
+
+STAGE = "python -m lcrec.serve"
+TOKEN = "LCREC_TOKEN"
+BEARER_TOKEN = re.compile(r"[\w\-.~+/]+=*", re.ASCII)  # RFC 6750, section 2.1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Settings of `python -m lcrec.serve`."""
+
+    model: Path = option("the checkpoint folder")
+    data: Path | None = option("the data folder, for titles, fields and filters", None)
+    host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
+    port: int = option("the port to listen on; 0 takes a free one", 8000, minimum=0)
+    max_batch: int = option("requests answered together at most", 32, minimum=1)
+    batch_wait: float = option("milliseconds a request waits for others to join", 2.0, minimum=0)
+    max_queue: int = option("requests that may wait; the next is refused (503)", 256, minimum=1)
+    timeout: float = option("seconds until a request is given up (504)", 10.0, minimum=0.001)
+    max_body: int = option("bytes of a request at most (413)", 2**20, minimum=1)
+    max_k: int = option("items of an answer at most", 100, minimum=1)
+    max_history: int = option("items of a request's history at most", 1000, minimum=1)
+    max_query: int = option("characters of a query at most", 2000, minimum=1)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    config = parse_config(ServeConfig, argv, description=__doc__ or "", prog=STAGE)
+    try:
+        import uvicorn
+
+        from lcrec.service import create_app
+    except ImportError as error:
+        raise InputError(
+            f"the service needs the package {error.name}: pip install 'lcrec[serve]'"
+        ) from None
+
+    token = read_token(os.environ.get(TOKEN))
+    # Bound before the model is loaded, so that a port in use is known at once; nothing listens yet.
+    with bind(config.host, config.port) as listener:
+        items = None
+        if config.data is not None:
+            items = load_items(config.data)
+            retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
+            require_same_input(config.model, "item", find_data(config.data).item, retrain)
+        print(f"Loading {config.model}")
+        recommender = Recommender.from_pretrained(
+            config.model,
+            dtype=DTYPES[config.precision],
+            max_batch_tokens=config.batch_tokens,
+        )
+        # A model that cannot recommend is refused here, and the first client does not wait longer.
+        recommender.recommend([[0]], 1)
+        app = create_app(
+            recommender,
+            items,
+            token=token,
+            max_batch=config.max_batch,
+            batch_wait=config.batch_wait / 1000,
+            max_queue=config.max_queue,
+            timeout=config.timeout,
+            max_body=config.max_body,
+            max_k=config.max_k,
+            max_history=config.max_history,
+            max_query=config.max_query,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                lifespan="on",
+                # Every request ends by itself within its timeout.
+                timeout_graceful_shutdown=int(config.timeout) + 5,
+            )
+        )
+        print_welcome(listener, recommender, token)
+        with contextlib.suppress(KeyboardInterrupt):  # raised again once all is answered
+            server.run(sockets=[listener])
+
+
+def print_welcome(listener: socket.socket, recommender: Recommender, token: str | None) -> None:
+    """Print where the service is, what it can do, and what to mind."""
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"Serving {len(recommender.index):,} items on http://{host}:{port}, explained at /docs")
+    if "itemsearch" not in recommender.tasks:
+        print("  /search is off: the model was not trained on itemsearch")
+    authorization = ""
+    if token is not None:
+        authorization = f" -H 'Authorization: Bearer '\"${TOKEN}\""
+    elif not ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback:
+        print(
+            f"warning: anyone who reaches {host} can use the service; set {TOKEN} to a secret, or "
+            "listen on 127.0.0.1",
+            file=sys.stderr,
+        )
+    print(
+        f"Try: curl http://{host}:{port}/recommend{authorization} -H 'Content-Type: "
+        'application/json\' -d \'{"history": [0], "k": 5}\'',
+        flush=True,
+    )
+
+
+def read_token(token: str | None) -> str | None:
+    """Return the token that clients must send, None if there is none.
+
+    Raises:
+        InputError: it is empty, or no client could send it.
+    """
+    if token is not None and not BEARER_TOKEN.fullmatch(token):
+        raise InputError(
+            f"{TOKEN}: a token is letters, digits and any of - . _ ~ + /, found "
+            f"{len(token)} characters with others among them or none; unset it for a service "
+            "without a token"
+        )
+    return token
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address, not yet listening.
+
+    Raises:
+        InputError: there is no such address here, or the port is taken.
+    """
+    if port > 65535:
+        raise InputError(f"--port {port}: the highest port is 65535")
+    listener = None
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
+        raise InputError(
+            f"--host {host} --port {port}: cannot be listened on ({error}); name another, or "
+            "--port 0 for a free one"
+        ) from None
+    return listener
+
+
+if __name__ == "__main__":
+    run_stage(main)

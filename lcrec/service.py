@@ -1,0 +1,224 @@
+"""The HTTP service: a `Recommender` behind `/recommend`, `/search` and `/items/{item}`.
+
+A request is checked and turned into a prompt (`lcrec.desk`) and queued; one thread answers whatever
+has gathered (`lcrec.batching`). Requests of both kinds, with any `k`, lists, filters and wordings,
+share a batch, and each gets what `Recommender` would give it alone.
+
+Public names: `create_app`.
+"""
+
+import asyncio
+import contextlib
+import http
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import Receive
+
+from lcrec import __version__
+from lcrec.batching import Batcher, QueueFull, ShuttingDown
+from lcrec.data import Items
+from lcrec.desk import Desk, ItemAnswer, Job, RankingAnswer, RecommendRequest, SearchRequest
+from lcrec.errors import InputError
+from lcrec.gate import (
+    CLIENT_GONE,
+    PROBLEM_TYPE,
+    Gate,
+    Meters,
+    Problem,
+    ProblemDetails,
+    http_problem,
+    validation_problem,
+)
+from lcrec.recommender import Recommender
+
+ROUTES = (
+    *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics"),
+    *("/docs", "/openapi.json"),
+)
+
+_log = logging.getLogger(__name__)
+
+
+class HealthAnswer(BaseModel):
+    """How the service is."""
+
+    status: str
+
+
+def create_app(
+    recommender: Recommender,
+    items: Items | None = None,
+    *,
+    token: str | None = None,
+    max_batch: int = 32,
+    batch_wait: float = 0.002,
+    max_queue: int = 256,
+    timeout: float = 10.0,
+    max_body: int = 2**20,
+    max_k: int = 100,
+    max_history: int = 1000,
+    max_query: int = 2000,
+) -> FastAPI:
+    """Return the service as an ASGI application.
+
+    Args:
+        recommender: what ranks; nothing else may use it while the service runs.
+        items: the catalogue, for titles, fields and filters.
+        token: what clients must send as `Authorization: Bearer TOKEN`; None for no check.
+        max_batch: the most requests in a batch.
+        batch_wait: how long the first request of a batch waits for others, in seconds.
+        max_queue: the most requests that wait; the next is told to come back (503).
+        timeout: seconds after which a request is given up (504), and that its body may take.
+        max_body: the largest request body, in bytes.
+        max_k: the most items of an answer.
+        max_history: the longest history taken, in items.
+        max_query: the longest query taken, in characters.
+
+    Raises:
+        InputError: the catalogue is not the index's.
+    """
+    if items is not None and len(items) != len(recommender.index):
+        raise InputError(
+            f"the catalogue has {len(items)} items and the model's index {len(recommender.index)}"
+        )
+    registry = CollectorRegistry()
+    meters = Meters(registry)
+    desk = Desk(recommender, items, max_k=max_k, max_history=max_history, max_query=max_query)
+    batcher = Batcher(
+        desk.rank,
+        max_batch=max_batch,
+        max_wait=batch_wait,
+        max_queue=max_queue,
+        observe=meters.batch,
+    )
+    Gauge("lcrec_queue_depth", "Requests that wait.", registry=registry).set_function(
+        lambda: batcher.depth
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with batcher:
+            yield
+
+    app = FastAPI(
+        title="lcrec",
+        version=__version__,
+        description="Recommendations and search over the whole catalogue, by a language model.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        # The token is checked at the gate; here it is only declared, for the page and for clients.
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [],
+        responses=_problems(401, 500) if token else _problems(500),
+        exception_handlers={
+            HTTPException: http_problem,
+            RequestValidationError: validation_problem,
+        },
+    )
+    app.add_middleware(
+        Gate,
+        routes=ROUTES,
+        meters=meters,
+        token=token,
+        max_body=max_body,
+        body_seconds=timeout,
+    )
+    refusals = _problems(400, 408, 413, 422, 503, 504)
+
+    async def rank(request: Request, wish: RecommendRequest | SearchRequest) -> RankingAnswer:
+        job = desk.job(wish)
+        return desk.answer(*await _wait(batcher, job, request.receive, timeout))
+
+    @app.post("/recommend", responses=refusals, summary="The items to come after a history")
+    async def recommend(request: Request, wish: RecommendRequest) -> RankingAnswer:
+        return await rank(request, wish)
+
+    @app.post(
+        "/search", responses=refusals | _problems(501), summary="The items that fit a wish in words"
+    )
+    async def search(request: Request, wish: SearchRequest) -> RankingAnswer:
+        try:
+            recommender.require_task("itemsearch")
+        except InputError as error:
+            raise Problem(501, str(error)) from None
+        return await rank(request, wish)
+
+    @app.get("/items/{item}", responses=_problems(404, 422), summary="What is known of an item")
+    async def item(item: int) -> ItemAnswer:
+        return desk.item(item)
+
+    @app.get("/healthz", responses=_problems(503), summary="Whether the process works")
+    async def healthz() -> HealthAnswer:
+        if not batcher.alive:
+            raise Problem(503, "the model's thread has stopped: start the service again")
+        return HealthAnswer(status="ok")
+
+    @app.get("/readyz", responses=_problems(503), summary="Whether a request now would be taken")
+    async def readyz() -> HealthAnswer:
+        if not (batcher.alive and batcher.accepts):
+            raise Problem(503, f"{batcher.depth} requests are waiting", headers=_retry(1))
+        return HealthAnswer(status="ready")
+
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+async def _wait(
+    batcher: Batcher[Job, Any], job: Job, receive: Receive, timeout: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the job's ranking, or give it up when its time is over or its client has gone.
+
+    Raises:
+        Problem: there is no ranking.
+    """
+    answer = asyncio.ensure_future(batcher.submit(job))
+    leaving = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({answer, leaving}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+    except QueueFull as full:
+        raise Problem(503, f"{full}; come back later", headers=_retry(full.retry_after)) from None
+    except ShuttingDown as closing:
+        raise Problem(503, str(closing), headers=_retry(5)) from None
+    except InputError as error:  # of the model: whatever a client can do wrong was found before
+        _log.error("a request failed: %s", error)
+        raise Problem(500, str(error)) from None
+    finally:
+        answer.cancel()
+        leaving.cancel()
+    if leaving.done():
+        raise Problem(CLIENT_GONE, "the client has gone")
+    raise Problem(504, f"no answer within {timeout:g} seconds (--timeout); try again later")
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _retry(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what the OpenAPI page says of error answers."""
+    content = {PROBLEM_TYPE: {"schema": ProblemDetails.model_json_schema()}}
+    return {
+        status: {"description": http.HTTPStatus(status).phrase, "content": content}
+        for status in statuses
+    }

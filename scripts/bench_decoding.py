@@ -1,0 +1,343 @@
+"""How fast and how lean the decoding is: ratios to transformers' `generate`, on this machine.
+
+    python scripts/bench_decoding.py
+
+A model of 40 million parameters with random weights ranks 10,000 items (4 levels of 256 codes) for
+batches of 8 prompts of 200 tokens with 20 beams. All ways run in one process, in turn, round after
+round, and a figure is the median over rounds of the ratio within a round, so that what else the
+machine does falls on all alike. Memory is the peak resident set above the process with the model
+loaded, each way in a process of its own. The last line is one JSON object:
+
+- `vs_prefix_fn`: users per second against `generate` with `prefix_allowed_tokens_fn` over a dict;
+- `vs_logits_processor`: against `generate` with `ItemConstraint`, all beams at once;
+- `vs_prefill`: time against one forward pass over the prompts with `logits_to_keep=1`;
+- `memory_ratio`: peak memory against `generate` with `prefix_allowed_tokens_fn`;
+- `vs_prefix_fn_152k`: as the first, with a vocabulary of 152,000;
+- `tree_10m_seconds`, `tree_10m_peak_mb`: to build the tree of 10 million items;
+- `constraint_share`: of a step after the prompt, the share spent in the tree.
+
+It takes about 10 minutes on two cores.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from lcrec.beams import beam_search
+from lcrec.config import option, parse_config
+from lcrec.decoding import supports_shared_prefix
+from lcrec.errors import run_stage
+from lcrec.generation import generate_search
+from lcrec.leaf_filter import LeafFilter
+from lcrec.trie import ItemTrie
+
+WORDS = 32_000  # vocabulary beside the item tokens
+LEVELS, CODES = 4, 256
+ITEMS = 10_000
+BATCH, PROMPT, BEAMS = 8, 200, 20
+HAD = 50  # items each user may not get
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Settings of `scripts/bench_decoding.py`."""
+
+    rounds: int = option("rounds to take the median of", 5, minimum=1)
+    threads: int = option("threads of the process", 2, minimum=1)
+    ways: list[str] = option(
+        "what to measure: speed, memory, wide (the large vocabulary), tree",
+        ["speed", "memory", "wide", "tree"],
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Run the benchmark."""
+    config = parse_config(
+        BenchConfig, argv, description=__doc__ or "", prog="python scripts/bench_decoding.py"
+    )
+    torch.set_num_threads(config.threads)
+    figures: dict[str, float] = {}
+    if "memory" in config.ways:
+        print("Peak memory above the loaded model, each way in its own process ...")
+        figures |= measure_memory(config.threads)
+    if "tree" in config.ways:
+        print("Building the tree of 10,000,000 items ...")
+        figures |= measure_tree(config.threads, config.rounds)
+    if "speed" in config.ways:
+        print(f"{config.rounds} rounds with a vocabulary of {WORDS + LEVELS * CODES:,} ...")
+        figures |= measure_speed(config.rounds)
+    if "wide" in config.ways:
+        print(f"{config.rounds} rounds with a vocabulary of 152,000 ...")
+        figures |= measure_wide(config.rounds)
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+# What is compared.
+
+
+def make_model(vocabulary: int) -> PreTrainedModel:
+    """Make a random model of Qwen3's shape; 40 million parameters with 33,024 entries."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=7,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def make_catalogue(items: int, first_token: int) -> np.ndarray:
+    """Draw distinct paths and spell them in tokens, int64 [items, levels]."""
+    rng = np.random.default_rng(0)
+    paths = np.unique(rng.integers(CODES**LEVELS, size=items + items // 100))
+    while len(paths) < items:
+        paths = np.unique(np.append(paths, rng.integers(CODES**LEVELS, size=items)))
+    paths = rng.permutation(paths)[:items]
+    shifts = 8 * np.arange(LEVELS)[::-1]
+    return ((paths[:, None] >> shifts) & (CODES - 1)) + first_token + CODES * np.arange(LEVELS)
+
+
+def make_prompts(seed: int) -> Tensor:
+    """Draw a batch of prompts, int64 [batch, length]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(WORDS, (BATCH, PROMPT), generator=generator)
+
+
+def dict_of_prefixes(items: np.ndarray) -> dict[tuple[int, ...], list[int]]:
+    """Return which tokens may follow each prefix of an item."""
+    following: dict[tuple[int, ...], set[int]] = {}
+    for row in items.tolist():
+        for level, token in enumerate(row):
+            following.setdefault(tuple(row[:level]), set()).add(token)
+    return {prefix: sorted(tokens) for prefix, tokens in following.items()}
+
+
+def generate_by_prefixes(
+    model: PreTrainedModel, prompts: Tensor, prefixes: dict[tuple[int, ...], list[int]]
+) -> Tensor:
+    """Search by `generate` with `prefix_allowed_tokens_fn`; paths int64 [batch, beam, levels]."""
+
+    def allowed(_: int, path: Tensor) -> list[int]:
+        return prefixes.get(tuple(path[PROMPT:].tolist()), [0])
+
+    generate: Any = model.generate
+    found = generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        prefix_allowed_tokens_fn=allowed,
+        max_new_tokens=LEVELS,
+        num_beams=BEAMS,
+        num_return_sequences=BEAMS,
+        length_penalty=0.0,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return found[:, PROMPT:].view(BATCH, BEAMS, LEVELS)
+
+
+class Setting:
+    """One model, one catalogue and the ways to search it, each `way(prompts)`."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.model = make_model(vocabulary)
+        self.items = make_catalogue(ITEMS, vocabulary - LEVELS * CODES)
+
+    def prepare(self, way: str) -> Callable[[Tensor], Any]:
+        """Return a way, with all that it needs made beforehand."""
+        model = self.model
+        if way == "prefix_fn":
+            prefixes = dict_of_prefixes(self.items)
+            return lambda prompts: generate_by_prefixes(model, prompts, prefixes)
+        trie = ItemTrie.build(self.items)
+        if way == "shared_prefix":
+            assert supports_shared_prefix(model)
+            return lambda p: beam_search(model, p, torch.ones_like(p), trie, BEAMS)
+        if way == "logits_processor":
+            return lambda p: generate_search(model, p, torch.ones_like(p), trie, BEAMS)
+        assert way == "prefill"
+        return torch.no_grad()(lambda p: model(p, use_cache=True, logits_to_keep=1))
+
+
+# What is measured.
+
+
+def time_rounds(
+    ways: dict[str, Callable[[Tensor], Any]], rounds: int, repeats: dict[str, int]
+) -> dict[str, list[float]]:
+    """Return the seconds per call of every way in every round; the first, unmeasured, warms up."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        prompts = make_prompts(turn)
+        for way, call in ways.items():
+            times = repeats.get(way, 1) if turn else 1
+            start = time.perf_counter()
+            for _ in range(times):
+                call(prompts)
+            if turn:
+                seconds[way].append((time.perf_counter() - start) / times)
+    for way, values in seconds.items():
+        print(f"  {way:<18} {1000 * statistics.median(values):9.1f} ms per batch of {BATCH}")
+    return seconds
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Return the median over rounds of one time over another."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def measure_speed(rounds: int) -> dict[str, float]:
+    """Compare the ways, and make sure that they agree."""
+    setting = Setting(WORDS + LEVELS * CODES)
+    parameters = sum(p.numel() for p in setting.model.parameters())
+    print(f"  {parameters / 1e6:.1f} million parameters, {torch.get_num_threads()} threads")
+    names = ("shared_prefix", "prefill", "logits_processor", "prefix_fn")
+    ways = {name: setting.prepare(name) for name in names}
+    seconds = time_rounds(ways, rounds, {"shared_prefix": 3, "prefill": 3})
+    prompts = make_prompts(0)
+    found = ways["shared_prefix"](prompts)
+    assert (found.items == ways["logits_processor"](prompts).items).all()
+    paths = torch.from_numpy(setting.items)[found.items]
+    assert (paths == ways["prefix_fn"](prompts)).all(), "the ways disagree"
+    return {
+        "vs_prefix_fn": ratio(seconds["prefix_fn"], seconds["shared_prefix"]),
+        "vs_logits_processor": ratio(seconds["logits_processor"], seconds["shared_prefix"]),
+        "vs_prefill": ratio(seconds["shared_prefix"], seconds["prefill"]),
+        "constraint_share": constraint_share(setting, rounds),
+    }
+
+
+def measure_wide(rounds: int) -> dict[str, float]:
+    """Compare with a vocabulary as large as those of current models."""
+    setting = Setting(152_000)
+    ways = {name: setting.prepare(name) for name in ("shared_prefix", "prefix_fn")}
+    seconds = time_rounds(ways, rounds, {"shared_prefix": 3})
+    return {"vs_prefix_fn_152k": ratio(seconds["prefix_fn"], seconds["shared_prefix"])}
+
+
+def constraint_share(setting: Setting, rounds: int) -> float:
+    """Return the share of the time after the prompt that goes into the tree and the deny lists."""
+    trie = ItemTrie.build(setting.items)
+    rng = np.random.default_rng(0)
+    had = [rng.permutation(ITEMS)[:HAD] for _ in range(BATCH)]
+    spent = 0.0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal spent
+            start = time.perf_counter()
+            result = function(*arguments, **options)
+            spent += time.perf_counter() - start
+            return result
+
+        return call
+
+    prefill = setting.prepare("prefill")
+    shares = []
+    for turn in range(3 * rounds):
+        prompts = make_prompts(turn)
+        spent = 0.0
+        with (
+            mock.patch.object(ItemTrie, "children", timed(ItemTrie.children)),
+            mock.patch.object(LeafFilter, "reachable", timed(LeafFilter.reachable)),
+            mock.patch.object(ItemTrie, "items", timed(ItemTrie.items)),
+        ):
+            start = time.perf_counter()
+            leaf_filter = timed(LeafFilter.build)(trie, BATCH, deny=had)
+            ones = torch.ones_like(prompts)
+            beam_search(setting.model, prompts, ones, trie, BEAMS, leaf_filter=leaf_filter)
+            whole = time.perf_counter() - start
+        start = time.perf_counter()
+        prefill(prompts)
+        steps = whole - (time.perf_counter() - start)
+        shares.append(spent / steps)
+    return statistics.median(shares)
+
+
+def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
+    """Run a function in a fresh process and return what it returns."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measure_memory(threads: int) -> dict[str, float]:
+    """Compare peak memory."""
+    peaks = {
+        way: in_own_process(peak_of_way, way, threads) for way in ("shared_prefix", "prefix_fn")
+    }
+    for way, peak in peaks.items():
+        print(f"  {way:<18} {peak:9.1f} MB")
+    return {"memory_ratio": peaks["shared_prefix"] / peaks["prefix_fn"]}
+
+
+def peak_of_way(way: str, threads: int) -> float:
+    """Return the peak memory of one search above the process with the model loaded, in MB."""
+    torch.set_num_threads(threads)
+    setting = Setting(WORDS + LEVELS * CODES)
+    search = setting.prepare(way)
+    # What libraries load on their first call belongs to the process, not to the way.
+    warm = torch.ones(1, 2, dtype=torch.int64)
+    setting.prepare("prefill")(warm)
+    start = start_peak()
+    search(make_prompts(0))
+    return peak_memory() - start
+
+
+def measure_tree(threads: int, rounds: int) -> dict[str, float]:
+    """Build the tree of 10 million items: seconds, and peak memory above that of its input."""
+    seconds = [in_own_process(tree_seconds, threads) for _ in range(min(rounds, 3))]
+    peak = in_own_process(tree_peak, threads)
+    print(f"  {statistics.median(seconds):.1f} s, {peak:.0f} MB above its input")
+    return {"tree_10m_seconds": statistics.median(seconds), "tree_10m_peak_mb": peak}
+
+
+def tree_seconds(threads: int) -> float:
+    """Return the seconds that building takes."""
+    torch.set_num_threads(threads)
+    items = make_catalogue(10_000_000, WORDS)
+    start = time.perf_counter()
+    ItemTrie.build(items)
+    return time.perf_counter() - start
+
+
+def tree_peak(threads: int) -> float:
+    """Return the peak memory of building, in MB."""
+    torch.set_num_threads(threads)
+    items = make_catalogue(10_000_000, WORDS)
+    start = start_peak()
+    ItemTrie.build(items)
+    return peak_memory() - start
+
+
+def start_peak() -> float:
+    """Forget the peak so far and return the memory in use, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
+
+
+def peak_memory() -> float:
+    """Return the largest resident set since `start_peak`, in MB."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    run_stage(main)

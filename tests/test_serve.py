@@ -1,0 +1,217 @@
+"""`python -m lcrec.serve` as a process: it answers, refuses rubbish, finishes what is queued."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lcrec import serve
+from lcrec.errors import InputError
+
+TOP = Path(__file__).parents[1]
+
+
+class Service:
+    """A running service; `close` ends it with a signal and returns what it printed."""
+
+    def __init__(self, *words, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lcrec.serve", *map(str, words), "--port", "0"],
+            cwd=TOP,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.printed = ""
+        for line in self.process.stdout:
+            self.printed += line
+            if line.startswith("Try:"):
+                break
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.printed)
+        assert found, self.printed
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        for _ in range(100):
+            try:
+                httpx.get(f"{self.url}/healthz").raise_for_status()
+                return
+            except httpx.ConnectError:
+                time.sleep(0.05)
+        raise AssertionError("it never answered")
+
+    def close(self, sign=signal.SIGTERM):
+        self.process.send_signal(sign)
+        printed, _ = self.process.communicate(timeout=30)
+        self.printed += printed
+        return self.printed
+
+
+@pytest.mark.slow  # a process that loads a model
+def test_a_process_from_start_to_end(checkpoint, shop):
+    # What is queued waits for a second, or for more requests than there are.
+    words = ("--model", checkpoint, "--data", shop, "--batch-wait", 1000, "--max-batch", 64)
+    service = Service(*words, LCREC_TOKEN="a-secret")
+    try:
+        head = {"Authorization": "Bearer a-secret"}
+        with httpx.Client(base_url=service.url, headers=head, timeout=30) as client:
+            item = client.get("/items/3").json()
+            assert len(item["tokens"]) == 3
+            assert item["fields"]["title"] == item["title"]
+            assert httpx.get(f"{service.url}/items/3").status_code == 401
+            assert client.get("/docs").status_code == 200
+
+            # 10 MB are refused, and the connection still serves.
+            large = client.post("/recommend", content=b"[" + b"0," * 5_000_000 + b"0]")
+            assert large.status_code == 413
+            assert large.headers["content-type"] == "application/problem+json"
+            chunks = client.post("/recommend", content=(b"x" * 100_000 for _ in range(100)))
+            assert chunks.status_code == 413
+            for rubbish in (
+                b"\x16\x03\x01\x02\x00",
+                b"GET\r\n\r\n",
+                b"POST /recommend HTTP/9\r\n\r\n",
+            ):
+                with socket.create_connection(("127.0.0.1", service.port), timeout=5) as stream:
+                    stream.sendall(rubbish)
+                    stream.shutdown(socket.SHUT_WR)
+                    assert stream.recv(100).split()[1:2] in ([], [b"400"])
+
+            # One who leaves is dropped; those who wait are answered although the end has come.
+            leaver = http.client.HTTPConnection("127.0.0.1", service.port)
+            leaver.request(
+                "POST",
+                "/recommend",
+                json.dumps({"history": [9]}),
+                {**head, "Content-Type": "application/json"},
+            )
+            wait_for(client, "lcrec_queue_depth 1.0")
+            leaver.close()
+            wait_for(client, "lcrec_queue_depth 0.0")
+
+            with ThreadPoolExecutor(12) as pool:
+                waiting = [
+                    pool.submit(client.post, "/recommend", json={"history": [number], "k": 3})
+                    for number in range(12)
+                ]
+                wait_for(client, "lcrec_queue_depth 12.0")
+                printed = service.close()
+                answers = [answer.result() for answer in waiting]
+        for answer in answers:
+            assert answer.status_code == 200
+            assert len({row["item"] for row in answer.json()["items"]}) == 3
+            assert all(row["title"] for row in answer.json()["items"])
+        assert service.process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in printed
+        assert "/search is off: the model was not trained on itemsearch" in printed
+        assert "-H 'Authorization: Bearer '\"$LCREC_TOKEN\"" in printed
+        assert "a-secret" not in printed
+        assert "anyone who reaches" not in printed
+    finally:
+        service.process.kill()
+
+
+def wait_for(client, line):
+    for _ in range(200):
+        if line in client.get("/metrics").text:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{line} never came")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--model is required"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--model", "m", "--port", "65536"], "--port 65536: the highest port is 65535"),
+        (["--model", "m", "--port", "-1"], "--port: -1 is too small"),
+        (["--model", "m", "--host", "256.0.0.1"], "--host 256.0.0.1 --port 8000: cannot be"),
+        (["--model", "m", "--host", "192.0.2.1"], "--host 192.0.2.1"),
+        (["--model", "m", "--max-batch", "0"], "--max-batch: 0 is too small"),
+        (["--model", "m", "--batch-wait", "-1"], "--batch-wait"),
+        (["--model", "m", "--timeout", "0"], "--timeout"),
+        (["--model", "m", "--port", "0", "--data", "nowhere"], "--data nowhere: no such folder"),
+    ],
+)
+def test_settings_that_cannot_be(words, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        serve.main(words)
+
+
+def test_a_port_in_use_is_known_before_the_model_is_loaded():
+    with serve.bind("127.0.0.1", 0) as first:
+        first.listen()
+        port = first.getsockname()[1]
+        with pytest.raises(InputError, match=rf"--port {port}: cannot be listened on .*in use"):
+            serve.main(["--model", "nowhere", "--port", str(port)])
+
+
+def test_a_catalogue_of_another_checkpoint(checkpoint, shop, tmp_path):
+    for path in shop.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    items = next(tmp_path.glob("*.item.json"))
+    items.write_text(items.read_text().replace("title", "titel"))
+    with pytest.raises(InputError, match="was made from another item file"):
+        serve.main(["--model", str(checkpoint), "--data", str(tmp_path), "--port", "0"])
+
+
+def test_a_model_that_cannot_recommend_is_not_served(checkpoint, tmp_path):
+    broken = shutil.copytree(checkpoint, tmp_path / "model")
+    weights = load_file(broken / "adapter_model.safetensors")
+    save_file(
+        {name: weight * torch.nan for name, weight in weights.items()},
+        broken / "adapter_model.safetensors",
+    )
+    with pytest.raises(InputError, match=r"logits .* are NaN"):
+        serve.main(["--model", str(broken), "--port", "0"])
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", "new\nline", "sécret", "a=b"])
+def test_tokens_that_no_client_could_send(token, monkeypatch):
+    monkeypatch.setenv("LCREC_TOKEN", token)
+    with pytest.raises(InputError, match="LCREC_TOKEN") as error:
+        serve.main(["--model", "nowhere", "--port", "0"])
+    assert not token.strip() or token not in str(error.value)
+
+
+def test_tokens():
+    assert serve.read_token(None) is None
+    assert serve.read_token("aB3-._~+/==") == "aB3-._~+/=="
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warned"),
+    [("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "secret", False)],
+)
+def test_an_open_door_is_announced(host, token, warned, capsys):
+    class Trained:
+        index = range(48)
+        tasks = ("seqrec", "itemsearch")
+
+    with serve.bind(host, 0) as listener:
+        serve.print_welcome(listener, Trained(), token)
+    printed = capsys.readouterr()
+    assert ("anyone who reaches 0.0.0.0 can use the service" in printed.err) == warned
+    assert "Serving 48 items on http://" in printed.out
+    assert "secret" not in printed.out
+    assert "/search is off" not in printed.out
+
+
+def test_without_its_packages_the_stage_names_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(InputError, match=r"needs the package uvicorn: pip install .*\[serve\]"):
+        serve.main(["--model", "nowhere"])

@@ -1,0 +1,761 @@
+"""The service through HTTP: answers are the library's, errors are explained, nobody suffers."""
+
+import asyncio
+import contextlib
+import json
+import random
+import threading
+import tracemalloc
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcrec.data import Items
+from lcrec.desk import Desk, RecommendRequest
+from lcrec.errors import InputError
+from lcrec.modeling import load_base
+from lcrec.recommender import Recommender
+from lcrec.service import create_app
+from lcrec.vocab import extend_tokenizer, resize_embeddings
+
+ITEMS = 48
+POISON = 40  # prompts that show this item get NaN logits
+JSON = {"Content-Type": "application/json"}
+ids = st.integers(0, ITEMS - 1)
+WISHES = st.fixed_dictionaries(
+    {"history": st.lists(ids, min_size=1, max_size=6), "k": st.integers(1, 30)},
+    optional={
+        "allow": st.lists(ids, min_size=35, unique=True),
+        "deny": st.lists(ids, max_size=4),
+        "exclude_history": st.booleans(),
+        "template": st.sampled_from(["next-short", "unheard-of"]),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def recommender(base, index, prompts):
+    """An untrained model that says NaN to whoever shows it item 40."""
+    model, tokenizer = load_base(str(base))
+    extend_tokenizer(tokenizer, index)
+    resize_embeddings(model, tokenizer, index)
+    tasks = ("seqrec", "itemsearch")
+    own = Recommender(model.eval(), tokenizer, index, prompts, max_history=4, tasks=tasks)
+    own.recommend([[0]], 1)
+    poison = tokenizer.convert_tokens_to_ids(index.tokens(POISON))
+
+    def spoil(module, positional, named, output):
+        """Find the item in prompts; the beams of a call are of one level, and hold none."""
+        if named["input_ids"].shape[1] >= len(poison):
+            windows = named["input_ids"].unfold(1, len(poison), 1)
+            broken = (windows == windows.new_tensor(poison)).all(dim=2).any(dim=1)
+            output.logits[broken] = np.nan
+        return output
+
+    model.register_forward_hook(spoil, with_kwargs=True)
+    return own
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    """Items 0 to 11 are of Acme, the others of Bolt & Co, and every third is red."""
+    return Items(
+        [
+            {
+                "title": f"Thing {item}",
+                "brand": "Acme" if item < 12 else "Bolt & Co, Ltd",
+                "categories": "Tools, Red" if item % 3 == 0 else "Tools",
+            }
+            for item in range(ITEMS)
+        ]
+    )
+
+
+@contextlib.asynccontextmanager
+async def connect(app, **settings):
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://service", timeout=30, **settings
+        ) as client:
+            yield client
+
+
+def ask(app, *calls, **settings):
+    """Send (method, path, arguments) all at once; return the responses."""
+
+    async def run():
+        async with connect(app, **settings) as client:
+            return await asyncio.gather(
+                *(client.request(method, path, **arguments) for method, path, arguments in calls)
+            )
+
+    return asyncio.run(run())
+
+
+def post(path, **body):
+    return ("POST", path, {"json": body})
+
+
+def get(path):
+    return ("GET", path, {})
+
+
+def check_problem(response, status, *words):
+    """The response explains itself as RFC 9457 has it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["type"] == "about:blank"
+    assert body["title"]
+    for word in words:
+        assert word in body["detail"]
+    return body
+
+
+def pairs(response):
+    assert response.status_code == 200, response.text
+    rows = response.json()["items"]
+    return [row["item"] for row in rows], [row["score"] for row in rows]
+
+
+# What is answered.
+
+
+def test_a_recommendation_is_the_librarys(recommender, catalogue):
+    (response,) = ask(create_app(recommender, catalogue), post("/recommend", history=[3, 7], k=5))
+    expected = recommender.recommend([[3, 7]], 5)
+    items, scores = pairs(response)
+    assert items == expected.items[0].tolist()
+    assert np.allclose(scores, expected.scores[0], atol=1e-4)
+    assert [row["title"] for row in response.json()["items"]] == [f"Thing {i}" for i in items]
+
+
+def test_a_search_is_the_librarys_with_a_history_or_without(recommender):
+    app = create_app(recommender)
+    plain, known = ask(
+        app,
+        post("/search", query="red paint", k=4),
+        post("/search", query="red paint", k=4, history=[3]),
+    )
+    assert pairs(plain)[0] == recommender.search(["red paint"], k=4).items[0].tolist()
+    expected = recommender.search(["red paint"], histories=[[3]], k=4)
+    assert pairs(known)[0] == expected.items[0].tolist()
+    assert pairs(known) != pairs(plain)
+    assert plain.json()["items"][0]["title"] is None, "there is no catalogue"
+
+
+@given(wishes=st.lists(WISHES, min_size=1, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_in_company_or_alone_the_answer_is_the_same(recommender, prompts, wishes):
+    """Any k, lists and wording share a batch, and each gets what it would get alone."""
+    wishes = [
+        {**wish, "template": prompts.for_task("seqrec", "eval")[-1].id}
+        if "template" in wish
+        else wish
+        for wish in wishes
+        if POISON not in wish["history"]
+    ]
+    app = create_app(recommender, batch_wait=0.05)
+    responses = ask(app, *(post("/recommend", **wish) for wish in wishes))
+    for wish, response in zip(wishes, responses, strict=True):
+        template = prompts.get(wish["template"]) if "template" in wish else None
+        expected = recommender.recommend(
+            [wish["history"]],
+            wish["k"],
+            allow=[wish.get("allow")],
+            deny=[wish.get("deny")],
+            exclude_history=wish.get("exclude_history", False),
+            template=template,
+        )
+        found = expected.items[0] >= 0
+        items, scores = pairs(response)
+        assert items == expected.items[0][found].tolist()
+        assert np.allclose(scores, expected.scores[0][found], atol=1e-4)
+
+
+def test_concurrent_requests_share_a_batch(recommender):
+    app = create_app(recommender, max_batch=8, batch_wait=0.2)
+    calls = [post("/recommend", history=[item], k=item + 1) for item in range(4)]
+    calls += [post("/search", query="red paint", allow=list(range(20)), k=3)] * 4
+
+    async def run():
+        async with connect(app) as client:
+            responses = await asyncio.gather(
+                *(client.request(method, path, **rest) for method, path, rest in calls)
+            )
+            return responses, (await client.get("/metrics")).text
+
+    responses, metrics = asyncio.run(run())
+    assert [len(pairs(response)[0]) for response in responses] == [1, 2, 3, 4, 3, 3, 3, 3]
+    assert "lcrec_batch_size_count 1.0" in metrics
+    assert "lcrec_batch_size_sum 8.0" in metrics
+
+
+def test_filters_are_values_of_fields(recommender, catalogue):
+    acme, red, both, either, listed, whole = ask(
+        create_app(recommender, catalogue),
+        post("/recommend", history=[1], k=12, filters={"brand": ["acme"]}),
+        post("/recommend", history=[1], k=16, filters={"categories": ["Red"]}),
+        post("/recommend", history=[1], k=4, filters={"brand": [" ACME "], "categories": ["red"]}),
+        post("/recommend", history=[1], k=48, filters={"brand": ["Acme", "Bolt & Co"]}),
+        post("/recommend", history=[1], k=2, filters={"brand": ["Acme"]}, allow=[3, 4, 20]),
+        post("/search", query="bolts", k=36, filters={"brand": ["bolt & co, ltd"]}),
+    )
+    assert set(pairs(acme)[0]) == set(range(12))
+    assert set(pairs(red)[0]) == set(range(0, ITEMS, 3))
+    assert set(pairs(both)[0]) == {0, 3, 6, 9}
+    assert set(pairs(either)[0]) == set(range(ITEMS))
+    assert set(pairs(listed)[0]) == {3, 4}
+    assert set(pairs(whole)[0]) == set(range(12, ITEMS))
+
+
+def test_a_value_named_often_costs_no_more(recommender, catalogue):
+    desk = Desk(recommender, catalogue, max_k=10, max_history=10, max_query=10)
+    wish = RecommendRequest(history=[1], filters={"categories": ["Tools", " tools"] * 50_000})
+    tracemalloc.start()
+    job = desk.job(wish)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert job.allow.tolist() == list(range(ITEMS))
+    assert peak < 2**20, "48 items for each of 100,000 values are 37 MiB"
+
+
+def test_an_item_and_what_is_known_of_it(recommender, catalogue, index):
+    (known,) = ask(create_app(recommender, catalogue), get("/items/5"))
+    (bare,) = ask(create_app(recommender), get("/items/5"))
+    fields = {"title": "Thing 5", "brand": "Acme", "categories": "Tools"}
+    tokens = index.tokens(5)
+    assert known.json() == {"item": 5, "tokens": tokens, "title": "Thing 5", "fields": fields}
+    assert bare.json() == {"item": 5, "tokens": tokens, "title": None, "fields": {}}
+
+
+def test_the_page_shows_examples_that_work(recommender, catalogue):
+    head = {"headers": {"Authorization": "bearer secret"}}
+    app = create_app(recommender, catalogue, token="secret")
+    page, schema = ask(app, ("GET", "/docs", head), ("GET", "/openapi.json", head))
+    assert "swagger" in page.text.lower()
+    document = schema.json()
+    assert set(document["paths"]) == {
+        *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics")
+    }
+    assert document["components"]["securitySchemes"]
+    calls = []
+    for path, name in (("/recommend", "RecommendRequest"), ("/search", "SearchRequest")):
+        answers = document["paths"][path]["post"]["responses"]
+        assert {"200", "400", "401", "413", "422", "500", "503", "504"} <= set(answers)
+        assert list(answers["422"]["content"]) == ["application/problem+json"]
+        examples = document["components"]["schemas"][name]["examples"]
+        assert len(examples) >= 2
+        calls += [("POST", path, {"json": example, **head}) for example in examples]
+    for response in ask(create_app(recommender, catalogue, token="secret"), *calls):
+        assert pairs(response)[0]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/recommend", {"history": []}, ["#/history", "at least 1"]),
+        ("/recommend", {}, ["#/history", "required"]),
+        ("/recommend", {"history": [3, 48]}, ["#/history/1", "item 48 is not in the catalogue"]),
+        ("/recommend", {"history": [10**400]}, ["#/history/0"]),
+        ("/recommend", {"history": [-1]}, ["#/history/0", "found -1"]),
+        ("/recommend", {"history": ["7"]}, ["#/history/0", "integer", "'7'"]),
+        ("/recommend", {"history": [True]}, ["#/history/0", "integer"]),
+        ("/recommend", {"history": [1.0]}, ["#/history/0", "integer"]),
+        ("/recommend", {"history": [0] * 51}, ["51 items; at most 50", "reads the latest 4"]),
+        ("/recommend", {"history": [1], "k": 0}, ["#/k", "greater than or equal to 1"]),
+        ("/recommend", {"history": [1], "k": 41}, ["41 items wanted; the most here is 40"]),
+        ("/recommend", {"history": [1], "k": 40, "deny": list(range(9))}, ["leave 39 of the 48"]),
+        ("/recommend", {"history": [1], "k": 3, "allow": [5, 6]}, ["3 items wanted", "leave 2 of"]),
+        ("/recommend", {"history": [1], "k": 1, "allow": []}, ["leave 0 of the 48"]),
+        ("/recommend", {"history": [1], "k": 1, "allow": [5], "deny": [5, 5]}, ["leave 0 of"]),
+        ("/recommend", {"history": [1], "k": 40, "deny": [*range(9), 8]}, ["leave 39 of"]),
+        ("/recommend", {"history": [1], "allow": [99]}, ["#/allow/0", "item 99"]),
+        ("/recommend", {"history": [1], "deny": [1, 99]}, ["#/deny/1", "item 99"]),
+        ("/recommend", {"history": [1], "colour": "red"}, ["#/colour", "no such field"]),
+        ("/recommend", {"history": [1], "query": "red"}, ["#/query", "no such field"]),
+        ("/recommend", {"history": [1], "a/b~": 1}, ["#/a~1b~0", "no such field"]),
+        ("/recommend", {"history": [1], "filters": {"colour": ["red"]}}, ["brand, categories"]),
+        ("/recommend", {"history": [1], "filters": {"brand": ["Acne"]}}, ["no item has", "'Acne'"]),
+        ("/recommend", {"history": [1], "filters": {"brand": []}}, ["#/filters/brand", "at least"]),
+        ("/recommend", {"history": [1], "template": "search-box"}, ["no wording 'search-box'"]),
+        ("/search", {"query": ""}, ["#/query", "at least 1 character"]),
+        ("/search", {"query": " \n\t "}, ["#/query", "empty"]),
+        ("/search", {"query": "x" * 301}, ["301 characters; at most 300"]),
+        ("/search", {"query": "paint", "history": [99]}, ["#/history/0", "item 99"]),
+        ("/search", {"query": 7}, ["#/query", "string", "found 7"]),
+        ("/search", {"history": [1]}, ["#/query", "required"]),
+    ],
+)
+def test_a_request_that_cannot_be_served(recommender, catalogue, path, body, words):
+    app = create_app(recommender, catalogue, max_k=40, max_history=50, max_query=300)
+    refused, fine = ask(app, post(path, **body), post("/recommend", history=[1]))
+    check_problem(refused, 422, *words)
+    for fault in refused.json()["errors"]:
+        assert fault["pointer"].startswith("#")
+        assert fault["detail"]
+    assert pairs(fine)[0] == recommender.recommend([[1]]).items[0].tolist()
+
+
+def test_a_prompt_beyond_the_context(recommender, monkeypatch):
+    monkeypatch.setattr(recommender.questions, "context", 60)
+    fine, long = ask(
+        create_app(recommender),
+        post("/recommend", history=[1]),
+        post("/search", query="words " * 50),
+    )
+    assert fine.status_code == 200
+    check_problem(long, 422, "#/query", "tokens", "the model's context")
+
+
+def test_without_a_catalogue_there_is_nothing_to_filter_by(recommender):
+    (response,) = ask(
+        create_app(recommender), post("/recommend", history=[1], filters={"brand": ["Acme"]})
+    )
+    check_problem(response, 422, "runs without --data")
+
+
+def test_a_model_that_never_learnt_to_search(recommender, monkeypatch):
+    monkeypatch.setattr(recommender, "tasks", {"seqrec"})
+    search, recommend = ask(
+        create_app(recommender), post("/search", query="paint"), post("/recommend", history=[1])
+    )
+    check_problem(search, 501, "not trained on itemsearch", "recipes/finetune.py --tasks")
+    assert recommend.status_code == 200
+
+
+def test_a_catalogue_of_another_model(recommender, catalogue):
+    with pytest.raises(InputError, match="47 items and the model's index 48"):
+        create_app(recommender, Items(catalogue.fields[1:]))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"", 422, "expected a JSON object"),
+        (b"{", 400, "not valid JSON"),
+        (b'{"history": [1,]}', 400, "at character"),
+        (b"\xff\xfe", 400, "JSON"),
+        (b"[" * 100_000, 400, "JSON"),
+        (b'{"history": [' + b"9" * 5000 + b"]}", 400, "JSON"),
+        (b'{"history": [NaN]}', 422, "#/history/0"),
+        (b'{"history": [1], "k": Infinity}', 422, "#/k"),
+        (b"[1, 2]", 422, "expected a JSON object"),
+        (b"null", 422, "JSON object"),
+        (b'"history"', 422, "JSON object"),
+        (b'{"history": {"0": 1}}', 422, "list"),
+        (b'{"history": [1], "template": "\\ud800"}', 422, "#/template"),
+        (b'{"history": [1], "\\ud800": 1}', 422, "valid string"),
+        (b'{"history": [' + b'"x",' * 100_000 + b"0]}", 422, "found 'x'"),
+    ],
+)
+def test_a_body_that_is_none(recommender, body, status, words):
+    refused, fine = ask(
+        create_app(recommender),
+        ("POST", "/recommend", {"content": body, "headers": JSON}),
+        post("/recommend", history=[1]),
+    )
+    check_problem(refused, status, words)
+    assert len(refused.content) < 4000, "an error does not repeat a whole body"
+    assert fine.status_code == 200
+
+
+def test_a_body_of_another_type(recommender):
+    form = ("POST", "/recommend", {"data": {"history": "1"}})
+    (response,) = ask(create_app(recommender), form)
+    check_problem(response, 422, "Content-Type: application/json")
+
+
+def test_paths_methods_and_items_that_are_not_there(recommender):
+    nothing, slash, method, item, huge, word = ask(
+        create_app(recommender),
+        get("/nothing"),
+        post("/recommend/", history=[1]),
+        get("/recommend"),
+        get("/items/48"),
+        get("/items/" + "9" * 40),
+        get("/items/five"),
+    )
+    check_problem(nothing, 404, "'/nothing'", "/docs")
+    check_problem(slash, 404)
+    check_problem(method, 405, "Allow")
+    assert method.headers["allow"] == "POST"
+    check_problem(item, 404, "no item 48; ids are 0 to 47")
+    check_problem(huge, 404)
+    assert check_problem(word, 422, "integer")["errors"][0]["parameter"] == "item"
+
+
+def test_the_token_opens_everything_but_health(recommender):
+    def app():
+        return create_app(recommender, token="a-secret")
+
+    def with_token(value):
+        return ("GET", "/items/1", {"headers": {"Authorization": value}})
+
+    refused = ask(
+        app(),
+        get("/items/1"),
+        get("/docs"),
+        get("/openapi.json"),
+        get("/metrics"),
+        get("/nothing"),
+        post("/recommend", history=[1]),
+        *map(
+            with_token, ("a-secret", "Bearer", "Bearer wrong", "Basic a-secret", "Bearer a-secret2")
+        ),
+        ("GET", "/items/1", {"headers": [(b"Authorization", b"Bearer \xe9\xff")]}),
+    )
+    for response in refused:
+        check_problem(response, 401, "Authorization: Bearer")
+        assert response.headers["www-authenticate"] == "Bearer"
+    for response in ask(
+        app(), with_token("Bearer a-secret"), with_token("bearer a-secret"), get("/healthz")
+    ):
+        assert response.status_code == 200
+    assert ask(app(), get("/readyz"))[0].status_code == 200
+
+
+# Limits and timeouts.
+
+
+def call(app, receive, *, path="/recommend", method="POST", headers=(), within=None):
+    """Speak ASGI to a running app; return what it sends."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def run():
+        async with app.router.lifespan_context(app):
+            scope = {
+                **{"type": "http", "method": method, "path": path, "raw_path": path.encode()},
+                **{"query_string": b"", "headers": list(headers), "scheme": "http"},
+                **{"server": ("service", 80), "client": ("client", 1), "http_version": "1.1"},
+            }
+            await asyncio.wait_for(app(scope, receive, send), within)
+
+    asyncio.run(run())
+    return sent
+
+
+def test_a_large_body_is_refused_before_it_is_read(recommender):
+    async def receive():
+        raise AssertionError("the body was read")
+
+    for length in (b"10000000", b"9" * 30):
+        sent = call(
+            create_app(recommender, max_body=1000), receive, headers=[(b"content-length", length)]
+        )
+        assert sent[0]["status"] == 413
+        assert "1000 bytes at most" in json.loads(sent[1]["body"])["detail"]
+    sent = call(create_app(recommender), receive, headers=[(b"content-length", b"-1")])
+    assert sent[0]["status"] == 400
+
+
+def test_a_body_without_a_length_is_read_only_so_far(recommender):
+    pieces = 0
+
+    async def receive():
+        nonlocal pieces
+        pieces += 1
+        return {"type": "http.request", "body": b" " * 400, "more_body": True}
+
+    sent = call(
+        create_app(recommender, max_body=1000),
+        receive,
+        headers=[(b"content-type", b"application/json")],
+    )
+    assert sent[0]["status"] == 413
+    assert pieces == 3
+
+
+def test_a_body_that_never_ends_times_out(recommender):
+    async def receive():
+        await asyncio.sleep(60)
+
+    sent = call(create_app(recommender, timeout=0.1), receive, within=5)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+class Held:
+    """A recommender whose model waits until it is let go; keeps what it was asked to rank."""
+
+    def __init__(self, recommender):
+        self.recommender, self.ranked = recommender, []
+        self.go_on = threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self.recommender, name)
+
+    def rank(self, prompt_ids, *rest, **named):
+        self.ranked += prompt_ids
+        assert self.go_on.wait(10)
+        return self.recommender.rank(prompt_ids, *rest, **named)
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_never_begun(recommender):
+    held = Held(recommender)
+
+    async def run():
+        async with connect(create_app(held, max_batch=1, timeout=0.2)) as client:
+            late = await asyncio.gather(
+                *(client.post("/recommend", json={"history": [item]}) for item in (1, 2))
+            )
+            held.go_on.set()
+            after = await client.post("/recommend", json={"history": [3]})
+            return late, after, (await client.get("/metrics")).text
+
+    late, after, metrics = asyncio.run(run())
+    for response in late:
+        check_problem(response, 504, "no answer within 0.2 seconds")
+    assert pairs(after)[0] == recommender.recommend([[3]]).items[0].tolist()
+    assert held.ranked == recommender.prompt_ids([[1], [3]]), "the second was dropped"
+    assert 'lcrec_requests_total{route="/recommend",status="504"} 2.0' in metrics
+
+
+def test_a_client_that_leaves_is_dropped(recommender):
+    held = Held(recommender)
+    left = asyncio.Event()
+    body = json.dumps({"history": [2]}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    async def run():
+        app = create_app(held, max_batch=1)
+        async with connect(app) as client:
+            busy = asyncio.create_task(client.post("/recommend", json={"history": [1]}))
+            await asyncio.sleep(0.1)
+            scope = {
+                **{"type": "http", "method": "POST", "path": "/recommend", "query_string": b""},
+                **{"headers": [(b"content-type", b"application/json")]},
+            }
+            leaver = asyncio.create_task(app(scope, receive, send))
+            await asyncio.sleep(0.1)
+            assert "lcrec_queue_depth 1.0" in (await client.get("/metrics")).text
+            left.set()
+            await leaver
+            assert "lcrec_queue_depth 0.0" in (await client.get("/metrics")).text
+            held.go_on.set()
+            assert (await busy).status_code == 200
+            return (await client.get("/metrics")).text
+
+    metrics = asyncio.run(run())
+    assert 'lcrec_requests_total{route="/recommend",status="499"} 1.0' in metrics
+    assert held.ranked == recommender.prompt_ids([[1]])
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(recommender):
+    held = Held(recommender)
+
+    async def run():
+        async with connect(create_app(held, max_batch=1, max_queue=2)) as client:
+            assert (await client.get("/readyz")).json() == {"status": "ready"}
+            tasks = []
+            for item in range(3):  # one is being answered when the two others come to wait
+                request = client.post("/recommend", json={"history": [item]})
+                tasks.append(asyncio.create_task(request))
+                await asyncio.sleep(0.1)
+            refused = await client.post("/recommend", json={"history": [4]})
+            unready, health = await client.get("/readyz"), await client.get("/healthz")
+            held.go_on.set()
+            return refused, unready, health, await asyncio.gather(*tasks)
+
+    refused, unready, health, served = asyncio.run(run())
+    check_problem(refused, 503, "2 requests are waiting")
+    assert int(refused.headers["retry-after"]) >= 1
+    check_problem(unready, 503)
+    assert health.json() == {"status": "ok"}
+    for item, response in enumerate(served):
+        assert pairs(response)[0] == recommender.recommend([[item]]).items[0].tolist()
+
+
+def test_shutting_down_answers_what_is_queued(recommender):
+    app = create_app(recommender, batch_wait=60.0)
+
+    async def run():
+        async with connect(app) as client:
+            tasks = [
+                asyncio.create_task(client.post("/recommend", json={"history": [item]}))
+                for item in range(3)
+            ]
+            await asyncio.sleep(0.2)
+            assert not any(task.done() for task in tasks)
+        return await asyncio.gather(*tasks)
+
+    for item, response in enumerate(asyncio.run(run())):
+        assert pairs(response)[0] == recommender.recommend([[item]]).items[0].tolist()
+
+
+# What goes wrong inside.
+
+
+def test_nan_logits_are_one_requests_trouble(recommender, caplog):
+    histories = [[1], [2, POISON], [3], [4], [POISON], [5]]
+    app = create_app(recommender, batch_wait=0.2, max_batch=len(histories))
+    responses = ask(app, *(post("/recommend", history=history) for history in histories))
+    for history, response in zip(histories, responses, strict=True):
+        if POISON in history:
+            check_problem(response, 500, "NaN")
+        else:
+            expected = recommender.recommend([history])
+            items, scores = pairs(response)
+            assert items == expected.items[0].tolist()
+            assert np.allclose(scores, expected.scores[0], atol=1e-4)
+    assert "NaN" in caplog.text
+    # Beyond the history's end that the model is shown, the item does no harm.
+    (response,) = ask(
+        app := create_app(recommender), post("/recommend", history=[POISON, 1, 2, 3, 4])
+    )
+    assert response.status_code == 200
+
+
+def test_what_nobody_foresaw_is_a_500_without_details(recommender, monkeypatch, caplog):
+    def fail(*arguments, **named):
+        raise RuntimeError("a secret path")
+
+    monkeypatch.setattr(recommender, "rank", fail)
+    recommend, item = ask(create_app(recommender), post("/recommend", history=[1]), get("/items/1"))
+    check_problem(recommend, 500, "its log says what")
+    assert "secret" not in recommend.text
+    assert "a secret path" in caplog.text
+    assert item.status_code == 200
+
+
+# Strangers.
+
+
+def mutations(source):
+    """Yield hostile requests without end: (method, path, arguments)."""
+    junk = [
+        *(
+            None,
+            True,
+            -1,
+            0,
+            10**30,
+            1.5,
+            "",
+            "1",
+            "\x00",
+            "{{ 7*7 }}",
+            "<a_1><b_1><c_1>",
+            "😀" * 50,
+        ),
+        *([], {}, [[]], [None], [1, "2"], {"a": {"b": []}}, "x" * 5000, list(range(2000))),
+        *("'; DROP TABLE items; --", "../../etc/passwd", "<|im_end|>", float("nan"), -(2**63)),
+    ]
+    paths = ["/recommend", "/search", "/items/1", "/", "//", "/items/", "/items/%00", "/metrics/x"]
+    paths += ["/" + "a" * 3000, "/recommend?k=1", "/recommend%2f", "/../../etc", "/items/-1", "/é"]
+    while True:
+        kind = source.randrange(5)
+        body = {"history": [source.randrange(ITEMS)], "k": 3, "query": "paint"}
+        del body[source.choice(["history", "query"])]
+        path = "/search" if "query" in body else "/recommend"
+        if kind == 0:  # a field of the wrong kind
+            fields = ["history", "query", "k", "allow", "deny", "filters", "template", "zzz"]
+            body[source.choice(fields)] = source.choice(junk)
+            yield "POST", path, {"content": json.dumps(body), "headers": JSON}
+        elif kind == 1:  # a damaged body
+            text = bytearray(json.dumps(body).encode())
+            for _ in range(source.randrange(1, 6)):
+                text[source.randrange(len(text))] = source.randrange(256)
+            yield "POST", path, {"content": bytes(text), "headers": JSON}
+        elif kind == 2:  # noise
+            yield (
+                "POST",
+                path,
+                {"content": source.randbytes(source.randrange(500)), "headers": JSON},
+            )
+        elif kind == 3:  # elsewhere, somehow
+            method = source.choice(["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "BREW"])
+            yield method, source.choice(paths), {"json": source.choice(junk[:-2])}
+        else:  # strange heads
+            heads = {
+                "Content-Type": source.choice(["text/plain", "application/json;;", "x", "*/*"]),
+                "Authorization": source.choice(["Bearer", "Basic x", "\t"]),
+                "Accept": "\x7f",
+            }
+            yield "POST", path, {"content": json.dumps(body), "headers": heads}
+
+
+def test_a_thousand_hostile_requests_change_nothing(recommender, catalogue):
+    app = create_app(recommender, catalogue, max_queue=2000)
+    expected = {
+        item: recommender.recommend([[item]], 5).items[0].tolist() for item in range(0, 40, 4)
+    }
+    source = random.Random(0)
+    hostile = mutations(source)
+
+    async def run():
+        async with connect(app) as client:
+            for _ in range(20):
+                calls = [next(hostile) for _ in range(50)]
+                tasks = [
+                    asyncio.create_task(client.request(method, path, **rest))
+                    for method, path, rest in calls
+                ]
+                good = {
+                    item: asyncio.create_task(
+                        client.post("/recommend", json={"history": [item], "k": 5})
+                    )
+                    for item in source.sample(sorted(expected), 3)
+                }
+                for (method, path, rest), task in zip(calls, tasks, strict=True):
+                    response = await task
+                    statuses.append(response.status_code)
+                    if response.status_code >= 400:
+                        assert response.status_code < 500, (method, path, rest, response.text)
+                        if method != "HEAD":
+                            check_problem(response, response.status_code)
+                for item, task in good.items():
+                    assert pairs(await task)[0] == expected[item]
+            return (await client.get("/metrics")).text
+
+    statuses = []
+    metrics = asyncio.run(run())
+    assert len(statuses) == 1000
+    assert {400, 404, 405, 422} <= set(statuses)
+    assert statuses.count(200) < 500
+    counted = [line for line in metrics.splitlines() if line.startswith("lcrec_requests_total")]
+    assert sum(float(line.split()[-1]) for line in counted) == 1000 + 60
+    assert len({line.split('route="')[1].split('"')[0] for line in counted}) <= 9
+
+
+def test_metrics_name_routes_and_statuses(recommender):
+    async def run():
+        async with connect(create_app(recommender)) as client:
+            for path in ("/items/1", "/items/2", "/items/99", "/items", "/nope", "/healthz/x"):
+                await client.get(path)
+            await client.post("/recommend", json={"history": [1]})
+            return await client.get("/metrics")
+
+    response = asyncio.run(run())
+    assert response.headers["content-type"].startswith("text/plain")
+    for line in (
+        'lcrec_requests_total{route="/items/{item}",status="200"} 2.0',
+        'lcrec_requests_total{route="/items/{item}",status="404"} 1.0',
+        'lcrec_requests_total{route="other",status="404"} 3.0',
+        'lcrec_requests_total{route="/recommend",status="200"} 1.0',
+        'lcrec_request_seconds_count{route="/recommend"} 1.0',
+        "lcrec_batch_size_sum 1.0",
+        "lcrec_batch_seconds_count 1.0",
+        "lcrec_queue_depth 0.0",
+    ):
+        assert line in response.text, line
