@@ -123,8 +123,7 @@ class Recommender:
             max_batch_tokens: prompt tokens per batch, padding included.
 
         Raises:
-            InputError: the folder is no checkpoint, its parts do not belong together, or `index`
-                differs from the checkpoint's in more than new items.
+            InputError: no checkpoint, parts of different ones, or an `index` that changes old items.
         """
         checkpoint = load_checkpoint(Path(folder), dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
