@@ -123,7 +123,7 @@ class Recommender:
             max_batch_tokens: prompt tokens per batch, padding included.
 
         Raises:
-            InputError: no checkpoint, parts of different ones, or an `index` that changes old items.
+            InputError: no checkpoint, parts of different ones, or an `index` changing old items.
         """
         checkpoint = load_checkpoint(Path(folder), dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
