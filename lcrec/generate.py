@@ -19,12 +19,13 @@ from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from lcrec.artifacts import find_data, is_current, require_same_input, write_provenance
+from lcrec.artifacts import find_data, is_current, write_provenance
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError, closest, run_stage
 from lcrec.index import index_path
 from lcrec.leaf_filter import LeafFilter
+from lcrec.new_items import require_same_catalogue
 from lcrec.predictions import (
     Prediction,
     read_predictions,
@@ -101,12 +102,7 @@ def main(argv: list[str]) -> None:
     own_prompts = None
     if config.prompts is not None:
         own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
-    if config.index is None:
-        retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
-        require_same_input(config.model, "item", paths.item, retrain)
-    else:  # the checkpoint knows the catalogue as it was before items were added
-        extend = f"python -m lcrec.quantize --data {config.data} --add NEW.item.json"
-        require_same_input(inputs["index"].parent, "item", paths.item, extend)
+    require_same_catalogue(config.data, config.model, config.index)
     recommender = Recommender.from_pretrained(
         config.model,
         device=state.device,

@@ -6,15 +6,16 @@ writes the extended data folder; `lcrec.embed --add` and `lcrec.quantize --add` 
 made of the old one.
 
 Reads the new items; writes nothing. Public names: `ADD_STAGE`, `read_new_items`,
-`count_old_items`, `require_same_past`.
+`count_old_items`, `require_same_past`, `require_same_catalogue`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from lcrec.artifacts import read_json, read_provenance
+from lcrec.artifacts import find_data, read_json, read_provenance, require_same_input
 from lcrec.data import Items, item_texts
 from lcrec.errors import InputError
+from lcrec.index import index_path
 
 ADD_STAGE = "python -m lcrec.add_items"  # which writes the sidecar of an extended folder
 
@@ -71,3 +72,24 @@ def require_same_past(data: Path, artifact: Path) -> None:
             f"extends {before['path']} (sha256 {before['sha256'][:12]}); name what was made from "
             "the latter"
         )
+
+
+def require_same_catalogue(data: Path, model: Path, index: Path | None) -> None:
+    """Refuse a data folder of another catalogue than a checkpoint's, or than its longer index's.
+
+    Args:
+        data: the data folder.
+        model: the checkpoint.
+        index: the index that adds items to the checkpoint's own, if there is one: the checkpoint
+            knows the catalogue as it was before.
+
+    Raises:
+        InputError: the records disagree.
+    """
+    item = find_data(data).item
+    if index is None:
+        retrain = f"accelerate launch recipes/finetune.py --data {data} --output DIR"
+        require_same_input(model, "item", item, retrain)
+    else:
+        extend = f"python -m lcrec.quantize --data {data} --add NEW.item.json"
+        require_same_input(index_path(index).parent, "item", item, extend)

@@ -3,14 +3,12 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
-from lcrec import add_items, generate
-from lcrec.artifacts import find_data, read_json, write_json, write_provenance
+from lcrec import generate
+from lcrec.artifacts import find_data, read_json, write_json
 from lcrec.data import leave_one_out, load_interactions
 from lcrec.errors import InputError
-from lcrec.index import ItemIndex
 from lcrec.predictions import read_predictions
 from lcrec.recommender import Recommender
 
@@ -185,23 +183,6 @@ def test_other_wording(run, shop, predicted, tmp_path):
 def test_precision(run, tmp_path, precision):
     run("--output", tmp_path / "p.jsonl", "--precision", precision)
     assert all(len(set(row["ranked"])) == 20 for row in lines(tmp_path / "p.jsonl"))
-
-
-@pytest.fixture(scope="module")
-def grown(shop, index, tmp_path_factory):
-    """The shop with two more items, and the index that adds them."""
-    folder = tmp_path_factory.mktemp("grown")
-    new = {"48": {"title": "Brand new desk"}, "49": {"title": "Brand new lamp"}}
-    write_json(folder / "new.json", new)
-    words = ["--data", shop, "--add", folder / "new.json", "--output", folder / "data"]
-    add_items.main(list(map(str, words)))
-    codes = np.concatenate([index.codes, [[0, 0, 4], [3, 3, 3]]]).astype(np.int32)
-    ItemIndex(codes, index.level_sizes).save(folder / "index")
-    inputs = {"item": find_data(folder / "data").item}
-    write_provenance(
-        folder / "index", "python -m lcrec.quantize", {}, inputs, level_sizes=[4, 4, 5]
-    )
-    return folder
 
 
 def test_items_that_were_added(run, grown, tmp_path, capsys):
