@@ -167,24 +167,11 @@ def main(argv: list[str]) -> None:
     )
     model = None
     if config.kind in TRAINED:
-        parity = config.parity
         model = train_rqvae(
             torch.from_numpy(embeddings),
-            num_levels=config.levels,
-            num_codes=config.codes,
-            latent_dim=config.latent_dim or (32 if parity else embeddings.shape[1]),
-            hidden_dims=config.hidden_dims or (PUBLISHED_WIDTHS if parity else [512, 256]),
-            commitment_weight=config.commitment_weight,
             sinkhorn_epsilons=epsilons,
-            epochs=(5000 if parity else 60) if config.epochs is None else config.epochs,
-            patience=config.patience,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            seed=config.seed,
-            parity=parity,
-            bf16=config.bf16,
             resume_from=config.output / UNFINISHED,
+            **training_settings(config, embeddings.shape[1]),
         )
     if state.is_main_process:
         indexing = INDEXERS[config.kind](
@@ -199,6 +186,28 @@ def main(argv: list[str]) -> None:
             f"{config.data} --index {config.output} --base MODEL --output DIR"
         )
     state.wait_for_everyone()
+
+
+def training_settings(config: QuantizeConfig, width: int) -> dict[str, Any]:
+    """Return what `train_rqvae` is told for embeddings of this width, defaults filled in."""
+    latent_dim, hidden_dims, epochs = width, [512, 256], 60
+    if config.parity:
+        latent_dim, hidden_dims, epochs = 32, PUBLISHED_WIDTHS, 5000
+    return {
+        "num_levels": config.levels,
+        "num_codes": config.codes,
+        "latent_dim": config.latent_dim or latent_dim,
+        "hidden_dims": config.hidden_dims or hidden_dims,
+        "commitment_weight": config.commitment_weight,
+        "epochs": epochs if config.epochs is None else config.epochs,
+        "patience": config.patience,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "seed": config.seed,
+        "parity": config.parity,
+        "bf16": config.bf16,
+    }
 
 
 def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:
