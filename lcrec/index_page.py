@@ -327,7 +327,7 @@ def _uniqueness_table(report: Report) -> Table:
             f"{report['explained_variance_assigned']:.2%}",
         ),
         (
-            "distortion",
+            "distortion in the latent",
             f"{report['distortion_nearest']:.2%}",
             f"{report['distortion_assigned']:.2%}",
         ),
