@@ -7,11 +7,13 @@ own: plain, and balanced, where all codes of a level receive an equal share of t
 Public names: `nearest_codes`, `residual_kmeans`.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from tqdm import tqdm
 
@@ -99,7 +101,10 @@ def _centres(
         distinct = np.unique(points, axis=0)
     if len(distinct) > count:
         fitted = KMeans(count, n_init=1, max_iter=50, random_state=seed)
-        fitted.fit(points, sample_weight=weights)
+        with warnings.catch_warnings():
+            # Rows that differ by rounding alone end in one cluster, which leaves others empty.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted.fit(points, sample_weight=weights)
         return fitted.cluster_centers_.astype(np.float32)
     rng = np.random.default_rng(seed)
     spare = distinct[rng.integers(len(distinct), size=count - len(distinct))]

@@ -119,7 +119,7 @@ def _scaled(cost: Tensor) -> Tensor:
     cost = cost.double()
     low, high = cost.min(), cost.max()
     # Halves first: the difference of two finite numbers need not be finite.
-    return (cost / 2 - (low / 2 + high / 2) / 2) / ((high / 2 - low / 2) / 2 + 1e-5)
+    return (cost / 2 - (low / 2 + high / 2) / 2) / ((high / 2 - low / 2) / 2 + 5e-6)
 
 
 def _alternate(scaled: Tensor, epsilon: float, potential: Tensor) -> tuple[Tensor, Tensor]:

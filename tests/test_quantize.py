@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 import lcrec.quantize
+import lcrec.rqvae_training
 from lcrec.artifacts import read_json, read_provenance, write_array, write_json, write_provenance
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
-from lcrec.indexers import Indexing
-from lcrec.quantize import check_embeddings, describe_index, main
+from lcrec.indexers import INDEXERS, Indexing
+from lcrec.quantize import check_embeddings, describe_index, level_epsilons, main
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_training import explained_variance
 
@@ -164,6 +165,113 @@ def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
     main(argv(shop))
     assert (shop / "index" / "index.json").read_bytes() == first
     assert ItemIndex.load(shop / "index").level_sizes == (4, 4, 4)
+
+
+@pytest.mark.parametrize("kind", INDEXERS)
+def test_one_command_makes_each_kind(shop, kind):
+    main(argv(shop, kind=kind))
+    index, report = ItemIndex.load(shop / "index", ITEMS), read_json(shop / "index" / "report.json")
+    levels = {"vanilla": 1, "tiger": 4}.get(kind, 3)
+    assert len(index.level_sizes) == levels
+    assert report["distinct_prefixes"][-1] == ITEMS
+    with_model = kind not in ("vanilla", "random")
+    assert (shop / "index" / "rqvae.safetensors").exists() == with_model
+    assert ("explained_variance" in report) == with_model
+
+
+def test_the_model_of_another_kind_does_not_stay(shop):
+    main(argv(shop))
+    main(argv(shop, kind="random"))
+    assert not (shop / "index" / "rqvae.safetensors").exists()
+
+
+def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
+    main(argv(shop, "whole"))
+    monkeypatch.setattr(lcrec.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
+    save = lcrec.rqvae_training.save_state
+
+    def save_and_die(path, call, progress, *rest):
+        save(path, call, progress, *rest)
+        if progress.epoch == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lcrec.rqvae_training, "save_state", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            main(argv(shop))
+    with pytest.raises(InputError, match=r"index.json: no such file"):
+        ItemIndex.load(shop / "index")
+    capsys.readouterr()
+    main(argv(shop))
+    assert "Going on after epoch 4" in capsys.readouterr().out
+    assert sorted(path.name for path in (shop / "index").iterdir()) == MADE
+    for name in ("index.json", "rqvae.safetensors"):
+        assert (shop / "index" / name).read_bytes() == (shop / "whole" / name).read_bytes()
+
+
+def test_settings_of_parity_are_the_published_ones(shop, monkeypatch):
+    seen = {}
+
+    def spy(embeddings, **settings):
+        seen.update(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lcrec.quantize, "train_rqvae", spy)
+    paths = (f"--{name}={shop / name}" for name in ("data", "embeddings", "index"))
+    words = [word.replace("--index", "--output") for word in paths]
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "--parity"])
+    assert seen["hidden_dims"] == [2048, 1024, 512, 256, 128, 64]
+    assert (seen["latent_dim"], seen["num_levels"], seen["num_codes"]) == (32, 4, 256)
+    assert seen["sinkhorn_epsilons"] == [0, 0, 0, 0.003]
+    assert (seen["learning_rate"], seen["batch_size"], seen["epochs"]) == (1e-3, 1024, 5000)
+    with pytest.raises(KeyboardInterrupt):
+        main(words)
+    assert (seen["latent_dim"], seen["parity"]) == (6, False)
+
+
+def test_epsilon_per_level():
+    assert level_epsilons("rq-vae", [0.003], 4) == [0, 0, 0, 0.003]
+    assert level_epsilons("rq-vae", [0, 0.1, 0.01], 3) == [0, 0.1, 0.01]
+    assert level_epsilons("tiger", [0.003], 3) == [0, 0, 0]
+    with pytest.raises(InputError, match="--sinkhorn-epsilon: 2 numbers for --levels 3"):
+        level_epsilons("rq-vae", [0.1, 0.2], 3)
+
+
+@pytest.fixture
+def on_two_processes(run_command):
+    """A function that runs the stage on two processes and returns what it prints."""
+
+    def run(words):
+        out = run_command(
+            *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2),
+            *("-m", "lcrec.quantize", *words),
+        )
+        assert "6-wide embeddings on 2 process(es)" in out
+        assert out.count("Wrote") == 1
+        return out
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(shop, on_two_processes):
+    # The last state counts under --parity: which check was the best could hang on rounding.
+    settings = {"batch_size": 12, "epochs": 30}  # batches that two divide evenly
+    main([*argv(shop, "one", **settings), "--parity"])
+    on_two_processes([*argv(shop, "two", **settings), "--parity"])
+    one, two = (load_file(shop / name / "rqvae.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_share_batches_they_do_not_divide(shop, on_two_processes):
+    on_two_processes(argv(shop, batch_size=7, epochs=10))
+    assert sorted(path.name for path in (shop / "index").iterdir()) == MADE
+    report = read_json(shop / "index" / "report.json")
+    assert report["distinct_prefixes"][-1] == ITEMS
+    assert report["explained_variance"][-1] > 0.9
 
 
 # What is refused, and that nothing is written then.
