@@ -26,6 +26,11 @@ STAGES: tuple[tuple[str, str, str], ...] = (
         "faults, preview and scores of the wording",
     ),
     (
+        "python -m lcrec.dataset",
+        "data, index.json, prompts",
+        "the instruction data set, to train elsewhere",
+    ),
+    (
         "accelerate launch recipes/finetune.py",
         "data, index.json, prompts, base model",
         "the checkpoint folder",

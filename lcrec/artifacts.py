@@ -38,6 +38,8 @@ REPORT_PAGE = "report.html"
 PROVENANCE = "lcrec.json"
 PROMPTS = "prompts"
 RECIPE = "recipe.yaml"
+CARD = "README.md"
+ITEM_TOKENS = "item_tokens.json"
 
 
 @dataclass(frozen=True)

@@ -82,11 +82,14 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
-    def sample(self, count: int, seed: int) -> "Cases":
-        """Return `count` of the cases, all if there are fewer, drawn by seed, in their order."""
+    def sample(self, count: int | None, seed: int) -> "Cases":
+        """Return `count` cases drawn by seed, in their order; all where None or no more there."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
-        users = [self.users[case] for case in chosen]
-        return Cases(users, [self.histories[case] for case in chosen], self.targets[chosen])
+        return Cases(
+            [self.users[case] for case in chosen],
+            [self.histories[case] for case in chosen],
+            self.targets[chosen],
+        )
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ Reads `<Name>.item.json`; writes `embeddings.npy`, float32 [items, dim], row i =
 fields are encoded apart and averaged (LC-Rec, section IV-A4; an empty field takes no part), or
 joined into one text. The encoder is `lsa` (TF-IDF and SVD, needs no weights; what it learnt is
 kept beside the embeddings), any sentence-transformers model, or any Hugging Face encoder or
-decoder, mean-pooled over its tokens.
+decoder, mean-pooled over its tokens (see `lcrec.encoders`).
 
 With `--add NEW.item.json --embeddings OLD`, for a catalogue that `lcrec.add_items` extended, the
 old rows are taken from OLD as they are and the new items are encoded with OLD's own settings.
 
-Public names: `EmbedConfig`, `collect_texts`, `load_encoder`.
+Public names: `EmbedConfig`, `average_by_owner`.
 """
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,6 +40,7 @@ from lcrec.artifacts import (
 )
 from lcrec.config import config_dict, option, parse_config, refuse_settings
 from lcrec.data import Items, load_items
+from lcrec.encoders import Encoder, collect_texts, load_encoder
 from lcrec.errors import InputError, run_stage
 from lcrec.lsa import Lsa, fit_lsa
 from lcrec.new_items import count_old_items, require_same_past
@@ -48,7 +48,6 @@ from lcrec.new_items import count_old_items, require_same_past
 STAGE = "python -m lcrec.embed"
 TEXTS_PER_PART = 1024
 ENCODING = ("encoder", "fields", "text", "max_tokens", "lsa_dim", "seed")  # what shapes a vector
-Encoder = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -168,100 +167,12 @@ def read_old(
     return config, rows
 
 
-def collect_texts(items: Items, fields: list[str], *, joined: bool) -> tuple[list[str], np.ndarray]:
-    """Return the non-empty texts to encode and the item each belongs to, int64 [texts].
-
-    Raises:
-        InputError: a field that no item has, or an item with no text in any of the fields.
-    """
-    for field in fields:
-        if not any(items.text(item, field) for item in range(len(items))):
-            known = sorted({name for entry in items.fields for name in entry})
-            raise InputError(
-                f"--fields {field}: no item has any; the catalogue has {', '.join(known)}"
-            )
-    texts, owners = [], []
-    for item in range(len(items)):
-        parts = [text for field in fields if (text := items.text(item, field))]
-        if not parts:
-            raise InputError(
-                f"item {item} has no text in {' or '.join(fields)}; give --fields another that it "
-                "has, or leave the item out with python -m lcrec.prepare"
-            )
-        parts = ["\n".join(parts)] if joined else parts
-        texts += parts
-        owners += [item] * len(parts)
-    return texts, np.asarray(owners)
-
-
 def average_by_owner(vectors: np.ndarray, owners: np.ndarray, num_items: int) -> np.ndarray:
     """Return float32 [items, dim], the mean of each item's text vectors [texts, dim]."""
     sums = np.zeros((num_items, vectors.shape[1]))
     np.add.at(sums, owners, vectors)
     counts = np.bincount(owners, minlength=num_items)
     return (sums / counts[:, None]).astype(np.float32)
-
-
-def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
-    """Return a function from texts to vectors, float32 [texts, dim].
-
-    A folder with `modules.json`, or a hub name that starts with `sentence-transformers/`, is read
-    by sentence-transformers, which knows that model's own pooling; anything else by transformers.
-
-    Raises:
-        InputError: the model cannot be loaded, or the package it needs is missing.
-    """
-    device = PartialState().device
-    try:
-        if (Path(name) / "modules.json").exists() or name.startswith("sentence-transformers/"):
-            try:
-                from sentence_transformers import SentenceTransformer
-            except ImportError:
-                raise InputError(
-                    f"--encoder {name} needs a package: pip install sentence-transformers"
-                ) from None
-            model = SentenceTransformer(name, device=str(device))
-            model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
-
-            def encode(texts: list[str]) -> np.ndarray:
-                return model.encode(texts, batch_size=64, show_progress_bar=False)
-
-            return encode
-        from transformers import AutoModel, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = AutoModel.from_pretrained(name, dtype="auto").to(device).eval()
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--encoder {name}: cannot be loaded ({error})") from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of no file
-        raise InputError(f"--encoder {name}: cannot be loaded (there is no tokenizer with it)")
-    if encoder.config.is_encoder_decoder:
-        encoder = encoder.get_encoder()
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # On the left, padding would move the text to other positions.
-    tokenizer.padding_side = "right"
-    positions = getattr(encoder.config, "max_position_embeddings", max_tokens)
-    max_tokens = min(max_tokens, tokenizer.model_max_length, positions)
-
-    @torch.inference_mode()
-    def encode_mean(texts: list[str]) -> np.ndarray:
-        ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
-        vectors: list[np.ndarray] = []
-        # Neighbours in `texts` are alike in length, so little is padded.
-        size = max(1, batch_tokens // max(map(len, ids)))
-        for start in range(0, len(ids), size):
-            batch = tokenizer.pad({"input_ids": ids[start : start + size]}, return_tensors="pt")
-            batch = batch.to(device)
-            hidden = encoder(**batch).last_hidden_state.float()
-            mask = batch["attention_mask"][..., None].float()
-            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
-            vectors.append(pooled.cpu().numpy())
-        return np.concatenate(vectors)
-
-    return encode_mean
 
 
 def _encode_in_parts(

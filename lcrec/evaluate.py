@@ -1,5 +1,11 @@
 """Stage: judge predictions files by one measure, side by side.
 
+Three more commands judge what the tasks taught a checkpoint, each in a module of its own:
+
+    python -m lcrec.evaluate pairs --help      the next item, or one like it?
+    python -m lcrec.evaluate search --help     items for what a customer looks for
+    python -m lcrec.evaluate language --help   titles, descriptions and preferences in words
+
 Reads one or more `predictions.jsonl` (see `lcrec.predictions`) that answer for the same users and
 targets; prints a table; writes `metrics.json`:
 {"users", "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
@@ -8,9 +14,10 @@ targets; prints a table; writes `metrics.json`:
 
 Where users were asked in several wordings, a user's value is the mean over the templates.
 
-Public names: `EvaluateConfig`, `METRICS`, `measure`, `format_table`, `format_templates`, `main`.
+Public names: `EvaluateConfig`, `COMMANDS`, `measure`, `format_table`, `format_templates`, `main`.
 """
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +27,18 @@ from tqdm import tqdm
 
 from lcrec.artifacts import provenance_path, write_json, write_provenance
 from lcrec.config import option, parse_config
-from lcrec.errors import InputError, run_stage
-from lcrec.metrics import bootstrap_interval, hit_at_k, mrr, ndcg_at_k
+from lcrec.errors import InputError, closest, run_stage
+from lcrec.metrics import LEVEL, METRICS, SAMPLES, measure_lists, summarise
 from lcrec.predictions import Predictions, read_predictions, require_comparable
 
 PROG = "python -m lcrec.evaluate"
-METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
-SAMPLES = 1000
-LEVEL = 0.95
 NO_TEMPLATE = "(no template)"
+# Loaded when asked for: they need a language model, and judging files needs none.
+COMMANDS = {
+    "pairs": "lcrec.evaluate_pairs",
+    "search": "lcrec.evaluate_search",
+    "language": "lcrec.evaluate_language",
+}
 LINE = 99  # the least width of a table, in characters; longer labels widen it
 
 
@@ -58,17 +68,19 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
         one entry of "runs" in `metrics.json`, JSON values only.
     """
     by_template = {
-        template: _values(ranked, predictions.targets, depth)
+        template: measure_lists(ranked, predictions.targets, depth)
         for template, ranked in predictions.ranked.items()
     }
     overall, across = {}, {}
     for metric in METRICS:
         values = np.stack([values[metric] for values in by_template.values()])
-        low, high = bootstrap_interval(values.mean(axis=0), seed, SAMPLES, LEVEL)
-        mean = float(values.mean())
-        overall[metric] = {"mean": mean, "low": low, "high": high}
+        overall[metric] = summarise(values.mean(axis=0), seed)
         means = values.mean(axis=1)
-        across[metric] = {"mean": mean, "min": float(means.min()), "max": float(means.max())}
+        across[metric] = {
+            "mean": float(values.mean()),
+            "min": float(means.min()),
+            "max": float(means.max()),
+        }
     return {
         "list_length": predictions.length,
         "overall": overall,
@@ -119,8 +131,20 @@ def format_templates(run: dict[str, Any], depth: int) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Run the stage."""
-    description = "Judge predictions files: HR, NDCG and MRR with 95 % bootstrap intervals."
+    """Run the stage, or the command that the first word names."""
+    command = argv[0] if argv else ""
+    if command in COMMANDS:
+        importlib.import_module(COMMANDS[command]).main(argv[1:])
+        return
+    if command and not command.startswith("-"):
+        raise InputError(
+            f"no command {command!r}{closest(command, COMMANDS)} (all: {', '.join(COMMANDS)}; "
+            f"without one, {PROG} judges --predictions files)"
+        )
+    description = "Judge predictions files: HR, NDCG and MRR with 95 % bootstrap intervals.\n\n"
+    description += "What the tasks taught a checkpoint: " + ", ".join(
+        f"{PROG} {name} --help" for name in COMMANDS
+    )
     config = parse_config(EvaluateConfig, argv, description=description, prog=PROG)
     files = _label(config)
     output = _output(config)
@@ -165,19 +189,6 @@ def main(argv: list[str]) -> None:
     print(f"\nWrote {output}.")
     if len(files) == 1:
         print(f"Next: compare: {PROG} --predictions {config.predictions[0]} OTHER.jsonl")
-
-
-def _values(ranked: np.ndarray, targets: np.ndarray, depth: int) -> dict[str, np.ndarray]:
-    """Return float64 [users] per metric."""
-    values = {}
-    for metric in METRICS:
-        name, _, k = metric.partition("@")
-        if name == "MRR":
-            values[metric] = mrr(ranked[:, :depth], targets)
-        else:
-            function = hit_at_k if name == "HR" else ndcg_at_k
-            values[metric] = function(ranked, targets, int(k))
-    return values
 
 
 def _label(config: EvaluateConfig) -> dict[str, Path]:

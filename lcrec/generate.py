@@ -25,6 +25,7 @@ from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_item
 from lcrec.errors import InputError, closest, run_stage
 from lcrec.index import index_path
 from lcrec.leaf_filter import LeafFilter
+from lcrec.modeling import DTYPES
 from lcrec.new_items import require_same_catalogue
 from lcrec.predictions import (
     Prediction,
@@ -36,7 +37,6 @@ from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.generate"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,10 @@ from lcrec.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, read_provena
 from lcrec.config import option, parse_config
 from lcrec.dataset import PromptEncoder
 from lcrec.errors import InputError
-from lcrec.modeling import ADAPTER_CONFIG, Checkpoint, load_checkpoint
+from lcrec.modeling import ADAPTER_CONFIG, DTYPES, Checkpoint, load_checkpoint
 from lcrec.tasks import history_record
 
 STAGE = "python -m lcrec.modeling"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Rounding of float32 sums moves logits by less than this share of their spread.
 TOLERANCE = 1e-3
 PROBES = 16

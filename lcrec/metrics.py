@@ -5,11 +5,17 @@ distinct item ids, best first, padded with -1 at its end; the truth of a user is
 of distinct ids padded with -1. Every metric returns one value per user, so that means, intervals
 and paired comparisons can be taken from the same numbers.
 
-Public names: `hit_at_k`, `recall_at_k`, `ndcg_at_k`, `mrr`, `bootstrap_interval`.
+Public names: `hit_at_k`, `recall_at_k`, `ndcg_at_k`, `mrr`, `METRICS`, `measure_lists`,
+`SAMPLES`, `LEVEL`, `bootstrap_interval`, `summarise`.
 """
 
 import numpy as np
 
+# What a table of ranked lists shows.
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
+# Of the bootstrap.
+SAMPLES = 1000
+LEVEL = 0.95
 PAD = -1
 BLOCK = 2**22  # resampled values held at once
 
@@ -66,8 +72,32 @@ def mrr(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
 
 
+def measure_lists(ranked: np.ndarray, targets: np.ndarray, depth: int) -> dict[str, np.ndarray]:
+    """Return every one of `METRICS`, float64 [users] each.
+
+    Args:
+        ranked, targets: as for `hit_at_k`.
+        depth: how far down the lists MRR looks, in items.
+    """
+    values = {}
+    for metric in METRICS:
+        name, _, k = metric.partition("@")
+        if name == "MRR":
+            values[metric] = mrr(ranked[:, :depth], targets)
+        else:
+            function = hit_at_k if name == "HR" else ndcg_at_k
+            values[metric] = function(ranked, targets, int(k))
+    return values
+
+
+def summarise(values: np.ndarray, seed: int) -> dict[str, float]:
+    """Return the mean over users, [users], and the ends of its 95 % bootstrap interval, by name."""
+    low, high = bootstrap_interval(values, seed)
+    return {"mean": float(values.mean()), "low": low, "high": high}
+
+
 def bootstrap_interval(
-    values: np.ndarray, seed: int, samples: int = 1000, level: float = 0.95
+    values: np.ndarray, seed: int, samples: int = SAMPLES, level: float = LEVEL
 ) -> tuple[float, float]:
     """Return a percentile bootstrap interval for the mean over users.
 

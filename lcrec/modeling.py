@@ -5,7 +5,7 @@ tokens' rows and the name of its base), tokenizer with chat template, its own co
 index and of the prompts, the resolved recipe, and `lcrec.json`.
 
 Public names: `load_base`, `set_attention_dropout`, `add_adapter`, `copy_rows`,
-`save_checkpoint`, `load_checkpoint`, `Checkpoint`.
+`save_checkpoint`, `load_checkpoint`, `Checkpoint`, `DTYPES`.
 """
 
 import importlib.util
@@ -48,6 +48,8 @@ from lcrec.vocab import vocabulary_ids, weight_of
 
 STAGE = "accelerate launch recipes/finetune.py"
 ADAPTER_CONFIG = "adapter_config.json"
+# What `--precision` may say.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What loading raises for weights that are missing, foreign or damaged.
 LOAD_ERRORS = (OSError, ValueError, KeyError, SafetensorError)
 
@@ -196,6 +198,7 @@ def save_checkpoint(
     prompts: PromptSet,
     recipe: dict[str, Any],
     inputs: dict[str, Path],
+    weights: dict[str, Any] | None = None,
     **facts: Any,
 ) -> None:
     """Write a self-contained checkpoint into `folder`; `lcrec.json` comes last.
@@ -205,14 +208,15 @@ def save_checkpoint(
         model, tokenizer, index, prompts: what was trained.
         recipe: the resolved settings.
         inputs: the files it was trained on, by role.
+        weights: the model's weights by name, where `model` holds but a share of them.
         **facts: what inference must know, such as `max_history`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # PEFT's default would write both resized matrices whole beside the trained rows.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     index.save(folder)
     prompts.save(folder / PROMPTS)

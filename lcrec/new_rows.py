@@ -5,7 +5,7 @@ forward, in the embedding and again in the head: with 150,000 entries that is mo
 model's step. Here old and new rows are looked up, and scored, apart. Parameters, saving, loading
 and merging stay PEFT's own.
 
-Public names: `compute_rows_apart`.
+Public names: `compute_rows_apart`, `show_frozen_weights`.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +30,22 @@ def compute_rows_apart(model: PeftModel) -> None:
             ids, order = torch.tensor(indices, device=module.weight.device).sort()
             module.register_buffer("row_ids", ids, persistent=False)
             module.register_buffer("row_order", order, persistent=False)
+
+
+def show_frozen_weights(model: PeftModel) -> None:
+    """Let embedding and head answer with the frozen matrix when asked for their weight.
+
+    PEFT's answer is a copy with the trained rows in it, made anew each time, by which Accelerate's
+    FSDP2 cannot see that embedding and head are tied: it would shard what they share twice.
+    """
+    for module in model.modules():
+        if type(module) is TrainableTokensWrapper:
+            module.__class__ = _FrozenWeight
+
+
+class _FrozenWeight(TrainableTokensWrapper):
+    def _getattr_wrapped(self, name: str, modules: dict[str, nn.Module]) -> Any:
+        return self.token_adapter.base_layer.weight
 
 
 class _RowsApart(TrainableTokensLayer):

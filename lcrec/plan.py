@@ -32,13 +32,13 @@ from transformers import (
 
 from lcrec.dataset import collate_left
 from lcrec.errors import InputError
+from lcrec.modeling import DTYPES
 from lcrec.trainer import answer_losses, split_batch
 from lcrec.vocab import weight_of
 
 # NF4 with double quantisation: 4 bits and 0.127 for the scales (arXiv 2305.14314, section 3).
 STORED_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 4.127 / 8}
 TRAINED_BYTES = 16.0
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 2**30
 
 

@@ -61,7 +61,7 @@ class Questions:
             if len(history) == 0:
                 raise InputError(f"history {position} is empty; give at least one item")
         records = [history_record(self.index, history, self.max_history) for history in histories]
-        return self._encode([template.ask(record) for record in records], self.index.num_levels)
+        return self.encode([template.ask(record) for record in records], self.index.num_levels)
 
     def search(
         self,
@@ -90,17 +90,17 @@ class Questions:
             if not record["intention"]:
                 raise InputError(f"query {position} is empty; say what is looked for")
             questions.append(self._choose("itemsearch", record, template).ask(record))
-        return self._encode(questions, self.index.num_levels)
+        return self.encode(questions, self.index.num_levels)
 
     def titles(self, items: Sequence[int], answer: int) -> list[list[int]]:
         """Ask for each item's title, of at most `answer` tokens."""
         records: list[Record] = [{"item": self.index.texts[item]} for item in items]
-        return self._encode([self._choose("index2item", r).ask(r) for r in records], answer)
+        return self.encode([self._choose("index2item", r).ask(r) for r in records], answer)
 
     def preferences(self, histories: Sequence[ItemIds], answer: int) -> list[list[int]]:
         """Ask what each customer likes, in at most `answer` tokens; no history may be empty."""
         records = [history_record(self.index, history, self.max_history) for history in histories]
-        return self._encode([self._choose("preferenceobtain", r).ask(r) for r in records], answer)
+        return self.encode([self._choose("preferenceobtain", r).ask(r) for r in records], answer)
 
     def check_items(self, name: str, lists: Sequence[ItemIds]) -> None:
         """Refuse items that are not in the catalogue.
@@ -138,8 +138,12 @@ class Questions:
             )
         return max(asking, key=lambda template: len(template.question_variables))
 
-    def _encode(self, questions: list[str], answer: int) -> list[list[int]]:
-        """Return prompts as token ids, refusing one that leaves no room for its answer."""
+    def encode(self, questions: list[str], answer: int) -> list[list[int]]:
+        """Return the prompts of questions in words, each with an answer of at most `answer` tokens.
+
+        Raises:
+            InputError: a prompt that leaves no room for its answer in the model's context.
+        """
         prompt_ids = self.encoder.prompt_ids(questions) if questions else []
         for row, ids in enumerate(prompt_ids):
             if self.context is not None and len(ids) + answer > self.context:

@@ -1,17 +1,19 @@
 """The alignment tasks: a data set and its item index -> records of named template variables.
 
-Reads and writes nothing. A task says what a prompt may speak of (`variables`) and yields one record
-per training sample; how it is worded stands in `prompts/`. A record holds every variable of its
-task, empty where the data has nothing: a template may be used for a record only if all it uses is
-non-empty.
+Reads and writes nothing. A task says what a prompt may speak of (`variables`), how many training
+samples a data set has, and what the record of each one is; how it is worded stands in `prompts/`.
+A record holds every variable of its task, empty where the data has nothing: a template may be used
+for a record only if all it uses is non-empty. Any record can be made on its own, so an epoch of
+millions is shuffled as numbers and put into words one by one.
 
 Item text is written by strangers, so every text passes through `plain_text` on its way in.
 
 Public names: `TASKS`, `Task`, `Variable`, `Record`, `TaskData`, `plain_text`, `history_record`,
-`item_record`, `search_record`.
+`item_record`, `mixed_record`, `search_record`.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,6 +92,36 @@ class TaskData:
             for item in range(len(self.items))
         ]
 
+    @cached_property
+    def prefixes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every training item that has a history: where its user's sequence begins, where it is.
+
+        Both are int64 [samples], places in `train.items`.
+        """
+        starts = np.repeat(self.train.offsets[:-1], np.diff(self.train.offsets))
+        places = np.flatnonzero(np.arange(len(self.train.items)) > starts)
+        return starts[places], places
+
+    @cached_property
+    def searching_users(self) -> list[int]:
+        """The positions of the users who like or look for something that is known."""
+        texts = _user_texts(self, "itemsearch")
+        return [
+            position
+            for position, user in enumerate(self.train.users)
+            if user in texts.preferences or user in texts.train_intentions
+        ]
+
+    @cached_property
+    def liking_users(self) -> list[int]:
+        """The positions of the users with a known preference and a history to tell it from."""
+        texts = _user_texts(self, "preferenceobtain")
+        return [
+            position
+            for position, user in enumerate(self.train.users)
+            if user in texts.preferences and len(self.train.sequence(position)) > 1
+        ]
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -116,32 +148,29 @@ class Task:
         name: the task's name, also that of its file in `prompts/`.
         summary: one line on what is asked.
         variables: what its templates may use, by name.
-        make: what `records` calls.
+        count: how many training records a data set has. Raises `InputError` where the task needs
+            preferences or intentions and the data set has none.
+        record: the record at a place from 0, for a data set and an epoch: where a user has several
+            texts, each epoch takes the next one.
     """
 
     name: str
     summary: str
     variables: dict[str, Variable]
-    make: Callable[[TaskData, int], Iterator[Record]]
+    count: Callable[[TaskData], int]
+    record: Callable[[TaskData, int, int], Record]
 
     def records(self, data: TaskData, epoch: int = 0) -> Iterator[Record]:
-        """Yield the training records, always in the same order.
-
-        Args:
-            data: what to make them from.
-            epoch: where a user has several texts, each epoch takes the next one.
-
-        Raises:
-            InputError: the task needs preferences or intentions and the data set has none.
-        """
-        return self.make(data, epoch)
+        """Yield all training records in their order; arguments and errors as above."""
+        return (self.record(data, epoch, place) for place in range(self.count(data)))
 
 
 def plain_text(text: str, max_words: int) -> str:
     """Return text that is safe inside a prompt: one line, cut, free of markup tokens.
 
     A space follows every "<" (one at the end is dropped), so neither an item token (`<a_12>`) nor
-    a chat model's own markup (`<|im_end|>`, `</s>`) can be spelled by a title.
+    a chat model's own markup (`<|im_end|>`, `</s>`) can be spelled by a title. Text without a
+    letter, digit or symbol is empty: published data sets write "." where a description is missing.
 
     Args:
         text: any text.
@@ -149,7 +178,8 @@ def plain_text(text: str, max_words: int) -> str:
     """
     words = UNPRINTABLE.sub(" ", text).split(maxsplit=max_words)[:max_words]
     line = " ".join(words)[: max_words * CHARACTERS_PER_WORD]
-    return OPENING_BRACKET.sub("< ", line).rstrip("< ")
+    line = OPENING_BRACKET.sub("< ", line).rstrip("< ")
+    return line if any(unicodedata.category(sign)[0] in "LNS" for sign in line) else ""
 
 
 def history_record(
@@ -169,6 +199,21 @@ def history_record(
 def item_record(data: TaskData, item: int) -> Record:
     """Return the question side of `item2index`: what the catalogue says about an item."""
     return {"title": data.titles[item], "description": data.descriptions[item]}
+
+
+def mixed_record(data: TaskData, history: Sequence[int] | np.ndarray, target: int) -> Record:
+    """Return the record of `fusionseqrec`: a history in items and in titles, and what follows it.
+
+    A title that is not known is left out of the history of titles.
+    """
+    titles = (data.titles[item] for item in history[-data.max_history :])
+    return {
+        **history_record(data.index, history, data.max_history),
+        "title_history": [title for title in titles if title],
+        "target": data.index.texts[target],
+        "target_title": data.titles[target],
+        "target_description": data.descriptions[target],
+    }
 
 
 def search_record(
@@ -195,70 +240,55 @@ def search_record(
     }
 
 
-def _prefixes(data: TaskData) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield every training item that has a history, after the whole history before it."""
-    for sequence in data.train:
-        for end in range(1, len(sequence)):
-            yield sequence[:end], int(sequence[end])
+def _history_and_target(data: TaskData, place: int) -> tuple[np.ndarray, int]:
+    """Return the whole history before a training item, and the item."""
+    start, end = (int(places[place]) for places in data.prefixes)
+    return data.train.items[start:end], int(data.train.items[end])
 
 
-def _next_items(data: TaskData, epoch: int) -> Iterator[Record]:
-    rng = np.random.default_rng([data.seed, epoch])
-    for history, target in _prefixes(data):
-        if data.history_dropout:
-            kept = rng.random(len(history)) >= data.history_dropout
-            kept[rng.integers(len(history))] |= not kept.any()
-            history = history[kept]
-        record = history_record(data.index, history, data.max_history)
-        yield {**record, "target": data.index.texts[target]}
+def _next_item(data: TaskData, epoch: int, place: int) -> Record:
+    history, target = _history_and_target(data, place)
+    if data.history_dropout:
+        rng = np.random.default_rng([data.seed, epoch, place])
+        kept = rng.random(len(history)) >= data.history_dropout
+        kept[rng.integers(len(history))] |= not kept.any()
+        history = history[kept]
+    record = history_record(data.index, history, data.max_history)
+    return {**record, "target": data.index.texts[target]}
 
 
-def _items_by_text(data: TaskData, epoch: int) -> Iterator[Record]:
-    for item, tokens in enumerate(data.index.texts):
-        yield {**item_record(data, item), "target": tokens}
+def _item_by_text(data: TaskData, epoch: int, item: int) -> Record:
+    return {**item_record(data, item), "target": data.index.texts[item]}
 
 
-def _texts_by_item(data: TaskData, epoch: int) -> Iterator[Record]:
-    for item, tokens in enumerate(data.index.texts):
-        yield {"item": tokens, **item_record(data, item)}
+def _text_by_item(data: TaskData, epoch: int, item: int) -> Record:
+    return {"item": data.index.texts[item], **item_record(data, item)}
 
 
-def _mixed_forms(data: TaskData, epoch: int) -> Iterator[Record]:
-    for history, target in _prefixes(data):
-        titles = (data.titles[item] for item in history[-data.max_history :])
-        yield {
-            **history_record(data.index, history, data.max_history),
-            "title_history": [title for title in titles if title],
-            "target": data.index.texts[target],
-            "target_title": data.titles[target],
-            "target_description": data.descriptions[target],
-        }
+def _mixed_forms(data: TaskData, epoch: int, place: int) -> Record:
+    return mixed_record(data, *_history_and_target(data, place))
 
 
-def _searches(data: TaskData, epoch: int) -> Iterator[Record]:
-    texts = _user_texts(data, "itemsearch")
-    for position, (user, sequence) in enumerate(zip(data.train.users, data.train, strict=True)):
-        preference = _one_of(texts.preferences, user, position + epoch)
-        intention = _one_of(texts.train_intentions, user, position + epoch)
-        if preference or intention:
-            record = search_record(
-                data.index,
-                sequence[:-1],
-                data.max_history,
-                preference=preference,
-                intention=intention,
-                max_text_words=data.max_text_words,
-            )
-            yield {**record, "target": data.index.texts[sequence[-1]]}
+def _search(data: TaskData, epoch: int, place: int) -> Record:
+    position, texts = data.searching_users[place], _user_texts(data, "itemsearch")
+    user, sequence = data.train.users[position], data.train.sequence(position)
+    record = search_record(
+        data.index,
+        sequence[:-1],
+        data.max_history,
+        preference=_one_of(texts.preferences, user, position + epoch),
+        intention=_one_of(texts.train_intentions, user, position + epoch),
+        max_text_words=data.max_text_words,
+    )
+    return {**record, "target": data.index.texts[sequence[-1]]}
 
 
-def _preferences(data: TaskData, epoch: int) -> Iterator[Record]:
-    texts = _user_texts(data, "preferenceobtain")
-    for position, (user, sequence) in enumerate(zip(data.train.users, data.train, strict=True)):
-        preference = _one_of(texts.preferences, user, position + epoch)
-        if preference and len(sequence) > 1:
-            record = history_record(data.index, sequence[:-1], data.max_history)
-            yield {**record, "preference": plain_text(preference, data.max_text_words)}
+def _preference(data: TaskData, epoch: int, place: int) -> Record:
+    position, texts = data.liking_users[place], _user_texts(data, "preferenceobtain")
+    user, sequence = data.train.users[position], data.train.sequence(position)
+    record = history_record(data.index, sequence[:-1], data.max_history)
+    preference = _one_of(texts.preferences, user, position + epoch)
+    return {**record, "preference": plain_text(preference, data.max_text_words)}
 
 
 def _user_texts(data: TaskData, task: str) -> UserTexts:
@@ -287,7 +317,8 @@ TASKS: dict[str, Task] = {
             "seqrec",
             "from the items so far to the next item",
             {"history": _HISTORY, "target": _TARGET},
-            _next_items,
+            lambda data: len(data.prefixes[0]),
+            _next_item,
         ),
         Task(
             "item2index",
@@ -297,7 +328,8 @@ TASKS: dict[str, Task] = {
                 "description": Variable("text", "question", "the item's description"),
                 "target": _TARGET,
             },
-            _items_by_text,
+            lambda data: len(data.items),
+            _item_by_text,
         ),
         Task(
             "index2item",
@@ -307,7 +339,8 @@ TASKS: dict[str, Task] = {
                 "title": Variable("text", "answer", "the item's title"),
                 "description": Variable("text", "answer", "the item's description"),
             },
-            _texts_by_item,
+            lambda data: len(data.items),
+            _text_by_item,
         ),
         Task(
             "fusionseqrec",
@@ -321,6 +354,7 @@ TASKS: dict[str, Task] = {
                 "target_title": Variable("text", "answer", "the title of the next item"),
                 "target_description": Variable("text", "answer", "the next item's description"),
             },
+            lambda data: len(data.prefixes[0]),
             _mixed_forms,
         ),
         Task(
@@ -332,7 +366,8 @@ TASKS: dict[str, Task] = {
                 "intention": Variable("text", "question", "what the customer looks for now"),
                 "target": _TARGET,
             },
-            _searches,
+            lambda data: len(data.searching_users),
+            _search,
         ),
         Task(
             "preferenceobtain",
@@ -341,7 +376,8 @@ TASKS: dict[str, Task] = {
                 "history": _HISTORY,
                 "preference": Variable("text", "answer", "what the customer likes in general"),
             },
-            _preferences,
+            lambda data: len(data.liking_users),
+            _preference,
         ),
     )
 }

@@ -11,7 +11,7 @@ Public names: `RecommenderTrainer`, `RankingValidation`, `answer_losses`, `split
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import (
     PreTrainedTokenizerBase,
@@ -41,6 +43,7 @@ from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.modeling import STAGE
+from lcrec.new_rows import show_frozen_weights
 from lcrec.prompts import PromptSet
 from lcrec.recommender import Recommender
 from lcrec.tasks import TASKS
@@ -77,6 +80,8 @@ class RecommenderTrainer(SFTTrainer):
         # Per task the summed loss and the number of answer tokens since the last log.
         self.task_losses = torch.zeros(len(TASKS), 2, device=self.args.device)
         self.add_callback(_MarkComplete())
+        if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
+            show_frozen_weights(self.model)
 
     def training_step(
         self,
@@ -175,13 +180,34 @@ class RecommenderTrainer(SFTTrainer):
         histories = self.ranking.cases.histories
         mine = range(self.accelerator.process_index, len(histories), self.accelerator.num_processes)
         beams = self.ranking.num_beams
-        own = recommender.recommend([histories[row] for row in mine], beams, num_beams=beams)
+        with whole_weights(self.model):
+            own = recommender.recommend([histories[row] for row in mine], beams, num_beams=beams)
         shares = gather_object([(list(mine), own.items)])
         ranked = np.full((len(histories), beams), -1, dtype=np.int64)
         for rows, items in shares:
             ranked[rows] = items
         model.train(was_training)
         return ranked
+
+    def whole_state(self) -> dict[str, Any] | None:
+        """Return the weights to save, on the main process, where every process holds a share.
+
+        Without sharding there is nothing to collect: None. All processes must call this.
+        """
+        if not self.is_fsdp_enabled:
+            return None
+        adapter = isinstance(self.model, PeftModel)
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapter
+        )
+        return get_model_state_dict(self.model, options=options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights into a folder."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, self.whole_state())
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.model
@@ -191,6 +217,22 @@ class RecommenderTrainer(SFTTrainer):
             # PEFT's default would write both resized matrices whole beside the trained rows.
             folder = output_dir or str(self.args.output_dir)
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+
+
+@contextlib.contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Hold all weights on every process for a while, where FSDP2 shares them out.
+
+    Processes then need not meet in every forward, so that each can rank its own users.
+    """
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    yield
+    for part in parts:
+        part.set_reshard_after_forward(True, recurse=False)
+        part.reshard()
 
 
 def answer_losses(

@@ -339,6 +339,7 @@ def main(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=resume_from)
     state.wait_for_everyone()  # all have read the best weights before they are cleared away
 
+    weights = trainer.whole_state()
     if state.is_main_process:
         best = trainer.state.best_metric
         save_checkpoint(
@@ -349,6 +350,7 @@ def main(argv: list[str]) -> None:
             prompts,
             recipe,
             inputs,
+            weights=weights,
             max_history=config.max_history,
             validation_ndcg_at_10=best,
             trainable_parameters=trainable,

@@ -87,6 +87,11 @@ def test_mixture_refuses(entry, message):
         parse_mixture([entry])
 
 
+def test_mixture_names_at_least_one_task():
+    with pytest.raises(InputError, match="--tasks: the list is empty; name some of seqrec"):
+        parse_mixture([])
+
+
 def test_mixture_refuses_a_task_named_twice():
     with pytest.raises(InputError, match="'seqrec' is named twice"):
         parse_mixture(["seqrec", "item2index", "seqrec=0.5"])
@@ -94,7 +99,8 @@ def test_mixture_refuses_a_task_named_twice():
 
 def test_same_seed_same_rows():
     mixture = {"seqrec": 1.0, "item2index": 1.0}
-    assert draw_rows(DATA, THREE, mixture, 7, 2) == draw_rows(DATA, THREE, mixture, 7, 2)
+    rows = list(draw_rows(DATA, THREE, mixture, 7, 2))
+    assert rows == list(draw_rows(DATA, THREE, mixture, 7, 2))
 
 
 def test_epochs_and_seeds_differ_in_wording_and_order():
@@ -138,6 +144,7 @@ def test_a_sample_has_one_wording_per_epoch_and_several_over_time():
 
 def test_rows_read_as_their_template_says():
     rows = draw_rows(DATA, THREE, {"item2index": 1.0}, 0, 0)
+    assert len(rows) == 4
     assert sorted(rows, key=lambda row: row.prompt) == [
         Row(f"thing {name}?", INDEX.texts[item], "item2index", "look")
         for item, name in enumerate("abcd")
@@ -187,6 +194,36 @@ def test_a_sample_that_no_wording_can_say_is_left_out():
     rows = [row for e in range(20) for row in draw_rows(data, prompts, {"item2index": 1.0}, 0, e)]
     assert len(rows) == 60
     assert {row.prompt for row in rows} == {"a?", "b?", "c?", "a: words?"}
+
+
+def test_a_cap_counts_samples_that_can_be_said():
+    """Of 40 items 4 have a title; a cap of 3 gives 3 samples, a half gives 2."""
+    items = Items([{"title": "words"} if item % 10 == 0 else {"brand": "x"} for item in range(40)])
+    codes = np.stack([np.arange(40), np.zeros(40)], axis=1).astype(np.int32)
+    data = TaskData(items, TRAIN, ItemIndex(codes, (40, 1)))
+    prompts = make_prompts(wording("by-title", "{{ title }}?", task="item2index"))
+    for amount, count in ((3.0, 3), (0.5, 2), (1.0, 4), (9.0, 4)):
+        for epoch in range(5):
+            rows = list(draw_rows(data, prompts, {"item2index": amount}, 0, epoch))
+            assert len(rows) == count
+            assert {row.prompt for row in rows} == {"words?"}
+
+
+def test_a_missing_description_written_as_a_dot_is_never_asked_for_nor_shown():
+    items = Items([{"title": "a", "description": "."}] * 4)
+    data = TaskData(items, TRAIN, INDEX)
+    prompts = make_prompts(
+        wording("title", "{{ item }}?", "{{ title }}", task="index2item"),
+        wording("text", "{{ item }}!", "{{ description }}", task="index2item"),
+    )
+    rows = [row for e in range(9) for row in draw_rows(data, prompts, {"index2item": 1.0}, 0, e)]
+    assert {row.completion for row in rows} == {"a"}
+
+
+def test_rows_may_be_read_twice_and_are_the_same():
+    rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
+    assert list(rows) == list(rows)
+    assert len(list(rows)) == len(rows) == 4
 
 
 # Token ids.
@@ -413,7 +450,7 @@ def test_rows_become_prompt_and_answer(tokenizer):
 
 def test_a_row_that_is_too_long_names_its_template(tokenizer):
     encoder = PromptEncoder(tokenizer, THREE)
-    rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
+    rows = list(draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0))
     lengths = [
         len(encoder.prompt_ids([row.prompt])[0] + encoder.answer_ids([row.completion])[0])
         for row in rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lcrec import prompts_cli
+from lcrec import evaluate, prompts_cli
 from lcrec.baselines import BASELINES
 from lcrec.config import parse_config
 
@@ -22,6 +22,8 @@ DOCUMENTS = [
     *sorted((ROOT / "scripts").glob("*.sh")),
     *sorted((ROOT / "recipes").glob("*.sh")),
 ]
+# Where the settings of a command are, if not in the module of its name.
+COMMAND_MODULES = {"dataset": "dataset_cli"}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 LINKS = [ROOT / "README.md", ROOT / "prompts" / "README.md"]
 
@@ -99,8 +101,11 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
     elif stage == "baselines":
         assert arguments[0] in BASELINES or arguments[0].startswith("$")
         module, arguments = importlib.import_module("lcrec.baselines.__main__"), arguments[1:]
+    elif stage == "evaluate" and arguments[0] in evaluate.COMMANDS:
+        module = importlib.import_module(evaluate.COMMANDS[arguments[0]])
+        arguments = arguments[1:]
     else:
-        module = importlib.import_module(f"lcrec.{stage}")
+        module = importlib.import_module(f"lcrec.{COMMAND_MODULES.get(stage, stage)}")
     # A shell variable stands for a value; the split's is a choice, the rest are paths.
     arguments = [word.replace("$split", "test") for word in arguments if word != "..."]
     parse_config(config_type(module), arguments, description="", prog=stage)

@@ -24,7 +24,8 @@ import lcrec.add_items
 import lcrec.embed
 from lcrec.artifacts import read_array, read_json, read_provenance, write_json
 from lcrec.data import Items
-from lcrec.embed import average_by_owner, collect_texts, load_encoder, main
+from lcrec.embed import average_by_owner, main
+from lcrec.encoders import collect_texts, load_encoder
 from lcrec.errors import InputError
 from lcrec.lsa import fit_lsa
 from lcrec.tinylm import train_tokenizer

@@ -20,6 +20,7 @@ from lcrec.tasks import (
     TaskData,
     history_record,
     item_record,
+    mixed_record,
     plain_text,
     search_record,
 )
@@ -115,6 +116,23 @@ def test_a_record_holds_every_variable_of_its_task_and_nothing_else(task):
     assert records(task) == records(task)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_record_made_alone_is_that_of_the_row(task):
+    data = toy(history_dropout=0.5, train=Interactions.from_sequences({"ann": [0, 1, 2, 3]}))
+    for epoch in range(2):
+        rows = records(task, data, epoch)
+        assert len(rows) == TASKS[task].count(data)
+        for place in reversed(range(len(rows))):
+            assert TASKS[task].record(data, epoch, place) == rows[place]
+
+
+def test_users_with_no_text_and_sequences_of_one_item_have_no_records():
+    data = toy(train=Interactions.from_sequences({"eve": [0, 1], "bob": [3], "ann": [2]}))
+    assert [record["target"] for record in records("itemsearch", data)] == [D, C]  # bob, ann
+    assert records("preferenceobtain", data) == []  # nothing to tell ann's taste from
+    assert [record["history"] for record in records("seqrec", data)] == [[A]]
+
+
 def test_histories_keep_the_latest_items():
     data = toy(max_history=1)
     assert [record["history"] for record in records("seqrec", data)] == [[A], [B]]
@@ -137,6 +155,7 @@ def test_questions_at_inference_are_those_of_training():
         max_text_words=data.max_text_words,
     )
     assert asked.items() <= records("itemsearch")[0].items()
+    assert mixed_record(data, [0, 1], 2) == records("fusionseqrec")[1]
 
 
 def test_tasks_that_need_user_texts_say_so():
@@ -168,6 +187,12 @@ def test_task_data_refuses_what_cannot_fit():
         ("one two three four five six", "one two three four five"),
         ("吉" * 10_000, "吉" * 40),
         (" \n ", ""),
+        (".", ""),  # what published data sets have where a description is missing
+        (" .. - \u202e", ""),
+        ("\u3002", ""),
+        ("C", "C"),
+        ("5", "5"),
+        ("\U0001f3b8", "\U0001f3b8"),
     ],
 )
 def test_plain_text_by_hand(text, expected):

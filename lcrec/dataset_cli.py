@@ -1,0 +1,357 @@
+"""The instruction data set as a file, to train with any trainer: `python -m lcrec.dataset`.
+
+Reads the data folder, the item index and the prompts; writes a folder that holds
+
+- `train.parquet` or `train.jsonl`: the rows of all epochs in the order to train them in, with the
+  columns `prompt`, `completion`, `task` and `template_id`, the prompt-completion form that TRL
+  takes. Prompts are text with the markup of `chat_template.jinja`; for a model with a chat
+  template of its own, `--tokenizer` makes prompt and completion lists of messages instead. Item
+  text that spells markup is broken up by a space: with `--tokenizer` as in training, in text every
+  word in brackets (`[INST]`), for nobody knows who will read it;
+- `item_tokens.json`, the tokens to add to the vocabulary, and `index.json`, whose they are;
+- `README.md`, the data card: counts, settings, hashes of the sources, how to train.
+
+They are the rows that `recipes/finetune.py` trains on for the same data, prompts, tasks and seed.
+Rows go to the file as they are made, so memory does not grow with their number.
+
+Public names: `DatasetConfig`, `main`, `write_rows`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lcrec.artifacts import (
+    CARD,
+    INDEX,
+    ITEM_TOKENS,
+    atomic_path,
+    find_data,
+    fingerprint,
+    is_current,
+    read_provenance,
+    require_same_input,
+    write_json,
+    write_jsonl,
+    write_provenance,
+)
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import leave_one_out, load_interactions, load_items
+from lcrec.dataset import (
+    CHAT_SETTINGS,
+    SENTINEL,
+    PromptEncoder,
+    Row,
+    draw_rows,
+    parse_mixture,
+    split_markup,
+)
+from lcrec.errors import InputError
+from lcrec.index import ItemIndex
+from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
+from lcrec.tasks import TASKS, TaskData
+from lcrec.user_texts import load_user_texts
+
+STAGE = "python -m lcrec.dataset"
+NEEDS_USER_TEXTS = ("itemsearch", "preferenceobtain")
+ROWS_PER_GROUP = 8192  # rows that are in memory at once
+# A word in brackets, such as [INST] or [PAD]: to some tokenizers a special token. Those in angle
+# brackets never get past `plain_text`.
+BRACKETED_WORD = re.compile(r"\[(?=[^\s\[\]]+\])")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Settings of `python -m lcrec.dataset`."""
+
+    data: Path = option("the data folder")
+    index: Path = option("the folder that holds index.json")
+    output: Path = option("the folder to write")
+    prompts: Path = option(
+        "the wording; what the folder lacks comes from prompts/", SHIPPED_PROMPTS
+    )
+    tasks: list[str] | None = option(
+        "tasks, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000 (default: "
+        "every task that the data set has text for)",
+        None,
+    )
+    epochs: int = option("passes over the samples, each with fresh wording", 4, minimum=1)
+    max_history: int = option("items of a history shown at most", 20, minimum=1)
+    history_dropout: float = option(
+        "chance that an item of a seqrec history is left out, anew each epoch", 0.0, minimum=0
+    )
+    max_text_words: int = option("words of a title or description shown at most", 60, minimum=1)
+    format: Literal["parquet", "jsonl"] = option("the file to write", "parquet")
+    tokenizer: str | None = option(
+        "write chat messages, for the chat template of this tokenizer (a folder or a hub name)",
+        None,
+    )
+    seed: int = option("decides everything drawn", 42, minimum=0)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    config = parse_config(DatasetConfig, argv, description=__doc__ or "", prog=STAGE)
+    paths = find_data(config.data)
+    items = load_items(config.data)
+    interactions = load_interactions(config.data, len(items))
+    rebuild = f"python -m lcrec.quantize --data {config.data} --output {config.index}"
+    index_path = config.index if config.index.is_file() else config.index / INDEX
+    require_same_input(index_path.parent, "item", paths.item, rebuild)
+    index = ItemIndex.load(index_path, len(items))
+    prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
+    texts = load_user_texts(config.data, interactions)
+    known = [task for task in TASKS if texts is not None or task not in NEEDS_USER_TEXTS]
+    mixture = parse_mixture(known if config.tasks is None else config.tasks)
+    form = choose_form(config.tokenizer, prompts)
+
+    inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
+    if paths.user.exists():
+        inputs["user"] = paths.user
+    if config.tokenizer is not None and Path(config.tokenizer).is_dir():
+        inputs["tokenizer"] = Path(config.tokenizer)
+    settings = config_dict(config) | {"prompts": prompts.content_hash, "tasks": mixture}
+    if is_current(config.output, STAGE, settings, inputs):
+        print(f"{config.output} is up to date.")
+        return
+    refuse_foreign(config.output)
+
+    data = TaskData(
+        items,
+        leave_one_out(interactions).train,
+        index,
+        max_history=config.max_history,
+        max_text_words=config.max_text_words,
+        user_texts=texts,
+        history_dropout=config.history_dropout,
+        seed=config.seed,
+    )
+    print(
+        f"Writing {config.epochs} epoch(s) of {', '.join(mixture)} for {len(interactions):,} users "
+        f"and {len(items):,} items, as {'chat messages' if config.tokenizer else 'text'}"
+    )
+    name = f"train.{config.format}"
+    counts: Counter[tuple[int, str, str]] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for epoch in range(config.epochs):
+            drawn = draw_rows(data, prompts, mixture, config.seed, epoch)
+            label = f"epoch {epoch + 1} of {config.epochs}"
+            for row in tqdm(drawn, desc=label, unit=" rows", mininterval=0.5):
+                counts[epoch, row.task, row.template_id] += 1
+                yield form(row)
+
+    with atomic_path(config.output) as folder:
+        folder.mkdir()
+        write_rows(folder / name, rows(), is_chat=config.tokenizer is not None)
+        if not counts:
+            raise InputError("--tasks: no task has a single sample in this data set")
+        index.save(folder)
+        write_json(folder / ITEM_TOKENS, index.vocabulary)
+        hashes = {role: fingerprint(path) for role, path in inputs.items()}
+        card = data_card(config, name, paths.name, counts, hashes, prompts.content_hash)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        write_provenance(
+            folder, STAGE, settings, inputs, level_sizes=index.level_sizes, rows=counts.total()
+        )
+    print(
+        f"Wrote {config.output / name}: {counts.total():,} rows. Next: train on it as "
+        f"{config.output / CARD} shows, or here: accelerate launch recipes/finetune.py --help"
+    )
+
+
+def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], dict[str, Any]]:
+    """Return what makes a row of the file of a drawn row.
+
+    Args:
+        tokenizer: whose chat template will be used; None for text with the prompt set's markup.
+        prompts: the wording.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded, or a chat template that cannot be applied.
+    """
+    if tokenizer is None:
+        rendered = render_jinja_template(
+            [prompts.messages(SENTINEL)],
+            chat_template=prompts.chat_template,
+            add_generation_prompt=True,
+        )[0][0]
+        before, after = split_markup(rendered, CHAT_TEMPLATE)
+
+        def as_text(row: Row) -> dict[str, Any]:
+            question, answer = (
+                BRACKETED_WORD.sub("[ ", side) for side in (row.prompt, row.completion)
+            )
+            return {**vars(row), "prompt": before + question + after, "completion": answer}
+
+        return as_text
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--tokenizer {tokenizer}: cannot be loaded ({reason})") from None
+    if loaded.chat_template is None:
+        raise InputError(
+            f"--tokenizer {tokenizer} has no chat template; leave the option out to write text"
+        )
+    encoder = PromptEncoder(loaded, prompts)
+
+    def as_messages(row: Row) -> dict[str, Any]:
+        answer = [{"role": "assistant", "content": encoder.defuse(row.completion)}]
+        return {**vars(row), "prompt": encoder.messages(row.prompt), "completion": answer}
+
+    return as_messages
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, is_chat: bool) -> None:
+    """Write rows as they come: Parquet or JSONL, by the name of the file.
+
+    Args:
+        path: the file, `*.parquet` or `*.jsonl`.
+        rows: `prompt`, `completion`, `task`, `template_id`.
+        is_chat: prompt and completion are lists of {role, content}, not text.
+    """
+    if path.suffix == ".jsonl":
+        write_jsonl(path, rows)
+        return
+    side: pa.DataType = pa.string()
+    if is_chat:
+        side = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    kinds = {"prompt": side, "completion": side, "task": pa.string(), "template_id": pa.string()}
+    schema = pa.schema(kinds)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        left = iter(rows)
+        while group := list(islice(left, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def refuse_foreign(output: Path) -> None:
+    """Refuse an output folder that holds anything but an older data set of this stage.
+
+    Raises:
+        InputError: replacing the folder would delete what another stage or a person put there.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    record = read_provenance(output) if output.is_dir() else None
+    if record is None or record["stage"] != STAGE:
+        raise InputError(
+            f"--output {output} holds something else, which {STAGE} did not make; name another "
+            "folder"
+        )
+
+
+def data_card(
+    config: DatasetConfig,
+    file: str,
+    data_name: str,
+    counts: Counter[tuple[int, str, str]],
+    hashes: dict[str, str],
+    prompts_hash: str,
+) -> str:
+    """Return the data card: what the rows are, where they came from, how to train on them.
+
+    Args:
+        config: the settings.
+        file: the name of the file with the rows.
+        data_name: the data set's name.
+        counts: rows by (epoch, task, template id).
+        hashes: sha256 of every input, by role.
+        prompts_hash: `PromptSet.content_hash`.
+    """
+    by_epoch, by_task, by_template = Counter[int](), Counter[str](), Counter[tuple[str, str]]()
+    for (epoch, task, template), count in counts.items():
+        by_epoch[epoch] += count
+        by_task[task] += count
+        by_template[task, template] += count
+    sizes = ", ".join(f"{by_epoch[epoch]:,}" for epoch in sorted(by_epoch))
+    tasks = "\n".join(
+        f"| `{name}` | {task.summary} | {by_task[name]:,} |"
+        for name, task in TASKS.items()
+        if name in by_task
+    )
+    templates = "\n".join(
+        f"| `{task}` | `{template}` | {by_template[task, template]:,} |"
+        for task, template in sorted(by_template)
+    )
+    sources = "\n".join(f"| {role} | `{digest}` |" for role, digest in hashes.items())
+    builder = "json" if config.format == "jsonl" else "parquet"
+    form, chat = "text", ""
+    if config.tokenizer is not None:
+        form = f"lists of chat messages, for the chat template of `{config.tokenizer}`"
+        chat = (
+            "\n# Models that think aloud are asked not to, as lcrec asks them when recommending.\n"
+            f'rows = rows.map(lambda row: {{"chat_template_kwargs": {CHAT_SETTINGS}}})'
+        )
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {file}
+---
+
+# Instructions for {data_name}
+
+{counts.total():,} samples that teach a language model to recommend by item tokens (LC-Rec,
+arXiv 2311.09049), made by `{STAGE}`.
+
+`{file}` has the columns `prompt` and `completion` ({form}), `task` and `template_id`.
+Epochs: {config.epochs}, one after the other ({sizes} rows), each shuffled and worded anew.
+Train on the file **once, in its order**, with the loss on the completion and the EOS after it.
+A space inside keeps item text from spelling item tokens or markup (`< a_12>`, `[ INST]`).
+
+## Train
+
+```python
+import json
+
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+base = "{config.tokenizer or "BASE MODEL"}"
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base)
+tokenizer.add_tokens(json.load(open("{ITEM_TOKENS}")))
+model.resize_token_embeddings(len(tokenizer))
+rows = load_dataset("{builder}", data_files="{file}", split="train"){chat}
+args = SFTConfig("out", num_train_epochs=1, train_sampling_strategy="sequential", max_length=2048)
+SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=args).train()
+```
+
+An answer of `seqrec`, `item2index`, `itemsearch`, and of `fusionseqrec` from titles, is an item:
+`index.json` says whose tokens they are. When recommending, decode over those sequences only.
+
+## Rows by task
+
+| task | from what to what | rows |
+|---|---|---|
+{tasks}
+
+## Rows by wording
+
+| task | wording | rows |
+|---|---|---|
+{templates}
+
+## Made from
+
+Seed {config.seed}; epochs {config.epochs}; items of a history at most {config.max_history}; history
+dropout {config.history_dropout}; words of a text at most {config.max_text_words}.
+
+| source | sha256 |
+|---|---|
+{sources}
+| wording | `{prompts_hash}` |
+"""

@@ -1,0 +1,135 @@
+"""What turns text into vectors: latent semantic analysis, or a language model.
+
+Reads encoders' weights; writes nothing. `lcrec.embed` encodes the items with it, and whoever has
+another text to compare with them takes `encoder_of` their embeddings.
+
+Public names: `Encoder`, `collect_texts`, `load_encoder`, `encoder_of`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import PartialState
+
+from lcrec.artifacts import read_provenance, require_same_input
+from lcrec.data import Items
+from lcrec.errors import InputError
+from lcrec.lsa import Lsa
+
+Encoder = Callable[[list[str]], np.ndarray]
+
+
+def collect_texts(items: Items, fields: list[str], *, joined: bool) -> tuple[list[str], np.ndarray]:
+    """Return the non-empty texts to encode and the item each belongs to, int64 [texts].
+
+    Raises:
+        InputError: a field that no item has, or an item with no text in any of the fields.
+    """
+    for field in fields:
+        if not any(items.text(item, field) for item in range(len(items))):
+            known = sorted({name for entry in items.fields for name in entry})
+            raise InputError(
+                f"--fields {field}: no item has any; the catalogue has {', '.join(known)}"
+            )
+    texts, owners = [], []
+    for item in range(len(items)):
+        parts = [text for field in fields if (text := items.text(item, field))]
+        if not parts:
+            raise InputError(
+                f"item {item} has no text in {' or '.join(fields)}; give --fields another that it "
+                "has, or leave the item out with python -m lcrec.prepare"
+            )
+        parts = ["\n".join(parts)] if joined else parts
+        texts += parts
+        owners += [item] * len(parts)
+    return texts, np.asarray(owners)
+
+
+def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
+    """Return a function from texts to vectors, float32 [texts, dim].
+
+    A folder with `modules.json`, or a hub name that starts with `sentence-transformers/`, is read
+    by sentence-transformers, which knows that model's own pooling; anything else by transformers.
+
+    Raises:
+        InputError: the model cannot be loaded, or the package it needs is missing.
+    """
+    device = PartialState().device
+    try:
+        if (Path(name) / "modules.json").exists() or name.startswith("sentence-transformers/"):
+            try:
+                from sentence_transformers import SentenceTransformer
+            except ImportError:
+                raise InputError(
+                    f"--encoder {name} needs a package: pip install sentence-transformers"
+                ) from None
+            model = SentenceTransformer(name, device=str(device))
+            model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
+
+            def encode(texts: list[str]) -> np.ndarray:
+                return model.encode(texts, batch_size=64, show_progress_bar=False)
+
+            return encode
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        encoder = AutoModel.from_pretrained(name, dtype="auto").to(device).eval()
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--encoder {name}: cannot be loaded ({error})") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of no file
+        raise InputError(f"--encoder {name}: cannot be loaded (there is no tokenizer with it)")
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # On the left, padding would move the text to other positions.
+    tokenizer.padding_side = "right"
+    positions = getattr(encoder.config, "max_position_embeddings", max_tokens)
+    max_tokens = min(max_tokens, tokenizer.model_max_length, positions)
+
+    @torch.inference_mode()
+    def encode_mean(texts: list[str]) -> np.ndarray:
+        ids = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        vectors: list[np.ndarray] = []
+        # Neighbours in `texts` are alike in length, so little is padded.
+        size = max(1, batch_tokens // max(map(len, ids)))
+        for start in range(0, len(ids), size):
+            batch = tokenizer.pad({"input_ids": ids[start : start + size]}, return_tensors="pt")
+            batch = batch.to(device)
+            hidden = encoder(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][..., None].float()
+            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
+            vectors.append(pooled.cpu().numpy())
+        return np.concatenate(vectors)
+
+    return encode_mean
+
+
+def encoder_of(embeddings: Path, name: str | None = None) -> Encoder:
+    """Return the encoder that an embeddings folder was made with, for other texts.
+
+    Args:
+        embeddings: what `lcrec.embed` wrote.
+        name: where the encoder lies now; None for where it was.
+
+    Raises:
+        InputError: the folder does not say how it was made, or the encoder is gone or another one.
+    """
+    record = read_provenance(embeddings) if embeddings.is_dir() else None
+    settings = record["config"] if record else {}
+    if not settings.keys() >= {"encoder", "fields", "text", "max_tokens", "batch_tokens"}:
+        raise InputError(
+            f"--embeddings {embeddings}: nothing there says which encoder made them; make them "
+            "with: python -m lcrec.embed"
+        )
+    if settings["encoder"] == "lsa":
+        return Lsa.load(embeddings).encode
+    name = name or settings["encoder"]
+    if Path(name).is_dir():
+        rebuild = f"python -m lcrec.embed --encoder {name} --output {embeddings}"
+        require_same_input(embeddings, "encoder", Path(name), rebuild)
+    return load_encoder(name, settings["max_tokens"], settings["batch_tokens"])

@@ -1,0 +1,217 @@
+"""Titles, descriptions and preferences in words: what a checkpoint writes, and how near it comes.
+
+Reads a checkpoint and the data folder. The model answers without any constraint, the likeliest
+token first, in the first wording that serves evaluation for each kind of answer (of the tasks it
+was trained on):
+
+- `index2item`: the title, the description or both of items. All of them were in training, so this
+  says how well the catalogue was learnt by heart;
+- `fusionseqrec`: the title or the description of the test item, from the history before it;
+- `preferenceobtain`: what a user likes, from that history; any of the user's texts counts as right,
+  and those were in training too.
+
+Exact is the share of answers that are the right text but for case and spaces; ROUGE-L is the
+F-measure of the longest common subsequence of words (`lcrec.rouge`), for any language.
+
+Public names: `LanguageConfig`, `main`, `Question`, `answer_questions`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from lcrec.config import config_dict, option, parse_config
+from lcrec.errors import InputError
+from lcrec.generation import write_answers
+from lcrec.judging import (
+    PROG,
+    Subject,
+    format_values,
+    load_subject,
+    require_json_path,
+    write_result,
+)
+from lcrec.metrics import summarise
+from lcrec.recommender import Recommender
+from lcrec.rouge import RougeL
+from lcrec.tasks import TASKS, Record, history_record, mixed_record, plain_text
+from lcrec.templates import Template
+
+LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Settings of `python -m lcrec.evaluate language`."""
+
+    model: Path = option("the checkpoint folder")
+    data: Path = option("the data folder")
+    output: Path | None = option("where to write the numbers, *.json", None)
+    templates: list[str] | None = option("wordings whose answer is text (default: see above)", None)
+    users: int = option("users, or items, to sample for each wording", 500, minimum=1)
+    max_new_tokens: int = option("tokens of an answer at most", 128, minimum=1)
+    show: int = option("answers to print for each wording", 2, minimum=0)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
+    seed: int = option("of sampling and the bootstrap", 0, minimum=0)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt's question and the texts that answer it."""
+
+    question: str
+    references: list[str]
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    config = parse_config(LanguageConfig, argv, description=__doc__ or "", prog=f"{PROG} language")
+    require_json_path(config.output)
+    rouge = RougeL()
+    subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
+    templates = choose_templates(subject, config.templates)
+    print(f"Writing answers to {len(templates)} wording(s), {config.users:,} of each at most")
+    rows: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
+    for template in templates:
+        questions = sample_questions(subject, template, config.users, config.seed)
+        if not questions:
+            print(f"Note: {template.id} has nothing to ask about in this data set; left out.")
+            continue
+        prompts = [question.question for question in questions]
+        answers = answer_questions(
+            subject.recommender, prompts, config.max_new_tokens, label=template.id
+        )
+        scores = {
+            "exact": [is_exact(a, q.references) for a, q in zip(answers, questions, strict=True)],
+            "ROUGE-L": [
+                rouge.score(a, q.references) for a, q in zip(answers, questions, strict=True)
+            ],
+        }
+        rows[template.id] = {
+            name: summarise(np.asarray(values, dtype=np.float64), config.seed)
+            for name, values in scores.items()
+        }
+        result[template.id] = {
+            "task": template.task,
+            "asks_for": sorted(template.answer_variables),
+            "answers": len(answers),
+            **rows[template.id],
+        }
+        for question, answer in zip(questions[: config.show], answers, strict=False):
+            print(f"  {template.id}\n    right  {question.references[0]!r:.110}")
+            print(f"    model  {answer!r:.110}")
+    if not rows:
+        raise InputError("no wording has anything to ask about in this data set; see the notes")
+    print("\nBelow each value, its 95 % interval over users or items.\n")
+    print(format_values(rows, "wording"))
+    for name, entry in result.items():
+        print(f"  {name}: {entry['task']}, {' and '.join(entry['asks_for'])}, {entry['answers']:,}")
+    record = {"templates": result}
+    write_result(config.output, "language", config_dict(config), subject.inputs, record)
+
+
+def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:
+    """Return the wordings to ask in, by default one for each kind of answer that was trained.
+
+    Raises:
+        InputError: an unknown id, a wording whose answer is an item, or a model that was trained
+            on no task with answers in words.
+    """
+    prompts = subject.recommender.prompts
+    if wanted is not None:
+        templates = [prompts.get(template_id) for template_id in wanted]
+        for template in templates:
+            if template.task not in LANGUAGE_TASKS or template.is_item_answer:
+                raise InputError(
+                    f"--templates {template.id}: its answer is an item; name wordings with an "
+                    f"answer in words, of {', '.join(LANGUAGE_TASKS)}"
+                )
+        return templates
+    first: dict[tuple[str, frozenset[str]], Template] = {}
+    for task in LANGUAGE_TASKS:
+        if task in subject.recommender.tasks:
+            for template in prompts.for_task(task, "eval"):
+                if not template.is_item_answer:
+                    first.setdefault((task, template.answer_variables), template)
+    if not first:
+        raise InputError(
+            f"--model was trained on {', '.join(sorted(subject.recommender.tasks))}, none of which "
+            "answers in words; name --templates to ask all the same"
+        )
+    return list(first.values())
+
+
+def sample_questions(subject: Subject, template: Template, count: int, seed: int) -> list[Question]:
+    """Return at most `count` questions in this wording, drawn by seed, in their order."""
+    records = [(r, others) for r, others in _records(subject, template.task) if template.fits(r)]
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(records))[:count])
+    questions = []
+    for place in drawn.tolist():
+        record, others = records[place]
+        answers = [template.render({**record, **other})[1] for other in others]
+        # As they were trained.
+        answers = [subject.recommender.questions.encoder.defuse(answer) for answer in answers]
+        questions.append(Question(template.ask(record), answers))
+    return questions
+
+
+def _records(subject: Subject, task: str) -> Iterator[tuple[Record, list[Record]]]:
+    """Yield each record to ask about, and for each right answer what it changes in the record."""
+    data, test = subject.data, subject.split.test
+    if task == "index2item":
+        for record in TASKS[task].records(data):
+            yield record, [{}]
+        return
+    preferences = data.user_texts.preferences if data.user_texts else {}
+    for user, history, target in zip(test.users, test.histories, test.targets, strict=True):
+        if task == "fusionseqrec":
+            yield mixed_record(data, history, int(target)), [{}]
+        elif user in preferences:
+            texts = [plain_text(text, data.max_text_words) for text in preferences[user]]
+            others: list[Record] = [{"preference": text} for text in texts if text]
+            if others:
+                yield {**history_record(data.index, history, data.max_history), **others[0]}, others
+
+
+def answer_questions(
+    recommender: Recommender, questions: list[str], max_new_tokens: int, *, label: str
+) -> list[str]:
+    """Let the model answer in words: the likeliest token, one after the other, until EOS.
+
+    Args:
+        recommender: the model.
+        questions: what to ask, [questions].
+        max_new_tokens: tokens of an answer at most.
+        label: of the progress bar.
+
+    Returns:
+        [questions] texts; item tokens in them are shown as they are.
+    """
+    device, tokenizer = recommender.trie.device, recommender.tokenizer
+    prompt_ids = recommender.questions.encode(questions, max_new_tokens)
+    answers = [""] * len(questions)
+    for rows in tqdm(recommender.plan_batches(prompt_ids), desc=label, unit=" batches"):
+        input_ids, mask = recommender.questions.pad([prompt_ids[row] for row in rows])
+        found = write_answers(
+            recommender.model,
+            input_ids.to(device),
+            mask.to(device),
+            max_new_tokens,
+            end=tokenizer.eos_token_id,
+            banned=[],
+        )
+        for row, ids in zip(rows, found, strict=True):
+            answers[row] = str(tokenizer.decode(ids)).strip()
+    return answers
+
+
+def is_exact(text: str, references: list[str]) -> bool:
+    """Tell whether a text is one of the references, but for case and spaces."""
+    words = text.casefold().split()
+    return any(words == reference.casefold().split() for reference in references)

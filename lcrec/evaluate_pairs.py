@@ -1,0 +1,210 @@
+"""The next item, or one like it? Pairwise accuracy of a checkpoint (LC-Rec, Table V).
+
+Reads a checkpoint, the data folder and item embeddings. For every user the model weighs the item
+that came next against another that the user has never had: the one nearest in text (cosine of the
+embeddings), the one that most customers of the next item bought too (in training; LC-Rec took the
+nearest by SASRec's embedding), and one drawn at random. The item with the higher log-probability
+after the prompt is the model's choice; equal ones count half. Accuracy is the share of users for
+whom that is the item that came next.
+
+By default the model is asked in the first wording of `seqrec` that serves evaluation and, where it
+was trained on `fusionseqrec`, in the first one that shows titles (LC-Rec's "Title").
+
+Public names: `PairsConfig`, `main`, `pairwise_accuracy`, `score_items`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import Cases
+from lcrec.errors import InputError
+from lcrec.judging import (
+    PROG,
+    Subject,
+    Summary,
+    format_values,
+    load_subject,
+    require_json_path,
+    write_result,
+)
+from lcrec.leaf_filter import LeafFilter
+from lcrec.metrics import summarise
+from lcrec.negatives import at_random, bought_alike, similar_in_text
+from lcrec.tasks import mixed_record
+from lcrec.templates import Template
+
+NEGATIVES = {
+    "language": "nearest by cosine of the text embeddings",
+    "collaborative": "shares the most customers in training; of equals, the rarest",
+    "random": "any item, by seed",
+}
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Settings of `python -m lcrec.evaluate pairs`."""
+
+    model: Path = option("the checkpoint folder")
+    data: Path = option("the data folder")
+    embeddings: Path = option("the item embeddings that say which texts are alike")
+    output: Path | None = option("where to write the numbers, *.json", None)
+    split: Literal["valid", "test"] = option("which held-out item is the next one", "test")
+    templates: list[str] | None = option(
+        "wordings to ask in, of seqrec or of fusionseqrec from titles (default: see above)", None
+    )
+    users: int | None = option("users to sample (default: all)", None, minimum=1)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
+    seed: int = option("of sampling, random negatives and the bootstrap", 0, minimum=0)
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    config = parse_config(PairsConfig, argv, description=__doc__ or "", prog=f"{PROG} pairs")
+    require_json_path(config.output)
+    path = config.embeddings / EMBEDDINGS if config.embeddings.is_dir() else config.embeddings
+    vectors = read_array(path)
+    rebuild = f"python -m lcrec.embed --data {config.data} --output {path.parent}"
+    require_same_input(path.parent, "item", find_data(config.data).item, rebuild)
+    subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
+    num_items = len(subject.data.items)
+    if vectors.ndim != 2 or len(vectors) != num_items:
+        raise InputError(
+            f"{path} has shape {list(vectors.shape)}, but the catalogue has {num_items} items; "
+            f"make it anew with: {rebuild}"
+        )
+    templates = choose_templates(subject, config.templates)
+    cases = subject.split.valid if config.split == "valid" else subject.split.test
+    cases = cases.sample(config.users, config.seed)
+    seen = seen_items(subject, cases)
+    print(
+        f"Asking {len(cases):,} users' next item against three others, in {len(templates)} "
+        "wording(s)"
+    )
+    negatives = {
+        "language": similar_in_text(vectors, cases.targets, seen),
+        "collaborative": bought_alike(subject.data.train, num_items, cases.targets, seen),
+        "random": at_random(num_items, seen, config.seed),
+    }
+    rows: dict[str, dict[str, Summary | None]] = {}
+    result = {}
+    for template in templates:
+        accuracy = pairwise_accuracy(subject, template, cases, negatives)
+        asked = {kind: values[~np.isnan(values)] for kind, values in accuracy.items()}
+        rows[template.id] = {
+            kind: summarise(values, config.seed) if len(values) else None
+            for kind, values in asked.items()
+        }
+        result[template.id] = {
+            kind: {"pairs": len(values), **(rows[template.id][kind] or {})}
+            for kind, values in asked.items()
+        }
+    print("\nAccuracy against each kind of negative; below, its 95 % interval over users.\n")
+    print(format_values(rows, "wording"))
+    for kind, meaning in NEGATIVES.items():
+        counts = {template: result[template][kind]["pairs"] for template in result}
+        pairs = ", ".join(f"{count:,}" for count in dict.fromkeys(counts.values()))
+        print(f"  {kind}: {meaning}; {pairs} pairs")
+    settings = config_dict(config)
+    inputs = {**subject.inputs, "embeddings": path}
+    record = {"users": len(cases), "negatives": NEGATIVES, "templates": result}
+    write_result(config.output, "pairs", settings, inputs, record)
+
+
+def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:
+    """Return the wordings to ask in.
+
+    Raises:
+        InputError: an unknown id, or a wording that does not go from a history to the next item.
+    """
+    prompts = subject.recommender.prompts
+    if wanted is None:
+        found = prompts.for_task("seqrec", "eval")[:1]
+        if "fusionseqrec" in subject.recommender.tasks:
+            mixed = prompts.for_task("fusionseqrec", "eval")
+            found += [template for template in mixed if template.is_item_answer][:1]
+        return found
+    templates = [prompts.get(template_id) for template_id in wanted]
+    for template in templates:
+        if template.task not in ("seqrec", "fusionseqrec") or not template.is_item_answer:
+            raise InputError(
+                f"--templates {template.id}: does not ask for the next item after a history; take "
+                "one of seqrec, or one of fusionseqrec whose answer is {{ target }}"
+            )
+    return templates
+
+
+def seen_items(subject: Subject, cases: Cases) -> list[np.ndarray]:
+    """Return all items each user ever had, which cannot be wrong answers, [cases] arrays."""
+    whole = subject.split.test
+    last = dict(zip(whole.users, zip(whole.histories, whole.targets, strict=True), strict=True))
+    return [np.append(*last[user]) for user in cases.users]
+
+
+def pairwise_accuracy(
+    subject: Subject, template: Template, cases: Cases, negatives: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return 1 where the model prefers the true next item, 0 where it does not, .5 for a tie.
+
+    Args:
+        subject: the model and its data.
+        template: the wording.
+        cases: the users.
+        negatives: by kind, an item per case, int64 [cases]; -1 where there is none.
+
+    Returns:
+        by kind, float64 [cases]; NaN where there is no negative, or the wording cannot ask because
+        no title of the history is known.
+    """
+    recommender = subject.recommender
+    items = np.stack([cases.targets, *negatives.values()], axis=1).astype(np.int64)
+    records = [
+        mixed_record(subject.data, history, int(target))
+        for history, target in zip(cases.histories, cases.targets, strict=True)
+    ]
+    can_ask = np.flatnonzero([template.can_ask(record) for record in records])
+    prompt_ids = recommender.questions.encode(
+        [template.ask(records[case]) for case in can_ask], recommender.index.num_levels
+    )
+    scores = np.full(items.shape, np.nan)
+    for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
+        chosen = can_ask[rows]
+        batch = [prompt_ids[row] for row in rows]
+        scores[chosen] = score_items(subject, batch, items[chosen])
+    true = scores[:, 0]
+    return {
+        kind: np.where(
+            (items[:, place] < 0) | np.isnan(true),
+            np.nan,
+            (true > scores[:, place]) + 0.5 * (true == scores[:, place]),
+        )
+        for place, kind in enumerate(negatives, start=1)
+    }
+
+
+def score_items(subject: Subject, prompt_ids: list[list[int]], items: np.ndarray) -> np.ndarray:
+    """Return how likely the model finds given items after each prompt of one batch.
+
+    Args:
+        subject: the model.
+        prompt_ids: the prompts.
+        items: int64 [batch, width], the items to score, -1 as padding.
+
+    Returns:
+        float32 [batch, width], log-probabilities as in ranking; -inf where the item is -1.
+    """
+    recommender = subject.recommender
+    allow = [np.unique(own[own >= 0]) for own in items]
+    leaf_filter = LeafFilter.build(recommender.trie, len(items), allow)
+    # As many as are allowed at most: none of them can be lost on the way.
+    most = max(map(len, allow))
+    found, likely = recommender.rank_batch(prompt_ids, most, leaf_filter=leaf_filter)
+    is_same = found[:, None, :] == items[:, :, None]  # [row, place, rank]
+    is_same &= (items >= 0)[:, :, None]
+    return np.where(is_same, likely[:, None, :], -np.inf).max(axis=2).astype(np.float32)

@@ -1,0 +1,215 @@
+"""Items for what a customer looks for: `itemsearch` of a checkpoint against text retrieval.
+
+Reads a checkpoint, the data folder with its `<Name>.user.json`, and item embeddings. Every test
+intention (LC-Rec, Fig. 3) is a query, the item the user then took the only right answer, and the
+whole catalogue is ranked: by the model, in the first wording that serves evaluation for each of the
+things `itemsearch` can be asked with (the intention alone, with the history, with both history and
+preference); and by the cosine between the intention and the item embeddings, encoded by the very
+encoder they were made with. A user with several intentions counts as their mean.
+
+Public names: `SearchConfig`, `main`, `Query`, `rank_by_model`, `rank_by_text`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
+from lcrec.config import config_dict, option, parse_config
+from lcrec.encoders import Encoder, encoder_of
+from lcrec.errors import InputError
+from lcrec.judging import (
+    PROG,
+    Subject,
+    Summary,
+    format_values,
+    load_subject,
+    require_json_path,
+    write_result,
+)
+from lcrec.metrics import measure_lists, summarise
+from lcrec.tasks import Record, search_record
+from lcrec.templates import Template
+
+RETRIEVAL = "text retrieval"
+BLOCK = 256  # queries encoded at once
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of `python -m lcrec.evaluate search`."""
+
+    model: Path = option("the checkpoint folder")
+    data: Path = option("the data folder")
+    embeddings: Path = option("the folder of item embeddings to retrieve from")
+    encoder: str | None = option("their encoder, if it lies elsewhere now", None)
+    output: Path | None = option("where to write the numbers, *.json", None)
+    templates: list[str] | None = option(
+        "itemsearch wordings that use the intention (default: see above)", None
+    )
+    users: int | None = option("users to sample (default: all with an intention)", None, minimum=1)
+    k: int = option("items to rank per query, the depth of MRR", 20, minimum=10)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
+    seed: int = option("of sampling and the bootstrap", 0, minimum=0)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One intention: the row of its user in the targets, what it says, what a prompt may say."""
+
+    row: int
+    text: str
+    record: Record
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    config = parse_config(SearchConfig, argv, description=__doc__ or "", prog=f"{PROG} search")
+    require_json_path(config.output)
+    item_path = find_data(config.data).item
+    rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
+    vectors = read_array(config.embeddings / EMBEDDINGS)
+    require_same_input(config.embeddings, "item", item_path, rebuild)
+    subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
+    num_items = len(subject.data.items)
+    if config.k > num_items:
+        raise InputError(f"--k {config.k}: the catalogue has only {num_items} items")
+    templates = choose_templates(subject, config.templates)
+    queries, targets = make_queries(subject, config.users, config.seed)
+    encode = encoder_of(config.embeddings, config.encoder)
+    print(
+        f"Ranking {num_items:,} items for {len(queries):,} intentions of {len(targets):,} users, "
+        f"by text and in {len(templates)} wording(s)"
+    )
+    if "itemsearch" not in subject.recommender.tasks:
+        print("Note: this model was not trained on itemsearch; it is asked what it never learnt.")
+    ranked = {RETRIEVAL: (queries, rank_by_text(encode, vectors, queries, config.k))}
+    for template in templates:
+        asked = [query for query in queries if template.can_ask(query.record)]
+        if asked:
+            ranked[template.id] = (asked, rank_by_model(subject, template, asked, config.k))
+        else:
+            print(f"Note: {template.id} asks with what no user has; left out.")
+    rows: dict[str, dict[str, Summary | None]] = {}
+    counts = {}
+    for name, (asked, lists) in ranked.items():
+        owners = np.asarray([query.row for query in asked])
+        by_query = measure_lists(lists, targets[owners], config.k)
+        counts[name] = len(np.unique(owners))
+        rows[name] = {
+            metric: summarise(mean_by_owner(values, owners), config.seed)
+            for metric, values in by_query.items()
+        }
+    print(f"\nMRR looks {config.k} items deep. Below each value, its 95 % interval over users.\n")
+    print(format_values(rows, "asked by"))
+    for name, count in counts.items():
+        if count < len(targets):
+            print(f"  {name}: {count:,} users; the others lack what it asks with")
+    inputs = {**subject.inputs, "embeddings": config.embeddings / EMBEDDINGS}
+    record = {
+        "users": len(targets),
+        "queries": len(queries),
+        "mrr_depth": config.k,
+        "runs": {name: {"users": counts[name], "overall": rows[name]} for name in rows},
+    }
+    write_result(config.output, "search", config_dict(config), inputs, record)
+
+
+def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:
+    """Return the wordings to ask in, by default one for each set of things to ask with.
+
+    Raises:
+        InputError: an unknown id, or a wording without an intention.
+    """
+    prompts = subject.recommender.prompts
+    if wanted is None:
+        first: dict[frozenset[str], Template] = {}
+        for template in prompts.for_task("itemsearch", "eval"):
+            if "intention" in template.question_variables:
+                first.setdefault(template.question_variables, template)
+        if not first:
+            raise InputError("no itemsearch wording that serves evaluation uses {{ intention }}")
+        return list(first.values())
+    templates = [prompts.get(template_id) for template_id in wanted]
+    for template in templates:
+        if template.task != "itemsearch" or "intention" not in template.question_variables:
+            raise InputError(
+                f"--templates {template.id}: is no wording of itemsearch that asks with an "
+                "intention"
+            )
+    return templates
+
+
+def make_queries(subject: Subject, users: int | None, seed: int) -> tuple[list[Query], np.ndarray]:
+    """Return the queries of a sample of users who have a test intention, and the users' targets.
+
+    Raises:
+        InputError: the data set has no test intentions.
+    """
+    texts = subject.data.user_texts
+    if texts is None or not texts.test_intentions:
+        raise InputError(
+            "search needs what users look for at the test item, which this data set's "
+            "<Name>.user.json does not say; make it with: python -m lcrec.intents"
+        )
+    test = subject.split.test
+    known = [case for case, user in enumerate(test.users) if user in texts.test_intentions]
+    drawn = np.sort(np.random.default_rng(seed).permutation(known)[:users])
+    queries = []
+    for row, case in enumerate(drawn.tolist()):
+        user = test.users[case]
+        preference = texts.preferences.get(user, [""])[0]
+        for text in texts.test_intentions[user]:
+            record = search_record(
+                subject.data.index,
+                test.histories[case],
+                subject.data.max_history,
+                preference=preference,
+                intention=text,
+                max_text_words=subject.data.max_text_words,
+            )
+            queries.append(Query(row, text, record))
+    return queries, test.targets[drawn].astype(np.int64)
+
+
+def rank_by_model(subject: Subject, template: Template, queries: list[Query], k: int) -> np.ndarray:
+    """Return the model's k best items for each query, int64 [queries, k]."""
+    recommender = subject.recommender
+    prompt_ids = recommender.questions.encode(
+        [template.ask(query.record) for query in queries], recommender.index.num_levels
+    )
+    items = np.full((len(queries), k), -1, dtype=np.int64)
+    for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
+        items[rows], _ = recommender.rank_batch([prompt_ids[row] for row in rows], k)
+    return items
+
+
+def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[Query], k: int) -> np.ndarray:
+    """Return the k items nearest to each query by cosine, int64 [queries, k].
+
+    Args:
+        encode: the encoder of the item embeddings.
+        vectors: the item embeddings, float [items, dim].
+        queries: what is looked for.
+        k: how many items; of equals the lower id comes first.
+    """
+    unit = _unit(vectors)
+    items = np.empty((len(queries), k), dtype=np.int64)
+    for start in tqdm(range(0, len(queries), BLOCK), desc=RETRIEVAL, unit=" batches"):
+        found = _unit(encode([query.text for query in queries[start : start + BLOCK]])) @ unit.T
+        items[start : start + BLOCK] = np.argsort(-found, axis=1, kind="stable")[:, :k]
+    return items
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def mean_by_owner(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Return the mean of each owner's values, in the order of the owners who have some."""
+    counts = np.bincount(owners)
+    return (np.bincount(owners, values) / np.maximum(counts, 1))[counts > 0]

@@ -1,0 +1,139 @@
+"""What the three ways to judge a checkpoint share: the model with its data, the table, the file.
+
+Reads a checkpoint and the data folder; writes one JSON file of numbers with its sidecar.
+
+Public names: `Subject`, `Summary`, `load_subject`, `require_json_path`, `format_values`,
+`write_result`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcrec.artifacts import (
+    find_data,
+    provenance_path,
+    require_same_input,
+    write_json,
+    write_provenance,
+)
+from lcrec.data import Split, leave_one_out, load_interactions, load_items
+from lcrec.errors import InputError
+from lcrec.metrics import LEVEL, SAMPLES
+from lcrec.modeling import DTYPES
+from lcrec.recommender import Recommender
+from lcrec.tasks import TaskData
+from lcrec.user_texts import load_user_texts
+
+PROG = "python -m lcrec.evaluate"
+CELL = 14  # characters
+
+Summary = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint on trial, with the data it is asked about.
+
+    Attributes:
+        recommender: the model, its index and its wording.
+        data: what records are made of, limited as they were in training.
+        split: the leave-one-out split.
+        inputs: what was read, by role.
+    """
+
+    recommender: Recommender
+    data: TaskData
+    split: Split
+    inputs: dict[str, Path]
+
+
+def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -> Subject:
+    """Load a checkpoint and the data folder it was trained on.
+
+    Args:
+        model: the checkpoint folder.
+        folder: the data folder.
+        precision: a key of `DTYPES`.
+        batch_tokens: prompt tokens per batch, padding included.
+
+    Raises:
+        InputError: either is missing or damaged, or they do not belong together.
+    """
+    paths = find_data(folder)
+    items = load_items(folder)
+    interactions = load_interactions(folder, len(items))
+    texts = load_user_texts(folder, interactions)
+    split = leave_one_out(interactions)
+    if model.is_dir():
+        retrain = f"accelerate launch recipes/finetune.py --data {folder} --output DIR"
+        require_same_input(model, "item", paths.item, retrain)
+    recommender = Recommender.from_pretrained(
+        model, dtype=DTYPES[precision], max_batch_tokens=batch_tokens
+    )
+    data = TaskData(
+        items,
+        split.train,
+        recommender.index,
+        max_history=recommender.questions.max_history,
+        max_text_words=recommender.questions.max_text_words,
+        user_texts=texts,
+    )
+    inputs = {"model": model, "item": paths.item, "inter": paths.inter}
+    if texts is not None:
+        inputs["user"] = paths.user
+    return Subject(recommender, data, split, inputs)
+
+
+def require_json_path(output: Path | None) -> None:
+    """Refuse a result file whose name does not end in `.json`, before any work is done for it."""
+    if output is not None and (output.suffix != ".json" or output.is_dir()):
+        raise InputError(f"--output {output}: the numbers go to a file named *.json")
+
+
+def format_values(rows: dict[str, dict[str, Summary | None]], heading: str) -> str:
+    """Return a table: two lines per row, the values and below them their intervals.
+
+    Args:
+        rows: {label: {column: result of `lcrec.metrics.summarise`, None where there is none}}.
+        heading: what stands above the labels.
+    """
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, (heading, *rows))) + 2
+    lines = [f"{heading:<{width}}" + "".join(f"{column:>{CELL}}" for column in columns)]
+    lines.append("-" * len(lines[0]))
+    for label, values in rows.items():
+        cells, intervals = "", ""
+        for column in columns:
+            value = values[column]
+            cells += f"{value['mean']:>{CELL}.4f}" if value else f"{'-':>{CELL}}"
+            interval = f"{value['low']:.3f}-{value['high']:.3f}" if value else ""
+            intervals += f"{interval:>{CELL}}"
+        lines += [f"{label:<{width}}{cells}", f"{'':<{width}}{intervals}".rstrip()]
+    return "\n".join(lines)
+
+
+def write_result(
+    output: Path | None,
+    command: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Path],
+    result: dict[str, Any],
+) -> None:
+    """Write the numbers and where they came from, and say so; without a path, say that too.
+
+    Args:
+        output: a file named `*.json`, or None.
+        command: the command's name, such as "pairs".
+        settings: the resolved settings.
+        inputs: what was read, by role.
+        result: JSON values only.
+    """
+    if output is None:
+        print("\nNothing was written; --output FILE.json keeps these numbers.")
+        return
+    provenance_path(output).unlink(missing_ok=True)
+    bootstrap = {"samples": SAMPLES, "level": LEVEL}
+    write_json(output, {"command": command, **bootstrap, **result}, indent=2)
+    write_provenance(output, PROG, {"command": command, **settings}, inputs)
+    print(f"\nWrote {output}.")
