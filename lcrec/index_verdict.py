@@ -28,12 +28,15 @@ def judge(report: Report) -> Verdict:
         return Verdict("warning", "Not fit for training: items share an index.", findings)
     if warnings:
         things = "one thing" if warnings == 1 else f"{warnings} things"
-        text = f"Look at {things} before training on this index."
+        # An index that new items joined is for the model that was trained on the old one.
+        use = "recommending with" if "added" in report else "training on"
+        text = f"Look at {things} before {use} this index."
         return Verdict("warning", text, findings)
     if not report.keys() & {"neighbours", "explained_variance"}:
         text = "Well-formed. Whether its codes carry meaning, they do not tell alone."
         return Verdict("note", text, findings)
-    return Verdict("good", "A good index: train on it.", findings)
+    use = "recommend with it" if "added" in report else "train on it"
+    return Verdict("good", f"A good index: {use}.", findings)
 
 
 def above_chance(value: float, chance: float, most: float = 1.0) -> float:

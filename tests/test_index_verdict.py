@@ -92,7 +92,10 @@ def test_one_weakness_is_named_with_its_remedy(changes, grade, words):
 
 def test_items_that_joined_and_are_like_the_others():
     verdict = judge_with(**added(0.6))
-    assert verdict.text == "A good index: train on it."
+    assert verdict.text == "A good index: recommend with it."
+    assert judge_with(**added(0.1)).text == (
+        "Look at one thing before recommending with this index."
+    )
     assert any("2 found their nearest index taken" in text for text in graded(verdict, "good"))
 
 
