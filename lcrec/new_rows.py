@@ -30,6 +30,11 @@ def compute_rows_apart(model: PeftModel) -> None:
             ids, order = torch.tensor(indices, device=module.weight.device).sort()
             module.register_buffer("row_ids", ids, persistent=False)
             module.register_buffer("row_order", order, persistent=False)
+            if module.tied_adapter:
+                # The rows are the embedding's; under a second name they would be saved and
+                # sharded twice.
+                rows = module._modules.pop("trainable_tokens_delta")
+                module.__dict__["trainable_tokens_delta"] = rows
 
 
 def show_frozen_weights(model: PeftModel) -> None:

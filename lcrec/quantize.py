@@ -48,7 +48,7 @@ from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_p
 from lcrec.new_items import count_old_items, require_same_past
 from lcrec.repair import repair_index
 from lcrec.report import Verdict
-from lcrec.rqvae_training import PUBLISHED_WIDTHS, train_rqvae
+from lcrec.rqvae_training import train_rqvae
 
 STAGE = "python -m lcrec.quantize"
 UNFINISHED = ".training.safetensors"
@@ -169,9 +169,21 @@ def main(argv: list[str]) -> None:
     if config.kind in TRAINED:
         model = train_rqvae(
             torch.from_numpy(embeddings),
+            num_levels=config.levels,
+            num_codes=config.codes,
+            latent_dim=config.latent_dim,
+            hidden_dims=config.hidden_dims,
+            commitment_weight=config.commitment_weight,
             sinkhorn_epsilons=epsilons,
+            epochs=config.epochs,
+            patience=config.patience,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            seed=config.seed,
+            parity=config.parity,
+            bf16=config.bf16,
             resume_from=config.output / UNFINISHED,
-            **training_settings(config, embeddings.shape[1]),
         )
     if state.is_main_process:
         indexing = INDEXERS[config.kind](
@@ -186,28 +198,6 @@ def main(argv: list[str]) -> None:
             f"{config.data} --index {config.output} --base MODEL --output DIR"
         )
     state.wait_for_everyone()
-
-
-def training_settings(config: QuantizeConfig, width: int) -> dict[str, Any]:
-    """Return what `train_rqvae` is told for embeddings of this width, defaults filled in."""
-    latent_dim, hidden_dims, epochs = width, [512, 256], 60
-    if config.parity:
-        latent_dim, hidden_dims, epochs = 32, PUBLISHED_WIDTHS, 5000
-    return {
-        "num_levels": config.levels,
-        "num_codes": config.codes,
-        "latent_dim": config.latent_dim or latent_dim,
-        "hidden_dims": config.hidden_dims or hidden_dims,
-        "commitment_weight": config.commitment_weight,
-        "epochs": epochs if config.epochs is None else config.epochs,
-        "patience": config.patience,
-        "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "seed": config.seed,
-        "parity": config.parity,
-        "bf16": config.bf16,
-    }
 
 
 def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ Public names: `train_rqvae`, `explained_variance`, `PUBLISHED_WIDTHS`.
 import copy
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from lcrec.residual import SLICE
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_state import Progress, load_state, save_state
 
+HIDDEN_WIDTHS = [512, 256]
 PUBLISHED_WIDTHS = [2048, 1024, 512, 256, 128, 64]
 EPOCHS_PER_CHECK = 5
 WORTHWHILE = 1e-3  # a smaller gain of the score does not count against patience
@@ -33,11 +35,11 @@ def train_rqvae(
     *,
     num_levels: int,
     num_codes: int,
-    latent_dim: int,
-    hidden_dims: list[int],
+    latent_dim: int | None = None,
+    hidden_dims: Sequence[int] | None = None,
     commitment_weight: float,
-    sinkhorn_epsilons: list[float],
-    epochs: int,
+    sinkhorn_epsilons: Sequence[float],
+    epochs: int | None = None,
     patience: int,
     batch_size: int,
     learning_rate: float,
@@ -59,9 +61,11 @@ def train_rqvae(
 
     Args:
         embeddings: float32 [items, dim].
-        num_levels, num_codes, latent_dim, hidden_dims: the model's shape.
+        num_levels, num_codes: the model's paths.
+        latent_dim, hidden_dims: its widths; by default a latent as wide as the embeddings behind
+            `HIDDEN_WIDTHS`, with `parity` one of 32 behind `PUBLISHED_WIDTHS`.
         commitment_weight, sinkhorn_epsilons: the model's losses and balanced levels.
-        epochs: passes over the items at most.
+        epochs: passes over the items at most; 60 by default, with `parity` 5000.
         patience: checks without a gain of `WORTHWHILE` before training stops.
         batch_size: items per step, all processes together.
         learning_rate, weight_decay: AdamW's.
@@ -72,9 +76,16 @@ def train_rqvae(
             it was left by the same call, and replaced otherwise. Whoever calls deletes it.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
+    width = embeddings.shape[1]
+    if latent_dim is None:
+        latent_dim = 32 if parity else width
+    if hidden_dims is None:
+        hidden_dims = PUBLISHED_WIDTHS if parity else HIDDEN_WIDTHS
+    if epochs is None:
+        epochs = 5000 if parity else 60
     torch.manual_seed(seed)
     model = RQVAE(
-        embeddings.shape[1],
+        width,
         hidden_dims=hidden_dims,
         latent_dim=latent_dim,
         num_levels=num_levels,

@@ -37,12 +37,23 @@ from lcrec.artifacts import EMBEDDINGS, read_array
 from lcrec.assignment import Assignment, assign_unique, shared_rows
 from lcrec.config import option, parse_config
 from lcrec.errors import InputError, run_stage
-from lcrec.quantize import QuantizeConfig, level_epsilons, training_settings
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_training import explained_variance, train_rqvae
 from lcrec.sinkhorn import balanced_codes, sinkhorn
 
 Figures = dict[str, Any]
+# What `python -m lcrec.quantize` trains with unless told otherwise.
+SETTINGS: dict[str, Any] = {
+    "num_levels": 4,
+    "num_codes": 256,
+    "commitment_weight": 0.25,
+    "sinkhorn_epsilons": [0, 0, 0, 0.003],
+    "patience": 8,
+    "batch_size": 1024,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-4,
+    "seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -90,14 +101,8 @@ def clusters(items: int, width: int, seed: int) -> np.ndarray:
 
 def train(embeddings: Tensor, **settings: Any) -> tuple[RQVAE, float]:
     """Return what `python -m lcrec.quantize` would train, and the seconds that took."""
-    config = QuantizeConfig(data=Path(), embeddings=Path(), output=Path(), **settings)
-    epsilons = level_epsilons(config.kind, config.sinkhorn_epsilon, config.levels)
     start = time.perf_counter()
-    model = train_rqvae(
-        embeddings,
-        sinkhorn_epsilons=epsilons,
-        **training_settings(config, embeddings.shape[1]),
-    )
+    model = train_rqvae(embeddings, **{**SETTINGS, **settings})
     return model, time.perf_counter() - start
 
 

@@ -14,7 +14,13 @@ from lcrec.artifacts import read_json, read_provenance, write_array, write_json,
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.indexers import INDEXERS, Indexing
-from lcrec.quantize import check_embeddings, describe_index, level_epsilons, main
+from lcrec.quantize import (
+    QuantizeConfig,
+    check_embeddings,
+    describe_index,
+    level_epsilons,
+    main,
+)
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_training import explained_variance
 
@@ -212,22 +218,23 @@ def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
 def test_settings_of_parity_are_the_published_ones(shop, monkeypatch):
     seen = {}
 
-    def spy(embeddings, **settings):
+    def spy(self, input_dim, **settings):
         seen.update(settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lcrec.quantize, "train_rqvae", spy)
-    paths = (f"--{name}={shop / name}" for name in ("data", "embeddings", "index"))
-    words = [word.replace("--index", "--output") for word in paths]
+    paths = [f"--{name}={shop / name}" for name in ("data", "embeddings")]
+    words = [*paths, f"--output={shop / 'index'}"]
+    monkeypatch.setattr(RQVAE, "__init__", spy)
     with pytest.raises(KeyboardInterrupt):
         main([*words, "--parity"])
     assert seen["hidden_dims"] == [2048, 1024, 512, 256, 128, 64]
     assert (seen["latent_dim"], seen["num_levels"], seen["num_codes"]) == (32, 4, 256)
     assert seen["sinkhorn_epsilons"] == [0, 0, 0, 0.003]
-    assert (seen["learning_rate"], seen["batch_size"], seen["epochs"]) == (1e-3, 1024, 5000)
     with pytest.raises(KeyboardInterrupt):
         main(words)
-    assert (seen["latent_dim"], seen["parity"]) == (6, False)
+    assert (seen["hidden_dims"], seen["latent_dim"]) == ([512, 256], 6)
+    config = QuantizeConfig(data=shop, embeddings=shop, output=shop)
+    assert (config.learning_rate, config.batch_size, config.commitment_weight) == (1e-3, 1024, 0.25)
 
 
 def test_epsilon_per_level():
