@@ -98,10 +98,15 @@ def test_it_says_of_every_kind_what_quantize_said(shop, kind):
 
 
 def test_how_items_joined_or_moved_is_not_lost(shop):
-    write_json(shop / "made" / "report.json", {"repaired": {"moved": {"3": []}}, "items": 5})
-    report = run(shop, output="made")
-    assert report["repaired"] == {"moved": {"3": []}}
-    assert report["items"] == ITEMS
+    codes = CODES.copy()
+    codes[7] = codes[6]
+    write_index(shop / "made" / "index.json", codes)
+    quantize(["--repair", str(shop / "made"), "--output", str(shop / "new")])
+    before = read_json(shop / "new" / "report.json")
+    report = run(shop, "new", output="new")
+    assert report["repaired"] == before["repaired"]
+    assert report["repaired"]["groups"] == [[6, 7]]
+    assert "branches" in report.keys() - before.keys()
 
 
 # What is refused, with nothing written.
