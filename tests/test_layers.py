@@ -29,7 +29,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.index_quality", "lcrec.index_verdict", "lcrec.index_page"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
-    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan"], 2),
+    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan", "lcrec.run_folder"], 2),
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
     **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     **dict.fromkeys(["lcrec.prompts_tokens", "lcrec.prompts_score", "lcrec.encoders"], 2),
