@@ -59,10 +59,10 @@ def residual_kmeans(
         seed: decides the k-means starts.
         balanced: for each level, whether its codes share the items evenly (constrained k-means,
             Bradley et al. 2000; here by transport, among some thousand items at a time).
-        weighted: from the second level on, let an item's say fall with what is left of it. Plain
-            k-means spends most codes there on single items far from all others (on Office
+        weighted: from the second level on, count an item's error relative to what is left of it.
+            Plain k-means spends most codes there on single items far from all others (on Office
             Products the perplexity of 256 codes was 36, 8 and 5), and the many that are nearly
-            explained stay together. This serves both better.
+            explained stay together.
     """
     num_levels = len(balanced)
     codebooks = np.empty((num_levels, num_codes, points.shape[1]), dtype=np.float32)
@@ -86,9 +86,10 @@ def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _weights(residual: np.ndarray) -> np.ndarray:
-    """Return an item's weight, float32 [items]: the inverse of its distance, within bounds."""
+    """Return what turns squared errors into relative ones, float32 [items], within bounds."""
     distance = np.linalg.norm(residual, axis=1)
-    return 1 / (distance + max(1e-2 * distance.mean(), np.finfo(np.float32).tiny))
+    mean = distance.mean()
+    return (distance / mean + 1e-2) ** -2 if mean > 0 else np.ones_like(distance)
 
 
 def _centres(

@@ -4,9 +4,9 @@
 vector-quantize-pytorch, a decoder, and uniform semantic mapping: in training, a level with an
 epsilon chooses its codes by `sinkhorn`, which gives every code an equal share of the batch. It
 differs from the paper's where that pays: inputs are standardised, encoder and decoder begin as the
-principal components beside a perceptron that begins at zero, and the codebooks begin as k-means of
-the whole catalogue, level by level, so training starts where residual k-means ends. With `parity`
-none of this holds, and the model is the published one.
+principal components beside a perceptron that begins at zero, the codebooks begin as k-means of the
+whole catalogue, level by level, so training starts where residual k-means ends, and some items are
+reconstructed from a prefix. With `parity` none of this holds, and the model is the published one.
 
 Public names: `RQVAE`, `Losses`, `read_codebooks`.
 """
@@ -29,6 +29,7 @@ from lcrec.errors import InputError
 from lcrec.residual import SLICE, nearest_codes, residual_kmeans
 from lcrec.sinkhorn import balanced_codes, sinkhorn, sinkhorn_as_published
 
+ITEMS_PER_PREFIX = 5
 SETTINGS = "lcrec"  # the key of the model's shape in the header of its file
 
 
@@ -170,6 +171,8 @@ class RQVAE(nn.Module):
         Reconstruction is the mean squared error in standardised units; codebook and commitment
         losses are means over levels. Each level's commitment reaches the encoder, since the
         residual subtracts the detached code (the published code cuts levels after the first off).
+        In training, one item in `ITEMS_PER_PREFIX` is reconstructed from a prefix of its path:
+        first levels that only serve the whole would come to stand for less.
         """
         latents = self.encode(embeddings).float()  # distances in bf16 would mix codes up
         with torch.autocast(latents.device.type, enabled=False):
@@ -185,11 +188,22 @@ class RQVAE(nn.Module):
                     residual = residual.detach()
             # One straight-through step for the sum of codes: the library's own passes the gradient
             # once per level, which multiplies it by their number.
-            quantized = latents + (codes.sum(0) - latents).detach()
+            quantized = latents + (self._sums(codes) - latents).detach()
         standardised = (embeddings - self.mean) / self.scale
         reconstruction = F.mse_loss(self.decoder(quantized).float(), standardised)
         total = reconstruction + codebook + self.commitment_weight * commitment
         return Losses(total, reconstruction, codebook, commitment)
+
+    def _sums(self, codes: Tensor) -> Tensor:
+        """Return what each item of [levels, batch, dim] is reconstructed from, [batch, dim]."""
+        levels, batch, _ = codes.shape
+        depth = torch.full((batch,), levels - 1, device=codes.device)
+        if self.training and not self.parity and levels > 1:
+            # By position, since batches are drawn at random: another draw would have to be kept
+            # for training to go on from.
+            shortened = depth[::ITEMS_PER_PREFIX]
+            shortened[:] = torch.arange(len(shortened), device=codes.device) % (levels - 1)
+        return codes.cumsum(0)[depth, torch.arange(batch, device=codes.device)]
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         """Return the nearest code at each level, int64 [batch, levels], without balancing."""
@@ -211,7 +225,7 @@ class RQVAE(nn.Module):
             seed: decides the k-means starts.
             balanced: for each level, whether k-means gives its codes equal shares of the items;
                 by default where training does.
-            weighted: let k-means heed items that are nearly explained as much as the others.
+            weighted: let k-means count errors relative to what is left of an item.
 
         Returns:
             The code that k-means gave each item at each level, int64 [items, levels].

@@ -100,6 +100,17 @@ def test_losses_by_hand():
     assert losses.total.item() == pytest.approx(0.5 + 0.75 + 0.25 * 0.75)
 
 
+def test_some_items_are_reconstructed_from_a_prefix_in_training():
+    vectors = torch.tensor([1.0, 10.0, 100.0])[:, None, None].expand(3, 12, 1)
+    model = make_model(latent_dim=1, num_levels=3).train()
+    whole = [111.0] * 4
+    assert model._sums(vectors)[:, 0].tolist() == [1.0, *whole, 11.0, *whole, 1.0, 111.0]
+    assert model.eval()._sums(vectors)[:, 0].tolist() == [111.0] * 12
+    published = make_model(latent_dim=1, num_levels=3, parity=True).train()
+    assert published._sums(vectors)[:, 0].tolist() == [111.0] * 12
+    assert make_model(latent_dim=1, num_levels=1).train()._sums(vectors[:1]).eq(1).all()
+
+
 def test_the_straight_through_gradient_reaches_the_encoder_once():
     embeddings = torch.randn(10, 6)
     model = make_model(num_levels=3).eval()
