@@ -14,10 +14,12 @@ from lcrec.errors import InputError, run_stage
 STAGES: tuple[tuple[str, str, str], ...] = (
     ("python -m lcrec.synthetic", "nothing", "a small made-up shop, as a data folder"),
     ("python -m lcrec.prepare", "raw interactions and item texts", "the data folder"),
+    ("python -m lcrec.add_items", "data, new items", "a data folder with them added"),
     ("python -m lcrec.intents", "data, reviews", "user.json: what users like and look for"),
     ("python -m lcrec.tinylm", "item.json, prompts", "a small base model, for want of a hub"),
     ("python -m lcrec.embed", "item.json", "embeddings.npy"),
-    ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.json"),
+    ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.html"),
+    ("python -m lcrec.index_report", "an index made anywhere", "report.json, report.html"),
     (
         "python -m lcrec.prompts",
         "prompts, data, checkpoint",

@@ -29,9 +29,12 @@ from lcrec import __version__
 from lcrec.errors import InputError
 
 EMBEDDINGS = "embeddings.npy"
+LSA_WEIGHTS = "lsa.safetensors"
+LSA_TERMS = "lsa.json"
 INDEX = "index.json"
 RQVAE_WEIGHTS = "rqvae.safetensors"
 REPORT = "report.json"
+REPORT_PAGE = "report.html"
 PROVENANCE = "lcrec.json"
 PROMPTS = "prompts"
 RECIPE = "recipe.yaml"

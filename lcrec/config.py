@@ -4,7 +4,7 @@ Each stage's dataclass stands in the stage's own module, so an option is changed
 Here is what reads them: `--config FILE.yaml` first, then flags, which win. An unknown key, a wrong
 type or a value outside the choices is an `InputError` that names file, line and key.
 
-Public names: `option`, `parse_config`, `config_dict`, `read_yaml`.
+Public names: `option`, `parse_config`, `config_dict`, `refuse_settings`, `read_yaml`.
 """
 
 import argparse
@@ -151,6 +151,27 @@ def config_dict(config: Any) -> dict[str, Any]:
         for field in dataclasses.fields(config)
         if _strip_optional(hints[field.name])[0] is not Path
     }
+
+
+def refuse_settings(config: Any, keep: set[str], why: str) -> None:
+    """Refuse settings that this use of a stage would not heed.
+
+    Args:
+        config: the filled dataclass.
+        keep: the names of the settings that this use heeds; the rest must be at their defaults.
+        why: what to tell the user after the flag and its value.
+
+    Raises:
+        InputError: a setting outside `keep` has another value than its default.
+    """
+    for field in dataclasses.fields(config):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        value = getattr(config, field.name)
+        if field.name not in keep and value != default:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise InputError(f"--{field.name.replace('_', '-')} {shown}: {why}")
 
 
 class _Parser(argparse.ArgumentParser):

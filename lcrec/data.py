@@ -4,8 +4,8 @@ Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json
 {item: {title, description, ...}}; item ids are 0 .. n-1 without gaps. Also the one split that
 everything is judged on: leave-one-out (train up to [-2], validate on [-2], test on [-1]).
 
-Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `load_interactions`,
-`leave_one_out`.
+Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `item_texts`,
+`load_interactions`, `check_embeddings`, `leave_one_out`.
 """
 
 from collections.abc import Iterator
@@ -121,16 +121,29 @@ def load_items(folder: Path) -> Items:
                 f"{path}: item {item} is missing; {len(raw)} items must be numbered 0 to "
                 f"{len(raw) - 1} without gaps"
             )
-        if not isinstance(entry, dict):
-            raise InputError(f"{path}: item {item}: expected an object, found {_kind(entry)}")
-        texts = {name: _as_text(value) for name, value in entry.items()}
-        if not texts.get("title") and not texts.get("description"):
-            raise InputError(
-                f"{path}: item {item} has no text; give it a title or a description, or leave it "
-                "out with: python -m lcrec.prepare"
-            )
-        fields.append(texts)
+        fields.append(item_texts(entry, f"{path}: item {item}"))
     return Items(fields)
+
+
+def item_texts(entry: object, where: str) -> dict[str, str]:
+    """Return an item's fields as text.
+
+    Args:
+        entry: the item as it stands in `<Name>.item.json`.
+        where: the file and the item, for the error.
+
+    Raises:
+        InputError: it is no object, or has neither a title nor a description.
+    """
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected an object, found {_kind(entry)}")
+    texts = {name: _as_text(value) for name, value in entry.items()}
+    if not texts.get("title") and not texts.get("description"):
+        raise InputError(
+            f"{where} has no text; give it a title or a description, or leave it out with: "
+            "python -m lcrec.prepare"
+        )
+    return texts
 
 
 def load_interactions(folder: Path, num_items: int) -> Interactions:
@@ -157,6 +170,34 @@ def load_interactions(folder: Path, num_items: int) -> Interactions:
                     f"0 to {num_items - 1}"
                 )
     return Interactions.from_sequences(raw)
+
+
+def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.ndarray:
+    """Return the embeddings as float32 [items, dim], refusing what cannot be indexed.
+
+    Raises:
+        InputError: wrong shape, a row count that is not the catalogue's, or a value not finite.
+    """
+    is_table = embeddings.ndim == 2 and embeddings.shape[1] > 0
+    if not is_table or not np.issubdtype(embeddings.dtype, np.floating):
+        raise InputError(
+            f"{path}: expected floats of shape [items, dim], found {embeddings.dtype} "
+            f"{list(embeddings.shape)}"
+        )
+    if len(embeddings) != num_items:
+        raise InputError(
+            f"{path} has {len(embeddings)} rows but the catalogue has {num_items} items; rebuild "
+            "it with python -m lcrec.embed"
+        )
+    with np.errstate(over="ignore"):
+        embeddings = embeddings.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{path}: {len(bad)} rows hold values that are not finite (first: item {bad[0]}); "
+            "rebuild it with python -m lcrec.embed"
+        )
+    return embeddings
 
 
 def leave_one_out(interactions: Interactions) -> Split:

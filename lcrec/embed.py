@@ -2,13 +2,17 @@
 
 Reads `<Name>.item.json`; writes `embeddings.npy`, float32 [items, dim], row i = item i. The text
 fields are encoded apart and averaged (LC-Rec, section IV-A4; an empty field takes no part), or
-joined into one text. The encoder is `lsa` (TF-IDF and SVD, needs no weights), any
-sentence-transformers model, or any Hugging Face encoder or decoder, mean-pooled over its tokens
-(see `lcrec.encoders`).
+joined into one text. The encoder is `lsa` (TF-IDF and SVD, needs no weights; what it learnt is
+kept beside the embeddings), any sentence-transformers model, or any Hugging Face encoder or
+decoder, mean-pooled over its tokens (see `lcrec.encoders`).
+
+With `--add NEW.item.json --embeddings OLD`, for a catalogue that `lcrec.add_items` extended, the
+old rows are taken from OLD as they are and the new items are encoded with OLD's own settings.
 
 Public names: `EmbedConfig`, `average_by_owner`.
 """
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +25,29 @@ from tqdm import tqdm
 
 from lcrec.artifacts import (
     EMBEDDINGS,
+    LSA_TERMS,
+    LSA_WEIGHTS,
     find_data,
     fingerprint,
     is_current,
     read_array,
     read_json,
+    read_provenance,
+    require_same_input,
     write_array,
     write_json,
     write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config
-from lcrec.data import load_items
-from lcrec.encoders import Encoder, collect_texts, embed_lsa, load_encoder
-from lcrec.errors import run_stage
+from lcrec.config import config_dict, option, parse_config, refuse_settings
+from lcrec.data import Items, load_items
+from lcrec.encoders import Encoder, collect_texts, load_encoder
+from lcrec.errors import InputError, run_stage
+from lcrec.lsa import Lsa, fit_lsa
+from lcrec.new_items import count_old_items, require_same_past
 
 STAGE = "python -m lcrec.embed"
 TEXTS_PER_PART = 1024
+ENCODING = ("encoder", "fields", "text", "max_tokens", "lsa_dim", "seed")  # what shapes a vector
 
 
 @dataclass(frozen=True)
@@ -54,30 +65,47 @@ class EmbedConfig:
     batch_tokens: int = option("tokens per batch, padding included (models only)", 8192, minimum=1)
     lsa_dim: int = option("width of the embeddings (lsa only)", 128, minimum=1)
     seed: int = option("decides the SVD's start (lsa only)", 0, minimum=0)
+    add: Path | None = option("the new items that --data ends in, to encode only these", None)
+    embeddings: Path | None = option("with --add: the old items' embeddings, to extend", None)
 
 
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the texts."""
     config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE)
     inputs = {"item": find_data(config.data).item}
+    items = load_items(config.data)
+    old, add, old_folder = None, config.add, config.embeddings
+    if add is not None and old_folder is not None:
+        config, old = read_old(config, items, add, old_folder)
+        inputs |= {"added": add, "embeddings": old_folder / EMBEDDINGS}
+    elif add is not None or old_folder is not None:
+        raise InputError("--add NEW.item.json and --embeddings OLD go together")
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
-    items = load_items(config.data)
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    made = (config.output / EMBEDDINGS).exists()
+    files = [EMBEDDINGS, *((LSA_TERMS, LSA_WEIGHTS) if config.encoder == "lsa" else ())]
+    made = all((config.output / name).exists() for name in files)
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{config.output} is up to date.")
         return
     texts, owners = collect_texts(items, config.fields, joined=config.text == "joined")
+    first = 0 if old is None else len(old)
+    texts, owners = texts[np.searchsorted(owners, first) :], owners[owners >= first] - first
     state.print(
-        f"Embedding {len(items):,} items ({len(texts):,} texts) with {config.encoder} "
+        f"Embedding {len(items) - first:,} items ({len(texts):,} texts) with {config.encoder} "
         f"on {state.num_processes} process(es)"
     )
+    lsa = None
     if config.encoder == "lsa":
-        vectors = embed_lsa(texts, config.lsa_dim, config.seed) if state.is_main_process else None
+        if state.is_main_process:
+            if old_folder is None:
+                lsa = fit_lsa(texts, config.lsa_dim, config.seed)
+            else:
+                lsa = Lsa.load(old_folder)
+        vectors = None if lsa is None else lsa.encode(texts)
     else:
         encoder = load_encoder(config.encoder, config.max_tokens, config.batch_tokens)
         hashes = {role: fingerprint(path) for role, path in inputs.items()}
@@ -85,16 +113,58 @@ def main(argv: list[str]) -> None:
         vectors = _encode_in_parts(texts, encoder, config.output / ".parts", made_of, state)
     if state.is_main_process:
         assert vectors is not None
-        embeddings = average_by_owner(vectors, owners, len(items))
+        embeddings = average_by_owner(vectors, owners, len(items) - first)
+        if old is not None:
+            embeddings = np.concatenate([old, embeddings])
         (config.output / EMBEDDINGS).unlink(missing_ok=True)
+        if lsa is not None:
+            lsa.save(config.output)
         write_provenance(config.output, STAGE, config_dict(config), inputs)
         write_array(config.output / EMBEDDINGS, embeddings)
         shutil.rmtree(config.output / ".parts", ignore_errors=True)
+        added = "" if add is None else f"--add {add} --index OLD "
         print(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
-            f"lcrec.quantize --data {config.data} --embeddings {config.output} --output DIR"
+            f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"
         )
     state.wait_for_everyone()
+
+
+def read_old(
+    config: EmbedConfig, items: Items, add: Path, folder: Path
+) -> tuple[EmbedConfig, np.ndarray]:
+    """Return the settings that the old embeddings were made with, and the old rows.
+
+    Raises:
+        InputError: settings are given that differ from the old ones, the old embeddings were made
+            elsewhere or from another catalogue, or the catalogue does not end in the new items.
+    """
+    heeded = {"data", "output", "add", "embeddings", "batch_tokens"}
+    refuse_settings(
+        config, heeded, f"--add encodes the new items as those of {folder} were; leave it out"
+    )
+    if folder.resolve() == config.output.resolve():
+        raise InputError(f"--output {config.output}: holds the old embeddings; name another folder")
+    record = read_provenance(folder)
+    if record is None or record["stage"] != STAGE:
+        raise InputError(
+            f"--embeddings {folder}: no record of {STAGE}, so how to encode the new items is "
+            f"unknown; encode all of {config.data} where they were made, and give the folder to "
+            "python -m lcrec.quantize --add"
+        )
+    require_same_past(config.data, folder)
+    settings = {name: record["config"][name] for name in ENCODING}
+    config = dataclasses.replace(config, **settings)
+    if "encoder" in record["inputs"]:
+        rebuild = f"{STAGE} --encoder {config.encoder}"
+        require_same_input(folder, "encoder", Path(config.encoder), rebuild)
+    rows, before = read_array(folder / EMBEDDINGS), count_old_items(items, config.data, add)
+    if len(rows) != before:
+        raise InputError(
+            f"--embeddings {folder}: has {len(rows)} rows, but {config.data} had {before} items "
+            f"before those of {add} were added; name the embeddings of these {before}"
+        )
+    return config, rows
 
 
 def average_by_owner(vectors: np.ndarray, owners: np.ndarray, num_items: int) -> np.ndarray:

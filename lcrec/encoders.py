@@ -3,7 +3,7 @@
 Reads encoders' weights; writes nothing. `lcrec.embed` encodes the items with it, and whoever has
 another text to compare with them takes `encoder_of` their embeddings.
 
-Public names: `Encoder`, `collect_texts`, `embed_lsa`, `fit_lsa`, `load_encoder`, `encoder_of`.
+Public names: `Encoder`, `collect_texts`, `load_encoder`, `encoder_of`.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import PartialState
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.artifacts import read_provenance, require_same_input
 from lcrec.data import Items
 from lcrec.errors import InputError
+from lcrec.lsa import Lsa
 
 Encoder = Callable[[list[str]], np.ndarray]
 
@@ -46,47 +45,6 @@ def collect_texts(items: Items, fields: list[str], *, joined: bool) -> tuple[lis
         texts += parts
         owners += [item] * len(parts)
     return texts, np.asarray(owners)
-
-
-def embed_lsa(texts: list[str], dim: int, seed: int) -> np.ndarray:
-    """Return latent semantic vectors, float32 [texts, dim], of unit length: see `fit_lsa`."""
-    return fit_lsa(texts, dim, seed)[0]
-
-
-def fit_lsa(texts: list[str], dim: int, seed: int) -> tuple[np.ndarray, Encoder]:
-    """Return latent semantic vectors, and the encoder that puts other texts among them.
-
-    Words and word pairs are weighted by TF-IDF and projected by a truncated SVD (Deerwester et
-    al. 1990). `dim` shrinks where there are fewer texts or words.
-
-    Returns:
-        float32 [texts, dim] of unit length; texts without a known word get the zero vector.
-
-    Raises:
-        InputError: the texts hold no words at all.
-    """
-    weigh = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=200_000)
-    try:
-        weights = weigh.fit_transform(texts)
-    except ValueError:
-        raise InputError(
-            "lsa finds no words of two letters or more in the items' text; use --encoder MODEL"
-        ) from None
-    dim = min(dim, *(size - 1 for size in weights.shape))
-    if dim < 1:
-        raise InputError("lsa needs at least 2 texts and 2 different words; use --encoder MODEL")
-    project = TruncatedSVD(dim, random_state=seed)
-    vectors = project.fit_transform(weights)
-
-    def encode(others: list[str]) -> np.ndarray:
-        return _unit(project.transform(weigh.transform(others)))
-
-    return _unit(vectors), encode
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
@@ -151,12 +109,11 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
     return encode_mean
 
 
-def encoder_of(embeddings: Path, items: Items, name: str | None = None) -> Encoder:
+def encoder_of(embeddings: Path, name: str | None = None) -> Encoder:
     """Return the encoder that an embeddings folder was made with, for other texts.
 
     Args:
         embeddings: what `lcrec.embed` wrote.
-        items: the catalogue, on whose texts `lsa` is fitted again, to the same vectors.
         name: where the encoder lies now; None for where it was.
 
     Raises:
@@ -170,8 +127,7 @@ def encoder_of(embeddings: Path, items: Items, name: str | None = None) -> Encod
             "with: python -m lcrec.embed"
         )
     if settings["encoder"] == "lsa":
-        texts, _ = collect_texts(items, settings["fields"], joined=settings["text"] == "joined")
-        return fit_lsa(texts, settings["lsa_dim"], settings["seed"])[1]
+        return Lsa.load(embeddings).encode
     name = name or settings["encoder"]
     if Path(name).is_dir():
         rebuild = f"python -m lcrec.embed --encoder {name} --output {embeddings}"

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--k {config.k}: the catalogue has only {num_items} items")
     templates = choose_templates(subject, config.templates)
     queries, targets = make_queries(subject, config.users, config.seed)
-    encode = encoder_of(config.embeddings, subject.data.items, config.encoder)
+    encode = encoder_of(config.embeddings, config.encoder)
     print(
         f"Ranking {num_items:,} items for {len(queries):,} intentions of {len(targets):,} users, "
         f"by text and in {len(templates)} wording(s)"

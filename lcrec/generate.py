@@ -34,7 +34,6 @@ from lcrec.artifacts import (
     is_current,
     provenance_path,
     read_provenance,
-    require_same_input,
     write_provenance,
 )
 from lcrec.bulk import (
@@ -50,7 +49,9 @@ from lcrec.choices import check_counts, choose_templates, find_history, load_all
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases, Interactions, Items, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError, run_stage
+from lcrec.index import index_path
 from lcrec.modeling import DTYPES
+from lcrec.new_items import require_same_catalogue
 from lcrec.one_request import Wish, answer_wish, show_examples
 from lcrec.predictions import require_predictions_path
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
@@ -103,6 +104,7 @@ class GenerateConfig:
     )
     allow: Path | None = option("a file of the only items to recommend, an id per line", None)
     deny: Path | None = option("a file of items never to recommend, an id per line", None)
+    index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other wording than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
@@ -130,7 +132,7 @@ def main(argv: list[str]) -> None:
     if config.output is None:
         assert cases is not None
         history = find_history(config.user, config.history, cases, len(items))
-        recommender = load_recommender(config, state)
+        recommender = load_recommender(config, len(items), state)
         wish = Wish(
             history,
             config.query,
@@ -149,7 +151,7 @@ def main(argv: list[str]) -> None:
             answer_wish(recommender, items, wish, templates)
         return
     if cases is None:
-        rank_everyone(config, interactions, allowed, state)
+        rank_everyone(config, len(items), interactions, allowed, state)
     else:
         rank_split(config, items, cases, allowed, state)
 
@@ -178,7 +180,7 @@ def rank_split(
         if state.is_main_process:
             show_examples(output, cases, items, config.show)
         return
-    recommender, demand = prepare(config, cases.users, cases.histories, allowed, state)
+    recommender, demand = prepare(config, len(items), cases.users, cases.histories, allowed, state)
     folder = parts_folder(output)
     parts = rank_in_parts(
         recommender,
@@ -206,6 +208,7 @@ def rank_split(
 
 def rank_everyone(
     config: GenerateConfig,
+    num_items: int,
     interactions: Interactions,
     allowed: np.ndarray | None,
     state: PartialState,
@@ -229,7 +232,9 @@ def rank_everyone(
             f"--data {config.data}: {len(empty)} users have no items (first: user "
             f"{interactions.users[empty[0]]!r}), so there is nothing to go by; leave them out"
         )
-    recommender, demand = prepare(config, interactions.users, list(interactions), allowed, state)
+    recommender, demand = prepare(
+        config, num_items, interactions.users, list(interactions), allowed, state
+    )
     folder = parts_folder(output)
     parts = rank_in_parts(
         recommender,
@@ -252,13 +257,14 @@ def rank_everyone(
 
 def prepare(
     config: GenerateConfig,
+    num_items: int,
     users: list[str],
     histories: list[np.ndarray],
     allowed: np.ndarray | None,
     state: PartialState,
 ) -> tuple[Recommender, Demand]:
     """Load the model, say what is about to happen, and put together what is asked of it."""
-    recommender = load_recommender(config, state)
+    recommender = load_recommender(config, num_items, state)
     demand = Demand(
         users,
         histories,
@@ -278,7 +284,7 @@ def prepare(
     return recommender, demand
 
 
-def load_recommender(config: GenerateConfig, state: PartialState) -> Recommender:
+def load_recommender(config: GenerateConfig, num_items: int, state: PartialState) -> Recommender:
     """Load the checkpoint.
 
     Raises:
@@ -287,16 +293,23 @@ def load_recommender(config: GenerateConfig, state: PartialState) -> Recommender
     own_prompts = None
     if config.prompts is not None:
         own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
-    retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
-    require_same_input(config.model, "item", find_data(config.data).item, retrain)
-    return Recommender.from_pretrained(
+    require_same_catalogue(config.data, config.model, config.index)
+    recommender = Recommender.from_pretrained(
         config.model,
         device=state.device,
         dtype=DTYPES[config.precision],
+        index=config.index,
         prompts=own_prompts,
         max_batch_tokens=config.batch_tokens,
         constraint=config.constraint,
     )
+    if len(recommender.index) != num_items:
+        raise InputError(
+            f"--data {config.data} has {num_items} items, the index of "
+            f"{config.index or config.model} has {len(recommender.index)}: they do not belong "
+            "together (items that were added need --index, and the data folder that has them)"
+        )
+    return recommender
 
 
 def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -305,6 +318,8 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     del settings["show"]
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
+    if config.index is not None:
+        inputs["index"] = index_path(config.index)
     for role in ("prompts", "allow", "deny"):
         path = getattr(config, role)
         if path is not None:

@@ -4,7 +4,8 @@
 codes from 0). It reads and writes LC-Rec's `index.json` {item: ["<a_12>", ...]} and refuses an
 index in which two items share a path.
 
-Public names: `ItemIndex`, `read_codes`, `find_conflicts`, `ITEM_TOKEN`, `LEVEL_LETTERS`.
+Public names: `ItemIndex`, `ITEM_TOKEN`, `LEVEL_LETTERS`, `index_path`, `read_paths`, `read_codes`,
+`find_conflicts`, `token_name`.
 """
 
 import re
@@ -56,7 +57,7 @@ class ItemIndex:
             raise InputError(
                 f"{sum(map(len, conflicts))} items share an index with another, such as items "
                 f"{' and '.join(map(str, group[:2]))} ({self.text(group[0])}); every item needs "
-                "its own: rebuild the index with python -m lcrec.quantize"
+                "its own: repair it with python -m lcrec.quantize --repair INDEX --output DIR"
             )
 
     def __len__(self) -> int:
@@ -109,9 +110,7 @@ class ItemIndex:
             InputError: missing or malformed file, a gap in the ids, an unknown token, paths of
                 different depth, items that share a path, or a size that is not `num_items`.
         """
-        path = folder if folder.is_file() else folder / INDEX
-        if not path.exists():
-            raise InputError(f"{path}: no such file; make one with: python -m lcrec.quantize")
+        path = index_path(folder)
         codes = read_codes(path, num_items)
         record = read_provenance(path.parent) or {}
         sizes = record.get("level_sizes", (codes.max(axis=0) + 1).tolist())
@@ -125,6 +124,41 @@ class ItemIndex:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
+    def load_extension(self, folder: Path) -> "ItemIndex":
+        """Read an index that adds items to this one.
+
+        Returns:
+            The longer index, with the level sizes of this one: its tokens are all known already.
+
+        Raises:
+            InputError: an item of this index is missing there or has another path, a new item has
+                a token that this index has none of, or as `load`.
+        """
+        path = index_path(folder)
+        longer = ItemIndex.load(folder)
+        remedy = "an index that adds items is made with python -m lcrec.quantize --add"
+        if longer.num_levels != self.num_levels or len(longer) < len(self):
+            raise InputError(
+                f"{path}: has {len(longer)} items of {longer.num_levels} levels and cannot extend "
+                f"an index of {len(self)} items of {self.num_levels}; {remedy}"
+            )
+        changed = np.flatnonzero((longer.codes[: len(self)] != self.codes).any(axis=1))
+        if len(changed):
+            item = int(changed[0])
+            raise InputError(
+                f"{path}: {len(changed)} items have another index than before, such as item {item}:"
+                f" {longer.text(item)} instead of {self.text(item)}; {remedy}"
+            )
+        try:
+            return ItemIndex(longer.codes, self.level_sizes)
+        except InputError as error:
+            raise InputError(f"{path}: {error}, the codes there were before; {remedy}") from None
+
+
+def index_path(folder: Path) -> Path:
+    """Return the index file of a folder, or the file itself where one is named."""
+    return folder if folder.is_file() else folder / INDEX
+
 
 def token_name(level: int, code: int) -> str:
     """Return the token of a code, such as `<b_12>` for code 12 of the second level."""
@@ -137,15 +171,20 @@ def read_codes(path: Path, num_items: int | None = None) -> np.ndarray:
     Raises:
         InputError: as for `ItemIndex.load`, but for items that share a path.
     """
-    raw = read_json(path)
-    if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{path}: expected {{item id: [token, ...]}}")
-    if num_items is not None and len(raw) != num_items:
+    paths = read_paths(path)
+    if num_items is not None and len(paths) != num_items:
         raise InputError(
-            f"{path} has {len(raw)} items but the catalogue has {num_items}: it belongs to "
+            f"{path} has {len(paths)} items but the catalogue has {num_items}: it belongs to "
             "another catalogue; rebuild it with python -m lcrec.quantize"
         )
-    return np.asarray(_parse_paths(raw, path), dtype=np.int32)
+    for item, codes_of_item in enumerate(paths):
+        if len(codes_of_item) != len(paths[0]):
+            raise InputError(
+                f"{path}: item {item} has {len(codes_of_item)} tokens, item 0 has "
+                f"{len(paths[0])}; every item needs the same number: python -m lcrec.quantize "
+                f"--repair {path} --output DIR fills the shorter ones up"
+            )
+    return np.asarray(paths, dtype=np.int32)
 
 
 def find_conflicts(codes: np.ndarray) -> list[list[int]]:
@@ -156,8 +195,19 @@ def find_conflicts(codes: np.ndarray) -> list[list[int]]:
     return [group.tolist() for group in shared if len(group) > 1]
 
 
-def _parse_paths(raw: dict[str, object], path: Path) -> list[list[int]]:
-    """Return the codes of items 0 .. n-1, checking every token."""
+def read_paths(folder: Path) -> list[list[int]]:
+    """Read the codes of items 0 .. n-1 as they stand: paths may be shared, or differ in length.
+
+    Raises:
+        InputError: missing or malformed file, a gap in the ids, an item without tokens, or an
+            unknown token.
+    """
+    path = index_path(folder)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; make one with: python -m lcrec.quantize")
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not raw:
+        raise InputError(f"{path}: expected {{item id: [token, ...]}}")
     rows: list[list[int]] = []
     for item in range(len(raw)):
         tokens = raw.get(str(item))
@@ -165,6 +215,8 @@ def _parse_paths(raw: dict[str, object], path: Path) -> list[list[int]]:
             raise InputError(f"{path}: item {item} is missing; ids run 0 to {len(raw) - 1}")
         if not isinstance(tokens, list):
             raise InputError(f"{path}: item {item}: expected a list of tokens, found {tokens!r}")
+        if not tokens:
+            raise InputError(f"{path}: item {item} has 0 tokens; every item needs its own index")
         if len(tokens) > len(LEVEL_LETTERS):
             raise InputError(
                 f"{path}: item {item} has {len(tokens)} tokens; at most {len(LEVEL_LETTERS)} "
@@ -180,10 +232,5 @@ def _parse_paths(raw: dict[str, object], path: Path) -> list[list[int]]:
                     f"<{LEVEL_LETTERS[level]}_CODE>, a code of up to {CODE_DIGITS} digits"
                 )
             row.append(int(match[2]))
-        if not row or (rows and len(row) != len(rows[0])):
-            raise InputError(
-                f"{path}: item {item} has {len(row)} tokens, item 0 has "
-                f"{len(rows[0]) if rows else 0}; every item needs the same number"
-            )
         rows.append(row)
     return rows

@@ -3,12 +3,16 @@
 Reads `embeddings.npy`; gives every item its own path of codes, by an RQ-VAE trained on the
 embeddings or by another `--kind`, and writes `index.json` {item: ["<a_12>", ...]}, `report.json`
 (how well the codes explain the embeddings, how they are used, how many items collided before each
-got its own path) and, where codes stand for something, `rqvae.safetensors`.
+got its own path), `report.html` (the same for a person, with a verdict) and, where codes stand for
+something, `rqvae.safetensors`.
+
+Two other uses write such a folder, and train nothing:
+  --add NEW.item.json --index OLD   add the new items that --data ends in to the index in OLD
+  --repair OLD/index.json           make an index unique in which items share a path
 
 Public names: `QuantizeConfig`, `describe_index`.
 """
 
-import math
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,35 +27,50 @@ from lcrec.artifacts import (
     EMBEDDINGS,
     INDEX,
     REPORT,
+    REPORT_PAGE,
     RQVAE_WEIGHTS,
     atomic_path,
     find_data,
     is_current,
     read_array,
     require_same_input,
-    write_json,
     write_provenance,
 )
-from lcrec.assignment import shared_rows
-from lcrec.config import config_dict, option, parse_config
-from lcrec.data import load_items
+from lcrec.config import config_dict, option, parse_config, refuse_settings
+from lcrec.data import Items, check_embeddings, load_items
 from lcrec.errors import InputError, run_stage
-from lcrec.index import LEVEL_LETTERS, ItemIndex
+from lcrec.extension import extend_index, require_same_space
+from lcrec.index import LEVEL_LETTERS, ItemIndex, index_path
+from lcrec.index_fit import measure_fit
+from lcrec.index_page import print_verdict, write_index_report
+from lcrec.index_quality import measure_index
 from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
-from lcrec.rqvae_training import explained_variance, train_rqvae
+from lcrec.new_items import count_old_items, require_same_past
+from lcrec.repair import repair_index
+from lcrec.report import Verdict
+from lcrec.rqvae_training import train_rqvae
 
 STAGE = "python -m lcrec.quantize"
 UNFINISHED = ".training.safetensors"
 PATIENCE = timedelta(hours=12)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
     """Settings of `python -m lcrec.quantize`."""
 
-    data: Path = option("the data folder, to check that the embeddings belong to its catalogue")
-    embeddings: Path = option("the folder that holds embeddings.npy")
+    data: Path | None = option(
+        "the data folder, to check that the embeddings belong to its catalogue (with --repair only "
+        "for titles, and not needed)",
+        None,
+    )
+    embeddings: Path | None = option(
+        "the folder that holds embeddings.npy (with --repair not needed, but better)", None
+    )
     output: Path = option("the folder to write the index to")
+    add: Path | None = option("new items to add to the index in --index", None)
+    index: Path | None = option("with --add: the folder of the index to extend", None)
+    repair: Path | None = option("an index.json to make unique, LC-Rec's for example", None)
     kind: Literal["rq-vae", "rq-kmeans", "balanced-kmeans", "tiger", "random", "vanilla"] = option(
         "how to index: rq-vae (LC-Rec's), rq-kmeans and balanced-kmeans (no training), tiger (no "
         "uniform mapping, one more token tells apart), random paths, vanilla (a token per item)",
@@ -101,8 +120,19 @@ def main(argv: list[str]) -> None:
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU. The
     # others wait while one does k-means on the whole catalogue, or the assignment.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    if config.repair is not None:
+        if state.is_main_process:
+            repair(config, config.repair)
+        state.wait_for_everyone()
+        return
+    for flag, folder in (("data", config.data), ("embeddings", config.embeddings)):
+        if folder is None:
+            raise InputError(f"--{flag} is required")
+    assert config.data is not None
+    assert config.embeddings is not None
     item_path = find_data(config.data).item
-    num_items = len(load_items(config.data))
+    items = load_items(config.data)
+    num_items = len(items)
     rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
     require_same_input(config.embeddings, "item", item_path, rebuild)
     path = config.embeddings / EMBEDDINGS
@@ -112,13 +142,18 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"--output {config.output} is the embeddings' folder; the index needs one of its own"
         )
+    inputs = {"item": item_path, "embeddings": path}
+    embeddings = check_embeddings(read_array(path), num_items, path)
+    if config.add is not None or config.index is not None:
+        if state.is_main_process:
+            extend(config, embeddings, inputs)
+        state.wait_for_everyone()
+        return
     require_paths(config.kind, num_items, config.levels, config.codes)
     if config.levels > len(LEVEL_LETTERS):
         raise InputError(f"--levels {config.levels}: at most {len(LEVEL_LETTERS)} can be named")
     epsilons = level_epsilons(config.kind, config.sinkhorn_epsilon, config.levels)
-    inputs = {"item": item_path, "embeddings": path}
-    embeddings = check_embeddings(read_array(path), num_items, path)
-    names = [INDEX, REPORT] + [RQVAE_WEIGHTS] * (config.kind not in WITHOUT_MODEL)
+    names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * (config.kind not in WITHOUT_MODEL)
     made = all((config.output / name).exists() for name in names)
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
@@ -154,14 +189,62 @@ def main(argv: list[str]) -> None:
         indexing = INDEXERS[config.kind](
             torch.from_numpy(embeddings), config.levels, config.codes, config.seed, model
         )
-        report = describe_index(indexing, torch.from_numpy(embeddings))
-        write_index(config.output, indexing, report, config_dict(config), inputs)
-        print_report(report)
+        report = describe_index(indexing, torch.from_numpy(embeddings), items, config.seed)
+        name = f"{find_data(config.data).name} by {config.kind}"
+        verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
+        print_verdict(verdict)
         print(
             f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
             f"{config.data} --index {config.output} --base MODEL --output DIR"
         )
     state.wait_for_everyone()
+
+
+def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:
+    """Add new items to an index (`--add`)."""
+    data, folder = config.data, config.embeddings
+    if config.add is None or config.index is None or data is None or folder is None:
+        raise InputError("--add NEW.item.json and --index OLD go together")
+    heeded = {"data", "embeddings", "output", "add", "index"}
+    refuse_settings(config, heeded, "--add trains nothing: leave it out")
+    items = load_items(data)
+    old_items = count_old_items(items, data, config.add)
+    require_same_past(data, index_path(config.index).parent)
+    require_same_space(folder, config.index)
+    inputs = {**inputs, "added": config.add}
+    name = find_data(data).name
+    done = extend_index(
+        config.index, old_items, name, items, embeddings, config.output, inputs, STAGE
+    )
+    print(
+        f"Wrote {config.output}. Next: python -m lcrec.generate --model MODEL --index "
+        f"{config.output} --data {data} --output DIR/predictions.jsonl"
+        if done
+        else f"{config.output} is up to date."
+    )
+
+
+def repair(config: QuantizeConfig, source: Path) -> None:
+    """Make an index unique (`--repair`)."""
+    heeded = {"data", "embeddings", "output", "repair"}
+    refuse_settings(config, heeded, "--repair trains nothing: leave it out")
+    inputs, items, embeddings = {}, None, None
+    if config.data is not None:
+        items, inputs["item"] = load_items(config.data), find_data(config.data).item
+    if config.embeddings is not None:
+        path = inputs["embeddings"] = config.embeddings / EMBEDDINGS
+        if items is not None:
+            rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
+            require_same_input(config.embeddings, "item", inputs["item"], rebuild)
+        rows = read_array(path)
+        embeddings = check_embeddings(rows, len(rows) if items is None else len(items), path)
+    done = repair_index(source, config.output, STAGE, inputs, items=items, embeddings=embeddings)
+    print(
+        f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
+        f"{config.data or 'DATA'} --index {config.output} --base MODEL --output DIR"
+        if done
+        else f"{config.output} is up to date."
+    )
 
 
 def level_epsilons(kind: str, given: list[float], levels: int) -> list[float]:
@@ -186,99 +269,45 @@ def write_index(
     folder: Path,
     indexing: Indexing,
     report: dict[str, Any],
+    name: str,
     config: dict[str, Any],
     inputs: dict[str, Path],
-) -> None:
-    """Write a whole index folder; `index.json`, which the next stage reads, goes first and last."""
+) -> Verdict:
+    """Write a whole index folder, the report titled by `name`, and return its verdict.
+
+    `index.json`, which the next stage reads, is removed first and written last.
+    """
     index = ItemIndex(indexing.codes, indexing.level_sizes)
     (folder / INDEX).unlink(missing_ok=True)
     (folder / RQVAE_WEIGHTS).unlink(missing_ok=True)  # another kind's
     if indexing.model:
         with atomic_path(folder / RQVAE_WEIGHTS) as temporary:
             indexing.model.save(temporary)
-    write_json(folder / REPORT, report, indent=2)
+    verdict = write_index_report(folder, report, name)
     write_provenance(folder, STAGE, config, inputs, level_sizes=indexing.level_sizes)
     index.save(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
+    return verdict
 
 
-def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.ndarray:
-    """Return the embeddings as float32 [items, dim], refusing what cannot be indexed.
-
-    Raises:
-        InputError: wrong shape, a row count that is not the catalogue's, or a value not finite.
-    """
-    is_table = embeddings.ndim == 2 and embeddings.shape[1] > 0
-    if not is_table or not np.issubdtype(embeddings.dtype, np.floating):
-        raise InputError(
-            f"{path}: expected floats of shape [items, dim], found {embeddings.dtype} "
-            f"{list(embeddings.shape)}"
-        )
-    if len(embeddings) != num_items:
-        raise InputError(
-            f"{path} has {len(embeddings)} rows but the catalogue has {num_items} items; rebuild "
-            "it with python -m lcrec.embed"
-        )
-    with np.errstate(over="ignore"):
-        embeddings = embeddings.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"{path}: {len(bad)} rows hold values that are not finite (first: item {bad[0]}); "
-            "rebuild it with python -m lcrec.embed"
-        )
-    return embeddings
-
-
-def describe_index(indexing: Indexing, embeddings: Tensor) -> dict[str, Any]:
-    """Return the facts by which an index is judged, as JSON values.
+def describe_index(
+    indexing: Indexing, embeddings: Tensor, items: Items | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Return the facts by which an index is judged, as JSON values (`lcrec.index_quality`).
 
     Those on what the codes stand for are there only where there is a model.
     """
-    codes, sizes = indexing.codes, indexing.level_sizes
-    items = len(codes)
-    usage = [np.bincount(codes[:, level], minlength=size) for level, size in enumerate(sizes)]
-    shares = [counts[counts > 0] / items for counts in usage]
-    report: dict[str, Any] = {
-        "items": items,
-        "codes_used": [len(share) for share in shares],
-        "perplexity": [math.exp(-(share * np.log(share)).sum()) for share in shares],
-        "distinct_prefixes": [
-            len(np.unique(codes[:, : level + 1], axis=0)) for level in range(len(sizes))
-        ],
-    }
-    if indexing.model and indexing.nearest is not None:
-        model, nearest = indexing.model, indexing.nearest
-        assigned = codes[:, : model.num_levels]
-        report |= {
-            "explained_variance": explained_variance(
-                model, embeddings, torch.from_numpy(nearest).long()
-            ),
-            "explained_variance_assigned": explained_variance(
-                model, embeddings, torch.from_numpy(assigned).long()
-            )[-1],
-            "conflict_rate_before_assignment": float(shared_rows(nearest).mean()),
-            "items_moved": int((assigned != nearest).any(axis=1).sum()),
-        }
-    return report
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print the facts of `describe_index` as a small table."""
-    print("level  codes used  perplexity  distinct prefixes  explained variance")
-    variances = [f"{share:.3f}" for share in report.get("explained_variance", [])]
-    columns = ("codes_used", "perplexity", "distinct_prefixes")
-    for level, (used, perplexity, prefixes) in enumerate(
-        zip(*map(report.get, columns), strict=True)
-    ):
-        variance = variances[level] if level < len(variances) else "-"
-        print(f"{level + 1:5}  {used:10}  {perplexity:10.1f}  {prefixes:17,}  {variance:>18}")
-    if variances:
-        print(
-            f"{report['conflict_rate_before_assignment']:.1%} of items shared their nearest path; "
-            f"{report['items_moved']:,} were moved so that each has its own (explained variance "
-            f"then {report['explained_variance_assigned']:.3f})"
-        )
+    fit = None
+    if indexing.model:
+        fit = measure_fit(indexing.model, embeddings, indexing.codes, indexing.nearest)
+    return measure_index(
+        indexing.codes,
+        indexing.level_sizes,
+        embeddings=embeddings.numpy(),
+        items=items,
+        fit=fit,
+        seed=seed,
+    )
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ class Recommender:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        index: str | Path | None = None,
         prompts: PromptSet | None = None,
         max_batch_tokens: int | None = None,
         constraint: str = "trie",
@@ -112,13 +113,14 @@ class Recommender:
 
         Args:
             folder: what `recipes/finetune.py` wrote.
+            index: an index that adds items to the checkpoint's own (`lcrec.quantize --add`).
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
             prompts: other wording than the checkpoint's own.
             max_batch_tokens, constraint: as for the class.
 
         Raises:
-            InputError: the folder is no checkpoint, or its parts do not belong together.
+            InputError: no checkpoint, parts of different ones, or an `index` changing old items.
         """
         checkpoint = load_checkpoint(Path(folder), dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -126,7 +128,7 @@ class Recommender:
         return cls(
             checkpoint.model,
             checkpoint.tokenizer,
-            checkpoint.index,
+            checkpoint.index if index is None else checkpoint.index.load_extension(Path(index)),
             prompts or checkpoint.prompts,
             max_history=checkpoint.facts["max_history"],
             max_text_words=checkpoint.facts["config"]["max_text_words"],

@@ -20,10 +20,10 @@ from typing import Literal
 
 import torch
 
-from lcrec.artifacts import find_data, require_same_input
 from lcrec.config import option, parse_config
 from lcrec.data import load_items
 from lcrec.errors import InputError, run_stage
+from lcrec.new_items import require_same_catalogue
 from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.serve"
@@ -38,6 +38,7 @@ class ServeConfig:
 
     model: Path = option("the checkpoint folder")
     data: Path | None = option("the data folder, for titles, fields and filters", None)
+    index: Path | None = option("an index that adds items to the checkpoint's own", None)
     host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
     port: int = option("the port to listen on; 0 takes a free one", 8000, minimum=0)
     max_batch: int = option("requests answered together at most", 32, minimum=1)
@@ -70,12 +71,12 @@ def main(argv: list[str]) -> None:
         items = None
         if config.data is not None:
             items = load_items(config.data)
-            retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
-            require_same_input(config.model, "item", find_data(config.data).item, retrain)
+            require_same_catalogue(config.data, config.model, config.index)
         print(f"Loading {config.model}")
         recommender = Recommender.from_pretrained(
             config.model,
             dtype=DTYPES[config.precision],
+            index=config.index,
             max_batch_tokens=config.batch_tokens,
         )
         # A model that cannot recommend is refused here, and the first client does not wait longer.

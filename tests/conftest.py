@@ -87,6 +87,27 @@ def index_folder(index, shop, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def grown(shop, index, tmp_path_factory):
+    """The shop with two more items in data/, and the index that adds them in index/."""
+    from lcrec import add_items
+    from lcrec.artifacts import find_data, write_json, write_provenance
+    from lcrec.index import ItemIndex
+
+    folder = tmp_path_factory.mktemp("grown")
+    new = {"48": {"title": "Brand new desk"}, "49": {"title": "Brand new lamp"}}
+    write_json(folder / "new.json", new)
+    words = ["--data", shop, "--add", folder / "new.json", "--output", folder / "data"]
+    add_items.main(list(map(str, words)))
+    codes = np.concatenate([index.codes, [[0, 0, 4], [3, 3, 3]]]).astype(np.int32)
+    ItemIndex(codes, index.level_sizes).save(folder / "index")
+    inputs = {"item": find_data(folder / "data").item}
+    write_provenance(
+        folder / "index", "python -m lcrec.quantize", {}, inputs, level_sizes=[4, 4, 5]
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def base(shop_items, prompts, tmp_path_factory):
     """A folder with a random Qwen3 (one layer, width 32, tied head) and the shop's tokenizer."""
     import torch

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.config import config_dict, option, parse_config, read_yaml
+from lcrec.config import config_dict, option, parse_config, read_yaml, refuse_settings
 from lcrec.errors import InputError, closest, run_stage
 
 
@@ -319,3 +319,13 @@ def test_a_stage_shows_no_traceback(tmp_path):
     assert result.returncode == 2
     assert "did you mean '--items'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_settings_that_a_use_does_not_heed():
+    config = parse("--output", "out", "--fields", "brand", "--batch-size", "3")
+    refuse_settings(config, {"output", "fields", "batch_size"}, "not here")
+    with pytest.raises(InputError, match="--fields brand: not here"):
+        refuse_settings(config, {"output", "batch_size"}, "not here")
+    with pytest.raises(InputError, match="--batch-size 3: not here"):
+        refuse_settings(config, {"output", "fields"}, "not here")
+    refuse_settings(parse("--output", "out"), {"output"}, "not here")

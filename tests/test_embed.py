@@ -20,11 +20,14 @@ from transformers import (
     T5Model,
 )
 
+import lcrec.add_items
 import lcrec.embed
 from lcrec.artifacts import read_array, read_json, read_provenance, write_json
 from lcrec.data import Items
-from lcrec.embed import average_by_owner, collect_texts, embed_lsa, load_encoder, main
+from lcrec.embed import average_by_owner, main
+from lcrec.encoders import collect_texts, load_encoder
 from lcrec.errors import InputError
+from lcrec.lsa import fit_lsa
 from lcrec.tinylm import train_tokenizer
 
 TEXTS = [
@@ -145,8 +148,12 @@ def test_average_by_owner_by_hand():
 # lsa.
 
 
+def lsa_vectors(texts, dim, seed):
+    return fit_lsa(texts, dim, seed).encode(texts)
+
+
 def test_lsa_puts_similar_texts_near():
-    vectors = embed_lsa(TEXTS, 3, seed=0)
+    vectors = lsa_vectors(TEXTS, 3, seed=0)
     assert (vectors.shape, vectors.dtype) == ((6, 3), np.float32)
     np.testing.assert_allclose(np.linalg.norm(vectors[:4], axis=1), 1, rtol=1e-5)
     near = vectors @ vectors.T
@@ -156,15 +163,15 @@ def test_lsa_puts_similar_texts_near():
 
 
 def test_lsa_is_the_same_for_the_same_seed():
-    np.testing.assert_array_equal(embed_lsa(TEXTS, 3, 1), embed_lsa(TEXTS, 3, 1))
+    np.testing.assert_array_equal(lsa_vectors(TEXTS, 3, 1), lsa_vectors(TEXTS, 3, 1))
 
 
 def test_lsa_shrinks_where_there_is_little_text():
-    assert embed_lsa(["red lamp", "red desk", "grey rug"], 128, 0).shape == (3, 2)
+    assert lsa_vectors(["red lamp", "red desk", "grey rug"], 128, 0).shape == (3, 2)
     with pytest.raises(InputError, match="at least 2 texts"):
-        embed_lsa(["red lamp"], 128, 0)
+        lsa_vectors(["red lamp"], 128, 0)
     with pytest.raises(InputError, match=r"lsa finds no words .* --encoder MODEL"):
-        embed_lsa(["?", "!", "a"], 128, 0)
+        lsa_vectors(["?", "!", "a"], 128, 0)
 
 
 def test_lsa_end_to_end(shop, capsys):
@@ -177,7 +184,7 @@ def test_lsa_end_to_end(shop, capsys):
     # Item 0 is the mean of its two texts; item 1 has but one, of unit length.
     texts = ["red desk lamp", "a bright red lamp for the desk", "desk lamp"]
     rest = ["office chair", "a chair on wheels, for the office", "chair for the office"]
-    vectors = embed_lsa([*texts, *rest, "woollen rug, hand made", "woollen rug"], 4, 0)
+    vectors = lsa_vectors([*texts, *rest, "woollen rug, hand made", "woollen rug"], 4, 0)
     np.testing.assert_allclose(embeddings[0], vectors[:2].mean(0), atol=1e-6)
     np.testing.assert_allclose(embeddings[1], vectors[2], atol=1e-6)
 
@@ -450,3 +457,107 @@ def test_two_processes_give_the_same_array(models, tmp_path):
     assert "(2,200 texts)" in result.stdout
     assert "on 2 process(es)" in result.stdout
     np.testing.assert_array_equal(embeddings_of(tmp_path, "two"), embeddings_of(tmp_path, "one"))
+
+
+# New items.
+
+NEW = {"6": {"title": "grey desk lamp"}, "7": {"title": "rug", "description": "a woollen rug"}}
+
+
+@pytest.fixture
+def grown(shop):
+    """A folder with data/ and, with two more items, grown/."""
+    write_json(shop / "new.json", NEW)
+    words = ["--data", shop / "data", "--add", shop / "new.json", "--output", shop / "grown"]
+    lcrec.add_items.main(list(map(str, words)))
+    return shop
+
+
+def add(folder, *flags, embeddings="embeddings", output="more"):
+    main(
+        [
+            *("--data", str(folder / "grown"), "--add", str(folder / "new.json")),
+            *("--embeddings", str(folder / embeddings), "--output", str(folder / output)),
+            *map(str, flags),
+        ]
+    )
+
+
+def test_new_items_are_projected_as_the_old_were(grown, capsys):
+    main(argv(grown, "--lsa-dim", 4))
+    capsys.readouterr()
+    add(grown)
+    out = capsys.readouterr().out
+    assert "Embedding 2 items (3 texts) with lsa" in out
+    assert f"lcrec.quantize --data {grown / 'grown'} --add {grown / 'new.json'} --index OLD" in out
+    old, new = embeddings_of(grown), embeddings_of(grown, "more")
+    assert new.shape == (8, 4)
+    np.testing.assert_array_equal(new[:6], old)
+    # Item 6 is a lamp for the desk, item 7 a rug, and the two of them have nothing in common.
+    near = new[6:] @ old.T
+    assert near[0].argmax() in (0, 1)
+    assert near[1].argmax() in (4, 5)
+    # What was learnt goes along, so that more items can join.
+    for name in ("lsa.json", "lsa.safetensors"):
+        assert (grown / "more" / name).read_bytes() == (grown / "embeddings" / name).read_bytes()
+    record = read_provenance(grown / "more")
+    assert set(record["inputs"]) == {"item", "added", "embeddings"}
+    assert record["config"] == read_provenance(grown / "embeddings")["config"]
+    add(grown)
+    assert capsys.readouterr().out == f"{grown / 'more'} is up to date.\n"
+
+
+def test_new_items_by_a_model(grown, models):
+    flags = ("--encoder", models / "bert", "--text", "joined", "--max-tokens", 9)
+    main(argv(grown, *flags))
+    add(grown, "--batch-tokens", 7)
+    old, new = embeddings_of(grown), embeddings_of(grown, "more")
+    np.testing.assert_array_equal(new[:6], old)
+    for item, text in {6: "grey desk lamp", 7: "rug\na woollen rug"}.items():
+        expected = mean_of_tokens(models / "bert", text, 9)
+        np.testing.assert_allclose(new[item], expected, atol=1e-5)
+
+
+def test_new_items_are_encoded_in_one_way_only(grown):
+    main(argv(grown, "--lsa-dim", 4))
+    for flags, message in (
+        (["--encoder", "some/model"], r"--encoder some/model: --add encodes .*; leave it out"),
+        (["--fields", "title"], r"--fields title: --add encodes the new items as those of"),
+        (["--seed", 1], "--seed 1: --add encodes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            add(grown, *flags)
+    assert not (grown / "more").exists()
+
+
+def test_old_embeddings_that_cannot_be_extended(grown, models):
+    main(argv(grown, "--lsa-dim", 4))
+    with pytest.raises(InputError, match="go together"):
+        main(argv(grown, "--add", grown / "new.json"))
+    with pytest.raises(InputError, match="holds the old embeddings; name another"):
+        add(grown, output="embeddings")
+    (grown / "embeddings" / "lsa.json").rename(grown / "lsa.json")
+    with pytest.raises(InputError, match=r"does not belong to the lsa.json beside it"):
+        add(grown)
+    (grown / "lsa.json").rename(grown / "embeddings" / "lsa.json")
+    lcrec.embed.write_array(grown / "embeddings" / "embeddings.npy", np.zeros((5, 4), np.float32))
+    with pytest.raises(InputError, match=r"has 5 rows, but .*grown had 6 items before those of"):
+        add(grown)
+    write_shop(grown, {**ITEMS, "5": {"title": "silken rug"}})
+    main(argv(grown, "--lsa-dim", 4))
+    with pytest.raises(InputError, match=r"embeddings was made from .*, but .*grown extends"):
+        add(grown)
+    (grown / "embeddings" / "lcrec.json").unlink()
+    with pytest.raises(InputError, match=r"--embeddings .*: no record of python -m lcrec.embed"):
+        add(grown)
+
+
+def test_an_encoder_that_is_another_one_now(grown, models, tmp_path):
+    folder = tmp_path / "encoder"
+    AutoTokenizer.from_pretrained(models / "bert").save_pretrained(folder)
+    config = AutoModel.from_pretrained(models / "bert").config
+    BertModel(config).save_pretrained(folder)
+    main(argv(grown, "--encoder", folder))
+    BertModel(config).save_pretrained(folder)
+    with pytest.raises(InputError, match="was made from another encoder file"):
+        add(grown)

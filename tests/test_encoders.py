@@ -5,8 +5,7 @@ import pytest
 
 from lcrec import embed
 from lcrec.artifacts import read_array, read_json, write_json
-from lcrec.data import load_items
-from lcrec.encoders import encoder_of, fit_lsa
+from lcrec.encoders import encoder_of
 from lcrec.errors import InputError
 
 TEXTS = ["red desk lamp", "desk lamp", "office chair", "chair for the office", "woollen rug"]
@@ -36,42 +35,35 @@ def make(store, *flags):
 
 def test_lsa_puts_other_texts_among_the_items(store):
     folder = make(store, "--lsa-dim", "4")
-    encode = encoder_of(folder, load_items(store / "data"))
+    encode = encoder_of(folder)
     np.testing.assert_allclose(encode(TEXTS), read_array(folder / "embeddings.npy"), atol=1e-5)
     near = encode(["a chair, please"]) @ read_array(folder / "embeddings.npy").T
     assert set(np.argsort(-near[0])[:2]) == {2, 3}
     assert not encode(["unheard of"]).any()
 
 
-def test_lsa_fits_to_the_vectors_it_always_gave():
-    vectors, encode = fit_lsa(TEXTS, 3, seed=0)
-    np.testing.assert_allclose(encode(TEXTS), vectors, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-
-
 def test_a_folder_that_does_not_say_how_it_was_made(store):
     folder = make(store)
     (folder / "lcrec.json").unlink()
     with pytest.raises(InputError, match="nothing there says which encoder"):
-        encoder_of(folder, load_items(store / "data"))
+        encoder_of(folder)
 
 
 def test_a_model_that_is_gone_or_another_one(store, base):
     folder = make(store, "--encoder", base)
-    items = load_items(store / "data")
     np.testing.assert_allclose(
-        encoder_of(folder, items)(TEXTS), read_array(folder / "embeddings.npy"), atol=1e-4
+        encoder_of(folder)(TEXTS), read_array(folder / "embeddings.npy"), atol=1e-4
     )
     moved = store / "moved"
     moved.mkdir()
     for path in base.iterdir():
         (moved / path.name).write_bytes(path.read_bytes())
-    assert encoder_of(folder, items, str(moved))(["rug"]).shape == (1, 32)
+    assert encoder_of(folder, str(moved))(["rug"]).shape == (1, 32)
     (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
     with pytest.raises(InputError, match="made from another encoder file than"):
-        encoder_of(folder, items, str(moved))
+        encoder_of(folder, str(moved))
     record = read_json(folder / "lcrec.json")
     record["config"]["encoder"] = str(store / "gone")
     write_json(folder / "lcrec.json", record)
     with pytest.raises(InputError, match="gone: cannot be loaded"):
-        encoder_of(folder, items)
+        encoder_of(folder)

@@ -405,6 +405,30 @@ def test_users_without_items(run, shop, tmp_path):
     assert not (tmp_path / "lists").exists()
 
 
+def test_items_that_were_added(run, grown, tmp_path, capsys):
+    path = tmp_path / "predictions.jsonl"
+    words = ("--output", path, "--k", 50, "--index", grown / "index")
+    run(*words, data=grown / "data")
+    assert all(sorted(row["ranked"]) == list(range(50)) for row in lines(path))
+    assert set(read_json(tmp_path / "predictions.lcrec.json")["inputs"]) >= {"model", "index"}
+    run("--history", 49, "--k", 50, "--index", grown / "index", data=grown / "data")
+    assert capsys.readouterr().out.count("Brand new lamp") == 2  # had, and recommended
+
+
+def test_added_items_need_the_data_and_the_index_that_have_them(run, grown, shop, tmp_path):
+    out = ("--output", tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"was made from another item file"):
+        run(*out, data=grown / "data")
+    with pytest.raises(InputError, match=r"index was made from another item file .*--add NEW"):
+        run(*out, "--index", grown / "index", data=shop)
+    with pytest.raises(InputError, match=r"index.json: no such file"):
+        run(*out, "--index", tmp_path, data=shop)
+    shutil.copy(grown / "index" / "index.json", tmp_path)  # without the record of its making
+    with pytest.raises(InputError, match=r"has 48 items, the index of .* has 50: they do not"):
+        run(*out, "--index", tmp_path / "index.json", data=shop)
+    assert not (tmp_path / "p.jsonl").exists()
+
+
 # One request.
 
 

@@ -230,3 +230,39 @@ def test_the_published_index_is_read_and_its_conflicts_are_named(real_data, tmp_
     assert index.num_levels == 4
     assert max(index.level_sizes) == 256
     assert index.tokens(0) == published["0"]
+
+
+# An index that adds items to another.
+
+
+@pytest.mark.parametrize(
+    ("longer", "message"),
+    [
+        ({"3": ["<a_1>", "<b_2>"]}, None),
+        ({}, None),
+        ({"0": ["<a_1>", "<b_2>"]}, r"1 items have another index than before, such as item 0"),
+        ({"2": None}, r"has 2 items of 2 levels and cannot extend an index of 3 items of 2"),
+        (
+            {"3": ["<a_1>", "<b_3>"]},
+            r"item 3: code 3 at level 1 is outside 0 to 2, the codes there",
+        ),
+        ({"3": ["<a_0>", "<b_2>"]}, r"2 items share an index with another"),
+    ],
+)
+def test_an_index_that_adds_items(write, longer, message):
+    old = ItemIndex(TOY, (3, 3))
+    folder = write({key: path for key, path in (TOY_JSON | longer).items() if path})
+    if message:
+        with pytest.raises(InputError, match=message):
+            old.load_extension(folder)
+    else:
+        index = old.load_extension(folder / "index.json")
+        assert index.texts[:3] == old.texts
+        assert index.vocabulary == old.vocabulary
+        assert len(index) == 3 + len(longer)
+
+
+def test_an_index_of_another_depth_adds_nothing(write):
+    deep = {str(item): ["<a_0>", "<b_0>", f"<c_{item}>"] for item in range(4)}
+    with pytest.raises(InputError, match=r"has 4 items of 3 levels .*quantize --add"):
+        ItemIndex(TOY, (3, 3)).load_extension(write(deep))

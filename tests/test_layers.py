@@ -20,19 +20,21 @@ LAYERS = {
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.ensemble"], 0),
+    "lcrec.report": 0,
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
-    **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff"], 0),
+    **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff", "lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
     "lcrec.loose_trie": 1,
     **dict.fromkeys(["lcrec.residual", "lcrec.rqvae_state", "lcrec.sinkhorn"], 1),
+    **dict.fromkeys(["lcrec.index_quality", "lcrec.index_verdict", "lcrec.index_page"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
     **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan", "lcrec.run_folder"], 2),
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
     **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     **dict.fromkeys(["lcrec.prompts_tokens", "lcrec.prompts_score", "lcrec.encoders"], 2),
-    "lcrec.explanations": 2,
+    **dict.fromkeys(["lcrec.explanations", "lcrec.lsa"], 2),
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prompts_cli", "lcrec.dataset_cli"], 3),
@@ -42,6 +44,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
     **dict.fromkeys(["lcrec.choices", "lcrec.bulk", "lcrec.one_request"], 3),
     **dict.fromkeys(["lcrec.indexers", "lcrec.rqvae_training"], 3),
+    **dict.fromkeys(["lcrec.index_fit", "lcrec.index_report"], 3),
+    **dict.fromkeys(["lcrec.extension", "lcrec.repair", "lcrec.add_items"], 3),
     **dict.fromkeys(["lcrec.evaluate_pairs", "lcrec.evaluate_search"], 3),
     **dict.fromkeys(["lcrec.evaluate_language", "lcrec.judging"], 3),
     **dict.fromkeys(["lcrec.negatives", "lcrec.rouge"], 3),
@@ -51,7 +55,10 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
-LIGHT_STAGES = ["synthetic", "prompts_cli", "prepare", "intents", "evaluate", "baselines.__main__"]
+LIGHT_STAGES = [
+    *("synthetic", "prompts_cli", "prepare", "add_items", "intents", "evaluate"),
+    "baselines.__main__",
+]
 HEAVY = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"]
 
 

@@ -33,7 +33,7 @@ SETTINGS = {
     "epochs": 6,
     "batch-size": 8,
 }
-MADE = ["index.json", "lcrec.json", "report.json", "rqvae.safetensors"]
+MADE = ["index.json", "lcrec.json", "report.html", "report.json", "rqvae.safetensors"]
 
 
 def toy_embeddings():
@@ -150,7 +150,9 @@ def test_the_same_seed_gives_the_same_bytes(shop):
     assert one != (shop / "other" / "rqvae.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("step", ["RQVAE.save", "write_json", "write_provenance", "ItemIndex.save"])
+@pytest.mark.parametrize(
+    "step", ["RQVAE.save", "write_index_report", "write_provenance", "ItemIndex.save"]
+)
 def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
     """Killed over an older index: no stage takes what lies there, and either setting rebuilds."""
     main(argv(shop))

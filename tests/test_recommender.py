@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lcrec.dataset import draw_rows, tokenise_rows
 from lcrec.errors import InputError
+from lcrec.index import ItemIndex
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender
 from lcrec.tasks import TASKS, TaskData
@@ -396,6 +397,30 @@ def test_from_pretrained(checkpoint, split):
     loaded = Recommender.from_pretrained(checkpoint)
     assert loaded.questions.max_history == 4
     check_lists(loaded.recommend(split.test.histories, 10), 10)
+
+
+def test_items_that_were_added_are_recommended_by_the_same_checkpoint(checkpoint, index, tmp_path):
+    codes = np.concatenate([index.codes, [[0, 0, 4], [3, 3, 3]]]).astype(np.int32)
+    ItemIndex(codes, index.level_sizes).save(tmp_path)
+    old = Recommender.from_pretrained(checkpoint)
+    loaded = Recommender.from_pretrained(checkpoint, index=tmp_path)
+    everything = loaded.recommend([[3], [0, 49]], 50)
+    assert sorted(everything.items[0].tolist()) == list(range(50))
+    # What was there before keeps its score, and its place among its like.
+    before = everything.items[0][everything.items[0] < ITEMS]
+    ranking = old.recommend([[3]], ITEMS)
+    assert before.tolist() == ranking.items[0].tolist()
+    scores = everything.scores[0][everything.items[0] < ITEMS]
+    np.testing.assert_allclose(scores, ranking.scores[0], atol=1e-4)
+    assert loaded.recommend([[3]], 2, allow=[[48, 49]]).items.min() >= ITEMS
+
+
+def test_an_index_that_does_more_than_add_items(checkpoint, index, tmp_path):
+    codes = index.codes.copy()
+    codes[7] = (3, 3, 4)
+    ItemIndex(codes, index.level_sizes).save(tmp_path)
+    with pytest.raises(InputError, match=r"1 items have another index than before, such as item 7"):
+        Recommender.from_pretrained(checkpoint, index=tmp_path)
 
 
 def test_from_pretrained_with_other_wording(checkpoint, prompts):

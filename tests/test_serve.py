@@ -169,6 +169,25 @@ def test_a_catalogue_of_another_checkpoint(checkpoint, shop, tmp_path):
         serve.main(["--model", str(checkpoint), "--data", str(tmp_path), "--port", "0"])
 
 
+def test_items_that_were_added(checkpoint, shop, grown, monkeypatch):
+    served = []
+
+    def stop(recommender, items, **settings):
+        served.extend([recommender, items])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lcrec.service.create_app", stop)
+    words = ["--model", str(checkpoint), "--index", str(grown / "index"), "--port", "0"]
+    with pytest.raises(KeyboardInterrupt):
+        serve.main([*words, "--data", str(grown / "data")])
+    recommender, items = served
+    assert len(recommender.index) == len(items) == 50
+    ranking = recommender.recommend([[49, 3]], 1, allow=[[48]])
+    assert ranking.items.tolist() == [[48]]
+    with pytest.raises(InputError, match=r"index was made from another item file .*--add NEW"):
+        serve.main([*words, "--data", str(shop)])
+
+
 def test_a_model_that_cannot_recommend_is_not_served(checkpoint, tmp_path):
     broken = shutil.copytree(checkpoint, tmp_path / "model")
     weights = load_file(broken / "adapter_model.safetensors")

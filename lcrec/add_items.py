@@ -1,0 +1,134 @@
+"""Stage: new items -> the data folder, extended.
+
+Reads a data folder and `NEW.item.json` {id: {title, description, ...}}; writes a new folder with
+the same users and the longer catalogue. The new items' numbers continue the old ones, so every
+index, history and prediction that speaks of an old item still means the same. Where the folder
+has `<Name>.item2id`, the ids of the new items are raw ids; where it has none, they are the numbers
+themselves. The old folder stays as it is: what was made from it still belongs to it.
+
+Public names: `AddItemsConfig`, `main`.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcrec.artifacts import (
+    DataPaths,
+    atomic_path,
+    data_paths,
+    find_data,
+    is_current,
+    read_json,
+    read_provenance,
+    sha256,
+    write_json,
+    write_provenance,
+)
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import load_items
+from lcrec.errors import InputError, run_stage
+from lcrec.new_items import ADD_STAGE, read_new_items
+
+
+@dataclass(frozen=True)
+class AddItemsConfig:
+    """Settings of `python -m lcrec.add_items`."""
+
+    data: Path = option("the data folder to extend; it stays as it is")
+    add: Path = option("the new items, {id: {title, description, ...}}")
+    output: Path = option("the folder to write the extended data set to")
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    config = parse_config(AddItemsConfig, argv, description=__doc__ or "", prog=ADD_STAGE)
+    data, add, output = config.data, config.add, config.output
+    old = find_data(data)
+    num_items = len(load_items(data))
+    new = read_new_items(add)
+    last = num_items + len(new) - 1
+    if old.item_ids.exists():
+        raw_ids = _extended_ids(old.item_ids, list(new), num_items, add)
+    else:
+        raw_ids = None
+        if list(new) != [str(number) for number in range(num_items, last + 1)]:
+            raise InputError(
+                f"{add}: {len(new)} new items must be numbered {num_items} to {last}, after the "
+                f"{num_items} of {old.item}; found {', '.join(list(new)[:3])}"
+            )
+    inputs = {"item": old.item, "added": add, "inter": old.inter}
+    inputs |= {"user": old.user} if old.user.exists() else {}
+    after = f"Next: python -m lcrec.embed --data {output} --add {add} --embeddings OLD --output NEW"
+    made = output.is_dir() and data_paths(output, old.name).inter.exists()
+    if made and is_current(output, ADD_STAGE, config_dict(config), inputs):
+        print(f"{output} is up to date.\n{after}")
+        return
+    _check_output(output, data)
+    print(f"Adding {len(new):,} items to the {num_items:,} of {old.name}: numbers {num_items:,} on")
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        paths = data_paths(folder, old.name)
+        _copy(old, paths)
+        numbered = {str(num_items + place): entry for place, entry in enumerate(new.values())}
+        write_json(paths.item, read_json(old.item) | numbered)
+        if raw_ids is not None:
+            paths.item_ids.write_text(raw_ids, encoding="utf-8")
+        facts = {"items": last + 1, "inter_sha256": sha256(paths.inter)}
+        write_provenance(folder, ADD_STAGE, config_dict(config), inputs, **facts)
+    print(f"Wrote {output}: {last + 1:,} items. {after}")
+
+
+def _extended_ids(path: Path, new: list[str], num_items: int, add: Path) -> str:
+    """Return the lines of `<Name>.item2id` with the new raw ids.
+
+    Raises:
+        InputError: a raw id is in the catalogue already, or holds what separates the file's parts.
+    """
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    known = dict(line.rsplit("\t", 1) for line in text.split("\n") if "\t" in line)
+    for raw_id in new:
+        if raw_id in known:
+            raise InputError(
+                f"{add}: {raw_id!r} is in the catalogue already, as item {known[raw_id]} "
+                f"({path.name}); leave it out"
+            )
+        if not raw_id or set(raw_id) & set("\t\n\r"):
+            raise InputError(f"{add}: id {raw_id!r} is empty, or holds a tab or a line break")
+    lines = (f"{raw_id}\t{number}" for number, raw_id in enumerate(new, start=num_items))
+    return "\n".join([text, *lines]) + "\n"
+
+
+def _check_output(output: Path, data: Path) -> None:
+    """Refuse a folder that holds anything but an earlier result of this stage."""
+    if output.resolve() == data.resolve():
+        raise InputError(
+            f"--output {output} is the old data folder, to which embeddings, index and model "
+            "belong; name another"
+        )
+    if output.is_file():
+        raise InputError(f"--output {output}: there is a file of that name; name a folder")
+    record: dict[str, Any] = (read_provenance(output) if output.is_dir() else None) or {}
+    if output.is_dir() and any(output.iterdir()) and record.get("stage") != ADD_STAGE:
+        raise InputError(
+            f"--output {output}: it was not made by {ADD_STAGE}; choose another folder"
+        )
+    for inter in output.glob("*.inter.json"):
+        if sha256(inter) != record["inter_sha256"]:
+            raise InputError(
+                f"--output {output}: {inter.name} was changed since, and would be lost; choose "
+                "another folder"
+            )
+
+
+def _copy(old: DataPaths, new: DataPaths) -> None:
+    """Copy what does not speak of the catalogue's size."""
+    for name in ("inter", "user", "review", "user_ids"):
+        source: Path = getattr(old, name)
+        if source.exists():
+            shutil.copyfile(source, getattr(new, name))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,126 @@
+"""Stage: an item index -> a report on whether it is good.
+
+Reads `index.json`, made here or elsewhere, and writes `report.json` (all figures and the verdict)
+and `report.html` (the same as a page with pictures, in one file). With `--embeddings` it says how
+far items alike share their codes, with `--data` it names examples and looks at categories; beside
+the weights of an RQ-VAE it says what the codes explain. What cannot be known without is left out.
+
+`python -m lcrec.quantize` makes this report of every index by itself.
+
+Public names: `IndexReportConfig`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lcrec.artifacts import (
+    EMBEDDINGS,
+    REPORT,
+    REPORT_PAGE,
+    RQVAE_WEIGHTS,
+    find_data,
+    read_array,
+    read_json,
+    read_provenance,
+    require_same_input,
+    write_provenance,
+)
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import Items, check_embeddings, load_items
+from lcrec.errors import InputError, run_stage
+from lcrec.index import ItemIndex, find_conflicts, index_path, read_paths
+from lcrec.index_fit import load_rqvae, measure_fit
+from lcrec.index_page import print_verdict, write_index_report
+from lcrec.index_quality import measure_index
+
+STAGE = "python -m lcrec.index_report"
+
+
+@dataclass(frozen=True)
+class IndexReportConfig:
+    """Settings of `python -m lcrec.index_report`."""
+
+    index: Path = option("the folder that holds index.json, or such a file by itself")
+    output: Path = option("the folder to write report.json and report.html to")
+    embeddings: Path | None = option("the folder that holds embeddings.npy", None)
+    data: Path | None = option("the data folder, for titles and categories", None)
+    seed: int = option("decides which items of a large catalogue are looked at", 0, minimum=0)
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    config = parse_config(IndexReportConfig, argv, description=__doc__ or "", prog=STAGE)
+    path = index_path(config.index)
+    own_folder = config.output.resolve() == path.parent.resolve()
+    codes, level_sizes = read_codes(config.index)
+    inputs = {"index": path}
+    if not own_folder:
+        record = read_provenance(config.output)
+        if record and record["stage"] != STAGE:
+            raise InputError(
+                f"--output {config.output} holds the result of {record['stage']}; name another "
+                "folder, or the index's own"
+            )
+    items: Items | None = None
+    if config.data is not None:
+        inputs["item"] = find_data(config.data).item
+        remake = f"python -m lcrec.quantize --data {config.data} --embeddings DIR --output DIR"
+        require_same_input(path.parent, "item", inputs["item"], remake)
+        items = load_items(config.data)
+        if len(items) != len(codes):
+            raise InputError(
+                f"{path} has {len(codes)} items but {inputs['item']} has {len(items)}: they belong "
+                "to different catalogues; name the data folder that the index was made from"
+            )
+    embeddings = model = None
+    if config.embeddings is not None:
+        inputs["embeddings"] = config.embeddings / EMBEDDINGS
+        embeddings = check_embeddings(
+            read_array(inputs["embeddings"]), len(codes), inputs["embeddings"]
+        )
+        weights = path.parent / RQVAE_WEIGHTS
+        if weights.exists():
+            inputs["rqvae"] = weights
+            remake = f"python -m lcrec.quantize --embeddings {config.embeddings} --output DIR"
+            require_same_input(path.parent, "embeddings", inputs["embeddings"], remake)
+            model = load_rqvae(weights, embeddings.shape[1])
+
+    print(f"Looking at {path}: {len(codes):,} items, {codes.shape[1]} codes each.")
+    fit = None
+    if model is not None and embeddings is not None:
+        fit = measure_fit(model, torch.from_numpy(embeddings), codes)
+    report = measure_index(
+        codes, level_sizes, embeddings=embeddings, items=items, fit=fit, seed=config.seed
+    )
+    if own_folder and (path.parent / REPORT).exists():
+        # How items came to join, or to move, is known to the report of that alone.
+        before = read_json(path.parent / REPORT)
+        report |= {name: before[name] for name in ("added", "repaired") if name in before}
+    name = path.name if config.data is None else find_data(config.data).name
+    verdict = write_index_report(config.output, report, name)
+    if not own_folder:
+        write_provenance(config.output, STAGE, config_dict(config), inputs)
+    print_verdict(verdict)
+    print(f"Wrote {config.output / REPORT_PAGE}: open it in a browser.")
+
+
+def read_codes(folder: Path) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return codes, int32 [items, levels], and level sizes of an index in which items may collide.
+
+    Raises:
+        InputError: the file is missing or malformed, or its paths differ in length.
+    """
+    paths = read_paths(folder)
+    if len(set(map(len, paths))) == 1:
+        codes = np.asarray(paths, dtype=np.int32)
+        if find_conflicts(codes):  # no index of this kit, so nothing recorded its level sizes
+            return codes, tuple((codes.max(axis=0) + 1).tolist())
+    index = ItemIndex.load(folder)
+    return index.codes, index.level_sizes
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,177 @@
+"""The one page: self-contained, escaped, readable in light and dark, its pictures too."""
+
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import pytest
+
+from lcrec.report import (
+    PALETTE,
+    QUIET,
+    SERIES,
+    Finding,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    Verdict,
+    draw_svg,
+    render_page,
+)
+
+HOSTILE = "<script>alert('x')</script> & \"$5 < $6\""
+VOID = {"meta", "br", "hr", "img", "link"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and fails on a tag that is not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "svg"} & set(self.open):
+            self.text += data
+
+
+def toy_picture(description="a line"):
+    def draw(axes):
+        axes.plot([1, 2], [3, 4], label=HOSTILE)
+        axes.plot([1, 2], [4, 3], label="other")
+        axes.bar([1], [2], color=SERIES[2])
+        axes.hlines(1, 0, 2, color=QUIET)
+        axes.legend()
+
+    return draw_svg(draw, description)
+
+
+def toy_page():
+    return render_page(
+        f"Title {HOSTILE}",
+        [
+            Paragraph(f"Paragraph {HOSTILE}"),
+            Verdict("warning", "Verdict", [Finding("good", HOSTILE), Finding("note", "b", "do c")]),
+            Picture(toy_picture(HOSTILE), f"Caption {HOSTILE}"),
+            Heading("Heading"),
+            Table("Table", ["name", "count"], [("row", "12"), (HOSTILE, "3")]),
+        ],
+    )
+
+
+def test_a_page_is_whole_and_escaped():
+    page = Page(toy_page())
+    assert page.tags.count("script") == 0
+    assert page.text.count(HOSTILE) == 6  # twice the title, and once in each block but the heading
+    assert page.tags[:2] == ["html", "head"]
+    for tag, count in {"h1": 1, "h2": 1, "svg": 1, "figcaption": 1, "tr": 3, "td": 4}.items():
+        assert page.tags.count(tag) == count, tag
+    assert "do c" in page.text
+
+
+def test_a_page_loads_nothing():
+    page = Page(toy_page())
+    names = {name for name, _ in page.attributes}
+    assert not names & {"src", "srcset", "data", "action", "onclick", "onload"}
+    links = [value for name, value in page.attributes if name in ("href", "xlink:href")]
+    assert links
+    assert all(re.fullmatch(r"#\w+", link) for link in links)
+    assert not {"link", "img", "iframe", "object", "script"} & set(page.tags)
+    text = toy_page()
+    assert "@import" not in text
+    assert set(re.findall(r"url\(([^)]*)\)", text)) <= {f"#{name}" for name in ids(text)}
+    assert "default-src 'none'" in text
+
+
+def ids(text):
+    return re.findall(r'\bid="([^"]*)"', text)
+
+
+def test_pictures_on_one_page_do_not_share_names():
+    text = render_page("Two", [Picture(toy_picture(name), name) for name in ("one", "two")])
+    assert len(ids(text)) == len(set(ids(text))) > 2
+
+
+def test_a_picture_is_the_same_bytes_each_time():
+    assert toy_picture() == toy_picture()
+
+
+def test_a_picture_follows_light_and_dark():
+    svg = toy_picture()
+    assert not re.search(r'[: "]#[0-9a-f]{6}\b', svg)
+    assert {"var(--series-1)", "var(--series-2)", "var(--series-3)"} <= set(
+        re.findall(r"var\([\w-]+\)", svg)
+    )
+    assert not re.search(r'\b(fill|stroke)="', svg)  # a variable works in a style only
+    text = toy_page()
+    for name, shade in PALETTE.items():
+        assert f"--{name}: {shade['light']};" in text
+        assert f"--{name}: {shade['dark']};" in text
+
+
+def test_text_in_a_picture_stays_text():
+    svg = toy_picture()
+    assert ">other<" in svg
+    assert "alert('x')&lt;/script&gt; &amp;" in svg.replace("&#x27;", "'")
+    assert 'role="img" aria-label="a line"' in svg
+
+
+def test_successive_lines_differ_in_more_than_colour():
+    def draw(axes):
+        for height in range(3):
+            axes.plot([0, 1], [height, height])
+        seen.extend((line.get_linestyle(), line.get_marker()) for line in axes.lines)
+
+    seen = []
+    draw_svg(draw, "three")
+    assert len({style for style, _ in seen}) == len({marker for _, marker in seen}) == 3
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda axes: axes.plot([0, 1], color="red"), lambda axes: axes.bar([0], [1], hatch="/")],
+    ids=["a colour of its own", "hatches"],
+)
+def test_a_colour_that_is_not_of_the_page_is_refused(draw):
+    with pytest.raises(ValueError, match="use SERIES or QUIET"):
+        draw_svg(draw, "wrong")
+
+
+def test_drawing_leaves_no_setting_behind():
+    before = dict(matplotlib.rcParams)
+    toy_picture()
+    assert dict(matplotlib.rcParams) == before
+
+
+def contrast(one, other):
+    """Return the contrast of two colours (WCAG 2.2, relative luminance)."""
+
+    def luminance(colour):
+        parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("name", ["ink", "quiet", "series-1", "series-2", "series-3"])
+def test_every_colour_can_be_read(mode, name):
+    assert contrast(PALETTE[name][mode], PALETTE["paper"][mode]) >= 4.5
