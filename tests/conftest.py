@@ -18,6 +18,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine busy with other work is no fault of a test.
+settings.register_profile("lcrec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lcrec")
 
 TOP = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
