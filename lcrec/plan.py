@@ -137,7 +137,7 @@ def measure_work(
         batch = slice(start, start + batch_size)
         rows = len(lengths[batch])
         widest = max(widest, rows * int(lengths[batch].max()))
-        batch_answers = max(batch_answers, rows * int(answers[batch].max() + 1))
+        batch_answers = max(batch_answers, rows * int(answers[batch].max()))
     if max_tokens is not None and widest > max_tokens:
         widest = max(max_tokens, int(lengths.max()))
         batch_answers = min(batch_answers, widest)
