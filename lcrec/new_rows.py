@@ -67,7 +67,9 @@ class _RowsApart(TrainableTokensLayer):
         (name,) = active_adapters
         rows = self.trainable_tokens_delta[name].to(result.dtype)[self.row_order]
         if isinstance(self.base_layer, nn.Embedding):
-            place = torch.searchsorted(self.row_ids, x).clamp_max(len(self.row_ids) - 1)
+            place = torch.searchsorted(self.row_ids, x.contiguous()).clamp_max(
+                len(self.row_ids) - 1
+            )
             trained = F.embedding(place, rows)
             scale = self._get_embed_scale()  # Gemma multiplies what it looks up
             if scale is not None:

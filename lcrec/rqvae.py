@@ -1,31 +1,35 @@
 """The residual-quantised autoencoder that turns an item's embedding into a path of codes.
 
 `RQVAE` is LC-Rec's (arXiv 2311.09049, section III-B): an encoder, `ResidualVQ` from
-vector-quantize-pytorch, a decoder, and uniform semantic mapping: during training the last level
-chooses its codes by `sinkhorn`, which gives every code an equal share of the batch. It differs
-from the paper's where that pays: inputs are standardised, encoder and decoder begin as the
-principal components beside a perceptron that begins at zero, and the codebooks begin as k-means
-of the whole catalogue, level by level, so training starts where residual k-means ends.
+vector-quantize-pytorch, a decoder, and uniform semantic mapping: in training, a level with an
+epsilon chooses its codes by `sinkhorn`, which gives every code an equal share of the batch. It
+differs from the paper's where that pays: inputs are standardised, encoder and decoder begin as the
+principal components beside a perceptron that begins at zero, and the codebooks begin as k-means of
+the whole catalogue, level by level, so training starts where residual k-means ends. With `parity`
+none of this holds, and the model is the published one.
 
-Public names: `RQVAE`, `Losses`, `read_codebooks`, `sinkhorn`.
+Public names: `RQVAE`, `Losses`, `read_codebooks`.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise, takewhile
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from sklearn.cluster import KMeans
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualVQ
 
 from lcrec.errors import InputError
+from lcrec.residual import SLICE, nearest_codes, residual_kmeans
+from lcrec.sinkhorn import balanced_codes, sinkhorn, sinkhorn_as_published
 
-SINKHORN_ITERATIONS = 50
+SETTINGS = "lcrec"  # the key of the model's shape in the header of its file
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ class RQVAE(nn.Module):
         num_levels: how many codes spell an item.
         num_codes: how many codes each level has.
         commitment_weight: weight of the commitment loss beside the codebook loss (beta).
-        sinkhorn_epsilon: entropic regularisation of the last level's balanced assignment in
-            training; 0 takes the nearest code there too.
+        sinkhorn_epsilons: one per level, the entropic regularisation of the balanced choice of
+            codes in training; 0, as for all by default, takes the nearest code.
+        parity: the published model: plain perceptrons, 50 Sinkhorn iterations at the one epsilon,
+            and no commitment gradient from the second level on.
     """
 
     mean: Tensor
@@ -59,20 +65,33 @@ class RQVAE(nn.Module):
         self,
         input_dim: int,
         *,
-        hidden_dims: list[int],
+        hidden_dims: Sequence[int],
         latent_dim: int,
         num_levels: int,
         num_codes: int,
         commitment_weight: float = 0.25,
-        sinkhorn_epsilon: float = 0.003,
+        sinkhorn_epsilons: Sequence[float] = (),
+        parity: bool = False,
     ) -> None:
         super().__init__()
-        self.commitment_weight = commitment_weight
-        self.num_levels, self.num_codes = num_levels, num_codes
+        self.epsilons = list(sinkhorn_epsilons) or [0.0] * num_levels
+        self.settings: dict[str, Any] = {
+            "input_dim": input_dim,
+            "hidden_dims": list(hidden_dims),
+            "latent_dim": latent_dim,
+            "num_levels": num_levels,
+            "num_codes": num_codes,
+            "commitment_weight": commitment_weight,
+            "sinkhorn_epsilons": self.epsilons,
+            "parity": parity,
+        }
+        self.commitment_weight, self.parity = commitment_weight, parity
+        self.input_dim, self.num_levels, self.num_codes = input_dim, num_levels, num_codes
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(()))
-        self.encoder = _LinearPlusPerceptron([input_dim, *hidden_dims, latent_dim])
-        self.decoder = _LinearPlusPerceptron([latent_dim, *reversed(hidden_dims), input_dim])
+        body = _Perceptron if parity else _LinearPlusPerceptron
+        self.encoder = body([input_dim, *hidden_dims, latent_dim])
+        self.decoder = body([latent_dim, *reversed(hidden_dims), input_dim])
         self.quantizer = ResidualVQ(
             dim=latent_dim,
             num_quantizers=num_levels,
@@ -83,12 +102,51 @@ class RQVAE(nn.Module):
             # The library's loss is beta times one MSE into both sides; `losses` has the paper's.
             commitment_weight=0.0,
         )
-        if sinkhorn_epsilon > 0:
-            self.quantizer.layers[-1]._codebook.gumbel_sample = _BalancedChoice(sinkhorn_epsilon)
+        for layer, epsilon in zip(self.quantizer.layers, self.epsilons, strict=True):
+            if epsilon > 0:
+                layer._codebook.gumbel_sample = _BalancedChoice(epsilon, parity)
+
+    def save(self, path: Path) -> None:
+        """Write weights and shape to a safetensors file."""
+        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, path, metadata={SETTINGS: json.dumps(self.settings)})
+
+    @classmethod
+    def load(cls, path: Path) -> "RQVAE":
+        """Read what `save` wrote, on the CPU, ready to encode.
+
+        Raises:
+            InputError: the file is missing, or is no such model.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                settings = json.loads((file.metadata() or {})[SETTINGS])
+            model = cls(**settings)
+            model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{path}: not an RQ-VAE of this version ({error}); make it with "
+                "python -m lcrec.quantize"
+            ) from None
+        return model.eval()
 
     def encode(self, embeddings: Tensor) -> Tensor:
-        """Return latents [batch, latent_dim] of embeddings [batch, input_dim]."""
+        """Return latents [batch, latent_dim] of embeddings [batch, input_dim].
+
+        Raises:
+            InputError: embeddings of another width.
+        """
+        if embeddings.shape[-1] != self.input_dim:
+            raise InputError(
+                f"the embeddings are {embeddings.shape[-1]} wide, the RQ-VAE was trained on "
+                f"{self.input_dim}: embed the items with the encoder it was trained with"
+            )
         return self.encoder((embeddings - self.mean) / self.scale)
+
+    @torch.no_grad()
+    def encode_all(self, embeddings: Tensor) -> Tensor:
+        """Return what `encode` does, without gradients, for any number of items."""
+        return torch.cat([self.encode(part) for part in embeddings.split(SLICE)])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return embeddings [batch, input_dim] of latents [batch, latent_dim]."""
@@ -96,7 +154,15 @@ class RQVAE(nn.Module):
 
     def codebooks(self) -> Tensor:
         """Return the codes' vectors, float32 [levels, codes, latent_dim]."""
-        return torch.stack([layer._codebook.embed[0] for layer in self.quantizer.layers])
+        return torch.stack([weight[0] for weight in self.codebook_weights()])
+
+    def codebook_weights(self) -> list[nn.Parameter]:
+        """Return what `codebooks` is stacked from, each [1, codes, latent_dim]."""
+        return [layer._codebook.embed for layer in self.quantizer.layers]
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return what training minimises (a wrapper for several processes calls only this)."""
+        return self.losses(embeddings).total
 
     def losses(self, embeddings: Tensor) -> Losses:
         """Return the losses of a batch [batch, input_dim].
@@ -105,58 +171,82 @@ class RQVAE(nn.Module):
         losses are means over levels. Each level's commitment reaches the encoder, since the
         residual subtracts the detached code (the published code cuts levels after the first off).
         """
-        latents = self.encode(embeddings)
-        _, indices, _ = self.quantizer(latents)
-        codes = self.quantizer.get_codes_from_indices(indices)
-        codebook = commitment = latents.new_zeros(())
-        residual = latents
-        for code in codes:
-            codebook = codebook + F.mse_loss(code, residual.detach()) / self.num_levels
-            commitment = commitment + F.mse_loss(residual, code.detach()) / self.num_levels
-            residual = residual - code.detach()
-        # One straight-through step for the sum of codes: the library's own passes the gradient
-        # once per level, which multiplies it by their number.
-        quantized = latents + (codes.sum(0) - latents).detach()
+        latents = self.encode(embeddings).float()  # distances in bf16 would mix codes up
+        with torch.autocast(latents.device.type, enabled=False):
+            _, indices, _ = self.quantizer(latents)
+            codes = self.quantizer.get_codes_from_indices(indices)
+            codebook = commitment = latents.new_zeros(())
+            residual = latents
+            for code in codes:
+                codebook = codebook + F.mse_loss(code, residual.detach()) / self.num_levels
+                commitment = commitment + F.mse_loss(residual, code.detach()) / self.num_levels
+                residual = residual - code.detach()
+                if self.parity:
+                    residual = residual.detach()
+            # One straight-through step for the sum of codes: the library's own passes the gradient
+            # once per level, which multiplies it by their number.
+            quantized = latents + (codes.sum(0) - latents).detach()
         standardised = (embeddings - self.mean) / self.scale
-        reconstruction = F.mse_loss(self.decoder(quantized), standardised)
+        reconstruction = F.mse_loss(self.decoder(quantized).float(), standardised)
         total = reconstruction + codebook + self.commitment_weight * commitment
         return Losses(total, reconstruction, codebook, commitment)
 
-    @torch.no_grad()
     def nearest_codes(self, latents: Tensor) -> Tensor:
         """Return the nearest code at each level, int64 [batch, levels], without balancing."""
-        residual, chosen = latents, []
-        for codebook in self.codebooks():
-            code = torch.cdist(residual, codebook).argmin(dim=1)
-            residual = residual - codebook[code]
-            chosen.append(code)
-        return torch.stack(chosen, dim=1)
+        return nearest_codes(latents, self.codebooks())
 
     @torch.no_grad()
-    def initialise(self, embeddings: Tensor, seed: int) -> None:
+    def initialise(
+        self,
+        embeddings: Tensor,
+        seed: int,
+        *,
+        balanced: Sequence[bool] | None = None,
+        weighted: bool = True,
+    ) -> Tensor:
         """Start from the whole catalogue's principal components and residual k-means.
 
         Args:
             embeddings: every item's, float32 [items, input_dim].
             seed: decides the k-means starts.
+            balanced: for each level, whether k-means gives its codes equal shares of the items;
+                by default where training does.
+            weighted: let k-means heed items that are nearly explained as much as the others.
+
+        Returns:
+            The code that k-means gave each item at each level, int64 [items, levels].
         """
         self.mean.copy_(embeddings.mean(0))
         centred = embeddings - self.mean
         # One scale for all columns: standardising each would blow up those that carry noise.
         self.scale.copy_(centred.pow(2).mean().sqrt().clamp_min(1e-8))
         centred /= self.scale
-        latent_dim = self.encoder.linear.out_features
-        _, vectors = torch.linalg.eigh(centred.T.double() @ centred.double())
-        components = vectors.flip(1)[:, :latent_dim].T.float()
+        parts = (part.double() for part in centred.split(SLICE))
+        _, vectors = torch.linalg.eigh(sum(part.T @ part for part in parts))
+        components = vectors.flip(1)[:, : self.settings["latent_dim"]].T.float()
+        assert isinstance(self.encoder, _LinearPlusPerceptron)
+        assert isinstance(self.decoder, _LinearPlusPerceptron)
         self.encoder.begin_linear(components)
         self.decoder.begin_linear(components.T)
+        balanced = [epsilon > 0 for epsilon in self.epsilons] if balanced is None else balanced
+        return self._initialise_codebooks(
+            self.encode_all(embeddings), seed, balanced, weighted=weighted
+        )
 
-        residual = self.encode(embeddings).numpy()
-        for level, layer in enumerate(self.quantizer.layers):
-            centres = _centres(residual, self.num_codes, seed + level)
-            layer._codebook.embed.copy_(torch.from_numpy(centres)[None])
-            distance = torch.cdist(torch.from_numpy(residual), torch.from_numpy(centres))
-            residual = residual - centres[distance.argmin(1).numpy()]
+    @torch.no_grad()
+    def initialise_as_published(self, batch: Tensor, seed: int) -> None:
+        """Start the codebooks from k-means of the first batch [batch, input_dim]."""
+        self._initialise_codebooks(self.encode(batch), seed, [False] * self.num_levels)
+
+    def _initialise_codebooks(
+        self, latents: Tensor, seed: int, balanced: Sequence[bool], *, weighted: bool = False
+    ) -> Tensor:
+        codebooks, codes = residual_kmeans(
+            latents.cpu().numpy(), self.num_codes, seed, balanced=balanced, weighted=weighted
+        )
+        for weight, codebook in zip(self.codebook_weights(), codebooks, strict=True):
+            weight.copy_(torch.from_numpy(codebook)[None])
+        return torch.from_numpy(codes)
 
     @torch.no_grad()
     def revive_dead_codes(self, latents: Tensor, generator: torch.Generator) -> int:
@@ -170,27 +260,28 @@ class RQVAE(nn.Module):
             How many codes were moved, all levels together.
         """
         revived, residual = 0, latents
-        for layer in self.quantizer.layers:
-            codebook = layer._codebook.embed[0]
-            distance, code = torch.cdist(residual, codebook).min(dim=1)
+        for weight in self.codebook_weights():
+            codebook = weight[0]
+            code = nearest_codes(residual, codebook[None])[:, 0]
+            distance = (residual - codebook[code]).norm(dim=1)
             dead = torch.bincount(code, minlength=self.num_codes) == 0
             # An item can fill one code only, and one served exactly needs none.
             count = min(int(dead.sum()), int((distance > 0).sum()))
             if count:
-                chosen = torch.multinomial(distance.pow(2), count, generator=generator)
+                odds = distance.double().pow(2).cpu()
+                chosen = torch.multinomial(odds, count, generator=generator).to(code.device)
                 codebook[dead.nonzero()[:count, 0]] = residual[chosen]
                 revived += count
-                code = torch.cdist(residual, codebook).argmin(dim=1)
+                code = nearest_codes(residual, codebook[None])[:, 0]
             residual = residual - codebook[code]
         return revived
 
 
-class _LinearPlusPerceptron(nn.Module):
-    """A linear map plus a ReLU perceptron that starts at zero."""
+class _Perceptron(nn.Module):
+    """A ReLU perceptron; no activation after the last layer."""
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
-        self.linear = nn.Linear(widths[0], widths[-1])
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layer = nn.Linear(width_in, width_out)
@@ -200,6 +291,17 @@ class _LinearPlusPerceptron(nn.Module):
         self.hidden = nn.Sequential(*layers[:-2])
         self.last = layer
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.hidden(x))
+
+
+class _LinearPlusPerceptron(_Perceptron):
+    """A linear map plus a ReLU perceptron that starts at zero."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__(widths)
+        self.linear = nn.Linear(widths[0], widths[-1])
+
     def begin_linear(self, weight: Tensor) -> None:
         """Start as `weight` [out, in] alone (fewer rows or columns are filled with zero)."""
         nn.init.zeros_(self.linear.weight)
@@ -208,24 +310,44 @@ class _LinearPlusPerceptron(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.last(self.hidden(x))
+        return self.linear(x) + super().forward(x)
 
 
 class _BalancedChoice:
-    """Stands in for ResidualVQ's nearest-code choice: Sinkhorn in training, nearest otherwise."""
+    """Stands in for ResidualVQ's nearest-code choice: Sinkhorn in training, nearest otherwise.
 
-    def __init__(self, epsilon: float) -> None:
-        self.epsilon = epsilon
+    Several processes that train together balance their batches as one.
+    """
+
+    def __init__(self, epsilon: float, parity: bool) -> None:
+        self.epsilon, self.parity = epsilon, parity
 
     def __call__(
         self, logits: Tensor, dim: int = -1, training: bool = True, **_: object
     ) -> tuple[Tensor, Tensor]:
         """Return indices [1, batch] and their one-hot form for `logits` = -distance."""
         if training:
-            index = sinkhorn(-logits[0].detach(), self.epsilon).argmax(dim=dim)[None]
+            index = self._choose(logits[0].detach().square())[None]
         else:
             index = logits.argmax(dim=dim)
         return index, F.one_hot(index, logits.shape[dim]).to(logits.dtype)
+
+    def _choose(self, cost: Tensor) -> Tensor:
+        """Return indices [batch] for squared distances [batch, codes]."""
+        batch = len(cost)
+        rank = 0
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            rank = distributed.get_rank()
+            parts = [torch.empty_like(cost) for _ in range(distributed.get_world_size())]
+            distributed.all_gather(parts, cost.contiguous())
+            cost = torch.cat(parts)
+        if self.parity:
+            index = sinkhorn_as_published(cost, self.epsilon).log_mass.argmax(dim=1)
+        else:
+            # Training needs even loads, which `balanced_codes` sees to, not an exact plan.
+            plan = sinkhorn(cost, self.epsilon, tolerance=0.05, max_rounds=20)
+            index = balanced_codes(plan)
+        return index[rank * batch : (rank + 1) * batch]
 
 
 def read_codebooks(path: Path, level_sizes: tuple[int, ...]) -> Tensor:
@@ -251,37 +373,3 @@ def read_codebooks(path: Path, level_sizes: tuple[int, ...]) -> Tensor:
             "rebuild both with python -m lcrec.quantize"
         )
     return torch.stack(codebooks)
-
-
-def sinkhorn(cost: Tensor, epsilon: float, iterations: int = SINKHORN_ITERATIONS) -> Tensor:
-    """Return the log of the balanced transport plan between a batch and a codebook.
-
-    Every column carries mass 1/codes and every row 1/batch, the rows as nearly as the iterations
-    allow. Costs are scaled to [-1, 1] first, as in the paper's code; all work is in the log domain,
-    which cannot overflow for a small epsilon.
-
-    Args:
-        cost: float [batch, codes], any finite values.
-        epsilon: entropic regularisation, > 0; smaller is closer to the exact assignment.
-        iterations: alternations of column and row normalisation.
-    """
-    batch, codes = cost.shape
-    low, high = cost.min(), cost.max()
-    scaled = (cost - (low + high) / 2) / ((high - low) / 2 + 1e-5)
-    log_plan = -scaled / epsilon
-    for _ in range(iterations):
-        log_plan = log_plan - log_plan.logsumexp(1, keepdim=True) - np.log(batch)
-        log_plan = log_plan - log_plan.logsumexp(0, keepdim=True) - np.log(codes)
-    return log_plan
-
-
-def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return k-means centres, float32 [count, dim]; too few points are repeated with noise."""
-    distinct = np.unique(points, axis=0)
-    if len(distinct) > count:
-        fitted = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit(points)
-        return fitted.cluster_centers_.astype(np.float32)
-    rng = np.random.default_rng(seed)
-    spare = distinct[rng.integers(len(distinct), size=count - len(distinct))]
-    noise = rng.normal(scale=max(points.std(), 1e-3) * 0.1, size=spare.shape)
-    return np.concatenate([distinct, spare + noise]).astype(np.float32)

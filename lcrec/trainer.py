@@ -2,15 +2,13 @@
 
 The head scores answer positions only; a batch too large for the device is computed in parts, with
 the same result; the loss is told per task; validation ranks the whole catalogue beside the loss,
-on all processes; and a checkpoint counts only once it is complete, so that a killed run never
-resumes from half of one, nor from one of another run.
+on all processes; and a checkpoint is marked once all of it is written.
 
 Public names: `RecommenderTrainer`, `RankingValidation`, `answer_losses`, `split_batch`,
-`claim_output`, `latest_checkpoint`, `WORK`.
+`whole_weights`.
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,23 +31,20 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from lcrec.artifacts import read_json, read_provenance, write_json
 from lcrec.data import Cases
 from lcrec.dataset import IGNORED
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.metrics import hit_at_k, ndcg_at_k
-from lcrec.modeling import STAGE
 from lcrec.new_rows import show_frozen_weights
 from lcrec.prompts import PromptSet
 from lcrec.recommender import Recommender
+from lcrec.run_folder import COMPLETE, told_when_full
 from lcrec.tasks import TASKS
 
-WORK = ".training"  # inside the output folder, until the run is finished
-COMPLETE = "complete"
 FEATURES = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -178,7 +173,10 @@ class RecommenderTrainer(SFTTrainer):
             max_history=self.ranking.max_history,
         )
         histories = self.ranking.cases.histories
-        mine = range(self.accelerator.process_index, len(histories), self.accelerator.num_processes)
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        if self._is_zero3():  # processes meet in every forward, so each ranks all
+            processes, process = 1, 0
+        mine = range(process, len(histories), processes)
         beams = self.ranking.num_beams
         with whole_weights(self.model):
             own = recommender.recommend([histories[row] for row in mine], beams, num_beams=beams)
@@ -194,13 +192,27 @@ class RecommenderTrainer(SFTTrainer):
 
         Without sharding there is nothing to collect: None. All processes must call this.
         """
+        if self._is_zero3():
+            return self.accelerator.get_state_dict(self.model_wrapped)
         if not self.is_fsdp_enabled:
             return None
         adapter = isinstance(self.model, PeftModel)
         options = StateDictOptions(
             full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapter
         )
-        return get_model_state_dict(self.model, options=options)
+        weights = get_model_state_dict(self.model, options=options)
+        if not adapter:
+            for name in self.model.all_tied_weights_keys:  # kept once, under the other name
+                weights.pop(name, None)
+        return weights
+
+    def _is_zero3(self) -> bool:
+        plugin = self.accelerator.state.deepspeed_plugin
+        return plugin is not None and plugin.zero_stage == 3
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with told_when_full(Path(self.args.output_dir or ".").parent):
+            super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights into a folder."""
@@ -307,53 +319,3 @@ class _MarkComplete(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
             (folder / COMPLETE).touch()
-
-
-def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
-    """Take the output folder for this run, or refuse it.
-
-    Args:
-        output: the folder.
-        run: all that decides the result: settings, hashes of the inputs, number of processes.
-        overwrite: throw another run away.
-
-    Raises:
-        InputError: it holds a run of other settings or inputs, or files that are no run at all.
-    """
-    note = output / WORK / "run.json"
-    files = [path for path in output.rglob("*") if path.is_file() and path.suffix != ".partial"]
-    if files:
-        finished = read_provenance(output)
-        if note.exists():
-            found = read_json(note)
-        elif finished is not None and finished["stage"] == STAGE:
-            hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
-            found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
-        else:
-            raise InputError(
-                f"--output {output} holds something else (such as {files[0].name}), which no run "
-                "of this recipe made; name another folder"
-            )
-        if note.exists() and found == run:
-            return
-        if not overwrite:
-            differing = [key for key in run if found.get(key) != run[key]]
-            raise InputError(
-                f"--output {output} holds something else: a run that differs in "
-                f"{', '.join(differing) or 'the version of lcrec'}; name another folder, or throw "
-                "that run away with --overwrite"
-            )
-        # Set aside whole: half of a run, were this killed, would look like a stranger's files.
-        doomed = output.with_name(f".{output.name}.replaced")
-        shutil.rmtree(doomed, ignore_errors=True)
-        output.rename(doomed)
-        shutil.rmtree(doomed)
-    write_json(note, run)
-
-
-def latest_checkpoint(folder: Path) -> str | None:
-    """Return the latest complete checkpoint in `folder`, removing incomplete ones."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / COMPLETE).exists():
-            shutil.rmtree(checkpoint)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

@@ -10,6 +10,7 @@ checkpoint when the same command is given again.
 """
 
 import functools
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +46,9 @@ from lcrec.modeling import (
 from lcrec.plan import load_shape, plan
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.rqvae import read_codebooks
+from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
 from lcrec.tasks import TaskData, history_record
-from lcrec.trainer import (
-    WORK,
-    RankingValidation,
-    RecommenderTrainer,
-    claim_output,
-    latest_checkpoint,
-)
+from lcrec.trainer import RankingValidation, RecommenderTrainer
 from lcrec.user_texts import load_user_texts
 from lcrec.vocab import extend_tokenizer, resize_embeddings
 
@@ -146,6 +142,11 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--dora and --rslora are forms of --mode lora, not of {config.mode}")
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    if config.quantize != "none" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise InputError(
+            f"--quantize {config.quantize}: a base in few bits is not shared out; launch with "
+            "recipes/accelerate/multi_gpu.yaml, or leave the base whole"
+        )
     set_seed(config.seed)
 
     # What to train on.
@@ -342,19 +343,20 @@ def main(argv: list[str]) -> None:
     weights = trainer.whole_state()
     if state.is_main_process:
         best = trainer.state.best_metric
-        save_checkpoint(
-            config.output,
-            trainer.accelerator.unwrap_model(trainer.model),
-            tokenizer,
-            index,
-            prompts,
-            recipe,
-            inputs,
-            weights=weights,
-            max_history=config.max_history,
-            validation_ndcg_at_10=best,
-            trainable_parameters=trainable,
-        )
+        with told_when_full(config.output):
+            save_checkpoint(
+                config.output,
+                trainer.accelerator.unwrap_model(trainer.model),
+                tokenizer,
+                index,
+                prompts,
+                recipe,
+                inputs,
+                weights=weights,
+                max_history=config.max_history,
+                validation_ndcg_at_10=best,
+                trainable_parameters=trainable,
+            )
         shutil.rmtree(work)
         print(
             f"Wrote {config.output} (NDCG@10 {best:.4f} on {len(held_out):,} held-out users). "

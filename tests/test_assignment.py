@@ -75,12 +75,61 @@ def test_within_a_prefix_no_other_order_is_nearer(seed, items):
     latents = rng.normal(size=(items, 2))
     assignment = assign_unique(latents, codebooks)
     assert assignment.codes[:, 0].tolist() == [0] * items
+    nearest = assignment.nearest[:, 1].tolist()
+    alone = [item for item in range(items) if nearest.count(nearest[item]) == 1]
     best = min(
         squared_error(latents, codebooks[1:], np.array(order)[:, None])
         for order in itertools.permutations(range(5), items)
+        if all(order[item] == nearest[item] for item in alone)  # they keep what is theirs
     )
     found = squared_error(latents, codebooks[1:], assignment.codes[:, 1:])
     assert found == pytest.approx(best)
+
+
+@given(problems())
+@settings(deadline=None)
+def test_who_collides_with_nobody_keeps_the_nearest(problem):
+    assignment = assign_unique(*problem)
+    nearest = assignment.nearest.tolist()
+    alone = [item for item, path in enumerate(nearest) if nearest.count(path) == 1]
+    assert not set(alone) & set(assignment.moved.tolist())
+
+
+@given(problems(), st.data())
+@settings(deadline=None)
+def test_paths_that_are_taken_stay_free_of_others(problem, data):
+    latents, codebooks = problem
+    everyone = assign_unique(latents, codebooks).codes
+    old = data.draw(st.integers(0, len(latents)))
+    taken = everyone[:old]
+    new = assign_unique(latents[old:], codebooks, taken=taken).codes
+    assert len(np.unique(np.concatenate([taken, new]), axis=0)) == len(latents)
+
+
+def test_a_path_that_is_taken_moves_the_newcomer():
+    taken = np.array([[0, 0]])
+    codes = assign_unique(np.array([[0.0], [10.0]]), TOY, taken=taken).codes
+    assert codes.tolist() == [[0, 1], [1, 0]]
+
+
+def test_another_path_than_the_nearest_may_be_asked_for():
+    asked = np.array([[1, 1], [1, 1], [0, 0]])
+    assignment = assign_unique(np.array([[0.0], [0.1], [0.2]]), TOY, nearest=asked)
+    # The first two ask for 10 + 1; within that prefix 10 + 0 is nearer to both.
+    assert sorted(assignment.codes[:2].tolist()) == [[1, 0], [1, 1]]
+    assert assignment.codes[2].tolist() == [0, 0]
+    np.testing.assert_array_equal(assignment.nearest, asked)
+
+
+def test_very_many_in_one_spot():
+    # 2,000 items want one prefix of 8 codes; what is free is 8 ** 4 paths.
+    rng = np.random.default_rng(0)
+    books = rng.normal(size=(4, 8, 3)) * np.array([100, 10, 1, 0.1])[:, None, None]
+    latents = books[:3, 0].sum(0) + 0.01 * rng.normal(size=(2000, 3))
+    codes = assign_unique(latents, books).codes
+    assert len(np.unique(codes, axis=0)) == 2000
+    # 512 paths are under the nearest first code: full before the others are tried.
+    assert (codes[:, 0] == 0).sum() == 512
 
 
 def test_without_collisions_all_keep_their_nearest():

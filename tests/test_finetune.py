@@ -21,7 +21,8 @@ from lcrec.errors import InputError
 from lcrec.metrics import ndcg_at_k
 from lcrec.modeling import load_base, load_checkpoint
 from lcrec.recommender import Recommender
-from lcrec.trainer import RecommenderTrainer, latest_checkpoint
+from lcrec.run_folder import latest_checkpoint
+from lcrec.trainer import RecommenderTrainer
 
 
 class Killed(Exception):

@@ -24,9 +24,10 @@ LAYERS = {
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
+    **dict.fromkeys(["lcrec.residual", "lcrec.rqvae_state", "lcrec.sinkhorn"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
-    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan"], 2),
+    **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan", "lcrec.run_folder"], 2),
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
     **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     **dict.fromkeys(["lcrec.prompts_tokens", "lcrec.prompts_score", "lcrec.encoders"], 2),
@@ -37,6 +38,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.intents", "lcrec.intent_requests", "lcrec.intent_keywords"], 3),
     **dict.fromkeys(["lcrec.intent_endpoint", "lcrec.intent_local"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
+    **dict.fromkeys(["lcrec.indexers", "lcrec.rqvae_training"], 3),
     **dict.fromkeys(["lcrec.evaluate_pairs", "lcrec.evaluate_search"], 3),
     **dict.fromkeys(["lcrec.evaluate_language", "lcrec.judging"], 3),
     **dict.fromkeys(["lcrec.negatives", "lcrec.rouge"], 3),

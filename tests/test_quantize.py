@@ -9,12 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 import lcrec.quantize
+import lcrec.rqvae_training
 from lcrec.artifacts import read_json, read_provenance, write_array, write_json, write_provenance
-from lcrec.assignment import Assignment
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
-from lcrec.quantize import check_embeddings, describe_index, explained_variance, main
+from lcrec.indexers import INDEXERS, Indexing
+from lcrec.quantize import (
+    QuantizeConfig,
+    check_embeddings,
+    describe_index,
+    level_epsilons,
+    main,
+)
 from lcrec.rqvae import RQVAE
+from lcrec.rqvae_training import explained_variance
 
 ITEMS = 24
 SETTINGS = {
@@ -88,7 +96,7 @@ def test_end_to_end(shop, capsys):
     assert report["distinct_prefixes"][-1] == ITEMS
 
     out = capsys.readouterr().out
-    assert "Indexing 24 items: 3 levels of 4 codes from 6-wide embeddings" in out
+    assert "Indexing 24 items by rq-vae: 3 levels of 4 codes from 6-wide embeddings" in out
     assert f"Next: accelerate launch recipes/finetune.py --data {shop / 'data'}" in out
 
 
@@ -142,7 +150,7 @@ def test_the_same_seed_gives_the_same_bytes(shop):
     assert one != (shop / "other" / "rqvae.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("step", ["save_file", "write_json", "write_provenance", "ItemIndex.save"])
+@pytest.mark.parametrize("step", ["RQVAE.save", "write_json", "write_provenance", "ItemIndex.save"])
 def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
     """Killed over an older index: no stage takes what lies there, and either setting rebuilds."""
     main(argv(shop))
@@ -152,7 +160,8 @@ def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"lcrec.quantize.{step}", killed)
+        module = "lcrec.rqvae" if step == "RQVAE.save" else "lcrec.quantize"
+        patch.setattr(f"{module}.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             main(argv(shop, codes=5))
     with pytest.raises(InputError, match=r"index.json: no such file; make one with"):
@@ -160,6 +169,114 @@ def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
     main(argv(shop))
     assert (shop / "index" / "index.json").read_bytes() == first
     assert ItemIndex.load(shop / "index").level_sizes == (4, 4, 4)
+
+
+@pytest.mark.parametrize("kind", INDEXERS)
+def test_one_command_makes_each_kind(shop, kind):
+    main(argv(shop, kind=kind))
+    index, report = ItemIndex.load(shop / "index", ITEMS), read_json(shop / "index" / "report.json")
+    levels = {"vanilla": 1, "tiger": 4}.get(kind, 3)
+    assert len(index.level_sizes) == levels
+    assert report["distinct_prefixes"][-1] == ITEMS
+    with_model = kind not in ("vanilla", "random")
+    assert (shop / "index" / "rqvae.safetensors").exists() == with_model
+    assert ("explained_variance" in report) == with_model
+
+
+def test_the_model_of_another_kind_does_not_stay(shop):
+    main(argv(shop))
+    main(argv(shop, kind="random"))
+    assert not (shop / "index" / "rqvae.safetensors").exists()
+
+
+def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
+    main(argv(shop, "whole"))
+    monkeypatch.setattr(lcrec.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
+    save = lcrec.rqvae_training.save_state
+
+    def save_and_die(path, call, progress, *rest):
+        save(path, call, progress, *rest)
+        if progress.epoch == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lcrec.rqvae_training, "save_state", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            main(argv(shop))
+    with pytest.raises(InputError, match=r"index.json: no such file"):
+        ItemIndex.load(shop / "index")
+    capsys.readouterr()
+    main(argv(shop))
+    assert "Going on after epoch 4" in capsys.readouterr().out
+    assert sorted(path.name for path in (shop / "index").iterdir()) == MADE
+    for name in ("index.json", "rqvae.safetensors"):
+        assert (shop / "index" / name).read_bytes() == (shop / "whole" / name).read_bytes()
+
+
+def test_settings_of_parity_are_the_published_ones(shop, monkeypatch):
+    seen = {}
+
+    def spy(self, input_dim, **settings):
+        seen.update(settings)
+        raise KeyboardInterrupt
+
+    paths = [f"--{name}={shop / name}" for name in ("data", "embeddings")]
+    words = [*paths, f"--output={shop / 'index'}"]
+    monkeypatch.setattr(RQVAE, "__init__", spy)
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "--parity"])
+    assert seen["hidden_dims"] == [2048, 1024, 512, 256, 128, 64]
+    assert (seen["latent_dim"], seen["num_levels"], seen["num_codes"]) == (32, 4, 256)
+    assert seen["sinkhorn_epsilons"] == [0, 0, 0, 0.003]
+    with pytest.raises(KeyboardInterrupt):
+        main(words)
+    assert (seen["hidden_dims"], seen["latent_dim"]) == ([512, 256], 6)
+    config = QuantizeConfig(data=shop, embeddings=shop, output=shop)
+    assert (config.learning_rate, config.batch_size, config.commitment_weight) == (1e-3, 1024, 0.25)
+
+
+def test_epsilon_per_level():
+    assert level_epsilons("rq-vae", [0.003], 4) == [0, 0, 0, 0.003]
+    assert level_epsilons("rq-vae", [0, 0.1, 0.01], 3) == [0, 0.1, 0.01]
+    assert level_epsilons("tiger", [0.003], 3) == [0, 0, 0]
+    with pytest.raises(InputError, match="--sinkhorn-epsilon: 2 numbers for --levels 3"):
+        level_epsilons("rq-vae", [0.1, 0.2], 3)
+
+
+@pytest.fixture
+def on_two_processes(run_command):
+    """A function that runs the stage on two processes and returns what it prints."""
+
+    def run(words):
+        out = run_command(
+            *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2),
+            *("-m", "lcrec.quantize", *words),
+        )
+        assert "6-wide embeddings on 2 process(es)" in out
+        assert out.count("Wrote") == 1
+        return out
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(shop, on_two_processes):
+    # The last state counts under --parity: which check was the best could hang on rounding.
+    settings = {"batch_size": 12, "epochs": 30}  # batches that two divide evenly
+    main([*argv(shop, "one", **settings), "--parity"])
+    on_two_processes([*argv(shop, "two", **settings), "--parity"])
+    one, two = (load_file(shop / name / "rqvae.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_share_batches_they_do_not_divide(shop, on_two_processes):
+    on_two_processes(argv(shop, batch_size=7, epochs=10))
+    assert sorted(path.name for path in (shop / "index").iterdir()) == MADE
+    report = read_json(shop / "index" / "report.json")
+    assert report["distinct_prefixes"][-1] == ITEMS
+    assert report["explained_variance"][-1] > 0.9
 
 
 # What is refused, and that nothing is written then.
@@ -293,8 +410,9 @@ def test_explained_variance_by_hand():
 
 def test_report_by_hand():
     points = torch.tensor([[-1.0], [-1.0], [9.0]])
-    assignment = Assignment(np.array([[0, 0], [0, 1], [1, 0]]), np.array([[0, 0], [0, 0], [1, 0]]))
-    report = describe_index(identity_model(), points, assignment)
+    nearest = np.array([[0, 0], [0, 0], [1, 0]])
+    codes = np.array([[0, 0], [0, 1], [1, 0]])
+    report = describe_index(Indexing(codes, (2, 2), nearest, identity_model()), points)
     assert json.loads(json.dumps(report)) == report
     assert report["items"] == 3
     assert report["conflict_rate_before_assignment"] == pytest.approx(2 / 3)
@@ -311,6 +429,6 @@ def test_report_by_hand():
 def test_perplexity_of_even_use_is_the_number_of_codes():
     codes = np.array(list(itertools.product(range(2), range(2))))
     points = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
-    report = describe_index(identity_model(), points, Assignment(codes, codes))
+    report = describe_index(Indexing(codes, (2, 2), codes, identity_model()), points)
     assert report["perplexity"] == pytest.approx([2, 2])
     assert report["items_moved"] == report["conflict_rate_before_assignment"] == 0

@@ -1,4 +1,4 @@
-"""The quantised autoencoder: its pieces by hand, its start and its training on toy clusters."""
+"""The quantised autoencoder: its pieces by hand, its start, its file."""
 
 import itertools
 
@@ -12,8 +12,8 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from lcrec.errors import InputError
-from lcrec.quantize import explained_variance, train_rqvae
-from lcrec.rqvae import RQVAE, read_codebooks, sinkhorn
+from lcrec.rqvae import RQVAE, read_codebooks
+from lcrec.rqvae_training import explained_variance
 
 
 def toy_clusters(seed=0, per_leaf=4, noise=0.02):
@@ -31,59 +31,11 @@ def make_model(input_dim=6, **settings):
     return RQVAE(input_dim, **{**defaults, **settings})
 
 
-def train(embeddings, **settings):
-    defaults = {
-        "num_levels": 2,
-        "num_codes": 4,
-        "latent_dim": 4,
-        "hidden_dims": [8],
-        "commitment_weight": 0.25,
-        "sinkhorn_epsilon": 0.003,
-        "epochs": 10,
-        "patience": 8,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-4,
-        "seed": 0,
-    }
-    return train_rqvae(embeddings, **{**defaults, **settings})
-
-
-# Sinkhorn.
-
-
-@given(
-    batch=st.integers(1, 40),
-    codes=st.integers(1, 20),
-    log_epsilon=st.floats(-4, 0),
-    log_scale=st.floats(-6, 6),
-    seed=st.integers(0, 99),
-)
-@settings(deadline=None)
-def test_sinkhorn_gives_every_code_the_same_mass(batch, codes, log_epsilon, log_scale, seed):
-    generator = torch.Generator().manual_seed(seed)
-    cost = torch.rand(batch, codes, generator=generator) * 10**log_scale
-    log_plan = sinkhorn(cost, 10**log_epsilon)
-    assert not log_plan.isnan().any()
-    masses = log_plan.exp().sum(0)
-    torch.testing.assert_close(masses, torch.full((codes,), 1 / codes), rtol=1e-3, atol=0)
-
-
-def test_sinkhorn_of_equal_costs_is_uniform():
-    plan = sinkhorn(torch.full((6, 3), 7.0), 0.003).exp()
-    torch.testing.assert_close(plan, torch.full((6, 3), 1 / 18))
-
-
-def test_sinkhorn_splits_a_crowd_in_order():
-    # All eight points are nearest to the last code; two may have it.
-    points, codes = torch.arange(8.0)[:, None], torch.tensor([[-4.0], [-3.0], [-2.0], [-1.0]])
-    cost = torch.cdist(points, codes).pow(2)
-    assert cost.argmin(1).tolist() == [3] * 8
-    assert sinkhorn(cost, 0.03).argmax(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+# Codes.
 
 
 def test_the_last_level_is_balanced_in_training_only():
-    model = make_model(num_codes=4)
+    model = make_model(num_codes=4, sinkhorn_epsilons=[0, 0.003])
     latents = torch.randn(64, 4) * 0.01 + model.codebooks()[0, 0]
     nearest = model.nearest_codes(latents)
     assert nearest[:, 0].eq(0).all()
@@ -95,12 +47,9 @@ def test_the_last_level_is_balanced_in_training_only():
     torch.testing.assert_close(trained[:, 0], nearest[:, 0])
     assert trained[:, 1].bincount(minlength=4).tolist() == pytest.approx([16] * 4, abs=2)
 
-    plain = make_model(num_codes=4, sinkhorn_epsilon=0.0).train()
+    plain = make_model(num_codes=4).train()
     latents = torch.randn(64, 4)
     torch.testing.assert_close(plain.quantizer(latents)[1], plain.nearest_codes(latents))
-
-
-# Codes.
 
 
 @given(seed=st.integers(0, 999), items=st.integers(1, 40))
@@ -187,7 +136,7 @@ def test_which_loss_moves_which_weights():
 
 def test_the_codebook_gradient_is_the_papers():
     # Level 1's loss pulls a used code to the mean of its residuals with weight 2 / (levels x dim).
-    model = make_model(latent_dim=2, num_codes=2, num_levels=1, sinkhorn_epsilon=0.0).eval()
+    model = make_model(latent_dim=2, num_codes=2, num_levels=1).eval()
     book = model.quantizer.layers[0]._codebook.embed
     book.data = torch.tensor([[[0.0, 0.0], [99.0, 99.0]]])
     embeddings = torch.randn(5, 6)
@@ -268,9 +217,6 @@ def test_later_levels_see_the_revived_residuals():
     assert second[0].tolist() == [[0, 0], [1000, 0]]
 
 
-# Training.
-
-
 def test_training_reduces_the_loss():
     points = toy_clusters()
     model = make_model(hidden_dims=[16])
@@ -289,67 +235,39 @@ def test_training_reduces_the_loss():
     assert all(np.isfinite(totals))
 
 
-def test_the_best_state_is_kept():
-    points = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
-    start = explained_variance(train(points, epochs=0), points)[-1]
-    assert explained_variance(train(points, epochs=15), points)[-1] >= start
-    # Steps far too long ruin the model; what it began as is returned.
-    ruined = train(points, epochs=15, learning_rate=1e6)
-    assert explained_variance(ruined, points)[-1] == pytest.approx(start)
+# The file.
 
 
-def test_training_improves_on_its_start():
-    points = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
-    before, after = (
-        explained_variance(train(points, epochs=epochs, hidden_dims=[32]), points)[-1]
-        for epochs in (0, 40)
-    )
-    assert after > before + 0.01
+def test_a_model_is_read_back_as_it_was(tmp_path):
+    model = make_model(hidden_dims=[], sinkhorn_epsilons=[0.0, 0.01], commitment_weight=0.5)
+    model.initialise(toy_clusters(), seed=0)
+    model.save(tmp_path / "rqvae.safetensors")
+    read = RQVAE.load(tmp_path / "rqvae.safetensors")
+    assert read.settings == model.settings
+    assert not read.training
+    points = toy_clusters(seed=1)
+    assert torch.equal(read.encode(points), model.encode(points))
+    assert torch.equal(read.decode(read.encode(points)), model.decode(model.encode(points)))
+    assert torch.equal(read.codebooks(), model.codebooks())
 
 
-def test_patience_stops_training(capsys):
-    train(toy_clusters(), epochs=500, patience=2)
-    assert "500/500" not in capsys.readouterr().err
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    path = tmp_path / "rqvae.safetensors"
+    with pytest.raises(InputError, match="not an RQ-VAE of this version"):
+        RQVAE.load(path)
+    path.write_text("no tensors")
+    with pytest.raises(InputError, match="not an RQ-VAE of this version"):
+        RQVAE.load(path)
+    # Weights without the model's shape, as an earlier version wrote them.
+    save_file(make_model().state_dict(), path)
+    with pytest.raises(InputError, match=r"rqvae.safetensors: .*python -m lcrec.quantize"):
+        RQVAE.load(path)
 
 
-def test_the_same_seed_gives_the_same_model():
-    points = toy_clusters()
-    one, two, other = (train(points, seed=seed).state_dict() for seed in (3, 3, 4))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
-
-
-ODD_CATALOGUES = {
-    "one item": torch.ones(1, 6),
-    "fewer items than codes": toy_clusters()[::30],
-    "all items alike": torch.full((10, 6), 0.1),
-    "every item twice": toy_clusters()[::4].repeat(2, 1),
-    "constant columns": toy_clusters() * torch.tensor([1, 0, 1, 0, 0, 1]),
-    "nothing but zeros": torch.zeros(9, 6),
-    "very large": toy_clusters() * 1e15,
-    "very small": toy_clusters() * 1e-15,
-    "last batch of one": toy_clusters()[:17],
-}
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ODD_CATALOGUES)
-def test_odd_catalogues(name):
-    points = ODD_CATALOGUES[name]
-    model = train(points, epochs=6)
-    assert not model.training
-    assert all(value.isfinite().all() for value in model.state_dict().values())
-    codes = model.nearest_codes(model.encode(points))
-    assert codes.shape == (len(points), 2)
-    assert explained_variance(model, points, codes)[-1] > 0.9
-
-
-@pytest.mark.parametrize("hidden_dims", [[], [3], [16, 8]])
-@pytest.mark.parametrize("latent_dim", [1, 6, 9])
-def test_any_shape(hidden_dims, latent_dim):
-    model = train(toy_clusters(), hidden_dims=hidden_dims, latent_dim=latent_dim, epochs=5)
-    assert model.codebooks().shape == (2, 4, latent_dim)
-    assert explained_variance(model, toy_clusters())[-1] > 0.5
+def test_embeddings_of_another_width_are_refused():
+    model = make_model(input_dim=6)
+    with pytest.raises(InputError, match="embeddings are 5 wide, the RQ-VAE was trained on 6"):
+        model.encode(torch.zeros(3, 5))
 
 
 def test_codebooks_are_read_back(tmp_path):

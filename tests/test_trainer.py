@@ -14,14 +14,9 @@ from lcrec.errors import InputError
 from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.modeling import add_adapter, load_base
 from lcrec.recommender import Recommender
+from lcrec.run_folder import latest_checkpoint
 from lcrec.tasks import TaskData
-from lcrec.trainer import (
-    RankingValidation,
-    RecommenderTrainer,
-    claim_output,
-    latest_checkpoint,
-    split_batch,
-)
+from lcrec.trainer import RankingValidation, RecommenderTrainer, split_batch
 from lcrec.vocab import extend_tokenizer, resize_embeddings
 
 BEAMS = 15
@@ -254,79 +249,6 @@ def test_checkpoints_on_the_way_are_marked_and_small(make_trainer, base, index, 
         assert (work / f"checkpoint-{step}" / "optimizer.pt").exists()
     size = (work / "checkpoint-3" / "adapter_model.safetensors").stat().st_size
     assert size < 32 * 4 * 500  # one embedding matrix
-
-
-def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
-    for step in (9, 10, 11):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}" / "complete").touch()
-    (tmp_path / "run.json").touch()
-    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-10",
-        "checkpoint-9",
-        "run.json",
-    ]
-
-
-def test_no_checkpoint(tmp_path):
-    assert latest_checkpoint(tmp_path / "nowhere") is None
-    (tmp_path / "checkpoint-4").mkdir()
-    assert latest_checkpoint(tmp_path) is None
-
-
-# The output folder.
-
-RUN = {"epochs": 2, "inputs": {"item": "abc"}, "processes": 1}
-
-
-def test_a_folder_is_claimed_once(tmp_path):
-    output = tmp_path / "new" / "model"
-    claim_output(output, RUN, overwrite=False)
-    checkpoint = output / ".training" / "checkpoint-1"
-    checkpoint.mkdir()
-    (checkpoint / "complete").touch()
-    claim_output(output, RUN, overwrite=False)
-    claim_output(output, RUN, overwrite=True)  # the same run goes on
-    assert checkpoint.exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"epochs": 3}, "epochs"),
-        ({"inputs": {"item": "xyz"}}, "inputs"),
-        ({"processes": 2, "epochs": 1}, "epochs, processes"),
-    ],
-)
-def test_another_run_is_refused_or_thrown_away(tmp_path, change, named):
-    claim_output(tmp_path / "model", RUN, overwrite=False)
-    weights = tmp_path / "model" / ".training" / "weights"
-    weights.touch()
-    with pytest.raises(InputError, match=rf"differs in {named}; .*--overwrite"):
-        claim_output(tmp_path / "model", RUN | change, overwrite=False)
-    assert weights.exists()
-    claim_output(tmp_path / "model", RUN | change, overwrite=True)
-    assert not weights.exists()
-    claim_output(tmp_path / "model", RUN | change, overwrite=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_strangers_files_are_never_thrown_away(tmp_path, overwrite):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(InputError, match=r"holds something else \(such as thesis\.tex\)"):
-        claim_output(tmp_path, RUN, overwrite=overwrite)
-    assert (tmp_path / "thesis.tex").exists()
-
-
-def test_a_run_killed_while_claiming_can_be_claimed(tmp_path):
-    (tmp_path / ".training").mkdir()
-    (tmp_path / ".training" / ".run.json.123.partial").touch()
-    claim_output(tmp_path, RUN, overwrite=False)
-    assert (tmp_path / ".training" / "run.json").exists()
 
 
 def test_ranks_are_catalogue_ids(make_trainer, base, index):

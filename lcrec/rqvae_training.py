@@ -1,0 +1,222 @@
+"""Training of the RQ-VAE: on any number of processes, resumable, best state kept.
+
+Public names: `train_rqvae`, `explained_variance`, `PUBLISHED_WIDTHS`.
+"""
+
+import copy
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from lcrec import __version__
+from lcrec.assignment import shared_rows
+from lcrec.residual import SLICE
+from lcrec.rqvae import RQVAE
+from lcrec.rqvae_state import Progress, load_state, save_state
+
+HIDDEN_WIDTHS = [512, 256]
+PUBLISHED_WIDTHS = [2048, 1024, 512, 256, 128, 64]
+EPOCHS_PER_CHECK = 5
+WORTHWHILE = 1e-3  # a smaller gain of the score does not count against patience
+SECONDS_BETWEEN_SAVES = 60
+
+
+def train_rqvae(
+    embeddings: Tensor,
+    *,
+    num_levels: int,
+    num_codes: int,
+    latent_dim: int | None = None,
+    hidden_dims: Sequence[int] | None = None,
+    commitment_weight: float,
+    sinkhorn_epsilons: Sequence[float],
+    epochs: int | None = None,
+    patience: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+    parity: bool = False,
+    bf16: bool = False,
+    resume_from: Path | None = None,
+) -> RQVAE:
+    """Train on all items; return the best model, on the CPU, ready to encode.
+
+    Every `EPOCHS_PER_CHECK` epochs the model is judged by its score: explained variance minus the
+    share of items whose nearest path is not theirs alone. Codes that no item uses are then moved
+    to items that are badly served. With `parity` none of this happens, and the last state counts.
+
+    Under torchrun or accelerate the processes share each batch, and all return the model. Where
+    they divide a batch evenly the result is that of one process up to rounding; a batch that they
+    do not is filled up with some of its own items.
+
+    Args:
+        embeddings: float32 [items, dim].
+        num_levels, num_codes: the model's paths.
+        latent_dim, hidden_dims: its widths; by default a latent as wide as the embeddings behind
+            `HIDDEN_WIDTHS`, with `parity` one of 32 behind `PUBLISHED_WIDTHS`.
+        commitment_weight, sinkhorn_epsilons: the model's losses and balanced levels.
+        epochs: passes over the items at most; 60 by default, with `parity` 5000.
+        patience: checks without a gain of `WORTHWHILE` before training stops.
+        batch_size: items per step, all processes together.
+        learning_rate, weight_decay: AdamW's.
+        seed: decides the result on a given machine.
+        parity: train as the published code does.
+        bf16: encode and decode in bfloat16; distances and losses stay in float32.
+        resume_from: a file to keep the state of training in. One that is there is gone on from if
+            it was left by the same call, and replaced otherwise. Whoever calls deletes it.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    width = embeddings.shape[1]
+    if latent_dim is None:
+        latent_dim = 32 if parity else width
+    if hidden_dims is None:
+        hidden_dims = PUBLISHED_WIDTHS if parity else HIDDEN_WIDTHS
+    if epochs is None:
+        epochs = 5000 if parity else 60
+    torch.manual_seed(seed)
+    model = RQVAE(
+        width,
+        hidden_dims=hidden_dims,
+        latent_dim=latent_dim,
+        num_levels=num_levels,
+        num_codes=num_codes,
+        commitment_weight=commitment_weight,
+        sinkhorn_epsilons=sinkhorn_epsilons,
+        parity=parity,
+    ).to(state.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    call = {
+        **model.settings,
+        "epochs": epochs,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "seed": seed,
+        "bf16": bf16,
+        "lcrec": __version__,
+        "embeddings": hashlib.sha256(embeddings.contiguous().numpy().data).hexdigest(),
+    }
+    progress = load_state(resume_from, call, model, optimizer) if resume_from else None
+    if progress:
+        state.print(f"Going on after epoch {progress.epoch}, where {resume_from} stands.")
+    elif state.is_main_process:  # the others receive its start below
+        if resume_from and resume_from.exists():
+            print(f"{resume_from} was left by another call: starting anew.")
+        model.cpu()
+        if parity:
+            first = torch.randperm(len(embeddings), generator=_generator(seed, 0))[:batch_size]
+            model.initialise_as_published(embeddings[first], seed)
+        else:
+            model.initialise(embeddings, seed)
+        model.to(state.device)
+    embeddings = embeddings.to(state.device)
+    whole: nn.Module = model
+    if state.num_processes > 1:
+        whole = DistributedDataParallel(model, broadcast_buffers=False)
+    if progress is None:
+        progress = Progress({})
+        if not parity:
+            _judge(model, embeddings, progress, state)
+
+    bar = tqdm(
+        range(progress.epoch + 1, epochs + 1),
+        desc="RQ-VAE",
+        unit="epoch",
+        initial=progress.epoch,
+        total=epochs,
+        disable=epochs == 0 or not state.is_main_process,
+    )
+    saved = time.monotonic()
+    for epoch in bar:
+        if progress.stale == patience:
+            break
+        model.train()
+        generator = _generator(seed, epoch)
+        for batch in torch.randperm(len(embeddings), generator=generator).split(batch_size):
+            # Equal shares, so that the mean of the processes' gradients is the batch's.
+            filled = -(-len(batch) // state.num_processes) * state.num_processes
+            rows = torch.arange(state.process_index, filled, state.num_processes) % len(batch)
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=bf16):
+                loss = whole(embeddings[batch[rows]])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        progress.epoch = epoch
+        if not parity and (epoch % EPOCHS_PER_CHECK == 0 or epoch == epochs):
+            model.eval()
+            score = _judge(model, embeddings, progress, state)
+            bar.set_postfix(loss=f"{loss.item():.3f}", score=f"{score:.3f}")
+            if state.is_main_process:
+                model.revive_dead_codes(model.encode_all(embeddings), generator)
+            for codebook in model.codebook_weights():
+                broadcast(codebook.data)
+        due = time.monotonic() - saved >= SECONDS_BETWEEN_SAVES
+        if resume_from and due and state.is_main_process:
+            save_state(resume_from, call, progress, model, optimizer)
+            saved = time.monotonic()
+    bar.close()
+    if not parity:
+        model.load_state_dict(progress.best)
+    return model.cpu().eval()
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """Return the epoch's own source of chance: training can go on from any epoch."""
+    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def _judge(model: RQVAE, embeddings: Tensor, progress: Progress, state: PartialState) -> float:
+    """Score the model, keep it where it is the best, and return the score.
+
+    The main process decides for all: rounding on their devices must not part them.
+    """
+    scores = [_score(model, embeddings) if state.is_main_process else 0.0]
+    score = broadcast_object_list(scores)[0]
+    gain = score - progress.best_score
+    progress.stale = 0 if gain > WORTHWHILE else progress.stale + 1
+    if gain > 0:
+        progress.best_score, progress.best = score, copy.deepcopy(model.state_dict())
+    return score
+
+
+def _score(model: RQVAE, embeddings: Tensor) -> float:
+    codes = model.nearest_codes(model.encode_all(embeddings))
+    conflicts = float(shared_rows(codes.cpu().numpy()).mean())
+    return explained_variance(model, embeddings, codes)[-1] - conflicts
+
+
+@torch.no_grad()
+def explained_variance(
+    model: RQVAE, embeddings: Tensor, codes: Tensor | None = None
+) -> list[float]:
+    """Return the share of the embeddings' variance explained after each level.
+
+    Args:
+        model: the autoencoder.
+        embeddings: float32 [items, dim], on the model's device.
+        codes: int64 [items, levels], there too; the nearest ones by default.
+    """
+    codebooks, mean = model.codebooks(), embeddings.mean(0)
+    total, errors = 0.0, [0.0] * len(codebooks)
+    for start in range(0, len(embeddings), SLICE):
+        part = embeddings[start : start + SLICE]
+        latents = model.encode(part)
+        chosen = model.nearest_codes(latents) if codes is None else codes[start : start + SLICE]
+        total += (part - mean).double().pow(2).sum().item()
+        quantized = torch.zeros_like(latents)
+        for level, codebook in enumerate(codebooks):
+            quantized = quantized + codebook[chosen[:, level]]
+            errors[level] += (model.decode(quantized) - part).double().pow(2).sum().item()
+    return [1 - error / max(total, 1e-12) for error in errors]

@@ -1,0 +1,95 @@
+"""The output folder of a fine-tune: claimed by one run, resumed from, finished.
+
+A checkpoint on the way counts only once it is complete, so that a killed run never resumes from
+half of one, nor from one of another run.
+
+Public names: `WORK`, `COMPLETE`, `claim_output`, `latest_checkpoint`, `told_when_full`.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import get_last_checkpoint
+
+from lcrec.artifacts import read_json, read_provenance, write_json
+from lcrec.errors import InputError
+from lcrec.modeling import STAGE
+
+WORK = ".training"  # inside the output folder, until the run is finished
+COMPLETE = "complete"  # the mark in a checkpoint folder
+
+
+def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
+    """Take the output folder for this run, or refuse it.
+
+    Args:
+        output: the folder.
+        run: all that decides the result: settings, hashes of the inputs, number of processes.
+        overwrite: throw another run away.
+
+    Raises:
+        InputError: it holds a run of other settings or inputs, or files that are no run at all.
+    """
+    note = output / WORK / "run.json"
+    files = [path for path in output.rglob("*") if path.is_file() and path.suffix != ".partial"]
+    if files:
+        finished = read_provenance(output)
+        if note.exists():
+            found = read_json(note)
+        elif finished is not None and finished["stage"] == STAGE:
+            hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
+            found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
+        else:
+            raise InputError(
+                f"--output {output} holds something else (such as {files[0].name}), which no run "
+                "of this recipe made; name another folder"
+            )
+        if note.exists() and found == run:
+            return
+        if not overwrite:
+            differing = [key for key in run if found.get(key) != run[key]]
+            raise InputError(
+                f"--output {output} holds something else: a run that differs in "
+                f"{', '.join(differing) or 'the version of lcrec'}; name another folder, or throw "
+                "that run away with --overwrite"
+            )
+        # Set aside whole: half of a run, were this killed, would look like a stranger's files.
+        doomed = output.with_name(f".{output.name}.replaced")
+        shutil.rmtree(doomed, ignore_errors=True)
+        output.rename(doomed)
+        shutil.rmtree(doomed)
+    write_json(note, run)
+
+
+def latest_checkpoint(folder: Path) -> str | None:
+    """Return the latest complete checkpoint in `folder`, removing incomplete ones."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / COMPLETE).exists():
+            shutil.rmtree(checkpoint)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+@contextlib.contextmanager
+def told_when_full(output: Path) -> Iterator[None]:
+    """Say what to do where weights cannot be written into the output folder.
+
+    Raises:
+        InputError: writing failed; what was complete before still is.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        written = isinstance(error, OSError | SafetensorError) or "write" in reason.lower()
+        if not written:
+            raise
+        free = shutil.disk_usage(output).free / 2**20
+        raise InputError(
+            f"--output {output}: weights could not be written ({reason}; {free:,.0f} MB are free "
+            "there); make room and give the same command again: it goes on from the last complete "
+            "checkpoint"
+        ) from None

@@ -1,0 +1,75 @@
+"""The measures of the item index: what they compute, on cases whose answer is known."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lcrec.assignment import assign_unique
+from lcrec.errors import InputError
+from lcrec.quantize import QuantizeConfig, level_epsilons
+
+TOP = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench", TOP / "scripts" / "bench_quantize.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_trains_as_the_stage_does(bench):
+    config = QuantizeConfig(data=Path(), embeddings=Path(), output=Path())
+    settings = dict(bench.SETTINGS)
+    assert settings.pop("num_levels") == config.levels
+    assert settings.pop("num_codes") == config.codes
+    epsilons = level_epsilons(config.kind, config.sinkhorn_epsilon, config.levels)
+    assert settings.pop("sinkhorn_epsilons") == epsilons
+    assert settings == {name: getattr(config, name) for name in settings}
+
+
+def test_ranks_by_hand(bench):
+    books = np.array([[[0.0], [100.0]], [[0.0], [1.0]]])
+    latents = np.array([[0.0], [0.1], [100.9], [99.0]])
+    # Two at 0 + 0, of which one takes the second nearest; the others keep their nearest.
+    rank, size = bench.distance_ranks(latents, books, assign_unique(latents, books))
+    assert rank.tolist() == [1, 2, 1, 1]
+    assert size.tolist() == [2, 2, 1, 1]
+
+
+def test_an_item_that_leaves_its_prefix_has_no_rank(bench):
+    books = np.array([[[0.0], [100.0]], [[0.0], [1.0]]])
+    latents = np.array([[0.0], [0.0], [0.0]])
+    rank, _ = bench.distance_ranks(latents, books, assign_unique(latents, books))
+    assert sorted(rank.tolist()) == [0, 1, 2]
+
+
+def test_synthetic_embeddings(bench):
+    points = bench.clusters(500, 32, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(points, bench.clusters(500, 32, seed=0))
+    assert (points != bench.clusters(500, 32, seed=1)).any()
+
+
+@pytest.mark.slow
+def test_the_last_line_is_json(run_command):
+    out = run_command("scripts/bench_quantize.py", "--parts", "sinkhorn")
+    figures = json.loads(out.strip().splitlines()[-1])
+    assert figures["sinkhorn_no_nan"] is True
+    assert figures["sinkhorn_column_error"] < 1e-3
+    assert figures["sinkhorn_row_error"] < 1e-3
+    assert figures["sinkhorn_load"][0] >= 0.5
+    assert figures["sinkhorn_load"][1] <= 2
+
+
+def test_what_it_does_not_know_is_refused(bench, tmp_path):
+    with pytest.raises(InputError, match=r"--parts \['all'\]: there are kmeans, parity"):
+        bench.main(["--parts", "all"])
+    with pytest.raises(InputError, match=r"there is no embeddings.npy in it"):
+        bench.main(["--embeddings", str(tmp_path)])

@@ -1,0 +1,125 @@
+"""The files in recipes/accelerate, and training with the weights shared out over processes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
+from safetensors.torch import load_file
+
+from lcrec.artifacts import read_provenance
+from lcrec.metrics import ndcg_at_k
+from lcrec.modeling import load_base
+from lcrec.recommender import Recommender
+
+FILES = sorted((Path(__file__).parents[1] / "recipes" / "accelerate").glob("*.yaml"))
+
+
+def launch(file):
+    """Return what `accelerate launch` makes of a file: arguments, environment of processes."""
+    parser = launch_command_parser()
+    words = ["--config_file", str(file), "recipes/finetune.py"]
+    args, defaults, _ = _validate_launch_command(parser.parse_args(words))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        return args, prepare_deepspeed_cmd_env(args)[1]
+    if args.multi_gpu or args.use_fsdp:
+        return args, prepare_multi_gpu_env(args)
+    return args, prepare_simple_launcher_cmd_env(args)[1]
+
+
+def test_every_way_has_its_file():
+    names = {file.stem for file in FILES}
+    assert names == {"single", "multi_gpu", "multi_node", "fsdp2", "zero2", "zero3"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_is_what_it_says(file):
+    args, environment = launch(file)
+    expected = {
+        "single": (1, 1, False, None, None),
+        "multi_gpu": (1, 2, True, None, None),
+        "multi_node": (2, 16, True, None, None),
+        "fsdp2": (1, 2, False, "2", None),
+        "zero2": (1, 2, False, None, "2"),
+        "zero3": (1, 2, False, None, "3"),
+    }[file.stem]
+    found = (
+        args.num_machines,
+        args.num_processes,
+        bool(args.multi_gpu),
+        environment.get("FSDP_VERSION"),
+        environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"),
+    )
+    assert found == expected
+    # The recipe decides the precision; nothing here may.
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    # Accelerate drops what it does not know without a word, so every key must be a flag or field.
+    config = load_config_from_file(str(file))
+    known = set(vars(args)) | set(vars(config))
+    for line in file.read_text().splitlines():
+        if key := re.match(r"\s*(\w+):", line):
+            assert key[1] in known, key[1]
+    assert f"--config_file recipes/accelerate/{file.name}" in file.read_text()
+
+
+@pytest.fixture(scope="module")
+def bases(base, tmp_path_factory):
+    """Two-layer bases with a tied and an untied head."""
+    folders = {}
+    for kind in ("tied", "untied"):
+        model, tokenizer = load_base(str(base))
+        torch.manual_seed(0)
+        config = model.config
+        config.num_hidden_layers = 2
+        config.layer_types = config.layer_types * 2
+        config.tie_word_embeddings = kind == "tied"
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        type(model)(config).save_pretrained(folders[kind])
+        tokenizer.save_pretrained(folders[kind])
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("tied", "lora"), ("untied", "lora"), ("tied", "full"), ("untied", "full")]
+)
+def test_weights_shared_out_train_as_whole_ones(
+    finetune, finetune_words, run_command, split, tmp_path, bases, kind, mode
+):
+    options = ("--epochs", 2, "--lora-dropout", 0, "--validation-users", 15, "--mode", mode)
+    options += ("--base", bases[kind], "--batch-size", 4)
+    _, environment = launch(next(file for file in FILES if file.stem == "fsdp2"))
+    shared = tmp_path / "shared"
+    out = run_command(
+        *("-m", "torch.distributed.run", "--nproc_per_node", 2, "tests/fsdp_worker.py"),
+        *finetune_words(shared, *options),
+        **{name: value for name, value in environment.items() if "FSDP" in name},
+    )
+    assert "in 2 process(es)" in out
+    alone = finetune(tmp_path / "alone", *options, "--accumulate", 2)
+    (name,) = [file.name for file in alone.glob("*.safetensors")]
+    found, expected = load_file(shared / name), load_file(alone / name)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.allclose(found[key], value, atol=1e-4), key
+    # It loads in one process, and ranks as it did in training.
+    held_out = split.valid.sample(15, 42)
+    ranked = Recommender.from_pretrained(shared).recommend(held_out.histories, 20).items
+    best = ndcg_at_k(ranked, held_out.targets, 10).mean()
+    assert read_provenance(shared)["validation_ndcg_at_10"] == pytest.approx(best)
+
+
+def test_a_base_in_few_bits_is_not_shared_out(recipe, finetune_words, tmp_path, monkeypatch):
+    from lcrec.errors import InputError
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=r"--quantize 4bit.*multi_gpu"):
+        recipe.main(finetune_words(tmp_path / "model", "--quantize", "4bit"))

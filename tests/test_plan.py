@@ -1,0 +1,149 @@
+"""`--dry-run`: parameters, tokens, memory and time, by hand and on shapes too large to hold."""
+
+import re
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
+
+from lcrec.errors import InputError
+from lcrec.modeling import add_adapter
+from lcrec.plan import Shape, Work, load_shape, measure_shape, measure_work, memory, operations
+
+PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
+
+
+def small(tied):
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config)
+
+
+# By hand: a layer has 4 x 8 x 8 of attention, 3 x 8 x 16 of feed-forward, 2 x 8 of norms.
+LAYER = 256 + 384 + 16
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters(tied):
+    shape = measure_shape(small(tied))
+    ends = 400 if tied else 800
+    assert shape.total == shape.trainable == ends + 3 * LAYER + 8
+    assert (shape.ends, shape.head, shape.linear) == (ends, 400, 3 * LAYER + 8)
+    assert (shape.layers, shape.width, shape.vocabulary) == (3, 8, 50)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_of_an_adapter(tied):
+    plain = measure_shape(small(tied))
+    adapted = add_adapter(small(tied), [48, 49], rank=2, alpha=4, dropout=0.0)
+    shape = measure_shape(adapted)
+    # Per layer: four matrices 8 to 8, two 8 to 16, one 16 to 8; rank times both sides.
+    lora = 3 * 2 * (4 * 16 + 3 * 24)
+    rows = 2 * 8 * (1 if tied else 2)
+    assert shape.trainable == lora + rows
+    assert (shape.linear, shape.ends) == (plain.linear, plain.ends)
+
+
+def rows(*lengths, answer=2):
+    return Dataset.from_dict(
+        {
+            "input_ids": [[1] * length for length in lengths],
+            "prompt_length": [length - answer for length in lengths],
+        }
+    )
+
+
+def test_work():
+    work = measure_work(
+        rows(5, 7, 3, 4, 6), batch_size=2, accumulate=1, processes=1, max_tokens=None
+    )
+    assert (work.samples, work.tokens, work.answer_tokens, work.steps) == (5, 25, 10, 3)
+    assert (work.batch_tokens, work.batch_answers) == (14, 6)  # 2 x 7; 2 x (2 answers + 1)
+    assert measure_work(
+        rows(5, 7, 3, 4, 6), batch_size=2, accumulate=2, processes=2, max_tokens=8
+    ) == Work(samples=5, tokens=25, answer_tokens=10, steps=1, batch_tokens=8, batch_answers=6)
+
+
+SHAPE = Shape(
+    total=1000,
+    trainable=100,
+    linear=700,
+    ends=200,
+    block=350,
+    head=200,
+    layers=2,
+    width=10,
+    vocabulary=20,
+)
+WORK = Work(samples=4, tokens=40, answer_tokens=8, steps=2, batch_tokens=20, batch_answers=6)
+
+
+def test_memory_by_hand():
+    activations = 20 * 10 * 34 * 2
+    logits = 6 * 20 * (2 + 8)
+    alone = memory(SHAPE, WORK, processes=1, sharding="none", **PLAIN)
+    assert alone == 900 * 2 + 100 * 16 + activations + logits
+    zero2 = memory(SHAPE, WORK, processes=2, sharding="zero2", **PLAIN)
+    assert alone - zero2 == 100 * 12 / 2
+    whole = memory(SHAPE, WORK, processes=2, sharding="full", **PLAIN)
+    assert alone - whole == (900 * 2 + 100 * 16) / 2 - 2 * 350 * 2  # two blocks are whole
+    four = memory(SHAPE, WORK, processes=1, sharding="none", **(PLAIN | {"quantize": "4bit"}))
+    assert alone - four == pytest.approx(700 * (2 - 4.127 / 8))
+    checkpointed = memory(
+        SHAPE, WORK, processes=1, sharding="none", **(PLAIN | {"checkpointing": True})
+    )
+    assert alone - checkpointed == activations - (20 * 10 * 2 * 2 + 20 * 10 * 34)
+
+
+def test_operations_by_hand():
+    through = 40 * 700 * (4 + 2 * 0.1)
+    assert operations(SHAPE, WORK, checkpointing=False) == pytest.approx(through + 8 * 200 * 6)
+    again = operations(SHAPE, WORK, checkpointing=True) - operations(
+        SHAPE, WORK, checkpointing=False
+    )
+    assert again == pytest.approx(40 * 700 * 2)
+
+
+def test_no_weights_are_needed(base, tmp_path):
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    Qwen3Config(num_hidden_layers=36, hidden_size=4096).save_pretrained(tmp_path)
+    model, _ = load_shape(str(tmp_path))
+    assert {p.device for p in model.parameters()} == {torch.device("meta")}
+    assert 7e9 < measure_shape(model).total < 15e9
+
+
+def test_a_shape_that_is_none(tmp_path):
+    with pytest.raises(InputError, match=r"--base .*cannot be planned.*config\.json"):
+        load_shape(str(tmp_path))
+
+
+def number(text, pattern):
+    return float(re.search(pattern, text)[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("options", [(), ("--tflops", 1)], ids=["timed", "estimated"])
+def test_the_recipe_plans(recipe, finetune_words, tmp_path, capsys, options):
+    recipe.main([*finetune_words(tmp_path / "model", *options), "--dry-run"])
+    out = capsys.readouterr().out
+    assert not (tmp_path / "model").exists()  # a plan leaves nothing behind
+    assert number(out, r"Samples, tokens +([\d,]+)") == 64
+    assert number(out, r"Updates +([\d,]+)") == 8
+    assert "FSDP or ZeRO-3 on 2" in out
+    assert ("from timed steps" if not options else "estimated from") in out
+
+
+def test_a_plan_says_what_training_then_says(recipe, finetune, finetune_words, tmp_path, capsys):
+    recipe.main([*finetune_words(tmp_path / "model"), "--dry-run"])
+    planned = capsys.readouterr().out
+    finetune(tmp_path / "model")
+    trained = capsys.readouterr().out
+    assert number(planned, r"of which trained ([\d,]+)") == number(trained, r"Training ([\d,]+)")
+    assert number(planned, r"and ([\d,]+), of which answers") == number(trained, r"([\d,]+) tokens")

@@ -1,0 +1,231 @@
+"""Training on toy clusters: how it ends, how it goes on, alone and on two processes."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import lcrec.rqvae_training
+from lcrec.rqvae import RQVAE
+from lcrec.rqvae_training import explained_variance, train_rqvae
+
+
+def toy_clusters(seed=0, per_leaf=4, noise=0.02):
+    """Return float32 [64, 6]: 4 clusters far apart, each of 4 nearer ones, each of 4 points."""
+    rng = np.random.default_rng(seed)
+    coarse, fine = rng.normal(size=(4, 6)) * 10, rng.normal(size=(4, 6))
+    centres = np.array([a + b for a, b in itertools.product(coarse, fine)])
+    points = np.repeat(centres, per_leaf, axis=0)
+    return torch.from_numpy(points + noise * rng.normal(size=points.shape)).float()
+
+
+def train(embeddings, **settings):
+    defaults = {
+        "num_levels": 2,
+        "num_codes": 4,
+        "latent_dim": 4,
+        "hidden_dims": [8],
+        "commitment_weight": 0.25,
+        "sinkhorn_epsilons": [0.0, 0.003],
+        "epochs": 10,
+        "patience": 8,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "seed": 0,
+    }
+    return train_rqvae(embeddings, **{**defaults, **settings})
+
+
+def equal(one, two):
+    one, two = one.state_dict(), two.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_best_state_is_kept():
+    points = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
+    start = explained_variance(train(points, epochs=0), points)[-1]
+    assert explained_variance(train(points, epochs=15), points)[-1] >= start
+    # Steps far too long ruin the model; what it began as is returned.
+    ruined = train(points, epochs=15, learning_rate=1e6)
+    assert explained_variance(ruined, points)[-1] == pytest.approx(start)
+
+
+def test_training_improves_on_its_start():
+    points = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    before, after = (
+        explained_variance(train(points, epochs=epochs, hidden_dims=[32]), points)[-1]
+        for epochs in (0, 40)
+    )
+    assert after > before + 0.01
+
+
+def test_patience_stops_training(capsys):
+    train(toy_clusters(), epochs=500, patience=2)
+    assert "500/500" not in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_model():
+    points = toy_clusters()
+    one, two, other = (train(points, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+ODD_CATALOGUES = {
+    "one item": torch.ones(1, 6),
+    "fewer items than codes": toy_clusters()[::30],
+    "all items alike": torch.full((10, 6), 0.1),
+    "every item twice": toy_clusters()[::4].repeat(2, 1),
+    "constant columns": toy_clusters() * torch.tensor([1, 0, 1, 0, 0, 1]),
+    "nothing but zeros": torch.zeros(9, 6),
+    "very large": toy_clusters() * 1e15,
+    "very small": toy_clusters() * 1e-15,
+    "last batch of one": toy_clusters()[:17],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ODD_CATALOGUES)
+def test_odd_catalogues(name):
+    points = ODD_CATALOGUES[name]
+    model = train(points, epochs=6)
+    assert not model.training
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    codes = model.nearest_codes(model.encode(points))
+    assert codes.shape == (len(points), 2)
+    assert explained_variance(model, points, codes)[-1] > 0.9
+
+
+@pytest.mark.parametrize("hidden_dims", [[], [3], [16, 8]])
+@pytest.mark.parametrize("latent_dim", [1, 6, 9])
+def test_any_shape(hidden_dims, latent_dim):
+    model = train(toy_clusters(), hidden_dims=hidden_dims, latent_dim=latent_dim, epochs=5)
+    assert model.codebooks().shape == (2, 4, latent_dim)
+    assert explained_variance(model, toy_clusters())[-1] > 0.5
+
+
+def test_the_network_may_compute_in_bfloat16():
+    points = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    full, half = (train(points, bf16=bf16, hidden_dims=[32]) for bf16 in (False, True))
+    assert all(value.dtype != torch.bfloat16 for value in half.state_dict().values())
+    assert not equal(full, half)
+    one, two = (explained_variance(model, points)[-1] for model in (full, half))
+    assert two == pytest.approx(one, abs=0.02)
+
+
+# The published rule.
+
+
+def test_parity_keeps_the_last_state_as_it_is(monkeypatch):
+    points = toy_clusters() + 5
+    revived = []
+    monkeypatch.setattr(RQVAE, "revive_dead_codes", lambda *_: revived.append(1))
+    model = train(points, parity=True, epochs=10)
+    assert not revived
+    assert model.mean.eq(0).all()
+    assert model.scale == 1
+    # Steps far too long ruin the model, and nothing better is kept.
+    ruined = train(points, parity=True, epochs=10, learning_rate=10.0)
+    assert explained_variance(ruined, points)[-1] < explained_variance(model, points)[-1] - 0.5
+
+
+def test_parity_starts_from_one_batch(monkeypatch):
+    sizes = []
+    start = RQVAE.initialise_as_published
+
+    def spy(self, batch, seed):
+        sizes.append(len(batch))
+        start(self, batch, seed)
+
+    monkeypatch.setattr(RQVAE, "initialise_as_published", spy)
+    train(toy_clusters(), parity=True, epochs=0, batch_size=20)
+    assert sizes == [20]
+
+
+# Going on.
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """A function that lets training save after every epoch, and kills it after one."""
+    monkeypatch.setattr(lcrec.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
+    save = lcrec.rqvae_training.save_state
+
+    def set_up(epoch):
+        def save_and_die(path, call, progress, *rest):
+            save(path, call, progress, *rest)
+            if progress.epoch == epoch:
+                raise Killed
+
+        monkeypatch.setattr(lcrec.rqvae_training, "save_state", save_and_die)
+
+    return set_up
+
+
+@pytest.mark.parametrize("parity", [False, True])
+@pytest.mark.parametrize("epoch", [1, 5, 13])
+def test_a_killed_training_goes_on_where_it_stood(killed_after, tmp_path, capsys, epoch, parity):
+    points = toy_clusters()
+    settings = {"epochs": 16, "parity": parity, "resume_from": tmp_path / "state.safetensors"}
+    expected = train(points, **{**settings, "resume_from": None})
+    killed_after(epoch)
+    with pytest.raises(Killed):
+        train(points, **settings)
+    killed_after(None)
+    capsys.readouterr()
+    assert equal(train(points, **settings), expected)
+    assert f"Going on after epoch {epoch}" in capsys.readouterr().out
+
+
+def test_patience_is_remembered(killed_after, tmp_path):
+    points = toy_clusters()
+    settings = {"epochs": 300, "patience": 2, "resume_from": tmp_path / "state.safetensors"}
+    expected = train(points, **{**settings, "resume_from": None})
+    killed_after(5)
+    with pytest.raises(Killed):
+        train(points, **settings)
+    killed_after(None)
+    assert equal(train(points, **settings), expected)
+
+
+@pytest.mark.parametrize("change", ["seed", "embeddings", "epochs", "file"])
+def test_a_state_of_another_call_is_not_taken(killed_after, tmp_path, capsys, change):
+    points, path = toy_clusters(), tmp_path / "state.safetensors"
+    killed_after(5)
+    with pytest.raises(Killed):
+        train(points, resume_from=path)
+    killed_after(None)
+    settings = {"seed": {"seed": 1}, "epochs": {"epochs": 6}}.get(change, {})
+    if change == "embeddings":
+        points = points + 1
+    if change == "file":
+        path.write_bytes(path.read_bytes()[:1000])
+    expected = train(points, **settings)
+    capsys.readouterr()
+    assert equal(train(points, **settings, resume_from=path), expected)
+    assert "was left by another call: starting anew" in capsys.readouterr().out
+
+
+def test_a_kill_while_the_state_is_written_leaves_the_last_one(killed_after, tmp_path, monkeypatch):
+    points, path = toy_clusters(), tmp_path / "state.safetensors"
+    killed_after(3)
+    with pytest.raises(Killed):
+        train(points, resume_from=path)
+    before = path.read_bytes()
+
+    def half(tensors, temporary, metadata):
+        temporary.write_bytes(b"half")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lcrec.rqvae_state.save_file", half)
+        with pytest.raises(Killed):
+            train(points, resume_from=path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

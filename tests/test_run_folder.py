@@ -1,0 +1,186 @@
+"""A run's output folder: claimed once, resumed from complete checkpoints; runs that really die.
+
+Here processes are killed by the system, at moments that the recipe does not choose.
+"""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lcrec.errors import InputError
+from lcrec.run_folder import claim_output, latest_checkpoint, told_when_full
+
+
+def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "complete").touch()
+    (tmp_path / "run.json").touch()
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-9",
+        "run.json",
+    ]
+
+
+def test_no_checkpoint(tmp_path):
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    (tmp_path / "checkpoint-4").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+
+
+# The output folder.
+
+RUN = {"epochs": 2, "inputs": {"item": "abc"}, "processes": 1}
+
+
+def test_a_folder_is_claimed_once(tmp_path):
+    output = tmp_path / "new" / "model"
+    claim_output(output, RUN, overwrite=False)
+    checkpoint = output / ".training" / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "complete").touch()
+    claim_output(output, RUN, overwrite=False)
+    claim_output(output, RUN, overwrite=True)  # the same run goes on
+    assert checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epochs": 3}, "epochs"),
+        ({"inputs": {"item": "xyz"}}, "inputs"),
+        ({"processes": 2, "epochs": 1}, "epochs, processes"),
+    ],
+)
+def test_another_run_is_refused_or_thrown_away(tmp_path, change, named):
+    claim_output(tmp_path / "model", RUN, overwrite=False)
+    weights = tmp_path / "model" / ".training" / "weights"
+    weights.touch()
+    with pytest.raises(InputError, match=rf"differs in {named}; .*--overwrite"):
+        claim_output(tmp_path / "model", RUN | change, overwrite=False)
+    assert weights.exists()
+    claim_output(tmp_path / "model", RUN | change, overwrite=True)
+    assert not weights.exists()
+    claim_output(tmp_path / "model", RUN | change, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_strangers_files_are_never_thrown_away(tmp_path, overwrite):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"holds something else \(such as thesis\.tex\)"):
+        claim_output(tmp_path, RUN, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_run_killed_while_claiming_can_be_claimed(tmp_path):
+    (tmp_path / ".training").mkdir()
+    (tmp_path / ".training" / ".run.json.123.partial").touch()
+    claim_output(tmp_path, RUN, overwrite=False)
+    assert (tmp_path / ".training" / "run.json").exists()
+
+
+# Runs that are killed.
+
+# Each is put before the recipe: SIGKILL leaves no time for anything.
+MOMENTS = {
+    "in an update before the first checkpoint": """
+        import lcrec.trainer
+        step = lcrec.trainer.RecommenderTrainer.training_step
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, *args, **kwargs)
+        lcrec.trainer.RecommenderTrainer.training_step = training_step
+    """,
+    "while a checkpoint is written": """
+        import transformers
+        def save(self, folder):
+            if "checkpoint-8" in folder:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(self, folder)
+        original = transformers.Trainer._save_optimizer_and_scheduler
+        transformers.Trainer._save_optimizer_and_scheduler = save
+    """,
+    "while the result is written": """
+        import lcrec.modeling
+        def write(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGKILL)
+        lcrec.modeling.write_provenance = write
+    """,
+}
+
+
+def run_with(before, words):
+    """Run the recipe in a process of its own, after these lines of Python."""
+    lines = "import os, resource, runpy, signal, sys\n" + textwrap.dedent(before)
+    lines += "\nrunpy.run_path('recipes/finetune.py', run_name='__main__')\n"
+    command = [sys.executable, "-c", lines, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def whole(finetune, tmp_path_factory):
+    """The weights of a run that nothing interrupted, with dropout on."""
+    folder = finetune(tmp_path_factory.mktemp("whole") / "model", "--dropout", 0.2)
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_kill_minus_nine(finetune, finetune_words, tmp_path, whole, moment):
+    output = tmp_path / "model"
+    killed = run_with(MOMENTS[moment], finetune_words(output, "--dropout", 0.2))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (output / "lcrec.json").exists()
+    work = output / ".training"
+    left = sorted(path.name for path in work.glob("checkpoint-*"))
+    assert left == ([] if moment.startswith("in") else ["checkpoint-4", "checkpoint-8"])
+    resumed = load_file(finetune(output, "--dropout", 0.2) / "adapter_model.safetensors")
+    assert resumed.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+    assert not work.exists()
+
+
+# A disk that fills up.
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(finetune, finetune_words, tmp_path, whole):
+    """No file may grow beyond 60 kB: less than the optimiser's state."""
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+    output = tmp_path / "model"
+    full = run_with(limit, finetune_words(output, "--dropout", 0.2))
+    assert full.returncode == 2, full.stderr
+    last = full.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: --output {output}: weights could not be written")
+    assert "MB are free" in last
+    assert "make room and give the same command again" in last
+    assert latest_checkpoint(output / ".training") is None
+    resumed = load_file(finetune(output, "--dropout", 0.2) / "adapter_model.safetensors")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_what_a_full_disk_is_told_apart_from(tmp_path):
+    def out_of_memory():
+        raise RuntimeError("CUDA out of memory")
+
+    def disk_full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RuntimeError, match="CUDA"), told_when_full(tmp_path):
+        out_of_memory()
+    with pytest.raises(InputError, match="No space left on device"), told_when_full(tmp_path):
+        disk_full()
