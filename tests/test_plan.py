@@ -66,10 +66,10 @@ def test_work():
         rows(5, 7, 3, 4, 6), batch_size=2, accumulate=1, processes=1, max_tokens=None
     )
     assert (work.samples, work.tokens, work.answer_tokens, work.steps) == (5, 25, 10, 3)
-    assert (work.batch_tokens, work.batch_answers) == (14, 6)  # 2 x 7; 2 x (2 answers + 1)
+    assert (work.batch_tokens, work.batch_answers) == (14, 4)  # 2 x 7; 2 x 2 answers
     assert measure_work(
         rows(5, 7, 3, 4, 6), batch_size=2, accumulate=2, processes=2, max_tokens=8
-    ) == Work(samples=5, tokens=25, answer_tokens=10, steps=1, batch_tokens=8, batch_answers=6)
+    ) == Work(samples=5, tokens=25, answer_tokens=10, steps=1, batch_tokens=8, batch_answers=4)
 
 
 SHAPE = Shape(
