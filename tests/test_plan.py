@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from lcrec.errors import InputError
-from lcrec.modeling import add_adapter
+from lcrec.modeling import add_adapter, load_base
 from lcrec.plan import Shape, Work, load_shape, measure_shape, measure_work, memory, operations
 
 PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
@@ -50,6 +50,13 @@ def test_parameters_of_an_adapter(tied):
     rows = 2 * 8 * (1 if tied else 2)
     assert shape.trainable == lora + rows
     assert (shape.linear, shape.ends) == (plain.linear, plain.ends)
+
+
+def test_four_bits_hide_no_parameter(base):
+    models = [load_base(str(base), quantize=bits)[0] for bits in ("none", "4bit")]
+    adapted = [add_adapter(model, [3, 4], rank=2, alpha=4, dropout=0.0) for model in models]
+    whole, packed = map(measure_shape, adapted)
+    assert packed == whole
 
 
 def rows(*lengths, answer=2):
