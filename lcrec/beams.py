@@ -6,7 +6,7 @@ is never reordered. What all prompts of a batch begin with (the system message, 
 template before the history) is encoded once for the batch. Whether a model can be decoded so is for
 `lcrec.probe` to find out.
 
-Public names: `beam_search`, `BeamOutput`, `Model`, `check_finite`.
+Public names: `beam_search`, `order_items`, `BeamOutput`, `Model`, `check_finite`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from lcrec.errors import InputError
 from lcrec.leaf_filter import LeafFilter
-from lcrec.trie import ItemTrie
+from lcrec.loose_trie import Constraint
 
 Model = PreTrainedModel | PeftModel
 
@@ -34,7 +34,7 @@ class BeamOutput:
     """The items found for each prompt, best first and distinct.
 
     Attributes:
-        items: int64 `[batch, beam]`, catalogue ids; -1 beyond the number of items allowed.
+        items: int64 `[batch, beam]`, catalogue ids; -1 beyond the number of items found.
         scores: float32 `[batch, beam]`, log-probabilities; -inf where the item is -1.
     """
 
@@ -47,7 +47,7 @@ def beam_search(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: ItemTrie,
+    trie: Constraint,
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
@@ -92,9 +92,19 @@ def beam_search(
                 past_key_values=cache,
                 use_cache=True,
             ).logits
+    return order_items(trie.items(nodes), scores)
+
+
+def order_items(items: Tensor, scores: Tensor) -> BeamOutput:
+    """Order beams by score; of equals the first stays first. What is no item goes to the end.
+
+    Args:
+        items: int64 `[batch, beam]`, -1 for no item.
+        scores: float32 `[batch, beam]`, -inf where nothing was allowed.
+    """
+    scores = scores.masked_fill(items < 0, -torch.inf)
     scores, best_first = scores.sort(dim=1, descending=True, stable=True)
-    items = trie.items(nodes.gather(1, best_first))
-    return BeamOutput(items.masked_fill(scores == -torch.inf, -1), scores)
+    return BeamOutput(items.gather(1, best_first).masked_fill(scores == -torch.inf, -1), scores)
 
 
 def _encode(

@@ -13,51 +13,56 @@ Public names: `search`, `supports_shared_prefix`.
 """
 
 import logging
+from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from lcrec.beams import BeamOutput, Model, beam_search
 from lcrec.errors import InputError
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
+from lcrec.loose_trie import Constraint, LooseTrie
 from lcrec.probe import passes_trial
-from lcrec.trie import ItemTrie
 
 _log = logging.getLogger(__name__)
+# What is known to fit into memory, in slots of the cache, of models that once ran out of it.
+_fitting: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 
 
 def search(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: ItemTrie,
+    trie: Constraint,
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
 ) -> BeamOutput:
     """Find the `num_beams` most likely items for every prompt.
 
-    A batch that does not fit into memory is halved and tried again; the number of beams is never
-    lowered. Equal scores are ordered by the items' token ids, so that an answer does not depend
-    on the batch it was part of.
+    A batch that does not fit into memory is halved and tried again, and the model's next batches
+    begin with what fitted; the number of beams is never lowered. Equal scores are ordered by the
+    items' token ids, so that an answer does not depend on the batch it was part of.
 
     Args:
         model: a causal language model (or encoder-decoder) in eval mode, with or without adapters.
         input_ids: int64 `[batch, length]`, prompts padded on the left.
         attention_mask: int64 or bool `[batch, length]`, 1 on the prompt.
-        trie: the catalogue, on the device of `input_ids`.
+        trie: the catalogue, or a looser constraint, on the device of `input_ids`.
         num_beams: items wanted per prompt, at most the catalogue's size.
-        leaf_filter: which items each prompt may get.
+        leaf_filter: which items each prompt may get; needs the catalogue as constraint.
 
     Raises:
         InputError: inputs that do not fit each other, or a model whose logits are not finite.
-        torch.OutOfMemoryError: not even one prompt fits.
+        RuntimeError: not even one prompt fits into memory.
     """
     _check_inputs(model, input_ids, attention_mask, trie, num_beams, leaf_filter)
     strategy = beam_search if supports_shared_prefix(model) else generate_search
     parts: list[BeamOutput] = []
-    start, size = 0, len(input_ids)
+    slots = input_ids.shape[1] + num_beams * (trie.depth - 1)  # of the cache, per prompt
+    start, size = 0, min(len(input_ids), max(1, _fitting.get(model, 2**62) // slots))
     while start < len(input_ids):
         rows = slice(start, start + size)
         try:
@@ -70,10 +75,11 @@ def search(
                 leaf_filter=leaf_filter and leaf_filter.rows(rows),
                 first_row=start,
             )
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except RuntimeError as error:
+            if size == 1 or not _is_out_of_memory(error):
                 raise
             size = (size + 1) // 2
+            _fitting[model] = size * slots
             _log.warning("out of memory: going on with batches of %d prompts", size)
         else:
             parts.append(part)
@@ -91,11 +97,15 @@ def supports_shared_prefix(model: Model) -> bool:
     return not model.config.is_encoder_decoder and passes_trial(model, beam_search)
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
 def _check_inputs(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: ItemTrie,
+    trie: Constraint,
     num_beams: int,
     leaf_filter: LeafFilter | None,
 ) -> None:
@@ -128,6 +138,8 @@ def _check_inputs(
             f"the trie holds token id {trie.max_token}, but the model's vocabulary has {vocab} "
             "entries; extend it with the index this model was trained with"
         )
+    if leaf_filter is not None and isinstance(trie, LooseTrie):
+        raise InputError("allow and deny lists need the constraint 'trie': others leave the tree")
     if leaf_filter is not None and len(leaf_filter.has_allow) != len(input_ids):
         raise InputError(
             f"leaf_filter: is for {len(leaf_filter.has_allow)} prompts, not {len(input_ids)}"

@@ -1,40 +1,66 @@
 """Stage: a checkpoint and histories -> ranked items.
 
 Reads a checkpoint folder and the data folder; decodes by beam search over the prefix tree of real
-items, so every list holds real and distinct items only. For a split it writes `predictions.jsonl`
-{user, target, ranked, scores, template_id}; for one history or one user it prints a table. Under
-torchrun or accelerate the processes share the users, and the result is the same.
+items, so every list holds real and distinct items only. There are three ways in:
 
-Public names: `GenerateConfig`, `predict_cases`, `show_ranking`.
+- a split (`--output FILE.jsonl`): predictions {user, target, ranked, scores, template_id};
+- all users, for production (`--all-users --output FOLDER`): the items after all that each user
+  has, as files of {user, ranked, scores, template_id};
+- one request (`--history`, `--user`, `--query`, `--explain`): a table on the screen.
+
+Under torchrun or accelerate the processes share the users, and the result is the same. A run that
+was killed goes on where it stopped when its command is given again.
+
+Public names: `GenerateConfig`, `main`.
 """
 
-from collections.abc import Sequence
+import math
+import shutil
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import gather_object
-from tqdm import tqdm
 
-from lcrec.artifacts import find_data, is_current, require_same_input, write_provenance
-from lcrec.config import config_dict, option, parse_config
-from lcrec.data import Cases, Items, leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError, closest, run_stage
-from lcrec.leaf_filter import LeafFilter
-from lcrec.modeling import DTYPES
-from lcrec.predictions import (
-    Prediction,
-    read_predictions,
-    require_predictions_path,
-    write_predictions,
+from lcrec import __version__
+from lcrec.artifacts import (
+    atomic_path,
+    find_data,
+    fingerprint,
+    is_current,
+    provenance_path,
+    read_provenance,
+    require_same_input,
+    write_provenance,
 )
+from lcrec.bulk import (
+    FORMATS,
+    NOTE,
+    Demand,
+    ensemble_path,
+    join_split_parts,
+    rank_in_parts,
+    write_split_part,
+)
+from lcrec.choices import check_counts, choose_templates, find_history, load_allowed
+from lcrec.config import config_dict, option, parse_config
+from lcrec.data import Cases, Interactions, Items, leave_one_out, load_interactions, load_items
+from lcrec.errors import InputError, run_stage
+from lcrec.modeling import DTYPES
+from lcrec.one_request import Wish, answer_wish, show_examples
+from lcrec.predictions import require_predictions_path
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.generate"
+# Users of a split per part: small, so that a few processes get nearly equal shares.
+SPLIT_PART, SPLIT_PARTS = 256, 16
+# How long a process waits for the others: those that are done wait until all are.
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -43,242 +69,300 @@ class GenerateConfig:
 
     model: Path = option("the checkpoint folder")
     data: Path = option("the data folder")
-    output: Path | None = option("the predictions file to write, for a split", None)
+    output: Path | None = option(
+        "the predictions file to write for a split; with --all-users, a folder", None
+    )
     split: Literal["valid", "test"] = option("which held-out item to predict", "test")
+    all_users: bool = option("rank what comes after all that each user has, for every user", False)
+    format: Literal["jsonl", "parquet"] = option("of the files of --all-users", "jsonl")
+    shard_users: int = option("users per file of --all-users", 10_000, minimum=1)
     user: str | None = option("show one user's recommendations instead", None)
     history: list[int] | None = option("show recommendations for these items instead", None)
+    query: str | None = option(
+        "show what fits these words instead (the task itemsearch); --user or --history may add "
+        "what the customer has",
+        None,
+    )
+    explain: bool = option("of one request, also show what the model has to say in words", False)
     k: int = option("items to rank per user", 20, minimum=1)
     beams: int | None = option("beams to search with (default: k, at least 20)", None, minimum=1)
     templates: list[str] = option(
-        "seqrec wordings to ask with: ids, or 'all' that serve evaluation; the first by default",
+        "wordings to ask with: ids, or 'all' that serve evaluation; the first by default; one "
+        "request asked in several gets their joint list",
         ["first"],
     )
+    ensemble: bool = option(
+        "join the lists of several wordings into one (mean of scores, union of items): for a split "
+        "in X.ensemble.jsonl beside the lists of each",
+        False,
+    )
+    constraint: Literal["trie", "level", "none"] = option(
+        "what beams may hold: real items; or, to compare, any code of each level (LC-Rec's own "
+        "rule), or anything",
+        "trie",
+    )
+    allow: Path | None = option("a file of the only items to recommend, an id per line", None)
+    deny: Path | None = option("a file of items never to recommend, an id per line", None)
     prompts: Path | None = option("other wording than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
-    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
+    batch_tokens: int | None = option(
+        "prompt tokens per batch, padding included (default: 4096 on a CPU, 32768 on a GPU)",
+        None,
+        minimum=1,
+    )
     show: int = option("example users to print after a split", 0, minimum=0)
 
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
     config = parse_config(GenerateConfig, argv, description=__doc__ or "", prog=STAGE)
-    output = config.output
-    if sum(wish is not None for wish in (output, config.user, config.history)) != 1:
-        raise InputError(
-            "give one of --output FILE.jsonl (to rank for a split), --user and --history (to see "
-            "one ranking)"
-        )
-    if output is not None:
-        require_predictions_path(output)
+    check_ways(config)
     items = load_items(config.data)
     check_counts(config.k, config.beams, len(items))
-    split = leave_one_out(load_interactions(config.data, len(items)))
-    cases = split.valid if config.split == "valid" else split.test
-    if config.history is not None:
-        history = check_history(config.history, len(items))
-    elif config.user is not None:
-        history = history_of(cases, config.user).tolist()
+    allowed = load_allowed(config.allow, config.deny, config.k, len(items))
+    interactions = load_interactions(config.data, len(items))
+    split = None if config.all_users else leave_one_out(interactions)
+    cases = None if split is None else split.valid if config.split == "valid" else split.test
 
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    settings = config_dict(config)
-    del settings["show"]
-    paths = find_data(config.data)
-    inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
-    if config.prompts is not None:
-        inputs["prompts"] = config.prompts
-    if output is not None and output.exists() and is_current(output, STAGE, settings, inputs):
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    if config.output is None:
+        assert cases is not None
+        history = find_history(config.user, config.history, cases, len(items))
+        recommender = load_recommender(config, state)
+        wish = Wish(
+            history,
+            config.query,
+            config.k,
+            config.beams,
+            config.exclude_history,
+            allowed,
+            config.explain,
+        )
+        templates: list[Template | None] = [None]  # the recommender's own choice
+        if config.templates != ["first"]:
+            task = "seqrec" if config.query is None else "itemsearch"
+            known = {"intention", *(["history"] if history else [])} if config.query else None
+            templates = [*choose_templates(recommender.prompts, config.templates, task, known)]
+        if state.is_main_process:
+            answer_wish(recommender, items, wish, templates)
+        return
+    if cases is None:
+        rank_everyone(config, interactions, allowed, state)
+    else:
+        rank_split(config, items, cases, allowed, state)
+
+
+# Many users.
+
+
+def rank_split(
+    config: GenerateConfig,
+    items: Items,
+    cases: Cases,
+    allowed: np.ndarray | None,
+    state: PartialState,
+) -> None:
+    """Write predictions for the users of a split."""
+    output = config.output
+    assert output is not None
+    settings, inputs = recorded(config)
+    current = output.exists() and is_current(output, STAGE, settings, inputs)
+    if config.ensemble:
+        joint = ensemble_path(output)
+        current &= joint.exists() and is_current(joint, STAGE, settings, inputs)
+    state.wait_for_everyone()  # all have looked before one writes
+    if current:
         state.print(f"{output} is up to date.")
         if state.is_main_process:
             show_examples(output, cases, items, config.show)
         return
+    recommender, demand = prepare(config, cases.users, cases.histories, allowed, state)
+    folder = parts_folder(output)
+    parts = rank_in_parts(
+        recommender,
+        demand,
+        folder,
+        suffix=".jsonl",
+        size=min(SPLIT_PART, math.ceil(len(cases) / SPLIT_PARTS)),
+        write=partial(write_split_part, users=cases.users, targets=cases.targets),
+        made_of=made_of(settings, inputs, recommender),
+        state=state,
+    )
+    if state.is_main_process:
+        made = [output, *([ensemble_path(output)] if config.ensemble else [])]
+        for path in made:  # a sidecar left by an earlier run would speak for another file
+            provenance_path(path).unlink(missing_ok=True)
+        join_split_parts(parts, demand.list_names, output)
+        for path in made:
+            write_provenance(path, STAGE, settings, inputs)
+        shutil.rmtree(folder)
+        show_examples(output, cases, items, config.show)
+        files = " ".join(map(str, made))
+        print(f"Wrote {files}. Next: python -m lcrec.evaluate --predictions {files}")
+    state.wait_for_everyone()
 
+
+def rank_everyone(
+    config: GenerateConfig,
+    interactions: Interactions,
+    allowed: np.ndarray | None,
+    state: PartialState,
+) -> None:
+    """Write the lists of all users, in files that appear all at once when the last is done."""
+    output = config.output
+    assert output is not None
+    settings, inputs = recorded(config)
+    record = read_provenance(output) if output.is_dir() else None
+    if output.exists() and (record or {}).get("stage") != STAGE and any(output.iterdir()):
+        raise InputError(f"--output {output}: holds something else; name another folder")
+    current = record is not None and is_current(output, STAGE, settings, inputs)
+    state.wait_for_everyone()  # all have looked before one writes
+    if current:
+        state.print(f"{output} is up to date.")
+        return
+    lengths = np.diff(interactions.offsets)
+    if not lengths.all():
+        empty = np.flatnonzero(lengths == 0)
+        raise InputError(
+            f"--data {config.data}: {len(empty)} users have no items (first: user "
+            f"{interactions.users[empty[0]]!r}), so there is nothing to go by; leave them out"
+        )
+    recommender, demand = prepare(config, interactions.users, list(interactions), allowed, state)
+    folder = parts_folder(output)
+    parts = rank_in_parts(
+        recommender,
+        demand,
+        folder,
+        suffix=f".{config.format}",
+        size=config.shard_users,
+        write=partial(FORMATS[config.format], users=interactions.users),
+        made_of=made_of(settings, inputs, recommender),
+        state=state,
+    )
+    if state.is_main_process:
+        write_provenance(folder, STAGE, settings, inputs, users=len(interactions))
+        with atomic_path(output) as temporary:
+            (folder / NOTE).unlink()
+            folder.rename(temporary)
+        print(f"Wrote {output}: {len(interactions):,} users in {len(parts)} file(s).")
+    state.wait_for_everyone()
+
+
+def prepare(
+    config: GenerateConfig,
+    users: list[str],
+    histories: list[np.ndarray],
+    allowed: np.ndarray | None,
+    state: PartialState,
+) -> tuple[Recommender, Demand]:
+    """Load the model, say what is about to happen, and put together what is asked of it."""
+    recommender = load_recommender(config, state)
+    demand = Demand(
+        users,
+        histories,
+        choose_templates(recommender.prompts, config.templates),
+        config.k,
+        config.beams,
+        config.exclude_history,
+        allowed,
+        config.ensemble,
+    )
+    if config.ensemble and len(demand.templates) < 2:
+        raise InputError("--ensemble joins several wordings; name them, or give --templates all")
+    state.print(
+        f"Ranking {len(recommender.index):,} items for {len(users):,} users with "
+        f"{len(demand.templates)} wording(s) on {state.num_processes} process(es)"
+    )
+    return recommender, demand
+
+
+def load_recommender(config: GenerateConfig, state: PartialState) -> Recommender:
+    """Load the checkpoint.
+
+    Raises:
+        InputError: it is none, or was trained on another catalogue.
+    """
     own_prompts = None
     if config.prompts is not None:
         own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
     retrain = f"accelerate launch recipes/finetune.py --data {config.data} --output DIR"
-    require_same_input(config.model, "item", paths.item, retrain)
-    recommender = Recommender.from_pretrained(
+    require_same_input(config.model, "item", find_data(config.data).item, retrain)
+    return Recommender.from_pretrained(
         config.model,
         device=state.device,
         dtype=DTYPES[config.precision],
         prompts=own_prompts,
         max_batch_tokens=config.batch_tokens,
+        constraint=config.constraint,
     )
-    templates = choose_templates(recommender.prompts, config.templates)
 
-    if output is None:
-        ranking = recommender.recommend(
-            [history],
-            config.k,
-            template=templates[0],
-            exclude_history=config.exclude_history,
-            num_beams=config.beams,
+
+def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return what a result is recorded to be made of: settings and input files."""
+    settings = config_dict(config)
+    del settings["show"]
+    paths = find_data(config.data)
+    inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
+    for role in ("prompts", "allow", "deny"):
+        path = getattr(config, role)
+        if path is not None:
+            inputs[role] = path
+    return settings, inputs
+
+
+def made_of(
+    settings: dict[str, Any], inputs: dict[str, Path], recommender: Recommender
+) -> dict[str, Any]:
+    """Return what parts must have in common to be joined."""
+    return {
+        "lcrec": __version__,
+        "config": settings,
+        "inputs": {role: fingerprint(path) for role, path in inputs.items()},
+        "device": recommender.trie.device.type,
+    }
+
+
+def parts_folder(output: Path) -> Path:
+    """Return where the parts of an unfinished result lie."""
+    return output.parent / f".{output.name}.parts"
+
+
+# What is asked for, checked.
+
+
+def check_ways(config: GenerateConfig) -> None:
+    """Refuse flags that do not go together, before anything is read."""
+    wishes = [config.user, config.history, config.query]
+    is_one = any(wish is not None for wish in wishes)
+    if (config.output is not None) == is_one or (
+        config.user is not None and config.history is not None
+    ):
+        raise InputError(
+            "give one of --output FILE.jsonl (to rank for a split), --user and --history (to see "
+            "one ranking), or --query, which may go with either of the two"
         )
-        if state.is_main_process:
-            show_ranking(items, history, ranking.items[0], ranking.scores[0])
-        return
-
-    state.print(
-        f"Ranking {len(items):,} items for {len(cases):,} users with {len(templates)} wording(s) "
-        f"on {state.num_processes} process(es)"
+    if config.all_users and config.output is None:
+        raise InputError("--all-users writes to a folder; name it with --output FOLDER")
+    if config.output is not None and not config.all_users:
+        require_predictions_path(config.output)
+    is_file_name = config.output is not None and (
+        config.output.suffix in (".json", ".jsonl", ".parquet") or config.output.is_file()
     )
-    predictions = predict_cases(
-        recommender,
-        cases,
-        templates,
-        config.k,
-        exclude_history=config.exclude_history,
-        num_beams=config.beams,
-        state=state,
-    )
-    if state.is_main_process:
-        write_predictions(output, predictions)
-        write_provenance(output, STAGE, settings, inputs)
-        show_examples(output, cases, items, config.show)
-        print(f"Wrote {output}. Next: python -m lcrec.evaluate --predictions {output}")
-    state.wait_for_everyone()
-
-
-def check_counts(k: int, beams: int | None, num_items: int) -> None:
-    """Refuse more items or beams than there are, and fewer beams than items to rank."""
-    if k > num_items:
-        raise InputError(f"--k {k}: the catalogue has only {num_items} items")
-    if beams is not None and beams > num_items:
-        raise InputError(f"--beams {beams}: the catalogue has only {num_items} items")
-    if beams is not None and beams < k:
-        raise InputError(f"--beams {beams} cannot rank --k {k} items; take at least {k} beams")
-
-
-def check_history(history: list[int], num_items: int) -> list[int]:
-    """Return the items of `--history`, refusing an empty list and ids that no item has."""
-    if not history:
+    if config.all_users and is_file_name:
+        raise InputError(f"--output {config.output}: --all-users writes a folder; name one")
+    if config.explain and config.output is not None:
+        raise InputError("--explain belongs to one request: --history, --user or --query")
+    if config.history is not None and not config.history:
         raise InputError("--history: the list is empty; give at least one item id")
-    for item in history:
-        if not 0 <= item < num_items:
-            raise InputError(
-                f"--history: item {item} is not in the catalogue, whose ids are 0 to "
-                f"{num_items - 1}"
-            )
-    return history
-
-
-def choose_templates(prompts: PromptSet, wanted: list[str]) -> list[Template]:
-    """Return the wordings named by `--templates`.
-
-    Raises:
-        InputError: an unknown id, or one that is no wording of seqrec.
-    """
-    serving = prompts.for_task("seqrec", "eval")
-    if wanted == ["first"]:
-        return serving[:1]
-    if wanted == ["all"]:
-        return serving
-    templates = [prompts.get(template_id) for template_id in wanted]
-    for template in templates:
-        if template.task != "seqrec":
-            raise InputError(f"--templates {template.id}: belongs to {template.task}, not seqrec")
-    return templates
-
-
-def history_of(cases: Cases, user: str) -> np.ndarray:
-    """Return a user's history.
-
-    Raises:
-        InputError: there is no such user.
-    """
-    if user not in cases.users:
-        raise InputError(f"--user {user}: not in the data set{closest(user, cases.users)}")
-    return cases.histories[cases.users.index(user)]
-
-
-def predict_cases(
-    recommender: Recommender,
-    cases: Cases,
-    templates: list[Template],
-    k: int,
-    *,
-    exclude_history: bool,
-    num_beams: int | None,
-    state: PartialState,
-) -> list[Prediction]:
-    """Return every case's ranking under every template, in the order of the cases.
-
-    The batches are planned for all cases at once and dealt out to the processes, so each batch,
-    and with it every score, is the same for any number of them. Complete on the main process.
-    """
-    predictions: list[Prediction] = []
-    leaf_filter = None
-    if exclude_history:
-        leaf_filter = LeafFilter.build(recommender.trie, len(cases), deny=cases.histories)
-    for template in templates:
-        prompt_ids = recommender.prompt_ids(cases.histories, template)
-        batches = recommender.plan_batches(prompt_ids)
-        mine = range(state.process_index, len(batches), state.num_processes)
-        own = []
-        bar = tqdm(total=len(mine), desc=template.id, disable=not state.is_main_process)
-        for number in mine:
-            rows = batches[number]
-            found = recommender.rank_batch(
-                [prompt_ids[row] for row in rows],
-                k,
-                leaf_filter=leaf_filter and leaf_filter.rows(rows),
-                num_beams=num_beams,
-            )
-            own.append((rows, *found))
-            bar.update()
-        bar.close()
-        items = np.full((len(cases), k), -1, dtype=np.int64)
-        scores = np.full((len(cases), k), -np.inf, dtype=np.float32)
-        for rows, batch_items, batch_scores in gather_object(own):
-            items[rows], scores[rows] = batch_items, batch_scores
-        for case, (user, target) in enumerate(zip(cases.users, cases.targets, strict=True)):
-            found_any = items[case] >= 0
-            predictions.append(
-                Prediction(
-                    user,
-                    int(target),
-                    items[case][found_any],
-                    scores[case][found_any],
-                    template.id,
-                )
-            )
-    return predictions
-
-
-def show_examples(predictions: Path, cases: Cases, items: Items, count: int) -> None:
-    """Print the recommendations of `count` users spread over the split."""
-    if not count:
-        return
-    lists = next(iter(read_predictions(predictions).ranked.values()))
-    for case in np.linspace(0, len(cases) - 1, min(count, len(cases)), dtype=int):
-        print(f"\nUser {cases.users[case]}")
-        target = int(cases.targets[case])
-        show_ranking(items, cases.histories[case], lists[case][:5], target=target)
-    print()
-
-
-def show_ranking(
-    items: Items,
-    history: Sequence[int] | np.ndarray,
-    ranked: np.ndarray,
-    scores: np.ndarray | None = None,
-    target: int | None = None,
-) -> None:
-    """Print what a user had and what is recommended, by title; `target` is marked if found."""
-    print("  had, latest last:")
-    for item in list(history)[-5:]:
-        print(f"      {int(item):>7}  {items.title(int(item)):.80}")
-    print("  recommended:")
-    for place, item in enumerate(ranked.tolist(), start=1):
-        if item < 0:
-            break
-        score = "" if scores is None else f"  {scores[place - 1]:8.3f}"
-        mark = "  <- taken" if item == target else ""
-        print(f"  {place:>3} {item:>7}{score}  {items.title(item):.80}{mark}")
-    if target is not None and target not in ranked:
-        print(f"  taken: {target:>4}  {items.title(target):.80}")
+    for flag, given in (
+        ("--allow", config.allow),
+        ("--deny", config.deny),
+        ("--exclude-history", config.exclude_history),
+    ):
+        if given and config.constraint != "trie":
+            raise InputError(f"{flag} needs --constraint trie: other beams leave the tree of items")
 
 
 if __name__ == "__main__":

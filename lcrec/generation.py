@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
-from lcrec.beams import BeamOutput, Model, check_finite
+from lcrec.beams import BeamOutput, Model, check_finite, order_items
 from lcrec.leaf_filter import LeafFilter
-from lcrec.trie import ItemTrie
+from lcrec.loose_trie import Constraint
 
 _SPARE_BEAM = -1e8  # `generate` starts its spare beams at -1e9; real scores lie far above
 
 
 class ItemConstraint(LogitsProcessor):
-    """Lets `generate` produce real items only: a beam may go on to the children of its node.
+    """Lets `generate` produce what a constraint allows: a beam may go on to its node's children.
 
     The nodes are found by walking the tree along the tokens generated so far, all beams at once.
-    Every other token gets -inf, and a beam that is off the tree (one of `generate`'s spares) gets
+    Every other token gets -inf, and a beam that is off it (one of `generate`'s spares) gets
     it everywhere.
     """
 
     def __init__(
         self,
-        trie: ItemTrie,
+        trie: Constraint,
         prompt_length: int,
         num_beams: int,
         leaf_filter: LeafFilter | None = None,
@@ -78,7 +78,7 @@ def generate_search(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: ItemTrie,
+    trie: Constraint,
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
@@ -121,9 +121,7 @@ def generate_search(
     totals = totals.masked_fill(~on_path | (totals < _SPARE_BEAM), -torch.inf)
     leaves, by_node = leaves.view(-1, num_beams).sort(dim=1)
     scores = totals.view(-1, num_beams).gather(1, by_node)
-    scores, best_first = scores.sort(dim=1, descending=True, stable=True)
-    items = trie.items(leaves.gather(1, best_first))
-    return BeamOutput(items.masked_fill(scores == -torch.inf, -1), scores)
+    return order_items(trie.items(leaves), scores)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@
 codes from 0). It reads and writes LC-Rec's `index.json` {item: ["<a_12>", ...]} and refuses an
 index in which two items share a path.
 
-Public names: `ItemIndex`, `ITEM_TOKEN`, `LEVEL_LETTERS`.
+Public names: `ItemIndex`, `read_codes`, `find_conflicts`, `ITEM_TOKEN`, `LEVEL_LETTERS`.
 """
 
 import re
@@ -112,15 +112,7 @@ class ItemIndex:
         path = folder if folder.is_file() else folder / INDEX
         if not path.exists():
             raise InputError(f"{path}: no such file; make one with: python -m lcrec.quantize")
-        raw = read_json(path)
-        if not isinstance(raw, dict) or not raw:
-            raise InputError(f"{path}: expected {{item id: [token, ...]}}")
-        if num_items is not None and len(raw) != num_items:
-            raise InputError(
-                f"{path} has {len(raw)} items but the catalogue has {num_items}: it belongs to "
-                "another catalogue; rebuild it with python -m lcrec.quantize"
-            )
-        codes = np.asarray(_parse_paths(raw, path), dtype=np.int32)
+        codes = read_codes(path, num_items)
         record = read_provenance(path.parent) or {}
         sizes = record.get("level_sizes", (codes.max(axis=0) + 1).tolist())
         if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):
@@ -137,6 +129,23 @@ class ItemIndex:
 def token_name(level: int, code: int) -> str:
     """Return the token of a code, such as `<b_12>` for code 12 of the second level."""
     return f"<{LEVEL_LETTERS[level]}_{code}>"
+
+
+def read_codes(path: Path, num_items: int | None = None) -> np.ndarray:
+    """Return the codes of an `index.json`, int32 [items, levels], whether items share paths or not.
+
+    Raises:
+        InputError: as for `ItemIndex.load`, but for items that share a path.
+    """
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not raw:
+        raise InputError(f"{path}: expected {{item id: [token, ...]}}")
+    if num_items is not None and len(raw) != num_items:
+        raise InputError(
+            f"{path} has {len(raw)} items but the catalogue has {num_items}: it belongs to "
+            "another catalogue; rebuild it with python -m lcrec.quantize"
+        )
+    return np.asarray(_parse_paths(raw, path), dtype=np.int32)
 
 
 def find_conflicts(codes: np.ndarray) -> list[list[int]]:

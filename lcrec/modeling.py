@@ -4,7 +4,7 @@ A checkpoint is one self-contained folder: weights (a whole model, or a LoRA ada
 tokens' rows and the name of its base), tokenizer with chat template, its own copy of the item
 index and of the prompts, the resolved recipe, and `lcrec.json`.
 
-Public names: `load_base`, `set_attention_dropout`, `add_adapter`, `copy_rows`,
+Public names: `load_base`, `set_attention_dropout`, `use_liger`, `add_adapter`, `copy_rows`,
 `save_checkpoint`, `load_checkpoint`, `Checkpoint`, `DTYPES`.
 """
 
@@ -31,6 +31,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
 from lcrec.artifacts import (
     PROMPTS,
@@ -108,6 +110,21 @@ def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
         )
     for holder in (model.config, *holders):
         holder.attention_dropout = rate
+
+
+def use_liger(model: PreTrainedModel) -> None:
+    """Compute norms, rotations and feed-forward layers by Liger's kernels (arXiv 2410.10989).
+
+    Its fused loss is left out: the trainer's own scores answer positions only.
+
+    Raises:
+        InputError: the package or a GPU is missing.
+    """
+    if not is_liger_kernel_available() or not torch.cuda.is_available():
+        raise InputError(
+            "--liger needs a CUDA GPU and a package: pip install liger-kernel; or leave it out"
+        )
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
 
 
 def add_adapter(

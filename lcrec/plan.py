@@ -325,7 +325,7 @@ def plan(
         seconds = amount / (tflops * 1e12 * mfu)
         source = f"estimated from {amount:.2e} operations at {mfu:.0%} of {tflops:g} TFLOPS"
     lines.append(
-        f"Time              {_time(seconds / processes)} in {processes} process(es), {source}, "
+        f"Time              {_time(seconds / processes)} on {processes} device(s), {source}, "
         "without validation"
     )
     return "\n".join(lines)

@@ -29,8 +29,9 @@ KEYS = ("user", "target", "ranked", "scores", "template_id")
 class Prediction:
     """One ranked list for one user.
 
-    `ranked` holds distinct item ids, best first; `scores` as many finite numbers that never rise;
-    `template_id` names the wording that asked for it, None where there is no wording.
+    `ranked` holds distinct item ids, best first, none where the method found no item; `scores` as
+    many finite numbers that never rise; `template_id` names the wording that asked for it, None
+    where there is no wording.
     """
 
     user: str
@@ -121,7 +122,7 @@ def read_predictions(path: Path) -> Predictions:
                 f"(first: user {missing[0]!r}); every template must answer for every user: make "
                 "the file anew"
             )
-    width = max(len(row["ranked"]) for row in rows)
+    width = max(1, *(len(row["ranked"]) for row in rows))
     ranked = {
         template: _pad([rows[lines[user] - 1]["ranked"] for user in targets], width)
         for template, lines in seen.items()
@@ -240,8 +241,8 @@ def _check_row(row: Any, where: str) -> None:
     if template is not None and not isinstance(template, str):
         raise InputError(f"{where}: template_id must be text or null, found {template!r}")
     ranked, scores = row["ranked"], row["scores"]
-    if not isinstance(ranked, list) or not ranked:
-        raise InputError(f"{where}: ranked must be a list of at least one item id")
+    if not isinstance(ranked, list):
+        raise InputError(f"{where}: ranked must be a list of item ids, found {ranked!r:.40}")
     for item in ranked:
         if type(item) is not int or not 0 <= item <= MAX_ITEM:
             raise InputError(f"{where}: ranked holds {item!r}, which is no item id from 0 up")

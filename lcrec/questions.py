@@ -52,10 +52,11 @@ class Questions:
         """Ask what comes after each history, by default in the first wording of `seqrec`.
 
         Raises:
-            InputError: an empty history, an item that is not in the catalogue, or a prompt longer
-                than the model's context.
+            InputError: an empty history, an item that is not in the catalogue, a wording of another
+                task, or a prompt longer than the model's context.
         """
         template = template or self.prompts.for_task("seqrec", "eval")[0]
+        _require_wording(template, "seqrec")
         self.check_items("history", histories)
         for position, history in enumerate(histories):
             if len(history) == 0:
@@ -80,6 +81,8 @@ class Questions:
         self.check_items("history", histories)
         questions = []
         for position, (query, history) in enumerate(zip(queries, histories, strict=True)):
+            if not isinstance(query, str):
+                raise InputError(f"query {position}: expected text, found {query!r:.60}")
             record = search_record(
                 self.index,
                 history,
@@ -103,18 +106,23 @@ class Questions:
         return self.encode([self._choose("preferenceobtain", r).ask(r) for r in records], answer)
 
     def check_items(self, name: str, lists: Sequence[ItemIds]) -> None:
-        """Refuse items that are not in the catalogue.
+        """Refuse what is no list of items of the catalogue.
 
         Raises:
-            InputError: naming the first, and `name` with the position of its list.
+            InputError: naming the first fault, and `name` with the position of its list.
         """
         for position, items in enumerate(lists):
-            unknown = [item for item in items if not 0 <= item < len(self.index)]
-            if unknown:
-                raise InputError(
-                    f"{name} {position}: item {unknown[0]} is not in the catalogue, whose ids are "
-                    f"0 to {len(self.index) - 1}"
-                )
+            if isinstance(items, str) or not isinstance(items, Sequence | np.ndarray):
+                raise InputError(f"{name} {position}: expected item ids, found {items!r:.60}")
+            for item in items:
+                is_id = isinstance(item, int | np.integer) and not isinstance(item, bool)
+                if not is_id:
+                    raise InputError(f"{name} {position}: {item!r:.60} is no item id")
+                if not 0 <= item < len(self.index):
+                    raise InputError(
+                        f"{name} {position}: item {item} is not in the catalogue, whose ids are "
+                        f"0 to {len(self.index) - 1}"
+                    )
 
     def pad(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Return prompts padded on the left, and their mask, both int64 [batch, longest]."""
@@ -129,6 +137,8 @@ class Questions:
 
     def _choose(self, task: str, record: Record, wanted: Template | None = None) -> Template:
         """Return the wanted template, or the first for the task that says most of the record."""
+        if wanted is not None:
+            _require_wording(wanted, task)
         serving = [wanted] if wanted else self.prompts.for_task(task, "eval")
         asking = [template for template in serving if template.can_ask(record)]
         if not asking:
@@ -153,6 +163,11 @@ class Questions:
                     "or train with a lower --max-history"
                 )
         return prompt_ids
+
+
+def _require_wording(template: Template, task: str) -> None:
+    if template.task != task:
+        raise InputError(f"template {template.id}: is a wording of {template.task}, not of {task}")
 
 
 def plan_batches(prompt_ids: list[list[int]], max_tokens: int) -> list[np.ndarray]:

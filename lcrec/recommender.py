@@ -8,7 +8,7 @@
 
 Requests of one call may differ in everything: each gets what it would get alone.
 
-Public names: `Recommender`, `Ranking`, `Explanation`.
+Public names: `Recommender`, `Ranking`, `CONSTRAINTS`.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,15 +24,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcrec.dataset import parse_mixture
 from lcrec.decoding import search
 from lcrec.errors import InputError
-from lcrec.generation import write_answers
+from lcrec.explanations import Explanation, explain, require_task
 from lcrec.index import ItemIndex
 from lcrec.leaf_filter import ItemIds, LeafFilter
+from lcrec.loose_trie import Constraint, LooseTrie
 from lcrec.modeling import load_checkpoint
 from lcrec.prompts import PromptSet, Template
 from lcrec.questions import Questions, plan_batches
 from lcrec.trie import ItemTrie
-from lcrec.vocab import item_token_ids, vocabulary_ids
+from lcrec.vocab import item_token_ids
 
+CONSTRAINTS = ("trie", "level", "none")
 MIN_BEAMS = 20
 
 
@@ -41,25 +43,12 @@ class Ranking:
     """Items for each request, best first and distinct.
 
     Attributes:
-        items: int64 [requests, k], catalogue ids; -1 where fewer than k items were allowed.
+        items: int64 [requests, k], catalogue ids; -1 where fewer than k items were found.
         scores: float32 [requests, k], log-probabilities; -inf where the item is -1.
     """
 
     items: np.ndarray
     scores: np.ndarray
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a model has to say, in words, about a request and the items it was given.
-
-    Attributes:
-        titles: what the model reads in each item's tokens; None if it never learnt to.
-        preference: what the model takes the customer to like; None if it never learnt to say.
-    """
-
-    titles: list[str] | None
-    preference: str | None
 
 
 class Recommender:
@@ -73,7 +62,10 @@ class Recommender:
         max_history: how many of the latest items a prompt shows.
         max_text_words: the length, in words, that a query is cut to.
         tasks: the tasks the model was trained on.
-        max_batch_tokens: prompt tokens per batch, padding included.
+        max_batch_tokens: prompt tokens per batch, padding included; by default 4,096 on a CPU and
+            32,768 elsewhere.
+        constraint: `trie`, real items only; or, to compare, `level` (any code of its level, as in
+            LC-Rec's own decoding) or `none`: beams may then end in no item, and lists be shorter.
     """
 
     def __init__(
@@ -86,11 +78,14 @@ class Recommender:
         max_history: int,
         max_text_words: int = 60,
         tasks: Collection[str] = ("seqrec",),
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int | None = None,
+        constraint: str = "trie",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.index, self.prompts = index, prompts
-        self.tasks, self.max_batch_tokens = set(tasks), max_batch_tokens
+        self.tasks = set(tasks)
+        by_device = 4096 if model.device.type == "cpu" else 32_768
+        self.max_batch_tokens = max_batch_tokens or by_device
         self.questions = Questions(
             tokenizer,
             index,
@@ -100,6 +95,7 @@ class Recommender:
             context=getattr(model.config, "max_position_embeddings", None),
         )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
+        self.constraint = _constrain(self.trie, constraint, model)
 
     @classmethod
     def from_pretrained(
@@ -109,7 +105,8 @@ class Recommender:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         prompts: PromptSet | None = None,
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int | None = None,
+        constraint: str = "trie",
     ) -> "Recommender":
         """Load a checkpoint folder.
 
@@ -118,7 +115,7 @@ class Recommender:
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
             prompts: other wording than the checkpoint's own.
-            max_batch_tokens: prompt tokens per batch, padding included.
+            max_batch_tokens, constraint: as for the class.
 
         Raises:
             InputError: the folder is no checkpoint, or its parts do not belong together.
@@ -135,6 +132,7 @@ class Recommender:
             max_text_words=checkpoint.facts["config"]["max_text_words"],
             tasks=parse_mixture(checkpoint.facts["config"]["tasks"]),
             max_batch_tokens=max_batch_tokens,
+            constraint=constraint,
         )
 
     def recommend(
@@ -163,7 +161,8 @@ class Recommender:
 
         Raises:
             InputError: an empty history, an unknown item, more items wanted than there are or than
-                allow and deny leave, or a prompt longer than the model's context.
+                allow and deny leave, a wording of another task, or a prompt longer than the
+                model's context.
         """
         return self.rank(
             self.prompt_ids(histories, template),
@@ -227,33 +226,15 @@ class Recommender:
             InputError: an unknown item, not one list of items per history, or a model that learnt
                 neither `index2item` nor `preferenceobtain`.
         """
-        if not self.tasks & {"index2item", "preferenceobtain"}:
-            self.require_task("index2item")
-        if len(items) != len(histories):
-            raise InputError(f"{len(items)} lists of items for {len(histories)} histories")
-        self.questions.check_items("history", histories)
-        self.questions.check_items("list of items", items)
-        titles: dict[int, str] = {}
-        if "index2item" in self.tasks:
-            distinct = sorted({int(item) for row in items for item in row})
-            prompt_ids = self.questions.titles(distinct, max_new_tokens)
-            texts = self._answers(prompt_ids, max_new_tokens)
-            titles = dict(zip(distinct, texts, strict=True))
-        preferences: dict[int, str] = {}
-        if "preferenceobtain" in self.tasks:
-            known = [row for row, history in enumerate(histories) if len(history)]
-            prompt_ids = self.questions.preferences(
-                [histories[row] for row in known], max_new_tokens
-            )
-            texts = self._answers(prompt_ids, max_new_tokens)
-            preferences = dict(zip(known, texts, strict=True))
-        return [
-            Explanation(
-                [titles[int(item)] for item in own] if "index2item" in self.tasks else None,
-                preferences.get(row),
-            )
-            for row, own in enumerate(items)
-        ]
+        return explain(
+            self.model,
+            self.questions,
+            self.tasks,
+            histories,
+            items,
+            max_new_tokens=max_new_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+        )
 
     def require_task(self, task: str) -> None:
         """Refuse what the model never learnt.
@@ -261,11 +242,7 @@ class Recommender:
         Raises:
             InputError: the model was not trained on the task.
         """
-        if task not in self.tasks:
-            raise InputError(
-                f"the model was not trained on {task} (but on {', '.join(sorted(self.tasks))}); "
-                f"add it: recipes/finetune.py --tasks {' '.join(sorted({*self.tasks, task}))}"
-            )
+        require_task(self.tasks, task)
 
     def prompt_ids(
         self, histories: Sequence[ItemIds], template: Template | None = None
@@ -306,7 +283,7 @@ class Recommender:
             self.model,
             input_ids.to(self.trie.device),
             mask.to(self.trie.device),
-            self.trie,
+            self.constraint,
             self._beams(k, num_beams),
             leaf_filter=leaf_filter,
         )
@@ -330,8 +307,10 @@ class Recommender:
             k, allow, deny, num_beams: as for `recommend`, which also says what is raised.
         """
         count = len(prompt_ids)
-        wanted = np.full(count, k) if isinstance(k, int) else np.asarray(k)
-        if wanted.shape != (count,) or (count and wanted.min() < 1):
+        wanted = np.full(count, k) if np.ndim(k) == 0 else np.asarray(k)
+        if wanted.shape != (count,) or (
+            count and (wanted.dtype.kind not in "iu" or wanted.min() < 1)
+        ):
             raise InputError(f"k: expected one number from 1 up, or {count} of them, found {k}")
         leaf_filter = LeafFilter.build(self.trie, count, allow, deny)
         if leaf_filter is not None:
@@ -342,11 +321,12 @@ class Recommender:
                     f"leave {left[row]} of the {len(self.index)}"
                 )
         if exclude is not None:
-            both = [_join(*lists) for lists in zip(deny or [()] * count, exclude, strict=True)]
+            denied = [None] * count if deny is None else deny
+            both = [_join(*lists) for lists in zip(denied, exclude, strict=True)]
             leaf_filter = LeafFilter.build(self.trie, count, allow, both)
         # The beam's width shapes an answer, so only requests that want the same one share a batch.
         beams = np.array([self._beams(int(own), num_beams) for own in wanted], dtype=np.int64)
-        width = int(wanted.max(initial=0)) if count else (k if isinstance(k, int) else 0)
+        width = int(np.max(k, initial=0))  # of no requests too
         items = np.full((count, width), -1, dtype=np.int64)
         scores = np.full((count, width), -np.inf, dtype=np.float32)
         for own in np.unique(beams).tolist():
@@ -369,27 +349,18 @@ class Recommender:
         num_items = len(self.index)
         if k > num_items:
             raise InputError(f"{k} items wanted, but the catalogue has {num_items}")
-        beams = num_beams or min(max(k, MIN_BEAMS), num_items)
+        beams = min(max(k, MIN_BEAMS), num_items) if num_beams is None else num_beams
         if beams < k:
             raise InputError(f"{beams} beams cannot give {k} items; take at least {k} beams")
         return beams
 
-    def _answers(self, prompt_ids: list[list[int]], max_new_tokens: int) -> list[str]:
-        """Return the model's answer to each prompt in words."""
-        texts = [""] * len(prompt_ids)
-        for rows in self.plan_batches(prompt_ids):
-            input_ids, mask = self.questions.pad([prompt_ids[row] for row in rows])
-            answers = write_answers(
-                self.model,
-                input_ids.to(self.trie.device),
-                mask.to(self.trie.device),
-                max_new_tokens,
-                end=self.tokenizer.eos_token_id,
-                banned=vocabulary_ids(self.tokenizer, self.index).tolist(),
-            )
-            for row, answer in zip(rows, answers, strict=True):
-                texts[row] = str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        return texts
+
+def _constrain(trie: ItemTrie, constraint: str, model: PreTrainedModel | PeftModel) -> Constraint:
+    if constraint not in CONSTRAINTS:
+        raise InputError(f"constraint: {constraint!r} is none of {', '.join(CONSTRAINTS)}")
+    if constraint == "none":
+        return LooseTrie.anything(trie, model.config.get_text_config(decoder=True).vocab_size)
+    return LooseTrie.by_level(trie) if constraint == "level" else trie
 
 
 def _join(denied: ItemIds | None, history: ItemIds) -> np.ndarray:

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -178,7 +179,7 @@ class RecommenderTrainer(SFTTrainer):
             processes, process = 1, 0
         mine = range(process, len(histories), processes)
         beams = self.ranking.num_beams
-        with whole_weights(self.model):
+        with whole_weights(model):
             own = recommender.recommend([histories[row] for row in mine], beams, num_beams=beams)
         shares = gather_object([(list(mine), own.items)])
         ranked = np.full((len(histories), beams), -1, dtype=np.int64)
@@ -196,13 +197,15 @@ class RecommenderTrainer(SFTTrainer):
             return self.accelerator.get_state_dict(self.model_wrapped)
         if not self.is_fsdp_enabled:
             return None
-        adapter = isinstance(self.model, PeftModel)
+        model = self.model
+        assert isinstance(model, PreTrainedModel | PeftModel)
+        adapter = isinstance(model, PeftModel)
         options = StateDictOptions(
             full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapter
         )
-        weights = get_model_state_dict(self.model, options=options)
-        if not adapter:
-            for name in self.model.all_tied_weights_keys:  # kept once, under the other name
+        weights = get_model_state_dict(model, options=options)
+        if isinstance(model, PreTrainedModel):
+            for name in model.all_tied_weights_keys:  # kept once, under the other name
                 weights.pop(name, None)
         return weights
 

@@ -85,9 +85,20 @@ def resize_embeddings(
         index: the item index it was extended by.
         texts: each item's text, [items], to start rows from.
         codebooks: the codes' vectors, float [levels, codes, dim], to start rows from instead.
+
+    Raises:
+        InputError: the tokenizer had more tokens than the model even without the item tokens.
     """
     new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
-    if len(weight_of(model.get_input_embeddings())) < len(tokenizer):
+    entries = len(weight_of(model.get_input_embeddings()))
+    words = len(tokenizer) - len(new_ids)
+    if entries < words:
+        raise InputError(
+            f"--base {model.name_or_path}: its tokenizer has {words:,} tokens and its embedding "
+            f"only {entries:,} rows, so the two do not belong together; give the model the "
+            "tokenizer it was trained with"
+        )
+    if entries < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text_ids = None
     if texts is not None:

@@ -16,7 +16,12 @@ loaded, each way in a process of its own. The last line is one JSON object:
 - `tree_10m_seconds`, `tree_10m_peak_mb`: to build the tree of 10 million items;
 - `constraint_share`: of a step after the prompt, the share spent in the tree.
 
-It takes about 10 minutes on two cores.
+`--ways gpu` measures models of 0.6 and 7 billion parameters in bf16 on a GPU, in batches of 64:
+`gpu_0.6b_users_per_second`, `gpu_0.6b_vs_prefill`, and the same for 7b.
+
+Ratios of time are given twice: by the clock, and with `_processor` at the end by the processors'
+time, which other work on the machine disturbs less (with one thread; two wait for each other
+busily). It takes about 10 minutes on two free cores.
 """
 
 import json
@@ -27,7 +32,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -38,7 +43,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from lcrec.beams import beam_search
 from lcrec.config import option, parse_config
 from lcrec.decoding import supports_shared_prefix
-from lcrec.errors import run_stage
+from lcrec.errors import InputError, run_stage
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
 from lcrec.trie import ItemTrie
@@ -48,6 +53,13 @@ LEVELS, CODES = 4, 256
 ITEMS = 10_000
 BATCH, PROMPT, BEAMS = 8, 200, 20
 HAD = 50  # items each user may not get
+WAYS = ("speed", "memory", "wide", "tree", "gpu")
+GPU_BATCH = 64
+SIZES: tuple[str, ...] = ("hidden_size", "intermediate_size", "num_hidden_layers")
+SIZES += ("num_attention_heads", "num_key_value_heads", "head_dim")
+SMALL = (512, 1536, 7, 8, 4, 64)
+# As Qwen3-0.6B, and as LLaMA-7B, on which LC-Rec was built.
+GPU_SHAPES = {"0.6b": (1024, 3072, 28, 16, 8, 128), "7b": (4096, 11_008, 32, 32, 32, 128)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class BenchConfig:
     rounds: int = option("rounds to take the median of", 5, minimum=1)
     threads: int = option("threads of the process", 2, minimum=1)
     ways: list[str] = option(
-        "what to measure: speed, memory, wide (the large vocabulary), tree",
+        "what to measure: speed, memory, wide (the large vocabulary), tree, gpu",
         ["speed", "memory", "wide", "tree"],
     )
 
@@ -67,6 +79,11 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         BenchConfig, argv, description=__doc__ or "", prog="python scripts/bench_decoding.py"
     )
+    for way in config.ways:
+        if way not in WAYS:
+            raise InputError(f"--ways {way}: is none of {', '.join(WAYS)}")
+    if "gpu" in config.ways and not torch.cuda.is_available():
+        raise InputError("--ways gpu: there is no CUDA GPU here")
     torch.set_num_threads(config.threads)
     figures: dict[str, float] = {}
     if "memory" in config.ways:
@@ -81,25 +98,21 @@ def main(argv: list[str]) -> None:
     if "wide" in config.ways:
         print(f"{config.rounds} rounds with a vocabulary of 152,000 ...")
         figures |= measure_wide(config.rounds)
+    if "gpu" in config.ways:
+        for name, shape in GPU_SHAPES.items():
+            print(f"{config.rounds} rounds with the shape of {name} in bf16 on a GPU ...")
+            figures |= measure_gpu(name, shape, config.rounds)
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
 # What is compared.
 
 
-def make_model(vocabulary: int) -> PreTrainedModel:
-    """Make a random model of Qwen3's shape; 40 million parameters with 33,024 entries."""
+def make_model(vocabulary: int, shape: tuple[int, ...] = SMALL) -> PreTrainedModel:
+    """Make a random model of Qwen3's kind; 39 million parameters with 33,024 entries."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=7,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
+    sizes: dict[str, Any] = dict(zip(SIZES, shape, strict=True))
+    config = Qwen3Config(vocab_size=vocabulary, tie_word_embeddings=True, **sizes)
     return Qwen3ForCausalLM(config).eval()
 
 
@@ -114,10 +127,10 @@ def make_catalogue(items: int, first_token: int) -> np.ndarray:
     return ((paths[:, None] >> shifts) & (CODES - 1)) + first_token + CODES * np.arange(LEVELS)
 
 
-def make_prompts(seed: int) -> Tensor:
+def make_prompts(seed: int, batch: int = BATCH) -> Tensor:
     """Draw a batch of prompts, int64 [batch, length]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(WORDS, (BATCH, PROMPT), generator=generator)
+    return torch.randint(WORDS, (batch, PROMPT), generator=generator)
 
 
 def dict_of_prefixes(items: np.ndarray) -> dict[tuple[int, ...], list[int]]:
@@ -156,8 +169,8 @@ def generate_by_prefixes(
 class Setting:
     """One model, one catalogue and the ways to search it, each `way(prompts)`."""
 
-    def __init__(self, vocabulary: int) -> None:
-        self.model = make_model(vocabulary)
+    def __init__(self, vocabulary: int, model: PreTrainedModel | None = None) -> None:
+        self.model = model or make_model(vocabulary)
         self.items = make_catalogue(ITEMS, vocabulary - LEVELS * CODES)
 
     def prepare(self, way: str) -> Callable[[Tensor], Any]:
@@ -166,7 +179,7 @@ class Setting:
         if way == "prefix_fn":
             prefixes = dict_of_prefixes(self.items)
             return lambda prompts: generate_by_prefixes(model, prompts, prefixes)
-        trie = ItemTrie.build(self.items)
+        trie = ItemTrie.build(self.items).to(model.device)
         if way == "shared_prefix":
             assert supports_shared_prefix(model)
             return lambda p: beam_search(model, p, torch.ones_like(p), trie, BEAMS)
@@ -179,28 +192,47 @@ class Setting:
 # What is measured.
 
 
+class Seconds(NamedTuple):
+    """Seconds per call in every round, by the clock on the wall and of all processors' work."""
+
+    wall: np.ndarray
+    processor: np.ndarray
+
+
 def time_rounds(
-    ways: dict[str, Callable[[Tensor], Any]], rounds: int, repeats: dict[str, int]
-) -> dict[str, list[float]]:
-    """Return the seconds per call of every way in every round; the first, unmeasured, warms up."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    ways: dict[str, Callable[[Tensor], Any]], rounds: int, order: list[str]
+) -> dict[str, Seconds]:
+    """Return the seconds per call of every way; a first round, unmeasured, warms up.
+
+    Args:
+        ways: what to call with a batch of prompts.
+        rounds: how often to go through `order`.
+        order: the calls of a round; short ones stand before and after long ones.
+    """
+    seconds = {way: Seconds(np.zeros(rounds), np.zeros(rounds)) for way in ways}
     for turn in range(rounds + 1):
         prompts = make_prompts(turn)
-        for way, call in ways.items():
-            times = repeats.get(way, 1) if turn else 1
-            start = time.perf_counter()
-            for _ in range(times):
-                call(prompts)
+        for way in order if turn else ways:
+            start, start_processor = time.perf_counter(), time.process_time()
+            ways[way](prompts)
             if turn:
-                seconds[way].append((time.perf_counter() - start) / times)
-    for way, values in seconds.items():
-        print(f"  {way:<18} {1000 * statistics.median(values):9.1f} ms per batch of {BATCH}")
+                share = 1 / order.count(way)
+                seconds[way].wall[turn - 1] += share * (time.perf_counter() - start)
+                seconds[way].processor[turn - 1] += share * (time.process_time() - start_processor)
+    for way, (wall, processor) in seconds.items():
+        print(
+            f"  {way:<18} {1000 * np.median(wall):9.1f} ms per batch of {BATCH}, "
+            f"{1000 * np.median(processor):9.1f} ms of processors"
+        )
     return seconds
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Return the median over rounds of one time over another."""
-    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+def ratios(name: str, numerator: Seconds, denominator: Seconds) -> dict[str, float]:
+    """Return the medians over rounds of one time over another, by both clocks."""
+    return {
+        name: float(np.median(numerator.wall / denominator.wall)),
+        f"{name}_processor": float(np.median(numerator.processor / denominator.processor)),
+    }
 
 
 def measure_speed(rounds: int) -> dict[str, float]:
@@ -210,16 +242,18 @@ def measure_speed(rounds: int) -> dict[str, float]:
     print(f"  {parameters / 1e6:.1f} million parameters, {torch.get_num_threads()} threads")
     names = ("shared_prefix", "prefill", "logits_processor", "prefix_fn")
     ways = {name: setting.prepare(name) for name in names}
-    seconds = time_rounds(ways, rounds, {"shared_prefix": 3, "prefill": 3})
+    short, (*_, processor, prefix_fn) = list(names[:2]), names
+    seconds = time_rounds(ways, rounds, [*short, processor, *short, prefix_fn, *short])
+    ours = seconds["shared_prefix"]
     prompts = make_prompts(0)
     found = ways["shared_prefix"](prompts)
     assert (found.items == ways["logits_processor"](prompts).items).all()
     paths = torch.from_numpy(setting.items)[found.items]
     assert (paths == ways["prefix_fn"](prompts)).all(), "the ways disagree"
     return {
-        "vs_prefix_fn": ratio(seconds["prefix_fn"], seconds["shared_prefix"]),
-        "vs_logits_processor": ratio(seconds["logits_processor"], seconds["shared_prefix"]),
-        "vs_prefill": ratio(seconds["shared_prefix"], seconds["prefill"]),
+        **ratios("vs_prefix_fn", seconds["prefix_fn"], ours),
+        **ratios("vs_logits_processor", seconds["logits_processor"], ours),
+        **ratios("vs_prefill", ours, seconds["prefill"]),
         "constraint_share": constraint_share(setting, rounds),
     }
 
@@ -228,8 +262,34 @@ def measure_wide(rounds: int) -> dict[str, float]:
     """Compare with a vocabulary as large as those of current models."""
     setting = Setting(152_000)
     ways = {name: setting.prepare(name) for name in ("shared_prefix", "prefix_fn")}
-    seconds = time_rounds(ways, rounds, {"shared_prefix": 3})
-    return {"vs_prefix_fn_152k": ratio(seconds["prefix_fn"], seconds["shared_prefix"])}
+    seconds = time_rounds(ways, rounds, ["shared_prefix", "prefix_fn", "shared_prefix"])
+    return ratios("vs_prefix_fn_152k", seconds["prefix_fn"], seconds["shared_prefix"])
+
+
+def measure_gpu(
+    name: str, shape: tuple[int, ...], rounds: int, device: str = "cuda"
+) -> dict[str, float]:
+    """Measure users per second, and the time against one forward pass over the prompts."""
+    vocabulary = 152_000
+    with torch.device(device):
+        model = make_model(vocabulary, shape)
+    torch.nn.Module.to(model, torch.bfloat16)
+    setting = Setting(vocabulary, model)
+    ways = {way: setting.prepare(way) for way in ("shared_prefix", "prefill")}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 2):  # two to warm up
+        prompts = make_prompts(turn, GPU_BATCH).to(device)
+        for way, call in ways.items():
+            start = time.perf_counter()
+            call(prompts)
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            seconds[way].append(time.perf_counter() - start)
+    ours, prefill = (np.array(seconds[way][2:]) for way in ways)
+    return {
+        f"gpu_{name}_users_per_second": GPU_BATCH / float(np.median(ours)),
+        f"gpu_{name}_vs_prefill": float(np.median(ours / prefill)),
+    }
 
 
 def constraint_share(setting: Setting, rounds: int) -> float:
@@ -271,7 +331,7 @@ def constraint_share(setting: Setting, rounds: int) -> float:
     return statistics.median(shares)
 
 
-def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Run a function in a fresh process and return what it returns."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -302,28 +362,19 @@ def peak_of_way(way: str, threads: int) -> float:
 
 def measure_tree(threads: int, rounds: int) -> dict[str, float]:
     """Build the tree of 10 million items: seconds, and peak memory above that of its input."""
-    seconds = [in_own_process(tree_seconds, threads) for _ in range(min(rounds, 3))]
-    peak = in_own_process(tree_peak, threads)
-    print(f"  {statistics.median(seconds):.1f} s, {peak:.0f} MB above its input")
-    return {"tree_10m_seconds": statistics.median(seconds), "tree_10m_peak_mb": peak}
+    runs = [in_own_process(build_tree, threads) for _ in range(min(rounds, 3))]
+    seconds, peak = np.median(runs, axis=0).tolist()
+    print(f"  {seconds:.1f} s, {peak:.0f} MB above its input")
+    return {"tree_10m_seconds": seconds, "tree_10m_peak_mb": peak}
 
 
-def tree_seconds(threads: int) -> float:
-    """Return the seconds that building takes."""
+def build_tree(threads: int) -> tuple[float, float]:
+    """Return the seconds that building takes, and its peak memory in MB."""
     torch.set_num_threads(threads)
     items = make_catalogue(10_000_000, WORDS)
-    start = time.perf_counter()
+    before, start = start_peak(), time.perf_counter()
     ItemTrie.build(items)
-    return time.perf_counter() - start
-
-
-def tree_peak(threads: int) -> float:
-    """Return the peak memory of building, in MB."""
-    torch.set_num_threads(threads)
-    items = make_catalogue(10_000_000, WORDS)
-    start = start_peak()
-    ItemTrie.build(items)
-    return peak_memory() - start
+    return time.perf_counter() - start, peak_memory() - before
 
 
 def start_peak() -> float:

@@ -1,9 +1,12 @@
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, TaskType, get_peft_model
 
 from lcrec import beams, decoding, probe
@@ -162,7 +165,7 @@ def test_fewer_beams_give_what_generate_gives(family):
         torch.testing.assert_close(output.scores[row], scores, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_gets_the_same_answer_alone_and_in_a_padded_batch(family):
     model, trie = make_model(family), ItemTrie.build(make_items(seed=2).numpy())
     ids, mask = make_prompts((30, 17, 9, 1))
@@ -199,15 +202,45 @@ def test_equal_prompts_get_equal_answers():
     torch.testing.assert_close(together.scores, alone.scores.repeat(5, 1), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("depth", "count", "codes"), [(1, 7, 9), (2, 5, 3), (5, 30, 2), (8, 50, 2)]
-)
-@pytest.mark.parametrize("strategy", [beam_search, generate_search])
-def test_every_depth_and_levels_narrower_than_the_beam(strategy, depth, count, codes):
-    model, (ids, mask) = make_model(), make_prompts()
-    items = make_items(depth, count, depth, codes)
-    output = strategy(model, ids, mask, ItemTrie.build(items.numpy()), count)
-    assert_exact(output, score_all(model, ids, mask, items))
+@st.composite
+def catalogues(draw):
+    """Random trees: 1 to 8 levels of 1 to 6 tokens, with up to 30 items spread unevenly."""
+    depth = draw(st.integers(1, 8))
+    codes = draw(st.integers(1, 6))
+    # A skewed draw: most items share their first tokens, a few stand far off.
+    rows = draw(
+        st.lists(
+            st.lists(st.integers(0, codes - 1), min_size=depth, max_size=depth).map(tuple),
+            min_size=1,
+            max_size=30,
+            unique=True,
+        )
+    )
+    return torch.tensor(rows) + 100 + codes * torch.arange(depth)
+
+
+@given(items=catalogues(), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_all_of_any_tree_is_brute_force(items, data):
+    """Levels may have fewer nodes than there are beams, and nodes a single child."""
+    family = data.draw(st.sampled_from(["llama", "gemma3", "mistral"]))
+    model, (ids, mask) = make_model(family), make_prompts()
+    trie, scores = ItemTrie.build(items.numpy()), score_all(make_model(family), ids, mask, items)
+    assert_exact(search(model, ids, mask, trie, len(items)), scores)
+    assert_exact(generate_search(model, ids, mask, trie, len(items)), scores)
+
+
+@given(items=catalogues(), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_the_beams_of_any_tree_are_those_of_generate(items, data):
+    num_beams = data.draw(st.integers(2, 8).map(lambda beams: min(beams, len(items))))
+    assume(num_beams > 1)
+    model, (ids, mask) = make_model("qwen3"), make_prompts((18,))
+    output = search(model, ids, mask, ItemTrie.build(items.numpy()), num_beams)
+    expected, scores = generate_with_prefixes(model, ids, items, num_beams)
+    real = scores > -1e8  # beams to spare, where a level has fewer nodes, hold no item
+    assert output.items[0][: int(real.sum())].tolist() == expected[real].tolist()
+    torch.testing.assert_close(output.scores[0][: int(real.sum())], scores[real], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", [beam_search, generate_search])
@@ -450,7 +483,15 @@ def test_encoder_decoders():
     assert_exact(search(model, ids, mask, ItemTrie.build(items.numpy()), len(items)), scores)
 
 
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog):
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 80 GB."),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog, error):
+    monkeypatch.setattr(decoding, "_fitting", WeakKeyDictionary())
     model, trie = make_model(), ItemTrie.build(make_items().numpy())
     ids, mask = make_prompts((20, 15, 6, 9, 12))
     lists = LeafFilter.build(trie, 5, deny=[[row] for row in range(5)])
@@ -460,7 +501,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog):
     def small(model, ids, *arguments, **options):
         sizes.append(len(ids))
         if len(ids) > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return beam_search(model, ids, *arguments, **options)
 
     monkeypatch.setattr(decoding, "beam_search", small)
@@ -468,13 +509,32 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog):
     assert sizes == [5, 3, 2, 2, 1]
     assert output.items.tolist() == expected.items.tolist()
     assert "batches of 2 prompts" in caplog.text
+    # The next batches begin with what fitted: 2 rows of 20 + 2 * 6 slots, so 3 of 6 + 2 * 6.
+    del sizes[:]
+    search(model, ids, mask, trie, 6, leaf_filter=lists)
+    assert sizes == [2, 2, 1]
+    del sizes[:]
+    search(model, *make_prompts((6,) * 5), trie, 6)
+    assert sizes[0] == 3
 
+
+def test_a_prompt_of_a_halved_batch_keeps_its_number(monkeypatch):
+    monkeypatch.setattr(decoding, "_fitting", WeakKeyDictionary())
+    model = transformers.AutoModelForCausalLM.from_config(make_model().config).eval()
+    ids, mask = make_prompts((20, 15, 6, 9, 12))
     ids[3, -1] = 150
-    weight = model.get_input_embeddings().weight.detach().clone()
-    weight[150] = torch.nan
-    monkeypatch.setattr(model.get_input_embeddings(), "weight", torch.nn.Parameter(weight))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[150] = torch.nan
+
+    def small(model, ids, *arguments, **options):
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError
+        return beam_search(model, ids, *arguments, **options)
+
+    monkeypatch.setattr(decoding, "supports_shared_prefix", lambda _: True)
+    monkeypatch.setattr(decoding, "beam_search", small)
     with pytest.raises(InputError, match="prompt 3"):
-        search(model, ids, mask, trie, 6)
+        search(model, ids, mask, ItemTrie.build(make_items().numpy()), 6)
 
 
 def test_one_prompt_that_does_not_fit_is_an_error(monkeypatch):
@@ -484,9 +544,20 @@ def test_one_prompt_that_does_not_fit_is_an_error(monkeypatch):
     def never(*arguments, **options):
         raise torch.OutOfMemoryError
 
+    monkeypatch.setattr(decoding, "_fitting", WeakKeyDictionary())
     monkeypatch.setattr(decoding, "beam_search", never)
     with pytest.raises(torch.OutOfMemoryError):
         search(model, *make_prompts(), trie, 6)
+
+
+def test_other_errors_are_not_taken_for_a_want_of_memory(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(decoding, "supports_shared_prefix", lambda _: True)
+    monkeypatch.setattr(decoding, "beam_search", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        search(make_model(), *make_prompts(), ItemTrie.build(make_items().numpy()), 6)
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,21 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
     elif stage == "baselines":
         assert arguments[0] in BASELINES or arguments[0].startswith("$")
         module, arguments = importlib.import_module("lcrec.baselines.__main__"), arguments[1:]
+    elif stage == "modeling":
+        assert arguments[0] == "merge"
+        module, arguments = importlib.import_module("lcrec.merging"), arguments[1:]
     elif stage == "evaluate" and arguments[0] in evaluate.COMMANDS:
         module = importlib.import_module(evaluate.COMMANDS[arguments[0]])
         arguments = arguments[1:]
     else:
         module = importlib.import_module(f"lcrec.{COMMAND_MODULES.get(stage, stage)}")
-    # A shell variable stands for a value; the split's is a choice, the rest are paths.
-    arguments = [word.replace("$split", "test") for word in arguments if word != "..."]
+    # A shell variable stands for a value: one of a few, a number, more flags, or else a path.
+    values = {"$split": "test", "$constraint": "level", "$((16 / processes))": "2"}
+    arguments = [
+        values.get(word, word)
+        for word in arguments
+        if word != "..." and not re.fullmatch(r"\$\w+_flags", word)
+    ]
     parse_config(config_type(module), arguments, description="", prog=stage)
 
 
@@ -118,11 +126,31 @@ def test_a_recipe_fits_the_settings(recipe, finetune):
         finetune.FinetuneConfig, ["--config", str(recipe), *paths], description="", prog="finetune"
     )
     finetune.parse_mixture(config.tasks)
-    assert "Hardware" in recipe.read_text(), "a recipe says what hardware and time it expects"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_says_what_it_takes_and_how_that_was_found_out(recipe, finetune):
+    lines = itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text().splitlines())
+    head = "\n".join(line.removeprefix("#").strip() for line in lines)
+    assert re.search(r"^Hardware and time: .*\d", head, flags=re.MULTILINE)
+    assert ("(measured" in head) != ("(estimated" in head)
+    (source,) = re.findall(
+        r"\((?:measured|estimated)[^()]*?((?:bash|python) [^()]*\.(?:sh|py)[^()]*)\)", head
+    )
+    words = shlex.split(source)
+    assert (ROOT / words[1]).exists()
+    if "(estimated" in head:
+        config = parse_config(finetune.FinetuneConfig, words[2:], description="", prog="finetune")
+        assert words[words.index("--config") + 1] == f"recipes/{recipe.name}"
+        assert config.dry_run
+        assert config.tflops
 
 
 def test_every_recipe_is_found():
-    assert {path.stem for path in RECIPES} >= {"quickstart", "office", "qwen3_0.6b"}
+    assert {path.stem for path in RECIPES} >= {
+        *("quickstart", "office", "office_small", "qwen3_0.6b", "qwen3_4b"),
+        *("lora_7b", "full_7b", "qlora_7b_24gb"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -407,6 +407,7 @@ def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tm
         (("--mode", "qlora"), "'qlora' is none of lora, rows, full"),
         (("--mode", "full", "--quantize", "4bit"), "--quantize 4bit: .* take --mode lora"),
         (("--epochs", 0), "--epochs: 0 is too small"),
+        (("--learning-rate", 0), "--learning-rate: 0.* is too small"),
         (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
         (("--warmup", 10), "--warmup 10.0: give a share below 1"),
         (("--max-length", 30), "more than --max-length 30"),
@@ -419,6 +420,11 @@ def test_refusals(finetune, tmp_path, options, message):
         finetune(tmp_path / "model", *options)
     # The folder is not taken: once the mistake is put right, the run can begin.
     assert not (tmp_path / "model").exists()
+
+
+def test_liger_needs_a_gpu(recipe, finetune_words, tmp_path):
+    with pytest.raises(InputError, match="--liger needs a CUDA GPU and a package"):
+        recipe.main([*finetune_words(tmp_path / "model"), "--liger"])
 
 
 def test_forms_of_lora_need_one(recipe, finetune_words, tmp_path):

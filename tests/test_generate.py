@@ -3,14 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from lcrec import generate
 from lcrec.artifacts import find_data, read_json, write_json
 from lcrec.data import leave_one_out, load_interactions
+from lcrec.ensemble import join_lists
 from lcrec.errors import InputError
 from lcrec.predictions import read_predictions
 from lcrec.recommender import Recommender
+from lcrec.tasks import TASKS
 
 ITEMS = 48
 
@@ -94,7 +97,7 @@ def test_what_is_up_to_date_is_left_alone(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "batch_tokens"), [(2, 700), (3, 8000)])
+@pytest.mark.parametrize(("processes", "batch_tokens"), [(2, 100), (3, 8000)])
 def test_several_processes_give_the_same(
     run, run_command, checkpoint, shop, predicted, tmp_path, processes, batch_tokens
 ):
@@ -105,7 +108,7 @@ def test_several_processes_give_the_same(
     )
     assert f"for 60 users with 1 wording(s) on {processes} process(es)" in out
     assert out.count("Wrote") == 1
-    # Batches are dealt out unevenly; with so many tokens per batch, one process has none at all.
+    # Parts are dealt out unevenly.
     alone = tmp_path / "alone.jsonl"
     run("--output", alone, "--batch-tokens", batch_tokens)
     assert path.read_bytes() == alone.read_bytes()
@@ -185,6 +188,223 @@ def test_precision(run, tmp_path, precision):
     assert all(len(set(row["ranked"])) == 20 for row in lines(tmp_path / "p.jsonl"))
 
 
+def test_a_killed_run_goes_on_where_it_stopped(run, predicted, tmp_path, monkeypatch, capsys):
+    path, asked = tmp_path / "predictions.jsonl", []
+    rank = Recommender.rank_batch
+
+    def killed(self, prompt_ids, *arguments, **options):
+        asked.append(len(prompt_ids))
+        if sum(asked) > 55:
+            raise KeyboardInterrupt
+        return rank(self, prompt_ids, *arguments, **options)
+
+    monkeypatch.setattr(Recommender, "rank_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("--output", path)
+    assert not path.exists()
+    parts = sorted(file.name for file in (tmp_path / ".predictions.jsonl.parts").glob("*.jsonl"))
+    assert parts == [f"part-{number:05}.jsonl" for number in range(13)]  # of 4 users each
+
+    del asked[:]
+    monkeypatch.setattr(Recommender, "rank_batch", counting(rank, asked))
+    run("--output", path)
+    assert "Going on: 13 of 15 parts are there." in capsys.readouterr().out
+    assert sum(asked) == 8
+    assert [row["ranked"] for row in lines(path)] == [row["ranked"] for row in lines(predicted)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "predictions.jsonl",
+        "predictions.lcrec.json",
+    ]
+
+
+def counting(rank, asked):
+    def call(self, prompt_ids, *arguments, **options):
+        asked.append(len(prompt_ids))
+        return rank(self, prompt_ids, *arguments, **options)
+
+    return call
+
+
+def test_parts_made_of_something_else_are_not_joined(run, tmp_path, monkeypatch, capsys):
+    path, parts = tmp_path / "p.jsonl", tmp_path / ".p.jsonl.parts"
+    run("--output", tmp_path / "five.jsonl", "--k", 5)
+    monkeypatch.setattr(generate, "join_split_parts", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("--output", path, "--k", 4)
+    assert len(list(parts.iterdir())) == 16
+    monkeypatch.undo()
+    run("--output", path, "--k", 5)
+    assert "Starting anew" in capsys.readouterr().out
+    assert path.read_bytes() == (tmp_path / "five.jsonl").read_bytes()
+    assert not parts.exists()
+
+
+def test_looser_constraints(run, predicted, split, tmp_path):
+    """The shop has every sequence of the codes that its levels use, so a level rule is its tree."""
+    path = tmp_path / "predictions.jsonl"
+    run("--output", path, "--constraint", "level")
+    assert [row["ranked"] for row in lines(path)] == [row["ranked"] for row in lines(predicted)]
+    run("--output", path, "--constraint", "none")
+    rows = lines(path)
+    assert [row["user"] for row in rows] == split.test.users
+    assert [row["target"] for row in rows] == split.test.targets.tolist()
+    assert any(len(row["ranked"]) < 20 for row in rows)
+    for row in rows:
+        assert len(row["ranked"]) == len(set(row["ranked"])) == len(row["scores"])
+        assert set(row["ranked"]) <= set(range(ITEMS))
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+    assert read_json(tmp_path / "predictions.lcrec.json")["config"]["constraint"] == "none"
+
+
+def test_wordings_are_joined(run, prompts, split, tmp_path, capsys):
+    path, serving = tmp_path / "p.jsonl", prompts.for_task("seqrec", "eval")[:3]
+    names = [template.id for template in serving]
+    run("--output", path, "--templates", *names, "--ensemble", "--k", 4)
+    assert f"--predictions {path} {tmp_path / 'p.ensemble.jsonl'}" in capsys.readouterr().out
+    each = read_predictions(path)
+    assert list(each.ranked) == names
+    joint = read_predictions(tmp_path / "p.ensemble.jsonl")
+    assert list(joint.ranked) == ["ensemble"]
+    assert joint.users == each.users == split.test.users
+    by_user = {}
+    for row in lines(path):
+        by_user.setdefault(row["user"], []).append(row)
+    for row in lines(tmp_path / "p.ensemble.jsonl"):
+        lists = [dict(zip(r["ranked"], r["scores"], strict=True)) for r in by_user[row["user"]]]
+        means = {
+            item: sum(own.get(item, min(own.values())) for own in lists) / 3
+            for item in set().union(*lists)
+        }
+        best = sorted(means, key=lambda item: -means[item])[:4]
+        assert row["ranked"] == best
+        assert row["scores"] == pytest.approx([means[item] for item in best], rel=1e-5)
+    run("--output", path, "--templates", *names, "--ensemble", "--k", 4)
+    assert "is up to date" in capsys.readouterr().out
+
+
+def test_allowed_and_denied_items(run, split, tmp_path):
+    (tmp_path / "stock.txt").write_text("".join(f"{item}\n" for item in range(10, 40)) + "\n")
+    (tmp_path / "sold.txt").write_text(" 10\r\n11\n")
+    path = tmp_path / "p.jsonl"
+    lists = ["--allow", tmp_path / "stock.txt", "--deny", tmp_path / "sold.txt"]
+    run("--output", path, *lists, "--k", 28)
+    assert all(sorted(row["ranked"]) == list(range(12, 40)) for row in lines(path))
+    run("--output", path, *lists, "--k", 28, "--exclude-history")
+    for row, history in zip(lines(path), split.test.histories, strict=True):
+        assert sorted(row["ranked"]) == sorted({*range(12, 40)} - {*history.tolist()})
+    assert {"allow", "deny"} <= set(read_json(tmp_path / "p.lcrec.json")["inputs"])
+    # Another stock is another result.
+    (tmp_path / "sold.txt").write_text("10\n12\n")
+    run("--output", path, *lists, "--k", 28)
+    assert all(12 not in row["ranked"] for row in lines(path))
+
+
+# All users.
+
+
+@pytest.fixture(scope="module")
+def everyone(shop, tmp_path_factory):
+    """A data folder with users of one and two items among others."""
+    folder = tmp_path_factory.mktemp("everyone") / "data"
+    sequences = {f"user {n}": [n % ITEMS, (7 * n) % ITEMS, n // 2][: 1 + n % 3] for n in range(23)}
+    return with_sequences(shop, folder, sequences)
+
+
+def all_lists(folder):
+    return [row for part in sorted(folder.glob("part-*.jsonl")) for row in lines(part)]
+
+
+def test_all_users_by_what_they_have(run, everyone, checkpoint, tmp_path, capsys):
+    out = tmp_path / "lists"
+    run("--output", out, "--all-users", "--shard-users", 10, "--k", 5, data=everyone)
+    assert f"Wrote {out}: 23 users in 3 file(s)" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [
+        "lcrec.json",
+        *(f"part-0000{number}.jsonl" for number in range(3)),
+    ]
+    rows = all_lists(out)
+    sequences = read_json(everyone / "Shop.inter.json")
+    assert [row["user"] for row in rows] == list(sequences)
+    assert all(set(row) == {"user", "ranked", "scores", "template_id"} for row in rows)
+    expected = Recommender.from_pretrained(checkpoint).recommend(list(sequences.values()), 5)
+    assert [row["ranked"] for row in rows] == expected.items.tolist()
+    run("--output", out, "--all-users", "--shard-users", 10, "--k", 5, data=everyone)
+    assert "is up to date" in capsys.readouterr().out
+
+
+def test_parquet_holds_the_same(run, everyone, tmp_path):
+    from pyarrow import parquet
+
+    words = ["--all-users", "--shard-users", 10, "--k", 5, "--exclude-history"]
+    run("--output", tmp_path / "rows", *words, data=everyone)
+    run("--output", tmp_path / "tables", *words, "--format", "parquet", data=everyone)
+    tables = sorted((tmp_path / "tables").glob("part-*.parquet"))
+    assert [row for path in tables for row in parquet.read_table(path).to_pylist()] == [
+        {**row, "scores": pytest.approx(row["scores"])} for row in all_lists(tmp_path / "rows")
+    ]
+
+
+def test_a_killed_run_for_all_users_goes_on_and_replaces_the_last(
+    run, everyone, tmp_path, monkeypatch
+):
+    out = tmp_path / "lists"
+    words = ["--output", out, "--all-users", "--shard-users", 10]
+    run(*words, "--k", 3, data=everyone)
+    old = all_lists(out)
+    rank, asked = Recommender.rank_batch, []
+
+    def killed(self, prompt_ids, *arguments, **options):
+        asked.append(len(prompt_ids))
+        if sum(asked) > 20:
+            raise KeyboardInterrupt
+        return rank(self, prompt_ids, *arguments, **options)
+
+    monkeypatch.setattr(Recommender, "rank_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*words, "--k", 4, data=everyone)
+    assert all_lists(out) == old  # whoever reads the folder sees one run, whole
+    del asked[:]
+    monkeypatch.setattr(Recommender, "rank_batch", counting(rank, asked))
+    run(*words, "--k", 4, data=everyone)
+    assert sum(asked) == 3
+    rows = all_lists(out)
+    assert [row["user"] for row in rows] == [row["user"] for row in old]
+    assert {len(row["ranked"]) for row in rows} == {4}
+    assert [path.name for path in tmp_path.iterdir()] == ["lists"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_all_users_the_same(
+    run, run_command, everyone, checkpoint, tmp_path, processes
+):
+    words = ["--all-users", "--shard-users", 5, "--k", 5, "--templates", "next-short", "next-bare"]
+    out = run_command(
+        *("-m", "torch.distributed.run", "--nproc_per_node", processes, "-m", "lcrec.generate"),
+        *("--model", checkpoint, "--data", everyone, "--output", tmp_path / "many", *words),
+    )
+    assert f"on {processes} process(es)" in out
+    run("--output", tmp_path / "one", *words, data=everyone)
+    names = [path.name for path in sorted((tmp_path / "one").glob("part-*"))]
+    assert len(names) == 5
+    for name in names:
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_a_folder_of_something_else_is_left_alone(run, everyone, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds something else"):
+        run("--output", tmp_path, "--all-users", data=everyone)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_users_without_items(run, shop, tmp_path):
+    data = with_sequences(shop, tmp_path / "data", {"ann": [0], "bob": []})
+    with pytest.raises(InputError, match=r"1 users have no items .first: user 'bob'"):
+        run("--output", tmp_path / "lists", "--all-users", data=data)
+    assert not (tmp_path / "lists").exists()
+
+
 # One request.
 
 
@@ -216,6 +436,113 @@ def test_one_history_excluded(run, capsys):
     assert sorted(int(line.split()[1]) for line in shown) == list(range(40, ITEMS))
 
 
+def ranked_on_screen(out):
+    """Return the ids in the table of a request."""
+    table = out.split("recommended:\n")[1].split("  the model")[0]
+    return [int(line.split()[1]) for line in table.strip().splitlines()]
+
+
+def test_one_request_in_several_wordings(run, checkpoint, capsys):
+    loaded = Recommender.from_pretrained(checkpoint)
+    names = ["next-short", "next-bare"]
+    run("--history", 12, 7, "--k", 5, "--templates", *names)
+    both = [loaded.recommend([[12, 7]], 5, template=loaded.prompts.get(name)) for name in names]
+    items, _ = join_lists(
+        *(np.stack([getattr(r, n) for r in both]) for n in ("items", "scores")), 5
+    )
+    assert ranked_on_screen(capsys.readouterr().out) == items[0].tolist()
+
+
+def test_a_query_needs_a_model_that_learnt_search(run):
+    with pytest.raises(InputError, match=r"not trained on itemsearch .*--tasks"):
+        run("--query", "a desk lamp")
+
+
+@pytest.fixture
+def taught(monkeypatch):
+    """Every checkpoint passes for one trained on all tasks."""
+    load = Recommender.from_pretrained
+
+    def call(*arguments, **options):
+        recommender = load(*arguments, **options)
+        recommender.tasks = set(TASKS)
+        return recommender
+
+    monkeypatch.setattr(generate.Recommender, "from_pretrained", call)
+    return call
+
+
+def test_a_query(run, taught, checkpoint, split, capsys):
+    loaded = taught(checkpoint)
+    run("--query", "a desk lamp", "--k", 4)
+    out = capsys.readouterr().out
+    assert "looks for: a desk lamp" in out
+    assert "had, latest last" not in out
+    assert ranked_on_screen(out) == loaded.search(["a desk lamp"], k=4).items[0].tolist()
+    run("--query", "a desk lamp", "--user", "17", "--k", 4, "--exclude-history")
+    history = split.test.histories[17]
+    expected = loaded.search(["a desk lamp"], histories=[history], k=4, exclude_history=True).items[
+        0
+    ]
+    assert ranked_on_screen(capsys.readouterr().out) == expected.tolist()
+    run("--query", "a desk lamp", "--k", 4, "--templates", "all")
+    assert len(ranked_on_screen(capsys.readouterr().out)) == 4
+    with pytest.raises(InputError, match="belongs to seqrec, not itemsearch"):
+        run("--query", "a desk lamp", "--templates", "next-short")
+    with pytest.raises(InputError, match="query 0 is empty"):
+        run("--query", " ")
+
+
+def test_a_query_that_no_wording_asks(run, taught, tmp_path):
+    own = tmp_path / "prompts"
+    own.mkdir()
+    (own / "itemsearch.yaml").write_text(
+        "task: itemsearch\ntemplates:\n  - id: both\n"
+        "    question: \"{{ history | join(' ') }}: {{ intention }}\"\n"
+        '    answer: "{{ target }}"\n'
+    )
+    for wanted in ("first", "all"):
+        with pytest.raises(InputError, match="no wording of itemsearch .* intention alone"):
+            run("--query", "a lamp", "--prompts", own, "--templates", wanted)
+
+
+def test_an_explanation(run, taught, checkpoint, capsys):
+    run("--history", 12, 7, "--k", 2, "--explain")
+    out = capsys.readouterr().out
+    (words,) = taught(checkpoint).explain([[12, 7]], [ranked_on_screen(out)])
+    assert f"the model takes them to like: {words.preference}" in out
+    assert out.rstrip().endswith(f"  2 {words.titles[1]}".rstrip())
+
+
+def test_one_request_with_lists(run, tmp_path, capsys):
+    (tmp_path / "stock.txt").write_text("3\n5\n40\n")
+    run("--history", 12, 7, "--k", 3, "--allow", tmp_path / "stock.txt")
+    assert sorted(ranked_on_screen(capsys.readouterr().out)) == [3, 5, 40]
+    with pytest.raises(InputError, match=r"--k 4: --allow and --deny leave only 3 of 48 items"):
+        run("--history", 12, 7, "--k", 4, "--allow", tmp_path / "stock.txt")
+
+
+@pytest.mark.parametrize("flag", ["--allow", "--deny"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"3\nchair\n", "line 2: expected an item id from 0 to 47, found 'chair'"),
+        (b"48\n", "line 1: expected an item id from 0 to 47, found '48'"),
+        (b"-1\n", "found '-1'"),
+        ("\u0663\n".encode(), "expected an item id"),
+        (b"9" * 5000, "expected an item id"),
+        (b"\xff\xfe", "cannot be read as text"),
+        (None, "cannot be read as text"),
+    ],
+)
+def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
+    path = tmp_path / "list.txt"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(InputError, match=f"{flag} .*list.txt.*{message}"):
+        run("--history", 1, flag, path)
+
+
 # Refusals. Nothing is written, and all but a few come before the model is loaded.
 
 
@@ -239,6 +566,20 @@ def test_one_history_excluded(run, capsys):
         (["--user", "1", "--templates", "title-words"], "no template|belongs to item2index"),
         (["--output", "x.jsonl", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
         (["--output", "x.jsonl", "--split", "train"], "'train' is none of valid, test"),
+        (["--all-users", "--output", "x.parquet"], "--all-users writes a folder"),
+        (["--all-users", "--history", "2"], "--all-users writes to a folder"),
+        (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
+        (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
+        (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several wordings"),
+        (
+            ["--output", "x.jsonl", "--templates", "next-short", "next-short"],
+            "next-short: is named twice",
+        ),
+        (
+            ["--output", "x.jsonl", "--constraint", "level", "--exclude-history"],
+            "--exclude-history needs --constraint trie",
+        ),
+        (["--output", "x.jsonl", "--constraint", "tree"], "'tree' is none of trie, level, none"),
         (["--outptu", "x.jsonl"], "unknown argument '--outptu'; did you mean '--output'"),
     ],
 )
@@ -286,6 +627,6 @@ def test_users_with_too_few_items(run, shop, tmp_path):
 
 def test_a_user_who_has_everything(run, shop, tmp_path):
     data = with_sequences(shop, tmp_path / "data", {"ann": [*range(ITEMS), 0]})
-    with pytest.raises(InputError, match="at least one item"):
+    with pytest.raises(InputError, match="user 'ann': nothing is left to recommend"):
         run("--output", tmp_path / "p.jsonl", "--exclude-history", data=data)
     assert not (tmp_path / "p.jsonl").exists()

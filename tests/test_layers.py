@@ -19,11 +19,12 @@ LAYERS = {
     **dict.fromkeys(["lcrec", "lcrec.__main__", "lcrec.errors", "lcrec.config"], 0),
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
-    **dict.fromkeys(["lcrec.metrics", "lcrec.predictions"], 0),
+    **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.ensemble"], 0),
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff"], 0),
     # Arrays and tensors, nothing of Hugging Face.
     **dict.fromkeys(["lcrec.assignment", "lcrec.rqvae", "lcrec.trie", "lcrec.leaf_filter"], 1),
+    "lcrec.loose_trie": 1,
     **dict.fromkeys(["lcrec.residual", "lcrec.rqvae_state", "lcrec.sinkhorn"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
@@ -31,6 +32,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
     **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),
     **dict.fromkeys(["lcrec.prompts_tokens", "lcrec.prompts_score", "lcrec.encoders"], 2),
+    "lcrec.explanations": 2,
     # Stages and what belongs to one of them.
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prompts_cli", "lcrec.dataset_cli"], 3),
@@ -38,6 +40,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.intents", "lcrec.intent_requests", "lcrec.intent_keywords"], 3),
     **dict.fromkeys(["lcrec.intent_endpoint", "lcrec.intent_local"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
+    **dict.fromkeys(["lcrec.choices", "lcrec.bulk", "lcrec.one_request"], 3),
     **dict.fromkeys(["lcrec.indexers", "lcrec.rqvae_training"], 3),
     **dict.fromkeys(["lcrec.evaluate_pairs", "lcrec.evaluate_search"], 3),
     **dict.fromkeys(["lcrec.evaluate_language", "lcrec.judging"], 3),

@@ -88,9 +88,7 @@ def bases(base, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "mode"), [("tied", "lora"), ("untied", "lora"), ("tied", "full"), ("untied", "full")]
-)
+@pytest.mark.parametrize(("kind", "mode"), [("tied", "lora"), ("untied", "lora"), ("tied", "full")])
 def test_weights_shared_out_train_as_whole_ones(
     finetune, finetune_words, run_command, split, tmp_path, bases, kind, mode
 ):

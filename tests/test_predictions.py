@@ -63,6 +63,14 @@ def test_round_trip(tmp_path):
     assert found.ranked["b"].tolist() == [[1, -1, -1], [0, 1, -1]]  # users in one order
 
 
+def test_a_user_for_whom_nothing_was_found_stays(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_predictions(path, [Prediction("ann", 3, [], []), Prediction("bob", 4, [4, 3], [-1, -2])])
+    assert read_predictions(path).ranked[None].tolist() == [[-1, -1], [4, 3]]
+    write_predictions(path, [Prediction("ann", 3, [], [])])
+    assert read_predictions(path).ranked[None].tolist() == [[-1]]
+
+
 def test_extra_keys_and_a_missing_template_id_are_accepted(tmp_path):
     row = {key: GOOD[key] for key in ("user", "target", "ranked", "scores")}
     path = write_lines(tmp_path / "p.jsonl", {**row, "note": "from elsewhere"})
@@ -79,7 +87,6 @@ def test_extra_keys_and_a_missing_template_id_are_accepted(tmp_path):
         ({"target": True}, ["target", "True"]),
         ({"target": -1}, ["target", "-1"]),
         ({"template_id": 4}, ["template_id", "4"]),
-        ({"ranked": []}, ["at least one item"]),
         ({"ranked": "31"}, ["ranked must be a list"]),
         ({"ranked": [3, "1"]}, ["'1'", "no item id"]),
         ({"ranked": [3, -1]}, ["-1", "no item id"]),

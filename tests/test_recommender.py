@@ -276,6 +276,11 @@ def test_what_was_not_learnt_is_not_asked(random_model, index, prompts):
         ({"k": [3]}, r"k: expected one number from 1 up, or 2 of them, found \[3\]"),
         ({"k": [3, 0]}, "k: expected one number"),
         ({"k": 0}, "k: expected one number"),
+        ({"k": [1.5, 2]}, "k: expected one number"),
+        ({"k": True}, "k: expected one number"),
+        ({"k": "five"}, "k: expected one number"),
+        ({"num_beams": 0}, "0 beams cannot give 3 items"),
+        ({"allow": [5, 6]}, "allow list of request 0: expected item ids, found 5"),
     ],
 )
 def test_lists_that_cannot_be(recommender, arguments, message):
@@ -289,6 +294,8 @@ def test_lists_that_cannot_be(recommender, arguments, message):
         (["a desk", ""], None, "query 1 is empty"),
         (["a desk", " \x00 "], None, "query 1 is empty"),
         (["a desk"], [[48]], "history 0: item 48"),
+        (["a desk", 3], None, "query 1: expected text, found 3"),
+        ([None], None, "query 0: expected text, found None"),
         (["a desk"], [[1], [2]], "2 histories for 1 queries"),
     ],
 )
@@ -316,6 +323,15 @@ def test_prompts_beyond_the_context(random_model, index, prompts):
         ([], "history 1 is empty"),
         ([3, 48], "history 1: item 48 is not in the catalogue, whose ids are 0 to 47"),
         ([-1], "history 1: item -1 is not in the catalogue"),
+        ([2**70], "history 1: item .* is not in the catalogue"),
+        (["3"], "history 1: '3' is no item id"),
+        ([1.0], "history 1: 1.0 is no item id"),
+        ([None], "history 1: None is no item id"),
+        ([True], "history 1: True is no item id"),
+        (np.array([[1, 2]]), r"history 1: array\(\[1, 2\]\) is no item id"),
+        ("12", "history 1: expected item ids, found '12'"),
+        (7, "history 1: expected item ids, found 7"),
+        (None, "history 1: expected item ids, found None"),
     ],
 )
 def test_histories_that_cannot_be(recommender, history, message):
@@ -330,6 +346,28 @@ def test_too_many_items_or_too_few_beams(recommender):
         recommender.recommend([[0]], 6, num_beams=5)
     with pytest.raises(InputError, match="num_beams is 49"):
         recommender.recommend([[0]], 6, num_beams=49)
+
+
+def test_wordings_of_another_task(recommender, prompts):
+    search, nxt = prompts.for_task("itemsearch", "eval")[0], prompts.for_task("seqrec", "eval")[0]
+    with pytest.raises(InputError, match=f"{search.id}: is a wording of itemsearch, not of seqrec"):
+        recommender.recommend([[0]], template=search)
+    with pytest.raises(InputError, match=f"{nxt.id}: is a wording of seqrec, not of itemsearch"):
+        recommender.search(["a desk"], template=nxt)
+
+
+def test_numbers_and_lists_of_numpy(recommender):
+    plain = recommender.recommend([[1], [2]], 4, deny=[[3, 4], [5, 6]], exclude_history=True)
+    lists = np.array([[3, 4], [5, 6]])
+    same = recommender.recommend(
+        np.array([[1], [2]]), np.int64(4), deny=lists, exclude_history=True
+    )
+    assert (same.items == plain.items).all()
+
+
+def test_an_unknown_constraint(random_model, index, prompts):
+    with pytest.raises(InputError, match="constraint: 'tree' is none of trie, level, none"):
+        Recommender(*random_model, index, prompts, max_history=4, constraint="tree")
 
 
 def test_a_model_in_training_mode(random_model, index, prompts):

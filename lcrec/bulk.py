@@ -1,0 +1,258 @@
+"""Rank for many users: in parts, by any number of processes, going on where a killed run stopped.
+
+A part is the lists of so many consecutive users, in a file of its own. Its batches are planned from
+its own users alone, so a part is the same whichever process makes it; the processes take turns, and
+a part that is there already is left as it is. On several machines, all must see the same folder.
+
+Public names: `Demand`, `Part`, `rank_in_parts`, `write_split_part`, `join_split_parts`,
+`ensemble_path`, `write_jsonl_part`, `write_parquet_part`, `FORMATS`, `ENSEMBLE`, `NOTE`.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.state import PartialState
+from tqdm import tqdm
+
+from lcrec.artifacts import atomic_path, read_json, write_json, write_jsonl
+from lcrec.ensemble import join_lists
+from lcrec.errors import InputError
+from lcrec.leaf_filter import LeafFilter
+from lcrec.predictions import Prediction, write_predictions
+from lcrec.prompts import Template
+from lcrec.recommender import Recommender
+
+ENSEMBLE = "ensemble"  # the template id of joint lists
+NOTE = "parts.json"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is asked of a recommender for many users.
+
+    Attributes:
+        users: their names.
+        histories: int `[length]` each, oldest first.
+        templates: `seqrec` wordings, each answers for every user.
+        k: items per list.
+        num_beams: beams to search with; None for the recommender's own choice.
+        exclude_history: never list what the user has; a list may then be shorter than k.
+        allowed: the only items that anybody may get; None for all of them.
+        ensemble: also join each user's lists into one.
+    """
+
+    users: list[str]
+    histories: Sequence[np.ndarray]
+    templates: list[Template]
+    k: int
+    num_beams: int | None
+    exclude_history: bool
+    allowed: np.ndarray | None
+    ensemble: bool
+
+    @property
+    def list_names(self) -> list[str]:
+        """The template ids of each user's lists, in order."""
+        return [template.id for template in self.templates] + [ENSEMBLE] * self.ensemble
+
+
+@dataclass(frozen=True)
+class Part:
+    """The lists of some consecutive users, all under one template after those of the last.
+
+    Attributes:
+        first: the position of its first user among all.
+        lists: per list name, items int64 and scores float32, `[users, k]` each, -1 and -inf where
+            a list is shorter.
+    """
+
+    first: int
+    lists: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def rank_in_parts(
+    recommender: Recommender,
+    demand: Demand,
+    folder: Path,
+    *,
+    suffix: str,
+    size: int,
+    write: Callable[[Path, Part], None],
+    made_of: dict[str, Any],
+    state: PartialState,
+) -> list[Path]:
+    """Make every part that is not there yet, and return the paths of all, in the users' order.
+
+    Returns when all processes have done theirs.
+
+    Args:
+        recommender: what ranks.
+        demand: for whom, and what.
+        folder: where the parts lie; parts made of something else are removed first.
+        suffix: of the files' names.
+        size: users per part.
+        write: writes one part, atomically.
+        made_of: all that shapes the result, JSON values only.
+        state: of the processes.
+
+    Raises:
+        InputError: a user for whom nothing is left to rank, or what `Recommender` raises.
+    """
+    note, starts = folder / NOTE, range(0, len(demand.users), size)
+    paths = [folder / f"part-{number:05}{suffix}" for number in range(len(starts))]
+    if state.is_main_process:
+        if folder.exists() and (not note.exists() or read_json(note) != made_of):
+            print(f"Starting anew: the parts in {folder} were made of something else.")
+            shutil.rmtree(folder)
+        if not folder.exists():
+            write_json(note, made_of)
+        there = sum(path.exists() for path in paths)
+        if there:
+            print(f"Going on: {there} of {len(paths)} parts are there.")
+    state.wait_for_everyone()
+    mine = range(state.process_index, len(paths), state.num_processes)
+    missing = [number for number in mine if not paths[number].exists()]
+    counts = [min(size, len(demand.users) - starts[number]) for number in missing]
+    with tqdm(
+        total=sum(counts) * len(demand.templates),
+        unit=" lists",
+        disable=not state.is_main_process,
+    ) as bar:
+        for number, count in zip(missing, counts, strict=True):
+            first = starts[number]
+            write(paths[number], _rank_part(recommender, demand, first, first + count, bar))
+    state.wait_for_everyone()
+    return paths
+
+
+def _rank_part(recommender: Recommender, demand: Demand, first: int, end: int, bar: tqdm) -> Part:
+    histories, count = demand.histories[first:end], end - first
+    leaf_filter = LeafFilter.build(
+        recommender.trie,
+        count,
+        [demand.allowed] * count,
+        histories if demand.exclude_history else None,
+    )
+    if leaf_filter is not None:
+        for row in np.flatnonzero(leaf_filter.totals() == 0)[:1]:
+            raise InputError(
+                f"user {demand.users[first + row]!r}: nothing is left to recommend; leave the user "
+                "out, or give no --exclude-history"
+            )
+    lists = {}
+    for template in demand.templates:
+        items = np.full((count, demand.k), -1, dtype=np.int64)
+        scores = np.full((count, demand.k), -np.inf, dtype=np.float32)
+        try:
+            prompt_ids = recommender.prompt_ids(histories, template)
+        except InputError as error:
+            raise InputError(f"among users {first} to {end - 1}: {error}") from None
+        for rows in recommender.plan_batches(prompt_ids):
+            items[rows], scores[rows] = recommender.rank_batch(
+                [prompt_ids[row] for row in rows],
+                demand.k,
+                leaf_filter=leaf_filter and leaf_filter.rows(rows),
+                num_beams=demand.num_beams,
+            )
+            bar.update(len(rows))
+        lists[template.id] = items, scores
+    if demand.ensemble:
+        all_items, all_scores = map(np.stack, zip(*lists.values(), strict=True))
+        lists[ENSEMBLE] = join_lists(all_items, all_scores, demand.k)
+    return Part(first, lists)
+
+
+# A split: predictions with targets, in one file in the end.
+
+
+def write_split_part(path: Path, part: Part, users: list[str], targets: np.ndarray) -> None:
+    """Write a part of a split in the form of `lcrec.predictions`."""
+    write_predictions(
+        path,
+        (
+            Prediction(users[user], int(targets[user]), items, scores, name)
+            for name, lists in part.lists.items()
+            for user, (items, scores) in enumerate(_shortened(*lists), start=part.first)
+        ),
+    )
+
+
+def join_split_parts(parts: list[Path], names: list[str], output: Path) -> None:
+    """Write one predictions file from the parts: all users of the first list name, then the next.
+
+    Joint lists go to a file of their own beside it, `X.ensemble.jsonl`, which is written first.
+
+    Args:
+        parts: as written by `write_split_part`.
+        names: the list names of every part.
+        output: the predictions file.
+    """
+    lines = [part.read_text(encoding="utf-8").removesuffix("\n").split("\n") for part in parts]
+    counts = [len(own) // len(names) for own in lines]
+    for path, chosen in (
+        (ensemble_path(output), [place for place, name in enumerate(names) if name == ENSEMBLE]),
+        (output, [place for place, name in enumerate(names) if name != ENSEMBLE]),
+    ):
+        if chosen:
+            with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                for place in chosen:
+                    for own, count in zip(lines, counts, strict=True):
+                        rows = own[place * count : (place + 1) * count]
+                        file.writelines(f"{row}\n" for row in rows)
+
+
+def ensemble_path(output: Path) -> Path:
+    """Return where the joint lists of a predictions file lie."""
+    return output.with_suffix(".ensemble.jsonl")
+
+
+# All users: lists without targets, the parts are the result.
+
+
+def write_jsonl_part(path: Path, part: Part, users: list[str]) -> None:
+    """Write one JSON object per list: user, ranked, scores, template_id."""
+    write_jsonl(path, _rows(part, users))
+
+
+def write_parquet_part(path: Path, part: Part, users: list[str]) -> None:
+    """Write a table: user text, ranked list of int32, scores list of float32, template_id text."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema(
+        {
+            "user": pa.string(),
+            "ranked": pa.list_(pa.int32()),
+            "scores": pa.list_(pa.float32()),
+            "template_id": pa.string(),
+        }
+    )
+    table = pa.Table.from_pylist(list(_rows(part, users)), schema=schema)
+    with atomic_path(path) as temporary:
+        parquet.write_table(table, temporary)
+
+
+FORMATS = {"jsonl": write_jsonl_part, "parquet": write_parquet_part}
+
+
+def _rows(part: Part, users: list[str]) -> Iterator[dict[str, Any]]:
+    for name, lists in part.lists.items():
+        for user, (items, scores) in enumerate(_shortened(*lists), start=part.first):
+            # Text of a float32 is its shortest exact form: half the digits of the same float64.
+            exact = scores.astype("U32").astype(np.float64)
+            yield {
+                "user": users[user],
+                "ranked": items.tolist(),
+                "scores": exact.tolist(),
+                "template_id": name,
+            }
+
+
+def _shortened(items: np.ndarray, scores: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield each row without what stands behind the end of its list."""
+    for row, row_scores in zip(items, scores, strict=True):
+        yield row[row >= 0], row_scores[row >= 0]

@@ -1,0 +1,60 @@
+"""Joint lists by hand."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from lcrec.ensemble import join_lists
+
+NOTHING = -np.inf
+
+
+def join(*lists, k):
+    """Join one user's lists, each {item: score} in order; return {item: mean}."""
+    length = max(map(len, lists))
+    items = np.full((len(lists), 1, length), -1, dtype=np.int64)
+    scores = np.full((len(lists), 1, length), NOTHING, dtype=np.float32)
+    for row, own in enumerate(lists):
+        items[row, 0, : len(own)] = list(own)
+        scores[row, 0, : len(own)] = list(own.values())
+    (joint,), (means,) = join_lists(items, scores, k)
+    assert ((joint >= 0) == (means > NOTHING)).all()
+    return {int(item): float(score) for item, score in zip(joint, means, strict=True) if item >= 0}
+
+
+def test_the_mean_orders_the_union():
+    assert join({1: -1, 2: -3}, {2: -1, 1: -4}, k=2) == {2: -2.0, 1: -2.5}
+
+
+def test_what_a_wording_left_out_counts_with_its_last_score():
+    # 7 is worth at most -3 to the first wording, 5 at most -4 to the second.
+    joint = join({5: -1, 6: -3}, {7: -2, 6: -4}, k=3)
+    assert joint == {5: -2.5, 7: -2.5, 6: -3.5}
+    assert list(joint) == [5, 7, 6]  # of equals the lower id first
+
+
+def test_lists_of_different_lengths_and_of_nothing():
+    assert join({5: -1}, {5: -3, 6: -5}, {}, k=4) == {5: -2.0, 6: -3.0}
+    items = np.full((2, 3, 4), -1, dtype=np.int64)
+    joint, means = join_lists(items, np.full((2, 3, 4), NOTHING, dtype=np.float32), 2)
+    assert (joint == -1).all()
+    assert (means == NOTHING).all()
+
+
+def test_no_more_than_wanted():
+    assert list(join({1: -1, 2: -2, 3: -3}, {1: -1, 2: -2, 3: -3}, k=2)) == [1, 2]
+
+
+@given(
+    scores=arrays.arrays(np.float32, (2, 3, 5), elements=st.floats(-50, 0, width=32)),
+    seed=st.integers(0, 1000),
+)
+def test_one_wording_twice_is_that_wording(scores, seed):
+    rng = np.random.default_rng(seed)
+    items = np.stack([rng.permutation(30)[:5] for _ in range(3)])
+    scores = -np.sort(-scores[:1], axis=2)
+    joint, means = join_lists(np.stack([items, items]), np.concatenate([scores, scores]), 5)
+    assert np.allclose(means, scores[0])
+    for row in range(3):
+        assert set(joint[row]) == set(items[row])
