@@ -14,6 +14,8 @@ Each runs in a process of its own, in turn, round after round. The last line is 
 
 - `tokens_ratio`: tokens of real content per second, the kit's over the plain way's, median over
   the rounds, without the first steps;
+- `cpu_tokens_ratio`: the same per second of processor time, which other work on the machine
+  changes little;
 - `memory_ratio`: peak memory above the process with the base model loaded (resident set on a CPU,
   allocated on a GPU), likewise;
 - `adapter_ratio`: bytes of the saved adapter, likewise;
@@ -155,9 +157,11 @@ def compare(folder: Path, data: Path, config: BenchConfig) -> dict[str, float]:
             )
         rounds.append(found)
     plain, kit, rows = (rounds[0][way] for way in ("plain", "kit", "rows"))
+    # All train on the same tokens.
     ratios = {
-        "tokens_ratio": [
-            found["kit"].tokens_per_second / found["plain"].tokens_per_second for found in rounds
+        "tokens_ratio": [found["plain"].seconds / found["kit"].seconds for found in rounds],
+        "cpu_tokens_ratio": [
+            found["plain"].cpu_seconds / found["kit"].cpu_seconds for found in rounds
         ],
         "memory_ratio": [found["kit"].own_mb / found["plain"].own_mb for found in rounds],
         "adapter_ratio": [kit.adapter_bytes / plain.adapter_bytes],

@@ -29,6 +29,7 @@ def test_the_last_line_holds_the_ratios():
     result = json.loads(lines[-1])
     assert result.keys() == {
         "tokens_ratio",
+        "cpu_tokens_ratio",
         "memory_ratio",
         "adapter_ratio",
         "loss_difference",
