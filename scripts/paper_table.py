@@ -17,13 +17,14 @@ The published evaluation also keeps a beam that is no item in its place; lists o
 --constraint level` leave it out, and what stands below moves up.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.artifacts import find_data, write_json, write_provenance
+from lcrec.artifacts import find_data, fingerprint, write_json
 from lcrec.config import option, parse_config
 from lcrec.data import Interactions, load_interactions, load_items
 from lcrec.errors import InputError, run_stage
@@ -31,7 +32,6 @@ from lcrec.index import read_codes
 from lcrec.metrics import measure_lists
 from lcrec.predictions import PAD, Predictions, read_predictions, require_comparable
 
-STAGE = "scripts/paper_table.py"
 SOURCE = "arXiv 2311.09049"
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
 # Table II: users, items, interactions. The data folders that the authors publish have exactly one
@@ -104,7 +104,9 @@ class PaperConfig:
 
 def main(argv: list[str]) -> None:
     """Print the table that is asked for."""
-    config = parse_config(PaperConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        PaperConfig, argv, description=__doc__ or "", prog="scripts/paper_table.py"
+    )
     if config.table == "data":
         if config.data is None:
             raise InputError("--table data counts a data folder; name it with --data DIR")
@@ -142,11 +144,14 @@ def main(argv: list[str]) -> None:
         shared = np.bincount(owners)[owners] > 1
         print(f"\n{config.index}: {int(shared.sum()):,} of {len(owners):,} items share an index.")
     if config.output is not None:
-        result = {"published": config.published, "users": users, "runs": runs}
+        inputs = [*files.values(), *([config.index] if config.index else [])]
+        result = {
+            "published": config.published,
+            "users": users,
+            "inputs": {str(path): fingerprint(path) for path in inputs},
+            "runs": runs,
+        }
         write_json(config.output, result, indent=2)
-        if config.index is not None:
-            files["index"] = config.index
-        write_provenance(config.output, STAGE, {"published": config.published}, files)
         print(f"\nWrote {config.output}.")
 
 
@@ -236,7 +241,9 @@ def summarise(predictions: Predictions, published: tuple[int, ...]) -> dict[str,
     }
 
 
-def format_results(published: dict[str, tuple[int, ...]], runs: dict[str, dict[str, Any]]) -> str:
+def format_results(
+    published: Mapping[str, tuple[int, ...]], runs: dict[str, dict[str, Any]]
+) -> str:
     """Return Table III: a line per published method, then four lines per run."""
     lines = [_line("", METRICS), "-" * (LABEL + CELL * len(METRICS))]
     for method, values in published.items():
@@ -255,7 +262,7 @@ def format_results(published: dict[str, tuple[int, ...]], runs: dict[str, dict[s
     return "\n".join(lines)
 
 
-def _line(label: str, cells: Any) -> str:
+def _line(label: str, cells: Iterable[str]) -> str:
     return f"{label:<{LABEL}}" + "".join(f"{cell:>{CELL}}" for cell in cells)
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import PROVENANCE, read_json, write_json, write_provenance
+from lcrec.artifacts import INDEX, PROVENANCE, read_json, write_json, write_provenance
 from lcrec.errors import InputError
-from lcrec.index import ITEM_TOKEN, ItemIndex, find_conflicts, token_name
+from lcrec.index import ITEM_TOKEN, ItemIndex, find_conflicts, read_codes, token_name
 
 TOY = np.array([[0, 2], [1, 0], [0, 0]], dtype=np.int32)
 TOY_JSON = {"0": ["<a_0>", "<b_2>"], "1": ["<a_1>", "<b_0>"], "2": ["<a_0>", "<b_0>"]}
@@ -125,6 +125,13 @@ def test_duplicates_are_refused_and_named(write):
     assert "index.json: 2 items share an index with another" in message
     assert "items 1 and 3 (<a_1><b_0>)" in message
     assert "python -m lcrec.quantize" in message
+
+
+def test_codes_are_read_whether_items_share_them_or_not(write):
+    shared = {"0": ["<a_0>", "<b_2>"], "1": ["<a_1>", "<b_0>"], "2": ["<a_0>", "<b_2>"]}
+    assert read_codes(write(shared) / INDEX).tolist() == [[0, 2], [1, 0], [0, 2]]
+    with pytest.raises(InputError, match="has 3 items but the catalogue has 4"):
+        read_codes(write(shared) / INDEX, 4)
 
 
 def test_find_conflicts_by_hand():

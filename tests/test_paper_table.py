@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import write_json
+from lcrec.artifacts import sha256, write_json
 from lcrec.data import Interactions, load_interactions, load_items
 from lcrec.errors import InputError
 from lcrec.metrics import measure_lists
@@ -116,12 +116,14 @@ def test_mean_lowest_and_highest_over_wordings(paper, tmp_path, capsys):
     # plain: ranks 1 and 2; terse: missed and 2.
     assert row_of(screen, "level, by item, mean of 1")[:2] == ["0.5000", "1.0000"]
     assert row_of(screen, "trie, by item, mean of 2")[:2] == ["0.2500", "0.7500"]
-    run = json.loads(output.read_text())["runs"]["trie, by item"]
+    result = json.loads(output.read_text())
+    assert result["inputs"] == {str(path): sha256(path) for path in (level, trie)}
+    run = result["runs"]["trie, by item"]
     assert (run["min"]["HR@1"], run["max"]["HR@1"]) == (0.0, 0.5)
     assert (run["min"]["HR@10"], run["max"]["HR@10"]) == (0.5, 1.0)
     assert run["mean"]["NDCG@10"] == pytest.approx((1 + 2 / np.log2(3)) / 4)
     assert run["difference"]["HR@1"] == pytest.approx(0.25 / 0.0317 - 1)
-    assert not any("by index" in label for label in json.loads(output.read_text())["runs"])
+    assert not any("by index" in label for label in result["runs"])
 
 
 def test_items_that_share_an_index_are_scored_both_ways(paper, tmp_path, old_index, capsys):
@@ -238,6 +240,9 @@ def test_the_whole_road_at_toy_size(shop, shop_items, base, tmp_path):
             texts = [shop_items.text(item, field) for field in ("title", "description")]
             writer.writerow([f"i{item}", *texts])
     tasks = "seqrec=16 item2index=4 index2item=4 fusionseqrec=4 itemsearch=4 preferenceobtain=4"
+    paths = [[f"<a_{item // 8}>", f"<b_{item % 8}>"] for item in range(48)]
+    old = {str(item): tokens for item, tokens in enumerate([paths[1], *paths[1:]])}
+    write_json(tmp_path / "index.json", old)
     run = tmp_path / "run"
     screen = run_road(
         DATA=tmp_path / "Toys",
@@ -253,13 +258,16 @@ def test_the_whole_road_at_toy_size(shop, shop_items, base, tmp_path):
         FINETUNE_FLAGS=f"--prompts prompts/short --tasks {tasks} --epochs 1 --accumulate 1 "
         "--precision fp32 --no-gradient-checkpointing --validation-users 10 --max-text-words 12",
         GENERATE_FLAGS="--precision fp32",
+        OLD_INDEX=tmp_path / "index.json",
     )
     assert row_of(screen, "published")[:2] == ["24,773", "9,923"]
     assert row_of(screen, "here")[0] == "60"
     assert [line[3] for line in screen.splitlines() if line.startswith("== ")] == list("1234567")
     assert row_of(screen, "LC-Rec (published)")[0] == "0.0706"
     runs = json.loads((run / "table3.json").read_text())["runs"]
-    assert list(runs) == ["level, by item", "trie, by item"]
+    ways = [f"{rule}, by {what}" for rule in ("level", "trie") for what in ("item", "index")]
+    assert list(runs) == ways
+    assert "2 of 48 items share an index" in screen
     for label, figures in runs.items():
         assert figures["wordings"] == 2, label
         for metric, mean in figures["mean"].items():

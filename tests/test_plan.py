@@ -147,6 +147,15 @@ def test_the_recipe_plans(recipe, finetune_words, tmp_path, capsys, options):
     assert ("from timed steps" if not options else "estimated from") in out
 
 
+def test_a_plan_for_more_devices_than_there_are(recipe, finetune_words, tmp_path, capsys):
+    words = finetune_words(tmp_path / "model", "--tflops", 1, "--devices", 4)
+    recipe.main([*words, "--dry-run"])
+    out = capsys.readouterr().out
+    assert number(out, r"Updates +([\d,]+)") == 2
+    assert "FSDP or ZeRO-3 on 4" in out
+    assert "on 4 device(s)" in out
+
+
 def test_a_plan_says_what_training_then_says(recipe, finetune, finetune_words, tmp_path, capsys):
     recipe.main([*finetune_words(tmp_path / "model"), "--dry-run"])
     planned = capsys.readouterr().out
