@@ -101,16 +101,16 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def measure_shape(model: PreTrainedModel | PeftModel) -> Shape:
-    """Count the parameters of a model as it will be trained."""
+    """Count the parameters of a model as it will be trained, those in few bits one by one."""
     base = base_model(model)
-    parameters = list(model.parameters())
     config = base.config.get_text_config()
     table = weight_of(base.get_input_embeddings())
     head = weight_of(base.get_output_embeddings())
     tied = bool(base.config.tie_word_embeddings)
     ends = table.numel() + (0 if tied else head.numel())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    total = sum(p.numel() for p in parameters)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # bitsandbytes packs two weights of 4 bits into a byte.
+    total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
     added = trainable if trainable < total else 0
     linear = total - ends - added
     return Shape(
@@ -137,7 +137,7 @@ def measure_work(
         batch = slice(start, start + batch_size)
         rows = len(lengths[batch])
         widest = max(widest, rows * int(lengths[batch].max()))
-        batch_answers = max(batch_answers, rows * int(answers[batch].max() + 1))
+        batch_answers = max(batch_answers, rows * int(answers[batch].max()))
     if max_tokens is not None and widest > max_tokens:
         widest = max(max_tokens, int(lengths.max()))
         batch_answers = min(batch_answers, widest)

@@ -256,7 +256,7 @@ def answer_losses(
     """Return the cross-entropy of a batch's answer tokens.
 
     Rows are padded on the left, so the answers are the last columns: only those pass through the
-    head, and logits are [batch, longest answer + 1, vocabulary].
+    head, and logits are [batch, longest answer, vocabulary].
 
     Args:
         model: a causal language model.
@@ -269,8 +269,11 @@ def answer_losses(
     labels = inputs["labels"]
     width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
     features = {name: inputs[name] for name in FEATURES}
-    outputs = model(**features, use_cache=False, logits_to_keep=width + 1)
-    logits = outputs.logits[:, :-1].float()
+    # The positions before the answers, by number: to cut off the last would copy all logits.
+    end = labels.shape[1] - 1
+    before = torch.arange(end - width, end, device=labels.device)
+    outputs = model(**features, use_cache=False, logits_to_keep=before)
+    logits = outputs.logits.float()
     targets = labels[:, -width:]
     losses = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from lcrec.errors import InputError
-from lcrec.modeling import add_adapter
+from lcrec.modeling import add_adapter, load_base
 from lcrec.plan import Shape, Work, load_shape, measure_shape, measure_work, memory, operations
 
 PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
@@ -52,6 +52,13 @@ def test_parameters_of_an_adapter(tied):
     assert (shape.linear, shape.ends) == (plain.linear, plain.ends)
 
 
+def test_four_bits_hide_no_parameter(base):
+    models = [load_base(str(base), quantize=bits)[0] for bits in ("none", "4bit")]
+    adapted = [add_adapter(model, [3, 4], rank=2, alpha=4, dropout=0.0) for model in models]
+    whole, packed = map(measure_shape, adapted)
+    assert packed == whole
+
+
 def rows(*lengths, answer=2):
     return Dataset.from_dict(
         {
@@ -66,10 +73,10 @@ def test_work():
         rows(5, 7, 3, 4, 6), batch_size=2, accumulate=1, processes=1, max_tokens=None
     )
     assert (work.samples, work.tokens, work.answer_tokens, work.steps) == (5, 25, 10, 3)
-    assert (work.batch_tokens, work.batch_answers) == (14, 6)  # 2 x 7; 2 x (2 answers + 1)
+    assert (work.batch_tokens, work.batch_answers) == (14, 4)  # 2 x 7; 2 x 2 answers
     assert measure_work(
         rows(5, 7, 3, 4, 6), batch_size=2, accumulate=2, processes=2, max_tokens=8
-    ) == Work(samples=5, tokens=25, answer_tokens=10, steps=1, batch_tokens=8, batch_answers=6)
+    ) == Work(samples=5, tokens=25, answer_tokens=10, steps=1, batch_tokens=8, batch_answers=4)
 
 
 SHAPE = Shape(

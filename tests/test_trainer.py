@@ -112,7 +112,7 @@ def test_the_loss_is_the_plain_one(make_trainer, base, index, rows, tokenizer, t
         assert torch.allclose(loss, plain, atol=1e-5)
         # The head scores the answers only.
         width = int((batch["labels"] != -100).any(0).sum())
-        assert outputs.logits.shape[1] == width + 1 < batch["input_ids"].shape[1]
+        assert outputs.logits.shape[1] == width < batch["input_ids"].shape[1]
         # As part of a larger batch, a row counts by its share of the answer tokens.
         tokens = int((batch["labels"] != -100).sum())
         part = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(4 * tokens))
