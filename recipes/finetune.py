@@ -373,6 +373,7 @@ def main(argv: list[str]) -> None:
             "--output DIR/predictions.jsonl"
         )
     state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def validation_rows(
