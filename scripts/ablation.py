@@ -13,6 +13,7 @@ samples), `training` (what is trained), `rows` (what the item tokens' rows start
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -142,7 +143,7 @@ def fill(cell: Cell, seed: int, config: AblationConfig, inputs: dict[str, str]) 
     """
     extra = ["--epochs", str(config.epochs)] if config.epochs else []
     spec = asdict(cell) | {"seed": seed, "extra": extra, "base": BASE, "inputs": inputs}
-    slug = "".join(letter if letter.isalnum() else "-" for letter in cell.label.lower())
+    slug = "-".join(re.findall(r"[a-z0-9]+", cell.label.lower()))
     folder = config.run / config.table / f"{slug}-{seed}"
     note = folder / "cell.json"
     if note.exists() and (found := read_json(note))["spec"] == spec:
