@@ -44,7 +44,8 @@ def commands(document: Path) -> list[list[str]]:
     """Return the lcrec commands in a document, split as a shell would."""
     text = document.read_text(encoding="utf-8")
     if document.suffix == ".md":
-        text = "\n".join(re.findall(r"```(?:bash)?\n(.*?)```", text, flags=re.DOTALL))
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+        text = "\n".join(block for language, block in blocks if language in ("", "bash"))
     text = text.replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if not line.strip().startswith("#")]
     found = []
