@@ -154,7 +154,7 @@ class Gate:
                 await problem_response(refusal)(scope, receive, counted_send)
             else:
                 await self.app(scope, self._limited(receive), counted_send)
-        except Exception:
+        except Exception:  # whatever fails in one request is logged and told; others are served
             _log.exception("%s failed", route)
             if status == 0:
                 broken = Problem(500, "something in the service failed; its log says what")
