@@ -143,6 +143,8 @@ def _faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[str]:
         used = meta.find_undeclared_variables(ENVIRONMENT.parse(text))
     except jinja2.TemplateSyntaxError as error:
         return [f"not valid Jinja, line {error.lineno}: {error.message}"]
+    except RecursionError:
+        return ["not valid Jinja: brackets stand too deep within each other"]
     known = ", ".join(wording.variables) or "none"
     faults = [
         f"uses {variable!r}, which it does not have{closest(variable, wording.variables)} "

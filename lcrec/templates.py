@@ -142,6 +142,8 @@ def read_template(entry: Any, task: Task) -> tuple[Template | None, list[str]]:
         template = Template(**{"task": task.name, "use": "both", **entry})
     except jinja2.TemplateSyntaxError as error:
         return None, [f"not valid Jinja, line {error.lineno}: {error.message}"]
+    except (RecursionError, MemoryError, SyntaxError):  # from Jinja's parser, or Python's after it
+        return None, ["not valid Jinja: brackets stand too deep within each other"]
     return template, _variable_faults(template, task) or _render_faults(template, task)
 
 

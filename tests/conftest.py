@@ -20,8 +20,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A machine busy with other work is no fault of a test.
-settings.register_profile("lcrec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A machine busy with other work is no fault of a test. Every run draws the same examples, so that
+# a change is judged by what it changes; `--hypothesis-profile explore` draws new ones.
+SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("lcrec", derandomize=True, **SETTINGS)
+settings.register_profile("explore", max_examples=1000, **SETTINGS)
 settings.load_profile("lcrec")
 
 TOP = Path(__file__).parents[1]

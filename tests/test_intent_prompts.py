@@ -76,6 +76,7 @@ def test_a_folder_with_nothing_else_replaces_it(own, monkeypatch, capsys):
         ({"preference": 5}, "preference: must be text"),
         ({"keywords_overall": "{{ terms | join(', ') }} "}, "has spaces at the end of a line"),
         ({"keywords_overall": "{% if %}{{ terms }}"}, "not valid Jinja, line 1"),
+        ({"keywords_overall": "{{ " + "[" * 2000}, "not valid Jinja: brackets stand too deep"),
         (
             {"keywords_overall": "{{ term | join(', ') }}"},
             "uses 'term', which it does not have; did you mean 'terms'? (all: terms)",

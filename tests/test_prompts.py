@@ -300,6 +300,8 @@ BROKEN = [
     (one("{{ range(3) | join }}" + HISTORY), "one: the question uses 'range'"),
     (one("{{ history | jion }}"), "one: not valid Jinja, line 1: No filter named 'jion'"),
     (one("{{ history"), "one: not valid Jinja, line 1: unexpected end"),
+    (one("{{ " + "[" * 2000), "one: not valid Jinja: brackets stand too deep"),
+    (one("{{ " + "[" * 150 + "history" + "]" * 150 + " }}"), "one: not valid Jinja: brackets"),
     (one("{% if history %}" + HISTORY), "one: not valid Jinja, line 1"),
     (
         one("{{ title | striptags }}", task="item2index"),
