@@ -43,6 +43,8 @@ METHODS: dict[str, Method] = {
     "lightgcn": Method(
         "lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
     ),
+    "tiger": Method("tiger:TIGER", "writes the codes of the next item (Rajput et al. 2023)"),
+    "p5cid": Method("p5cid:P5CID", "the same, codes from who bought what (Hua et al. 2023)"),
 }
 
 

@@ -32,7 +32,9 @@ from lcrec.predictions import Prediction, require_predictions_path, write_predic
 
 PROG = "python -m lcrec.baselines"
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "tune": ("lcrec.baselines.tune", "try the settings in a method's grid, on validation only"),
+}
 
 
 @dataclass(frozen=True)
