@@ -20,7 +20,7 @@ class ToyConfig:
     """Settings with a field of every supported type."""
 
     output: Path = option("the folder to write to")
-    rate: float = option("step size, 100 % of it", 0.5, minimum=0)
+    rate: float = option("step size, 100 % of it", 0.5, minimum=0, maximum=10)
     batch_size: int = option("rows per step", 8, minimum=1)
     name: str = option("a name", "toy")
     shuffle: bool = option("mix the rows", True)
@@ -163,6 +163,7 @@ def test_config_dict_leaves_optional_paths_out():
         (["--rate", "nan"], "--rate: expected a number, found 'nan'"),
         (["--rate", "inf"], "--rate: expected a number, found 'inf'"),
         (["--rate", "-0.5"], "--rate: -0.5 is too small; the least allowed is 0"),
+        (["--rate", "10.5"], "--rate: 10.5 is too large; the most allowed is 10"),
         (["--mode", "fulll"], "--mode: 'fulll' is none of lora, full; did you mean 'full'"),
         (["--widths", "4", "x"], "--widths: expected a whole number, found 'x'"),
         (["--widths", "4", "0"], "--widths: 0 is too small; the least allowed is 1"),
