@@ -20,14 +20,14 @@ class ToyConfig:
     """Settings with a field of every supported type."""
 
     output: Path = option("the folder to write to")
-    rate: float = option("step size, 100 % of it", 0.5, minimum=0, maximum=10)
+    rate: float = option("step size, 100 % of it", 0.5, minimum=0)
     batch_size: int = option("rows per step", 8, minimum=1)
     name: str = option("a name", "toy")
     shuffle: bool = option("mix the rows", True)
     mode: Literal["lora", "full"] = option("what to train", "lora")
     fields: list[str] = option("text fields", ["title", "description"])
     widths: list[int] = option("layer widths", [4, 2], minimum=1)
-    limit: int | None = option("the most rows, all by default", None)
+    limit: int | None = option("the most rows, all by default", None, maximum=1000)
 
 
 def parse(*argv, config_type=ToyConfig):
@@ -163,7 +163,7 @@ def test_config_dict_leaves_optional_paths_out():
         (["--rate", "nan"], "--rate: expected a number, found 'nan'"),
         (["--rate", "inf"], "--rate: expected a number, found 'inf'"),
         (["--rate", "-0.5"], "--rate: -0.5 is too small; the least allowed is 0"),
-        (["--rate", "10.5"], "--rate: 10.5 is too large; the most allowed is 10"),
+        (["--limit", "1001"], "--limit: 1001 is too large; the most allowed is 1000"),
         (["--mode", "fulll"], "--mode: 'fulll' is none of lora, full; did you mean 'full'"),
         (["--widths", "4", "x"], "--widths: expected a whole number, found 'x'"),
         (["--widths", "4", "0"], "--widths: 0 is too small; the least allowed is 1"),
