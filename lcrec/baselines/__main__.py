@@ -23,6 +23,7 @@ from lcrec.baselines import METHODS, find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.inputs import load_inputs
 from lcrec.baselines.ranking import rank_cases
+from lcrec.baselines.store import fit_once, is_saved
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases
 from lcrec.errors import InputError, closest, run_stage
@@ -47,6 +48,11 @@ class BaselineConfig:
     exclude_history: bool = option("never list what the user already has, but for a target", False)
     tuned: bool = option(
         "start from the best known settings, instead of those of the paper's family", False
+    )
+    save: Path | None = option(
+        "a folder to keep the fitted method in; one of the same settings and data there is taken "
+        "as it is",
+        None,
     )
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
@@ -113,7 +119,11 @@ def _run_method(name: str, argv: list[str]) -> None:
         files["embeddings"] = config.embeddings / EMBEDDINGS
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
     settings = {key: value for key, value in config_dict(config).items() if key != "device"}
-    if config.output.exists() and is_current(config.output, prog, settings, files):
+    chosen = method_settings(kind, config)
+    # Which split is ranked, and how, does not shape what is fitted.
+    fitted_by = {**dataclasses.asdict(chosen), "seed": config.seed}
+    kept = config.save is None or is_saved(config.save, prog, fitted_by, files)
+    if config.output.exists() and kept and is_current(config.output, prog, settings, files):
         print(f"{config.output} is up to date.\n{after}")
         return
 
@@ -127,10 +137,13 @@ def _run_method(name: str, argv: list[str]) -> None:
         flush=True,
     )
     device = config.device or _default_device()
-    method = kind(method_settings(kind, config), seed=config.seed, device=device)
-    started = time.perf_counter()
-    method.fit(inputs.training)
-    seconds = time.perf_counter() - started
+    method = kind(chosen, seed=config.seed, device=device)
+    if config.save is not None:
+        seconds = fit_once(config.save, prog, method, fitted_by, inputs.files, inputs.training)
+    else:
+        started = time.perf_counter()
+        method.fit(inputs.training)
+        seconds = time.perf_counter() - started
     lists = rank_cases(
         method,
         cases,
@@ -146,6 +159,8 @@ def _run_method(name: str, argv: list[str]) -> None:
     write_predictions(config.output, tqdm(rows, total=len(cases), desc=name, unit=" users"))
     write_provenance(config.output, prog, settings, inputs.files, fit_seconds=round(seconds, 1))
     up_to = "up to " if config.exclude_history else ""
+    if config.save is not None:
+        print(f"{config.save} holds the fitted method.")
     print(
         f"Fitted in {seconds:,.0f} s. Wrote {config.output}: {up_to}{min(config.top, num_items)} "
         f"items per user.\n{after}"
