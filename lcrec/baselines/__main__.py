@@ -25,6 +25,7 @@ from lcrec.baselines.settings import (
     parse_method_config,
     settings_files,
 )
+from lcrec.baselines.store import fit_once, is_saved
 from lcrec.config import config_dict, option
 from lcrec.data import Cases
 from lcrec.errors import InputError, closest, run_stage
@@ -56,6 +57,11 @@ class BaselineConfig:
         False,
     )
     tuned: bool = option("they start from the best known settings instead", False)
+    save: Path | None = option(
+        "a folder to keep the fitted method in; one of the same settings and data there is taken "
+        "as it is",
+        None,
+    )
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
 
@@ -90,7 +96,11 @@ def _run_method(name: str, argv: list[str]) -> None:
     files |= settings_files(chosen)
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
     settings = {key: value for key, value in config_dict(config).items() if key != "device"}
-    if config.output.exists() and is_current(config.output, prog, settings, files):
+    chosen = method_settings(kind, config)
+    # Which split is ranked, and how, does not shape what is fitted.
+    fitted_by = {**dataclasses.asdict(chosen), "seed": config.seed}
+    kept = config.save is None or is_saved(config.save, prog, fitted_by, files)
+    if config.output.exists() and kept and is_current(config.output, prog, settings, files):
         print(f"{config.output} is up to date.\n{after}")
         return
 
@@ -105,9 +115,12 @@ def _run_method(name: str, argv: list[str]) -> None:
     )
     device = config.device or default_device()
     method = kind(chosen, seed=config.seed, device=device)
-    started = time.perf_counter()
-    method.fit(inputs.training)
-    seconds = time.perf_counter() - started
+    if config.save is not None:
+        seconds = fit_once(config.save, prog, method, fitted_by, files, inputs.training)
+    else:
+        started = time.perf_counter()
+        method.fit(inputs.training)
+        seconds = time.perf_counter() - started
     lists = rank_cases(
         method,
         cases,
@@ -125,6 +138,8 @@ def _run_method(name: str, argv: list[str]) -> None:
     length = min(config.top, num_items, method.listed or num_items)
     up_to = "up to " if config.exclude_history or method.listed else ""
     wrote = f"Wrote {config.output}: {up_to}{length} items per user."
+    if config.save is not None:
+        print(f"{config.save} holds the fitted method.")
     print(f"Fitted in {seconds:,.0f} s. {wrote}\n{after}")
 
 
