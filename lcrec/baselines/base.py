@@ -92,6 +92,15 @@ class Baseline(ABC):
             float32 [batch, num_items], higher is better; -inf rules an item out.
         """
 
+    def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue where items without any purchase are to be found.
+
+        For a method that scores such items in a way of its own, all items in that way, so that
+        their scores compare. Most have one way for all: then this is `score`, whose arguments and
+        result it has.
+        """
+        return self.score(users, histories)
+
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Return all that `fit` learnt, as plain arrays by name."""
