@@ -29,6 +29,8 @@ class TrainingData:
         valid: cases on which training may be stopped; None: train to the last epoch.
         embeddings: float32 [items, dim], item texts as vectors, for methods that need them.
         items: the catalogue's fields, for methods that need them.
+        exclude_history: whether lists will leave out what the user already has, so that
+            validation judges them alike.
     """
 
     train: Interactions
@@ -36,6 +38,7 @@ class TrainingData:
     valid: Cases | None = None
     embeddings: np.ndarray | None = None
     items: Items | None = None
+    exclude_history: bool = False
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,9 @@ class CollabContext(VectorBaseline):
         def score_now() -> float:
             self._keep(network, phase)
             assert data.valid is not None
-            return validate(self, data.valid, data.train, data.num_items)
+            return validate(
+                self, data.valid, data.train, data.num_items, exclude_history=data.exclude_history
+            )
 
         log = train_epochs(
             network,
