@@ -7,6 +7,7 @@ split, and its provenance beside it. `COMMANDS` do more than run one method.
 Public names: `BaselineConfig`, `COMMANDS`, `main`.
 """
 
+import dataclasses
 import importlib
 import time
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def _run_method(name: str, argv: list[str]) -> None:
     device = config.device or default_device()
     method = kind(chosen, seed=config.seed, device=device)
     started = time.perf_counter()
-    method.fit(inputs.training)
+    method.fit(dataclasses.replace(inputs.training, exclude_history=config.exclude_history))
     seconds = time.perf_counter() - started
     lists = rank_cases(
         method,
