@@ -31,6 +31,8 @@ class TrainingData:
         embeddings: float32 [items, dim], item texts as vectors, for methods that need them.
         items: the catalogue's fields, for methods that need them.
         index: the items' paths of codes, for methods that need them.
+        exclude_history: whether lists will leave out what the user already has, so that
+            validation judges them alike.
     """
 
     train: Interactions
@@ -39,6 +41,7 @@ class TrainingData:
     embeddings: np.ndarray | None = None
     items: Items | None = None
     index: ItemIndex | None = None
+    exclude_history: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,15 @@ class Baseline(ABC):
             float32 [batch, num_items], higher is better; -inf rules an item out. A method with
             a `listed` gives it to every item that its search did not reach.
         """
+
+    def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue where items without any purchase are to be found.
+
+        For a method that scores such items in a way of its own, all items in that way, so that
+        their scores compare. Most have one way for all: then this is `score`, whose arguments and
+        result it has.
+        """
+        return self.score(users, histories)
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
