@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from lcrec.data import Interactions
 from lcrec.errors import InputError
@@ -51,6 +52,18 @@ class Batch:
         """Bool [batch, length], False at padding."""
         places = torch.arange(self.items.shape[1], device=self.items.device)
         return places < self.lengths[:, None]
+
+    def with_target(self, pad: int) -> torch.Tensor:
+        """Return the histories and the item after each, int64 [batch, length + 1].
+
+        Only of a batch with targets, which asks once per row after its last item.
+
+        Args:
+            pad: the id that pads.
+        """
+        last = self.targets[self.columns == self.lengths[self.rows] - 1]
+        places = self.lengths[:, None]
+        return functional.pad(self.items, (0, 1), value=pad).scatter(1, places, last[:, None])
 
     def to(self, device: str) -> "Batch":
         """Return a copy whose tensors live on the device."""

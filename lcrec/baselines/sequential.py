@@ -9,7 +9,7 @@ Reads and writes nothing. Public names: `SequenceSettings`, `SequenceNetwork`,
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -89,10 +89,12 @@ class SequentialBaseline(Baseline):
 
     Attributes:
         network: trained by `fit`.
+        sampler: of items to tell targets from, while training with a loss that needs them.
     """
 
     Settings: ClassVar[type] = SequenceSettings
     network: SequenceNetwork
+    sampler: NegativeSampler | None
 
     @abstractmethod
     def build(self, data: TrainingData) -> SequenceNetwork:
@@ -102,23 +104,39 @@ class SequentialBaseline(Baseline):
         """Return the network that `fit` goes on from; methods with a stage before it add it."""
         return self.build(data).to(self.device)
 
-    def loss(self, network: SequenceNetwork, batch: Batch, drawn: Any) -> torch.Tensor:
-        """Return the mean loss of a batch.
+    def loss(self, network: SequenceNetwork, batch: Batch) -> torch.Tensor:
+        """Return the mean loss of a batch, which is on its device, of the network in training."""
+        return self.loss_of(network, network(batch), batch.targets, batch.users[batch.rows])
+
+    def loss_of(
+        self,
+        network: SequenceNetwork,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        users: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the mean loss of states, by the loss that was chosen.
 
         Args:
-            network: being trained.
-            batch: on its device.
-            drawn: int64 [predictions, negatives], or None with a loss that needs none.
+            network: whose output vectors score.
+            states: [predictions, dim].
+            targets: int64 [predictions], the items that belong there.
+            users: int64 [predictions], whose items are not drawn against the targets.
         """
+        chosen, drawn = self.settings, None
+        if self.sampler is not None:
+            count = chosen.negatives if chosen.loss == "sampled" else 1
+            drawn = torch.from_numpy(self.sampler.draw(users.cpu().numpy(), count)).to(self.device)
         vectors, bias = network.output()
-        return next_item_loss(
-            self.settings.loss, network(batch), vectors, batch.targets, drawn, bias
-        )
+        return next_item_loss(chosen.loss, states, vectors, targets, drawn, bias)
 
     def fit(self, data: TrainingData) -> None:
         """Train to the best validation NDCG@10."""
         chosen = self.settings
         torch.manual_seed(self.seed)
+        self.sampler = None
+        if chosen.loss != "ce":
+            self.sampler = NegativeSampler(purchases(data.train, data.num_items), self.seed + 1)
         self.network = network = self.start(data)
         optimizer = torch.optim.Adam(network.parameters(), lr=chosen.learning_rate)
         batches = SequenceBatches(
@@ -129,19 +147,11 @@ class SequentialBaseline(Baseline):
             batch_size=chosen.batch_size,
             seed=self.seed,
         )
-        sampler = None
-        if chosen.loss != "ce":
-            sampler = NegativeSampler(purchases(data.train, data.num_items), self.seed + 1)
-        negatives = chosen.negatives if chosen.loss == "sampled" else 1
 
         def run_epoch(number: int) -> float:
             total, count = 0.0, 0
             for batch in batches:
-                drawn = None
-                if sampler is not None:
-                    asking = batch.users[batch.rows].numpy()
-                    drawn = torch.from_numpy(sampler.draw(asking, negatives)).to(self.device)
-                loss = self.loss(network, batch.to(self.device), drawn)
+                loss = self.loss(network, batch.to(self.device))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
