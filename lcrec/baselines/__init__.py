@@ -39,6 +39,13 @@ METHODS: dict[str, Method] = {
     "lightgcn": Method(
         "lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
     ),
+    "text-cosine": Method("textcosine:TextCosine", "items whose text is like the history's"),
+    "linear-mapping": Method(
+        "alpharec:LinearMapping", "a matrix on the vectors of item texts (Sheng et al. 2025)"
+    ),
+    "alpharec": Method(
+        "alpharec:AlphaRec", "item texts mapped by a network, then the graph (Sheng et al. 2025)"
+    ),
 }
 
 
