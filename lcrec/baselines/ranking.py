@@ -46,17 +46,7 @@ def rank_cases(
     Raises:
         InputError: a user's history leaves nothing to list.
     """
-    users = positions(train, cases.users)
-    batch = max(1, SCORES_AT_ONCE // num_items)
-    for start in range(0, len(cases), batch):
-        rows = slice(start, start + batch)
-        exclude = None
-        if exclude_history:
-            exclude = [
-                history[~np.isin(history, targets)]
-                for history, targets in zip(cases.histories[rows], cases.targets[rows], strict=True)
-            ]
-        scores = method.score(users[rows], cases.histories[rows])
+    for start, scores, exclude in _score(method, cases, train, num_items, exclude_history):
         for case, (ranked, values) in enumerate(top_items(scores, top, exclude), start=start):
             if not len(ranked):
                 raise InputError(
@@ -78,8 +68,37 @@ def validate(
 
     Arguments are those of `rank_cases`.
     """
+    targets = cases.targets if cases.targets.ndim == 2 else cases.targets[:, None]
     ranked = np.full((len(cases), 10), PAD, dtype=np.int64)
-    lists = rank_cases(method, cases, train, num_items, top=10, exclude_history=exclude_history)
-    for row, (items, _) in zip(ranked, lists, strict=True):
-        row[: len(items)] = items
+    for start, scores, exclude in _score(method, cases, train, num_items, exclude_history):
+        if np.isnan(scores).any():
+            raise ValueError("the scores hold NaN")
+        for row, items in enumerate(exclude or ()):
+            scores[row, items] = -np.inf
+        rows = np.arange(len(scores))
+        for wanted in targets[start : start + len(scores)].T:
+            # Counting what stands above a target takes a tenth of the time of sorting.
+            own = scores[rows, wanted][:, None]
+            places = (scores > own).sum(axis=1)
+            ties, items = np.nonzero(scores == own)
+            places += np.bincount(ties[items < wanted[ties]], minlength=len(scores))
+            listed = (places < 10) & (own[:, 0] > -np.inf) & (wanted != PAD)
+            ranked[start + rows[listed], places[listed]] = wanted[listed]
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
+
+
+def _score(
+    method: Baseline, cases: Cases, train: Interactions, num_items: int, exclude_history: bool
+) -> Iterator[tuple[int, np.ndarray, list[np.ndarray] | None]]:
+    """Yield, batch by batch, the first case, its batch's scores and the items to leave out."""
+    users = positions(train, cases.users)
+    batch = max(1, SCORES_AT_ONCE // num_items)
+    for start in range(0, len(cases), batch):
+        rows = slice(start, start + batch)
+        exclude = None
+        if exclude_history:
+            exclude = [
+                history[~np.isin(history, targets)]
+                for history, targets in zip(cases.histories[rows], cases.targets[rows], strict=True)
+            ]
+        yield start, method.score(users[rows], cases.histories[rows]), exclude
