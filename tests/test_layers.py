@@ -20,7 +20,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.ensemble"], 0),
-    "lcrec.report": 0,
+    **dict.fromkeys(["lcrec.report", "lcrec.planted", "lcrec.decimals"], 0),
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff", "lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.
@@ -53,6 +53,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.batching"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.inputs", "lcrec.baselines.store"], 3),
+    **dict.fromkeys(["lcrec.baselines.settings", "lcrec.baselines.histories"], 3),
+    **dict.fromkeys(["lcrec.baselines.ease", "lcrec.baselines.itemknn"], 3),
     **dict.fromkeys(["lcrec.baselines.ranking", "lcrec.baselines.sampling"], 3),
     **dict.fromkeys(["lcrec.baselines.graph", "lcrec.baselines.losses"], 3),
     **dict.fromkeys(["lcrec.baselines.stopping", "lcrec.baselines.vectors"], 3),

@@ -15,8 +15,9 @@ import numpy as np
 
 from lcrec.data import Cases, Interactions, Items
 from lcrec.errors import InputError
+from lcrec.index import ItemIndex
 
-Need = Literal["embeddings", "texts"]
+Need = Literal["embeddings", "texts", "index"]
 UNKNOWN = -1
 
 
@@ -30,6 +31,7 @@ class TrainingData:
         valid: cases on which training may be stopped; None: train to the last epoch.
         embeddings: float32 [items, dim], item texts as vectors, for methods that need them.
         items: the catalogue's fields, for methods that need them.
+        index: the items' paths of codes, for methods that need them.
     """
 
     train: Interactions
@@ -37,6 +39,7 @@ class TrainingData:
     valid: Cases | None = None
     embeddings: np.ndarray | None = None
     items: Items | None = None
+    index: ItemIndex | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class Baseline(ABC):
         self.seed = seed
         self.device = device
 
+    @property
+    def listed(self) -> int | None:
+        """How many items a list can have at most; None for a method that scores all."""
+        return None
+
     @abstractmethod
     def fit(self, data: TrainingData) -> None:
         """Learn from the train sequences, oldest item first.
@@ -90,7 +98,8 @@ class Baseline(ABC):
                 for users they know.
 
         Returns:
-            float32 [batch, num_items], higher is better; -inf rules an item out.
+            float32 [batch, num_items], higher is better; -inf rules an item out. A method with
+            a `listed` gives it to every item that its search did not reach.
         """
 
     @abstractmethod
