@@ -63,6 +63,8 @@ LAYERS = {
     "lcrec.baselines.collabcontext": 3,
     **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),
+    **dict.fromkeys(["lcrec.baselines.alpharec", "lcrec.baselines.textcosine"], 3),
+    "lcrec.baselines.candidates": 3,
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [

@@ -46,6 +46,13 @@ METHODS: dict[str, Method] = {
     "collabcontext": Method(
         "collabcontext:CollabContext", "text and purchases teach each other in turn (CARec, 2024)"
     ),
+    "text-cosine": Method("textcosine:TextCosine", "items whose text is like the history's"),
+    "linear-mapping": Method(
+        "alpharec:LinearMapping", "a matrix on the vectors of item texts (Sheng et al. 2025)"
+    ),
+    "alpharec": Method(
+        "alpharec:AlphaRec", "item texts mapped by a network, then the graph (Sheng et al. 2025)"
+    ),
 }
 
 

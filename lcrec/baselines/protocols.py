@@ -39,7 +39,7 @@ def random_split(interactions: Interactions, seed: int) -> Split:
     """
     rng = np.random.default_rng(seed)
     train: dict[str, list[int]] = {}
-    held_out: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
+    users, histories, valid, test = [], [], [], []
     for user, sequence in zip(interactions.users, interactions, strict=True):
         _, first = np.unique(sequence, return_index=True)
         items = sequence[np.sort(first)]
@@ -48,21 +48,20 @@ def random_split(interactions: Interactions, seed: int) -> Split:
         kept = np.delete(items, drawn[: 2 * share])
         train[user] = kept.tolist()
         if share:
-            valid, test = items[drawn[share : 2 * share]], items[drawn[:share]]
-            held_out.append((user, kept, valid, test))
-    if not held_out:
+            users.append(user)
+            histories.append(kept)
+            valid.append(items[drawn[share : 2 * share]])
+            test.append(items[drawn[:share]])
+    if not users:
         raise InputError(
             "no user has 3 different items, so none can be parted into train, valid and test; "
             "use more data, or --protocol leave-one-out"
         )
-    users = [user for user, *_ in held_out]
-    histories = [kept for _, kept, _, _ in held_out]
-    seen = [np.concatenate((kept, valid)) for _, kept, valid, _ in held_out]
-    valid_targets, test_targets = (_pad([row[part] for row in held_out]) for part in (2, 3))
+    seen = [np.concatenate(both) for both in zip(histories, valid, strict=True)]
     return Split(
         Interactions.from_sequences(train),
-        Cases(users, histories, valid_targets, histories),
-        Cases(users, histories, test_targets, seen),
+        Cases(users, histories, _pad(valid), histories),
+        Cases(users, histories, _pad(test), seen),
     )
 
 

@@ -62,20 +62,6 @@ def rank_cases(
         yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
 
 
-def _excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
-    """Return what must not be listed, per case; None where nothing is excluded."""
-    sources = [cases.exclude] if cases.exclude is not None else []
-    sources += [cases.histories] if exclude_history else []
-    if not sources:
-        return None
-    return [
-        np.concatenate([ids[~np.isin(ids, targets)] for ids in lists])
-        for targets, *lists in zip(
-            cases.targets[rows], *(source[rows] for source in sources), strict=True
-        )
-    ]
-
-
 def validate(
     method: Baseline,
     cases: Cases,
@@ -93,3 +79,17 @@ def validate(
     for row, (items, _) in zip(ranked, lists, strict=True):
         row[: len(items)] = items
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
+
+
+def _excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
+    """Return what must not be listed, per case; None where nothing is excluded."""
+    sources = [cases.exclude] if cases.exclude is not None else []
+    sources += [cases.histories] if exclude_history else []
+    if not sources:
+        return None
+    return [
+        np.concatenate([ids[~np.isin(ids, targets)] for ids in lists])
+        for targets, *lists in zip(
+            cases.targets[rows], *(source[rows] for source in sources), strict=True
+        )
+    ]
