@@ -58,6 +58,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.stopping", "lcrec.baselines.vectors"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
+    **dict.fromkeys(["lcrec.baselines.fusion", "lcrec.baselines.rank_fusion"], 3),
+    **dict.fromkeys(["lcrec.baselines.diagnostics", "lcrec.baselines.probes"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [

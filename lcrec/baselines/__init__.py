@@ -39,6 +39,7 @@ METHODS: dict[str, Method] = {
     "lightgcn": Method(
         "lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
     ),
+    "fusion": Method("fusion:Fusion", "purchases and texts side by side, norm-concat-norm"),
 }
 
 

@@ -1,6 +1,7 @@
 """Losses that several methods share.
 
-Reads and writes nothing. Public names: `bpr`, `info_nce`, `alignment`, `uniformity`.
+Reads and writes nothing. Public names: `bpr`, `info_nce`, `alignment`, `uniformity`,
+`sampled_dots`.
 """
 
 import torch
@@ -55,3 +56,19 @@ def uniformity(x: torch.Tensor) -> torch.Tensor:
         return x.sum() * 0
     x = functional.normalize(x, dim=-1)
     return torch.pdist(x).square().mul(-2).exp().mean().log()
+
+
+def sampled_dots(rows: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the dot product of each row with entries of a table, [batch, count].
+
+    Whichever holds fewer numbers at once: all products [batch, entries], or the entries
+    themselves [batch, count, dim].
+
+    Args:
+        rows: [batch, dim].
+        table: [entries, dim].
+        ids: int64 [batch, count], positions in the table.
+    """
+    if len(table) <= ids.shape[1] * table.shape[1]:
+        return (rows @ table.T).gather(1, ids)
+    return torch.einsum("bd,bnd->bn", rows, table[ids])
