@@ -23,15 +23,22 @@ REQUIRED = dataclasses.MISSING
 LARGEST_INT = 2**31 - 1  # scikit-learn's seeds have 32 bits, and catalogues 32-bit ids
 
 
-def option(help: str, default: Any = REQUIRED, *, minimum: float | None = None) -> Any:
+def option(
+    help: str,
+    default: Any = REQUIRED,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
     """Declare a field of a stage's dataclass.
 
     Args:
         help: one line for `--help`; the default is appended by the parser.
         default: the value when neither YAML nor flag gives one; without it the flag is required.
         minimum: the smallest number allowed, inclusive; in a list, of each number.
+        maximum: the largest, likewise.
     """
-    metadata = {"help": help, "minimum": minimum}
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
     if isinstance(default, list):
         items = list(default)
         return dataclasses.field(default_factory=lambda: list(items), metadata=metadata)
@@ -230,10 +237,12 @@ def _convert(value: Any, hint: Any, field: Any, where: str) -> Any:
             return None
         raise InputError(f"{where}: a value is needed ({field.metadata['help']})")
     result = _convert_kind(value, kind, where)
-    minimum = field.metadata.get("minimum")
+    minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
     for number in result if isinstance(result, list) else [result]:
         if minimum is not None and number < minimum:
             raise InputError(f"{where}: {number} is too small; the least allowed is {minimum}")
+        if maximum is not None and number > maximum:
+            raise InputError(f"{where}: {number} is too large; the most allowed is {maximum}")
     return result
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from lcrec.artifacts import find_data, read_json
 from lcrec.errors import InputError
 
+MOST_ITEMS = 2**31 - 1  # ids are int32
+
 
 @dataclass(frozen=True)
 class Items:
@@ -146,17 +148,23 @@ def item_texts(entry: object, where: str) -> dict[str, str]:
     return texts
 
 
-def load_interactions(folder: Path, num_items: int) -> Interactions:
+def load_interactions(folder: Path, num_items: int | None) -> Interactions:
     """Read the users' sequences of a data folder.
 
     Args:
         folder: the data folder.
-        num_items: the size of the catalogue, to check every id against.
+        num_items: the size of the catalogue, to check every id against; None where there is no
+            catalogue: the items are then those of the sequences.
 
     Raises:
-        InputError: the file is missing or malformed, or an id is not in the catalogue.
+        InputError: the file is missing or malformed, an id is not in the catalogue, or there is no
+            catalogue and the ids have a gap.
     """
-    path = find_data(folder).inter
+    paths = find_data(folder)
+    path = paths.inter
+    limit, wanted = MOST_ITEMS, "an item id from 0 up"
+    if num_items is not None:
+        limit, wanted = num_items, f"in the catalogue, whose ids are 0 to {num_items - 1}"
     raw = read_json(path)
     if not isinstance(raw, dict) or not raw:
         raise InputError(f"{path}: expected {{user: [item, ...]}}, found {_kind(raw)}")
@@ -164,12 +172,21 @@ def load_interactions(folder: Path, num_items: int) -> Interactions:
         if not isinstance(sequence, list):
             raise InputError(f"{path}: user {user!r}: expected a list, found {_kind(sequence)}")
         for item in sequence:
-            if type(item) is not int or not 0 <= item < num_items:
-                raise InputError(
-                    f"{path}: user {user!r}: item {item!r} is not in the catalogue, whose ids are "
-                    f"0 to {num_items - 1}"
-                )
+            if type(item) is not int or not 0 <= item < limit:
+                raise InputError(f"{path}: user {user!r}: item {item!r} is not {wanted}")
+    if num_items is None:
+        _require_no_gap(raw, path, paths.item)
     return Interactions.from_sequences(raw)
+
+
+def _require_no_gap(sequences: dict[str, list[int]], path: Path, catalogue: Path) -> None:
+    seen = {item for sequence in sequences.values() for item in sequence}
+    missing = next((item for item in range(len(seen)) if item not in seen), None)
+    if missing is not None:
+        raise InputError(
+            f"{path}: item {missing} is in no sequence, and there is no {catalogue} to say how "
+            "many items there are; number the items from 0 without gaps, or add that file"
+        )
 
 
 def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.ndarray:

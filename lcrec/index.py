@@ -5,7 +5,7 @@ codes from 0). It reads and writes LC-Rec's `index.json` {item: ["<a_12>", ...]}
 index in which two items share a path.
 
 Public names: `ItemIndex`, `ITEM_TOKEN`, `LEVEL_LETTERS`, `index_path`, `read_paths`, `read_codes`,
-`find_conflicts`, `token_name`.
+`find_conflicts`, `number_shared`, `token_name`.
 """
 
 import re
@@ -193,6 +193,19 @@ def find_conflicts(codes: np.ndarray) -> list[list[int]]:
     order = np.argsort(inverse, kind="stable")
     shared = np.split(order, np.cumsum(counts)[:-1])
     return [group.tolist() for group in shared if len(group) > 1]
+
+
+def number_shared(codes: np.ndarray) -> np.ndarray:
+    """Return int32 [items]: 0, 1, ... among the items that share a path, in order of their ids.
+
+    Args:
+        codes: int [items, levels].
+    """
+    _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    numbers = np.empty(len(codes), dtype=np.int32)
+    numbers[order] = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return numbers
 
 
 def read_paths(folder: Path) -> list[list[int]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcrec.assignment import assign_unique, require_capacity, shared_rows
 from lcrec.errors import InputError
-from lcrec.index import CODE_DIGITS
+from lcrec.index import CODE_DIGITS, number_shared
 from lcrec.rqvae import RQVAE
 
 
@@ -79,11 +79,7 @@ def index_with_extra_token(
     """
     assert model is not None
     nearest = model.nearest_codes(model.encode_all(embeddings)).numpy().astype(np.int32)
-    order = np.lexsort(nearest.T[::-1])
-    same = np.r_[False, (nearest[order[1:]] == nearest[order[:-1]]).all(axis=1)]
-    position = np.arange(len(order))
-    extra = np.empty(len(order), dtype=np.int32)
-    extra[order] = position - np.maximum.accumulate(np.where(same, 0, position))
+    extra = number_shared(nearest)
     paths = np.column_stack([nearest, extra])
     return Indexing(paths, (codes,) * levels + (max(codes, int(extra.max()) + 1),), nearest, model)
 

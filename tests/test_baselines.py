@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from lcrec.artifacts import provenance_path
 from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.base import TrainingData, positions
+from lcrec.baselines.base import Baseline, TrainingData, positions
 from lcrec.baselines.cooccurrence import Cooccurrence, CooccurrenceSettings
+from lcrec.baselines.inputs import load_inputs
 from lcrec.baselines.popularity import Popularity
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.baselines.store import is_saved, load_method, save_method
 from lcrec.data import Cases, Interactions, Items, leave_one_out
 from lcrec.errors import InputError
 from lcrec.evaluate import measure
+from lcrec.index import ItemIndex
 from lcrec.predictions import read_predictions
 
 SHARED = Path(os.environ.get("LCREC_SHARED") or Path(__file__).parents[2] / "shared")
@@ -122,6 +124,7 @@ def test_every_method_keeps_the_contract(name, tmp_path):
         split.valid,
         embeddings=rng.normal(size=(12, 8)).astype(np.float32),
         items=Items([{"title": f"thing {item}", "brand": "ab"[item % 2]} for item in range(12)]),
+        index=ItemIndex(np.column_stack(np.unravel_index(np.arange(12), (3, 4))), (3, 4)),
     )
     kind = METHODS[name].load()
     method = kind(quick(kind), seed=1)
@@ -233,6 +236,101 @@ def test_exclude_history(shop, tmp_path, capsys):
     method.fit(TrainingData(train, 2))
     with pytest.raises(InputError, match="'ann' already has every item"):
         list(rank_cases(method, everything, train, 2, top=100, exclude_history=True))
+
+
+def test_a_folder_without_a_catalogue(shop, tmp_path):
+    """The items are then those of the sequences; who needs texts is told."""
+    (shop / "Shop.item.json").unlink()
+    inputs = load_inputs(shop, None, [], "popularity")
+    assert inputs.training.num_items == 6  # item 6 is never bought, and nothing else knows it
+    assert inputs.training.items is None
+    assert inputs.files.keys() == {"inter"}
+    output = tmp_path / "p.jsonl"
+    main(["popularity", "--data", str(shop), "--output", str(output)])
+    assert sorted(lists(output)[0]["ranked"]) == list(range(6))
+    with pytest.raises(InputError, match=r"Shop\.item\.json: no such file"):
+        load_inputs(shop, None, ["texts"], "fdsa")
+    for wrong, message in (
+        ({"a": [0, 1, 3]}, "item 2 is in no sequence, and there is no .*number the items"),
+        ({"a": [0, 1, -2]}, "item -2 is not an item id"),
+        ({"a": [0, 1, 2**40]}, "is not an item id"),
+    ):
+        (shop / "Shop.inter.json").write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=message):
+            load_inputs(shop, None, [], "popularity")
+
+
+def test_an_index_is_read_and_its_conflicts_are_numbered(shop, tmp_path, capsys):
+    path = tmp_path / "some.json"
+    paths = [[0, 0], [0, 1], [0, 0], [1, 0], [0, 0], [2, 1], [1, 0]]
+    tokens = {item: [f"<a_{a}>", f"<b_{b}>"] for item, (a, b) in enumerate(paths)}
+    path.write_text(json.dumps(tokens))
+    inputs = load_inputs(shop, None, ["index"], "tiger", index=path)
+    assert "3 items have the path of another" in capsys.readouterr().out
+    assert inputs.training.index.codes[:, 2].tolist() == [0, 0, 1, 0, 2, 0, 1]
+    assert inputs.training.index.codes[:, :2].tolist() == paths
+    assert inputs.training.index.level_sizes == (3, 2, 3)
+    assert inputs.files["index"] == path
+
+    path.write_text(json.dumps({item: [f"<a_{item}>"] for item in range(7)}))
+    assert load_inputs(shop, None, ["index"], "x", index=path).training.index.num_levels == 1
+    path.write_text(json.dumps({item: [f"<a_{item}>"] for item in range(8)}))
+    with pytest.raises(InputError, match="has 8 items but the catalogue has 7"):
+        load_inputs(shop, None, ["index"], "tiger", index=path)
+    with pytest.raises(InputError, match="tiger: --index DIR is needed"):
+        load_inputs(shop, None, ["index"], "tiger")
+
+
+class Narrow(Baseline):
+    """Reaches items 3 and 1 only."""
+
+    listed = 2
+
+    def fit(self, data):
+        self.num_items = data.num_items
+
+    def score(self, users, histories):
+        scores = np.full((len(histories), self.num_items), -np.inf, dtype=np.float32)
+        scores[:, [3, 1]] = [2, 1]
+        return scores
+
+    def state(self):
+        return {}
+
+    def load_state(self, state, data):
+        pass
+
+
+def test_lists_of_a_method_that_reaches_few_items():
+    train = Interactions.from_sequences({"a": [3], "b": [3, 1]})
+    method = Narrow()
+    method.fit(TrainingData(train, 5))
+    cases = Cases(["a", "b"], [np.array([3]), np.array([3, 1])], np.array([1, 2]))
+    ranked = [items.tolist() for items, _ in rank_cases(method, cases, train, 5, top=100)]
+    assert ranked == [[3, 1], [3, 1]]
+    without = rank_cases(method, cases, train, 5, top=100, exclude_history=True)
+    assert [items.tolist() for items, _ in without] == [[1], []]  # an empty list is one too
+    # a: place 2 of 2; b: not found.
+    assert validate(method, cases, train, 5) == pytest.approx(1 / np.log2(3) / 2)
+
+
+def test_where_settings_start_from(shop, tmp_path, monkeypatch):
+    output = tmp_path / "p.jsonl"
+    monkeypatch.setattr(Cooccurrence, "tuned", {"last": 3})
+    base = ["cooccurrence", "--data", str(shop), "--output", str(output)]
+    recipe = tmp_path / "c.yaml"
+    recipe.write_text("tuned: true\n")
+    for argv, last in (
+        ([], 5),
+        (["--paper-family"], 5),
+        (["--tuned"], 3),
+        (["--config", str(recipe)], 3),
+        (["--tuned", "--last", "2"], 2),
+    ):
+        main([*base, *argv])
+        assert json.loads(provenance_path(output).read_text())["config"]["last"] == last
+    with pytest.raises(InputError, match=r"--tuned and --paper-family .* give one"):
+        main([*base, "--tuned", "--paper-family"])
 
 
 def test_a_truth_is_never_masked():

@@ -13,7 +13,8 @@ import pytest
 
 from lcrec import evaluate, prompts_cli
 from lcrec.baselines import METHODS
-from lcrec.baselines.__main__ import COMMANDS, method_config
+from lcrec.baselines.__main__ import COMMANDS, BaselineConfig
+from lcrec.baselines.settings import method_config
 from lcrec.config import parse_config
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,8 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
         else:
             assert name in METHODS or name.startswith("$")
             kind = METHODS.get(name, METHODS["popularity"]).load()
-            parse_config(method_config(kind), arguments, description="", prog=stage)
+            made = method_config(BaselineConfig, kind)
+            parse_config(made, arguments, description="", prog=stage)
             return
     elif stage == "modeling":
         assert arguments[0] == "merge"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lcrec.artifacts import INDEX, PROVENANCE, read_json, write_json, write_provenance
 from lcrec.errors import InputError
-from lcrec.index import ITEM_TOKEN, ItemIndex, find_conflicts, read_codes, token_name
+from lcrec.index import ITEM_TOKEN, ItemIndex, find_conflicts, number_shared, read_codes, token_name
 
 TOY = np.array([[0, 2], [1, 0], [0, 0]], dtype=np.int32)
 TOY_JSON = {"0": ["<a_0>", "<b_2>"], "1": ["<a_1>", "<b_0>"], "2": ["<a_0>", "<b_0>"]}
@@ -266,3 +266,8 @@ def test_an_index_of_another_depth_adds_nothing(write):
     deep = {str(item): ["<a_0>", "<b_0>", f"<c_{item}>"] for item in range(4)}
     with pytest.raises(InputError, match=r"has 4 items of 3 levels .*quantize --add"):
         ItemIndex(TOY, (3, 3)).load_extension(write(deep))
+
+
+def test_items_that_share_a_path_are_numbered():
+    codes = np.array([[1, 2], [0, 0], [1, 2], [1, 1], [1, 2], [0, 0]])
+    assert number_shared(codes).tolist() == [0, 0, 1, 0, 2, 1]

@@ -53,6 +53,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.batching"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
     **dict.fromkeys(["lcrec.baselines.inputs", "lcrec.baselines.store"], 3),
+    **dict.fromkeys(["lcrec.baselines.settings", "lcrec.baselines.histories"], 3),
+    **dict.fromkeys(["lcrec.baselines.ease", "lcrec.baselines.itemknn"], 3),
     **dict.fromkeys(["lcrec.baselines.ranking", "lcrec.baselines.sampling"], 3),
     **dict.fromkeys(["lcrec.baselines.graph", "lcrec.baselines.losses"], 3),
     **dict.fromkeys(["lcrec.baselines.stopping", "lcrec.baselines.vectors"], 3),
@@ -60,6 +62,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
     **dict.fromkeys(["lcrec.baselines.fusion", "lcrec.baselines.rank_fusion"], 3),
     **dict.fromkeys(["lcrec.baselines.diagnostics", "lcrec.baselines.probes"], 3),
+    "lcrec.baselines.collabcontext": 3,
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [

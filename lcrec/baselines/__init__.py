@@ -35,11 +35,18 @@ METHODS: dict[str, Method] = {
     "cooccurrence": Method(
         "cooccurrence:Cooccurrence", "what stood after or near the user's last items elsewhere"
     ),
+    "itemknn": Method(
+        "itemknn:ItemKNN", "what the same customers bought as well (Sarwar et al. 2001)"
+    ),
+    "ease": Method("ease:EASE", "a linear model of all items, in closed form (Steck 2019)"),
     "mf": Method("mf:MatrixFactorisation", "a vector per user and item, BPR (Rendle et al. 2009)"),
     "lightgcn": Method(
         "lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
     ),
     "fusion": Method("fusion:Fusion", "purchases and texts side by side, norm-concat-norm"),
+    "collabcontext": Method(
+        "collabcontext:CollabContext", "text and purchases teach each other in turn (CARec, 2024)"
+    ),
 }
 
 

@@ -1,30 +1,33 @@
 """Stage: fit a baseline on the train part and rank the whole catalogue for every user.
 
-Reads a data folder, and embeddings for the methods that need them; writes `predictions.jsonl`
-(the form of `lcrec.predictions`) with the users and targets of the chosen split, and its
-provenance beside it. `COMMANDS` do more than run one method.
+Reads a data folder, and embeddings or an index for the methods that need them; writes
+`predictions.jsonl` (the form of `lcrec.predictions`) with the users and targets of the chosen
+split, and its provenance beside it. `COMMANDS` do more than run one method.
 
-Public names: `BaselineConfig`, `COMMANDS`, `method_config`, `method_settings`, `main`.
+Public names: `BaselineConfig`, `COMMANDS`, `main`.
 """
 
 import dataclasses
 import importlib
-import sys
 import time
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from lcrec.artifacts import EMBEDDINGS, find_data, is_current, write_provenance
+from lcrec.artifacts import is_current, write_provenance
 from lcrec.baselines import METHODS, find_method
-from lcrec.baselines.base import Baseline
-from lcrec.baselines.inputs import load_inputs
+from lcrec.baselines.inputs import input_files, load_inputs
 from lcrec.baselines.ranking import rank_cases
+from lcrec.baselines.settings import (
+    default_device,
+    method_settings,
+    parse_method_config,
+    settings_files,
+)
 from lcrec.baselines.store import fit_once, is_saved
-from lcrec.config import config_dict, option, parse_config
+from lcrec.config import config_dict, option
 from lcrec.data import Cases
 from lcrec.errors import InputError, closest, run_stage
 from lcrec.predictions import Prediction, require_predictions_path, write_predictions
@@ -43,12 +46,18 @@ class BaselineConfig:
     embeddings: Path | None = option(
         "the folder that holds embeddings.npy, for the methods that need it", None
     )
+    index: Path | None = option(
+        "the folder that holds index.json, or such a file, for the methods that need it", None
+    )
     split: Literal["valid", "test"] = option("which held-out item to predict", "test")
     top: int = option("how many items to list per user", 100, minimum=100)
     exclude_history: bool = option("never list what the user already has, but for a target", False)
-    tuned: bool = option(
-        "start from the best known settings, instead of those of the paper's family", False
+    paper_family: bool = option(
+        "the method's own settings start from those of its paper, or of the library its family of "
+        "papers used; the default",
+        False,
     )
+    tuned: bool = option("they start from the best known settings instead", False)
     save: Path | None = option(
         "a folder to keep the fitted method in; one of the same settings and data there is taken "
         "as it is",
@@ -56,36 +65,6 @@ class BaselineConfig:
     )
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
-
-
-def method_config(method: type[Baseline], *, tuned: bool = False) -> type:
-    """Return the dataclass of all that a method's command takes: the shared, then its own.
-
-    Args:
-        method: the class.
-        tuned: whether its own settings start from the best known ones.
-    """
-    fields = []
-    for config_type in (BaselineConfig, method.Settings):
-        hints = typing.get_type_hints(config_type)
-        for field in dataclasses.fields(config_type):
-            if not field.init:
-                continue
-            own = config_type is method.Settings
-            default = (
-                method.tuned.get(field.name, field.default) if tuned and own else field.default
-            )
-            made = dataclasses.field(
-                default=default, default_factory=field.default_factory, metadata=field.metadata
-            )
-            fields.append((field.name, hints[field.name], made))
-    return dataclasses.make_dataclass(f"{method.__name__}Config", fields, frozen=True)
-
-
-def method_settings(method: type[Baseline], config: Any) -> Any:
-    """Return the method's own settings out of what its command was given."""
-    names = [field.name for field in dataclasses.fields(method.Settings) if field.init]
-    return method.Settings(**{name: getattr(config, name) for name in names})
 
 
 def main(argv: list[str]) -> None:
@@ -109,45 +88,45 @@ def _run_method(name: str, argv: list[str]) -> None:
     entry = find_method(name)
     kind = entry.load()
     prog = f"{PROG} {name}"
-    config: Any = parse_config(
-        method_config(kind, tuned="--tuned" in argv), argv, description=entry.summary, prog=prog
+    config: Any = parse_method_config(
+        BaselineConfig, kind, argv, description=entry.summary, prog=prog
     )
     require_predictions_path(config.output)
-    paths = find_data(config.data)
-    files = {"inter": paths.inter, "item": paths.item}
-    if "embeddings" in kind.needs and config.embeddings is not None:
-        files["embeddings"] = config.embeddings / EMBEDDINGS
+    chosen = method_settings(kind, config)
+    files = input_files(config.data, config.embeddings, kind.needs, config.index)
+    files |= settings_files(chosen)
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
     settings = {key: value for key, value in config_dict(config).items() if key != "device"}
-    chosen = method_settings(kind, config)
-    # Which split is ranked, and how, does not shape what is fitted.
-    fitted_by = {**dataclasses.asdict(chosen), "seed": config.seed}
+    # Which split is ranked, and how far down, does not shape what is fitted.
+    shaping = {"seed": config.seed, "exclude_history": config.exclude_history}
+    fitted_by = {**config_dict(chosen), **shaping}
     kept = config.save is None or is_saved(config.save, prog, fitted_by, files)
     if config.output.exists() and kept and is_current(config.output, prog, settings, files):
         print(f"{config.output} is up to date.\n{after}")
         return
 
-    inputs = load_inputs(config.data, config.embeddings, kind.needs, name)
+    inputs = load_inputs(config.data, config.embeddings, kind.needs, name, index=config.index)
+    training = dataclasses.replace(inputs.training, exclude_history=config.exclude_history)
     cases: Cases = getattr(inputs.split, config.split)
-    num_items = inputs.training.num_items
+    num_items = training.num_items
     without = ", leaving out what the user already has" if config.exclude_history else ""
     print(
         f"{name} on {inputs.name}: fit on the train part of {len(cases):,} users, then rank all "
         f"{num_items:,} items for the {config.split} split{without}.",
         flush=True,
     )
-    device = config.device or _default_device()
+    device = config.device or default_device()
     method = kind(chosen, seed=config.seed, device=device)
     if config.save is not None:
-        seconds = fit_once(config.save, prog, method, fitted_by, inputs.files, inputs.training)
+        seconds = fit_once(config.save, prog, method, fitted_by, files, training)
     else:
         started = time.perf_counter()
-        method.fit(inputs.training)
+        method.fit(training)
         seconds = time.perf_counter() - started
     lists = rank_cases(
         method,
         cases,
-        inputs.training.train,
+        training.train,
         num_items,
         top=config.top,
         exclude_history=config.exclude_history,
@@ -157,20 +136,13 @@ def _run_method(name: str, argv: list[str]) -> None:
         for user, target, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True)
     )
     write_predictions(config.output, tqdm(rows, total=len(cases), desc=name, unit=" users"))
-    write_provenance(config.output, prog, settings, inputs.files, fit_seconds=round(seconds, 1))
-    up_to = "up to " if config.exclude_history else ""
+    write_provenance(config.output, prog, settings, files, fit_seconds=round(seconds, 1))
+    length = min(config.top, num_items, method.listed or num_items)
+    up_to = "up to " if config.exclude_history or method.listed else ""
     if config.save is not None:
         print(f"{config.save} holds the fitted method.")
-    print(
-        f"Fitted in {seconds:,.0f} s. Wrote {config.output}: {up_to}{min(config.top, num_items)} "
-        f"items per user.\n{after}"
-    )
-
-
-def _default_device() -> str:
-    """Return "cuda" where there is a GPU and something has loaded torch, else "cpu"."""
-    torch = sys.modules.get("torch")
-    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    wrote = f"Wrote {config.output}: {up_to}{length} items per user."
+    print(f"Fitted in {seconds:,.0f} s. {wrote}\n{after}")
 
 
 def _overview() -> str:

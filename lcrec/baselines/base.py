@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lcrec.data import Cases, Interactions, Items
+from lcrec.index import ItemIndex
 
-Need = Literal["embeddings", "texts"]
+Need = Literal["embeddings", "texts", "index"]
 UNKNOWN = -1
 
 
@@ -29,6 +30,9 @@ class TrainingData:
         valid: cases on which training may be stopped; None: train to the last epoch.
         embeddings: float32 [items, dim], item texts as vectors, for methods that need them.
         items: the catalogue's fields, for methods that need them.
+        index: the items' paths of codes, for methods that need them.
+        exclude_history: whether lists will leave out what the user already has, so that
+            validation judges them alike.
     """
 
     train: Interactions
@@ -36,6 +40,8 @@ class TrainingData:
     valid: Cases | None = None
     embeddings: np.ndarray | None = None
     items: Items | None = None
+    index: ItemIndex | None = None
+    exclude_history: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class Baseline(ABC):
         self.seed = seed
         self.device = device
 
+    @property
+    def listed(self) -> int | None:
+        """How many items a list can have at most; None for a method that scores all."""
+        return None
+
     @abstractmethod
     def fit(self, data: TrainingData) -> None:
         """Learn from the train sequences, oldest item first.
@@ -89,8 +100,18 @@ class Baseline(ABC):
                 for users they know.
 
         Returns:
-            float32 [batch, num_items], higher is better; -inf rules an item out.
+            float32 [batch, num_items], higher is better; -inf rules an item out. A method with
+            a `listed` gives it to every item that its search did not reach.
         """
+
+    def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue where items without any purchase are to be found.
+
+        For a method that scores such items in a way of its own, all items in that way, so that
+        their scores compare. Most have one way for all: then this is `score`, whose arguments and
+        result it has.
+        """
+        return self.score(users, histories)
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:

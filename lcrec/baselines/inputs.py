@@ -1,16 +1,22 @@
-"""What the commands read: a data folder, its split, and embeddings where a method needs them.
+"""What the commands read: a data folder, its split, and what else a method needs.
 
-Public names: `Inputs`, `load_inputs`.
+A folder without a catalogue (`<Name>.item.json`) will do for methods that need no texts; its items
+are then those of the sequences.
+
+Public names: `Inputs`, `load_inputs`, `input_files`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
 from lcrec.baselines.base import Need, TrainingData
 from lcrec.data import Split, check_embeddings, leave_one_out, load_interactions, load_items
 from lcrec.errors import InputError
+from lcrec.index import ItemIndex, find_conflicts, index_path, number_shared, read_codes
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,14 @@ class Inputs:
     files: dict[str, Path]
 
 
-def load_inputs(folder: Path, embeddings: Path | None, needs: Iterable[Need], asker: str) -> Inputs:
+def load_inputs(
+    folder: Path,
+    embeddings: Path | None,
+    needs: Iterable[Need],
+    asker: str,
+    *,
+    index: Path | None = None,
+) -> Inputs:
     """Read what methods need.
 
     Args:
@@ -38,23 +51,70 @@ def load_inputs(folder: Path, embeddings: Path | None, needs: Iterable[Need], as
         embeddings: the folder that holds `embeddings.npy`, or the file; None: there is none.
         needs: of the methods that will be fitted.
         asker: the methods' names, for errors.
+        index: the folder that holds `index.json`, or such a file; None: there is none. Where
+            items share a path, one more level numbers them (Rajput et al. 2023, section 3.1).
 
     Raises:
         InputError: a file is missing or malformed, or they do not belong together.
     """
     needs = set(needs)
     paths = find_data(folder)
-    items = load_items(folder)
-    split = leave_one_out(load_interactions(folder, len(items)))
-    files = {"inter": paths.inter, "item": paths.item}
+    has_catalogue = paths.item.exists() or bool(needs & {"embeddings", "texts"})
+    items = load_items(folder) if has_catalogue else None
+    interactions = load_interactions(folder, None if items is None else len(items))
+    split = leave_one_out(interactions)
+    num_items = int(interactions.items.max()) + 1 if items is None else len(items)
+    files = input_files(folder, embeddings, needs, index)
     vectors = None
     if "embeddings" in needs:
         rebuild = f"python -m lcrec.embed --data {folder} --output DIR"
         if embeddings is None:
             raise InputError(f"{asker}: --embeddings DIR is needed; make it with: {rebuild}")
-        path = embeddings / EMBEDDINGS if embeddings.is_dir() else embeddings
+        path = files["embeddings"]
         require_same_input(path.parent, "item", paths.item, rebuild)
-        vectors = check_embeddings(read_array(path), len(items), path)
-        files["embeddings"] = path
-    training = TrainingData(split.train, len(items), split.valid, vectors, items)
+        vectors = check_embeddings(read_array(path), num_items, path)
+    codes = None
+    if "index" in needs:
+        rebuild = f"python -m lcrec.quantize --data {folder} --embeddings DIR --output DIR"
+        if index is None:
+            raise InputError(f"{asker}: --index DIR is needed; make it with: {rebuild}")
+        if items is not None:
+            require_same_input(files["index"].parent, "item", paths.item, rebuild)
+        codes = _read_index(files["index"], num_items)
+    training = TrainingData(split.train, num_items, split.valid, vectors, items, codes)
     return Inputs(paths.name, training, split, files)
+
+
+def input_files(
+    folder: Path, embeddings: Path | None, needs: Iterable[Need], index: Path | None = None
+) -> dict[str, Path]:
+    """Return what `load_inputs` reads, by role, for the provenance.
+
+    Arguments are those of `load_inputs`. What is asked for and not given is left out.
+
+    Raises:
+        InputError: no data folder.
+    """
+    needs, paths = set(needs), find_data(folder)
+    files = {"inter": paths.inter}
+    if paths.item.exists():
+        files["item"] = paths.item
+    if "embeddings" in needs and embeddings is not None:
+        files["embeddings"] = embeddings / EMBEDDINGS if not embeddings.is_file() else embeddings
+    if "index" in needs and index is not None:
+        files["index"] = index_path(index)
+    return files
+
+
+def _read_index(path: Path, num_items: int) -> ItemIndex:
+    """Return the index, items that share a path told apart by one more level."""
+    codes = read_codes(path, num_items)
+    if not find_conflicts(codes):
+        return ItemIndex.load(path, num_items)
+    numbers = number_shared(codes)
+    sizes = (codes.max(axis=0) + 1).tolist()
+    print(
+        f"{path}: {int((numbers > 0).sum()):,} items have the path of another; one more level "
+        "tells them apart."
+    )
+    return ItemIndex(np.column_stack([codes, numbers]), (*sizes, int(numbers.max()) + 1))

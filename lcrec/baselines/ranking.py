@@ -36,7 +36,8 @@ def rank_cases(
         cases: the users, their histories and targets.
         train: what it was fitted on, to know the users by.
         num_items: the size of the catalogue.
-        top: how many items to list; all of them where the catalogue is smaller.
+        top: how many items to list; all of them where the catalogue is smaller, and fewer where
+            the method reaches fewer (`Baseline.listed`), of which none may be left.
         exclude_history: leave out the items of each user's history that are no target.
 
     Yields:
@@ -58,7 +59,7 @@ def rank_cases(
             ]
         scores = method.score(users[rows], cases.histories[rows])
         for case, (ranked, values) in enumerate(top_items(scores, top, exclude), start=start):
-            if not len(ranked):
+            if exclude is not None and len(np.unique(exclude[case - start])) == num_items:
                 raise InputError(
                     f"user {cases.users[case]!r} already has every item, so none is left to list; "
                     "run again without --exclude-history"
