@@ -10,7 +10,7 @@ trained together with the sampled softmax against the hardest of the items drawn
 user has may be drawn).
 
 Reads and writes nothing. Public names: `Fusion`, `FusionSettings`, `FusedNetwork`,
-`hardest_negatives`, `user_texts_of`.
+`hardest_negatives`, `draw_others`, `user_texts_of`.
 """
 
 from dataclasses import dataclass
@@ -170,7 +170,7 @@ class Fusion(VectorBaseline):
             order = rng.permutation(len(pairs))
             for start in range(0, len(order), chosen.batch_size):
                 batch = pairs[order[start : start + chosen.batch_size]]
-                drawn = _draw_others(batch[:, 1], chosen.candidates, data.num_items, rng)
+                drawn = draw_others(batch[:, 1], chosen.candidates, data.num_items, rng)
                 loss = self._loss(network, batch, drawn, num_users)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -219,9 +219,16 @@ def _unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
 
 
-def _draw_others(
+def draw_others(
     items: np.ndarray, count: int, num_items: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return int64 [batch, count], uniform over all items but the row's own."""
+    """Return int64 [batch, count], uniform over all items but the row's own.
+
+    Args:
+        items: int64 [batch], each row's own.
+        count: how many per row, with replacement.
+        num_items: the size of the catalogue, at least 2.
+        rng: to draw with.
+    """
     drawn = rng.integers(0, num_items - 1, (len(items), count))
     return drawn + (drawn >= items[:, None])
