@@ -154,20 +154,20 @@ SMALL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_on_planted_data_both_views_beat_either(seed):
-    planted = make_planted(users=600, mean_length=8, seed=seed)
+def test_on_planted_data_both_views_beat_either():
+    planted = make_planted(users=800, mean_length=6, taste=5)
     split = leave_one_out(planted.interactions)
     data = TrainingData(
         split.train, planted.num_items, split.valid, planted.embeddings, exclude_history=True
     )
     scores = {}
     for views in ("both", "collaborative", "semantic"):
-        method = Fusion(FusionSettings(views=views, **SMALL), seed=seed)
+        method = Fusion(FusionSettings(views=views, **SMALL), seed=0)
         method.fit(data)
         scores[views] = validate(
             method, split.test, split.train, planted.num_items, exclude_history=True
         )
+    # .125, .101 and .076; seeds 1 and 2 give .128, .112, .055 and .115, .087, .065.
     assert scores["both"] > 1.1 * scores["collaborative"]
     assert scores["both"] > 1.5 * scores["semantic"]
     chance = (1 / np.log2(np.arange(10) + 2)).sum() / planted.num_items
