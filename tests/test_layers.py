@@ -60,6 +60,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.stopping", "lcrec.baselines.vectors"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
+    **dict.fromkeys(["lcrec.baselines.fusion", "lcrec.baselines.rank_fusion"], 3),
+    **dict.fromkeys(["lcrec.baselines.diagnostics", "lcrec.baselines.probes"], 3),
     "lcrec.baselines.collabcontext": 3,
     **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),

@@ -43,6 +43,7 @@ METHODS: dict[str, Method] = {
     "lightgcn": Method(
         "lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
     ),
+    "fusion": Method("fusion:Fusion", "purchases and texts side by side, norm-concat-norm"),
     "collabcontext": Method(
         "collabcontext:CollabContext", "text and purchases teach each other in turn (CARec, 2024)"
     ),

@@ -1,7 +1,7 @@
 """Losses that several methods share.
 
-Reads and writes nothing. Public names: `bpr`, `info_nce`, `alignment`, `uniformity`, `bce`,
-`full_softmax`, `next_item_loss`, `NextItemLoss`, `LOGITS_AT_ONCE`.
+Reads and writes nothing. Public names: `bpr`, `info_nce`, `alignment`, `uniformity`,
+`sampled_dots`, `bce`, `full_softmax`, `next_item_loss`, `NextItemLoss`, `LOGITS_AT_ONCE`.
 """
 
 from typing import Any, Literal
@@ -171,3 +171,19 @@ class _FullSoftmax(torch.autograd.Function):
             None,
             None if grad_bias is None else grad_bias * scale,
         )
+
+
+def sampled_dots(rows: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the dot product of each row with entries of a table, [batch, count].
+
+    Whichever holds fewer numbers at once: all products [batch, entries], or the entries
+    themselves [batch, count, dim].
+
+    Args:
+        rows: [batch, dim].
+        table: [entries, dim].
+        ids: int64 [batch, count], positions in the table.
+    """
+    if len(table) <= ids.shape[1] * table.shape[1]:
+        return (rows @ table.T).gather(1, ids)
+    return torch.einsum("bd,bnd->bn", rows, table[ids])
