@@ -61,6 +61,11 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),
+    **dict.fromkeys(["lcrec.baselines.sequential", "lcrec.baselines.attributes"], 3),
+    **dict.fromkeys(["lcrec.baselines.sasrec", "lcrec.baselines.bert4rec"], 3),
+    **dict.fromkeys(["lcrec.baselines.gru4rec", "lcrec.baselines.fmlp"], 3),
+    **dict.fromkeys(["lcrec.baselines.caser", "lcrec.baselines.hgn"], 3),
+    **dict.fromkeys(["lcrec.baselines.fdsa", "lcrec.baselines.s3rec"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [
