@@ -66,7 +66,14 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),
     **dict.fromkeys(["lcrec.baselines.alpharec", "lcrec.baselines.textcosine"], 3),
-    "lcrec.baselines.candidates": 3,
+    **dict.fromkeys(["lcrec.baselines.candidates", "lcrec.baselines.training_runs"], 3),
+    **dict.fromkeys(["lcrec.baselines.compare", "lcrec.baselines.comparison"], 3),
+    "lcrec.baselines.comparison_page": 3,
+    **dict.fromkeys(["lcrec.baselines.sequential", "lcrec.baselines.attributes"], 3),
+    **dict.fromkeys(["lcrec.baselines.sasrec", "lcrec.baselines.bert4rec"], 3),
+    **dict.fromkeys(["lcrec.baselines.gru4rec", "lcrec.baselines.fmlp"], 3),
+    **dict.fromkeys(["lcrec.baselines.caser", "lcrec.baselines.hgn"], 3),
+    **dict.fromkeys(["lcrec.baselines.fdsa", "lcrec.baselines.s3rec"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [

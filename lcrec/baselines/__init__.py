@@ -54,6 +54,14 @@ METHODS: dict[str, Method] = {
     "alpharec": Method(
         "alpharec:AlphaRec", "item texts mapped by a network, then the graph (Sheng et al. 2025)"
     ),
+    "sasrec": Method("sasrec:SASRec", "a causal transformer (Kang and McAuley 2018)"),
+    "bert4rec": Method("bert4rec:BERT4Rec", "a transformer that fills in masks (Sun et al. 2019)"),
+    "gru4rec": Method("gru4rec:GRU4Rec", "a recurrent network (Hidasi et al. 2016)"),
+    "fmlp": Method("fmlp:FMLP", "learned filters over frequencies (Zhou et al. 2022)"),
+    "caser": Method("caser:Caser", "convolutions over the last items (Tang and Wang 2018)"),
+    "hgn": Method("hgn:HGN", "gates on features and items of a history (Ma et al. 2019)"),
+    "fdsa": Method("fdsa:FDSA", "SASRec beside one that reads attributes (Zhang et al. 2019)"),
+    "s3rec": Method("s3rec:S3Rec", "SASRec after four tasks of pre-training (Zhou et al. 2020)"),
 }
 
 

@@ -79,7 +79,7 @@ class Network(SASRecNetwork):
     """The encoder looking both ways, and BERT's head before the item vectors."""
 
     def __init__(self, num_items: int, chosen: Any) -> None:
-        super().__init__(num_items, chosen, extra=1, causal=False)
+        super().__init__(num_items, chosen, extra=1)
         self.mask = num_items + 1
         self.head = nn.Linear(chosen.dim, chosen.dim)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -96,7 +96,8 @@ class Network(SASRecNetwork):
             asked: bool [batch, length], which places.
         """
         real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
-        return self.norm(functional.gelu(self.head(self.encode(items, real)[asked])))
+        states = self.encode(items, real, causal=False)[asked]
+        return self.norm(functional.gelu(self.head(states)))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the states [batch, dim] of a mask behind each history."""

@@ -34,8 +34,10 @@ class SASRecSettings(SequenceSettings):
     layers: int = option("blocks of the transformer", 2, minimum=1)
     heads: int = option("of its attention; divides --dim", 2, minimum=1)
     hidden: int = option("width of its feed-forward networks", 256, minimum=1)
-    dropout: float = option("share of inputs and of what sublayers add", 0.5, minimum=0)
-    attention_dropout: float = option("share of attention weights", 0.5, minimum=0)
+    dropout: float = option(
+        "share of inputs and of what sublayers add", 0.5, minimum=0, maximum=0.99
+    )
+    attention_dropout: float = option("share of attention weights", 0.5, minimum=0, maximum=0.99)
 
 
 class SASRecNetwork(SequenceNetwork):
@@ -45,12 +47,10 @@ class SASRecNetwork(SequenceNetwork):
         num_items: the size of the catalogue.
         chosen: dim, max_history, layers, heads, hidden and both dropouts are read.
         extra: ids after the padding.
-        causal: whether a place sees none later than itself.
     """
 
-    def __init__(self, num_items: int, chosen: Any, *, extra: int = 0, causal: bool = True) -> None:
+    def __init__(self, num_items: int, chosen: Any, *, extra: int = 0) -> None:
         super().__init__(num_items, chosen.dim, extra=extra)
-        self.causal = causal
         # One more than histories have: for what stands in the place of the next item.
         self.positions = Positions(chosen.max_history + 1, chosen.dim, chosen.dropout)
         self.encoder = Encoder(
@@ -63,14 +63,17 @@ class SASRecNetwork(SequenceNetwork):
         )
         initialise(self)
 
-    def encode(self, items: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def encode(
+        self, items: torch.Tensor, real: torch.Tensor, *, causal: bool = True
+    ) -> torch.Tensor:
         """Return a state per place, [batch, length, dim].
 
         Args:
             items: int64 [batch, length].
             real: bool [batch, length], False at padding.
+            causal: whether a place sees none later than itself.
         """
-        return self.encoder(self.positions(self.items(items)), real, causal=self.causal)
+        return self.encoder(self.positions(self.items(items)), real, causal=causal)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the states [predictions, dim] at the places that the batch asks for."""
