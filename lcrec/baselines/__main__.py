@@ -13,7 +13,9 @@ from lcrec.baselines.method_run import PROG, MethodRun
 from lcrec.errors import InputError, closest, run_stage
 
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compare": ("lcrec.baselines.compare", "train what is missing, judge all, one table and page"),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +45,8 @@ def _overview() -> str:
             "",
             "methods:",
             *(f"  {name:<{width}}  {method.summary}" for name, method in METHODS.items()),
-            *(["", "commands:"] if COMMANDS else []),
+            "",
+            "commands:",
             *(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
             "",
             f"options of a method: {PROG} NAME --help",
