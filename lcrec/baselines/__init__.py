@@ -62,6 +62,8 @@ METHODS: dict[str, Method] = {
     "hgn": Method("hgn:HGN", "gates on features and items of a history (Ma et al. 2019)"),
     "fdsa": Method("fdsa:FDSA", "SASRec beside one that reads attributes (Zhang et al. 2019)"),
     "s3rec": Method("s3rec:S3Rec", "SASRec after four tasks of pre-training (Zhou et al. 2020)"),
+    "tiger": Method("tiger:TIGER", "writes the codes of the next item (Rajput et al. 2023)"),
+    "p5cid": Method("p5cid:P5CID", "the same, codes from who bought what (Hua et al. 2023)"),
 }
 
 
