@@ -33,7 +33,9 @@ from lcrec.predictions import Prediction, require_predictions_path, write_predic
 
 PROG = "python -m lcrec.baselines"
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "cold": ("lcrec.baselines.cold", "which methods find items that nobody has bought yet?"),
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,14 @@ import numpy as np
 
 from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
 from lcrec.baselines.base import Need, TrainingData
-from lcrec.data import Split, check_embeddings, leave_one_out, load_interactions, load_items
+from lcrec.data import (
+    Interactions,
+    Split,
+    check_embeddings,
+    leave_one_out,
+    load_interactions,
+    load_items,
+)
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex, find_conflicts, index_path, number_shared, read_codes
 
@@ -26,12 +33,14 @@ class Inputs:
     Attributes:
         name: of the data set.
         training: what methods learn from.
-        split: train, valid and test.
+        interactions: the whole sequences.
+        split: leave-one-out of them: train, valid and test.
         files: what was read, by role, for the provenance.
     """
 
     name: str
     training: TrainingData
+    interactions: Interactions
     split: Split
     files: dict[str, Path]
 
@@ -82,7 +91,7 @@ def load_inputs(
             require_same_input(files["index"].parent, "item", paths.item, rebuild)
         codes = _read_index(files["index"], num_items)
     training = TrainingData(split.train, num_items, split.valid, vectors, items, codes)
-    return Inputs(paths.name, training, split, files)
+    return Inputs(paths.name, training, interactions, split, files)
 
 
 def input_files(
