@@ -67,6 +67,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.diagnostics", "lcrec.baselines.probes"], 3),
     "lcrec.baselines.collabcontext": 3,
     **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
+    **dict.fromkeys(["lcrec.baselines.cold", "lcrec.baselines.cold_split"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),
     **dict.fromkeys(["lcrec.baselines.alpharec", "lcrec.baselines.textcosine"], 3),
     **dict.fromkeys(["lcrec.baselines.candidates", "lcrec.baselines.training_runs"], 3),

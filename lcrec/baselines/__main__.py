@@ -15,6 +15,7 @@ from lcrec.errors import InputError, closest, run_stage
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
 COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("lcrec.baselines.tune", "try the settings in a method's grid, on validation only"),
+    "cold": ("lcrec.baselines.cold", "which methods find items that nobody has bought yet?"),
     "compare": ("lcrec.baselines.compare", "train what is missing, judge all, one table and page"),
 }
 

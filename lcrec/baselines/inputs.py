@@ -33,12 +33,14 @@ class Inputs:
     Attributes:
         name: of the data set.
         training: what methods learn from.
-        split: train, valid and test.
+        interactions: the whole sequences.
+        split: leave-one-out of them: train, valid and test.
         files: what was read, by role, for the provenance.
     """
 
     name: str
     training: TrainingData
+    interactions: Interactions
     split: Split
     files: dict[str, Path]
 
@@ -91,7 +93,7 @@ def load_inputs(
             require_same_input(files["index"].parent, "item", paths.item, rebuild)
         codes = _read_index(files["index"], num_items)
     training = TrainingData(parts.train, num_items, parts.valid, vectors, items, codes)
-    return Inputs(paths.name, training, parts, files)
+    return Inputs(paths.name, training, interactions, parts, files)
 
 
 def input_files(

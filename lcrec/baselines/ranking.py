@@ -5,14 +5,15 @@ One rule for masking: what the split forbids (`Cases.exclude`) is left out, and 
 truth. (The released code of several methods masks other items in validation than in test, which
 makes their figures incomparable.)
 
-Reads and writes nothing. Public names: `rank_cases`, `validate`, `SCORES_AT_ONCE`.
+Reads and writes nothing. Public names: `rank_cases`, `validate`, `Scorer`, `SCORES_AT_ONCE`.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
-from lcrec.baselines.base import Baseline, positions
+from lcrec.baselines.base import positions
 from lcrec.data import Cases, Interactions
 from lcrec.errors import InputError
 from lcrec.metrics import PAD, ndcg_at_k
@@ -21,8 +22,16 @@ from lcrec.predictions import top_items
 SCORES_AT_ONCE = 2**22  # 16 MB, and a few times that while they are ranked
 
 
+class Scorer(Protocol):
+    """What can be ranked by: a fitted `Baseline`, or a view of one."""
+
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue for each user; see `Baseline.score`."""
+        ...
+
+
 def rank_cases(
-    method: Baseline,
+    method: Scorer,
     cases: Cases,
     train: Interactions,
     num_items: int,
@@ -63,7 +72,7 @@ def rank_cases(
 
 
 def validate(
-    method: Baseline,
+    method: Scorer,
     cases: Cases,
     train: Interactions,
     num_items: int,
