@@ -316,11 +316,11 @@ def _height(rows: int) -> float:
 
 
 def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}".replace("0.", ".", 1)
+    return MISSING if value is None else f"{value:.4f}".removeprefix("0")
 
 
 def _short(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1)
+    return f"{value:.3f}".removeprefix("0")
 
 
 def _interval(value: dict[str, float]) -> str:

@@ -4,7 +4,7 @@ Reads a data folder, and embeddings or an index for the methods that need them; 
 `predictions.jsonl` (the form of `lcrec.predictions`) with the users and targets of the chosen
 split, and its provenance beside it, which tells what the run cost.
 
-Public names: `BaselineConfig`, `MethodRun`, `PROG`.
+Public names: `BaselineConfig`, `MethodRun`, `PROG`, `peak_mb`.
 """
 
 import dataclasses
