@@ -61,7 +61,9 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
     **dict.fromkeys(["lcrec.baselines.fusion", "lcrec.baselines.rank_fusion"], 3),
-    **dict.fromkeys(["lcrec.baselines.diagnostics", "lcrec.baselines.probes"], 3),
+    **dict.fromkeys(["lcrec.baselines.fuse", "lcrec.baselines.comparable"], 3),
+    **dict.fromkeys(["lcrec.baselines.diagnostics", "lcrec.baselines.diagnose"], 3),
+    **dict.fromkeys(["lcrec.baselines.probes", "lcrec.baselines.probe"], 3),
     "lcrec.baselines.collabcontext": 3,
 }
 # Stages that answer at once, because they need no tensors either.

@@ -34,7 +34,11 @@ from lcrec.predictions import Prediction, require_predictions_path, write_predic
 
 PROG = "python -m lcrec.baselines"
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fuse": ("lcrec.baselines.fuse", "join predictions files of several methods into one"),
+    "diagnose": ("lcrec.baselines.diagnose", "what two predictions files find, together and apart"),
+    "probe": ("lcrec.baselines.probe", "how much of one set of item vectors another one tells"),
+}
 
 
 @dataclass(frozen=True)
