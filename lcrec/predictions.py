@@ -14,7 +14,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,14 @@ class Predictions:
         users: the distinct users, in the file's order.
         targets: int64 [users]; [users, most targets] padded with -1 where a user has several.
         ranked: {template_id: int64 [users, longest list]}, padded with -1; row i is `users[i]`.
-        scores: {template_id: float32 [users, longest list]}, likewise, padded with -inf.
+        scores: {template_id: float32 [users, longest list]}, likewise, padded with -inf;
+            empty where the lists were not read from a file.
     """
 
     users: list[str]
     targets: np.ndarray
     ranked: dict[str | None, np.ndarray]
-    scores: dict[str | None, np.ndarray]
+    scores: dict[str | None, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.users)

@@ -16,6 +16,9 @@ from lcrec.errors import InputError, closest, run_stage
 COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("lcrec.baselines.tune", "try the settings in a method's grid, on validation only"),
     "cold": ("lcrec.baselines.cold", "which methods find items that nobody has bought yet?"),
+    "fuse": ("lcrec.baselines.fuse", "join predictions files of several methods into one"),
+    "diagnose": ("lcrec.baselines.diagnose", "what two predictions files find, together and apart"),
+    "probe": ("lcrec.baselines.probe", "how much of one set of item vectors another one tells"),
     "compare": ("lcrec.baselines.compare", "train what is missing, judge all, one table and page"),
 }
 
