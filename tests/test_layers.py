@@ -61,7 +61,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
     **dict.fromkeys(["lcrec.baselines.alpharec", "lcrec.baselines.textcosine"], 3),
-    "lcrec.baselines.candidates": 3,
+    **dict.fromkeys(["lcrec.baselines.candidates", "lcrec.baselines.transfer"], 3),
+    **dict.fromkeys(["lcrec.baselines.intention", "lcrec.baselines.convergence"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [

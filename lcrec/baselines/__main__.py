@@ -7,6 +7,7 @@ split, and its provenance beside it. `COMMANDS` do more than run one method.
 Public names: `BaselineConfig`, `COMMANDS`, `main`.
 """
 
+import dataclasses
 import importlib
 import time
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ from lcrec.predictions import Prediction, require_predictions_path, write_predic
 
 PROG = "python -m lcrec.baselines"
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "transfer": ("lcrec.baselines.transfer", "AlphaRec trained on some data sets, ranking another"),
+    "intention": ("lcrec.baselines.intention", "AlphaRec for users who say what they look for"),
+    "convergence": ("lcrec.baselines.convergence", "how many epochs methods take to their best"),
+}
 
 
 @dataclass(frozen=True)

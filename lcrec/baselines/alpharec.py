@@ -330,7 +330,9 @@ class AlphaRec(VectorBaseline):
         return smooth(domain.adjacency, self.mapping(domain.inputs), self.settings.layers)
 
     def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(vectors, dim=-1) if self.settings.loss == "info_nce" else vectors
+        return (
+            functional.normalize(vectors, dim=-1) if self.settings.loss == "info_nce" else vectors
+        )
 
     def _loss(
         self, domain: Domain, users: torch.Tensor, items: torch.Tensor, drawn: torch.Tensor
