@@ -80,6 +80,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.gru4rec", "lcrec.baselines.fmlp"], 3),
     **dict.fromkeys(["lcrec.baselines.caser", "lcrec.baselines.hgn"], 3),
     **dict.fromkeys(["lcrec.baselines.fdsa", "lcrec.baselines.s3rec"], 3),
+    **dict.fromkeys(["lcrec.baselines.transfer"], 3),
+    **dict.fromkeys(["lcrec.baselines.intention", "lcrec.baselines.convergence"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [

@@ -19,6 +19,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fuse": ("lcrec.baselines.fuse", "join predictions files of several methods into one"),
     "diagnose": ("lcrec.baselines.diagnose", "what two predictions files find, together and apart"),
     "probe": ("lcrec.baselines.probe", "how much of one set of item vectors another one tells"),
+    "transfer": ("lcrec.baselines.transfer", "AlphaRec trained on some data sets, ranking another"),
+    "intention": ("lcrec.baselines.intention", "AlphaRec for users who say what they look for"),
+    "convergence": ("lcrec.baselines.convergence", "how many epochs methods take to their best"),
     "compare": ("lcrec.baselines.compare", "train what is missing, judge all, one table and page"),
 }
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy import sparse
 
 from lcrec.baselines.base import Baseline, Need, TrainingData, require_embeddings
+from lcrec.baselines.histories import history_rows
 from lcrec.config import option
 
 
@@ -38,19 +38,12 @@ class TextCosine(Baseline):
         self.embeddings = require_embeddings(data, "text-cosine")
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
-        """Return the cosines, float32 [batch, num_items]; an item counts as often as it stands."""
+        """Return the cosines, float32 [batch, num_items]; of a history each item counts once."""
         last = self.settings.last
         counted = [history[-last:] if last else history for history in histories]
-        lengths = np.array([len(items) for items in counted])
-        standing = sparse.csr_array(
-            (
-                np.repeat(1 / lengths, lengths).astype(np.float32),
-                np.concatenate(counted),
-                np.concatenate(([0], np.cumsum(lengths))),
-            ),
-            shape=(len(counted), len(self.embeddings)),
-        )
-        return _unit(standing @ self.embeddings) @ _unit(self.embeddings).T
+        # The sum points where the mean does.
+        summed = history_rows(counted, len(self.embeddings)) @ self.embeddings
+        return _unit(summed) @ _unit(self.embeddings).T
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the embeddings."""
