@@ -40,6 +40,17 @@ def compare(shop, output, *words):
     return json.loads((output / "comparison.json").read_text())
 
 
+def figures_of(entries, truth, counts, protocol="leave-one-out", reference=None):
+    return compare_entries(
+        entries,
+        truth,
+        protocol,
+        popularity=np.asarray(counts),
+        activity=np.ones(len(truth), dtype=int),
+        reference=reference,
+    )
+
+
 def text_of(page):
     return html.unescape(re.sub(r"<[^>]+>", "", page))
 
@@ -54,7 +65,7 @@ def test_figures_by_hand():
     other = np.array([[0, 4], [8, 9], [9, 8], [3, 5]], dtype=np.int32)
     counts = np.array([9, 1, 0, 5, 1, 1, 1, 1, 1, 1])
     entries = {"other": Entry(["0"], [[other]], 2), "good": Entry(["0"], [[good]], 2, 3.0, 50)}
-    figures = compare_entries(entries, truth, counts, "leave-one-out")
+    figures = figures_of(entries, truth, counts)
     assert list(figures["methods"]) == ["good", "other"]  # best first
     one = figures["methods"]["good"]
     assert one["overall"]["HR@1"]["mean"] == 0.5
@@ -65,18 +76,18 @@ def test_figures_by_hand():
     assert against["difference"] == -0.25
     assert 0.1 < against["p"] <= against["p_holm"] == against["p"]  # one test: nothing to adjust
     # The .60 and .80 quantiles of the counts are 1 and 1.8.
-    assert figures["groups"]["tail"] == {"items": 8, "users": 2}
-    assert figures["groups"]["head"] == {"items": 2, "users": 2}
-    assert figures["groups"]["middle"] == {"items": 0, "users": 0}
-    assert figures["groups"]["cold"] == {"items": 1, "users": 1}
-    assert one["groups"]["tail"]["HR@10"] == 1
-    assert one["groups"]["head"]["HR@10"] == 0.5
-    assert one["groups"]["middle"]["HR@10"] is None
+    assert figures["groups"]["cold"] == {"items": 8, "users": 2}
+    assert figures["groups"]["hot"] == {"items": 2, "users": 2}
+    assert figures["groups"]["mid"] == {"items": 0, "users": 0}
+    assert figures["groups"]["new"] == {"items": 1, "users": 1}
+    assert one["groups"]["cold"]["HR@10"] == 1
+    assert one["groups"]["hot"]["HR@10"] == 0.5
+    assert one["groups"]["mid"]["HR@10"] is None
     (pair,) = figures["pairs"]
     assert (pair["a"], pair["b"]) == ("good", "other")
     assert pair["overlap"] == pytest.approx((1 / 3 + 1 / 3 + 0 + 1 / 3) / 4)
-    assert (pair["both"], pair["only_a"], pair["only_b"]) == (1, 2, 1)
-    assert (pair["oracle"], pair["gain"]) == (1, 0.25)
+    assert [pair["hits"][side] for side in ("both", "a_only", "b_only")] == [1, 2, 1]
+    assert (pair["all"]["oracle"], pair["all"]["gain"]) == (1, 0.25)
 
 
 def test_seeds_wordings_and_a_chosen_reference():
@@ -86,7 +97,7 @@ def test_seeds_wordings_and_a_chosen_reference():
         "x": Entry(["0", "1"], [[hit], [miss]], 1),
         "y": Entry(["p.jsonl"], [[hit, miss, miss, miss]], 1),
     }
-    figures = compare_entries(entries, truth, np.ones(7, dtype=int), "leave-one-out", "y")
+    figures = figures_of(entries, truth, [1] * 7, reference="y")
     x, y = figures["methods"]["x"], figures["methods"]["y"]
     assert x["overall"]["HR@10"]["by_seed"] == [1, 0]
     assert x["overall"]["HR@10"]["mean"] == 0.5
@@ -103,21 +114,22 @@ def test_several_targets():
     truth = Predictions(["a", "b"], targets, {}, {})
     lists = np.array([[2, 9, 0], [8, 3, -1]], dtype=np.int32)
     counts = np.array([5, 0, 1, 1, 1, 1, 1, 1, 1, 1])
-    figures = compare_entries({"x": Entry(["0"], [[lists]], 3)}, truth, counts, "random")
+    figures = figures_of({"x": Entry(["0"], [[lists]], 3)}, truth, counts, "random")
     assert figures["metrics"] == ["Recall@10", "Recall@20", "NDCG@10", "NDCG@20"]
     x = figures["methods"]["x"]
     assert x["overall"]["Recall@10"]["mean"] == pytest.approx((2 / 3 + 1) / 2)
-    assert figures["groups"]["cold"] == {"items": 1, "users": 1}
-    assert x["groups"]["cold"]["Recall@10"] == 0  # item 1 of user a is not listed
-    assert x["groups"]["head"]["Recall@10"] == 1  # item 0 is
+    assert figures["groups"]["new"] == {"items": 1, "users": 1}
+    assert x["groups"]["new"]["Recall@10"] == 0  # item 1 of user a is not listed
+    assert x["groups"]["hot"]["Recall@10"] == 1  # item 0 is
     assert figures["pairs"] == []
 
 
 def test_groups_part_the_catalogue():
     groups = item_groups(np.arange(100))
-    assert [int(groups[name].sum()) for name in ("tail", "middle", "head")] == [60, 20, 20]
-    assert (groups["tail"].astype(int) + groups["middle"] + groups["head"] == 1).all()
-    assert groups["cold"].tolist() == [True] + [False] * 99
+    assert [int(groups[name].sum()) for name in ("cold", "mid", "hot")] == [60, 20, 20]
+    assert (groups["cold"].astype(int) + groups["mid"] + groups["hot"] == 1).all()
+    assert (groups["new"] ^ groups["known"]).all()
+    assert groups["new"].tolist() == [True] + [False] * 99
 
 
 # The page.
@@ -139,7 +151,7 @@ def toy_figures(names=("x", "y")):
         name: Entry(["0"], [[np.stack([rng.permutation(7) for _ in range(20)])]], 7, 90.4, 321)
         for name in names
     }
-    return compare_entries(entries, truth, np.arange(1, 8), "leave-one-out") | FACTS
+    return figures_of(entries, truth, np.arange(1, 8)) | FACTS
 
 
 def test_the_page():
@@ -154,7 +166,7 @@ def test_the_page():
     assert "The lists of" in text  # they end before 20 items
     assert text.count("★") >= len(figures["metrics"])
     for pair in figures["pairs"]:
-        assert f"{pair['oracle']:.4f}".removeprefix("0") in text
+        assert f"{pair['all']['oracle']:.4f}".removeprefix("0") in text
     single = comparison_page(toy_figures(["x"]))
     assert "What two find together" not in single
 
@@ -196,7 +208,7 @@ def test_from_nothing_to_the_page_and_on(shop, tmp_path, capsys):
     assert trained["seeds"] == ["0"]
     assert trained["peak_mb"] > 10
     assert 0 < figures["methods"]["popularity"]["overall"]["HR@10"]["mean"] < 1
-    assert figures["groups"]["cold"]["users"] > 0
+    assert figures["groups"]["new"]["users"] > 0
     assert "| mine |" in (output / "comparison.md").read_text()
     assert (output / "comparison.html").read_text().count("<svg ") == 3
     run = output / "cooccurrence-0"

@@ -26,6 +26,7 @@ from lcrec.artifacts import (
     write_provenance,
 )
 from lcrec.baselines import METHODS, find_method
+from lcrec.baselines.base import positions
 from lcrec.baselines.comparison import Entry, compare_entries, read_entry
 from lcrec.baselines.inputs import Inputs, load_inputs
 from lcrec.baselines.method_run import PROG
@@ -112,14 +113,22 @@ def main(argv: list[str]) -> None:
         )
     if not entries:
         raise InputError(f"nothing is left to compare: {left_out}")
-    counts = np.bincount(inputs.training.train.items, minlength=inputs.training.num_items)
+    train = inputs.training.train
+    lengths = np.diff(train.offsets)
     figures = {
         "data": inputs.name,
         "protocol": config.protocol,
         "exclude_history": config.exclude_history,
         "tuned": config.tuned,
         "items": inputs.training.num_items,
-        **compare_entries(entries, truth, counts, config.protocol, config.reference),
+        **compare_entries(
+            entries,
+            truth,
+            config.protocol,
+            popularity=np.bincount(train.items, minlength=inputs.training.num_items),
+            activity=lengths[positions(train, truth.users)],
+            reference=config.reference,
+        ),
         "left_out": left_out,
     }
     _write(config, figures, inputs, {f"{run.method} {run.seed}": run.predictions for run in done})

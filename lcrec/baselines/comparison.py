@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lcrec.baselines.diagnostics import GROUPS, compare_lists, popularity_groups
 from lcrec.metrics import (
     LEVEL,
     METRICS_OF_SEVERAL,
@@ -22,7 +23,6 @@ from lcrec.metrics import (
     holm,
     measure_lists,
     paired_bootstrap,
-    recall_at_k,
     summarise_all,
 )
 from lcrec.predictions import Predictions, read_predictions, require_comparable
@@ -87,8 +87,10 @@ def read_entry(
 def compare_entries(
     entries: Mapping[str, Entry],
     truth: Predictions,
-    counts: np.ndarray,
     protocol: str,
+    *,
+    popularity: np.ndarray,
+    activity: np.ndarray,
     reference: str | None = None,
 ) -> dict[str, Any]:
     """Return all figures.
@@ -96,8 +98,9 @@ def compare_entries(
     Args:
         entries: {name: its lists}.
         truth: users and targets.
-        counts: int [items], how often each item stands in the train part.
         protocol: "leave-one-out" or "random".
+        popularity: int64 [items], how often each item stands in the train sequences.
+        activity: int64 [users], how many items each user of `truth` has there.
         reference: the method that every other is tested against; None: the best of them.
 
     Returns:
@@ -106,11 +109,12 @@ def compare_entries(
         `high` (over users, of the mean over seeds), `by_seed`}, `groups` {group: {metric: mean or
         None}}, `against` {metric: `difference`, `low`, `high`, `p`, `p_holm`} (None for the
         reference), `seconds`, `peak_mb`}, best first; `groups` {group: `items`, `users`}; `pairs`
-        [{`a`, `b`, `overlap`, `only_a`, `only_b`, `both`, `oracle`, `gain`}].
+        [{`a`, `b` and the figures of `lcrec.baselines.diagnostics.compare_lists`}], of the first
+        run and wording of each, lists cut at `PAIR_CUT`.
     """
     metrics, first = METRICS_COMPARED[protocol], FIRST[protocol]
     by_user = {name: _by_user(entry, truth.targets, metrics) for name, entry in entries.items()}
-    groups = item_groups(counts)
+    groups = item_groups(popularity)
     targets_of = {group: _within(truth.targets, items) for group, items in groups.items()}
     methods: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
@@ -148,24 +152,30 @@ def compare_entries(
             }
             for group, items in groups.items()
         },
-        "pairs": _pairs({name: entries[name].lists[0][0] for name in order}, truth.targets),
+        "pairs": [
+            {"a": a, "b": b}
+            | compare_lists(
+                entries[a].lists[0][0],
+                entries[b].lists[0][0],
+                truth.targets,
+                PAIR_CUT,
+                popularity=popularity,
+                activity=activity,
+            )
+            for a, b in itertools.combinations(order, 2)
+        ],
     }
 
 
-def item_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
+def item_groups(popularity: np.ndarray) -> dict[str, np.ndarray]:
     """Return which items are in each group, bool [items], by how often train has them.
 
-    Tail, middle and head part the catalogue at the .60 and .80 quantiles of the counts; cold items
-    are those that train does not have.
+    The groups of `lcrec.baselines.diagnostics`, which part the catalogue; and the items that train
+    does not have, `new`, apart from those that it has, `known`.
     """
-    low, high = np.quantile(counts, [0.6, 0.8])
-    return {
-        "tail": counts <= low,
-        "middle": (counts > low) & (counts <= high),
-        "head": counts > high,
-        "cold": counts == 0,
-        "warm": counts > 0,
-    }
+    places = popularity_groups(popularity)
+    groups = {name: places == place for place, name in enumerate(GROUPS)}
+    return groups | {"new": popularity == 0, "known": popularity > 0}
 
 
 def _by_user(entry: Entry, targets: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
@@ -211,38 +221,3 @@ def _test_against(
         adjusted = holm([test["p"] for test in found])
         for name, test, p in zip(others, found, adjusted, strict=True):
             methods[name]["against"][metric] = test | {"p_holm": p}
-
-
-def _pairs(lists: Mapping[str, np.ndarray], targets: np.ndarray) -> list[dict[str, Any]]:
-    """Return what two methods list and hit together, of the first run and wording of each."""
-    targets = targets if targets.ndim == 2 else targets[:, None]
-    cut = {name: ranked[:, :PAIR_CUT] for name, ranked in lists.items()}
-    hits = {name: _contains(ranked, targets) for name, ranked in cut.items()}
-    truths = (targets != PAD).sum(axis=1)
-    pairs = []
-    for a, b in itertools.combinations(cut, 2):
-        common = _contains(cut[b], cut[a]).sum(axis=1)
-        union = (cut[a] != PAD).sum(axis=1) + (cut[b] != PAD).sum(axis=1) - common
-        oracle = float(((hits[a] | hits[b]).sum(axis=1) / truths).mean())
-        better = max(float(recall_at_k(cut[name], targets, PAIR_CUT).mean()) for name in (a, b))
-        pairs.append(
-            {
-                "a": a,
-                "b": b,
-                "overlap": float((common / np.maximum(union, 1)).mean()),
-                "both": int((hits[a] & hits[b]).sum()),
-                "only_a": int((hits[a] & ~hits[b]).sum()),
-                "only_b": int((hits[b] & ~hits[a]).sum()),
-                "oracle": oracle,
-                "gain": oracle - better,
-            }
-        )
-    return pairs
-
-
-def _contains(ranked: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return which of the wanted items are in the user's list, bool like `wanted`; -1 is not."""
-    found = np.zeros(wanted.shape, dtype=bool)
-    for column in ranked.T:
-        found |= wanted == column[:, None]
-    return found & (wanted != PAD)

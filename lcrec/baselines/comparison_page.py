@@ -25,11 +25,11 @@ from lcrec.report import (
 Figures = dict[str, Any]
 MISSING = "–"
 GROUPS = {
-    "tail": "tail: the rarer 60 % of items",
-    "middle": "middle: the next 20 %",
-    "head": "head: the most bought",
-    "cold": "cold: not in train",
-    "warm": "warm: in train",
+    "cold": "cold: the rarer 60 % of items",
+    "mid": "mid: the next 20 %",
+    "hot": "hot: the most bought",
+    "new": "new: not in train at all",
+    "known": "known: in train",
 }
 
 
@@ -195,10 +195,10 @@ def _group_table(figures: Figures) -> Table:
 
 
 def _cold_note(figures: Figures) -> str:
-    users = figures["groups"]["cold"]["users"]
+    users = figures["groups"]["new"]["users"]
     if users:
         return f"{users:,} users have a target that train does not have."
-    return "No user's target is missing from train, so there is nothing to say of cold items."
+    return "No user's target is missing from train, so there is nothing to say of new items."
 
 
 def _matrix(figures: Figures, key: str, caption: str) -> Table:
@@ -207,7 +207,8 @@ def _matrix(figures: Figures, key: str, caption: str) -> Table:
     metric = figures["first"][1]
     cells: dict[tuple[str, str], float] = {}
     for pair in figures["pairs"]:
-        cells[pair["a"], pair["b"]] = cells[pair["b"], pair["a"]] = pair[key]
+        value = pair["overlap"] if key == "overlap" else pair["all"]["oracle"]
+        cells[pair["a"], pair["b"]] = cells[pair["b"], pair["a"]] = value
     for name in names:
         own = figures["methods"][name]["overall"][metric]["by_seed"][0]
         cells[name, name] = 1.0 if key == "overlap" else own
@@ -219,15 +220,15 @@ def _matrix(figures: Figures, key: str, caption: str) -> Table:
 
 
 def _pair_table(figures: Figures) -> Table:
-    pairs = sorted(figures["pairs"], key=lambda pair: -pair["oracle"])[:10]
+    pairs = sorted(figures["pairs"], key=lambda pair: -pair["all"]["oracle"])[:10]
     rows = [
         [
             pair["a"],
             pair["b"],
             _number(pair["overlap"]),
-            *(f"{pair[key]:,}" for key in ("both", "only_a", "only_b")),
-            _number(pair["oracle"]),
-            f"{pair['gain']:+.4f}",
+            *(f"{pair['hits'][side]:,}" for side in ("both", "a_only", "b_only")),
+            _number(pair["all"]["oracle"]),
+            f"{pair['all']['gain']:+.4f}",
         ]
         for pair in pairs
     ]
@@ -286,7 +287,7 @@ def _group_picture(figures: Figures) -> tuple[Any, str]:
     def draw(axes: Axes) -> None:
         _name_rows(axes, list(methods))
         places = np.arange(len(methods))
-        for group, marker, colour in zip(("tail", "middle", "head"), "o^s", SERIES, strict=True):
+        for group, marker, colour in zip(("cold", "mid", "hot"), "o^s", SERIES, strict=True):
             values = [one["groups"][group][metric] for one in methods.values()]
             known = [value if value is not None else np.nan for value in values]
             axes.plot(known, places, marker, color=colour, label=group, linestyle="none")
