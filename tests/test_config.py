@@ -70,6 +70,41 @@ def test_flags_of_every_type():
     assert type(config.batch_size) is int
 
 
+@dataclass(frozen=True)
+class WordsConfig:
+    """Settings whose files stand without a flag."""
+
+    files: list[Path] = option("what to join", words=True)
+    output: Path = option("where to")
+    others: list[Path] | None = option("more of them", None)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["a b --output x", "--output x a b", "a --output x b", "a b --others c d --output x"],
+)
+def test_words_without_a_flag(argv):
+    config = parse(*argv.split(), config_type=WordsConfig)
+    assert config.files == [Path("a"), Path("b")]
+    assert config.output == Path("x")
+    assert config_dict(config) == {}
+
+
+def test_words_from_a_file_and_words_that_lack(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("files: [a, b]\noutput: x\n")
+    assert parse("--config", str(path), config_type=WordsConfig).files == [Path("a"), Path("b")]
+    config = parse("z", "--config", str(path), config_type=WordsConfig)
+    assert config.files == [Path("z")]
+    with pytest.raises(InputError, match="FILES is required: what to join"):
+        parse("--output", "x", config_type=WordsConfig)
+    with pytest.raises(InputError, match=r"unknown argument '--botom'"):
+        parse("a", "--output", "x", "b", "--botom", "1", config_type=WordsConfig)
+    with pytest.raises(SystemExit):
+        parse("--help", config_type=WordsConfig)
+    assert "FILES" in capsys.readouterr().out
+
+
 def test_yaml_of_every_type(parse_yaml):
     # YAML 1.1 reads 1e-3, without a dot, as text.
     config = parse_yaml(

@@ -13,7 +13,8 @@ import pytest
 
 from lcrec import evaluate, prompts_cli
 from lcrec.baselines import METHODS, tune
-from lcrec.baselines.__main__ import COMMANDS, BaselineConfig
+from lcrec.baselines.__main__ import COMMANDS
+from lcrec.baselines.method_run import BaselineConfig
 from lcrec.baselines.settings import method_config
 from lcrec.config import parse_config
 

@@ -30,6 +30,18 @@ class TrainingLog:
     best_epoch: int = 0
     best_score: float | None = None
 
+    def epochs_until(self, within: float) -> int | None:
+        """Return the first epoch whose score was within this share of the best; None: no score.
+
+        Args:
+            within: of the best score, such as 0.01; scores are taken for not negative.
+        """
+        for epoch in self.epochs:
+            if epoch.score is not None and self.best_score is not None:
+                if epoch.score >= (1 - within) * self.best_score:
+                    return epoch.number
+        return None
+
 
 def train_epochs(
     module: nn.Module,
