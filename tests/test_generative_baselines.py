@@ -158,7 +158,7 @@ def test_nothing_to_learn_is_refused():
 def test_validation_is_on_a_sample_of_users(monkeypatch):
     sizes = []
 
-    def count(method, cases, train, num_items):
+    def count(method, cases, train, num_items, *, exclude_history):
         sizes.append(len(cases))
         return 0.0
 
