@@ -62,9 +62,9 @@ class EASE(Baseline):
         gram = (bought.T @ bought).toarray(order="F")
         gram[np.diag_indices(len(gram))] += np.float32(self.settings.regularisation)
         # Positive definite, so half of the work of a general inverse, and in place.
-        factor, _ = linalg.lapack.spotrf(gram, lower=True, overwrite_a=True)
+        factor, singular = linalg.lapack.spotrf(gram, lower=True, overwrite_a=True)
         inverse, failed = linalg.lapack.spotri(factor, lower=True, overwrite_c=True)
-        if failed or not np.isfinite(np.diag(inverse)).all():
+        if singular or failed or not np.isfinite(np.diag(inverse)).all():
             raise InputError(
                 f"--regularisation {self.settings.regularisation:g} is too small to invert the "
                 "counts of these items; raise it"
