@@ -27,7 +27,7 @@ class ToyConfig:
     mode: Literal["lora", "full"] = option("what to train", "lora")
     fields: list[str] = option("text fields", ["title", "description"])
     widths: list[int] = option("layer widths", [4, 2], minimum=1)
-    limit: int | None = option("the most rows, all by default", None)
+    limit: int | None = option("the most rows, all by default", None, maximum=1000)
 
 
 def parse(*argv, config_type=ToyConfig):
@@ -198,6 +198,7 @@ def test_config_dict_leaves_optional_paths_out():
         (["--rate", "nan"], "--rate: expected a number, found 'nan'"),
         (["--rate", "inf"], "--rate: expected a number, found 'inf'"),
         (["--rate", "-0.5"], "--rate: -0.5 is too small; the least allowed is 0"),
+        (["--limit", "1001"], "--limit: 1001 is too large; the most allowed is 1000"),
         (["--mode", "fulll"], "--mode: 'fulll' is none of lora, full; did you mean 'full'"),
         (["--widths", "4", "x"], "--widths: expected a whole number, found 'x'"),
         (["--widths", "4", "0"], "--widths: 0 is too small; the least allowed is 1"),

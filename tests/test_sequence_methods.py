@@ -223,7 +223,9 @@ def test_attributes_by_hand():
     assert categories.tolist() == [[1, 0], [1, 3], [3, 3], [3, 3]]  # the last row is for padding
     assert brands.tolist() == [[2], [3], [3], [3]]
     assert len(item_attributes(shelf(["x", ""]), "fdsa").fields) == 1
-    with pytest.raises(InputError, match=r"s3rec learns .* none of the 2 items .* categories or br"):
+    with pytest.raises(
+        InputError, match=r"s3rec learns .* none of the 2 items .* categories or br"
+    ):
         item_attributes(shelf(["", " "]), "s3rec")
 
 

@@ -164,13 +164,17 @@ class GenerativeBaseline(Baseline):
                 total += float(loss.detach()) * len(targets)
             return total / len(examples)
 
-        cases = (
-            None if data.valid is None else data.valid.sample(chosen.valid_users or None, self.seed)
-        )
+        def score_now() -> float:
+            assert data.valid is not None
+            cases = data.valid.sample(chosen.valid_users or None, self.seed)
+            return validate(
+                self, cases, data.train, data.num_items, exclude_history=data.exclude_history
+            )
+
         self.log = train_epochs(
             self.network,
             run_epoch,
-            None if cases is None else lambda: validate(self, cases, data.train, data.num_items),
+            score_now if data.valid is not None else None,
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,

@@ -132,7 +132,7 @@ def _judge(method: Baseline, inputs: Inputs, exclude_history: bool) -> dict[str,
     """Fit and judge on validation; a loss that is no longer finite fails the cell alone."""
     started = time.perf_counter()
     try:
-        method.fit(inputs.training)
+        method.fit(dataclasses.replace(inputs.training, exclude_history=exclude_history))
     except FloatingPointError as error:
         return {"NDCG@10": None, "HR@10": None, "failed": str(error)}
     seconds = time.perf_counter() - started
