@@ -61,6 +61,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
     "lcrec.baselines.collabcontext": 3,
+    **dict.fromkeys(["lcrec.baselines.tssr", "lcrec.baselines.tssr_losses"], 3),
+    "lcrec.baselines.tssr_content": 3,
     **dict.fromkeys(["lcrec.baselines.cold", "lcrec.baselines.cold_split"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),
 }

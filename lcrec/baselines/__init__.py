@@ -46,6 +46,9 @@ METHODS: dict[str, Method] = {
     "collabcontext": Method(
         "collabcontext:CollabContext", "text and purchases teach each other in turn (CARec, 2024)"
     ),
+    "tssr": Method(
+        "tssr:TSSR", "two streams, of ids and contents, that read each other (TSSR, 2024)"
+    ),
 }
 
 

@@ -89,7 +89,8 @@ def _run_method(name: str, argv: list[str]) -> None:
     )
     require_predictions_path(config.output)
     chosen = method_settings(kind, config)
-    files = input_files(config.data, config.embeddings, kind.needs, config.index)
+    needs = kind.needs_with(chosen)
+    files = input_files(config.data, config.embeddings, needs, config.index)
     files |= settings_files(chosen)
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
     settings = {key: value for key, value in config_dict(config).items() if key != "device"}
@@ -97,7 +98,7 @@ def _run_method(name: str, argv: list[str]) -> None:
         print(f"{config.output} is up to date.\n{after}")
         return
 
-    inputs = load_inputs(config.data, config.embeddings, kind.needs, name, index=config.index)
+    inputs = load_inputs(config.data, config.embeddings, needs, name, index=config.index)
     cases: Cases = getattr(inputs.split, config.split)
     num_items = inputs.training.num_items
     without = ", leaving out what the user already has" if config.exclude_history else ""
