@@ -291,11 +291,11 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 def planted():
     shop = make_planted(
         users=400,
-        items=400,
+        items=500,
         shared=16,
         private_text=0,
         private_behaviour=0,
-        noise=0.5,
+        noise=0.3,
         mean_length=7,
         taste=4,
         cold=20,
@@ -325,7 +325,9 @@ def planted():
 
 
 def collabcontext_on(planted, **settings):
-    chosen = CollabContextSettings(epochs=60, patience=8, learning_rate=1e-2, **settings)
+    chosen = CollabContextSettings(
+        epochs=60, patience=8, learning_rate=1e-2, hidden_layers=1, hidden=128, **settings
+    )
     return planted(CollabContext(chosen))
 
 
@@ -334,8 +336,7 @@ def test_on_planted_data_text_finds_cold_items_and_helps_with_warm_ones(planted)
     ours = collabcontext_on(planted)
     graph = planted(LightGCN(LightGCNSettings(learning_rate=5e-3, patience=5)))
     alone = collabcontext_on(planted, phases="second")
-    print(ours, graph, alone)
-    assert ours["cold"] > graph["cold"] + 0.1
-    assert ours["all"] > graph["all"] + 0.1
-    assert ours["warm"] > graph["warm"]
-    assert ours["cold"] > alone["cold"] + 0.1
+    assert ours["cold"] > graph["cold"] + 0.2  # .54 against .22, which is chance
+    assert ours["all"] > graph["all"] + 0.1  # .21 against 0
+    assert ours["warm"] > graph["warm"]  # .074 against .060
+    assert ours["cold"] > alone["cold"] + 0.1  # .36 without phase 1

@@ -69,6 +69,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.probes", "lcrec.baselines.probe"], 3),
     "lcrec.baselines.collabcontext": 3,
     **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
+    **dict.fromkeys(["lcrec.baselines.tssr", "lcrec.baselines.tssr_losses"], 3),
+    "lcrec.baselines.tssr_content": 3,
     **dict.fromkeys(["lcrec.baselines.cold", "lcrec.baselines.cold_split"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),
     **dict.fromkeys(["lcrec.baselines.alpharec", "lcrec.baselines.textcosine"], 3),

@@ -64,6 +64,9 @@ METHODS: dict[str, Method] = {
     "s3rec": Method("s3rec:S3Rec", "SASRec after four tasks of pre-training (Zhou et al. 2020)"),
     "tiger": Method("tiger:TIGER", "writes the codes of the next item (Rajput et al. 2023)"),
     "p5cid": Method("p5cid:P5CID", "the same, codes from who bought what (Hua et al. 2023)"),
+    "tssr": Method(
+        "tssr:TSSR", "two streams, of ids and contents, that read each other (TSSR, 2024)"
+    ),
 }
 
 

@@ -83,6 +83,11 @@ class Baseline(ABC):
         """How many items a list can have at most; None for a method that scores all."""
         return None
 
+    @classmethod
+    def needs_with(cls, settings: Any) -> frozenset[Need]:
+        """Return what `TrainingData` must hold with these settings: `needs`, for most."""
+        return cls.needs
+
     @abstractmethod
     def fit(self, data: TrainingData) -> None:
         """Learn from the train sequences, oldest item first.

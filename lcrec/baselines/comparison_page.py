@@ -274,6 +274,7 @@ def _bars(figures: Figures, metric: str) -> tuple[Any, str]:
         axes.errorbar(
             means, places, xerr=np.clip(reach, 0, None), fmt="none", ecolor=SERIES[0], capsize=2
         )
+        axes.set_xlim(left=0)
         axes.set_title(metric)
 
     listed = ", ".join(f"{name} {_number(mean)}" for name, mean in zip(methods, means, strict=True))
@@ -291,7 +292,8 @@ def _group_picture(figures: Figures) -> tuple[Any, str]:
             values = [one["groups"][group][metric] for one in methods.values()]
             known = [value if value is not None else np.nan for value in values]
             axes.plot(known, places, marker, color=colour, label=group, linestyle="none")
-        axes.set_title(f"{metric} by popularity of the target")
+        axes.set_xlim(left=0)
+        axes.set_title(f"{metric} by popularity")
         axes.legend(loc="lower right")
 
     svg = draw_svg(
@@ -308,7 +310,6 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
-    axes.set_xlim(left=0)
 
 
 def _height(rows: int) -> float:

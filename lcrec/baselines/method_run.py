@@ -81,6 +81,7 @@ class MethodRun:
     Attributes:
         kind: the method's class.
         config: what was given, `BaselineConfig` and the method's own settings in one.
+        needs: what the method needs with these settings.
 
     Raises:
         InputError: as `parse_config`; no such method; no data folder.
@@ -95,8 +96,9 @@ class MethodRun:
         )
         require_predictions_path(self.config.output)
         self.chosen = method_settings(self.kind, self.config)
+        self.needs = self.kind.needs_with(self.chosen)
         self.files = input_files(
-            self.config.data, self.config.embeddings, self.kind.needs, self.config.index
+            self.config.data, self.config.embeddings, self.needs, self.config.index
         ) | settings_files(self.chosen)
         self.settings = {
             key: value for key, value in config_dict(self.config).items() if key != "device"
@@ -126,7 +128,7 @@ class MethodRun:
         inputs = load_inputs(
             config.data,
             config.embeddings,
-            self.kind.needs,
+            self.needs,
             self.name,
             index=config.index,
             split=PROTOCOLS[config.protocol],

@@ -12,6 +12,7 @@ Reads and writes nothing. Public names: `MAPS`, `fit_map`, `r_squared`, `mean_co
 `neighbour_jaccard`, `anchor_correlation`, `judge_map`.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -173,7 +174,7 @@ def _train(
     torch.manual_seed(seed)
     widths = (x.shape[1], *hidden)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     network = nn.Sequential(*layers, nn.Linear(widths[-1], y.shape[1])).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)

@@ -33,7 +33,8 @@ class NegativeSampler:
             raise InputError("a user's train sequence has every item, so no other can be drawn")
         self.rng = np.random.default_rng(seed)
         users = np.repeat(np.arange(bought.shape[0]), np.diff(bought.indptr))
-        self.keys = np.sort(users * self.num_items + bought.indices)
+        keys = np.sort(users * self.num_items + bought.indices)
+        self.keys = np.append(keys, np.iinfo(np.int64).max)  # above all that is looked up
 
     def draw(self, users: np.ndarray, count: int) -> np.ndarray:
         """Return int64 [users, count], each item uniform over those that the user does not have.
@@ -57,5 +58,4 @@ class NegativeSampler:
 
     def _is_bought(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         keys = users * self.num_items + items
-        places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return self.keys[places] == keys
+        return self.keys[np.searchsorted(self.keys, keys)] == keys

@@ -36,11 +36,11 @@ class TrainingLog:
         Args:
             within: of the best score, such as 0.01; scores are taken for not negative.
         """
-        for epoch in self.epochs:
-            if epoch.score is not None and self.best_score is not None:
-                if epoch.score >= (1 - within) * self.best_score:
-                    return epoch.number
-        return None
+        if self.best_score is None:
+            return None
+        enough = (1 - within) * self.best_score
+        scored = (epoch for epoch in self.epochs if epoch.score is not None)
+        return next(epoch.number for epoch in scored if epoch.score >= enough)
 
 
 def train_epochs(

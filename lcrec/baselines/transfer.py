@@ -113,7 +113,7 @@ def require_one_encoder(folders: list[Path]) -> None:
     """Refuse embeddings that lie in different spaces, as far as their folders say.
 
     Args:
-        folders: what `lcrec.embed` wrote; a file, or a folder without provenance, is taken as it is.
+        folders: what `lcrec.embed` wrote; one without provenance is taken as it is.
 
     Raises:
         InputError: two were made by different encoders, or one by LSA, whose space is the
