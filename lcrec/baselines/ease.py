@@ -9,6 +9,9 @@ The weights are 1 in the paper; `history_decay` lets the last items speak louder
 B is dense, [items, items]: this is the one method here whose memory grows with the square of the
 catalogue, so a limit is set on it.
 
+With the defaults, test items, HR@10 and NDCG@10: .124 and .085 on Amazon 2018 Office Products, .121
+and .087 on LC-Rec's Instruments.
+
 Reads and writes nothing. Public names: `EASE`, `EASESettings`.
 """
 
