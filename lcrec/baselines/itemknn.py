@@ -45,8 +45,8 @@ class ItemKNN(Baseline):
     Settings: ClassVar[type] = ItemKNNSettings
     draws: ClassVar[bool] = False
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "neighbours": (20, 100, 500),
-        "shrink": (0.0, 3.0, 10.0),
+        "neighbours": (100, 500),
+        "shrink": (0.0, 10.0, 30.0),
         "history_decay": (0.5, 0.7, 0.9, 1.0),
     }
 
