@@ -8,12 +8,12 @@ description, brand, categories), each with `row`, the position in its file from 
 are text, time and rating still as written. `load_table` reads such a table, whole and once.
 
 Public names: `RawTables`, `READERS`, `read_recbole`, `read_table`, `find_recbole`, `TEXT_ROLES`,
-`parse_columns`, `COLUMN_HELP`, `load_table`, `materialise`.
+`EXTRA_ROLES`, `parse_columns`, `COLUMN_HELP`, `load_table`, `materialise`.
 """
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +26,13 @@ from ibis.util import gen_name
 from lcrec.errors import InputError, closest
 
 INTERACTION_ROLES = ("user", "item", "time", "rating")
-ITEM_ROLES = ("item", "title", "description", "brand", "categories")
-TEXT_ROLES = ITEM_ROLES[1:]
+REVIEW_ROLES = ("review_title", "review_text")
+TEXT_ROLES = ("title", "description", "brand", "categories")
+EXTRA_ROLES = ("features", "details")  # texts that few formats have
+ITEM_ROLES = ("item", *TEXT_ROLES, *EXTRA_ROLES)
 COLUMN_HELP = (
     "which columns to read, as role=column,role=column; roles: user item time rating title "
-    "description brand categories, and id for the item column of the items file where it is "
+    "description brand categories features details review_title review_text, and id for the item column of the items file where it is "
     "called otherwise than in the interactions; a role left out is guessed from usual names, "
     "'brand=' reads none"
 )
@@ -46,6 +48,10 @@ USUAL_NAMES = {
     "description": "description item_description product_description overview desc",
     "brand": "brand brand_name manufacturer store",
     "categories": "categories category genres genre class main_category product_category tags",
+    "features": "features feature",
+    "details": "details",
+    "review_title": "review_title summary",
+    "review_text": "review_text reviewtext review",
 }
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 # DuckDB allows 2 MB for a line; a page of HTML as a description may be longer.
@@ -54,7 +60,26 @@ LONGEST_LINE = 64 * 2**20
 
 @dataclass(frozen=True)
 class RawTables:
-    """Two tables with canonical columns, where they came from, and role -> column in each."""
+    """Two tables with canonical columns, where they came from, and role -> column in each.
+
+    What cannot be used is in neither table but counted: the rows of the input are those of
+    `interactions` and `lost` together, and those of `items` and `items_lost` together.
+
+    Attributes:
+        interactions: user, item (text, never empty), time (a UTC timestamp, or a number whose unit
+            is not known), row and, where the format has them, rating (as written) and, where they
+            are asked for, review_title and review_text.
+        items: item (text, never empty), row and, where found, the `TEXT_ROLES` and `EXTRA_ROLES`
+            (text or null).
+        interactions_path: what messages call the interactions: their file, the first of several.
+        items_path: the same of the items.
+        interaction_columns: role -> column as the file calls it.
+        item_columns: the same of the items.
+        row_is_position: `row` counts the rows of the files from 0, in the order of the files;
+            otherwise it is a hash of the row's content. It depends on no number of threads.
+        lost: reason -> rows of the interactions that cannot be used; no zeros.
+        items_lost: the same of the items.
+    """
 
     interactions: Table
     items: Table
@@ -62,6 +87,9 @@ class RawTables:
     items_path: Path
     interaction_columns: dict[str, str]
     item_columns: dict[str, str]
+    row_is_position: bool = True
+    lost: dict[str, int] = field(default_factory=dict)
+    items_lost: dict[str, int] = field(default_factory=dict)
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -70,7 +98,7 @@ def parse_columns(text: str) -> dict[str, str]:
     Raises:
         InputError: a part is no role=column, or a role is unknown or given twice.
     """
-    known = sorted({*INTERACTION_ROLES, *ITEM_ROLES, "id"})
+    known = sorted({*INTERACTION_ROLES, *REVIEW_ROLES, *ITEM_ROLES, "id"})
     columns: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         role, equals, column = (piece.strip() for piece in part.partition("="))
