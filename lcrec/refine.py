@@ -21,7 +21,7 @@ from ibis import _
 from ibis.expr.types import Table
 
 from lcrec.cleaning import NO_ROW, Catalogue, load_raw, make_catalogue
-from lcrec.engines import materialise
+from lcrec.engines import materialise, store
 from lcrec.errors import InputError
 from lcrec.filters import (
     first_of_repeats,
@@ -200,7 +200,7 @@ def _leave_out(
         )
     ledger.say(f"  dropping items: {what}")
     table = pa.table({"item": list(left_out), "reason": list(left_out.values())})
-    going = interactions.get_backend().create_table(ibis.util.gen_name("lcrec"), table)
+    going = store(interactions.get_backend(), table)
     counts = interactions.join(going, "item").group_by("reason").agg(n=_.count()).to_pyarrow()
     reasons = {row["reason"]: row["n"] for row in counts.to_pylist()}
     left = materialise(interactions.anti_join(going, "item"))
