@@ -300,17 +300,18 @@ def _read(
     for own in roles.values():
         used |= dict.fromkeys((own,) if isinstance(own, str) else own)
     kind = _kind(paths, layout)
+    limit = options.limit if "user" in roles else None
     if kind == "delimited":
         there = [name for name in names if name != "flags" or not layout.flags]
-        opened = open_delimited(con, paths, there, _how(paths[0], layout))
+        opened = open_delimited(con, paths, there, _how(paths[0], layout), limit)
         if layout.flags:
             opened = replace(opened, table=_with_flags(opened.table, layout.flags))
     elif kind == "parquet":
-        opened = open_parquet(con, paths, list(used))
+        opened = open_parquet(con, paths, list(used), limit)
     elif _written_as_literals([line for line in first_lines(paths[0], SAMPLE) if line.strip()]):
-        opened = _open_literals(con, paths, list(used), options)
+        opened = _open_literals(con, paths, list(used), options, limit)
     else:
-        opened = open_json(con, paths, list(used))
+        opened = open_json(con, paths, list(used), limit)
     return sift(con, opened, roles, paths, options, unit=layout.unit, list_mark=layout.list_mark)
 
 
@@ -320,7 +321,11 @@ def _with_flags(table: Table, flags: Sequence[str]) -> Table:
 
 
 def _open_literals(
-    con: BaseBackend, paths: Sequence[Path], names: Sequence[str], options: Options
+    con: BaseBackend,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    options: Options,
+    limit: int | None,
 ) -> Opened:
     if con.name != "duckdb":
         raise InputError(
@@ -329,7 +334,7 @@ def _open_literals(
         )
     target = options.spill_folder("lines of Python literals are converted first")
     target = target / f"{paths[0].name}.parquet"
-    convert_literals(paths, names, target)
+    convert_literals(paths, names, target, limit)
     opened = open_parquet(con, [target], names)
     unreadable = ibis.and_(*(opened.table[name].isnull() for name in names))
     return Opened(opened.table.mutate(**{UNREADABLE: unreadable}), stored=opened.stored)

@@ -37,20 +37,24 @@ def is_literal(line: bytes) -> bool:
     return False
 
 
-def convert_literals(paths: Sequence[Path], names: Sequence[str], target: Path) -> None:
+def convert_literals(
+    paths: Sequence[Path], names: Sequence[str], target: Path, limit: int | None = None
+) -> None:
     """Write the given keys of every line as text columns of one Parquet file.
 
     Args:
         paths: the files, in order; empty lines in them are no rows.
         names: the keys; what a line does not have is null.
         target: the Parquet file to write.
+        limit: convert so many rows, the first; None converts all.
 
     Raises:
         InputError: a file cannot be read to its end, such as a truncated gz.
     """
     schema = pa.schema([(name, pa.string()) for name in names])
     with pq.ParquetWriter(target, schema) as writer:
-        rows = itertools.chain.from_iterable(_rows(path, names) for path in paths)
+        every = itertools.chain.from_iterable(_rows(path, names) for path in paths)
+        rows = itertools.islice(every, limit)
         while batch := list(itertools.islice(rows, ROWS)):
             columns = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))

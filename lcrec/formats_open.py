@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 import duckdb
 import ibis
@@ -94,9 +94,9 @@ def kind_of(path: Path) -> str:
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file for reading its uncompressed bytes."""
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
+        return cast(IO[bytes], gzip.open(path, "rb"))
     if path.suffix.lower() == ".zst":
-        return io.BufferedReader(pa.input_stream(path, compression="zstd"))  # type: ignore[arg-type]
+        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
     return path.open("rb")
 
 
@@ -146,7 +146,11 @@ def _header(path: Path, how: Delimited) -> list[str]:
 
 
 def open_delimited(
-    con: BaseBackend, paths: Sequence[Path], names: Sequence[str], how: Delimited
+    con: BaseBackend,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    how: Delimited,
+    limit: int | None = None,
 ) -> Opened:
     """Open delimited files, every column as text and an empty field as null.
 
@@ -155,6 +159,7 @@ def open_delimited(
         paths: the files, in order.
         names: all their columns.
         how: how they are written.
+        limit: read so many rows, the first; None reads all.
 
     Raises:
         InputError: a file cannot be read at all, such as a truncated gz.
@@ -180,7 +185,7 @@ def open_delimited(
             columnNameOfCorruptRecord=UNREADABLE,
         )
         table = table.mutate(**{UNREADABLE: table[UNREADABLE].notnull()})
-        return Opened(table.rename(renamed))
+        return Opened(table.rename(renamed).limit(limit))
     scan, errors = gen_name("lcrec_scan"), gen_name("lcrec_rejects")
     table = con.read_csv(
         [str(path) for path in paths],
@@ -198,7 +203,7 @@ def open_delimited(
         rejects_scan=scan,
         rejects_table=errors,
     )
-    loaded = _load(con, table.rename(renamed), paths)
+    loaded = _load(con, table.rename(renamed).limit(limit), paths)
     # A line may be at fault in several ways; it is one line all the same.
     found = con.raw_sql(
         f"SELECT s.file_path, e.line, min(e.error_message) FROM {errors} e JOIN {scan} s "
@@ -209,13 +214,16 @@ def open_delimited(
     return Opened(table, len(found), examples, loaded.get_name())
 
 
-def open_json(con: BaseBackend, paths: Sequence[Path], names: Sequence[str]) -> Opened:
+def open_json(
+    con: BaseBackend, paths: Sequence[Path], names: Sequence[str], limit: int | None = None
+) -> Opened:
     """Open files of one JSON object per line, lists and objects in them as JSON text.
 
     Args:
         con: the DuckDB or Spark connection.
         paths: the files, in order.
         names: the keys to read; what an object does not have is null.
+        limit: read so many rows, the first; None reads all.
 
     Raises:
         InputError: a file cannot be read at all, or two keys differ in case only.
@@ -232,7 +240,7 @@ def open_json(con: BaseBackend, paths: Sequence[Path], names: Sequence[str]) -> 
             mode="PERMISSIVE",
             columnNameOfCorruptRecord=UNREADABLE,
         )
-        return Opened(table.mutate(**{UNREADABLE: table[UNREADABLE].notnull()}))
+        return Opened(table.mutate(**{UNREADABLE: table[UNREADABLE].notnull()}).limit(limit))
     table = con.read_json(
         [str(path) for path in paths],
         columns=dict.fromkeys(names, "VARCHAR"),
@@ -240,19 +248,25 @@ def open_json(con: BaseBackend, paths: Sequence[Path], names: Sequence[str]) -> 
         ignore_errors=True,
         **({"filename": FILE} if len(paths) > 1 else {}),
     )
-    loaded = _load(con, table, paths)
+    loaded = _load(con, table.limit(limit), paths)
     unreadable = ibis.and_(*(loaded[name].isnull() for name in names))
     table = _numbered(loaded).mutate(**{UNREADABLE: unreadable})
     return Opened(table, stored=loaded.get_name())
 
 
-def open_parquet(con: BaseBackend, paths: Sequence[Path], names: Sequence[str] | None) -> Opened:
+def open_parquet(
+    con: BaseBackend,
+    paths: Sequence[Path],
+    names: Sequence[str] | None,
+    limit: int | None = None,
+) -> Opened:
     """Open Parquet files; columns keep their types.
 
     Args:
         con: the DuckDB or Spark connection.
         paths: the files, in order.
         names: the columns to load; None opens the files without reading their rows.
+        limit: read so many rows, the first; None reads all.
 
     Raises:
         InputError: a file is no Parquet file, or is damaged.
@@ -264,7 +278,7 @@ def open_parquet(con: BaseBackend, paths: Sequence[Path], names: Sequence[str] |
         raise InputError(f"{paths[0]}: cannot be read as Parquet ({why})") from None
     stored = None
     if names is not None:
-        table = table.select(*names)
+        table = table.select(*names).limit(limit)
         if con.name == "duckdb":
             loaded = _load(con, table, paths)
             table, stored = _numbered(loaded), loaded.get_name()

@@ -30,6 +30,8 @@ TimeUnit = Literal["s", "ms", "any"]
 Roles = Mapping[str, str | tuple[str, ...]]
 UTC = dt.Timestamp(timezone="UTC")
 EXAMPLES = 3
+WORKING = ("written", "untimely", UNREADABLE, FILE)  # columns for judging rows alone
+UNREADABLE_LINE = "unreadable line"
 NO_TIME, NEGATIVE, FUTURE, HUGE = (
     "time that is no time",
     "time before 1970 or below zero",
@@ -81,19 +83,24 @@ def sift(
     if "row" not in table.columns:
         table = table.mutate(row=_content_hash(table))
     table = table.mutate(why=_why(table))
-    found = table.filter(_.why.notnull()).group_by("why").agg(n=_.count())
+    judged = table.drop([name for name in WORKING if name in table.columns])
+    if con.name == "duckdb":
+        judged = materialise(judged)  # one pass over the rows both judges and stores them
+    found = judged.filter(_.why.notnull()).group_by("why").agg(n=_.count())
     lost = {row["why"]: row["n"] for row in found.order_by("why").to_pyarrow().to_pylist()}
     if opened.rejected:
-        lost["unreadable line"] = lost.get("unreadable line", 0) + opened.rejected
+        lost[UNREADABLE_LINE] = lost.get(UNREADABLE_LINE, 0) + opened.rejected
     if lost and options.bad_rows == "error":
         raise _refusal(table, opened, lost, roles, paths)
-    kept = (table.filter(_.why.isnull()) if lost else table).drop(
-        [name for name in ("why", "written", "untimely", UNREADABLE, FILE) if name in table.columns]
-    )
     if con.name == "duckdb":
-        kept = materialise(kept)
+        name = judged.get_name()
+        con.raw_sql(f"DELETE FROM {name} WHERE why IS NOT NULL")
+        con.raw_sql(f"ALTER TABLE {name} DROP COLUMN why")
+        kept = con.table(name.rpartition(".")[2])
         if opened.stored:
             con.raw_sql(f"DROP TABLE {opened.stored}")
+    else:
+        kept = judged.filter(_.why.isnull()).drop("why")
     if not kept.count().execute():
         also = f"; {_listed(lost)}" if lost else ""
         raise InputError(f"{paths[0]}: there are no rows below the header{also}")
@@ -222,8 +229,7 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
         untimely, ibis.cases((number > _latest().timestamp() * per_second, FUTURE))
     )
     sound = ibis.ifelse(untimely.isnull(), number, ibis.null("float64"))
-    micros = (sound * (1_000_000 // per_second)).round().cast("int64")
-    moment = micros.as_timestamp("us").cast(UTC)
+    moment = (sound * (1000 // per_second)).round().cast("int64").as_timestamp("ms").cast(UTC)
     return table.mutate(written=written, time=moment, untimely=untimely)
 
 
@@ -252,7 +258,7 @@ def _content_hash(table: Table) -> Column:
 
 
 def _why(table: Table) -> Column:
-    branches = [(table[UNREADABLE], ibis.literal("unreadable line"))]
+    branches = [(table[UNREADABLE], ibis.literal(UNREADABLE_LINE))]
     for role in ("user", "item"):
         if role in table.columns:
             # A tab or a line break would break the files that map raw ids to numbers.
@@ -296,7 +302,7 @@ def _refusal(
 
 def _fault(row: dict[str, Any], roles: Roles) -> str:
     why = row["why"]
-    if why == "unreadable line":
+    if why == UNREADABLE_LINE:
         return "the line cannot be read (half written, wrongly quoted, or not in UTF-8?)"
     for role in ("user", "item"):
         if why == f"no {role} id":

@@ -73,7 +73,8 @@ class Options:
         order: "file" takes the order of the rows for their time, for data that has no times.
         bad_rows: rows that cannot be used are an error, or dropped and counted.
         reviews: read the texts of the reviews too, where the format has them.
-        limit: read so many interactions, the first of the files; None reads all.
+        limit: read so many rows of interactions, the first; None reads all. Sequences are read
+            whole.
         spill: an existing folder for what has to be unpacked or converted first.
     """
 
