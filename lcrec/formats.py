@@ -14,7 +14,6 @@ from functools import partial
 
 from ibis.backends import BaseBackend
 
-from lcrec.formats_inputs import find_recbole as find_recbole
 from lcrec.formats_layouts import Layout, Paths, as_paths, read_layouts
 from lcrec.formats_open import Delimited
 from lcrec.formats_published import PUBLISHED, layout_of
@@ -22,10 +21,10 @@ from lcrec.formats_sequences import read_lcrec, read_minionerec
 from lcrec.formats_tables import COLUMN_HELP as COLUMN_HELP
 from lcrec.formats_tables import EXTRA_ROLES as EXTRA_ROLES
 from lcrec.formats_tables import ITEM_ROLES as ITEM_ROLES
+from lcrec.formats_tables import REVIEW_ROLES as REVIEW_ROLES
 from lcrec.formats_tables import TEXT_ROLES as TEXT_ROLES
 from lcrec.formats_tables import Options, RawTables
 from lcrec.formats_tables import load_table as load_table
-from lcrec.formats_tables import materialise as materialise
 from lcrec.formats_tables import parse_columns as parse_columns
 
 # Atomic files know no quoting, and their texts are full of quotes.

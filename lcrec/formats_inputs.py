@@ -3,14 +3,14 @@
 Looks at names only, except that `unpack` writes the members of zip archives into a folder and
 `fetch` lets `datasets` download files into its cache.
 
-Public names: `find_in`, `find_files`, `find_recbole`, `fetch`, `unpack`, `archive_of`,
-`FOLDERS`.
+Public names: `Inputs`, `find_inputs`, `find_in`, `find_files`, `fetch`, `unpack`, `FOLDERS`.
 """
 
 import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -36,6 +36,74 @@ HUB_ITEMS = "raw/meta_categories/meta_{}.jsonl"
 # RuntimeError: the member is encrypted.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 NO_MEMBER = ("__MACOSX", ".")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of a run: the format, those of interactions in their order, and those of items."""
+
+    format: str
+    interactions: tuple[Path, ...]
+    items: tuple[Path, ...]
+
+    def hashed(self) -> dict[str, Path]:
+        """Return role -> file for the provenance; of an archive, the archive itself."""
+        roles = {}
+        for role, paths in (("interactions", self.interactions), ("items", self.items)):
+            files = dict.fromkeys(_archive_of(path) or path for path in paths)
+            for number, path in enumerate(files, start=1):
+                roles[role if len(files) == 1 else f"{role} {number}"] = path
+        return roles
+
+    def unpacked(self, folder: Path) -> "Inputs":
+        """Return the same as plain files; members of archives are written into `folder`."""
+        files = unpack([*self.interactions, *self.items], folder)
+        count = len(self.interactions)
+        return Inputs(self.format, tuple(files[:count]), tuple(files[count:]))
+
+    def __str__(self) -> str:
+        parts = [
+            str(paths[0]) + (f" and {len(paths) - 1} more" if paths[1:] else "")
+            for paths in (self.interactions, self.items)
+        ]
+        return " and ".join(parts)
+
+
+def find_inputs(
+    format: str | None,
+    *,
+    input: Path | None,
+    interactions: Sequence[Path] | None,
+    items: Sequence[Path] | None,
+    source: str | None,
+) -> Inputs:
+    """Find the files that the flags of these names mean.
+
+    Raises:
+        InputError: flags are missing or do not go together, or the files are not there.
+    """
+    flags = {"input": input, "interactions": interactions, "items": items, "source": source}
+    given = [name for name, value in flags.items() if value]
+    named = " and ".join(f"--{name}" for name in given) or "none of them"
+    ways = [["interactions", "items"]]
+    if format in (None, "amazon2023"):
+        ways.append(["source"])
+    if format in FOLDERS or format == "minionerec":
+        ways.insert(0, ["input"])
+    if given not in ways:
+        choice = ", or ".join(" and ".join(f"--{name}" for name in way) for way in ways)
+        raise InputError(f"--format {format} takes {choice}; given: {named}")
+    if source is not None:
+        reviews, metadata = fetch(source)
+        return Inputs("amazon2023", tuple(reviews), tuple(metadata))
+    if format is None:
+        raise InputError("--format is required: how the files are written (see --help)")
+    if input is not None:
+        actions, catalogue = find_in(input, format)
+    else:
+        actions = find_files("interactions", interactions or [])
+        catalogue = find_files("items", items or [])
+    return Inputs(format, tuple(actions), tuple(catalogue))
 
 
 def find_in(place: Path, format: str) -> tuple[list[Path], list[Path]]:
@@ -105,24 +173,6 @@ def _find_minionerec(place: Path) -> tuple[list[Path], list[Path]]:
     return [path for found in splits for path in found], info
 
 
-def find_recbole(folder: Path) -> tuple[Path, Path]:
-    """Return the one `X.inter` in a folder of atomic files and its `X.item`.
-
-    Raises:
-        InputError: no such folder, not exactly one `.inter`, or no `.item` beside it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"--input {folder}: no such folder; it should hold X.inter and X.item")
-    found = sorted(folder.glob("*.inter"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise InputError(f"--input {folder}: expected exactly one *.inter file, found {names}")
-    item = found[0].with_suffix(".item")
-    if not item.exists():
-        raise InputError(f"{item}: no such file; it holds the items' titles, which are needed")
-    return found[0], item
-
-
 def find_files(flag: str, given: Sequence[Path]) -> list[Path]:
     """Return the files that paths and globs name: each glob's by name, a folder's Parquet files.
 
@@ -165,7 +215,7 @@ def _members(archive: Path) -> list[Path]:
     return [archive / name for name in sorted(names) if not name.startswith(NO_MEMBER)]
 
 
-def archive_of(path: Path) -> Path | None:
+def _archive_of(path: Path) -> Path | None:
     """Return the zip archive that a path leads into, or None for a plain file."""
     return next((parent for parent in path.parents if parent.is_file()), None)
 
@@ -178,7 +228,7 @@ def unpack(paths: Sequence[Path], folder: Path) -> list[Path]:
     """
     plain = []
     for number, path in enumerate(paths):
-        archive = archive_of(path)
+        archive = _archive_of(path)
         if archive is None:
             plain.append(path)
             continue

@@ -20,9 +20,10 @@ from ibis import _
 from ibis.backends import BaseBackend
 from ibis.expr.types import Column, Table
 
+from lcrec.engines import materialise
 from lcrec.errors import InputError
 from lcrec.formats_open import FILE, UNREADABLE, Opened
-from lcrec.formats_tables import Options, materialise
+from lcrec.formats_tables import Options
 
 # Seconds or milliseconds since 1970; "any": numbers of whatever unit, or dates.
 TimeUnit = Literal["s", "ms", "any"]

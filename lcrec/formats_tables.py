@@ -1,9 +1,9 @@
 """What every reader of raw data hands over: two tables, and a count of what is in neither.
 
-Reads and writes nothing itself; `materialise` stores a table expression in its own database.
+Reads and writes nothing itself, but that `load_table` stores a table in its own database.
 
 Public names: `RawTables`, `Options`, `parse_columns`, `COLUMN_HELP`, `INTERACTION_ROLES`,
-`REVIEW_ROLES`, `TEXT_ROLES`, `EXTRA_ROLES`, `ITEM_ROLES`, `load_table`, `materialise`, `reason`.
+`REVIEW_ROLES`, `TEXT_ROLES`, `EXTRA_ROLES`, `ITEM_ROLES`, `load_table`, `reason`.
 """
 
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from typing import Literal
 import duckdb
 import ibis.expr.operations as ops
 from ibis.expr.types import Table
-from ibis.util import gen_name
 
+from lcrec.engines import materialise
 from lcrec.errors import InputError, closest
 
 INTERACTION_ROLES = ("user", "item", "time", "rating")
@@ -127,15 +127,6 @@ def load_table(table: Table, path: Path) -> Table:
     if not loaded.count().execute():
         raise InputError(f"{path}: there are no rows below the header")
     return loaded
-
-
-def materialise(table: Table) -> Table:
-    """Compute a table expression once and store the result in its own database.
-
-    Not `Table.cache`: ibis 12 drops cached tables with a statement that sqlglot 30.18 and later
-    write without the table's name, so that every run would end in a traceback.
-    """
-    return table.get_backend().create_table(gen_name("lcrec"), table)
 
 
 def reason(error: duckdb.Error) -> str:
