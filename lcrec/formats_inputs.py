@@ -82,22 +82,23 @@ def find_inputs(
     Raises:
         InputError: flags are missing or do not go together, or the files are not there.
     """
+    if format is None and source is None:
+        raise InputError("--format is required: how the files are written (see --help)")
+    format = format or "amazon2023"  # the one kind of source there is
     flags = {"input": input, "interactions": interactions, "items": items, "source": source}
     given = [name for name, value in flags.items() if value]
-    named = " and ".join(f"--{name}" for name in given) or "none of them"
     ways = [["interactions", "items"]]
-    if format in (None, "amazon2023"):
-        ways.append(["source"])
     if format in FOLDERS or format == "minionerec":
         ways.insert(0, ["input"])
+    if format == "amazon2023":
+        ways.append(["source"])
     if given not in ways:
         choice = ", or ".join(" and ".join(f"--{name}" for name in way) for way in ways)
+        named = " and ".join(f"--{name}" for name in given) or "none of them"
         raise InputError(f"--format {format} takes {choice}; given: {named}")
     if source is not None:
         reviews, metadata = fetch(source)
-        return Inputs("amazon2023", tuple(reviews), tuple(metadata))
-    if format is None:
-        raise InputError("--format is required: how the files are written (see --help)")
+        return Inputs(format, tuple(reviews), tuple(metadata))
     if input is not None:
         actions, catalogue = find_in(input, format)
     else:

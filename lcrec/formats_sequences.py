@@ -38,8 +38,8 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
     """
     path, catalogue = _one(interactions), _one(items)
     stem = path.name.removesuffix(".inter.json")
-    users = _raw_ids(path.with_name(f"{stem}.user2id"))
-    item_ids = _raw_ids(path.with_name(f"{stem}.item2id"))
+    users_path, items_path = (path.with_name(f"{stem}.{kind}2id") for kind in ("user", "item"))
+    users, item_ids = _raw_ids(users_path), _raw_ids(items_path)
     sequences = _mapping(path)
     reviews = path.with_name(f"{stem}.review.json")
     said = _mapping(reviews) if options.reviews and reviews.exists() else None
@@ -50,7 +50,7 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
         ):
             raise InputError(f"{path}: user {user!r} has no list of item ids: {sequence!r:.80}")
         for place, item in enumerate(sequence):
-            row = [_raw(users, user), _raw(item_ids, str(item)), place]
+            row = [_raw(users, user, users_path), _raw(item_ids, str(item), items_path), place]
             if said is not None:
                 review = said.get(f"({user}, {item})") or {}
                 row += [review.get("summary"), review.get("review")]
@@ -68,7 +68,10 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
     texts = find_columns(fields, ITEM_ROLES[1:], given, LCREC_ITEM.roles, catalogue, ())
     item_roles = {"item": "item", **{role: str(name) for role, name in texts.items()}}
     item_rows = [
-        [_raw(item_ids, key), *(_field(entry.get(str(name))) for name in texts.values())]
+        [
+            _raw(item_ids, key, items_path),
+            *(_field(entry.get(str(name))) for name in texts.values()),
+        ]
         for key, entry in entries.items()
     ]
     described = _sifted(
@@ -197,11 +200,11 @@ def _raw_ids(path: Path) -> dict[str, str] | None:
     return raw_ids
 
 
-def _raw(raw_ids: dict[str, str] | None, key: str) -> str:
+def _raw(raw_ids: dict[str, str] | None, key: str, path: Path) -> str:
     if raw_ids is None:
         return key
     if key not in raw_ids:
-        raise InputError(f"number {key} is in the data but not in the file that maps raw ids to it")
+        raise InputError(f"{path}: there is no line for number {key!r}, which the data has")
     return raw_ids[key]
 
 

@@ -376,7 +376,9 @@ def test_files_of_another_format_are_told_apart(write, read):
     write("movies.csv", "movieId,title,genres\n307,Blue,Drama\n")
     with pytest.raises(InputError, match=r"ratings.csv: no user column .*among user, movie"):
         read("movielens")
-    with pytest.raises(InputError, match=r"expected exactly one file of interactions \(\*.inter\), found none"):
+    with pytest.raises(
+        InputError, match=r"expected exactly one file of interactions \(\*.inter\), found none"
+    ):
         read("recbole")
 
 
