@@ -37,9 +37,10 @@ from lcrec.formats import (
     COLUMN_HELP,
     ITEM_ROLES,
     READERS,
-    find_recbole,
+    Options,
     parse_columns,
 )
+from lcrec.formats_inputs import find_inputs
 from lcrec.numbering import Numbered, number, sort_interactions
 from lcrec.refine import Refined, refine
 from lcrec.splits import cold_parts, random_parts, time_parts
@@ -54,13 +55,38 @@ MEANS = ("engine", "spark_master", "memory_gb", "dry_run")
 class PrepareConfig:
     """Settings of this stage."""
 
-    format: Literal["recbole", "table"] = option(
-        "recbole: a folder of atomic files; table: CSV, TSV or Parquet files"
-    )
     output: Path = option("the data folder to write")
-    input: Path | None = option("recbole: the folder with X.inter and X.item", None)
-    interactions: Path | None = option("table: the file with one row per interaction", None)
-    items: Path | None = option("table: the file with one row per item", None)
+    # mypy wants the names spelled out; they are the keys of READERS.
+    # fmt: off
+    format: Literal[
+        "amazon2014", "amazon2018", "amazon2023", "bookcrossing", "hm", "lcrec", "minionerec",
+        "movielens", "recbole", "steam", "table", "yelp",
+    ] | None = option(
+        "how the files are written: a published data set's, or table: any CSV, TSV, JSON lines or "
+        "Parquet; needed unless --source says it",
+        None,
+    )
+    # fmt: on
+    input: Path | None = option(
+        "the folder or zip archive that holds the files by their published names", None
+    )
+    interactions: list[Path] | None = option(
+        "instead: files with one row per interaction; several, 'part-*.csv.gz', or a folder of "
+        "Parquet files",
+        None,
+    )
+    items: list[Path] | None = option("and files with one row per item", None)
+    source: str | None = option(
+        "instead: hf:REPOSITORY:CATEGORY, such as hf:McAuley-Lab/Amazon-Reviews-2023:"
+        "Office_Products; a folder with the repository's files may stand for it",
+        None,
+    )
+    order: Literal["time", "file"] = option(
+        "file: rows have no times and are in the order of time", "time"
+    )
+    bad_rows: Literal["error", "drop"] = option(
+        "rows that cannot be used: refuse, naming the first; or drop and count them", "error"
+    )
     columns: str | None = option(COLUMN_HELP, None)
     name: str | None = option("the data set's name; none: the output folder's", None)
     min_rating: float | None = option("drop interactions rated lower", None)
@@ -136,8 +162,14 @@ def main(argv: list[str]) -> None:
     config = parse_config(PrepareConfig, argv, description=description, prog=STAGE)
     _check_settings(config)
     columns = parse_columns(config.columns or "")
-    interactions_path, items_path = _find_inputs(config)
-    inputs = {"interactions": interactions_path, "items": items_path}
+    found = find_inputs(
+        config.format,
+        input=config.input,
+        interactions=config.interactions,
+        items=config.items,
+        source=config.source,
+    )
+    inputs = found.hashed()
     folder = config.output
     name = config.name or folder.resolve().name
     if not name or name.startswith(".") or Path(name).name != name:
@@ -149,11 +181,20 @@ def main(argv: list[str]) -> None:
         print(f"{folder} is up to date: {STAGE} has nothing to do; {_next_command(folder, name)}")
         return
 
-    print(f"preparing data set {name} from {interactions_path} and {items_path}")
+    print(f"preparing data set {name} from {found}")
     with open_engine(
         config.engine, memory_gb=config.memory_gb, spark_master=config.spark_master
     ) as (con, work):
-        raw = READERS[config.format](con, interactions_path, items_path, columns)
+        plain = found.unpacked(work)
+        options = Options(
+            columns=columns,
+            order=config.order,
+            bad_rows=config.bad_rows,
+            reviews=config.reviews == "keep",
+            limit=DRY_RUN_ROWS if config.dry_run else None,
+            spill=work,
+        )
+        raw = READERS[plain.format](con, plain.interactions, plain.items, options)
         print("columns:", *(f"{role}={column}" for role, column in raw.interaction_columns.items()))
         texts = {role: raw.item_columns.get(role, "(none)") for role in ITEM_ROLES}
         print("of items:", *(f"{role}={column}" for role, column in texts.items()), flush=True)
@@ -249,23 +290,6 @@ def _tell(refined: Refined, parts: dict[str, int] | None) -> None:
 
 def _next_command(folder: Path, name: str) -> str:
     return f"next: python -m lcrec.embed --data {folder} --output runs/{name}/embeddings"
-
-
-def _find_inputs(config: PrepareConfig) -> tuple[Path, Path]:
-    """Return the interactions and the items file that the flags name."""
-    given = {"input": config.input, "interactions": config.interactions, "items": config.items}
-    needed = ["input"] if config.format == "recbole" else ["interactions", "items"]
-    for flag, path in given.items():
-        if (path is None) == (flag in needed):
-            flags = " and ".join(f"--{name}" for name in needed)
-            verb = "is missing" if path is None else "does not belong to it"
-            raise InputError(f"--format {config.format} takes {flags}; --{flag} {verb}")
-    if config.input is not None:
-        return find_recbole(config.input)
-    for flag, path in given.items():
-        if path is not None and not path.is_file():
-            raise InputError(f"--{flag} {path}: no such file")
-    return config.interactions, config.items  # type: ignore[return-value]
 
 
 def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[str, Path]) -> bool:
