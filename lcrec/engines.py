@@ -27,6 +27,7 @@ from ibis.util import gen_name
 
 from lcrec.errors import InputError
 
+
 @contextlib.contextmanager
 def open_engine(
     engine: Literal["duckdb", "spark"], *, memory_gb: float, spark_master: str = "local[*]"

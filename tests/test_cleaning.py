@@ -13,12 +13,10 @@ from lcrec.cleaning import (
     NO_TEXT,
     SHORT_TEXT,
     clean_text,
-    load_raw,
     make_catalogue,
 )
 from lcrec.engines import store
 from lcrec.errors import InputError
-from lcrec.formats import read_table
 
 
 @pytest.mark.parametrize(
@@ -79,24 +77,6 @@ def test_text_without_markup_loses_white_space_only(text):
 @pytest.fixture(scope="module")
 def con():
     return ibis.duckdb.connect()
-
-
-@pytest.mark.parametrize(
-    ("times", "order"),
-    [
-        (["9", "1e1", "11.5"], "abc"),
-        (["2024-05-31", "2024-05-30 23:59", "2024-06-01T00:00:00.5Z"], "bac"),
-        (["2024-05-31T10:00:00+02:00", "2024-05-31T09:00:00Z", "2024-05-31T08:59:00Z"], "acb"),
-    ],
-)
-def test_times_are_numbers_or_dates(con, tmp_path, times, order):
-    rows = [("u", item, time) for item, time in zip("abc", times, strict=True)]
-    lines = "".join(",".join(row) + "\n" for row in [("user", "item", "time"), *rows])
-    (tmp_path / "log.csv").write_text(lines)
-    (tmp_path / "items.csv").write_text("item,title\na,A\n")
-    raw = read_table(con, tmp_path / "log.csv", tmp_path / "items.csv", {})
-    table = load_raw(raw).interactions
-    assert "".join(table.order_by("time").item.to_pyarrow().to_pylist()) == order
 
 
 # The catalogue.
