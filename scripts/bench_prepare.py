@@ -96,15 +96,18 @@ def make_dumps(
     """Write interactions and items; return their files."""
     con = duckdb.connect(config={"memory_limit": "2GB", "temp_directory": str(folder / "spill")})
 
-    def drawn(name: str, count: int) -> str:
-        uniform = f"(hash(i, '{name}') / 18446744073709551616.0)"
+    def drawn(stream: int, count: int) -> str:
+        # Not hash(i, stream): DuckDB joins hashes so that two streams would go hand in hand.
+        uniform = f"(hash(16 * i + {stream}) / 18446744073709551616.0)"
         return f"CAST(floor(pow({uniform}, {SKEW}) * {count}) AS BIGINT)"
 
-    user = f"printf('A%013X', {drawn('user', users)})"
-    item = f"printf('B%09d', {drawn('item', items)})"
-    second = "1300000000 + hash(i, 'time') % 230000000"
+    user = f"printf('A%013X', {drawn(8, users)})"
+    item = f"printf('B%09d', {drawn(9, items)})"
+    second = "1300000000 + hash(16 * i + 10) % 230000000"
     words = f"string_split('{WORDS}', ' ')"
-    text = " || ' ' || ".join(f"{words}[1 + hash(i, {n}) % 16]" for n in range(8))
+    text = " || ' ' || ".join(
+        f"{words}[CAST(1 + hash(16 * i + {n}) % 16 AS BIGINT)]" for n in range(8)
+    )
     if parquet:
         log = []
         for number in range(FILES):

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 
 import lcrec.prepare
 from lcrec.artifacts import PROVENANCE, read_json
-from lcrec.data import leave_one_out, load_interactions, load_items
+from lcrec.data import leave_one_out, load_interactions, load_items, load_split
 from lcrec.errors import InputError
 from lcrec.prepare import main
+from lcrec.reviews import Review, load_reviews
 
 SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
 ML100K = SHARED / "data" / "ml-100k"
@@ -103,7 +106,7 @@ def test_toy_shop_loads_and_splits(tmp_path, shop):
     split = leave_one_out(load_interactions(folder, len(items)))
     assert [items.title(target) for target in split.test.targets] == [
         "Desk & drawer",
-        "Chair",
+        "Lamp",
         "Lamp",
     ]
     assert items.fields[0] == {"title": "Chair", "description": "", "brand": "", "categories": ""}
@@ -134,7 +137,8 @@ def test_toy_shop_from_parquet_with_lists_dates_and_number_ids(tmp_path):
     ]
     main(argv)
     sequences, catalogue = result(tmp_path)
-    assert sequences == SEQUENCES
+    # The lamp's number is below the chair's, which decides the tie.
+    assert sequences == {**SEQUENCES, "1": [2, 3, 0]}
     assert catalogue["3"] == {
         "title": "Lamp",
         "description": "Fine Solid",
@@ -397,3 +401,130 @@ def test_movielens_100k(tmp_path, capsys):
         line.split("\t")[:2] for line in (ML100K / "ml-100k.item").read_text().splitlines()
     )
     assert all(items.title(at) == titles[raw] for at, raw in enumerate(raw_items))
+
+
+# Splits, reviews, limits.
+
+
+def test_a_split_is_written_and_read(tmp_path, shop):
+    main(shop("--split", "cold-items", "--cold-share", "0.25", "--seed", "3", "--repeats", "keep",
+              actions=[*ACTIONS, ("eve", "lamp", 4), ("bob", "rug", 9), ("ann", "rug", 50)]))  # fmt: skip
+    folder = tmp_path / "out" / "Toy"
+    split = load_split(folder, 4)
+    (cold,) = {target for row in split.test.targets.tolist() for target in row if target >= 0}
+    assert split.test.users == ["0", "1", "2"]
+    assert cold not in split.train.items
+    assert cold not in split.valid.targets
+    whole = load_interactions(folder, 4)
+    for user, sequence in enumerate(whole):
+        rest = [item for item in sequence.tolist() if item != cold]
+        assert split.train.sequence(user).tolist() == rest[:-1]
+        assert split.valid.targets[user].tolist() == [rest[-1]]
+    assert sum(card(tmp_path)["split"].values()) == len(whole.items)
+    main(shop("--split", "leave-one-out"))
+    assert not (folder / "Toy.split.json").exists()
+
+
+def test_reviews_are_written_where_intents_reads_them(tmp_path, shop):
+    header = ("user", "item", "time", "summary", "review_text")
+    texts = {30: ("First", "Bright<br>lamp"), 40: ("Again", ""), 5: ("", "Flat"), 10: ("", "")}
+    actions = [(*row, *texts.get(row[2], ("", ""))) for row in ACTIONS]
+    main(shop(actions=actions, header=header))
+    folder = tmp_path / "out" / "Toy"
+    found = load_reviews(folder, ["0", "1", "2"], 4)
+    assert found == {("1", 2): Review("Flat", ""), ("2", 3): Review("Bright lamp", "First")}
+    main(shop("--repeats", "keep", actions=actions, header=header))  # of repeats the latest
+    assert load_reviews(folder, ["0", "1", "2"], 4)["2", 3] == Review("", "Again")
+    main(shop("--reviews", "drop", actions=actions, header=header))
+    assert not (folder / "Toy.review.json").exists()
+
+
+def test_strangers_reviews_stop_a_run(tmp_path, shop):
+    main(shop())
+    (tmp_path / "out" / "Toy" / "Toy.review.json").write_text("{}")
+    with pytest.raises(InputError, match=r"Toy.review.json goes by the old numbers"):
+        main(shop("--repeats", "keep"))
+
+
+def test_limits_are_followed_by_the_core_again(tmp_path, shop):
+    # Of four items the latest three; the desk is then left with one user, who falls below three.
+    actions = [*ACTIONS, ("ann", "rug", 60), ("bob", "rug", 60)]
+    main(shop("--max-user-items", "3", "--min-item-users", "2", actions=actions))
+    made = card(tmp_path)
+    assert [step["after"] for step in made["steps"]][-2:] == [
+        "latest 3 of a user",
+        "core 3 items, 2 users again",
+    ]
+    assert made["interactions"] == 6
+    assert made["dropped"]["latest 3 of a user"] == 2
+    assert sum(made["dropped"].values()) + made["interactions"] == made["input_interactions"] == 12
+
+
+def test_a_dry_run_writes_nothing(tmp_path, shop, capsys, monkeypatch):
+    main(shop("--dry-run"))
+    assert not (tmp_path / "out").exists()
+    screen = capsys.readouterr().out
+    assert ["first", "of", "repeats", "3", "4", "9", "25.000%", "3.00"] in [
+        line.split() for line in screen.splitlines()
+    ]
+    assert "a dry run: nothing was written" in screen
+    monkeypatch.setattr(lcrec.prepare, "DRY_RUN_ROWS", 9)
+    with pytest.raises(InputError, match="nothing is left"):
+        main(shop("--dry-run", "--min-item-users", "3"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--since", "100"], r"--since and --until: nothing is left; before, there were 10 inter"),
+        (["--since", "x"], r"--since 'x': expected a date"),
+        (["--max-user-items", "3", "--min-user-items", "4"], r"--max-user-items 3 is less than"),
+        (["--min-text", "99"], r"shorter than --min-text: 4 .*nothing is left"),
+        (["--max-title-words", "0"], r"--max-title-words: 0 is too small"),
+        (["--cold-share", "1.5"], r"--cold-share 1.5: give a share below 1"),
+        (["--split", "cold-items"], r"--cold-share 0.05: of 4 items that is none; give more"),
+        (["--spark-master", "local[1]"], r"--spark-master local\[1\] belongs to --engine spark"),
+        (["--split", "halves"], r"--split: 'halves' is none of"),
+    ],
+)
+def test_wrong_rules_are_named_and_nothing_is_written(tmp_path, shop, flags, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        main(shop(*flags))
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_data_is_written_as_parquet(tmp_path, shop, monkeypatch):
+    main(shop())
+    monkeypatch.setattr(lcrec.prepare, "JSON_MOST", 8)
+    main(shop("--seed", "1"))
+    folder = tmp_path / "out" / "Toy"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "Toy.inter.parquet", "Toy.item.parquet", "Toy.item2id", "Toy.user2id", "data_card.html",
+        "data_card.json", "lcrec.json",
+    ]  # fmt: skip
+    assert load_items(folder).title(1) == "Rug"
+    sequences = {user: ids.tolist() for user, ids in enumerate(load_interactions(folder, 4))}
+    assert {str(user): ids for user, ids in sequences.items()} == SEQUENCES
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(tmp_path, shop):
+    """No file may grow beyond 2 MB, which the engine's own, but not the catalogue, stay below."""
+    log, items = tmp_path / "log.csv", tmp_path / "items.csv"
+    main(shop())
+    before = files_of(tmp_path / "out" / "Toy")
+    argv = shop("--differing-items", "longest")
+    rows = [(f"u{u}", f"i{(u + k) % 300}", k) for u in range(300) for k in range(5)]
+    write_csv(log, ("user", "item", "time"), rows)
+    write_csv(items, ("item", "title"), [(f"i{i}", "x" * 9_000) for i in range(300)])
+    lines = "import resource, sys; from lcrec.errors import run_stage; import lcrec.data_folder\n"
+    lines += "from lcrec.prepare import main; made = lcrec.data_folder._write_items\n"
+    lines += "def limited(*args):\n"
+    lines += "    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); made(*args)\n"
+    lines += "lcrec.data_folder._write_items = limited; run_stage(main)"
+    command = [sys.executable, "-c", lines, *argv]
+    full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert full.returncode == 2, full.stderr
+    assert "cannot be written (" in full.stderr
+    assert "MB are free there" in full.stderr
+    assert files_of(tmp_path / "out" / "Toy") == before
