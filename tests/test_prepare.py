@@ -407,8 +407,9 @@ def test_movielens_100k(tmp_path, capsys):
 
 
 def test_a_split_is_written_and_read(tmp_path, shop):
-    main(shop("--split", "cold-items", "--cold-share", "0.25", "--seed", "3", "--repeats", "keep",
-              actions=[*ACTIONS, ("eve", "lamp", 4), ("bob", "rug", 9), ("ann", "rug", 50)]))  # fmt: skip
+    actions = [*ACTIONS, ("eve", "lamp", 4), ("bob", "rug", 9), ("ann", "rug", 50)]
+    flags = ["--split", "cold-items", "--cold-share", "0.25", "--repeats", "keep"]
+    main(shop(*flags, actions=actions))
     folder = tmp_path / "out" / "Toy"
     split = load_split(folder, 4)
     (cold,) = {target for row in split.test.targets.tolist() for target in row if target >= 0}
