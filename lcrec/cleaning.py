@@ -1,11 +1,10 @@
-"""Raw tables checked, and the catalogue's text made plain.
+"""The catalogue's text made plain, and the items that cannot stay for want of it.
 
-`load_raw` reads what a reader of `lcrec.formats` opened, and checks ids and times. `make_catalogue`
-cleans the text of the items that are left, in plain Python over batches of rows, so that it is the
-same whatever engine holds the tables, and says which items have to go and why.
+`make_catalogue` cleans the text of the items that are left, in plain Python over batches of rows,
+so that it is the same whatever engine holds the tables, and says which items have to go and why.
 
-Public names: `load_raw`, `clean_text`, `Catalogue`, `make_catalogue`, `NO_ROW`, `NO_TEXT`,
-`MARKUP_ONLY`, `LONG_TITLE`, `SHORT_TEXT`.
+Public names: `clean_text`, `Catalogue`, `make_catalogue`, `NO_ROW`, `NO_TEXT`, `MARKUP_ONLY`,
+`LONG_TITLE`, `SHORT_TEXT`.
 """
 
 import html
@@ -15,16 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import ibis.expr.datatypes as dt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis import _
-from ibis.expr.types import BooleanColumn, Table
+from ibis.expr.types import Table
 from tqdm import tqdm
 
-from lcrec.engines import materialise, write_sorted
+from lcrec.engines import write_sorted
 from lcrec.errors import InputError
-from lcrec.formats import EXTRA_ROLES, TEXT_ROLES, RawTables, load_table
+from lcrec.formats_tables import EXTRA_ROLES, TEXT_ROLES
 
 # What a page does not show, and its tags; a quoted attribute may hold a ">".
 HIDDEN = re.compile(r"<!--.*?-->|<(style|script)\b[^>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
@@ -71,23 +68,6 @@ class Catalogue:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     emptied: dict[str, list[str]] = field(default_factory=dict)
     samples: list[tuple[str, str, str]] = field(default_factory=list)
-
-
-def load_raw(raw: RawTables) -> RawTables:
-    """Read both files once and check every row.
-
-    Returns:
-        The same, with `time` as a number or a UTC timestamp.
-
-    Raises:
-        InputError: a file is malformed or empty, an id is missing, a time is none.
-    """
-    interactions = load_table(raw.interactions, raw.interactions_path)
-    items = load_table(raw.items, raw.items_path)
-    for role in ("user", "item"):
-        _require_ids(interactions, role, raw.interaction_columns[role], raw.interactions_path)
-    _require_ids(items, "item", raw.item_columns["item"], raw.items_path)
-    return replace(raw, interactions=_with_sortable_time(interactions, raw), items=items)
 
 
 def clean_text(value: str | Sequence[str] | None) -> str:
@@ -218,54 +198,3 @@ def _unfit(
     if len(plain["title"]) + len(plain["description"]) < min_text:
         return SHORT_TEXT
     return None
-
-
-def _require_ids(table: Table, role: str, column: str, path: Path) -> None:
-    # A tab or a line break would break the files that map raw ids to numbers.
-    value = table[role]
-    broken = value.contains("\t") | value.contains("\n") | value.contains("\r")
-    first = _first_row(table, value.isnull() | (value == "") | broken)
-    if first:
-        seen = f"holds a tab or a line break: {first[role]!r}" if first[role] else "is empty"
-        raise InputError(
-            f"{path}, data row {first['row'] + 1}: the {role} id (column {column!r}) {seen}; "
-            "mend or delete the row"
-        )
-
-
-def _first_row(table: Table, condition: BooleanColumn) -> dict[str, Any]:
-    """Return the row that comes first of those that meet a condition, or {}."""
-    rows = table.filter(condition).order_by("row").limit(1).to_pyarrow().to_pylist()
-    return rows[0] if rows else {}
-
-
-def _with_sortable_time(interactions: Table, raw: RawTables) -> Table:
-    """Turn times written as text into numbers or, where every one is a date, timestamps."""
-    written, kind = _.time, interactions.time.type()
-    if not kind.is_string():
-        bad = written.isnull()
-        if kind.is_floating():
-            bad = bad | written.isnan() | written.isinf()
-        time = interactions.time
-    else:
-        number = written.try_cast("float64")
-        moment = written.try_cast(dt.Timestamp(timezone="UTC"))
-        # "nan" and "infinity" can be read as numbers and timestamps, but are no times.
-        wordy = ~written.re_search("[0-9]")
-        no_number = (number.isnull() | wordy | number.isinf()).fill_null(True)
-        no_moment = (moment.isnull() | wordy).fill_null(True)
-        odd = interactions.aggregate(number=no_number.sum(), moment=no_moment.sum())
-        counts = odd.to_pyarrow().to_pylist()[0]
-        numeric = counts["number"] <= counts["moment"]
-        bad, time = (no_number, number) if numeric else (no_moment, moment)
-    first = _first_row(interactions, bad)
-    if first:
-        seen = "empty" if first["time"] is None else repr(first["time"])
-        raise InputError(
-            f"{raw.interactions_path}, data row {first['row'] + 1}: the time (column "
-            f"{raw.interaction_columns['time']!r}) is {seen}; every row needs a number, "
-            "such as seconds since 1970, or every row a date such as 2024-05-31T18:30:00Z"
-        )
-    if not kind.is_string():
-        return interactions
-    return materialise(interactions.mutate(time=time))

@@ -241,6 +241,7 @@ def _picture(card: Card, name: str, title: str, label: str, log: bool, counted: 
             axes.set_xticks(np.linspace(edges[0], edges[-1], 4))
         elif log and edges[0] > 0:
             axes.set_xscale("log")
+            axes.minorticks_off()
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
     fullest = int(counts.argmax())

@@ -1,15 +1,17 @@
 """Where a plan of Ibis expressions is computed: DuckDB in this process, or Spark.
 
 Both get a memory limit and a folder to put on disk what does not fit, which is removed at the end.
-A plan meets an engine in three places only: `materialise` stores what an expression yields and so
-cuts the chain of what it was made from (Spark would compute it anew for every use); `release` lets
-such a table go; `write_sorted` hands the result over as Parquet files whose names sort in the order
-of their rows. On a cluster the folder must be one that every machine sees: name it in TMPDIR.
+A plan meets an engine in few places only: `materialise` stores what an expression yields and so
+cuts the chain of what it was made from (Spark would compute it anew for every use), `store` what
+Python made; `release` lets such a table go; `write_sorted` hands the result over as Parquet files
+whose names sort in the order of their rows. On a cluster the folder must be one that every machine
+sees: name it in TMPDIR.
 
-Public names: `ENGINES`, `open_engine`, `materialise`, `release`, `write_sorted`, `is_spark`.
+Public names: `open_engine`, `materialise`, `store`, `release`, `write_sorted`, `is_spark`.
 """
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -18,13 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ibis
+import pyarrow as pa
 from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 from ibis.util import gen_name
 
 from lcrec.errors import InputError
-
-ENGINES = ("duckdb", "spark")
 
 
 @contextlib.contextmanager
@@ -93,6 +94,9 @@ def _spark(folder: Path, memory_gb: float, master: str) -> Iterator[BaseBackend]
         "spark.ui.showConsoleProgress": str(sys.stdout.isatty()).lower(),
         "spark.log.level": "ERROR",
     }
+    if master.startswith("local"):
+        # Spark's 200 parts are for many machines; here each costs more than it holds.
+        settings["spark.sql.shuffle.partitions"] = str(2 * (os.cpu_count() or 1))
     builder: Any = SparkSession.builder
     builder = builder.appName("lcrec").master(master)
     for name, value in settings.items():
@@ -126,6 +130,12 @@ def materialise(table: Table) -> Table:
     write without the table's name, so that every run would end in a traceback.
     """
     return table.get_backend().create_table(gen_name("lcrec"), table)
+
+
+def store(con: BaseBackend, table: pa.Table) -> Table:
+    """Put a small Arrow table into an engine."""
+    # By way of memtable, for the reason that `materialise` tells of.
+    return con.create_table(gen_name("lcrec"), ibis.memtable(table))
 
 
 def release(table: Table) -> None:

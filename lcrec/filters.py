@@ -10,6 +10,7 @@ Public names: `in_time_window`, `rated_at_least`, `without_duplicates`, `first_o
 """
 
 import datetime
+import itertools
 from pathlib import Path
 
 import ibis
@@ -17,7 +18,7 @@ import pyarrow as pa
 from ibis import _
 from ibis.expr.types import BooleanColumn, Table
 
-from lcrec.engines import materialise, release
+from lcrec.engines import materialise, release, store
 from lcrec.errors import InputError
 
 # Seconds since 1970 of the last centuries, then the same in milli- and microseconds.
@@ -154,36 +155,32 @@ def k_core(interactions: Table, min_user_items: int, min_item_users: int) -> Tab
     thresholds = {"user": ("item", min_user_items), "item": ("user", min_item_users)}
     # Only the sets of ids that still stand are stored per round, not the shrinking interactions.
     kept: dict[str, Table] = {}
-    sizes: tuple[int, ...] = ()
-    rounds = 0
-    while True:
-        rounds += 1
-        standing = 0
-        for key, (other, minimum) in thresholds.items():
-            remaining = pairs.semi_join(kept[other], other) if other in kept else pairs
-            counts = materialise(remaining.group_by(key).agg(n=_.count()))
-            enough = counts.filter(_.n >= minimum)
-            facts = counts.aggregate(
-                most=_.n.max(), ids=(_.n >= minimum).sum(), pairs=_.n.sum(where=_.n >= minimum)
+    sizes: dict[str, int] = {}
+    for turn in itertools.count():
+        key = ("user", "item")[turn % 2]
+        other, minimum = thresholds[key]
+        remaining = pairs.semi_join(kept[other], other) if other in kept else pairs
+        counts = remaining.group_by(key).agg(n=_.count())
+        standing = materialise(counts.filter(_.n >= minimum))
+        seen = standing.aggregate(ids=_.count(), pairs=_.n.sum()).to_pyarrow().to_pylist()[0]
+        if not seen["ids"]:
+            most = counts.n.max().execute()
+            raise InputError(
+                f"--min-{key}-{other}s {minimum}: nothing is left in round {turn // 2 + 1}, where "
+                f"the {key} with the most {other}s has {most}; lower it or the other threshold, or "
+                "take more data"
             )
-            seen = facts.to_pyarrow().to_pylist()[0]
-            if not seen["ids"]:
-                raise InputError(
-                    f"--min-{key}-{other}s {minimum}: nothing is left in round {rounds}, where "
-                    f"the {key} with the most {other}s has {seen['most']}; lower it or the other "
-                    "threshold, or take more data"
-                )
-            if key in kept:
-                release(kept[key])
-            kept[key], standing = materialise(enough.select(key)), seen["pairs"]
-            release(counts)
-            sizes_now = tuple(ids.count().execute() for ids in kept.values())
-        if sizes_now == sizes:
+        if key in kept:
+            release(kept[key])
+        kept[key] = standing
+        # The ids that stand only ever grow fewer: as many as before are the same, and so is what
+        # the others were found from.
+        if sizes.get(key) == seen["ids"]:
             break
-        sizes = sizes_now
-        if standing < SHRUNK * stored:
+        sizes[key] = seen["ids"]
+        if key == "item" and seen["pairs"] < SHRUNK * stored:
             fewer = pairs.semi_join(kept["user"], "user").semi_join(kept["item"], "item")
-            before, pairs, stored = pairs, materialise(fewer), standing
+            before, pairs, stored = pairs, materialise(fewer), seen["pairs"]
             release(before)
     release(pairs)
     return interactions.semi_join(kept["user"], "user").semi_join(kept["item"], "item")
@@ -211,9 +208,7 @@ def hold_out(
     Raises:
         InputError: without the cold items nothing is left.
     """
-    held = interactions.get_backend().create_table(
-        ibis.util.gen_name("lcrec"), pa.table({"item": cold})
-    )
+    held = store(interactions.get_backend(), pa.table({"item": cold}))
     rest = materialise(
         k_core(materialise(interactions.anti_join(held, "item")), min_user_items, min_item_users)
     )

@@ -215,7 +215,6 @@ def main(argv: list[str]) -> None:
             keep_reviews=config.reviews == "keep",
             cold_share=config.cold_share if config.split == "cold-items" else None,
             seed=config.seed,
-            limit=DRY_RUN_ROWS if config.dry_run else None,
             say=lambda line: print(line, flush=True),
         )
         has_reviews = "review" in refined.interactions.columns

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from ibis import _
 from ibis.expr.types import Table
 
-from lcrec.cleaning import NO_ROW, Catalogue, load_raw, make_catalogue
-from lcrec.engines import materialise
+from lcrec.cleaning import NO_ROW, Catalogue, make_catalogue
+from lcrec.engines import materialise, store
 from lcrec.errors import InputError
 from lcrec.filters import (
     first_of_repeats,
@@ -32,7 +32,7 @@ from lcrec.filters import (
     rated_at_least,
     without_duplicates,
 )
-from lcrec.formats import REVIEW_ROLES, RawTables
+from lcrec.formats_tables import REVIEW_ROLES, RawTables, load_table
 from lcrec.ledger import Ledger
 
 # Between the title and the text of a review, which travel as one column.
@@ -70,7 +70,6 @@ def refine(
     keep_reviews: bool,
     cold_share: float | None,
     seed: int,
-    limit: int | None,
     say: Callable[[str], None],
 ) -> Refined:
     """Run all filters on what a reader opened.
@@ -94,15 +93,16 @@ def refine(
         keep_reviews: carry the reviews' texts along, where there are any.
         cold_share: the share of items to hold out; None holds out none.
         seed: draws the cold items.
-        limit: read so many interactions, the first of the file; None reads all.
         say: takes the lines that tell how much each step leaves.
 
     Raises:
         InputError: the files hold something wrong, or nothing is left after a step.
     """
-    if limit is not None:
-        raw = replace(raw, interactions=raw.interactions.limit(limit))
-    raw = load_raw(raw)
+    raw = replace(
+        raw,
+        interactions=load_table(raw.interactions, raw.interactions_path),
+        items=load_table(raw.items, raw.items_path),
+    )
     ledger = Ledger(raw.interactions, raw.lost, say)
     interactions = _with_review(raw.interactions) if keep_reviews else raw.interactions
     if since is not None or until is not None:
@@ -200,7 +200,7 @@ def _leave_out(
         )
     ledger.say(f"  dropping items: {what}")
     table = pa.table({"item": list(left_out), "reason": list(left_out.values())})
-    going = interactions.get_backend().create_table(ibis.util.gen_name("lcrec"), table)
+    going = store(interactions.get_backend(), table)
     counts = interactions.join(going, "item").group_by("reason").agg(n=_.count()).to_pyarrow()
     reasons = {row["reason"]: row["n"] for row in counts.to_pylist()}
     left = materialise(interactions.anti_join(going, "item"))
