@@ -284,8 +284,9 @@ def fetch(source: str) -> tuple[list[Path], list[Path]]:
 
     try:
         reviews, items = DownloadManager().download(urls)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the hub's client, in as many kinds as there are reasons
         raise InputError(
-            f"--source {source}: {urls[0]} or {urls[1]} cannot be had ({error})"
+            f"--source {source}: {urls[0]} or {urls[1]} cannot be had ({error}); a download of "
+            "the two files is read by --format amazon2023 --interactions --items"
         ) from None
     return [Path(reviews)], [Path(items)]

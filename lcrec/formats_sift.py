@@ -230,8 +230,21 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
         untimely, ibis.cases((number > _latest().timestamp() * per_second, FUTURE))
     )
     sound = ibis.ifelse(untimely.isnull(), number, ibis.null("float64"))
-    moment = (sound * (1000 // per_second)).round().cast("int64").as_timestamp("ms").cast(UTC)
+    millis = (sound * (1000 // per_second)).round().cast("int64")
+    # Of Ibis's own units Spark knows seconds alone.
+    from_millis = epoch_ms if table.get_backend().name == "duckdb" else timestamp_millis
+    moment = from_millis(millis).cast(UTC)
     return table.mutate(written=written, time=moment, untimely=untimely)
+
+
+@ibis.udf.scalar.builtin
+def epoch_ms(millis: int) -> dt.timestamp:
+    """Return the moment so many milliseconds after 1970 began: a function of DuckDB."""
+
+
+@ibis.udf.scalar.builtin
+def timestamp_millis(millis: int) -> dt.timestamp:
+    """Return the moment so many milliseconds after 1970 began: a function of Spark."""
 
 
 def _with_moment(table: Table, moment: Column) -> Table:

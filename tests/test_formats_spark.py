@@ -25,6 +25,7 @@ GOOD = ROWS[:3]
 def spark():
     pytest.importorskip("pyspark")
     with open_engine("spark", memory_gb=1, spark_master="local[2]") as (con, _):
+        con.raw_sql("SET spark.sql.shuffle.partitions = 2")  # of a handful of rows
         yield con
 
 
