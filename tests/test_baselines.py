@@ -1,5 +1,6 @@
 """Baselines: counts done by hand, the contract for all of them, the command and its errors."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.artifacts import provenance_path
-from lcrec.baselines import BASELINES
-from lcrec.baselines.__main__ import main, predict
-from lcrec.baselines.cooccurrence import Cooccurrence
+from lcrec.baselines import METHODS
+from lcrec.baselines.__main__ import main
+from lcrec.baselines.base import TrainingData, positions
+from lcrec.baselines.cooccurrence import Cooccurrence, CooccurrenceSettings
 from lcrec.baselines.popularity import Popularity
-from lcrec.data import Interactions, leave_one_out
+from lcrec.baselines.ranking import rank_cases, validate
+from lcrec.baselines.store import is_saved, load_method, save_method
+from lcrec.data import Cases, Interactions, Items, leave_one_out
 from lcrec.errors import InputError
 from lcrec.evaluate import measure
 from lcrec.predictions import read_predictions
@@ -36,21 +40,35 @@ def shop(tmp_path):
     return folder
 
 
+def training(sequences, num_items):
+    return TrainingData(Interactions.from_sequences(sequences), num_items)
+
+
+def quick(kind):
+    """Settings under which a method trains in a moment."""
+    names = {field.name for field in dataclasses.fields(kind.Settings) if field.init}
+    small = {"epochs": 2, "dim": 8, "batch_size": 16, "hidden": 8, "pretrain_epochs": 1}
+    return kind.Settings(**{name: value for name, value in small.items() if name in names})
+
+
 def lists(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_popularity_by_hand():
     method = Popularity()
-    method.fit(Interactions.from_sequences({"a": [2, 0], "b": [2, 2, 1]}), 4)
-    assert method.score([np.array([0]), np.array([1, 3])]).tolist() == [[1, 1, 3, 0]] * 2
+    method.fit(training({"a": [2, 0], "b": [2, 2, 1]}, 4))
+    assert (
+        method.score(np.arange(2), [np.array([0]), np.array([1, 3])]).tolist() == [[1, 1, 3, 0]] * 2
+    )
 
 
 def test_cooccurrence_by_hand():
-    method = Cooccurrence(
-        window=2, distance_decay=0.5, backward=0.25, last=2, history_decay=0.1, seed=3
+    settings = CooccurrenceSettings(
+        window=2, distance_decay=0.5, backward=0.25, last=2, history_decay=0.1
     )
-    method.fit(Interactions.from_sequences({"a": [0, 1, 2, 3], "b": [1, 2]}), 5)
+    method = Cooccurrence(settings)
+    method.fit(training({"a": [0, 1, 2, 3], "b": [1, 2]}, 5))
     expected = np.array(
         [
             [0, 1, 0.5, 0, 0],
@@ -61,21 +79,21 @@ def test_cooccurrence_by_hand():
         ]
     )
     assert method.counts.toarray() == pytest.approx(expected)
-    scores = method.score([np.array([3, 0, 1]), np.array([4])])
+    scores = method.score(np.arange(2), [np.array([3, 0, 1]), np.array([4])])
     assert scores[0] == pytest.approx(expected[1] + 0.1 * expected[0])  # 3 is too long ago
     assert scores[1].tolist() == [0] * 5
 
 
-def slow_cooccurrence(sequences, history, num_items, method):
+def slow_cooccurrence(sequences, history, num_items, settings):
     scores = np.zeros(num_items)
-    for k, item in enumerate(history[::-1][: method.last]):
+    for k, item in enumerate(history[::-1][: settings.last]):
         for sequence in sequences:
             for p, here in enumerate(sequence):
                 for q, there in enumerate(sequence):
-                    if here == item and 1 <= abs(p - q) <= method.window:
-                        weight = method.distance_decay ** (abs(p - q) - 1)
-                        weight *= 1 if q > p else method.backward
-                        scores[there] += method.history_decay**k * weight
+                    if here == item and 1 <= abs(p - q) <= settings.window:
+                        weight = settings.distance_decay ** (abs(p - q) - 1)
+                        weight *= 1 if q > p else settings.backward
+                        scores[there] += settings.history_decay**k * weight
     return scores
 
 
@@ -86,35 +104,67 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=14), min_s
 def test_cooccurrence_agrees_with_plain_loops(sequences, history):
     method = Cooccurrence()
     named = {str(user): sequence for user, sequence in enumerate(sequences)}
-    method.fit(Interactions.from_sequences(named), 5)
-    expected = slow_cooccurrence(sequences, history, 5, method)
-    assert method.score([np.array(history)])[0] == pytest.approx(expected, rel=1e-5)
+    method.fit(training(named, 5))
+    expected = slow_cooccurrence(sequences, history, 5, method.settings)
+    assert method.score(np.array([0]), [np.array(history)])[0] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_every_method_keeps_the_contract(name):
-    split = leave_one_out(Interactions.from_sequences(SHOP))
-    method = BASELINES[name](seed=1)
-    method.fit(split.train, ITEMS)
-    scores = method.score(split.test.histories)
-    assert scores.shape == (len(SHOP), ITEMS)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_the_contract(name, tmp_path):
+    """Shapes, determinism, users apart and unknown, what is held out, and a copy on disk."""
+    rng = np.random.default_rng(0)
+    # Enough users that every method can train; item 11 stands only in held-out places.
+    sequences = {f"u{user}": [*rng.permutation(11)[:6].tolist(), 11] for user in range(12)}
+    split = leave_one_out(Interactions.from_sequences(sequences))
+    data = TrainingData(
+        split.train,
+        12,
+        split.valid,
+        embeddings=rng.normal(size=(12, 8)).astype(np.float32),
+        items=Items([{"title": f"thing {item}", "brand": "ab"[item % 2]} for item in range(12)]),
+    )
+    kind = METHODS[name].load()
+    method = kind(quick(kind), seed=1)
+    method.fit(data)
+    users = positions(split.train, split.test.users)
+    scores = method.score(users, split.test.histories)
+    assert scores.shape == (len(sequences), 12)
     assert scores.dtype == np.float32
     assert not np.isnan(scores).any()
-    alone = np.concatenate([method.score([history]) for history in split.test.histories])
-    assert alone == pytest.approx(scores)  # a user's scores do not depend on the batch
-    again = BASELINES[name](seed=1)
-    again.fit(split.train, ITEMS)
-    assert (again.score(split.test.histories) == scores).all()
-    assert BASELINES[name].__doc__
+    rows = [
+        method.score(users[[row]], [history]) for row, history in enumerate(split.test.histories)
+    ]
+    assert np.concatenate(rows) == pytest.approx(scores, abs=1e-5)  # whatever the batch
+    stranger = method.score(np.array([-1]), [np.array([3, 4])])
+    assert stranger.shape == (1, 12)
+    assert not np.isnan(stranger).any()
+
+    again = kind(quick(kind), seed=1)
+    again.fit(data)
+    assert (again.score(users, split.test.histories) == scores).all()
+
+    inputs = {"inter": tmp_path / "some.txt"}
+    inputs["inter"].write_text("x")
+    save_method(tmp_path / "m", "stage", method, {"a": 1}, inputs)
+    assert is_saved(tmp_path / "m", "stage", {"a": 1}, inputs)
+    assert not is_saved(tmp_path / "m", "stage", {"a": 2}, inputs)
+    copy = kind(quick(kind), seed=1)
+    load_method(tmp_path / "m", copy, data, inputs)
+    assert (copy.score(users, split.test.histories) == scores).all()
+    inputs["inter"].write_text("y")
+    with pytest.raises(InputError, match="fitted on another inter file"):
+        load_method(tmp_path / "m", copy, data, inputs)
+    with pytest.raises(InputError, match="holds no fitted method"):
+        load_method(tmp_path, copy, data, inputs)
 
 
-def test_a_method_never_sees_what_is_held_out():
+def test_a_count_never_sees_what_is_held_out():
     """Item 5 stands only in held-out places, so no count may know it."""
     split = leave_one_out(Interactions.from_sequences({"a": [0, 1, 2, 5], "b": [1, 0, 5, 2]}))
-    for name in BASELINES:
-        method = BASELINES[name]()
-        method.fit(split.train, 6)
-        assert method.score(split.valid.histories)[:, 5].tolist() == [0, 0]
+    for name in ("popularity", "cooccurrence"):
+        method = METHODS[name].load()()
+        method.fit(TrainingData(split.train, 6))
+        assert method.score(np.arange(2), split.valid.histories)[:, 5].tolist() == [0, 0]
 
 
 def test_the_command(shop, tmp_path, capsys):
@@ -142,34 +192,55 @@ def test_exclude_history(shop, tmp_path, capsys):
     output = tmp_path / "c.jsonl"
     main(["cooccurrence", "--data", str(shop), "--output", str(output), "--exclude-history"])
     for row in lists(output):
-        history = SHOP[row["user"]][:-1]
-        assert sorted(row["ranked"]) == sorted(set(range(ITEMS)) - set(history))
-    everything = leave_one_out(Interactions.from_sequences({"ann": [0, 1, 0]})).test
+        *history, target = SHOP[row["user"]]  # cat's target is one that cat has: it stays
+        assert sorted(row["ranked"]) == sorted(set(range(ITEMS)) - set(history) | {target})
+    everything = Cases(["ann"], [np.array([0, 1])], np.array([2]))
     method = Popularity()
-    method.fit(Interactions.from_sequences({"ann": [0]}), 2)
+    train = Interactions.from_sequences({"ann": [1]})
+    method.fit(TrainingData(train, 2))
     with pytest.raises(InputError, match="'ann' already has every item"):
-        list(predict(method, everything, 2, top=100, exclude_history=True))
+        list(rank_cases(method, everything, train, 2, top=100, exclude_history=True))
+
+
+def test_a_truth_is_never_masked():
+    train = Interactions.from_sequences({"ann": [1, 0]})
+    method = Popularity()
+    method.fit(TrainingData(train, 3))
+    cases = Cases(["ann"], [np.array([1, 0])], np.array([1]))
+    ((ranked, _),) = rank_cases(method, cases, train, 3, top=3, exclude_history=True)
+    assert ranked.tolist() == [1, 2]
+
+
+def test_validation_is_ndcg_of_the_full_ranking():
+    train = Interactions.from_sequences({"a": [0, 0, 1], "b": [2]})
+    method = Popularity()  # ranks 0, 1, 2, 3
+    method.fit(TrainingData(train, 4))
+    cases = Cases(["a", "b"], [np.array([0])] * 2, np.array([0, 2]))
+    assert validate(method, cases, train, 4) == pytest.approx((1 + 1 / 2) / 2)
+    several = Cases(["a"], [np.array([3])], np.array([[1, 2, -1]]))
+    gains = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3))
+    assert validate(method, several, train, 4) == pytest.approx(gains)
 
 
 def test_batches_do_not_change_the_lists(monkeypatch):
     split = leave_one_out(Interactions.from_sequences(SHOP))
     method = Cooccurrence()
-    method.fit(split.train, ITEMS)
+    method.fit(TrainingData(split.train, ITEMS))
     found = []
     for size in (1, 2 * ITEMS, 100):
-        monkeypatch.setattr("lcrec.baselines.__main__.BATCH_SCORES", size)
-        rows = predict(method, split.test, ITEMS, top=3)
-        found.append([(row.user, row.target, list(row.ranked)) for row in rows])
+        monkeypatch.setattr("lcrec.baselines.ranking.SCORES_AT_ONCE", size)
+        lists = rank_cases(method, split.test, split.train, ITEMS, top=3)
+        found.append([ranked.tolist() for ranked, _ in lists])
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 3
-    assert all(len(ranked) == 3 for _, _, ranked in found[0])
+    assert all(len(ranked) == 3 for ranked in found[0])
 
 
 def test_help_lists_every_method(capsys):
     for argv in ([], ["--help"]):
         main(argv)
         screen = capsys.readouterr().out
-        for name in BASELINES:
+        for name in METHODS:
             (line,) = [line for line in screen.splitlines() if line.startswith(f"  {name} ")]
             assert len(line) <= 100
 

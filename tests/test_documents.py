@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lcrec import evaluate, prompts_cli
-from lcrec.baselines import BASELINES
+from lcrec.baselines import METHODS
+from lcrec.baselines.__main__ import COMMANDS, method_config
 from lcrec.config import parse_config
 
 ROOT = Path(__file__).parents[1]
@@ -97,11 +98,24 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
     if stage == "prompts":
         prompts_cli.build_parser().parse_args(arguments)
         return
+    # A shell variable stands for a value: one of a few, a number, more flags, or else a path.
+    values = {"$split": "test", "$constraint": "level", "$((16 / processes))": "2"}
+    arguments = [
+        values.get(word, word)
+        for word in arguments
+        if word != "..." and not re.fullmatch(r"\$\w+_flags", word)
+    ]
     if stage == "recipes/finetune.py":
         module = finetune
     elif stage == "baselines":
-        assert arguments[0] in BASELINES or arguments[0].startswith("$")
-        module, arguments = importlib.import_module("lcrec.baselines.__main__"), arguments[1:]
+        name, *arguments = arguments
+        if name in COMMANDS:
+            module = importlib.import_module(COMMANDS[name][0])
+        else:
+            assert name in METHODS or name.startswith("$")
+            kind = METHODS.get(name, METHODS["popularity"]).load()
+            parse_config(method_config(kind), arguments, description="", prog=stage)
+            return
     elif stage == "modeling":
         assert arguments[0] == "merge"
         module, arguments = importlib.import_module("lcrec.merging"), arguments[1:]
@@ -110,13 +124,6 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
         arguments = arguments[1:]
     else:
         module = importlib.import_module(f"lcrec.{COMMAND_MODULES.get(stage, stage)}")
-    # A shell variable stands for a value: one of a few, a number, more flags, or else a path.
-    values = {"$split": "test", "$constraint": "level", "$((16 / processes))": "2"}
-    arguments = [
-        values.get(word, word)
-        for word in arguments
-        if word != "..." and not re.fullmatch(r"\$\w+_flags", word)
-    ]
     parse_config(config_type(module), arguments, description="", prog=stage)
 
 

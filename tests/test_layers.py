@@ -59,7 +59,12 @@ LAYERS = {
     **dict.fromkeys(["lcrec.serve", "lcrec.service", "lcrec.desk", "lcrec.gate"], 3),
     **dict.fromkeys(["lcrec.batching"], 3),
     **dict.fromkeys(["lcrec.baselines", "lcrec.baselines.__main__", "lcrec.baselines.base"], 3),
+    **dict.fromkeys(["lcrec.baselines.inputs", "lcrec.baselines.store"], 3),
+    **dict.fromkeys(["lcrec.baselines.ranking", "lcrec.baselines.sampling"], 3),
+    **dict.fromkeys(["lcrec.baselines.graph", "lcrec.baselines.losses"], 3),
+    **dict.fromkeys(["lcrec.baselines.stopping", "lcrec.baselines.vectors"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
+    **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [

@@ -1,41 +1,114 @@
 """What every baseline is: a method that learns from train sequences and scores the catalogue.
 
 Reads and writes nothing. To add a method, write one file with a class that fills in `fit` and
-`score` (its docstring's first line is its line in `--help`), and name it in `BASELINES` in
-`lcrec/baselines/__init__.py`.
+`score`, and name it in `METHODS` in `lcrec/baselines/__init__.py`. What can be set of it stands in
+a frozen dataclass of its own, made with `lcrec.config.option`, and becomes flags of its command.
 
-Public names: `Baseline`.
+Public names: `Baseline`, `TrainingData`, `NoSettings`, `Need`, `positions`.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from lcrec.data import Interactions
+from lcrec.data import Cases, Interactions, Items
+
+Need = Literal["embeddings", "texts"]
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that a method may learn from; what is held out is not here, but for validation.
+
+    Attributes:
+        train: the users' sequences to learn from.
+        num_items: the size of the catalogue; ids are 0 to `num_items` - 1.
+        valid: cases on which training may be stopped; None: train to the last epoch.
+        embeddings: float32 [items, dim], item texts as vectors, for methods that need them.
+        items: the catalogue's fields, for methods that need them.
+    """
+
+    train: Interactions
+    num_items: int
+    valid: Cases | None = None
+    embeddings: np.ndarray | None = None
+    items: Items | None = None
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a method that has nothing to set."""
 
 
 class Baseline(ABC):
     """A method to compare with, judged on the same split as everything else.
 
     Args:
+        settings: an instance of `Settings`; None for its defaults, those of the paper or of the
+            library that its family of papers used.
         seed: of whatever the method draws at random; methods that draw nothing ignore it.
+        device: where tensors live, such as "cpu" or "cuda"; methods without tensors ignore it.
+
+    Attributes:
+        Settings: the dataclass of what can be set, each default with its source.
+        needs: what `TrainingData` must hold for this method.
+        tuned: {setting: value} of the best known configuration, where it is not the default.
+        grid: {setting: values} that `python -m lcrec.baselines tune` tries.
     """
 
-    def __init__(self, *, seed: int = 0) -> None:
+    Settings: ClassVar[type] = NoSettings
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    tuned: ClassVar[dict[str, Any]] = {}
+    grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    def __init__(self, settings: Any = None, *, seed: int = 0, device: str = "cpu") -> None:
+        self.settings = self.Settings() if settings is None else settings
         self.seed = seed
+        self.device = device
 
     @abstractmethod
-    def fit(self, train: Interactions, num_items: int) -> None:
-        """Learn from the train sequences, oldest item first, ids 0 to `num_items` - 1."""
+    def fit(self, data: TrainingData) -> None:
+        """Learn from the train sequences, oldest item first.
+
+        Raises:
+            InputError: the data cannot serve this method, such as items without text.
+        """
 
     @abstractmethod
-    def score(self, histories: list[np.ndarray]) -> np.ndarray:
-        """Score the whole catalogue for each history.
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue for each user.
 
         Args:
+            users: int64 [batch], positions in the train sequences this was fitted on, -1 for a
+                user it has not seen. Methods that look at histories alone ignore it.
             histories: int32 [length] each, oldest first, whole, at least one item. They may hold
-                items that no train sequence has.
+                items that no train sequence has. Methods that keep a vector per user ignore it
+                for users they know.
 
         Returns:
             float32 [batch, num_items], higher is better; -inf rules an item out.
         """
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that `fit` learnt, as plain arrays by name."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
+        """Become what `state` was taken from.
+
+        Args:
+            state: as `state` gave it, from a method of the same settings.
+            data: what it was fitted on.
+        """
+
+
+def positions(train: Interactions, users: list[str]) -> np.ndarray:
+    """Return the position of each user in the train sequences, -1 where there is none, int64."""
+    if users is train.users:
+        return np.arange(len(users))
+    places = {user: place for place, user in enumerate(train.users)}
+    return np.array([places.get(user, UNKNOWN) for user in users], dtype=np.int64)

@@ -1,0 +1,80 @@
+"""The graph of who bought what, and smoothing over it (LightGCN, He et al. 2020, equation 7).
+
+    A = [[0, R], [R^T, 0]],  A_hat = D^-1/2 A D^-1/2,  smooth(E) = mean over k = 0 .. K of A_hat^k E
+
+R is 1 where the user has the item in a train sequence, however often. A node without an edge has
+a row of zeros in A_hat, so that only its own layer 0 is left of it, divided by K + 1.
+
+Reads and writes nothing. Public names: `purchases`, `normalised_adjacency`, `smooth`.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from lcrec.data import Interactions
+
+
+def purchases(train: Interactions, num_items: int) -> sparse.csr_array:
+    """Return R, float32 [users, items], 1 where a train sequence of the user has the item."""
+    users = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    counts = sparse.csr_array(
+        (np.ones(len(users), dtype=np.float32), (users, train.items)),
+        shape=(len(train), num_items),
+    )
+    counts.sum_duplicates()
+    counts.data[:] = 1
+    return counts
+
+
+def normalised_adjacency(bought: sparse.csr_array) -> torch.Tensor:
+    """Return A_hat, sparse CSR float32 [users + items, users + items].
+
+    Args:
+        bought: R, as `purchases` gives it.
+    """
+    adjacency = sparse.block_array([[None, bought], [bought.T, None]], format="csr")
+    degrees = adjacency.sum(axis=1)
+    with np.errstate(divide="ignore"):
+        roots = np.where(degrees > 0, degrees**-0.5, 0).astype(np.float32)
+    scaled = (sparse.diags_array(roots) @ adjacency @ sparse.diags_array(roots)).tocsr()
+    with warnings.catch_warnings():  # torch calls its sparse matrices a beta, once per process
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(scaled.indptr.astype(np.int64)),
+            torch.from_numpy(scaled.indices.astype(np.int64)),
+            torch.from_numpy(scaled.data.astype(np.float32)),
+            size=scaled.shape,
+        )
+
+
+class _Multiply(torch.autograd.Function):
+    """A @ x for a symmetric sparse A, whose gradient is A @ g: no transpose is ever built."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(a)
+        return a @ x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (a,) = ctx.saved_tensors
+        return None, a @ grad
+
+
+def smooth(adjacency: torch.Tensor, embeddings: torch.Tensor, layers: int) -> torch.Tensor:
+    """Return the mean of the embeddings and their `layers` propagations.
+
+    Args:
+        adjacency: A_hat, symmetric.
+        embeddings: float32 [users + items, dim], users first.
+        layers: K; 0 returns the embeddings.
+    """
+    total = current = embeddings
+    for _ in range(layers):
+        current = _Multiply.apply(adjacency, current)
+        total = total + current
+    return total / (layers + 1)

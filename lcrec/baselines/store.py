@@ -1,0 +1,71 @@
+"""A fitted method on disk: `method.safetensors` and its provenance, in a folder.
+
+Public names: `WEIGHTS`, `save_method`, `load_method`, `is_saved`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lcrec.artifacts import atomic_path, fingerprint, is_current, read_provenance, write_provenance
+from lcrec.baselines.base import Baseline, TrainingData
+from lcrec.errors import InputError
+
+WEIGHTS = "method.safetensors"
+
+
+def save_method(
+    folder: Path,
+    stage: str,
+    method: Baseline,
+    config: dict[str, Any],
+    inputs: dict[str, Path],
+    **facts: Any,
+) -> None:
+    """Write a fitted method.
+
+    Args:
+        folder: where to; an earlier method there is replaced.
+        stage: the command, as typed.
+        method: fitted.
+        config: the settings that shape it, JSON values only.
+        inputs: what it was fitted on, by role.
+        **facts: such as how training went, JSON values only.
+    """
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        # Contiguous: safetensors would write the bytes of a transposed array as they lie.
+        state = {name: np.ascontiguousarray(value) for name, value in method.state().items()}
+        save_file(state, temporary / WEIGHTS)
+        write_provenance(temporary, stage, config, inputs, **facts)
+
+
+def is_saved(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
+    """Tell whether a method of these settings, fitted on these inputs, lies there."""
+    return (folder / WEIGHTS).is_file() and is_current(folder, stage, config, inputs)
+
+
+def load_method(
+    folder: Path, method: Baseline, data: TrainingData, inputs: dict[str, Path]
+) -> None:
+    """Fill a method of the same settings with what lies in the folder.
+
+    Raises:
+        InputError: nothing lies there, it is damaged, or was fitted on other inputs.
+    """
+    record = read_provenance(folder) if folder.is_dir() else None
+    if record is None or not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: holds no fitted method ({WEIGHTS} and its lcrec.json)")
+    found = {role: entry["sha256"] for role, entry in record["inputs"].items()}
+    for role, path in inputs.items():
+        if role in found and found[role] != fingerprint(path):
+            raise InputError(
+                f"{folder} was fitted on another {role} file than {path}; fit it again"
+            )
+    try:
+        method.load_state(load_file(folder / WEIGHTS), data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{folder / WEIGHTS}: not this method's ({error}); fit it again") from None

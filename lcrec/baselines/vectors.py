@@ -1,0 +1,33 @@
+"""What methods share that keep a vector per user and per item and score by their dot product.
+
+Reads and writes nothing. Public names: `VectorBaseline`.
+"""
+
+import numpy as np
+
+from lcrec.baselines.base import UNKNOWN, Baseline, TrainingData
+
+
+class VectorBaseline(Baseline):
+    """A method whose `fit` leaves `user_vectors` [users, dim] and `item_vectors` [items, dim].
+
+    A user it has not seen is the mean of the vectors of the items in their history.
+    """
+
+    user_vectors: np.ndarray
+    item_vectors: np.ndarray
+
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Return the dot products, float32 [batch, num_items]."""
+        vectors = self.user_vectors[users]  # a copy; rows of -1 are replaced
+        for row in np.flatnonzero(users == UNKNOWN):
+            vectors[row] = self.item_vectors[histories[row]].mean(axis=0)
+        return vectors @ self.item_vectors.T
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return both matrices."""
+        return {"user_vectors": self.user_vectors, "item_vectors": self.item_vectors}
+
+    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
+        """Take both matrices."""
+        self.user_vectors, self.item_vectors = state["user_vectors"], state["item_vectors"]
