@@ -187,8 +187,10 @@ def find_columns(
             there = tuple(one for one in ((own,) if isinstance(own, str) else own) if one in names)
             name = there[0] if len(there) == 1 else there
         else:
-            usual_names = USUAL_NAMES[role].split()
-            name = next((lowered[usual] for usual in usual_names if usual in lowered), "")
+            # What a person took for one thing is not guessed to be another as well.
+            usual_names = [usual for usual in USUAL_NAMES[role].split() if usual in lowered]
+            taken = given.values()
+            name = next((lowered[usual] for usual in usual_names if lowered[usual] not in taken), "")
         if name:
             found[role] = name
     for role in needed:

@@ -261,7 +261,7 @@ def card(tmp_path):
     ("change", "message"),
     [
         ({"header": ("user", "thing", "time")}, r"log.csv: no item column .*--columns item="),
-        ({"actions": [*ACTIONS, ("ann", "lamp")]}, r"log.csv: .*Line: 12.*Found: 2"),
+        ({"actions": [*ACTIONS, ("ann", "lamp")]}, r"log.csv, line 12: .*Found: 2"),
         ({"items": [("lamp", "Lamp"), ("", "Chair")]}, r"items.csv, data row 2: the item id"),
         (
             {"items": [*TITLES.items(), ("lamp", "Light")]},
@@ -291,8 +291,8 @@ def test_wrong_content_is_named_and_nothing_is_written(tmp_path, shop, change, m
         (["--columns", "title=titl"], r"items.csv has no column 'titl' .*did you mean 'title'"),
         (["--columns", "title="], r"no title or description column .*--columns title="),
         (["--items", "nowhere.csv"], r"--items nowhere.csv: no such file"),
-        (["--input", "."], r"--format table takes --interactions and --items; --input does not"),
-        (["--format", "recbole"], r"--format recbole takes --input; --input is missing"),
+        (["--input", "."], r"--format table takes --interactions and --items; given: --input"),
+        (["--format", "recbole"], r"log.csv, line 1: field .* has no type"),
     ],
 )
 def test_wrong_flags_are_named_and_nothing_is_written(tmp_path, shop, flags, message):
