@@ -190,7 +190,9 @@ def find_columns(
             # What a person took for one thing is not guessed to be another as well.
             usual_names = [usual for usual in USUAL_NAMES[role].split() if usual in lowered]
             taken = given.values()
-            name = next((lowered[usual] for usual in usual_names if lowered[usual] not in taken), "")
+            name = next(
+                (lowered[usual] for usual in usual_names if lowered[usual] not in taken), ""
+            )
         if name:
             found[role] = name
     for role in needed:

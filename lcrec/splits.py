@@ -3,15 +3,16 @@
 Reads and writes nothing. Each returns which part every interaction belongs to: int8 [interactions],
 `TRAIN`, `VALID` or `TEST`, for interactions that lie user by user, each user's oldest first.
 
-Public names: `SPLITS`, `TRAIN`, `VALID`, `TEST`, `random_parts`, `time_parts`, `cold_parts`.
+Public names: `TRAIN`, `VALID`, `TEST`, `random_parts`, `time_parts`, `cold_parts`.
 """
 
 import numpy as np
 
 from lcrec.errors import InputError
 
-SPLITS = ("leave-one-out", "random", "time", "cold-items")
-TRAIN, VALID, TEST = 0, 1, 2
+TRAIN = 0
+VALID = 1
+TEST = 2
 
 
 def random_parts(offsets: np.ndarray, seed: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,8 @@ def test_tables_come_and_go_and_so_does_the_folder():
         write_sorted(more, ["n"], folder / "sorted")
         assert pq.read_table(folder / "sorted")["square"].to_pylist() == [1, 4, 9]
         release(more)
-        assert more.get_name() not in con.list_tables()
+        with pytest.raises(duckdb.CatalogException):
+            more.count().execute()
     assert not folder.exists()
 
 
