@@ -99,7 +99,10 @@ def write_data_folder(
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        # Set aside whole: removing takes time, and half of a folder looks like a data set.
+        doomed = path.with_name(f".{path.name}.replaced")
+        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(path.replace(doomed))
     else:
         path.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import ibis
 import pyarrow as pa
 from ibis.backends import BaseBackend
@@ -43,7 +44,8 @@ def open_engine(
         The connection, and the folder.
 
     Raises:
-        InputError: Spark or Java is not installed, or the master does not answer.
+        InputError: Spark or Java is not installed, or the master does not answer; DuckDB has too
+            little memory or disk.
     """
     with tempfile.TemporaryDirectory(prefix="lcrec-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -66,6 +68,13 @@ def _duckdb(folder: Path, memory_gb: float) -> Iterator[BaseBackend]:
         con.raw_sql("SET enable_progress_bar = true")  # shown from two seconds on
     try:
         yield con
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        free = shutil.disk_usage(folder).free / 2**20
+        raise InputError(
+            f"DuckDB cannot go on ({str(error).splitlines()[0]}); what does not fit into "
+            f"--memory-gb {memory_gb:g} it puts into {folder.parent}, where {free:,.0f} MB are "
+            "free: give more memory, or name a larger disk's folder in TMPDIR"
+        ) from None
     finally:
         con.disconnect()
 

@@ -313,13 +313,11 @@ def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[
         raise InputError(
             f"--output {folder}: {there[0].name} was not made by {STAGE}; choose another folder"
         )
-    if any(_is_whole(paths, settings) for paths in forms) and is_current(
-        folder, STAGE, settings, inputs
-    ):
+    has_reviews = ours and record is not None and bool(record.get("reviews"))
+    whole = any(_is_whole(paths, settings, has_reviews) for paths in forms)
+    if whole and is_current(folder, STAGE, settings, inputs):
         return True
-    strangers = [forms[0].user]
-    if not (record and record.get("reviews")):
-        strangers.append(forms[0].review)
+    strangers = [forms[0].user, *([] if has_reviews else [forms[0].review])]
     for path in strangers:
         if path.exists():
             raise InputError(
@@ -329,11 +327,13 @@ def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[
     return False
 
 
-def _is_whole(paths: DataPaths, settings: dict[str, object]) -> bool:
+def _is_whole(paths: DataPaths, settings: dict[str, object], has_reviews: bool) -> bool:
     """Tell whether all files are there that these settings ask for."""
     made = [paths.inter, paths.item, paths.user_ids, paths.item_ids, paths.card, paths.card_page]
     if settings["split"] != "leave-one-out":
         made.append(paths.split)
+    if has_reviews:
+        made.append(paths.review)
     return all(path.exists() for path in made)
 
 

@@ -38,6 +38,14 @@ def test_a_failure_leaves_nothing_on_disk():
     assert not folder.exists()
 
 
+def test_too_little_memory_is_told():
+    with (
+        pytest.raises(InputError, match=r"DuckDB cannot go on \(.*--memory-gb 1 it puts into"),
+        open_engine("duckdb", memory_gb=1),
+    ):
+        raise duckdb.OutOfMemoryException("no room for a block")
+
+
 def test_spark_without_java(monkeypatch):
     if importlib.util.find_spec("pyspark") is None:
         pytest.skip("needs the extra spark")

@@ -434,6 +434,9 @@ def test_reviews_are_written_where_intents_reads_them(tmp_path, shop):
     folder = tmp_path / "out" / "Toy"
     found = load_reviews(folder, ["0", "1", "2"], 4)
     assert found == {("1", 2): Review("Flat", ""), ("2", 3): Review("Bright lamp", "First")}
+    (folder / "Toy.review.json").unlink()
+    main(shop(actions=actions, header=header))  # what is missing is made anew
+    assert load_reviews(folder, ["0", "1", "2"], 4) == found
     main(shop("--repeats", "keep", actions=actions, header=header))  # of repeats the latest
     assert load_reviews(folder, ["0", "1", "2"], 4)["2", 3] == Review("", "Again")
     main(shop("--reviews", "drop", actions=actions, header=header))
@@ -506,6 +509,10 @@ def test_large_data_is_written_as_parquet(tmp_path, shop, monkeypatch):
     assert load_items(folder).title(1) == "Rug"
     sequences = {user: ids.tolist() for user, ids in enumerate(load_interactions(folder, 4))}
     assert {str(user): ids for user, ids in sequences.items()} == SEQUENCES
+    monkeypatch.setattr(lcrec.prepare, "JSON_MOST", 9)
+    main(shop("--seed", "2"))
+    assert load_items(folder).title(1) == "Rug"  # exactly one form lies there
+    assert not [path for path in folder.iterdir() if "parquet" in path.name]
 
 
 @pytest.mark.slow
