@@ -272,7 +272,10 @@ def open_parquet(
         InputError: a file is no Parquet file, or is damaged.
     """
     try:
-        table = con.read_parquet([str(path) for path in paths])
+        if con.name == "duckdb":
+            table = con.read_parquet([str(path) for path in paths])
+        else:  # ibis hands Spark one path at a time
+            table = ibis.union(*(con.read_parquet(str(path)) for path in paths))
     except (duckdb.Error, pa.ArrowException) as error:
         why = reason(error) if isinstance(error, duckdb.Error) else error
         raise InputError(f"{paths[0]}: cannot be read as Parquet ({why})") from None
