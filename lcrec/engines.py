@@ -99,7 +99,7 @@ def _spark(folder: Path, memory_gb: float, master: str) -> Iterator[BaseBackend]
         settings["spark.sql.shuffle.partitions"] = str(2 * (os.cpu_count() or 1))
     if master.startswith("local"):
         # Functions in Python run in this very Python; a cluster's machines have their own.
-        settings["spark.pyspark.python"] = sys.executable
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder: Any = SparkSession.builder
     builder = builder.appName("lcrec").master(master)
     for name, value in settings.items():
