@@ -106,7 +106,6 @@ def _spark(folder: Path, memory_gb: float, master: str) -> Iterator[BaseBackend]
     if master.startswith("local"):
         # Spark's 200 parts are for many machines; here each costs more than it holds.
         settings["spark.sql.shuffle.partitions"] = str(2 * (os.cpu_count() or 1))
-    if master.startswith("local"):
         # Functions in Python run in this very Python; a cluster's machines have their own.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder: Any = SparkSession.builder
