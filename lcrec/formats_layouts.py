@@ -189,7 +189,7 @@ def find_columns(
         else:
             # What a person took for one thing is not guessed to be another as well.
             usual_names = [usual for usual in USUAL_NAMES[role].split() if usual in lowered]
-            taken = given.values()
+            taken = {given[other] for other in roles if other in given}
             name = next(
                 (lowered[usual] for usual in usual_names if lowered[usual] not in taken), ""
             )
