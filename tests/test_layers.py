@@ -20,7 +20,11 @@ LAYERS = {
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.ensemble"], 0),
+<<<<<<< HEAD
     **dict.fromkeys(["lcrec.report", "lcrec.planted", "lcrec.decimals"], 0),
+=======
+    **dict.fromkeys(["lcrec.report", "lcrec.data_parquet"], 0),
+>>>>>>> main
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff", "lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.
@@ -39,6 +43,13 @@ LAYERS = {
     **dict.fromkeys(["lcrec.synthetic", "lcrec.synthetic_texts", "lcrec.synthetic_words"], 3),
     **dict.fromkeys(["lcrec.prompts_cli", "lcrec.dataset_cli"], 3),
     **dict.fromkeys(["lcrec.prepare", "lcrec.cleaning", "lcrec.formats", "lcrec.tinylm"], 3),
+    **dict.fromkeys(["lcrec.engines", "lcrec.filters", "lcrec.ledger", "lcrec.refine"], 3),
+    **dict.fromkeys(["lcrec.numbering", "lcrec.splits", "lcrec.data_folder"], 3),
+    "lcrec.data_card": 3,
+    **dict.fromkeys(["lcrec.formats_tables", "lcrec.formats_open", "lcrec.formats_sift"], 3),
+    **dict.fromkeys(["lcrec.formats_literal", "lcrec.formats_layouts"], 3),
+    **dict.fromkeys(["lcrec.formats_published", "lcrec.formats_sequences"], 3),
+    "lcrec.formats_inputs": 3,
     **dict.fromkeys(["lcrec.intents", "lcrec.intent_requests", "lcrec.intent_keywords"], 3),
     **dict.fromkeys(["lcrec.intent_endpoint", "lcrec.intent_local"], 3),
     **dict.fromkeys(["lcrec.embed", "lcrec.quantize", "lcrec.generate", "lcrec.evaluate"], 3),
