@@ -76,13 +76,9 @@ class Cases:
     """Users to recommend for: the history each has so far and the item that came next.
 
     `histories[i]` is int32 [length], oldest first and whole (nothing is truncated here);
-<<<<<<< HEAD
     `targets` is int32 [cases], or [cases, most targets] padded with -1 where the split holds out
     several items of a user. `exclude[i]` are items that the split forbids to list for case i;
     None: it forbids none.
-=======
-    `targets` is int32 [cases], or [cases, n] padded with -1 where a user may have several.
->>>>>>> main
     """
 
     users: list[str]
@@ -173,56 +169,36 @@ def load_interactions(folder: Path, num_items: int | None) -> Interactions:
         InputError: the file is missing or malformed, an id is not in the catalogue, or there is no
             catalogue and the ids have a gap.
     """
-<<<<<<< HEAD
     paths = find_data(folder)
     path = paths.inter
-    limit, wanted = MOST_ITEMS, "an item id from 0 up"
-    if num_items is not None:
-        limit, wanted = num_items, f"in the catalogue, whose ids are 0 to {num_items - 1}"
-=======
-    path = find_data(folder).inter
     if is_parquet(path):
         users, [(offsets, items)] = read_lists(path, ["items"])
-        _require_known(items, num_items, path)
-        return Interactions(users, offsets, items)
->>>>>>> main
-    raw = read_json(path)
-    if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{path}: expected {{user: [item, ...]}}, found {_kind(raw)}")
-    for user, sequence in raw.items():
-<<<<<<< HEAD
-        if not isinstance(sequence, list):
-            raise InputError(f"{path}: user {user!r}: expected a list, found {_kind(sequence)}")
-        for item in sequence:
-            if type(item) is not int or not 0 <= item < limit:
-                raise InputError(f"{path}: user {user!r}: item {item!r} is not {wanted}")
+        if num_items is not None:
+            _require_known(items, num_items, path)
+        interactions = Interactions(users, offsets, items)
+    else:
+        raw = read_json(path)
+        if not isinstance(raw, dict) or not raw:
+            raise InputError(f"{path}: expected {{user: [item, ...]}}, found {_kind(raw)}")
+        for user, sequence in raw.items():
+            _require_ids(sequence, num_items, f"{path}: user {user!r}")
+        interactions = Interactions.from_sequences(raw)
     if num_items is None:
-        _require_no_gap(raw, path, paths.item)
-    return Interactions.from_sequences(raw)
+        _require_no_gap(interactions.items, path, paths.item)
+    return interactions
 
 
-def _require_no_gap(sequences: dict[str, list[int]], path: Path, catalogue: Path) -> None:
-    seen = {item for sequence in sequences.values() for item in sequence}
-    missing = next((item for item in range(len(seen)) if item not in seen), None)
-    if missing is not None:
-        raise InputError(
-            f"{path}: item {missing} is in no sequence, and there is no {catalogue} to say how "
-            "many items there are; number the items from 0 without gaps, or add that file"
-=======
-        _require_ids(sequence, num_items, f"{path}: user {user!r}")
-    return Interactions.from_sequences(raw)
-
-
-def _require_ids(sequence: object, num_items: int, where: str) -> None:
-    """Refuse what is no list of items of the catalogue."""
+def _require_ids(sequence: object, num_items: int | None, where: str) -> None:
+    """Refuse what is no list of items of the catalogue, or of ids at all where there is none."""
     if not isinstance(sequence, list):
         raise InputError(f"{where}: expected a list, found {_kind(sequence)}")
+    limit = MOST_ITEMS if num_items is None else num_items
     for item in sequence:
-        if type(item) is not int or not 0 <= item < num_items:
-            raise InputError(
-                f"{where}: item {item!r} is not in the catalogue, whose ids are 0 to "
-                f"{num_items - 1}"
-            )
+        if type(item) is not int or not 0 <= item < limit:
+            wanted = "an item id from 0 up"
+            if num_items is not None:
+                wanted = f"in the catalogue, whose ids are 0 to {num_items - 1}"
+            raise InputError(f"{where}: item {item!r} is not {wanted}")
 
 
 def _require_known(items: np.ndarray, num_items: int, path: Path) -> None:
@@ -231,7 +207,17 @@ def _require_known(items: np.ndarray, num_items: int, path: Path) -> None:
         raise InputError(
             f"{path}: item {items.max()} is not in the catalogue, whose ids are 0 to "
             f"{num_items - 1}"
->>>>>>> main
+        )
+
+
+def _require_no_gap(items: np.ndarray, path: Path, catalogue: Path) -> None:
+    """Refuse ids that leave one out, where nothing else says how many items there are."""
+    seen = np.unique(items)
+    missing = np.flatnonzero(seen != np.arange(len(seen)))
+    if len(missing):
+        raise InputError(
+            f"{path}: item {missing[0]} is in no sequence, and there is no {catalogue} to say how "
+            "many items there are; number the items from 0 without gaps, or add that file"
         )
 
 

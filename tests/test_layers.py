@@ -20,11 +20,8 @@ LAYERS = {
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.ensemble"], 0),
-<<<<<<< HEAD
     **dict.fromkeys(["lcrec.report", "lcrec.planted", "lcrec.decimals"], 0),
-=======
-    **dict.fromkeys(["lcrec.report", "lcrec.data_parquet"], 0),
->>>>>>> main
+    "lcrec.data_parquet": 0,
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff", "lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.

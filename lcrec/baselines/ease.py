@@ -48,7 +48,7 @@ class EASE(Baseline):
 
     Settings: ClassVar[type] = EASESettings
     draws: ClassVar[bool] = False
-    # Best validation NDCG@10 of 12 cells on Instruments (4,000 users); on Office second of the grid.
+    # Best NDCG@10 of 12 cells on 4,000 validation users of Instruments; second on Office.
     tuned: ClassVar[dict[str, Any]] = {"regularisation": 250.0, "history_decay": 0.7}
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {
         "regularisation": (3.0, 10.0, 30.0, 100.0, 250.0, 500.0),
