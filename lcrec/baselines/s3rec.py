@@ -10,7 +10,9 @@ to 8); their losses are summed per sequence and weighted as in the authors' code
 
 A comparison of two is the logistic loss of the difference of their scores. (The authors' code and
 RecBole put the scores through a sigmoid before that, which leaves the difference within -1 and 1
-and the loss without a slope.) Then the network goes on as SASRec: the forms and the attributes are
+and the loss without a slope.) An attribute's score has a bias besides, which starts at the logit of
+how many items have it: without it, all states first move alike to answer "no" to nearly all
+attributes, and on small data stay there. Then the network goes on as SASRec: the forms and the attributes are
 dropped, and nothing of them is used to recommend.
 
 Reads and writes nothing. Public names: `S3Rec`, `S3RecSettings`, `Forms`, `pretraining_loss`.
@@ -69,6 +71,9 @@ class Forms(nn.Module):
         ids = torch.from_numpy(np.concatenate(attributes.fields, axis=1))
         self.register_buffer("attributes", ids, persistent=False)
         initialise(self)
+        count = len(attributes.names)
+        owners = torch.bincount(ids.flatten(), minlength=count + 1)[:count] / (len(ids) - 1)
+        self.bias = nn.Parameter(owners.logit(eps=1e-3))
 
     def attribute_loss(
         self, form: nn.Linear, states: torch.Tensor, items: torch.Tensor
@@ -82,7 +87,7 @@ class Forms(nn.Module):
         """
         ids, count = self.attributes[items], self.vectors.num_embeddings
         has = states.new_zeros(len(items), count + 1).scatter_(1, ids, 1)[:, :count]
-        logits = form(states) @ self.vectors.weight.T
+        logits = form(states) @ self.vectors.weight.T + self.bias
         losses = functional.binary_cross_entropy_with_logits(logits, has, reduction="none")
         return losses.sum(dim=1) * has.any(dim=1)
 
