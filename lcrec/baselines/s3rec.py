@@ -10,10 +10,10 @@ to 8); their losses are summed per sequence and weighted as in the authors' code
 
 A comparison of two is the logistic loss of the difference of their scores. (The authors' code and
 RecBole put the scores through a sigmoid before that, which leaves the difference within -1 and 1
-and the loss without a slope.) An attribute's score has a bias besides, which starts at the logit of
-how many items have it: without it, all states first move alike to answer "no" to nearly all
-attributes, and on small data stay there. Then the network goes on as SASRec: the forms and the attributes are
-dropped, and nothing of them is used to recommend.
+and the loss without a slope.) An attribute's score has a bias besides, which starts at the
+logit of how many items have it: without it, all states first move alike to answer "no" to nearly
+all attributes, and on small data stay there. Then the network goes on as SASRec: the forms and the
+attributes are dropped, and nothing of them is used to recommend.
 
 Reads and writes nothing. Public names: `S3Rec`, `S3RecSettings`, `Forms`, `pretraining_loss`.
 """
