@@ -328,7 +328,7 @@ def test_pretraining_learns_its_tasks():
     optimizer = torch.optim.Adam([*network.parameters(), *forms.parameters()], lr=0.01)
     batch, logs = one_batch(data), []
     for _ in range(170):
-        losses = pretraining_loss(network, forms, batch, sampler, stream, chosen)
+        losses = pretraining_loss(network, forms, batch, sampler, stream, 0.2)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

@@ -98,7 +98,7 @@ def pretraining_loss(
     batch: Batch,
     sampler: NegativeSampler,
     stream: torch.Tensor,
-    chosen: S3RecSettings,
+    share: float,
 ) -> dict[str, torch.Tensor]:
     """Return the loss of each task, by its name, summed over a batch and per sequence.
 
@@ -108,14 +108,14 @@ def pretraining_loss(
         batch: with targets, on the network's device.
         sampler: of items that a user does not have.
         stream: int64 [interactions], all train items in order; other stretches are cut from it.
-        chosen: the share of masks.
+        share: of items that are masked.
     """
     pad, mask = network.num_items, network.num_items + 1
     whole, lengths = batch.with_target(pad), batch.lengths + 1
     count = len(whole)
     places = torch.arange(whole.shape[1], device=whole.device)
     real = places < lengths[:, None]
-    masked, asked = mask_items(whole, lengths, chosen.masked, 0.0, mask)
+    masked, asked = mask_items(whole, lengths, share, 0.0, mask)
 
     size = 1 + (torch.rand(count, device=whole.device) * (lengths // 2)).long()
     first = (torch.rand(count, device=whole.device) * (lengths - size + 1)).long()
@@ -192,7 +192,7 @@ class S3Rec(SequentialBaseline):
             total, count = 0.0, 0
             for batch in batches:
                 losses = pretraining_loss(
-                    network, forms, batch.to(self.device), sampler, stream, chosen
+                    network, forms, batch.to(self.device), sampler, stream, chosen.masked
                 )
                 loss = sum(
                     (getattr(chosen, task) * part for task, part in losses.items()),
