@@ -156,7 +156,7 @@ def config_dict(config: Any) -> dict[str, Any]:
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if _strip_optional(hints[field.name])[0] is not Path
+        if _strip_optional(hints[field.name])[0] not in (Path, list[Path])
     }
 
 
