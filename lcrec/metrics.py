@@ -7,7 +7,7 @@ and paired comparisons can be taken from the same numbers.
 
 Public names: `hit_at_k`, `recall_at_k`, `ndcg_at_k`, `mrr`, `METRICS`, `METRICS_OF_SEVERAL`,
 `measure_lists`, `SAMPLES`, `LEVEL`, `bootstrap_interval`, `summarise`, `summarise_all`,
-`paired_bootstrap`.
+`paired_bootstrap`, `holm`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,6 +163,20 @@ def paired_bootstrap(values: np.ndarray, others: np.ndarray, seed: int) -> dict[
     against = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p = min(1.0, 2 * (1 + against) / (1 + SAMPLES))
     return {"difference": float(differences.mean()), "low": float(low), "high": float(high), "p": p}
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for there being several of them (Holm 1979), in their order.
+
+    The smallest is multiplied by their number, the next by one less, and so on; none falls below
+    the one before it, nor rises above 1.
+    """
+    adjusted = [0.0] * len(ps)
+    least = 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def _resampled_means(values: Sequence[np.ndarray], seed: int, samples: int) -> np.ndarray:

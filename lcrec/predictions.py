@@ -14,7 +14,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,14 @@ class Predictions:
         users: the distinct users, in the file's order.
         targets: int64 [users]; [users, most targets] padded with -1 where a user has several.
         ranked: {template_id: int64 [users, longest list]}, padded with -1; row i is `users[i]`.
+        scores: {template_id: float32 [users, longest list]}, likewise, padded with -inf;
+            empty where the lists were not read from a file.
     """
 
     users: list[str]
     targets: np.ndarray
     ranked: dict[str | None, np.ndarray]
+    scores: dict[str | None, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -68,6 +71,17 @@ class Predictions:
     def length(self) -> int:
         """The number of items in the longest list."""
         return next(iter(self.ranked.values())).shape[1]
+
+    def in_order_of(self, users: list[str]) -> "Predictions":
+        """Return the same predictions with the same users in this order."""
+        places = {user: place for place, user in enumerate(self.users)}
+        rows = np.array([places[user] for user in users])
+        return Predictions(
+            users,
+            self.targets[rows],
+            {template: ranked[rows] for template, ranked in self.ranked.items()},
+            {template: scores[rows] for template, scores in self.scores.items()},
+        )
 
 
 def require_predictions_path(path: Path, flag: str = "--output") -> None:
@@ -129,15 +143,23 @@ def read_predictions(path: Path) -> Predictions:
                 "the file anew"
             )
     width = max(1, *(len(row["ranked"]) for row in rows))
+    chosen = {
+        template: [rows[lines[user] - 1] for user in targets] for template, lines in seen.items()
+    }
     ranked = {
-        template: _pad([rows[lines[user] - 1]["ranked"] for user in targets], width)
-        for template, lines in seen.items()
+        template: _pad([row["ranked"] for row in own], width, np.int64, PAD)
+        for template, own in chosen.items()
+    }
+    scores = {
+        template: _pad([row["scores"] for row in own], width, np.float32, -np.inf)
+        for template, own in chosen.items()
     }
     truths = list(targets.values())
     if any(isinstance(truth, list) for truth in truths):
         lists = [truth if isinstance(truth, list) else [truth] for truth in truths]
-        return Predictions(list(targets), _pad(lists, max(map(len, lists))), ranked)
-    return Predictions(list(targets), np.array(truths, dtype=np.int64), ranked)
+        several = _pad(lists, max(map(len, lists)), np.int64, PAD)
+        return Predictions(list(targets), several, ranked, scores)
+    return Predictions(list(targets), np.array(truths, dtype=np.int64), ranked, scores)
 
 
 def require_comparable(files: Mapping[str, Predictions]) -> None:
@@ -326,8 +348,8 @@ def _under(template: str | None) -> str:
     return "" if template is None else f" under template {template!r}"
 
 
-def _pad(lists: list[list[int]], width: int) -> np.ndarray:
-    padded = np.full((len(lists), width), PAD, dtype=np.int64)
-    for row, items in enumerate(lists):
-        padded[row, : len(items)] = items
+def _pad(lists: list[list[Any]], width: int, dtype: Any, filler: float) -> np.ndarray:
+    padded = np.full((len(lists), width), filler, dtype=dtype)
+    for row, values in enumerate(lists):
+        padded[row, : len(values)] = values
     return padded

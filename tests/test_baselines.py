@@ -145,6 +145,9 @@ def test_every_method_keeps_the_contract(name, tmp_path):
     again = kind(quick(kind), seed=1)
     again.fit(data)
     assert (again.score(users, split.test.histories) == scores).all()
+    other = kind(quick(kind), seed=2)
+    other.fit(data)
+    assert kind.draws == (other.score(users, split.test.histories) != scores).any()
 
     inputs = {"inter": tmp_path / "some.txt"}
     inputs["inter"].write_text("x")

@@ -12,6 +12,7 @@ from lcrec.metrics import (
     SAMPLES,
     bootstrap_interval,
     hit_at_k,
+    holm,
     measure_lists,
     mrr,
     ndcg_at_k,
@@ -210,3 +211,9 @@ def test_paired_bootstrap_sees_what_intervals_apart_do_not():
     assert noise["p"] > 0.05
     with pytest.raises(ValueError, match="shape"):
         paired_bootstrap(np.ones((2, 2)), np.ones((2, 2)), seed=0)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.6]) == [1, 1]
+    assert holm([]) == []

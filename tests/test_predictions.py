@@ -258,3 +258,17 @@ def test_top_items_of_a_large_catalogue(values):
         order = [item for item in np.argsort(-row, kind="stable") if row[item] > -np.inf][:60]
         assert ids.tolist() == order
         assert kept.tolist() == row[order].tolist()
+
+
+def test_scores_and_order(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_predictions(
+        path, [Prediction("a", 1, [1, 2], [0.5, -1]), Prediction("b", 0, [3], [2.25])]
+    )
+    read = read_predictions(path)
+    assert read.scores[None].tolist() == [[0.5, -1], [2.25, -np.inf]]
+    turned = read.in_order_of(["b", "a"])
+    assert turned.users == ["b", "a"]
+    assert turned.targets.tolist() == [0, 1]
+    assert turned.ranked[None].tolist() == [[3, -1], [1, 2]]
+    assert turned.scores[None].tolist() == [[2.25, -np.inf], [0.5, -1]]

@@ -32,6 +32,8 @@ class TrainingData:
         embeddings: float32 [items, dim], item texts as vectors, for methods that need them.
         items: the catalogue's fields, for methods that need them.
         index: the items' paths of codes, for methods that need them.
+        exclude_history: whether lists will leave out what the user already has, so that
+            validation judges them alike.
     """
 
     train: Interactions
@@ -40,6 +42,7 @@ class TrainingData:
     embeddings: np.ndarray | None = None
     items: Items | None = None
     index: ItemIndex | None = None
+    exclude_history: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Baseline(ABC):
     Attributes:
         Settings: the dataclass of what can be set, each default with its source.
         needs: what `TrainingData` must hold for this method.
+        draws: whether anything is drawn at random, so that another seed gives another result.
         tuned: {setting: value} of the best known configuration, where it is not the default.
         grid: {setting: values} that `python -m lcrec.baselines tune` tries.
     """
 
     Settings: ClassVar[type] = NoSettings
     needs: ClassVar[frozenset[Need]] = frozenset()
+    draws: ClassVar[bool] = True
     tuned: ClassVar[dict[str, Any]] = {}
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -77,6 +82,11 @@ class Baseline(ABC):
     def listed(self) -> int | None:
         """How many items a list can have at most; None for a method that scores all."""
         return None
+
+    @classmethod
+    def needs_with(cls, settings: Any) -> frozenset[Need]:
+        """Return what `TrainingData` must hold with these settings: `needs`, for most."""
+        return cls.needs
 
     @abstractmethod
     def fit(self, data: TrainingData) -> None:
@@ -101,6 +111,15 @@ class Baseline(ABC):
             float32 [batch, num_items], higher is better; -inf rules an item out. A method with
             a `listed` gives it to every item that its search did not reach.
         """
+
+    def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue where items without any purchase are to be found.
+
+        For a method that scores such items in a way of its own, all items in that way, so that
+        their scores compare. Most have one way for all: then this is `score`, whose arguments and
+        result it has.
+        """
+        return self.score(users, histories)
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:

@@ -44,6 +44,7 @@ class EASE(Baseline):
     """An item is predicted from the others of a history by linear weights, found at once."""
 
     Settings: ClassVar[type] = EASESettings
+    draws: ClassVar[bool] = False
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {
         "regularisation": (3.0, 10.0, 30.0, 100.0, 250.0, 500.0),
         "history_decay": (0.5, 0.7, 0.9, 1.0),

@@ -40,6 +40,7 @@ class ItemKNN(Baseline):
     """Items are alike that the same users bought."""
 
     Settings: ClassVar[type] = ItemKNNSettings
+    draws: ClassVar[bool] = False
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {
         "neighbours": (20, 100, 500),
         "shrink": (0.0, 3.0, 10.0),

@@ -128,7 +128,9 @@ class LightGCN(VectorBaseline):
         def score_now() -> float:
             self._keep(network, num_users)
             assert data.valid is not None
-            return validate(self, data.valid, data.train, data.num_items)
+            return validate(
+                self, data.valid, data.train, data.num_items, exclude_history=data.exclude_history
+            )
 
         self.log = train_epochs(
             network,

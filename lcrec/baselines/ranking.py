@@ -1,17 +1,19 @@
 """The one way in which every method ranks the catalogue, to stop training and to be judged.
 
-One rule for masking: with `exclude_history`, the items of a user's history are left out, but
-never an item that is held out as the truth. (The released code of several methods masks other
-items in validation than in test, which makes their figures incomparable.)
+One rule for masking: what the split forbids (`Cases.exclude`) is left out, and with
+`exclude_history` the items of a user's history too, but never an item that is held out as the
+truth. (The released code of several methods masks other items in validation than in test, which
+makes their figures incomparable.)
 
-Reads and writes nothing. Public names: `rank_cases`, `validate`, `SCORES_AT_ONCE`.
+Reads and writes nothing. Public names: `rank_cases`, `validate`, `Scorer`, `SCORES_AT_ONCE`.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
-from lcrec.baselines.base import Baseline, positions
+from lcrec.baselines.base import positions
 from lcrec.data import Cases, Interactions
 from lcrec.errors import InputError
 from lcrec.metrics import PAD, ndcg_at_k
@@ -20,8 +22,16 @@ from lcrec.predictions import top_items
 SCORES_AT_ONCE = 2**22  # 16 MB, and a few times that while they are ranked
 
 
+class Scorer(Protocol):
+    """What can be ranked by: a fitted `Baseline`, or a view of one."""
+
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue for each user; see `Baseline.score`."""
+        ...
+
+
 def rank_cases(
-    method: Baseline,
+    method: Scorer,
     cases: Cases,
     train: Interactions,
     num_items: int,
@@ -47,18 +57,22 @@ def rank_cases(
     Raises:
         InputError: a user's history leaves nothing to list.
     """
-    for start, scores, exclude in _score(method, cases, train, num_items, exclude_history):
-        for case, (ranked, values) in enumerate(top_items(scores, top, exclude), start=start):
-            if exclude is not None and len(np.unique(exclude[case - start])) == num_items:
+    users = positions(train, cases.users)
+    batch = max(1, SCORES_AT_ONCE // num_items)
+    for start in range(0, len(cases), batch):
+        rows = slice(start, start + batch)
+        exclude = _excluded(cases, rows, exclude_history)
+        for place, ids in enumerate(exclude or ()):
+            if len(ids) >= num_items and len(np.unique(ids)) == num_items:
                 raise InputError(
-                    f"user {cases.users[case]!r} already has every item, so none is left to list; "
-                    "run again without --exclude-history"
+                    f"user {cases.users[start + place]!r} already has every item, so none is left "
+                    "to list; run again without --exclude-history"
                 )
-            yield ranked, values
+        yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
 
 
 def validate(
-    method: Baseline,
+    method: Scorer,
     cases: Cases,
     train: Interactions,
     num_items: int,
@@ -69,37 +83,22 @@ def validate(
 
     Arguments are those of `rank_cases`.
     """
-    targets = cases.targets if cases.targets.ndim == 2 else cases.targets[:, None]
     ranked = np.full((len(cases), 10), PAD, dtype=np.int64)
-    for start, scores, exclude in _score(method, cases, train, num_items, exclude_history):
-        if np.isnan(scores).any():
-            raise ValueError("the scores hold NaN")
-        for row, items in enumerate(exclude or ()):
-            scores[row, items] = -np.inf
-        rows = np.arange(len(scores))
-        for wanted in targets[start : start + len(scores)].T:
-            # Counting what stands above a target takes a tenth of the time of sorting.
-            own = scores[rows, wanted][:, None]
-            places = (scores > own).sum(axis=1)
-            ties, items = np.nonzero(scores == own)
-            places += np.bincount(ties[items < wanted[ties]], minlength=len(scores))
-            listed = (places < 10) & (own[:, 0] > -np.inf) & (wanted != PAD)
-            ranked[start + rows[listed], places[listed]] = wanted[listed]
+    lists = rank_cases(method, cases, train, num_items, top=10, exclude_history=exclude_history)
+    for row, (items, _) in zip(ranked, lists, strict=True):
+        row[: len(items)] = items
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
 
 
-def _score(
-    method: Baseline, cases: Cases, train: Interactions, num_items: int, exclude_history: bool
-) -> Iterator[tuple[int, np.ndarray, list[np.ndarray] | None]]:
-    """Yield, batch by batch, the first case, its batch's scores and the items to leave out."""
-    users = positions(train, cases.users)
-    batch = max(1, SCORES_AT_ONCE // num_items)
-    for start in range(0, len(cases), batch):
-        rows = slice(start, start + batch)
-        exclude = None
-        if exclude_history:
-            exclude = [
-                history[~np.isin(history, targets)]
-                for history, targets in zip(cases.histories[rows], cases.targets[rows], strict=True)
-            ]
-        yield start, method.score(users[rows], cases.histories[rows]), exclude
+def _excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
+    """Return what must not be listed, per case; None where nothing is excluded."""
+    sources = [cases.exclude] if cases.exclude is not None else []
+    sources += [cases.histories] if exclude_history else []
+    if not sources:
+        return None
+    return [
+        np.concatenate([ids[~np.isin(ids, targets)] for ids in lists])
+        for targets, *lists in zip(
+            cases.targets[rows], *(source[rows] for source in sources), strict=True
+        )
+    ]
