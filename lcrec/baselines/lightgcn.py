@@ -44,8 +44,8 @@ class LightGCNSettings:
     learning_rate: float = option("of Adam", 1e-3, minimum=0)
     batch_size: int = option("purchases per update", 2048, minimum=1)
     epochs: int = option("at most", 300, minimum=1)
-    # RecBole's 10 can stop it in the dip after its first epochs, which it leaves slowly: on Office at
-    # epoch 5 with NDCG@10 .085 on validation, where epoch 348 has .0945.
+    # RecBole's 10 can stop it in the dip after its first epochs, which it leaves slowly: on Office
+    # at epoch 5 with NDCG@10 .085 on validation, where epoch 348 has .0945.
     patience: int = option("validations without improvement before training stops", 100, minimum=1)
     every: int = option("epochs from one validation to the next", 1, minimum=1)
 
