@@ -406,6 +406,8 @@ def test_what_the_command_refuses(shop, tmp_path):
         ("popularity", "test", 0.0136, 0.0053),
         ("cooccurrence", "valid", 0.2074, 0.1613),
         ("cooccurrence", "test", 0.1427, 0.1062),
+        ("itemknn", "test", 0.1086, 0.0725),
+        ("ease", "test", 0.1244, 0.0846),
     ],
 )
 def test_the_documented_figures_on_office(name, split, hit, ndcg, tmp_path):

@@ -107,8 +107,8 @@ def spectral_parts(
     if nodes <= max(DENSE, 2 * wanted):
         vectors = np.linalg.eigh(scaled.toarray())[1][:, -wanted:]
     else:
-        start = 1 / roots  # the first eigenvector, so that every run starts from the same
-        start = start + np.linalg.norm(start) * np.cos(np.arange(nodes)) / nodes**0.5
+        # The same in every run: near the first eigenvector, and not on it.
+        start = 1 / roots + np.linalg.norm(1 / roots) * np.cos(np.arange(nodes)) / nodes**0.5
         _, vectors = eigsh(scaled, k=wanted, which="LA", v0=start, tol=1e-4)
     if even:  # eigh and eigsh give them in rising order
         return _even(np.argsort(vectors[:, 0] * roots, kind="stable"), clusters)

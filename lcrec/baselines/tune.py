@@ -36,7 +36,7 @@ from lcrec.config import config_dict, option
 from lcrec.errors import InputError
 from lcrec.metrics import PAD, hit_at_k, ndcg_at_k
 
-PROG = "python -m lcrec.baselines tune"
+COMMAND = "python -m lcrec.baselines tune"
 TUNE = "tune.json"
 
 
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         print(_overview())
         return
     if name.startswith("-"):
-        raise InputError(f"the method comes first: {PROG} NAME {name} ...\n\n{_overview()}")
+        raise InputError(f"the method comes first: {COMMAND} NAME {name} ...\n\n{_overview()}")
     kind = find_method(name).load()
     if not kind.grid:
         raise InputError(f"{name} has nothing to tune; those that do: {', '.join(_tunable())}")
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         kind,
         rest,
         description=f"Try {_shown(kind.grid)}, on validation only. Other settings:",
-        prog=f"{PROG} {name}",
+        prog=f"{COMMAND} {name}",
         without=kind.grid,
     )
     if config.output.exists() and not config.output.is_dir():
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     shared = {key: value for key, value in config_dict(config).items() if key != "device"}
     for cell in tqdm(cells, desc=f"tune {name}", unit=" cells"):
         folder = config.output / _cell_name(cell)
-        if is_current(folder, f"{PROG} {name}", shared | cell, files):
+        if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
             continue
         method = kind(
             method_settings(kind, config, **cell),
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
             device=config.device or default_device(),
         )
         figures = _judge(method, inputs, config.exclude_history)
-        write_provenance(folder, f"{PROG} {name}", shared | cell, files, figures=figures)
+        write_provenance(folder, f"{COMMAND} {name}", shared | cell, files, figures=figures)
     found = [_read_cell(config.output / _cell_name(cell)) for cell in cells]
     rows = [{"settings": cell, **figures} for cell, figures in zip(cells, found, strict=True)]
     rows.sort(key=lambda row: (row["NDCG@10"] is None, -(row["NDCG@10"] or 0)))
@@ -214,8 +214,8 @@ def _tunable() -> list[str]:
 
 def _overview() -> str:
     return (
-        f"usage: {PROG} NAME --data DIR --output DIR [more options]\n\n"
+        f"usage: {COMMAND} NAME --data DIR --output DIR [more options]\n\n"
         "Try the settings in a method's grid, and keep what does best on validation.\n\n"
         f"methods with a grid: {', '.join(_tunable())}\n"
-        f"its grid, and what else can be set: {PROG} NAME --help"
+        f"its grid, and what else can be set: {COMMAND} NAME --help"
     )
