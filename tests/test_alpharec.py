@@ -136,7 +136,7 @@ def test_the_loss_at_the_start_is_that_of_guessing():
     bought = purchases(data.train, 300)
     (batch,) = UserBatches(bought, 4096, 256, seed=0)
     loss = method._loss(Domain(bought, data.embeddings), *batch)
-    assert float(loss) == pytest.approx(math.log(257), abs=0.05)
+    assert loss.item() == pytest.approx(math.log(257), abs=0.05)
 
 
 def test_bpr_is_an_ablation_that_scores_by_dot_products():
@@ -307,3 +307,53 @@ def test_text_cosine_by_hand():
     last = TextCosine(TextCosineSettings(last=1))
     last.fit(data)
     assert last.score(np.zeros(1, dtype=int), histories[1:2])[0] == pytest.approx([0, 1, half, 0])
+
+
+# Planted truth: the text tells part of what users do.
+
+LINEAR = LinearMappingSettings(
+    epochs=20, patience=3, batch_size=512, learning_rate=5e-3, negatives=32
+)
+WHOLE = AlphaRecSettings(
+    hidden=32, epochs=20, patience=3, batch_size=512, learning_rate=5e-3, negatives=32
+)
+
+
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)])
+def planted(request):
+    made = make_planted(users=700, items=150, private_behaviour=3, taste=8.0, seed=request.param)
+    split = leave_one_out(made.interactions)
+    rows = np.random.default_rng(0).permutation(made.num_items)
+    return {
+        "split": split,
+        "data": TrainingData(split.train, made.num_items, split.valid, made.embeddings),
+        "shuffled": TrainingData(split.train, made.num_items, split.valid, made.embeddings[rows]),
+    }
+
+
+def ndcg(method, planted):
+    split, items = planted["split"], planted["data"].num_items
+    return validate(method, split.test, split.train, items, exclude_history=True)
+
+
+def test_mapping_beats_cosine_and_the_whole_beats_the_mapping(planted):
+    cosine, popularity = TextCosine(), Popularity()
+    cosine.fit(planted["data"])
+    popularity.fit(planted["data"])
+    linear = ndcg(fitted(planted["data"], LINEAR, LinearMapping), planted)
+    whole = fitted(planted["data"], WHOLE)
+    assert linear > 1.15 * ndcg(cosine, planted)
+    assert ndcg(whole, planted) > 1.1 * linear
+    # Another item's text tells nothing; with the graph, it still tells items apart.
+    guess = ndcg(popularity, planted)
+    assert ndcg(fitted(planted["shuffled"], LINEAR, LinearMapping), planted) < 1.1 * guess
+    assert ndcg(fitted(planted["shuffled"], WHOLE), planted) < 0.8 * ndcg(whole, planted)
+
+    # A query that is half the target's text and half noise helps, and more than it alone.
+    targets = planted["split"].test.targets
+    wanted = planted["data"].embeddings[targets]
+    noise = np.random.default_rng(1).normal(size=wanted.shape).astype(np.float32)
+    queries = wanted + 1.5 * noise
+    users = np.arange(len(targets))
+    found = [ndcg(whole.ask(users, queries, alpha), planted) for alpha in (0.0, 0.3)]
+    assert found[1] > 1.2 * found[0]
