@@ -29,7 +29,7 @@ from lcrec.config import option, parse_config
 from lcrec.errors import InputError
 from lcrec.metrics import PAD
 
-PROG = "python -m lcrec.baselines diagnose"
+COMMAND = "python -m lcrec.baselines diagnose"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DiagnoseConfig:
 
 def main(argv: list[str]) -> None:
     """Compare the files."""
-    config = parse_config(DiagnoseConfig, argv, description=__doc__ or "", prog=PROG)
+    config = parse_config(DiagnoseConfig, argv, description=__doc__ or "", prog=COMMAND)
     if len(config.predictions) != 2:
         raise InputError(f"{len(config.predictions)} predictions files given; two are compared")
     if config.output is not None and (config.output.suffix != ".json" or config.output.is_dir()):
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     provenance_path(config.output).unlink(missing_ok=True)
     write_json(config.output, result, indent=2)
     read_files = {"a": first, "b": second, **inputs.files}
-    write_provenance(config.output, PROG, {"k": config.k}, read_files)
+    write_provenance(config.output, COMMAND, {"k": config.k}, read_files)
     print(
         f"\nWrote {config.output}.\nNext: python -m lcrec.baselines fuse {first} {second} "
         "--output FUSED.jsonl"

@@ -28,7 +28,7 @@ from lcrec.predictions import (
     write_predictions,
 )
 
-PROG = "python -m lcrec.baselines fuse"
+COMMAND = "python -m lcrec.baselines fuse"
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class FuseConfig:
 
 def main(argv: list[str]) -> None:
     """Join the files."""
-    config = parse_config(FuseConfig, argv, description=__doc__ or "", prog=PROG)
+    config = parse_config(FuseConfig, argv, description=__doc__ or "", prog=COMMAND)
     _require_sensible(config)
     files = config.predictions
     inputs = {f"predictions {number}": path for number, path in enumerate(files, start=1)}
     inputs |= {f"valid {number}": path for number, path in enumerate(config.valid or (), start=1)}
     settings = config_dict(config)
     after = f"Next: python -m lcrec.evaluate --predictions {config.output} {files[0]}"
-    if config.output.exists() and is_current(config.output, PROG, settings, inputs):
+    if config.output.exists() and is_current(config.output, COMMAND, settings, inputs):
         print(f"{config.output} is up to date.\n{after}")
         return
     by = {"rrf": "rank", "score": "score"}[config.how]
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         )
     )
     write_predictions(config.output, tqdm(rows, total=len(joint), desc="write", unit=" users"))
-    write_provenance(config.output, PROG, settings, inputs, weights=list(weights), **facts)
+    write_provenance(config.output, COMMAND, settings, inputs, weights=list(weights), **facts)
     print(f"Wrote {config.output}: up to {config.top} items for {len(joint):,} users.\n{after}")
 
 

@@ -23,7 +23,7 @@ from lcrec.baselines.store import WEIGHTS
 from lcrec.config import config_dict, option, parse_config
 from lcrec.errors import InputError, closest
 
-PROG = "python -m lcrec.baselines probe"
+COMMAND = "python -m lcrec.baselines probe"
 TEST_SHARE = 0.2
 LEAST_ITEMS = 10
 
@@ -82,7 +82,7 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Path]:
 
 def main(argv: list[str]) -> None:
     """Fit and judge the maps."""
-    config = parse_config(ProbeConfig, argv, description=__doc__ or "", prog=PROG)
+    config = parse_config(ProbeConfig, argv, description=__doc__ or "", prog=COMMAND)
     # Torch is loaded here: help and errors need none.
     from lcrec.baselines.probes import MAPS, fit_map, judge_map
 
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     provenance_path(config.output).unlink(missing_ok=True)
     shown = {"items": len(source), "distribution": config.distribution, "maps": found}
     write_json(config.output, shown, indent=2)
-    write_provenance(config.output, PROG, config_dict(config), files)
+    write_provenance(config.output, COMMAND, config_dict(config), files)
     print(f"\nWrote {config.output}.")
 
 
