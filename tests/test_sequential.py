@@ -43,9 +43,10 @@ def settings(kind, **wanted):
         "pretrain_epochs": 1,
         "dropout": 0.0,
         "attention_dropout": 0.0,
-        "last_only": 0.9,
+        "last_only": 1.0,
         "regularisation": 0.0,
-        "examples": "windows",
+        # BERT4Rec, with the last item masked, is asked once per example.
+        "examples": "prefixes" if kind.__name__ == "BERT4Rec" else "windows",
         **wanted,
     }
     names = {field.name for field in dataclasses.fields(kind.Settings) if field.init}
@@ -93,12 +94,13 @@ def test_every_loss_lifts_the_target(name, loss, twenty):
     data = training(twenty, 40)
     histories = [np.array(sequence[:-1]) for sequence in twenty]
     ranks = []
-    for epochs in (1, 40):
-        method = fitted(name, data, epochs=epochs, loss=loss, negatives=8)
+    for epochs in (1, 60):
+        learning = {"epochs": epochs, "learning_rate": 0.02}
+        method = fitted(name, data, **learning, loss=loss, negatives=8)
         scores = method.score(np.arange(20), histories)
         targets = scores[np.arange(20), [sequence[-1] for sequence in twenty]]
         ranks.append((scores > targets[:, None]).sum(axis=1).mean())
-    assert ranks[1] < 3 < ranks[0]
+    assert ranks[1] < 5 < ranks[0]
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -157,8 +159,9 @@ def test_a_chain_is_learnt_by_its_order(name):
     shuffled = [rng.permutation(walk).tolist() for walk in walks]
     shares = []
     for sequences in (walks, shuffled):
-        method = fitted(name, training(sequences, 12), epochs=25, pretrain_epochs=2)
-        scores = method.score(np.full(12, -1), [np.array([(i - 1) % 12, i]) for i in range(12)])
+        method = fitted(name, training(sequences, 12), epochs=60, pretrain_epochs=2)
+        histories = [np.arange(item - 3, item + 1) % 12 for item in range(12)]
+        scores = method.score(np.full(12, -1), histories)
         shares.append((scores.argmax(axis=1) == (np.arange(12) + 1) % 12).mean())
     assert shares[0] >= 0.9
     assert shares[1] <= 0.6
