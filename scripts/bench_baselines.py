@@ -31,7 +31,7 @@ import numpy as np
 
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.inputs import load_inputs
-from lcrec.baselines.method_run import peak_mb
+from lcrec.baselines.memory import peak_mb
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option, parse_config

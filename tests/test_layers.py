@@ -70,6 +70,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.probes", "lcrec.baselines.probe"], 3),
     "lcrec.baselines.collabcontext": 3,
     **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
+    **dict.fromkeys(["lcrec.baselines.memory"], 3),
     **dict.fromkeys(["lcrec.baselines.tssr", "lcrec.baselines.tssr_losses"], 3),
     "lcrec.baselines.tssr_content": 3,
     **dict.fromkeys(["lcrec.baselines.cold", "lcrec.baselines.cold_split"], 3),
