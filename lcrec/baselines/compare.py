@@ -112,7 +112,8 @@ def main(argv: list[str]) -> None:
             most(found["peak_mb"] for found in facts),
         )
     if not entries:
-        raise InputError(f"nothing is left to compare: {left_out}")
+        reasons = "; ".join(f"{method}: {reason}" for method, reason in left_out.items())
+        raise InputError(f"--methods {' '.join(config.methods)}: none could be run ({reasons})")
     train = inputs.training.train
     lengths = np.diff(train.offsets)
     figures = {
