@@ -61,7 +61,7 @@ def test_regularisation_is_on_the_unsmoothed_vectors_of_the_batch():
         method = LightGCN(LightGCNSettings(regularisation=weight))
         losses.append(method._loss(network, users, items, drawn))
     own = network.vectors.detach()[[0, 1, 2, 4, 5, 2]]  # item 2 stands in the batch twice
-    assert float(losses[1] - losses[0]) == pytest.approx(
+    assert (losses[1] - losses[0]).item() == pytest.approx(
         3 * float(own.square().sum()) / 4, rel=1e-5
     )
 
