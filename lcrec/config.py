@@ -29,6 +29,7 @@ def option(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
+    words: bool = False,
 ) -> Any:
     """Declare a field of a stage's dataclass.
 
@@ -37,8 +38,10 @@ def option(
         default: the value when neither YAML nor flag gives one; without it the flag is required.
         minimum: the smallest number allowed, inclusive; in a list, of each number.
         maximum: the largest, likewise.
+        words: of a list, that the command line gives it as words without a flag; one such list at
+            most.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "words": words}
     if isinstance(default, list):
         items = list(default)
         return dataclasses.field(default_factory=lambda: list(items), metadata=metadata)
@@ -115,6 +118,14 @@ def parse_config(config_type: type[T], argv: list[str], *, description: str, pro
     given, unknown = parser.parse_known_args(argv)
     flags = {name: value for name, value in vars(given).items() if value is not None}
     config_file = flags.pop("config", None)
+    flagged = [word for word in unknown if word.startswith("-")]
+    for name, field in fields.items():
+        if field.metadata.get("words"):
+            # argparse leaves over the words that stand behind a flag and its value.
+            flags[name] = [*flags[name], *([] if flagged else unknown)]
+            unknown = flagged
+            if not flags[name]:
+                del flags[name]
     if unknown:
         known = ["--config", *("--" + name.replace("_", "-") for name in fields)]
         raise InputError(
@@ -133,30 +144,28 @@ def parse_config(config_type: type[T], argv: list[str], *, description: str, pro
                 raise InputError(f"{path}: unknown key {key!r}{closest(str(key), fields)}")
             values[key] = _convert(value, hints[key], fields[key], f"{path}: {key}")
     for name, value in flags.items():
-        where = "--" + name.replace("_", "-")
-        values[name] = _convert(value, hints[name], fields[name], where)
+        values[name] = _convert(value, hints[name], fields[name], _shown(name, fields[name]))
 
     for name, field in fields.items():
         has_default = (
             field.default is not REQUIRED or field.default_factory is not dataclasses.MISSING
         )
         if name not in values and not has_default:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is required: {field.metadata['help']}")
+            raise InputError(f"{_shown(name, field)} is required: {field.metadata['help']}")
     return config_type(**values)
 
 
 def config_dict(config: Any) -> dict[str, Any]:
     """Return the settings that shape a result, as plain JSON values.
 
-    Paths are left out: what a stage read is recorded by its hash, and where a result lies does
-    not change it.
+    Paths and lists of them are left out: what a stage read is recorded by its hash, and where a
+    result lies does not change it.
     """
     hints = typing.get_type_hints(type(config))
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if _strip_optional(hints[field.name])[0] is not Path
+        if _strip_optional(hints[field.name])[0] not in (Path, list[Path])
     }
 
 
@@ -206,8 +215,10 @@ def _argument_parser(
             text += " (required)"
         elif field.default is not None:  # what happens without a value stands in the help itself
             text += f" (default: {field.default})"
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
+        flag = _shown(name, field)
+        if field.metadata.get("words"):
+            parser.add_argument(name, nargs="*", help=text, metavar=flag)
+        elif kind is bool:
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=None, help=text)
         elif typing.get_origin(kind) is list:
@@ -219,6 +230,11 @@ def _argument_parser(
             metavar = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
             parser.add_argument(flag, default=None, help=text, metavar=metavar)
     return parser
+
+
+def _shown(name: str, field: Any) -> str:
+    """Return a field as the command line has it."""
+    return name.upper() if field.metadata.get("words") else "--" + name.replace("_", "-")
 
 
 def _strip_optional(hint: Any) -> tuple[Any, bool]:

@@ -74,12 +74,15 @@ class Cases:
     """Users to recommend for: the history each has so far and the item that came next.
 
     `histories[i]` is int32 [length], oldest first and whole (nothing is truncated here);
-    `targets` is int32 [cases].
+    `targets` is int32 [cases], or [cases, most targets] padded with -1 where the split holds out
+    several items of a user. `exclude[i]` are items that the split forbids to list for case i;
+    None: it forbids none.
     """
 
     users: list[str]
     histories: list[np.ndarray]
     targets: np.ndarray
+    exclude: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -91,6 +94,7 @@ class Cases:
             [self.users[case] for case in chosen],
             [self.histories[case] for case in chosen],
             self.targets[chosen],
+            None if self.exclude is None else [self.exclude[case] for case in chosen],
         )
 
 

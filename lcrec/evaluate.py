@@ -10,7 +10,8 @@ Reads one or more `predictions.jsonl` (see `lcrec.predictions`) that answer for 
 targets; prints a table; writes `metrics.json`:
 {"users", "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
 {metric: {"mean", "low", "high"}}, "templates": {template_id: {metric: mean over users}},
-"across_templates": {metric: {"mean", "min", "max"}} or null}}}.
+"across_templates": {metric: {"mean", "min", "max"}} or null}}}. The metrics are `METRICS` of
+`lcrec.metrics`, or `METRICS_OF_SEVERAL` where a user has several targets.
 
 Where users were asked in several wordings, a user's value is the mean over the templates.
 
@@ -28,7 +29,14 @@ from tqdm import tqdm
 from lcrec.artifacts import provenance_path, write_json, write_provenance
 from lcrec.config import option, parse_config
 from lcrec.errors import InputError, closest, run_stage
-from lcrec.metrics import LEVEL, METRICS, SAMPLES, measure_lists, summarise
+from lcrec.metrics import (
+    LEVEL,
+    METRICS,
+    METRICS_OF_SEVERAL,
+    SAMPLES,
+    measure_lists,
+    summarise_all,
+)
 from lcrec.predictions import Predictions, read_predictions, require_comparable
 
 PROG = "python -m lcrec.evaluate"
@@ -67,14 +75,15 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
     Returns:
         one entry of "runs" in `metrics.json`, JSON values only.
     """
+    metrics = METRICS if predictions.targets.ndim == 1 else METRICS_OF_SEVERAL
     by_template = {
-        template: measure_lists(ranked, predictions.targets, depth)
+        template: measure_lists(ranked, predictions.targets, depth, metrics)
         for template, ranked in predictions.ranked.items()
     }
-    overall, across = {}, {}
-    for metric in METRICS:
+    of_users, across = {}, {}
+    for metric in metrics:
         values = np.stack([values[metric] for values in by_template.values()])
-        overall[metric] = summarise(values.mean(axis=0), seed)
+        of_users[metric] = values.mean(axis=0)
         means = values.mean(axis=1)
         across[metric] = {
             "mean": float(values.mean()),
@@ -83,10 +92,10 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
         }
     return {
         "list_length": predictions.length,
-        "overall": overall,
+        "overall": summarise_all(of_users, seed),
         "templates": {
             NO_TEMPLATE if template is None else template: {
-                metric: float(values[metric].mean()) for metric in METRICS
+                metric: float(values[metric].mean()) for metric in metrics
             }
             for template, values in by_template.items()
         },
@@ -101,31 +110,33 @@ def format_table(runs: dict[str, dict[str, Any]], depth: int) -> str:
         runs: {label: result of `measure`}; of several, the best value of a column gets a star.
         depth: the depth that MRR was taken at.
     """
+    metrics = list(next(iter(runs.values()))["overall"])
     best = {
-        metric: max(run["overall"][metric]["mean"] for run in runs.values()) for metric in METRICS
+        metric: max(run["overall"][metric]["mean"] for run in runs.values()) for metric in metrics
     }
     rows = []
     for label, run in runs.items():
         cells, intervals = [], []
-        for metric in METRICS:
+        for metric in metrics:
             value = run["overall"][metric]
             star = "*" if len(runs) > 1 and value["mean"] == best[metric] else " "
             cells.append(f"{value['mean']:.4f}{star}")
             intervals.append(f"{value['low']:.3f}-{value['high']:.3f} ")
         rows += [(label, cells), ("", intervals)]
-    return "\n".join(_align(rows, depth, cell_width=13))
+    return "\n".join(_align(rows, metrics, depth, cell_width=13))
 
 
 def format_templates(run: dict[str, Any], depth: int) -> str:
     """Return a table of one file's templates, a line each, and their mean, lowest and highest."""
+    metrics = list(run["overall"])
     rows = [
-        (name, [f"{values[metric]:.4f} " for metric in METRICS])
+        (name, [f"{values[metric]:.4f} " for metric in metrics])
         for name, values in run["templates"].items()
     ]
     for name, key in (("mean", "mean"), ("lowest", "min"), ("highest", "max")):
         values = run["across_templates"]
-        rows.append((name, [f"{values[metric][key]:.4f} " for metric in METRICS]))
-    lines = _align(rows, depth, cell_width=10)
+        rows.append((name, [f"{values[metric][key]:.4f} " for metric in metrics]))
+    lines = _align(rows, metrics, depth, cell_width=10)
     lines.insert(-3, lines[1])
     return "\n".join(lines)
 
@@ -141,7 +152,8 @@ def main(argv: list[str]) -> None:
             f"no command {command!r}{closest(command, COMMANDS)} (all: {', '.join(COMMANDS)}; "
             f"without one, {PROG} judges --predictions files)"
         )
-    description = "Judge predictions files: HR, NDCG and MRR with 95 % bootstrap intervals.\n\n"
+    description = "Judge predictions files: HR (Recall where users have several targets), NDCG\n"
+    description += "and MRR with 95 % bootstrap intervals.\n\n"
     description += "What the tasks taught a checkpoint: " + ", ".join(
         f"{PROG} {name} --help" for name in COMMANDS
     )
@@ -167,7 +179,8 @@ def main(argv: list[str]) -> None:
     for label, run in runs.items():
         if run["across_templates"] is not None:
             print(f"\n{label}, by template\n\n{format_templates(run, depth)}")
-        if run["list_length"] < 10:
+        deepest = max(int(metric.partition("@")[2] or 0) for metric in run["overall"])
+        if run["list_length"] < deepest:
             print(
                 f"\nNote: the lists of {label} end at {run['list_length']} items; a target "
                 "further down counts as missed."
@@ -226,11 +239,13 @@ def _output(config: EvaluateConfig) -> Path | None:
     return config.output
 
 
-def _align(rows: list[tuple[str, list[str]]], depth: int, cell_width: int) -> list[str]:
+def _align(
+    rows: list[tuple[str, list[str]]], metrics: list[str], depth: int, cell_width: int
+) -> list[str]:
     """Return lines of a table: a header, a rule, and a line per (label, cells)."""
-    titles = [f"{name} " for name in (*METRICS[:-1], f"MRR@{depth}")]
+    titles = [f"MRR@{depth} " if name == "MRR" else f"{name} " for name in metrics]
     longest = max(len(label) for label, _ in rows)
-    label_width = max(LINE - len(METRICS) * cell_width, longest + 1)
+    label_width = max(LINE - len(metrics) * cell_width, longest + 1)
     lines = [
         (f"{label:<{label_width}}" + "".join(f"{cell:>{cell_width}}" for cell in cells)).rstrip()
         for label, cells in [("", titles), *rows]

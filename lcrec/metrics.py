@@ -5,14 +5,18 @@ distinct item ids, best first, padded with -1 at its end; the truth of a user is
 of distinct ids padded with -1. Every metric returns one value per user, so that means, intervals
 and paired comparisons can be taken from the same numbers.
 
-Public names: `hit_at_k`, `recall_at_k`, `ndcg_at_k`, `mrr`, `METRICS`, `measure_lists`,
-`SAMPLES`, `LEVEL`, `bootstrap_interval`, `summarise`.
+Public names: `hit_at_k`, `recall_at_k`, `ndcg_at_k`, `mrr`, `METRICS`, `METRICS_OF_SEVERAL`,
+`measure_lists`, `SAMPLES`, `LEVEL`, `bootstrap_interval`, `summarise`, `summarise_all`,
+`paired_bootstrap`, `holm`.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# What a table of ranked lists shows.
+# What a table of ranked lists shows, where every user has one target and where some have several.
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
+METRICS_OF_SEVERAL = ("Recall@10", "Recall@20", "NDCG@10", "NDCG@20")
 # Of the bootstrap.
 SAMPLES = 1000
 LEVEL = 0.95
@@ -72,28 +76,45 @@ def mrr(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
 
 
-def measure_lists(ranked: np.ndarray, targets: np.ndarray, depth: int) -> dict[str, np.ndarray]:
-    """Return every one of `METRICS`, float64 [users] each.
+def measure_lists(
+    ranked: np.ndarray, targets: np.ndarray, depth: int, metrics: Sequence[str] = METRICS
+) -> dict[str, np.ndarray]:
+    """Return metrics by name, float64 [users] each.
 
     Args:
         ranked, targets: as for `hit_at_k`.
         depth: how far down the lists MRR looks, in items.
+        metrics: "MRR", or "HR", "Recall" or "NDCG" with "@" and how many items count.
     """
+    functions = {"HR": hit_at_k, "Recall": recall_at_k, "NDCG": ndcg_at_k}
     values = {}
-    for metric in METRICS:
+    for metric in metrics:
         name, _, k = metric.partition("@")
         if name == "MRR":
             values[metric] = mrr(ranked[:, :depth], targets)
         else:
-            function = hit_at_k if name == "HR" else ndcg_at_k
-            values[metric] = function(ranked, targets, int(k))
+            values[metric] = functions[name](ranked, targets, int(k))
     return values
 
 
 def summarise(values: np.ndarray, seed: int) -> dict[str, float]:
     """Return the mean over users, [users], and the ends of its 95 % bootstrap interval, by name."""
-    low, high = bootstrap_interval(values, seed)
-    return {"mean": float(values.mean()), "low": low, "high": high}
+    return summarise_all({"": values}, seed)[""]
+
+
+def summarise_all(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, float]]:
+    """Return `summarise` of each of several metrics of the same users, drawn once for all."""
+    names = list(values)
+    means = _resampled_means([values[name] for name in names], seed, SAMPLES)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    return {
+        name: {
+            "mean": float(values[name].mean()),
+            "low": float(low[place]),
+            "high": float(high[place]),
+        }
+        for place, name in enumerate(names)
+    }
 
 
 def bootstrap_interval(
@@ -116,20 +137,64 @@ def bootstrap_interval(
     Raises:
         ValueError: no values, more than one axis, or a level outside (0, 1).
     """
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"expected values of shape [users], found {list(values.shape)}")
     if not 0 < level < 1 or samples < 1:
         raise ValueError(f"level {level} must lie between 0 and 1, samples {samples} above 0")
+    means = _resampled_means([values], seed, samples)[0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_bootstrap(values: np.ndarray, others: np.ndarray, seed: int) -> dict[str, float]:
+    """Compare two methods on the same users, each user with itself.
+
+    Args:
+        values, others: float [users], one value of a metric per user.
+        seed: of the resampling.
+
+    Returns:
+        `difference`, the mean of `values` less that of `others`; `low` and `high`, the ends of its
+        95 % bootstrap interval; `p`, two-sided: twice the share of resamples in which the
+        difference has not its sign, the observed one counted among them (Davison and Hinkley 1997,
+        section 4.2), so never below 2 / (samples + 1) and 1 where there is no difference.
+    """
+    differences = values - others
+    means = _resampled_means([differences], seed, SAMPLES)[0]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    against = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    p = min(1.0, 2 * (1 + against) / (1 + SAMPLES))
+    return {"difference": float(differences.mean()), "low": float(low), "high": float(high), "p": p}
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for there being several of them (Holm 1979), in their order.
+
+    The smallest is multiplied by their number, the next by one less, and so on; none falls below
+    the one before it, nor rises above 1.
+    """
+    adjusted = [0.0] * len(ps)
+    least = 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def _resampled_means(values: Sequence[np.ndarray], seed: int, samples: int) -> np.ndarray:
+    """Return the means of the same resamples of users for each of several values [users],
+    float64 [values, samples]."""
+    for rows in values:
+        if rows.ndim != 1 or not len(rows) or len(rows) != len(values[0]):
+            raise ValueError(f"expected values of shape [users], found {list(rows.shape)}")
     rng = np.random.default_rng(seed)
-    users = len(values)
-    means = np.empty(samples)
+    users = len(values[0])
+    means = np.empty((len(values), samples))
     block = max(1, BLOCK // users)
     for start in range(0, samples, block):
         count = min(block, samples - start)
         drawn = rng.integers(0, users, size=(count, users), dtype=np.int32)
-        means[start : start + count] = values[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        for place, rows in enumerate(values):
+            means[place, start : start + count] = rows[drawn].mean(axis=1)
+    return means
 
 
 def _hits(ranked: np.ndarray, targets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,40 +2,46 @@
 
 Each line is one ranked list: {"user": text, "target": item id, "ranked": [item ids, best first],
 "scores": [falling numbers, one per item], "template_id": text or null}. A user may have one line
-per template. Whatever recommends writes this form, so one evaluator judges all of it; both sides
-check every line, because a repeated item or a missing user would flatter a method silently.
+per template. Where a split holds out several items of a user, "target" is their list. Whatever
+recommends writes this form, so one evaluator judges all of it; both sides check every line, because
+a repeated item or a missing user would flatter a method silently.
 
 Public names: `Prediction`, `Predictions`, `write_predictions`, `read_predictions`,
 `require_comparable`, `require_predictions_path`, `top_items`.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lcrec.artifacts import provenance_path, read_jsonl, write_jsonl
+from lcrec.decimals import shortest
 from lcrec.errors import InputError, closest
 
 PAD = -1
 MAX_ITEM = 2**31 - 1
 KEYS = ("user", "target", "ranked", "scores", "template_id")
+ROWS_AT_ONCE = 64  # whose scores are turned into text together
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One ranked list for one user.
 
-    `ranked` holds distinct item ids, best first, none where the method found no item; `scores` as
-    many finite numbers that never rise; `template_id` names the wording that asked for it, None
-    where there is no wording.
+    `target` is the item that was held out, or all of them, padded with -1 or not. `ranked` holds
+    distinct item ids, best first, none where the method found no item; `scores` as many finite
+    numbers that never rise; `template_id` names the wording that asked for it, None where there is
+    no wording.
     """
 
     user: str
-    target: int
+    target: int | Sequence[int] | np.ndarray
     ranked: Sequence[int] | np.ndarray
     scores: Sequence[float] | np.ndarray
     template_id: str | None = None
@@ -47,13 +53,16 @@ class Predictions:
 
     Attributes:
         users: the distinct users, in the file's order.
-        targets: int64 [users].
+        targets: int64 [users]; [users, most targets] padded with -1 where a user has several.
         ranked: {template_id: int64 [users, longest list]}, padded with -1; row i is `users[i]`.
+        scores: {template_id: float32 [users, longest list]}, likewise, padded with -inf;
+            empty where the lists were not read from a file.
     """
 
     users: list[str]
     targets: np.ndarray
     ranked: dict[str | None, np.ndarray]
+    scores: dict[str | None, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -62,6 +71,17 @@ class Predictions:
     def length(self) -> int:
         """The number of items in the longest list."""
         return next(iter(self.ranked.values())).shape[1]
+
+    def in_order_of(self, users: list[str]) -> "Predictions":
+        """Return the same predictions with the same users in this order."""
+        places = {user: place for place, user in enumerate(self.users)}
+        rows = np.array([places[user] for user in users])
+        return Predictions(
+            users,
+            self.targets[rows],
+            {template: ranked[rows] for template, ranked in self.ranked.items()},
+            {template: scores[rows] for template, scores in self.scores.items()},
+        )
 
 
 def require_predictions_path(path: Path, flag: str = "--output") -> None:
@@ -98,7 +118,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     rows = read_jsonl(path)
     seen: dict[str | None, dict[str, int]] = {}
-    targets: dict[str, int] = {}
+    targets: dict[str, int | list[int]] = {}
     for number, row in enumerate(rows, start=1):
         where = f"{path}, line {number}"
         _check_row(row, where)
@@ -123,11 +143,23 @@ def read_predictions(path: Path) -> Predictions:
                 "the file anew"
             )
     width = max(1, *(len(row["ranked"]) for row in rows))
-    ranked = {
-        template: _pad([rows[lines[user] - 1]["ranked"] for user in targets], width)
-        for template, lines in seen.items()
+    chosen = {
+        template: [rows[lines[user] - 1] for user in targets] for template, lines in seen.items()
     }
-    return Predictions(list(targets), np.array(list(targets.values()), dtype=np.int64), ranked)
+    ranked = {
+        template: _pad([row["ranked"] for row in own], width, np.int64, PAD)
+        for template, own in chosen.items()
+    }
+    scores = {
+        template: _pad([row["scores"] for row in own], width, np.float32, -np.inf)
+        for template, own in chosen.items()
+    }
+    truths = list(targets.values())
+    if any(isinstance(truth, list) for truth in truths):
+        lists = [truth if isinstance(truth, list) else [truth] for truth in truths]
+        several = _pad(lists, max(map(len, lists)), np.int64, PAD)
+        return Predictions(list(targets), several, ranked, scores)
+    return Predictions(list(targets), np.array(truths, dtype=np.int64), ranked, scores)
 
 
 def require_comparable(files: Mapping[str, Predictions]) -> None:
@@ -140,9 +172,9 @@ def require_comparable(files: Mapping[str, Predictions]) -> None:
         InputError: two of them differ in users or in a user's target.
     """
     (first_name, first), *others = files.items()
-    expected = dict(zip(first.users, first.targets.tolist(), strict=True))
+    expected = _truths(first)
     for name, other in others:
-        found = dict(zip(other.users, other.targets.tolist(), strict=True))
+        found = _truths(other)
         remedy = "compare files made from the same --data and the same --split"
         for has, lacks, absent in (
             (first_name, name, expected.keys() - found.keys()),
@@ -178,51 +210,79 @@ def top_items(
     Raises:
         ValueError: a score is NaN or +inf.
     """
-    items = scores.shape[1]
-    scores = scores.astype(np.float32)  # a copy: the caller's scores stay as they are
-    if np.isnan(scores).any() or np.isposinf(scores).any():
-        row = int(np.argmax((np.isnan(scores) | np.isposinf(scores)).any(axis=1)))
-        raise ValueError(f"row {row} of the scores holds NaN or +inf")
+    scores = np.array(scores, dtype=np.float32, copy=True if exclude is not None else None)
     for row, ids in enumerate(exclude or ()):
         scores[row, ids] = -np.inf
-    # One integer per item that falls with the score and then rises with the id: all distinct, so
-    # that a partial sort is exact at its edge too. A float's bits order like the float itself
-    # once those of negative numbers are turned around; adding zero makes -0.0 the same as 0.0.
-    bits = (scores + np.float32(0)).view(np.int32)
-    rising = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
-    keys = (-rising << 32) | np.arange(items, dtype=np.int64)
+    items = scores.shape[1]
     top = min(top, items)
-    keys = np.sort(np.partition(keys, top - 1, axis=1)[:, :top], axis=1)
-    ranked = keys & 0xFFFFFFFF
-    kept = np.take_along_axis(scores, ranked, axis=1)
-    lengths = (kept > -np.inf).sum(axis=1)
-    return [
-        (ids[:length], values[:length])
-        for ids, values, length in zip(ranked, kept, lengths, strict=True)
-    ]
+    # A lower bound of each row's last listed score, for a fraction of the price of a partial sort:
+    # of several times `top` groups of items the best of each, and the `top`-th best of these.
+    groups = min(items, 4 * top)
+    blocks = items // groups
+    best = scores[:, : blocks * groups].reshape(-1, blocks, groups).max(axis=1)
+    rest = scores[:, blocks * groups :]
+    worst = np.concatenate((best, rest), axis=1).max(axis=1)
+    if not (worst < np.inf).all():  # nor NaN, which is the maximum of all that it is among
+        row = int(np.argmin(worst < np.inf))
+        raise ValueError(f"row {row} of the scores holds NaN or +inf")
+    bounds = np.partition(best, groups - top, axis=1)[:, groups - top]
+    return [_top_of_row(row, top, bound) for row, bound in zip(scores, bounds, strict=True)]
 
 
-def _checked_rows(path: Path, rows: Iterable[Prediction]) -> Iterable[dict[str, Any]]:
+def _top_of_row(scores: np.ndarray, top: int, bound: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `top` items and their scores, where at least `top` reach the bound."""
+    above = np.flatnonzero(scores > bound)
+    ranked = above[np.argsort(-scores[above], kind="stable")][:top]
+    if len(ranked) < top and bound > -np.inf:
+        # Items that are equal to the bound may be most of the catalogue; the first few will do.
+        ties = np.flatnonzero(scores == bound)[: top - len(ranked)]
+        ranked = np.concatenate((ranked, ties))
+    return ranked, scores[ranked]
+
+
+def _checked_rows(path: Path, rows: Iterable[Prediction]) -> Iterator[dict[str, Any]]:
     seen: set[tuple[str | None, str]] = set()
-    for number, row in enumerate(rows, start=1):
+    numbers = itertools.count(1)
+    remaining = iter(rows)
+    while some := list(itertools.islice(remaining, ROWS_AT_ONCE)):
+        scores = [np.asarray(row.scores, dtype=np.float32) for row in some]
         # Text of a float32 is its shortest exact form: half the digits of the same float64.
-        scores = np.asarray(row.scores, dtype=np.float32).astype("U32").astype(np.float64)
-        values = {
-            "user": row.user,
-            "target": int(row.target),
-            "ranked": np.asarray(row.ranked).tolist(),
-            "scores": scores.tolist(),
-            "template_id": row.template_id,
-        }
-        where = f"{path}, line {number}"
-        _check_row(values, where)
-        key = (row.template_id, row.user)
-        if key in seen:
-            raise InputError(
-                f"{where}: user {row.user!r} is predicted a second time{_under(row.template_id)}"
-            )
-        seen.add(key)
-        yield values
+        texts = np.split(shortest(np.concatenate(scores)), np.cumsum(list(map(len, scores)))[:-1])
+        for row, numbers_of_row in zip(some, texts, strict=True):
+            values = {
+                "user": row.user,
+                "target": _plain_target(row.target),
+                "ranked": np.asarray(row.ranked).tolist(),
+                "scores": numbers_of_row.tolist(),
+                "template_id": row.template_id,
+            }
+            where = f"{path}, line {next(numbers)}"
+            _check_row(values, where)
+            key = (row.template_id, row.user)
+            if key in seen:
+                raise InputError(
+                    f"{where}: user {row.user!r} is predicted a second time"
+                    f"{_under(row.template_id)}"
+                )
+            seen.add(key)
+            yield values
+
+
+def _plain_target(target: int | Sequence[int] | np.ndarray) -> int | list[int]:
+    """Return what stands in the file: an item id, or a list of several."""
+    if np.ndim(target) == 0:
+        return int(target)  # type: ignore[arg-type]
+    several = [int(item) for item in target if item != PAD]  # type: ignore[union-attr]
+    return several[0] if len(several) == 1 else several
+
+
+def _truths(predictions: Predictions) -> dict[str, int | list[int]]:
+    """Return each user's target, or the sorted list of several."""
+    if predictions.targets.ndim == 1:
+        return dict(zip(predictions.users, predictions.targets.tolist(), strict=True))
+    rows = [sorted(set(row) - {PAD}) for row in predictions.targets.tolist()]
+    truths = [row[0] if len(row) == 1 else row for row in rows]
+    return dict(zip(predictions.users, truths, strict=True))
 
 
 def _check_row(row: Any, where: str) -> None:
@@ -236,39 +296,60 @@ def _check_row(row: Any, where: str) -> None:
     user, target, template = row["user"], row["target"], row.get("template_id")
     if not isinstance(user, str) or not user:
         raise InputError(f"{where}: user must be text, found {user!r}")
-    if type(target) is not int or not 0 <= target <= MAX_ITEM:
-        raise InputError(f"{where}: target must be an item id from 0 up, found {target!r}")
+    several = target if isinstance(target, list) else [target]
+    if not several or not _are_items(several) or len(set(several)) != len(several):
+        raise InputError(
+            f"{where}: target must be an item id from 0 up, or a list of distinct ones, found "
+            f"{target!r:.60}"
+        )
     if template is not None and not isinstance(template, str):
         raise InputError(f"{where}: template_id must be text or null, found {template!r}")
     ranked, scores = row["ranked"], row["scores"]
     if not isinstance(ranked, list):
         raise InputError(f"{where}: ranked must be a list of item ids, found {ranked!r:.40}")
-    for item in ranked:
-        if type(item) is not int or not 0 <= item <= MAX_ITEM:
-            raise InputError(f"{where}: ranked holds {item!r}, which is no item id from 0 up")
+    if not _are_items(ranked):
+        item = next(item for item in ranked if not _are_items([item]))
+        raise InputError(f"{where}: ranked holds {item!r}, which is no item id from 0 up")
     if len(set(ranked)) != len(ranked):
         item = next(item for place, item in enumerate(ranked) if item in ranked[:place])
         raise InputError(f"{where}: item {item} is ranked twice; a list must not repeat an item")
     if not isinstance(scores, list) or len(scores) != len(ranked):
         found = f"{len(scores)}" if isinstance(scores, list) else f"{scores!r:.40}"
         raise InputError(f"{where}: {len(ranked)} items need as many scores, found {found}")
-    for score in scores:
-        if type(score) not in (int, float) or not abs(score) < math.inf:  # nor NaN
-            raise InputError(f"{where}: score {score!r} is no finite number")
-    for place in range(1, len(scores)):
-        if scores[place] > scores[place - 1]:
-            raise InputError(
-                f"{where}: scores must not rise, but place {place + 1} has {scores[place]} after "
-                f"{scores[place - 1]}; list the best item first"
-            )
+    if not _are_finite(scores):
+        score = next(score for score in scores if not _are_finite([score]))
+        raise InputError(f"{where}: score {score!r} is no finite number")
+    if not all(map(operator.ge, scores, scores[1:])):
+        place = next(place for place in range(1, len(scores)) if scores[place] > scores[place - 1])
+        raise InputError(
+            f"{where}: scores must not rise, but place {place + 1} has {scores[place]} after "
+            f"{scores[place - 1]}; list the best item first"
+        )
+
+
+def _are_items(values: list[Any]) -> bool:
+    """Tell whether all are item ids; millions are asked about, so without a loop in Python."""
+    return not values or (
+        set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= MAX_ITEM
+    )
+
+
+def _are_finite(values: list[Any]) -> bool:
+    """Tell whether all are numbers, neither NaN nor infinite, likewise."""
+    return not values or (
+        set(map(type, values)) <= {int, float}
+        and all(map(operator.eq, values, values))  # NaN is not equal to itself
+        and -math.inf < min(values)
+        and max(values) < math.inf
+    )
 
 
 def _under(template: str | None) -> str:
     return "" if template is None else f" under template {template!r}"
 
 
-def _pad(lists: list[list[int]], width: int) -> np.ndarray:
-    padded = np.full((len(lists), width), PAD, dtype=np.int64)
-    for row, items in enumerate(lists):
-        padded[row, : len(items)] = items
+def _pad(lists: list[list[Any]], width: int, dtype: Any, filler: float) -> np.ndarray:
+    padded = np.full((len(lists), width), filler, dtype=dtype)
+    for row, values in enumerate(lists):
+        padded[row, : len(values)] = values
     return padded

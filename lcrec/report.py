@@ -143,13 +143,16 @@ def render_page(title: str, blocks: Sequence[Block]) -> str:
     return TEMPLATE.render(title=title, blocks=blocks, palette=PALETTE)
 
 
-def draw_svg(draw: Callable[[Axes], None], description: str) -> Markup:
+def draw_svg(
+    draw: Callable[[Axes], None], description: str, *, height: float = FIGURE_SIZE[1]
+) -> Markup:
     """Return a picture as inline SVG, the same bytes for the same picture.
 
     Args:
         draw: draws on the axes it is given, in the colours `SERIES` and `QUIET` or those that
             matplotlib takes by itself; successive lines differ in colour, dash and marker.
         description: says in words what is to be seen, for those who cannot see it.
+        height: in inches; the width is that of the page's pictures.
 
     Raises:
         ValueError: the picture has a colour that is not of the page.
@@ -157,7 +160,7 @@ def draw_svg(draw: Callable[[Axes], None], description: str) -> Markup:
     file = io.StringIO()
     # The salt keeps the names inside one picture from meeting those of another on the page.
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": description}):
-        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+        figure = Figure(figsize=(FIGURE_SIZE[0], height), layout="constrained")
         draw(figure.add_subplot())
         nothing = dict.fromkeys(["Creator", "Date", "Format", "Type"])
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)

@@ -3,7 +3,8 @@
 A checkpoint on the way counts only once it is complete, so that a killed run never resumes from
 half of one, nor from one of another run.
 
-Public names: `WORK`, `COMPLETE`, `claim_output`, `latest_checkpoint`, `told_when_full`.
+Public names: `WORK`, `COMPLETE`, `ASIDE`, `claim_output`, `latest_checkpoint`,
+`publish_checkpoint`, `told_when_full`.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from lcrec.modeling import STAGE
 
 WORK = ".training"  # inside the output folder, until the run is finished
 COMPLETE = "complete"  # the mark in a checkpoint folder
+ASIDE = "partial"  # beside the checkpoints, holds the one that is being written
 
 
 def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
@@ -67,10 +69,18 @@ def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
 
 def latest_checkpoint(folder: Path) -> str | None:
     """Return the latest complete checkpoint in `folder`, removing incomplete ones."""
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / COMPLETE).exists():
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def publish_checkpoint(written: Path, place: Path) -> None:
+    """Mark a checkpoint that is all written as complete and move it to its place."""
+    (written / COMPLETE).touch()
+    shutil.rmtree(place, ignore_errors=True)  # of the same step: the same weights
+    written.rename(place)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 The head scores answer positions only; a batch too large for the device is computed in parts, with
 the same result; the loss is told per task; validation ranks the whole catalogue beside the loss,
-on all processes; and a checkpoint is marked once all of it is written.
+on all processes; and a checkpoint is written aside, marked complete and renamed, before older ones
+go.
 
 Public names: `RecommenderTrainer`, `RankingValidation`, `answer_losses`, `split_batch`,
 `whole_weights`.
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
@@ -26,13 +26,10 @@ from torch.nn import functional as F
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from lcrec.data import Cases
@@ -43,7 +40,7 @@ from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.new_rows import show_frozen_weights
 from lcrec.prompts import PromptSet
 from lcrec.recommender import Recommender
-from lcrec.run_folder import COMPLETE, told_when_full
+from lcrec.run_folder import ASIDE, publish_checkpoint, told_when_full
 from lcrec.tasks import TASKS
 
 FEATURES = ("input_ids", "attention_mask", "position_ids")
@@ -75,7 +72,7 @@ class RecommenderTrainer(SFTTrainer):
         self.max_tokens_per_batch = max_tokens_per_batch
         # Per task the summed loss and the number of answer tokens since the last log.
         self.task_losses = torch.zeros(len(TASKS), 2, device=self.args.device)
-        self.add_callback(_MarkComplete())
+        self._aside: str | None = None  # where a checkpoint is being written
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
             show_frozen_weights(self.model)
 
@@ -213,9 +210,33 @@ class RecommenderTrainer(SFTTrainer):
         plugin = self.accelerator.state.deepspeed_plugin
         return plugin is not None and plugin.zero_stage == 3
 
+    def _get_output_dir(self, trial: Any = None) -> str:
+        # The Trainer asks this for the folder to write a checkpoint in, and to look for others in.
+        return self._aside or super()._get_output_dir(trial)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with told_when_full(Path(self.args.output_dir or ".").parent):
-            super()._save_checkpoint(*args, **kwargs)
+        folder = Path(self.args.output_dir or ".")
+        name, aside = f"checkpoint-{self.state.global_step}", folder / ASIDE
+        with told_when_full(folder.parent):
+            self._aside = str(aside)
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            finally:
+                self._aside = None
+            if self.state.best_model_checkpoint == str(aside / name):
+                self.state.best_model_checkpoint = str(folder / name)
+            self.accelerator.wait_for_everyone()  # every process writes its random state there
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
+                publish_checkpoint(aside / name, folder / name)
+                # Only now: the Trainer's own turn came while this checkpoint was not there yet.
+                rotate_checkpoints(
+                    output_dir=str(folder),
+                    save_total_limit=self.args.save_total_limit,
+                    best_model_checkpoint=self.state.best_model_checkpoint,
+                    use_mtime=True,
+                )
+            self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights into a folder."""
@@ -310,15 +331,3 @@ def split_batch(
             }
         )
     return parts
-
-
-class _MarkComplete(TrainerCallback):
-    """Marks a checkpoint folder once everything in it is written."""
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        PartialState().wait_for_everyone()  # every process writes its random state there
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-            (folder / COMPLETE).touch()

@@ -145,6 +145,9 @@ def test_every_method_keeps_the_contract(name, tmp_path):
     again = kind(quick(kind), seed=1)
     again.fit(data)
     assert (again.score(users, split.test.histories) == scores).all()
+    other = kind(quick(kind), seed=2)
+    other.fit(data)
+    assert kind.draws == (other.score(users, split.test.histories) != scores).any()
 
     inputs = {"inter": tmp_path / "some.txt"}
     inputs["inter"].write_text("x")
@@ -189,6 +192,39 @@ def test_the_command(shop, tmp_path, capsys):
     assert output.stat().st_mtime_ns == stamp
     main(["popularity", "--data", str(shop), "--output", str(output), "--split", "valid"])
     assert [row["target"] for row in lists(output)] == [2, 3, 5]
+
+
+def test_save_keeps_the_fitted_method(shop, tmp_path, capsys, monkeypatch):
+    output, folder = tmp_path / "p.jsonl", tmp_path / "method"
+    command = ["cooccurrence", "--data", str(shop), "--output", str(output), "--save", str(folder)]
+    main(command)
+    assert f"{folder} holds the fitted method" in capsys.readouterr().out
+    expected = output.read_text()
+    stamp = (folder / "method.safetensors").stat().st_mtime_ns
+    main(command)
+    assert "up to date" in capsys.readouterr().out
+
+    def refit(self, data):
+        raise AssertionError("fitted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cooccurrence, "fit", refit)
+        output.unlink()
+        main(command)  # from what was kept
+        assert output.read_text() == expected
+        main([*command, "--split", "valid"])  # which says nothing of what was fitted
+        with pytest.raises(AssertionError, match="fitted again"):
+            main([*command, "--window", "3"])
+    assert (folder / "method.safetensors").stat().st_mtime_ns == stamp
+    main([*command, "--window", "1"])
+    assert (folder / "method.safetensors").stat().st_mtime_ns != stamp
+
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds notes\.txt"):
+        main([*command, "--window", "2"])
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="is a file"):
+        main([*command[:-1], str(output)])
 
 
 def test_exclude_history(shop, tmp_path, capsys):
@@ -370,6 +406,8 @@ def test_what_the_command_refuses(shop, tmp_path):
         ("popularity", "test", 0.0136, 0.0053),
         ("cooccurrence", "valid", 0.2074, 0.1613),
         ("cooccurrence", "test", 0.1427, 0.1062),
+        ("itemknn", "test", 0.1086, 0.0725),
+        ("ease", "test", 0.1244, 0.0846),
     ],
 )
 def test_the_documented_figures_on_office(name, split, hit, ndcg, tmp_path):

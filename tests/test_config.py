@@ -27,7 +27,7 @@ class ToyConfig:
     mode: Literal["lora", "full"] = option("what to train", "lora")
     fields: list[str] = option("text fields", ["title", "description"])
     widths: list[int] = option("layer widths", [4, 2], minimum=1)
-    limit: int | None = option("the most rows, all by default", None)
+    limit: int | None = option("the most rows, all by default", None, maximum=1000)
 
 
 def parse(*argv, config_type=ToyConfig):
@@ -68,6 +68,41 @@ def test_flags_of_every_type():
     assert tuple(vars(config).values()) == expected
     assert type(config.rate) is float
     assert type(config.batch_size) is int
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """Settings whose files stand without a flag."""
+
+    files: list[Path] = option("what to join", words=True)
+    output: Path = option("where to")
+    others: list[Path] | None = option("more of them", None)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["a b --output x", "--output x a b", "a --output x b", "a b --others c d --output x"],
+)
+def test_words_without_a_flag(argv):
+    config = parse(*argv.split(), config_type=WordsConfig)
+    assert config.files == [Path("a"), Path("b")]
+    assert config.output == Path("x")
+    assert config_dict(config) == {}
+
+
+def test_words_from_a_file_and_words_that_lack(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("files: [a, b]\noutput: x\n")
+    assert parse("--config", str(path), config_type=WordsConfig).files == [Path("a"), Path("b")]
+    config = parse("z", "--config", str(path), config_type=WordsConfig)
+    assert config.files == [Path("z")]
+    with pytest.raises(InputError, match="FILES is required: what to join"):
+        parse("--output", "x", config_type=WordsConfig)
+    with pytest.raises(InputError, match=r"unknown argument '--botom'"):
+        parse("a", "--output", "x", "b", "--botom", "1", config_type=WordsConfig)
+    with pytest.raises(SystemExit):
+        parse("--help", config_type=WordsConfig)
+    assert "FILES" in capsys.readouterr().out
 
 
 def test_yaml_of_every_type(parse_yaml):
@@ -163,6 +198,7 @@ def test_config_dict_leaves_optional_paths_out():
         (["--rate", "nan"], "--rate: expected a number, found 'nan'"),
         (["--rate", "inf"], "--rate: expected a number, found 'inf'"),
         (["--rate", "-0.5"], "--rate: -0.5 is too small; the least allowed is 0"),
+        (["--limit", "1001"], "--limit: 1001 is too large; the most allowed is 1000"),
         (["--mode", "fulll"], "--mode: 'fulll' is none of lora, full; did you mean 'full'"),
         (["--widths", "4", "x"], "--widths: expected a whole number, found 'x'"),
         (["--widths", "4", "0"], "--widths: 0 is too small; the least allowed is 1"),

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from lcrec import evaluate, prompts_cli
-from lcrec.baselines import METHODS
-from lcrec.baselines.__main__ import COMMANDS, BaselineConfig
+from lcrec.baselines import METHODS, tune
+from lcrec.baselines.__main__ import COMMANDS
+from lcrec.baselines.method_run import BaselineConfig
 from lcrec.baselines.settings import method_config
 from lcrec.config import parse_config
 
@@ -110,6 +111,12 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
         module = finetune
     elif stage == "baselines":
         name, *arguments = arguments
+        if name == "tune":  # a method's name comes next, and its settings may follow
+            kind, *arguments = arguments
+            kind = METHODS[kind].load()
+            made = method_config(tune.TuneConfig, kind, without=kind.grid)
+            parse_config(made, arguments, description="", prog=stage)
+            return
         if name in COMMANDS:
             module = importlib.import_module(COMMANDS[name][0])
         else:

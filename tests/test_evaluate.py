@@ -141,3 +141,25 @@ def test_what_cannot_be_judged(tmp_path):
         with pytest.raises(InputError, match=message):
             main(argv)
     assert not list(tmp_path.rglob("*metrics*"))
+
+
+def test_several_targets(tmp_path, capsys):
+    path = tmp_path / "several.jsonl"
+    scores = [-float(i) for i in range(12)]
+    lists = [
+        Prediction("ann", [3, 40], ITEMS, scores),
+        Prediction("bob", 1, ITEMS, scores),
+        Prediction("cat", [12, 50, 51], ITEMS, scores),
+    ]
+    write_predictions(path, lists)
+    main(["--predictions", str(path)])
+    screen = capsys.readouterr().out
+    assert screen.splitlines()[4].split() == ["Recall@10", "Recall@20", "NDCG@10", "NDCG@20"]
+    assert row_of(screen, "several")[:2] == ["0.5000", "0.6111"]
+    assert "the lists of several end at 12 items" in screen
+    run = json.loads((tmp_path / "several.metrics.json").read_text())["runs"]["several"]
+    assert run["overall"]["Recall@20"]["mean"] == pytest.approx((1 / 2 + 1 + 1 / 3) / 3)
+    single = tmp_path / "single.jsonl"
+    write_predictions(single, [Prediction(row.user, 1, row.ranked, scores) for row in lists])
+    with pytest.raises(InputError, match="different targets for 2 users"):
+        main(["--predictions", str(path), str(single)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lcrec.__main__ import STAGES, main
+from lcrec.baselines.__main__ import COMMANDS
 from lcrec.errors import InputError
 
 TOP = Path(__file__).parents[1]
@@ -20,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.artifacts", "lcrec.data", "lcrec.user_texts", "lcrec.index"], 0),
     **dict.fromkeys(["lcrec.tasks", "lcrec.templates", "lcrec.prompts"], 0),
     **dict.fromkeys(["lcrec.metrics", "lcrec.predictions", "lcrec.ensemble"], 0),
-    **dict.fromkeys(["lcrec.report", "lcrec.planted"], 0),
+    **dict.fromkeys(["lcrec.report", "lcrec.planted", "lcrec.decimals"], 0),
     **dict.fromkeys(["lcrec.reviews", "lcrec.title_guard", "lcrec.intent_prompts"], 0),
     **dict.fromkeys(["lcrec.prompts_show", "lcrec.prompts_diff", "lcrec.new_items"], 0),
     # Arrays and tensors, nothing of Hugging Face.
@@ -55,16 +56,35 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.inputs", "lcrec.baselines.store"], 3),
     **dict.fromkeys(["lcrec.baselines.settings", "lcrec.baselines.histories"], 3),
     **dict.fromkeys(["lcrec.baselines.ease", "lcrec.baselines.itemknn"], 3),
+    **dict.fromkeys(["lcrec.baselines.generative", "lcrec.baselines.tiger"], 3),
+    **dict.fromkeys(["lcrec.baselines.cid", "lcrec.baselines.p5cid"], 3),
+    "lcrec.baselines.tune": 3,
     **dict.fromkeys(["lcrec.baselines.ranking", "lcrec.baselines.sampling"], 3),
     **dict.fromkeys(["lcrec.baselines.graph", "lcrec.baselines.losses"], 3),
     **dict.fromkeys(["lcrec.baselines.stopping", "lcrec.baselines.vectors"], 3),
     **dict.fromkeys(["lcrec.baselines.cooccurrence", "lcrec.baselines.popularity"], 3),
     **dict.fromkeys(["lcrec.baselines.lightgcn", "lcrec.baselines.mf"], 3),
+    **dict.fromkeys(["lcrec.baselines.fusion", "lcrec.baselines.rank_fusion"], 3),
+    **dict.fromkeys(["lcrec.baselines.fuse", "lcrec.baselines.comparable"], 3),
+    **dict.fromkeys(["lcrec.baselines.diagnostics", "lcrec.baselines.diagnose"], 3),
+    **dict.fromkeys(["lcrec.baselines.probes", "lcrec.baselines.probe"], 3),
     "lcrec.baselines.collabcontext": 3,
+    **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
     **dict.fromkeys(["lcrec.baselines.tssr", "lcrec.baselines.tssr_losses"], 3),
     "lcrec.baselines.tssr_content": 3,
     **dict.fromkeys(["lcrec.baselines.cold", "lcrec.baselines.cold_split"], 3),
     **dict.fromkeys(["lcrec.baselines.encoder", "lcrec.baselines.sequences"], 3),
+    **dict.fromkeys(["lcrec.baselines.alpharec", "lcrec.baselines.textcosine"], 3),
+    **dict.fromkeys(["lcrec.baselines.candidates", "lcrec.baselines.training_runs"], 3),
+    **dict.fromkeys(["lcrec.baselines.compare", "lcrec.baselines.comparison"], 3),
+    "lcrec.baselines.comparison_page": 3,
+    **dict.fromkeys(["lcrec.baselines.sequential", "lcrec.baselines.attributes"], 3),
+    **dict.fromkeys(["lcrec.baselines.sasrec", "lcrec.baselines.bert4rec"], 3),
+    **dict.fromkeys(["lcrec.baselines.gru4rec", "lcrec.baselines.fmlp"], 3),
+    **dict.fromkeys(["lcrec.baselines.caser", "lcrec.baselines.hgn"], 3),
+    **dict.fromkeys(["lcrec.baselines.fdsa", "lcrec.baselines.s3rec"], 3),
+    **dict.fromkeys(["lcrec.baselines.transfer"], 3),
+    **dict.fromkeys(["lcrec.baselines.intention", "lcrec.baselines.convergence"], 3),
 }
 # Stages that answer at once, because they need no tensors either.
 LIGHT_STAGES = [
@@ -216,6 +236,7 @@ def test_the_overview_lists_every_stage_and_no_other():
 
 def test_the_names_in_provenance_are_those_of_the_overview():
     commands = {command for command, _, _ in STAGES}
+    commands |= {f"python -m lcrec.baselines {name}" for name in COMMANDS}
     constants = {
         name: node.value.value
         for name, tree in TREES.items()

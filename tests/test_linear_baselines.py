@@ -62,6 +62,13 @@ def test_ease_refuses_a_catalogue_too_large():
         fit(EASE(EASESettings(memory_gb=0.001)), [[0, 1]], 1000)
 
 
+def test_ease_refuses_counts_that_drown_the_regularisation():
+    """Two items that 40,000 users have both: in float32 nothing tells them apart."""
+    train = Interactions.from_sequences({str(user): [0, 1] for user in range(40_000)})
+    with pytest.raises(InputError, match=r"--regularisation 0\.001 is too small.*raise it"):
+        EASE(EASESettings(regularisation=0.001)).fit(TrainingData(train, 2))
+
+
 def test_itemknn_by_hand():
     sequences = [[0, 1, 1], [0, 1], [0, 2], [3]]
     method = fit(ItemKNN(ItemKNNSettings(shrink=1.0)), sequences, 5)

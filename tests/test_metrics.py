@@ -7,7 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec.metrics import bootstrap_interval, hit_at_k, mrr, ndcg_at_k, recall_at_k
+from lcrec.metrics import (
+    METRICS_OF_SEVERAL,
+    SAMPLES,
+    bootstrap_interval,
+    hit_at_k,
+    holm,
+    measure_lists,
+    mrr,
+    ndcg_at_k,
+    paired_bootstrap,
+    recall_at_k,
+    summarise,
+    summarise_all,
+)
 
 RANKED = np.array([[4, 7, 1], [7, 4, 1], [1, 7, 4], [1, 7, -1]])
 TARGET = np.array([4, 4, 4, 4])  # ranks 1, 2, 3 and absent
@@ -160,3 +173,47 @@ def test_interval_is_the_same_for_the_same_seed_however_it_is_split(monkeypatch)
 def test_interval_refuses_what_has_no_mean(values, level, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(values, 0, level=level)
+
+
+def test_several_targets_by_name():
+    ranked = np.array([[4, 1, 7, 2], [5, 6, 0, 3]])
+    targets = np.array([[1, 2, 9], [3, -1, -1]])
+    values = measure_lists(ranked, targets, 4, METRICS_OF_SEVERAL)
+    assert list(values) == ["Recall@10", "Recall@20", "NDCG@10", "NDCG@20"]
+    assert values["Recall@10"].tolist() == [2 / 3, 1]
+    best = 1 + 1 / np.log2(3) + 1 / 2
+    gains = [(1 / np.log2(3) + 1 / np.log2(5)) / best, 1 / np.log2(5)]
+    assert values["NDCG@20"] == pytest.approx(gains)
+
+
+def test_metrics_of_the_same_users_are_summarised_as_apart():
+    rng = np.random.default_rng(0)
+    values = {"a": rng.random(50), "b": rng.integers(0, 2, 50).astype(float)}
+    together = summarise_all(values, seed=5)
+    assert together == {name: summarise(rows, seed=5) for name, rows in values.items()}
+    assert (together["a"]["low"], together["a"]["high"]) == bootstrap_interval(values["a"], seed=5)
+
+
+def test_paired_bootstrap_sees_what_intervals_apart_do_not():
+    rng = np.random.default_rng(0)
+    base = rng.random(200)
+    better = base + 0.01 + 0.001 * rng.random(200)  # far less than users differ, yet always so
+    found = paired_bootstrap(better, base, seed=0)
+    assert 0.01 < found["low"] < found["difference"] < found["high"] < 0.011
+    assert found["p"] == 2 / (SAMPLES + 1)
+    turned = paired_bootstrap(base, better, seed=0)
+    assert turned["difference"] == -found["difference"]
+    assert (turned["low"], turned["p"]) == (-found["high"], found["p"])
+    same = paired_bootstrap(base, base, seed=0)
+    assert same == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    noise = paired_bootstrap(rng.random(200), rng.random(200), seed=0)
+    assert noise["low"] < 0 < noise["high"]
+    assert noise["p"] > 0.05
+    with pytest.raises(ValueError, match="shape"):
+        paired_bootstrap(np.ones((2, 2)), np.ones((2, 2)), seed=0)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.6]) == [1, 1]
+    assert holm([]) == []

@@ -153,7 +153,7 @@ def test_by_index_never_lowers_a_metric(paper, groups, lists, target):
     owners = np.array([groups.index(group) for group in groups])
     ranked = np.array(lists)[:, :6]
     users = [str(row) for row in range(len(ranked))]
-    strict = Predictions(users, np.full(len(ranked), target), {None: ranked})
+    strict = Predictions(users, np.full(len(ranked), target), {None: ranked}, {})
     merged = paper.by_index(strict, owners, Path("p.jsonl"), Path("index.json"))
     for row, found in zip(ranked, merged.ranked[None], strict=True):
         kept = found[found >= 0].tolist()
@@ -165,7 +165,7 @@ def test_by_index_never_lowers_a_metric(paper, groups, lists, target):
 
 def test_where_all_items_have_their_own_index_both_ways_agree(paper):
     lists = np.array([[2, 0, -1], [1, 2, 0]])
-    strict = Predictions(["u", "v"], np.array([0, 1]), {"a": lists})
+    strict = Predictions(["u", "v"], np.array([0, 1]), {"a": lists}, {})
     merged = paper.by_index(strict, np.arange(3), Path("p.jsonl"), Path("index.json"))
     np.testing.assert_array_equal(merged.ranked["a"], lists)
     np.testing.assert_array_equal(merged.targets, strict.targets)

@@ -63,6 +63,27 @@ def test_round_trip(tmp_path):
     assert found.ranked["b"].tolist() == [[1, -1, -1], [0, 1, -1]]  # users in one order
 
 
+def test_several_targets(tmp_path):
+    path = tmp_path / "several.jsonl"
+    lists = [Prediction("ann", np.array([3, 8, -1]), [8, 1], [2, 1])]
+    lists += [Prediction("bob", np.array([5, -1, -1]), [5], [1]), Prediction("cat", [4], [], [])]
+    write_predictions(path, lists)
+    written = [json.loads(line)["target"] for line in path.read_text().splitlines()]
+    assert written == [[3, 8], 5, 4]
+    found = read_predictions(path)
+    assert found.targets.tolist() == [[3, 8], [5, -1], [4, -1]]
+    turned = tmp_path / "turned.jsonl"
+    write_predictions(turned, [Prediction("cat", 4, [1], [1]), *lists[1::-1]])
+    turned.write_text(turned.read_text().replace("[3, 8]", "[8, 3]"))
+    require_comparable({"one": found, "other": read_predictions(turned)})
+    fewer = tmp_path / "fewer.jsonl"
+    write_predictions(fewer, [Prediction("ann", 3, [8], [1]), *lists[1:]])
+    single = read_predictions(fewer)
+    assert single.targets.tolist() == [3, 5, 4]  # no user has several: one axis
+    with pytest.raises(InputError, match=r"targets for 1 users .*'ann': \[3, 8\] and 3"):
+        require_comparable({"one": found, "other": single})
+
+
 def test_a_user_for_whom_nothing_was_found_stays(tmp_path):
     path = tmp_path / "p.jsonl"
     write_predictions(path, [Prediction("ann", 3, [], []), Prediction("bob", 4, [4, 3], [-1, -2])])
@@ -86,6 +107,10 @@ def test_extra_keys_and_a_missing_template_id_are_accepted(tmp_path):
         ({"target": None}, ["target", "None"]),
         ({"target": True}, ["target", "True"]),
         ({"target": -1}, ["target", "-1"]),
+        ({"target": []}, ["target", "[]"]),
+        ({"target": [3, "1"]}, ["target", "'1'"]),
+        ({"target": [3, -1]}, ["target", "[3, -1]"]),
+        ({"target": [3, 3]}, ["target", "distinct", "[3, 3]"]),
         ({"template_id": 4}, ["template_id", "4"]),
         ({"ranked": "31"}, ["ranked must be a list"]),
         ({"ranked": [3, "1"]}, ["'1'", "no item id"]),
@@ -97,6 +122,8 @@ def test_extra_keys_and_a_missing_template_id_are_accepted(tmp_path):
         ({"scores": [0.5, "x"]}, ["'x'", "finite"]),
         ({"scores": [float("nan"), 0.1]}, ["nan", "finite"]),
         ({"scores": [float("inf"), 0.1]}, ["inf", "finite"]),
+        ({"scores": [0.1, float("-inf")]}, ["-inf", "finite"]),
+        ({"scores": [True, 0.1]}, ["True", "finite"]),
         ({"scores": [0.1, 0.5]}, ["must not rise", "place 2"]),
     ],
 )
@@ -195,8 +222,13 @@ def test_top_items_by_hand():
     assert left.tolist() == []
     assert scores[0].tolist() == [1, 5, 5, -2]  # the caller's array is left alone
     for bad in (np.nan, np.inf):
+        for scores in ([[0, 0], [1, bad]], [[0, 0, 0], [bad, 1, -np.inf]]):
+            with pytest.raises(ValueError, match="row 1"):
+                top_items(np.array(scores, dtype=np.float32), 1)
+        many = np.zeros((2, 1003), dtype=np.float32)
+        many[1, -1] = bad  # beyond the last whole group
         with pytest.raises(ValueError, match="row 1"):
-            top_items(np.array([[0, 0], [1, bad]], dtype=np.float32), 1)
+            top_items(many, 100)
 
 
 SCORES = st.one_of(
@@ -213,3 +245,30 @@ def test_top_items_is_a_full_stable_sort(scores, top):
         order = [item for item in np.argsort(-row, kind="stable") if row[item] > -np.inf]
         assert ids.tolist() == order[:top]
         assert values.tolist() == row[order[:top]].tolist()
+
+
+@pytest.mark.parametrize("values", [2, 40, 10**9])
+def test_top_items_of_a_large_catalogue(values):
+    """Enough items for several groups, with few values, so that most are ties."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-values, values, size=(40, 997)).astype(np.float32)
+    scores[::3, ::7] = -np.inf
+    scores[5] = -np.inf
+    for row, (ids, kept) in zip(scores, top_items(scores, 60), strict=True):
+        order = [item for item in np.argsort(-row, kind="stable") if row[item] > -np.inf][:60]
+        assert ids.tolist() == order
+        assert kept.tolist() == row[order].tolist()
+
+
+def test_scores_and_order(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_predictions(
+        path, [Prediction("a", 1, [1, 2], [0.5, -1]), Prediction("b", 0, [3], [2.25])]
+    )
+    read = read_predictions(path)
+    assert read.scores[None].tolist() == [[0.5, -1], [2.25, -np.inf]]
+    turned = read.in_order_of(["b", "a"])
+    assert turned.users == ["b", "a"]
+    assert turned.targets.tolist() == [0, 1]
+    assert turned.ranked[None].tolist() == [[3, -1], [1, 2]]
+    assert turned.scores[None].tolist() == [[2.25, -np.inf], [0.5, -1]]

@@ -1,6 +1,7 @@
 """The loss against transformers' own, validation against offline ranking, complete checkpoints."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,6 +250,31 @@ def test_checkpoints_on_the_way_are_marked_and_small(make_trainer, base, index, 
         assert (work / f"checkpoint-{step}" / "optimizer.pt").exists()
     size = (work / "checkpoint-3" / "adapter_model.safetensors").stat().st_size
     assert size < 32 * 4 * 500  # one embedding matrix
+
+
+def test_an_older_checkpoint_goes_once_the_newer_one_stands(
+    make_trainer, base, index, tmp_path, monkeypatch
+):
+    """At every moment of a run there is a complete checkpoint to go on from."""
+    trainer = make_trainer(make_model(base, index), save_steps=1, save_total_limit=1)
+    work = tmp_path / "work"
+    seen = []
+
+    def look(self, folder):
+        seen.append((Path(folder).parent.name, latest_checkpoint_of(work)))
+        original(self, folder)
+
+    original = type(trainer)._save_optimizer_and_scheduler
+    monkeypatch.setattr(type(trainer), "_save_optimizer_and_scheduler", look)
+    trainer.train()
+    assert seen == [("partial", None), ("partial", "checkpoint-1"), ("partial", "checkpoint-2")]
+    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert not list((work / "partial").iterdir())
+
+
+def latest_checkpoint_of(work):
+    marked = sorted(path.parent.name for path in work.glob("checkpoint-*/complete"))
+    return marked[-1] if marked else None
 
 
 def test_ranks_are_catalogue_ids(make_trainer, base, index):

@@ -43,9 +43,27 @@ METHODS: dict[str, Method] = {
     "lightgcn": Method(
         "lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
     ),
+    "fusion": Method("fusion:Fusion", "purchases and texts side by side, norm-concat-norm"),
     "collabcontext": Method(
         "collabcontext:CollabContext", "text and purchases teach each other in turn (CARec, 2024)"
     ),
+    "text-cosine": Method("textcosine:TextCosine", "items whose text is like the history's"),
+    "linear-mapping": Method(
+        "alpharec:LinearMapping", "a matrix on the vectors of item texts (Sheng et al. 2025)"
+    ),
+    "alpharec": Method(
+        "alpharec:AlphaRec", "item texts mapped by a network, then the graph (Sheng et al. 2025)"
+    ),
+    "sasrec": Method("sasrec:SASRec", "a causal transformer (Kang and McAuley 2018)"),
+    "bert4rec": Method("bert4rec:BERT4Rec", "a transformer that fills in masks (Sun et al. 2019)"),
+    "gru4rec": Method("gru4rec:GRU4Rec", "a recurrent network (Hidasi et al. 2016)"),
+    "fmlp": Method("fmlp:FMLP", "learned filters over frequencies (Zhou et al. 2022)"),
+    "caser": Method("caser:Caser", "convolutions over the last items (Tang and Wang 2018)"),
+    "hgn": Method("hgn:HGN", "gates on features and items of a history (Ma et al. 2019)"),
+    "fdsa": Method("fdsa:FDSA", "SASRec beside one that reads attributes (Zhang et al. 2019)"),
+    "s3rec": Method("s3rec:S3Rec", "SASRec after four tasks of pre-training (Zhou et al. 2020)"),
+    "tiger": Method("tiger:TIGER", "writes the codes of the next item (Rajput et al. 2023)"),
+    "p5cid": Method("p5cid:P5CID", "the same, codes from who bought what (Hua et al. 2023)"),
     "tssr": Method(
         "tssr:TSSR", "two streams, of ids and contents, that read each other (TSSR, 2024)"
     ),

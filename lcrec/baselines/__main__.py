@@ -1,66 +1,29 @@
 """Stage: fit a baseline on the train part and rank the whole catalogue for every user.
 
-Reads a data folder, and embeddings or an index for the methods that need them; writes
-`predictions.jsonl` (the form of `lcrec.predictions`) with the users and targets of the chosen
-split, and its provenance beside it. `COMMANDS` do more than run one method.
+The first word is a method, whose run is `lcrec.baselines.method_run`, or one of `COMMANDS`, which
+do more than run one method.
 
-Public names: `BaselineConfig`, `COMMANDS`, `main`.
+Public names: `COMMANDS`, `main`.
 """
 
-import dataclasses
 import importlib
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
-from tqdm import tqdm
-
-from lcrec.artifacts import is_current, write_provenance
-from lcrec.baselines import METHODS, find_method
-from lcrec.baselines.inputs import input_files, load_inputs
-from lcrec.baselines.ranking import rank_cases
-from lcrec.baselines.settings import (
-    default_device,
-    method_settings,
-    parse_method_config,
-    settings_files,
-)
-from lcrec.config import config_dict, option
-from lcrec.data import Cases
+from lcrec.baselines import METHODS
+from lcrec.baselines.method_run import PROG, MethodRun
 from lcrec.errors import InputError, closest, run_stage
-from lcrec.predictions import Prediction, require_predictions_path, write_predictions
 
-PROG = "python -m lcrec.baselines"
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "tune": ("lcrec.baselines.tune", "try the settings in a method's grid, on validation only"),
     "cold": ("lcrec.baselines.cold", "which methods find items that nobody has bought yet?"),
+    "fuse": ("lcrec.baselines.fuse", "join predictions files of several methods into one"),
+    "diagnose": ("lcrec.baselines.diagnose", "what two predictions files find, together and apart"),
+    "probe": ("lcrec.baselines.probe", "how much of one set of item vectors another one tells"),
+    "transfer": ("lcrec.baselines.transfer", "AlphaRec trained on some data sets, ranking another"),
+    "intention": ("lcrec.baselines.intention", "AlphaRec for users who say what they look for"),
+    "convergence": ("lcrec.baselines.convergence", "how many epochs methods take to their best"),
+    "compare": ("lcrec.baselines.compare", "train what is missing, judge all, one table and page"),
 }
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """Settings of `python -m lcrec.baselines NAME` that all methods share."""
-
-    data: Path = option("the data folder")
-    output: Path = option("the predictions file to write, *.jsonl")
-    embeddings: Path | None = option(
-        "the folder that holds embeddings.npy, for the methods that need it", None
-    )
-    index: Path | None = option(
-        "the folder that holds index.json, or such a file, for the methods that need it", None
-    )
-    split: Literal["valid", "test"] = option("which held-out item to predict", "test")
-    top: int = option("how many items to list per user", 100, minimum=100)
-    exclude_history: bool = option("never list what the user already has, but for a target", False)
-    paper_family: bool = option(
-        "the method's own settings start from those of its paper, or of the library its family of "
-        "papers used; the default",
-        False,
-    )
-    tuned: bool = option("they start from the best known settings instead", False)
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
-    seed: int = option("of whatever the method draws at random", 0, minimum=0)
 
 
 def main(argv: list[str]) -> None:
@@ -77,59 +40,7 @@ def main(argv: list[str]) -> None:
     known = [*METHODS, *COMMANDS]
     if name not in METHODS:
         raise InputError(f"no method {name!r}{closest(name, known)} ({', '.join(known)})")
-    _run_method(name, rest)
-
-
-def _run_method(name: str, argv: list[str]) -> None:
-    entry = find_method(name)
-    kind = entry.load()
-    prog = f"{PROG} {name}"
-    config: Any = parse_method_config(
-        BaselineConfig, kind, argv, description=entry.summary, prog=prog
-    )
-    require_predictions_path(config.output)
-    chosen = method_settings(kind, config)
-    needs = kind.needs_with(chosen)
-    files = input_files(config.data, config.embeddings, needs, config.index)
-    files |= settings_files(chosen)
-    after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
-    settings = {key: value for key, value in config_dict(config).items() if key != "device"}
-    if config.output.exists() and is_current(config.output, prog, settings, files):
-        print(f"{config.output} is up to date.\n{after}")
-        return
-
-    inputs = load_inputs(config.data, config.embeddings, needs, name, index=config.index)
-    cases: Cases = getattr(inputs.split, config.split)
-    num_items = inputs.training.num_items
-    without = ", leaving out what the user already has" if config.exclude_history else ""
-    print(
-        f"{name} on {inputs.name}: fit on the train part of {len(cases):,} users, then rank all "
-        f"{num_items:,} items for the {config.split} split{without}.",
-        flush=True,
-    )
-    device = config.device or default_device()
-    method = kind(chosen, seed=config.seed, device=device)
-    started = time.perf_counter()
-    method.fit(dataclasses.replace(inputs.training, exclude_history=config.exclude_history))
-    seconds = time.perf_counter() - started
-    lists = rank_cases(
-        method,
-        cases,
-        inputs.training.train,
-        num_items,
-        top=config.top,
-        exclude_history=config.exclude_history,
-    )
-    rows = (
-        Prediction(user, int(target), ranked, scores)
-        for user, target, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True)
-    )
-    write_predictions(config.output, tqdm(rows, total=len(cases), desc=name, unit=" users"))
-    write_provenance(config.output, prog, settings, files, fit_seconds=round(seconds, 1))
-    length = min(config.top, num_items, method.listed or num_items)
-    up_to = "up to " if config.exclude_history or method.listed else ""
-    wrote = f"Wrote {config.output}: {up_to}{length} items per user."
-    print(f"Fitted in {seconds:,.0f} s. {wrote}\n{after}")
+    MethodRun(name, rest).run()
 
 
 def _overview() -> str:
@@ -142,7 +53,8 @@ def _overview() -> str:
             "",
             "methods:",
             *(f"  {name:<{width}}  {method.summary}" for name, method in METHODS.items()),
-            *(["", "commands:"] if COMMANDS else []),
+            "",
+            "commands:",
             *(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
             "",
             f"options of a method: {PROG} NAME --help",

@@ -4,7 +4,7 @@ Reads and writes nothing. To add a method, write one file with a class that fill
 `score`, and name it in `METHODS` in `lcrec/baselines/__init__.py`. What can be set of it stands in
 a frozen dataclass of its own, made with `lcrec.config.option`, and becomes flags of its command.
 
-Public names: `Baseline`, `TrainingData`, `NoSettings`, `Need`, `positions`.
+Public names: `Baseline`, `TrainingData`, `NoSettings`, `Need`, `positions`, `require_embeddings`.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lcrec.data import Cases, Interactions, Items
+from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 
 Need = Literal["embeddings", "texts", "index"]
@@ -61,12 +62,14 @@ class Baseline(ABC):
     Attributes:
         Settings: the dataclass of what can be set, each default with its source.
         needs: what `TrainingData` must hold for this method.
+        draws: whether anything is drawn at random, so that another seed gives another result.
         tuned: {setting: value} of the best known configuration, where it is not the default.
         grid: {setting: values} that `python -m lcrec.baselines tune` tries.
     """
 
     Settings: ClassVar[type] = NoSettings
     needs: ClassVar[frozenset[Need]] = frozenset()
+    draws: ClassVar[bool] = True
     tuned: ClassVar[dict[str, Any]] = {}
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -138,3 +141,21 @@ def positions(train: Interactions, users: list[str]) -> np.ndarray:
         return np.arange(len(users))
     places = {user: place for place, user in enumerate(train.users)}
     return np.array([places.get(user, UNKNOWN) for user in users], dtype=np.int64)
+
+
+def require_embeddings(data: TrainingData, asker: str) -> np.ndarray:
+    """Return the items' embeddings, float32 [num_items, dim].
+
+    Args:
+        data: what a method is fitted on.
+        asker: the method, for the error.
+
+    Raises:
+        InputError: there are none.
+    """
+    if data.embeddings is None:
+        raise InputError(
+            f"{asker} needs the items' texts as vectors, and this data set comes without; make "
+            "them with: python -m lcrec.embed"
+        )
+    return data.embeddings

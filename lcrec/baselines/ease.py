@@ -9,6 +9,9 @@ The weights are 1 in the paper; `history_decay` lets the last items speak louder
 B is dense, [items, items]: this is the one method here whose memory grows with the square of the
 catalogue, so a limit is set on it.
 
+With the defaults, test items, HR@10 and NDCG@10: .124 and .085 on Amazon 2018 Office Products, .121
+and .087 on LC-Rec's Instruments.
+
 Reads and writes nothing. Public names: `EASE`, `EASESettings`.
 """
 
@@ -44,6 +47,7 @@ class EASE(Baseline):
     """An item is predicted from the others of a history by linear weights, found at once."""
 
     Settings: ClassVar[type] = EASESettings
+    draws: ClassVar[bool] = False
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {
         "regularisation": (3.0, 10.0, 30.0, 100.0, 250.0, 500.0),
         "history_decay": (0.5, 0.7, 0.9, 1.0),
@@ -61,9 +65,9 @@ class EASE(Baseline):
         gram = (bought.T @ bought).toarray(order="F")
         gram[np.diag_indices(len(gram))] += np.float32(self.settings.regularisation)
         # Positive definite, so half of the work of a general inverse, and in place.
-        factor, _ = linalg.lapack.spotrf(gram, lower=True, overwrite_a=True)
+        factor, singular = linalg.lapack.spotrf(gram, lower=True, overwrite_a=True)
         inverse, failed = linalg.lapack.spotri(factor, lower=True, overwrite_c=True)
-        if failed or not np.isfinite(np.diag(inverse)).all():
+        if singular or failed or not np.isfinite(np.diag(inverse)).all():
             raise InputError(
                 f"--regularisation {self.settings.regularisation:g} is too small to invert the "
                 "counts of these items; raise it"

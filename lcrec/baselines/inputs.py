@@ -6,7 +6,7 @@ are then those of the sequences.
 Public names: `Inputs`, `load_inputs`, `input_files`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def load_inputs(
     asker: str,
     *,
     index: Path | None = None,
+    split: Callable[[Interactions], Split] = leave_one_out,
 ) -> Inputs:
     """Read what methods need.
 
@@ -62,6 +63,7 @@ def load_inputs(
         asker: the methods' names, for errors.
         index: the folder that holds `index.json`, or such a file; None: there is none. Where
             items share a path, one more level numbers them (Rajput et al. 2023, section 3.1).
+        split: parts the interactions into train, valid and test.
 
     Raises:
         InputError: a file is missing or malformed, or they do not belong together.
@@ -71,7 +73,7 @@ def load_inputs(
     has_catalogue = paths.item.exists() or bool(needs & {"embeddings", "texts"})
     items = load_items(folder) if has_catalogue else None
     interactions = load_interactions(folder, None if items is None else len(items))
-    split = leave_one_out(interactions)
+    parts = split(interactions)
     num_items = int(interactions.items.max()) + 1 if items is None else len(items)
     files = input_files(folder, embeddings, needs, index)
     vectors = None
@@ -90,8 +92,8 @@ def load_inputs(
         if items is not None:
             require_same_input(files["index"].parent, "item", paths.item, rebuild)
         codes = _read_index(files["index"], num_items)
-    training = TrainingData(split.train, num_items, split.valid, vectors, items, codes)
-    return Inputs(paths.name, training, interactions, split, files)
+    training = TrainingData(parts.train, num_items, parts.valid, vectors, items, codes)
+    return Inputs(paths.name, training, interactions, parts, files)
 
 
 def input_files(

@@ -5,6 +5,8 @@ On the test items of Amazon 2018 Office Products: HR@10 .014, NDCG@10 .005.
 Reads and writes nothing. Public names: `Popularity`.
 """
 
+from typing import ClassVar
+
 import numpy as np
 
 from lcrec.baselines.base import Baseline, TrainingData
@@ -12,6 +14,8 @@ from lcrec.baselines.base import Baseline, TrainingData
 
 class Popularity(Baseline):
     """How often an item occurs in the train sequences, the same for every user."""
+
+    draws: ClassVar[bool] = False
 
     def fit(self, data: TrainingData) -> None:
         """Count every item."""

@@ -1,8 +1,9 @@
 """The one way in which every method ranks the catalogue, to stop training and to be judged.
 
-One rule for masking: with `exclude_history`, the items of a user's history are left out, but
-never an item that is held out as the truth. (The released code of several methods masks other
-items in validation than in test, which makes their figures incomparable.)
+One rule for masking: what the split forbids (`Cases.exclude`) is left out, and with
+`exclude_history` the items of a user's history too, but never an item that is held out as the
+truth. (The released code of several methods masks other items in validation than in test, which
+makes their figures incomparable.)
 
 Reads and writes nothing. Public names: `rank_cases`, `validate`, `Scorer`, `SCORES_AT_ONCE`.
 """
@@ -60,20 +61,14 @@ def rank_cases(
     batch = max(1, SCORES_AT_ONCE // num_items)
     for start in range(0, len(cases), batch):
         rows = slice(start, start + batch)
-        exclude = None
-        if exclude_history:
-            exclude = [
-                history[~np.isin(history, targets)]
-                for history, targets in zip(cases.histories[rows], cases.targets[rows], strict=True)
-            ]
-        scores = method.score(users[rows], cases.histories[rows])
-        for case, (ranked, values) in enumerate(top_items(scores, top, exclude), start=start):
-            if exclude is not None and len(np.unique(exclude[case - start])) == num_items:
+        exclude = _excluded(cases, rows, exclude_history)
+        for place, ids in enumerate(exclude or ()):
+            if len(ids) >= num_items and len(np.unique(ids)) == num_items:
                 raise InputError(
-                    f"user {cases.users[case]!r} already has every item, so none is left to list; "
-                    "run again without --exclude-history"
+                    f"user {cases.users[start + place]!r} already has every item, so none is left "
+                    "to list; run again without --exclude-history"
                 )
-            yield ranked, values
+        yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
 
 
 def validate(
@@ -93,3 +88,17 @@ def validate(
     for row, (items, _) in zip(ranked, lists, strict=True):
         row[: len(items)] = items
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
+
+
+def _excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
+    """Return what must not be listed, per case; None where nothing is excluded."""
+    sources = [cases.exclude] if cases.exclude is not None else []
+    sources += [cases.histories] if exclude_history else []
+    if not sources:
+        return None
+    return [
+        np.concatenate([ids[~np.isin(ids, targets)] for ids in lists])
+        for targets, *lists in zip(
+            cases.targets[rows], *(source[rows] for source in sources), strict=True
+        )
+    ]

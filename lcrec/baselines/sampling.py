@@ -15,19 +15,26 @@ class NegativeSampler:
     Args:
         bought: R, sparse [users, items].
         seed: of the draws.
+        ranges: int64 [users, 2], the first item to draw for each user and one past the last, where
+            several data sets stand side by side in R; None: all items for everyone.
 
     Raises:
         InputError: a user has every item, so nothing is left to draw.
     """
 
-    def __init__(self, bought: sparse.csr_array, seed: int) -> None:
+    def __init__(
+        self, bought: sparse.csr_array, seed: int, ranges: np.ndarray | None = None
+    ) -> None:
         self.num_items = bought.shape[1]
-        most = int(np.diff(bought.indptr).max(initial=0))
-        if most >= self.num_items:
+        if ranges is None:
+            ranges = np.tile([0, self.num_items], (bought.shape[0], 1))
+        self.first, self.sizes = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
+        if (np.diff(bought.indptr) >= self.sizes).any():
             raise InputError("a user's train sequence has every item, so no other can be drawn")
         self.rng = np.random.default_rng(seed)
         users = np.repeat(np.arange(bought.shape[0]), np.diff(bought.indptr))
-        self.keys = np.sort(users * self.num_items + bought.indices)
+        keys = np.sort(users * self.num_items + bought.indices)
+        self.keys = np.append(keys, np.iinfo(np.int64).max)  # above all that is looked up
 
     def draw(self, users: np.ndarray, count: int) -> np.ndarray:
         """Return int64 [users, count], each item uniform over those that the user does not have.
@@ -36,15 +43,19 @@ class NegativeSampler:
             users: int64 [batch], positions.
             count: how many per user, with replacement.
         """
-        drawn = self.rng.integers(0, self.num_items, (len(users), count))
-        offsets = np.asarray(users, dtype=np.int64)[:, None] * self.num_items
-        again = self._is_bought(offsets + drawn)
+        users = np.asarray(users, dtype=np.int64)
+        drawn = self._draw(np.broadcast_to(users[:, None], (len(users), count)))
+        again = self._is_bought(users[:, None], drawn)
         while again.any():
             rows, _ = np.nonzero(again)
-            drawn[again] = self.rng.integers(0, self.num_items, len(rows))
-            again[again] = self._is_bought(offsets[rows, 0] + drawn[again])
+            drawn[again] = self._draw(users[rows])
+            again[again] = self._is_bought(users[rows], drawn[again])
         return drawn
 
-    def _is_bought(self, keys: np.ndarray) -> np.ndarray:
-        places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return self.keys[places] == keys
+    def _draw(self, users: np.ndarray) -> np.ndarray:
+        places = self.rng.random(users.shape) * self.sizes[users]  # rounded down below
+        return self.first[users] + places.astype(np.int64)
+
+    def _is_bought(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        keys = users * self.num_items + items
+        return self.keys[np.searchsorted(self.keys, keys)] == keys

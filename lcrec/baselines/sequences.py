@@ -13,7 +13,7 @@ Examples are cut from the train sequences in one of two ways:
 Sequences are padded at their end with an id that no item has, the size of the catalogue.
 
 Reads and writes nothing. Public names: `Batch`, `Examples`, `SequenceBatches`, `cut_examples`,
-`pad_histories`.
+`pad_histories`, `pad_in_front`.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from lcrec.data import Interactions
 from lcrec.errors import InputError
@@ -51,6 +52,18 @@ class Batch:
         """Bool [batch, length], False at padding."""
         places = torch.arange(self.items.shape[1], device=self.items.device)
         return places < self.lengths[:, None]
+
+    def with_target(self, pad: int) -> torch.Tensor:
+        """Return the histories and the item after each, int64 [batch, length + 1].
+
+        Only of a batch with targets, which asks once per row after its last item.
+
+        Args:
+            pad: the id that pads.
+        """
+        last = self.targets[self.columns == self.lengths[self.rows] - 1]
+        places = self.lengths[:, None]
+        return functional.pad(self.items, (0, 1), value=pad).scatter(1, places, last[:, None])
 
     def to(self, device: str) -> "Batch":
         """Return a copy whose tensors live on the device."""
@@ -186,3 +199,17 @@ def pad_histories(
         *(np.arange(len(recent)), lengths - 1, np.empty(0, dtype=np.int64)),
     )
     return Batch(*map(torch.from_numpy, arrays))
+
+
+def pad_in_front(batch: Batch, length: int, pad: int) -> torch.Tensor:
+    """Return the histories as int64 [batch, length], padded at their start: the newest item last.
+
+    For methods with weights per place: what counts there is how long ago an item was bought.
+
+    Args:
+        batch: whose histories have at most `length` items.
+        length: places.
+        pad: the id that pads.
+    """
+    columns = torch.arange(length, device=batch.items.device) - length + batch.lengths[:, None]
+    return batch.items.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, pad)

@@ -30,6 +30,18 @@ class TrainingLog:
     best_epoch: int = 0
     best_score: float | None = None
 
+    def epochs_until(self, within: float) -> int | None:
+        """Return the first epoch whose score was within this share of the best; None: no score.
+
+        Args:
+            within: of the best score, such as 0.01; scores are taken for not negative.
+        """
+        if self.best_score is None:
+            return None
+        enough = (1 - within) * self.best_score
+        scored = (epoch for epoch in self.epochs if epoch.score is not None)
+        return next(epoch.number for epoch in scored if epoch.score >= enough)
+
 
 def train_epochs(
     module: nn.Module,

@@ -1,8 +1,10 @@
 """A fitted method on disk: `method.safetensors` and its provenance, in a folder.
 
-Public names: `WEIGHTS`, `save_method`, `load_method`, `is_saved`.
+Public names: `WEIGHTS`, `save_method`, `load_method`, `is_saved`, `fit_once`,
+`require_replaceable`.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lcrec.artifacts import atomic_path, fingerprint, is_current, read_provenance, write_provenance
+from lcrec.artifacts import (
+    PROVENANCE,
+    atomic_path,
+    fingerprint,
+    is_current,
+    read_provenance,
+    write_provenance,
+)
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.errors import InputError
 
@@ -34,13 +43,33 @@ def save_method(
         config: the settings that shape it, JSON values only.
         inputs: what it was fitted on, by role.
         **facts: such as how training went, JSON values only.
+
+    Raises:
+        InputError: the folder holds something else.
     """
+    require_replaceable(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         # Contiguous: safetensors would write the bytes of a transposed array as they lie.
         state = {name: np.ascontiguousarray(value) for name, value in method.state().items()}
         save_file(state, temporary / WEIGHTS)
         write_provenance(temporary, stage, config, inputs, **facts)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Refuse a folder that writing a fitted method would take something else from.
+
+    Raises:
+        InputError: it is a file, or holds a file that no fitted method has.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; a fitted method goes into a folder")
+    if folder.is_dir():
+        strangers = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, PROVENANCE})
+        if strangers:
+            raise InputError(
+                f"{folder} holds {strangers[0]}, which no fitted method has; name another folder"
+            )
 
 
 def is_saved(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
@@ -69,3 +98,38 @@ def load_method(
         method.load_state(load_file(folder / WEIGHTS), data)
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{folder / WEIGHTS}: not this method's ({error}); fit it again") from None
+
+
+def fit_once(
+    folder: Path,
+    stage: str,
+    method: Baseline,
+    config: dict[str, Any],
+    inputs: dict[str, Path],
+    data: TrainingData,
+) -> float:
+    """Fit a method and write it, or fill it with what an equal run left there.
+
+    Args:
+        folder: where the fitted method lies, or will.
+        stage, config, inputs: as for `save_method`.
+        method: not fitted.
+        data: what to fit it on.
+
+    Returns:
+        the seconds that fitting took, now or then.
+
+    Raises:
+        InputError: the folder holds something else than a fitted method.
+    """
+    if is_saved(folder, stage, config, inputs):
+        load_method(folder, method, data, inputs)
+        record = read_provenance(folder)
+        assert record is not None
+        return float(record["fit_seconds"])
+    require_replaceable(folder)  # before the work, not after it
+    started = time.perf_counter()
+    method.fit(data)
+    seconds = time.perf_counter() - started
+    save_method(folder, stage, method, config, inputs, fit_seconds=round(seconds, 1))
+    return seconds

@@ -1,0 +1,333 @@
+"""A comparison for a person: a table in Markdown, and a page.
+
+Made of the figures of `lcrec.baselines.comparison` alone. Reads and writes nothing.
+
+Public names: `comparison_markdown`, `comparison_page`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from lcrec.report import (
+    SERIES,
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    draw_svg,
+    render_page,
+)
+
+Figures = dict[str, Any]
+MISSING = "–"
+GROUPS = {
+    "cold": "cold: the rarer 60 % of items",
+    "mid": "mid: the next 20 %",
+    "hot": "hot: the most bought",
+    "new": "new: not in train at all",
+    "known": "known: in train",
+}
+
+
+def comparison_markdown(figures: Figures) -> str:
+    """Return the tables as Markdown."""
+    parts = [f"# {_title(figures)}", *_facts(figures)]
+    tables = [_main_table(figures, "**{}**"), _test_table(figures), _group_table(figures)]
+    tables += [_pair_table(figures)] if figures["pairs"] else []
+    tables += [_cost_table(figures), *_left_out(figures)]
+    for table in tables:
+        rule = ["---"] * table.text_columns
+        rule += ["---:"] * (len(table.columns) - table.text_columns)
+        lines = [_line(row) for row in (table.columns, rule, *table.rows)]
+        parts.append("\n".join([f"{table.caption}\n", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_page(figures: Figures) -> str:
+    """Return the page."""
+    first, companion = figures["first"]
+    blocks: list[Block] = [Paragraph(text) for text in _facts(figures)]
+    blocks.append(_main_table(figures, "{} ★"))
+    for metric in (first, companion):
+        blocks.append(Picture(*_bars(figures, metric)))
+    blocks += [
+        Heading("Is the difference more than chance?"),
+        Paragraph(
+            f"Every method is laid beside {figures['reference']}, user by user. The interval is of "
+            f"the mean difference over {figures['samples']:,} draws of the users; p is the share "
+            "of draws that contradict the sign, twice. With many methods some seem to differ by "
+            "chance: the last column is p after Holm's correction. What another seed changes is "
+            "not in it; the table above shows that."
+        ),
+        _test_table(figures),
+        Heading("For which items?"),
+        Paragraph(
+            "Only users whose target is in the group, ranking the whole catalogue. "
+            + _cold_note(figures)
+        ),
+        _group_table(figures),
+        Picture(*_group_picture(figures)),
+    ]
+    if figures["pairs"]:
+        blocks += [
+            Heading("What two find together"),
+            Paragraph(
+                "Of the first 10 items of each, with the first seed. Overlap: the items that both "
+                "list, of those that either lists. Oracle: Recall@10 of whoever knew which of the "
+                "two lists to believe; its lists have up to 20 items, so it is an upper bound, "
+                "not a method. Methods stand in the order of the first table."
+            ),
+            _matrix(figures, "overlap", "Overlap of the lists"),
+            _matrix(figures, "oracle", "Oracle Recall@10; on the diagonal the method's own"),
+            _pair_table(figures),
+        ]
+    blocks += [Heading("What it cost"), _cost_table(figures)]
+    if left_out := _left_out(figures):
+        blocks += [Heading("Left out"), *left_out]
+    return render_page(_title(figures), blocks)
+
+
+def _title(figures: Figures) -> str:
+    return f"{len(figures['methods'])} methods on {figures['data']}"
+
+
+def _facts(figures: Figures) -> list[str]:
+    """Return what a reader must know to read the tables, a paragraph each."""
+    splits = {
+        "leave-one-out": "leave-one-out (the last item of every user is the target)",
+        "random": "a random tenth of every user's items as targets (8:1:1)",
+    }
+    masks = figures["exclude_history"] or figures["protocol"] == "random"
+    masking = (
+        "What a user already has is never listed, but for a target."
+        if masks
+        else "What a user already has may be listed again."
+    )
+    short = [name for name, one in figures["methods"].items() if one["length"] < 20]
+    note = f" The lists of {', '.join(short)} end before 20 items." if short else ""
+    seeds = max(len(one["seeds"]) for one in figures["methods"].values())
+    spread = (
+        " After ± the standard deviation over the seeds; a method without it drew nothing at "
+        "random, or ran once."
+        if seeds > 1
+        else ""
+    )
+    settings = "the best known" if figures["tuned"] else "their papers' or RecBole's"
+    return [
+        f"{figures['users']:,} users, {figures['items']:,} items, {splits[figures['protocol']]}, "
+        f"ranking of the whole catalogue. {masking} Settings of the methods: {settings}.",
+        f"Means over the users.{spread} The best of a column is marked.{note}",
+    ]
+
+
+def _main_table(figures: Figures, mark: str) -> Table:
+    methods, metrics = figures["methods"], figures["metrics"]
+    best = {
+        metric: max(one["overall"][metric]["mean"] for one in methods.values())
+        for metric in metrics
+    }
+    rows = []
+    for name, one in methods.items():
+        cells = []
+        for metric in metrics:
+            value = one["overall"][metric]
+            text = _number(value["mean"])
+            if len(value["by_seed"]) > 1:
+                text += f" ± {_number(float(np.std(value['by_seed'], ddof=1)))}"
+            cells.append(mark.format(text) if value["mean"] == best[metric] else text)
+        rows.append([name, str(len(one["seeds"])), *cells])
+    return Table("All methods, best first.", ["method", "runs", *metrics], rows)
+
+
+def _test_table(figures: Figures) -> Table:
+    rows = []
+    for name, one in figures["methods"].items():
+        for metric in figures["first"]:
+            value = one["overall"][metric]
+            test = None if one["against"] is None else one["against"][metric]
+            rows.append(
+                [
+                    name,
+                    metric,
+                    _number(value["mean"]),
+                    _interval(value),
+                    *([MISSING] * 4 if test is None else _test_cells(test)),
+                ]
+            )
+    level = f"{figures['level']:.0%}".replace("%", " %")
+    return Table(
+        f"Mean over seeds and users; {level} bootstrap intervals over users; against "
+        f"{figures['reference']}, paired.",
+        ["method", "metric", "mean", "interval", "difference", "its interval", "p", "p (Holm)"],
+        rows,
+        text_columns=2,
+    )
+
+
+def _test_cells(test: dict[str, float]) -> list[str]:
+    interval = f"{test['low']:+.4f} to {test['high']:+.4f}"
+    return [f"{test['difference']:+.4f}", interval, f"{test['p']:.3f}", f"{test['p_holm']:.3f}"]
+
+
+def _group_table(figures: Figures) -> Table:
+    first, companion = figures["first"]
+    columns = [f"{group}, {metric}" for group in figures["groups"] for metric in (first, companion)]
+    rows = [
+        [
+            name,
+            *(
+                _number(one["groups"][group][metric])
+                for group in figures["groups"]
+                for metric in (first, companion)
+            ),
+        ]
+        for name, one in figures["methods"].items()
+    ]
+    sizes = "; ".join(
+        f"{GROUPS[group]} ({size['items']:,} items, {size['users']:,} users)"
+        for group, size in figures["groups"].items()
+    )
+    return Table(f"By how often train has the target. {sizes}.", ["method", *columns], rows)
+
+
+def _cold_note(figures: Figures) -> str:
+    users = figures["groups"]["new"]["users"]
+    if users:
+        return f"{users:,} users have a target that train does not have."
+    return "No user's target is missing from train, so there is nothing to say of new items."
+
+
+def _matrix(figures: Figures, key: str, caption: str) -> Table:
+    """Return a square table; methods are numbered, so that many fit."""
+    names = list(figures["methods"])
+    metric = figures["first"][1]
+    cells: dict[tuple[str, str], float] = {}
+    for pair in figures["pairs"]:
+        value = pair["overlap"] if key == "overlap" else pair["all"]["oracle"]
+        cells[pair["a"], pair["b"]] = cells[pair["b"], pair["a"]] = value
+    for name in names:
+        own = figures["methods"][name]["overall"][metric]["by_seed"][0]
+        cells[name, name] = 1.0 if key == "overlap" else own
+    rows = [
+        [f"{number} {name}", *(_short(cells[name, other]) for other in names)]
+        for number, name in enumerate(names, start=1)
+    ]
+    return Table(f"{caption}.", ["method", *map(str, range(1, len(names) + 1))], rows)
+
+
+def _pair_table(figures: Figures) -> Table:
+    pairs = sorted(figures["pairs"], key=lambda pair: -pair["all"]["oracle"])[:10]
+    rows = [
+        [
+            pair["a"],
+            pair["b"],
+            _number(pair["overlap"]),
+            *(f"{pair['hits'][side]:,}" for side in ("both", "a_only", "b_only")),
+            _number(pair["all"]["oracle"]),
+            f"{pair['all']['gain']:+.4f}",
+        ]
+        for pair in pairs
+    ]
+    columns = ["first", "second", "overlap", "hits of both", "of the first alone"]
+    columns += ["of the second alone", "oracle", "more than the better"]
+    return Table("The pairs with the highest oracle Recall@10, lists cut at 10.", columns, rows, 2)
+
+
+def _cost_table(figures: Figures) -> Table:
+    rows = [
+        [
+            name,
+            MISSING if one["seconds"] is None else f"{one['seconds']:,.0f}",
+            MISSING if one["peak_mb"] is None else f"{one['peak_mb']:,}",
+        ]
+        for name, one in figures["methods"].items()
+    ]
+    return Table(
+        "Seconds per run, reading and ranking included; the most memory of its process.",
+        ["method", "seconds", "MB"],
+        rows,
+    )
+
+
+def _left_out(figures: Figures) -> list[Table]:
+    rows = [[name, reason] for name, reason in figures["left_out"].items()]
+    return [Table("Left out.", ["method", "why"], rows, 2)] if rows else []
+
+
+def _bars(figures: Figures, metric: str) -> tuple[Any, str]:
+    methods = figures["methods"]
+    values = [one["overall"][metric] for one in methods.values()]
+    means = np.array([value["mean"] for value in values])
+    reach = [
+        [value["mean"] - value["low"] for value in values],
+        [value["high"] - value["mean"] for value in values],
+    ]
+
+    def draw(axes: Axes) -> None:
+        _name_rows(axes, list(methods))
+        places = np.arange(len(means))
+        axes.barh(places, means, height=0.7, color=SERIES[0], alpha=0.45)
+        axes.errorbar(
+            means, places, xerr=np.clip(reach, 0, None), fmt="none", ecolor=SERIES[0], capsize=2
+        )
+        axes.set_xlim(left=0)
+        axes.set_title(metric)
+
+    listed = ", ".join(f"{name} {_number(mean)}" for name, mean in zip(methods, means, strict=True))
+    svg = draw_svg(draw, f"Bars of {metric}: {listed}", height=_height(len(methods)))
+    return svg, f"{metric} of every method, with its bootstrap interval over users."
+
+
+def _group_picture(figures: Figures) -> tuple[Any, str]:
+    methods, metric = figures["methods"], figures["first"][0]
+
+    def draw(axes: Axes) -> None:
+        _name_rows(axes, list(methods))
+        places = np.arange(len(methods))
+        for group, marker, colour in zip(("cold", "mid", "hot"), "o^s", SERIES, strict=True):
+            values = [one["groups"][group][metric] for one in methods.values()]
+            known = [value if value is not None else np.nan for value in values]
+            axes.plot(known, places, marker, color=colour, label=group, linestyle="none")
+        axes.set_xlim(left=0)
+        axes.set_title(f"{metric} by popularity")
+        axes.legend(loc="lower right")
+
+    svg = draw_svg(
+        draw,
+        f"{metric} of every method where the target is rare, middling or popular; the numbers "
+        "stand in the table above",
+        height=_height(len(methods)),
+    )
+    return svg, f"{metric} where the target is rare, middling or popular in train."
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+
+
+def _height(rows: int) -> float:
+    """Return the height of a picture with so many rows, in inches."""
+    return 0.9 + 0.22 * rows
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4f}".removeprefix("0")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{_number(value['low'])} to {_number(value['high'])}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,198 @@
+"""One run of one method: from the words of its command to a predictions file.
+
+Reads a data folder, and embeddings or an index for the methods that need them; writes
+`predictions.jsonl` (the form of `lcrec.predictions`) with the users and targets of the chosen
+split, and its provenance beside it, which tells what the run cost.
+
+Public names: `BaselineConfig`, `MethodRun`, `PROG`, `peak_mb`.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from lcrec.artifacts import is_current, read_provenance, write_provenance
+from lcrec.baselines import find_method
+from lcrec.baselines.base import Baseline
+from lcrec.baselines.inputs import input_files, load_inputs
+from lcrec.baselines.protocols import PROTOCOLS
+from lcrec.baselines.ranking import rank_cases
+from lcrec.baselines.settings import (
+    default_device,
+    method_settings,
+    parse_method_config,
+    settings_files,
+)
+from lcrec.baselines.store import fit_once, is_saved
+from lcrec.config import config_dict, option
+from lcrec.data import Cases
+from lcrec.predictions import Prediction, require_predictions_path, write_predictions
+
+PROG = "python -m lcrec.baselines"
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Settings of `python -m lcrec.baselines NAME` that all methods share."""
+
+    data: Path = option("the data folder")
+    output: Path = option("the predictions file to write, *.jsonl")
+    embeddings: Path | None = option(
+        "the folder that holds embeddings.npy, for the methods that need it", None
+    )
+    index: Path | None = option(
+        "the folder that holds index.json, or such a file, for the methods that need it", None
+    )
+    protocol: Literal["leave-one-out", "random"] = option(
+        "leave-one-out: the last item of a user is to test on, the one before to validate on; "
+        "random: a tenth of each user's items each, the same ones in every run, what the user has "
+        "never listed",
+        "leave-one-out",
+    )
+    split: Literal["valid", "test"] = option("which held-out items to predict", "test")
+    top: int = option("how many items to list per user", 100, minimum=100)
+    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    paper_family: bool = option(
+        "the method's own settings start from those of its paper, or of the library its family of "
+        "papers used; the default",
+        False,
+    )
+    tuned: bool = option("they start from the best known settings instead", False)
+    save: Path | None = option(
+        "a folder to keep the fitted method in; one of the same settings and data there is taken "
+        "as it is",
+        None,
+    )
+    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    seed: int = option("of whatever the method draws at random", 0, minimum=0)
+
+
+class MethodRun:
+    """A run that may be done already.
+
+    Args:
+        name: of the method.
+        argv: what stands after it on the command line.
+
+    Attributes:
+        kind: the method's class.
+        config: what was given, `BaselineConfig` and the method's own settings in one.
+        needs: what the method needs with these settings.
+
+    Raises:
+        InputError: as `parse_config`; no such method; no data folder.
+    """
+
+    def __init__(self, name: str, argv: list[str]) -> None:
+        entry = find_method(name)
+        self.name, self.prog = name, f"{PROG} {name}"
+        self.kind: type[Baseline] = entry.load()
+        self.config: Any = parse_method_config(
+            BaselineConfig, self.kind, argv, description=entry.summary, prog=self.prog
+        )
+        require_predictions_path(self.config.output)
+        self.chosen = method_settings(self.kind, self.config)
+        self.needs = self.kind.needs_with(self.chosen)
+        self.files = input_files(
+            self.config.data, self.config.embeddings, self.needs, self.config.index
+        ) | settings_files(self.chosen)
+        self.settings = {
+            key: value for key, value in config_dict(self.config).items() if key != "device"
+        }
+        # Which part is ranked does not shape what is fitted.
+        shared = ("protocol", "exclude_history", "seed")
+        self.fitted_by = config_dict(self.chosen) | {key: self.settings[key] for key in shared}
+
+    def facts(self) -> dict[str, Any] | None:
+        """Return the provenance of the file that an equal run left; None where there is none."""
+        config = self.config
+        if config.save and not is_saved(config.save, self.prog, self.fitted_by, self.files):
+            return None
+        whole = config.output.exists() and is_current(
+            config.output, self.prog, self.settings, self.files
+        )
+        return read_provenance(config.output) if whole else None
+
+    def run(self) -> None:
+        """Fit and rank, unless an equal run left its file; say so either way."""
+        config, output = self.config, self.config.output
+        after = f"Next: python -m lcrec.evaluate --predictions {output}"
+        if self.facts() is not None:
+            print(f"{output} is up to date.\n{after}")
+            return
+        started = time.perf_counter()
+        inputs = load_inputs(
+            config.data,
+            config.embeddings,
+            self.needs,
+            self.name,
+            index=config.index,
+            split=PROTOCOLS[config.protocol],
+        )
+        cases: Cases = getattr(inputs.split, config.split)
+        num_items = inputs.training.num_items
+        leaves_out = config.exclude_history or cases.exclude is not None
+        without = ", leaving out what the user already has" if leaves_out else ""
+        print(
+            f"{self.name} on {inputs.name}: fit on the train part of "
+            f"{len(inputs.training.train):,} users, then rank all {num_items:,} items for the "
+            f"{config.split} split{without}.",
+            flush=True,
+        )
+        method = self.kind(self.chosen, seed=config.seed, device=config.device or default_device())
+        training = dataclasses.replace(inputs.training, exclude_history=config.exclude_history)
+        if config.save is not None:
+            seconds = fit_once(config.save, self.prog, method, self.fitted_by, self.files, training)
+        else:
+            fitting = time.perf_counter()
+            method.fit(training)
+            seconds = time.perf_counter() - fitting
+        lists = rank_cases(
+            method,
+            cases,
+            training.train,
+            num_items,
+            top=config.top,
+            exclude_history=config.exclude_history,
+        )
+        rows = (
+            Prediction(user, target, ranked, scores)
+            for user, target, (ranked, scores) in zip(
+                cases.users, cases.targets, lists, strict=True
+            )
+        )
+        write_predictions(output, tqdm(rows, total=len(cases), desc=self.name, unit=" users"))
+        write_provenance(
+            output,
+            self.prog,
+            self.settings,
+            self.files,
+            fit_seconds=round(seconds, 1),
+            seconds=round(time.perf_counter() - started, 1),
+            peak_mb=peak_mb(),
+        )
+        length = min(config.top, num_items, method.listed or num_items)
+        up_to = "up to " if leaves_out or method.listed else ""
+        if config.save is not None:
+            print(f"{config.save} holds the fitted method.")
+        print(
+            f"Fitted in {seconds:,.0f} s. Wrote {output}: {up_to}{length} items per user.\n{after}"
+        )
+
+
+def peak_mb() -> int | None:
+    """Return the most memory this process has had resident, in MB; None where Linux does not tell.
+
+    `getrusage` tells another number: it counts, across the start of a program, what the process
+    that started it had.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) // 1024

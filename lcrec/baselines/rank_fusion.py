@@ -1,0 +1,158 @@
+"""Several rankings into one, whoever made them: weights from validation, or given.
+
+    rrf    sum over files of  weight / (60 + rank)        (Cormack, Clarke and Büttcher 2009)
+    score  sum over files of  weight * (score - lowest) / (highest - lowest)   of the user's list
+                                                         (CombSUM: Fox and Shaw 1994; Lee 1997)
+
+An item that a file does not list gets nothing from it; a file of weight 0 takes no part, so that
+items of its lists alone are not listed either. Weights are searched on a grid over those that add
+up to 1, for the best NDCG@10.
+
+Reads and writes nothing. Public names: `Pool`, `pool`, `fuse`, `weight_grid`, `best_weights`,
+`RANK_CONSTANT`, `MOST_WEIGHTS`.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lcrec.metrics import PAD
+
+RANK_CONSTANT = 60
+FINEST = 20  # steps from weight 0 to weight 1
+MOST_WEIGHTS = 1000
+Lists = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All that several files list, one entry per user and item, users and then items rising.
+
+    Attributes:
+        num_users: how many users, with or without an entry.
+        users: int64 [entries], positions.
+        items: int64 [entries], ids.
+        shares: float64 [entries, files], what each file gives the item.
+        listed: bool [entries, files], whether it lists it.
+    """
+
+    num_users: int
+    users: np.ndarray
+    items: np.ndarray
+    shares: np.ndarray
+    listed: np.ndarray
+
+
+def pool(files: Sequence[Lists], how: Literal["rrf", "score"]) -> Pool:
+    """Bring the lists of several files together.
+
+    Args:
+        files: per file the ranked items, int64 [users, length], padded with -1, and their scores,
+            float [users, length]; the same users in the same order.
+        how: what an item gets for where it stands in a list.
+    """
+    users, items, values, sources = [], [], [], []
+    for number, (ranked, scores) in enumerate(files):
+        found = ranked != PAD
+        gained = 1 / (RANK_CONSTANT + 1 + np.arange(ranked.shape[1]))
+        shares = np.broadcast_to(gained, ranked.shape) if how == "rrf" else _scaled(scores, found)
+        rows, _ = np.nonzero(found)
+        users.append(rows)
+        items.append(ranked[found])
+        values.append(shares[found])
+        sources.append(np.full(len(rows), number))
+    user, item, source = map(np.concatenate, (users, items, sources))
+    width = int(item.max(initial=0)) + 1
+    keys, entry = np.unique(user * width + item, return_inverse=True)
+    shares = np.zeros((len(keys), len(files)))
+    listed = np.zeros(shares.shape, dtype=bool)
+    shares[entry, source] = np.concatenate(values)
+    listed[entry, source] = True
+    return Pool(len(files[0][0]), keys // width, keys % width, shares, listed)
+
+
+def fuse(pooled: Pool, weights: Sequence[float], top: int) -> list[Lists]:
+    """Return every user's joint list: item ids, best first, and their fused scores.
+
+    Args:
+        pooled: what all files list.
+        weights: one per file, not negative.
+        top: how many items to list; fewer where fewer are there.
+
+    Returns:
+        per user int64 [length] and float32 [length]; of equal scores the lower id comes first.
+    """
+    scores, takes_part = _fused(pooled, weights)
+    users, items, scores = pooled.users[takes_part], pooled.items[takes_part], scores[takes_part]
+    order = np.lexsort((items, -scores, users))
+    ends = np.cumsum(np.bincount(users, minlength=pooled.num_users))
+    parts = [part[:top] for part in np.split(order, ends[:-1])]
+    return [(items[part], scores[part]) for part in parts]
+
+
+def weight_grid(files: int) -> list[tuple[float, ...]]:
+    """Return the weights to try, which add up to 1, the most even first.
+
+    The steps are of 1/20, and larger where those would make more than `MOST_WEIGHTS`.
+    """
+    steps = FINEST
+    while steps > 1 and math.comb(steps + files - 1, files - 1) > MOST_WEIGHTS:
+        steps -= 1
+    bars = itertools.combinations(range(steps + files - 1), files - 1)
+    counts = (np.diff((-1, *bar, steps + files - 1)) - 1 for bar in bars)
+    grid = [tuple((count / steps).tolist()) for count in counts]
+    return sorted(grid, key=lambda weights: max(weights) - min(weights))
+
+
+def best_weights(pooled: Pool, targets: np.ndarray) -> tuple[tuple[float, ...], float]:
+    """Return the weights of the best NDCG@10 over all users, and that value.
+
+    Of equal ones the most even are taken.
+
+    Args:
+        pooled: what the files list for validation.
+        targets: int64 [users], or [users, targets] padded with -1.
+    """
+    grid = weight_grid(pooled.shares.shape[1])
+    values = [_ndcg(pooled, weights, targets) for weights in grid]
+    best = int(np.argmax(values))
+    return grid[best], values[best]
+
+
+def _scaled(scores: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return each list's scores moved to 0 .. 1; where all are equal, all are 1."""
+    scores = np.where(found, scores, 0).astype(np.float64)
+    low = np.where(found, scores, np.inf).min(axis=1, keepdims=True)
+    high = np.where(found, scores, -np.inf).max(axis=1, keepdims=True)
+    differ = high > low
+    scaled = np.ones(scores.shape)
+    return np.divide(scores - low, high - low, out=scaled, where=differ & found)
+
+
+def _fused(pooled: Pool, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return every entry's fused score as it is written, and whether it is listed at all."""
+    given = np.asarray(weights, dtype=np.float64)
+    takes_part = np.asarray((pooled.listed & (given > 0)).any(axis=1))
+    return (pooled.shares @ given).astype(np.float32), takes_part
+
+
+def _ndcg(pooled: Pool, weights: Sequence[float], targets: np.ndarray) -> float:
+    """Return the mean NDCG@10, by counting what stands above each target instead of sorting."""
+    scores, takes_part = _fused(pooled, weights)
+    targets = targets.reshape(len(targets), -1)
+    gains = np.zeros(pooled.num_users)
+    for column in targets.T:
+        found = np.flatnonzero(takes_part & (pooled.items == column[pooled.users]))
+        own = np.full(pooled.num_users, np.nan, dtype=np.float32)
+        own[pooled.users[found]] = scores[found]
+        theirs = own[pooled.users]  # NaN, so below nothing, where the target is not listed
+        above = (scores > theirs) | ((scores == theirs) & (pooled.items < column[pooled.users]))
+        ranks = np.bincount(pooled.users[above & takes_part], minlength=pooled.num_users)
+        gains += np.where(~np.isnan(own) & (ranks < 10), 1 / np.log2(ranks + 2), 0)
+    truths = (targets != PAD).sum(axis=1)
+    ideal = np.cumsum(1 / np.log2(np.arange(10) + 2))[np.minimum(truths, 10) - 1]
+    return float((gains / ideal).mean())

@@ -1,0 +1,188 @@
+"""Measure what comparing methods costs: a full evaluation, and an epoch of LightGCN and SASRec.
+
+    python scripts/bench_baselines.py                           synthetic, of Instruments' size
+    python scripts/bench_baselines.py --data data/Instruments
+
+Every part runs in a process of its own:
+
+  evaluate   rank all items for every user by dot products of 64 numbers, as a fitted method does,
+             write lists of 100, read them back with every check, and take the metrics with their
+             intervals. 25,000 users and 10,000 items unless --data says otherwise.
+  lightgcn   epochs with the default settings, without validation; the first, which warms up, does
+  sasrec     not count
+
+Seconds are wall time; `..._cpu_seconds` is the processor's, which other work on the machine hardly
+changes. Memory is the peak of the process above what it had with its modules loaded. Prints what
+it finds, and one JSON object on the last line. About 4 minutes on two cores.
+"""
+
+import importlib
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcrec.baselines.base import TrainingData
+from lcrec.baselines.inputs import load_inputs
+from lcrec.baselines.method_run import peak_mb
+from lcrec.baselines.ranking import rank_cases, validate
+from lcrec.baselines.vectors import VectorBaseline
+from lcrec.config import option, parse_config
+from lcrec.data import Cases, Interactions, Split, leave_one_out
+from lcrec.errors import InputError, run_stage
+from lcrec.metrics import measure_lists, summarise_all
+from lcrec.predictions import Prediction, read_predictions, write_predictions
+
+USERS, ITEMS = 25_000, 10_000  # Amazon 2018 Musical Instruments has 24,772 and 9,922
+LENGTHS = 5.0, 3.3  # least and mean beyond it: 8.3 per user there
+DIM = 64
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Settings of `python scripts/bench_baselines.py`."""
+
+    data: Path | None = option("a data folder (default: synthetic)", None)
+    parts: list[str] = option("which parts to run", ["evaluate", "lightgcn", "sasrec"])
+    epochs: int = option("epochs that count, of a trained method", 2, minimum=1)
+    seed: int = option("decides the data and every start", 0, minimum=0)
+
+
+class Vectors(VectorBaseline):
+    """Random vectors: what a fitted dot-product method is to an evaluation."""
+
+    def fit(self, data: TrainingData) -> None:
+        """Draw them."""
+        rng = np.random.default_rng(self.seed)
+        self.user_vectors = rng.normal(size=(len(data.train), DIM)).astype(np.float32)
+        self.item_vectors = rng.normal(size=(data.num_items, DIM)).astype(np.float32)
+
+
+def main(argv: list[str]) -> None:
+    """Run the parts one after the other."""
+    config = parse_config(BenchConfig, argv, description=__doc__ or "", prog="bench_baselines.py")
+    unknown = set(config.parts) - set(PARTS)
+    if unknown:
+        raise InputError(f"--parts {sorted(unknown)}: there are {', '.join(PARTS)}")
+    figures: Figures = {"cores": os.cpu_count(), "data": str(config.data or "synthetic")}
+    for part in config.parts:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            found = pool.submit(PARTS[part], config).result()
+        print(part)
+        for name, value in found.items():
+            print(f"  {name} = {value}", flush=True)
+        figures |= found
+    peaks = [value for name, value in figures.items() if name.endswith("_peak_mb")]
+    print(json.dumps(figures | {"peak_mb": max(peaks)}))
+
+
+def inputs(config: BenchConfig) -> tuple[Split, int]:
+    """Return the split and the size of the catalogue."""
+    if config.data is not None:
+        read = load_inputs(config.data, None, set(), "bench")
+        return read.split, read.training.num_items
+    rng = np.random.default_rng(config.seed)
+    lengths = (LENGTHS[0] + rng.exponential(LENGTHS[1], USERS)).astype(int)
+    popularity = 1 / np.arange(1, ITEMS + 1) ** 0.7
+    drawn = rng.choice(ITEMS, size=int(lengths.sum()), p=popularity / popularity.sum())
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    users = [f"u{user}" for user in range(USERS)]
+    return leave_one_out(Interactions(users, offsets, drawn.astype(np.int32))), ITEMS
+
+
+def evaluate(config: BenchConfig) -> Figures:
+    """Rank, write, read and measure; then validate, as a training does after an epoch."""
+    split, num_items = inputs(config)
+    method = Vectors(seed=config.seed)
+    method.fit(TrainingData(split.train, num_items))
+    before, started = peak_mb(), Clock()
+    figures: Figures = {"users": len(split.test), "items": num_items}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.jsonl"
+        write_predictions(path, ranked_rows(method, split.test, split.train, num_items))
+        figures["rank_and_write_seconds"] = started.seconds()
+        predictions = read_predictions(path)
+        figures["file_mb"] = path.stat().st_size / 1e6
+    (ranked,) = predictions.ranked.values()
+    summarise_all(measure_lists(ranked, predictions.targets, 20), config.seed)
+    figures["evaluate_seconds"], figures["evaluate_cpu_seconds"] = started.both()
+    figures["evaluate_peak_mb"] = above(before)
+    del predictions
+    started = Clock()
+    validate(method, split.valid, split.train, num_items)
+    figures["validate_seconds"], figures["validate_cpu_seconds"] = started.both()
+    return figures
+
+
+def ranked_rows(method: VectorBaseline, cases: Cases, train: Interactions, num_items: int) -> Any:
+    """Yield a list of 100 per case."""
+    lists = rank_cases(method, cases, train, num_items, top=100)
+    for user, target, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True):
+        yield Prediction(user, int(target), ranked, scores)
+
+
+def lightgcn(config: BenchConfig) -> Figures:
+    """Time epochs of LightGCN."""
+    return epochs_of("lightgcn", "LightGCN", config)
+
+
+def sasrec(config: BenchConfig) -> Figures:
+    """Time epochs of SASRec."""
+    return epochs_of("sasrec", "SASRec", config)
+
+
+def epochs_of(module: str, name: str, config: BenchConfig) -> Figures:
+    """Time the epochs of a method that keeps a `log` of them."""
+    kind = getattr(importlib.import_module(f"lcrec.baselines.{module}"), name)
+    split, num_items = inputs(config)
+    method = kind(kind.Settings(epochs=config.epochs + 1), seed=config.seed)
+    before, started = peak_mb(), Clock()
+    method.fit(TrainingData(split.train, num_items))
+    _, cpu = started.both()
+    seconds = [epoch.seconds for epoch in method.log.epochs]
+    return {
+        f"{module}_epoch_seconds": float(np.mean(seconds[1:])),
+        f"{module}_epoch_cpu_seconds": cpu / len(seconds),
+        f"{module}_peak_mb": above(before),
+    }
+
+
+class Clock:
+    """Wall and processor time since it was made, in seconds."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        """Return the wall time."""
+        return round(time.perf_counter() - self.wall, 2)
+
+    def both(self) -> tuple[float, float]:
+        """Return the wall time and the processor's."""
+        return self.seconds(), round(time.process_time() - self.cpu, 2)
+
+
+def above(before: int | None) -> int:
+    """Return by how many MB the peak has risen.
+
+    Raises:
+        InputError: the system does not tell.
+    """
+    now = peak_mb()
+    if before is None or now is None:
+        raise InputError("no /proc/self/status here: the peak of memory is measured on Linux only")
+    return now - before
+
+
+PARTS = {"evaluate": evaluate, "lightgcn": lightgcn, "sasrec": sasrec}
+
+if __name__ == "__main__":
+    run_stage(main)

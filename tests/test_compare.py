@@ -1,0 +1,310 @@
+"""Comparing methods: figures worked out by hand, the command from nothing to the page, resuming."""
+
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+
+from lcrec.baselines import METHODS
+from lcrec.baselines.__main__ import main
+from lcrec.baselines.comparison import Entry, compare_entries, item_groups
+from lcrec.baselines.comparison_page import comparison_markdown, comparison_page
+from lcrec.baselines.training_runs import plan_runs
+from lcrec.errors import InputError
+from lcrec.predictions import Prediction, Predictions, write_predictions
+
+USERS, ITEMS = 40, 30
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Users of two tastes, who go through its ten items in order; items 20 to 29 are rare."""
+    folder = tmp_path / "Shop"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    sequences = {}
+    for user in range(USERS):
+        start = int(rng.integers(0, 5))
+        items = [(user % 2) * 10 + (start + step) % 10 for step in range(5)]
+        sequences[f"u{user}"] = [*items, 20 + user % 10] if user % 7 == 0 else items
+    (folder / "Shop.inter.json").write_text(json.dumps(sequences))
+    titles = {str(item): {"title": f"thing {item}"} for item in range(ITEMS)}
+    (folder / "Shop.item.json").write_text(json.dumps(titles))
+    return folder
+
+
+def compare(shop, output, *words):
+    main(["compare", "--data", str(shop), "--output", str(output), *map(str, words)])
+    return json.loads((output / "comparison.json").read_text())
+
+
+def figures_of(entries, truth, counts, protocol="leave-one-out", reference=None):
+    return compare_entries(
+        entries,
+        truth,
+        protocol,
+        popularity=np.asarray(counts),
+        activity=np.ones(len(truth), dtype=int),
+        reference=reference,
+    )
+
+
+def text_of(page):
+    return html.unescape(re.sub(r"<[^>]+>", "", page))
+
+
+# The figures.
+
+
+def test_figures_by_hand():
+    users = ["a", "b", "c", "d"]
+    truth = Predictions(users, np.array([0, 1, 2, 3]), {}, {})
+    good = np.array([[0, 9], [1, 8], [7, 2], [6, 5]], dtype=np.int32)
+    other = np.array([[0, 4], [8, 9], [9, 8], [3, 5]], dtype=np.int32)
+    counts = np.array([9, 1, 0, 5, 1, 1, 1, 1, 1, 1])
+    entries = {"other": Entry(["0"], [[other]], 2), "good": Entry(["0"], [[good]], 2, 3.0, 50)}
+    figures = figures_of(entries, truth, counts)
+    assert list(figures["methods"]) == ["good", "other"]  # best first
+    one = figures["methods"]["good"]
+    assert one["overall"]["HR@1"]["mean"] == 0.5
+    assert one["overall"]["HR@20"]["mean"] == 0.75
+    assert one["overall"]["NDCG@10"]["mean"] == pytest.approx((2 + 1 / np.log2(3)) / 4)
+    assert (one["seconds"], one["peak_mb"], one["against"]) == (3.0, 50, None)
+    against = figures["methods"]["other"]["against"]["HR@10"]
+    assert against["difference"] == -0.25
+    assert 0.1 < against["p"] <= against["p_holm"] == against["p"]  # one test: nothing to adjust
+    # The .60 and .80 quantiles of the counts are 1 and 1.8.
+    assert figures["groups"]["cold"] == {"items": 8, "users": 2}
+    assert figures["groups"]["hot"] == {"items": 2, "users": 2}
+    assert figures["groups"]["mid"] == {"items": 0, "users": 0}
+    assert figures["groups"]["new"] == {"items": 1, "users": 1}
+    assert one["groups"]["cold"]["HR@10"] == 1
+    assert one["groups"]["hot"]["HR@10"] == 0.5
+    assert one["groups"]["mid"]["HR@10"] is None
+    (pair,) = figures["pairs"]
+    assert (pair["a"], pair["b"]) == ("good", "other")
+    assert pair["overlap"] == pytest.approx((1 / 3 + 1 / 3 + 0 + 1 / 3) / 4)
+    assert [pair["hits"][side] for side in ("both", "a_only", "b_only")] == [1, 2, 1]
+    assert (pair["all"]["oracle"], pair["all"]["gain"]) == (1, 0.25)
+
+
+def test_seeds_wordings_and_a_chosen_reference():
+    truth = Predictions(["a", "b"], np.array([0, 1]), {}, {})
+    hit, miss = (np.array([[item], [item + 1]], dtype=np.int32) for item in (0, 5))
+    entries = {
+        "x": Entry(["0", "1"], [[hit], [miss]], 1),
+        "y": Entry(["p.jsonl"], [[hit, miss, miss, miss]], 1),
+    }
+    figures = figures_of(entries, truth, [1] * 7, reference="y")
+    x, y = figures["methods"]["x"], figures["methods"]["y"]
+    assert x["overall"]["HR@10"]["by_seed"] == [1, 0]
+    assert x["overall"]["HR@10"]["mean"] == 0.5
+    assert y["overall"]["HR@10"]["mean"] == 0.25  # a user's value is the mean over wordings
+    assert figures["reference"] == "y"
+    assert y["against"] is None
+    assert x["against"]["HR@10"]["difference"] == 0.25
+    text = comparison_markdown({**figures, **FACTS})
+    assert ".5000 ± .7071" in text
+
+
+def test_several_targets():
+    targets = np.array([[0, 1, 2], [3, -1, -1]])
+    truth = Predictions(["a", "b"], targets, {}, {})
+    lists = np.array([[2, 9, 0], [8, 3, -1]], dtype=np.int32)
+    counts = np.array([5, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+    figures = figures_of({"x": Entry(["0"], [[lists]], 3)}, truth, counts, "random")
+    assert figures["metrics"] == ["Recall@10", "Recall@20", "NDCG@10", "NDCG@20"]
+    x = figures["methods"]["x"]
+    assert x["overall"]["Recall@10"]["mean"] == pytest.approx((2 / 3 + 1) / 2)
+    assert figures["groups"]["new"] == {"items": 1, "users": 1}
+    assert x["groups"]["new"]["Recall@10"] == 0  # item 1 of user a is not listed
+    assert x["groups"]["hot"]["Recall@10"] == 1  # item 0 is
+    assert figures["pairs"] == []
+
+
+def test_groups_part_the_catalogue():
+    groups = item_groups(np.arange(100))
+    assert [int(groups[name].sum()) for name in ("cold", "mid", "hot")] == [60, 20, 20]
+    assert (groups["cold"].astype(int) + groups["mid"] + groups["hot"] == 1).all()
+    assert (groups["new"] ^ groups["known"]).all()
+    assert groups["new"].tolist() == [True] + [False] * 99
+
+
+# The page.
+
+FACTS = {
+    "data": "Shop <&>",
+    "protocol": "leave-one-out",
+    "exclude_history": False,
+    "tuned": False,
+    "items": 7,
+    "left_out": {"alpharec": "needs | texts"},
+}
+
+
+def toy_figures(names=("x", "y")):
+    rng = np.random.default_rng(0)
+    truth = Predictions([f"u{user}" for user in range(20)], rng.integers(0, 7, 20), {}, {})
+    entries = {
+        name: Entry(["0"], [[np.stack([rng.permutation(7) for _ in range(20)])]], 7, 90.4, 321)
+        for name in names
+    }
+    return figures_of(entries, truth, np.arange(1, 8)) | FACTS
+
+
+def test_the_page():
+    figures = toy_figures(("x", "<y>", "z"))
+    page = comparison_page(figures)
+    assert page.count("<svg ") == 3
+    assert "<y>" not in page
+    text = text_of(page)
+    assert "3 methods on Shop <&>" in text
+    assert "No user's target is missing from train" in text
+    assert "needs | texts" in text
+    assert "The lists of" in text  # they end before 20 items
+    assert text.count("★") >= len(figures["metrics"])
+    for pair in figures["pairs"]:
+        assert f"{pair['all']['oracle']:.4f}".removeprefix("0") in text
+    single = comparison_page(toy_figures(["x"]))
+    assert "What two find together" not in single
+
+
+def test_the_markdown():
+    text = comparison_markdown(toy_figures())
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(tables) == 6
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1
+    assert "| alpharec | needs \\| texts |" in text
+    assert "| x | 90 | 321 |" in text
+    best = [line for line in text.splitlines() if "**" in line]
+    assert best
+
+
+# The command.
+
+
+def test_from_nothing_to_the_page_and_on(shop, tmp_path, capsys):
+    output = tmp_path / "runs"
+    elsewhere = tmp_path / "mine.jsonl"
+    rows = [
+        Prediction(user, items[-1], [items[-1], items[0]], [1, 0])
+        for user, items in json.loads((shop / "Shop.inter.json").read_text()).items()
+    ]
+    write_predictions(elsewhere, rows)
+    words = ["--methods", "popularity", "cooccurrence", "--seeds", 3]
+    figures = compare(shop, output, *words, "--predictions", f"mine={elsewhere}")
+    screen = capsys.readouterr().out
+    assert "2 runs" in screen  # a method that draws nothing runs once
+    assert "popularity, seed 0: 2 left" in screen
+    assert figures["methods"].keys() == {"mine", "cooccurrence", "popularity"}
+    assert next(iter(figures["methods"])) == "mine"
+    assert figures["methods"]["mine"]["overall"]["HR@1"]["mean"] == 1
+    assert figures["methods"]["mine"]["seconds"] is None
+    trained = figures["methods"]["cooccurrence"]
+    assert trained["seeds"] == ["0"]
+    assert trained["peak_mb"] > 10
+    assert 0 < figures["methods"]["popularity"]["overall"]["HR@10"]["mean"] < 1
+    assert figures["groups"]["new"]["users"] > 0
+    assert "| mine |" in (output / "comparison.md").read_text()
+    assert (output / "comparison.html").read_text().count("<svg ") == 3
+    run = output / "cooccurrence-0"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"method", "predictions.jsonl", "predictions.lcrec.json", "log.txt"}
+
+    # One run is gone, as if it had been killed: it alone is made again, with the same result.
+    before = (run / "predictions.jsonl").read_bytes()
+    stamp = (output / "popularity-0" / "predictions.jsonl").stat().st_mtime_ns
+    (run / "predictions.jsonl").unlink()
+    again = compare(shop, output, *words, "--predictions", f"mine={elsewhere}")
+    screen = capsys.readouterr().out
+    assert "1 of 2 runs are done already" in screen
+    assert "popularity, seed" not in screen
+    assert (run / "predictions.jsonl").read_bytes() == before
+    assert (output / "popularity-0" / "predictions.jsonl").stat().st_mtime_ns == stamp
+    for one in (figures, again):
+        one["methods"]["cooccurrence"].pop("seconds")
+        one["methods"]["cooccurrence"].pop("peak_mb")
+    assert again == figures
+
+
+def test_what_cannot_run_is_named(shop, tmp_path, capsys, monkeypatch):
+    few = {name: METHODS[name] for name in ("popularity", "text-cosine")}
+    for module in ("lcrec.baselines", "lcrec.baselines.compare"):
+        monkeypatch.setattr(f"{module}.METHODS", few)
+    figures = compare(shop, tmp_path / "without")
+    assert list(figures["methods"]) == ["popularity"]
+    assert "needs --embeddings DIR" in figures["left_out"]["text-cosine"]
+    assert "Left out: text-cosine: needs --embeddings" in capsys.readouterr().out
+    # One that fails while it runs is left out with what it said, and the rest goes on.
+    vectors = tmp_path / "embeddings"
+    vectors.mkdir()
+    np.save(vectors / "embeddings.npy", np.ones((3, 4), dtype=np.float32))
+    figures = compare(shop, tmp_path / "short", "--embeddings", vectors)
+    assert list(figures["methods"]) == ["popularity"]
+    assert "has 3 rows but the catalogue has 30" in figures["left_out"]["text-cosine"]
+    with pytest.raises(InputError, match=r"--reference text-cosine: .*3 rows"):
+        compare(shop, tmp_path / "short", "--embeddings", vectors, "--reference", "text-cosine")
+
+
+def test_the_random_protocol(shop, tmp_path, capsys):
+    figures = compare(shop, tmp_path / "runs", "--methods", "cooccurrence", "--protocol", "random")
+    assert figures["metrics"][0] == "Recall@10"
+    assert "never listed" in (tmp_path / "runs" / "comparison.md").read_text()
+    assert figures["users"] == USERS
+
+
+@pytest.mark.slow
+def test_seeds_and_a_crash(shop, tmp_path, capsys):
+    figures = compare(shop, tmp_path / "runs", "--methods", "mf", "popularity", "--seeds", 2)
+    assert figures["methods"]["mf"]["seeds"] == ["0", "1"]
+    figures = compare(
+        shop, tmp_path / "crash", "--methods", "mf", "popularity", "--device", "nowhere"
+    )
+    assert list(figures["methods"]) == ["popularity"]
+    assert re.search(r"ended with 1; see .*mf-0/log.txt", figures["left_out"]["mf"])
+    assert "Traceback" in (tmp_path / "crash" / "mf-0" / "log.txt").read_text()
+
+
+def test_runs_of_a_method_that_draws(shop, tmp_path):
+    runs = plan_runs(["popularity", "mf"], 2, tmp_path, ["--data", str(shop)])
+    assert [(run.method, run.seed) for run in runs] == [("popularity", 0), ("mf", 0), ("mf", 1)]
+
+
+def test_what_the_command_refuses(shop, tmp_path):
+    other = tmp_path / "other.jsonl"
+    write_predictions(other, [Prediction(f"u{user}", 29, [1], [0]) for user in range(USERS)])
+    fewer = tmp_path / "fewer.jsonl"
+    write_predictions(fewer, [Prediction("u1", 29, [1], [0])])
+    stale = tmp_path / "stale.jsonl"
+    write_predictions(stale, [Prediction("u1", 29, [1], [0])])
+    record = {"lcrec": "0", "stage": "s", "config": {}}
+    record["inputs"] = {"inter": {"path": "elsewhere", "sha256": "0" * 64}}
+    (tmp_path / "stale.lcrec.json").write_text(json.dumps(record))
+    (tmp_path / "file").write_text("")
+    cases = [
+        (["--methods", "popularty"], "no method 'popularty'; did you mean 'popularity'"),
+        (["--methods", "all", "mf"], "--methods all mf: all, or names"),
+        (["--methods", "text-cosine"], "--methods text-cosine: needs --embeddings DIR"),
+        (["--seeds", "0"], "--seeds: 0 is too small"),
+        (["--predictions", str(other)], "expected NAME=FILE.jsonl"),
+        (["--predictions", f"mf={other}"], "mf is a method here"),
+        (["--predictions", f"a={other}", f"a={other}"], "given twice"),
+        (["--predictions", f"a={tmp_path / 'no.jsonl'}"], "no such file"),
+        (["--predictions", f"a={other}"], "--protocol leave-one-out and .* different targets"),
+        (["--predictions", f"a={fewer}"], "39 users that .*fewer.jsonl lacks"),
+        (["--predictions", f"a={stale}"], "made from another inter file"),
+        (["--reference", "lc-rec"], "--reference lc-rec: not compared.*popularity"),
+        (["--protocol", "rnd"], "'rnd' is none of leave-one-out, random"),
+        (["--output", str(tmp_path / "file")], "a file is there; name a folder"),
+    ]
+    for words, message in cases:
+        given = {"--methods": ["popularity"], "--output": [str(tmp_path / "out")]}
+        given |= {words[0]: words[1:]}
+        flags = [word for flag, values in given.items() for word in (flag, *values)]
+        with pytest.raises(InputError, match=message):
+            main(["compare", "--data", str(shop), *flags])
+    assert not (tmp_path / "out").exists()
