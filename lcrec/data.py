@@ -188,26 +188,16 @@ def load_interactions(folder: Path, num_items: int | None) -> Interactions:
     return interactions
 
 
-def _require_no_gap(items: np.ndarray, path: Path, catalogue: Path) -> None:
-    """Refuse ids that leave out a number, where no catalogue tells how many items there are."""
-    seen = np.unique(items)
-    gaps = np.flatnonzero(seen != np.arange(len(seen)))
-    if len(gaps):
-        raise InputError(
-            f"{path}: item {gaps[0]} is in no sequence, and there is no {catalogue} to say how "
-            "many items there are; number the items from 0 without gaps, or add that file"
-        )
-
-
 def _require_ids(sequence: object, num_items: int | None, where: str) -> None:
-    """Refuse what is no list of items of the catalogue, or of item ids where there is none."""
-    limit, wanted = MOST_ITEMS, "an item id from 0 up"
-    if num_items is not None:
-        limit, wanted = num_items, f"in the catalogue, whose ids are 0 to {num_items - 1}"
+    """Refuse what is no list of items of the catalogue, or of ids at all where there is none."""
     if not isinstance(sequence, list):
         raise InputError(f"{where}: expected a list, found {_kind(sequence)}")
+    limit = MOST_ITEMS if num_items is None else num_items
     for item in sequence:
         if type(item) is not int or not 0 <= item < limit:
+            wanted = "an item id from 0 up"
+            if num_items is not None:
+                wanted = f"in the catalogue, whose ids are 0 to {num_items - 1}"
             raise InputError(f"{where}: item {item!r} is not {wanted}")
 
 
@@ -217,6 +207,17 @@ def _require_known(items: np.ndarray, num_items: int, path: Path) -> None:
         raise InputError(
             f"{path}: item {items.max()} is not in the catalogue, whose ids are 0 to "
             f"{num_items - 1}"
+        )
+
+
+def _require_no_gap(items: np.ndarray, path: Path, catalogue: Path) -> None:
+    """Refuse ids that leave one out, where nothing else says how many items there are."""
+    seen = np.unique(items)
+    missing = np.flatnonzero(seen != np.arange(len(seen)))
+    if len(missing):
+        raise InputError(
+            f"{path}: item {missing[0]} is in no sequence, and there is no {catalogue} to say how "
+            "many items there are; number the items from 0 without gaps, or add that file"
         )
 
 
