@@ -328,7 +328,7 @@ def load_split(folder: Path, num_items: int) -> Split:
 def _cases(targets: Interactions, before: list[Interactions]) -> Cases:
     """Return the cases of users with a target and a history, which is `before`, one by one."""
     users, histories, rows = [], [], []
-    for user in np.flatnonzero(np.diff(targets.offsets)):
+    for user in np.flatnonzero(np.diff(targets.offsets)).tolist():
         history = np.concatenate([part.sequence(user) for part in before])
         if len(history):
             users.append(targets.users[user])

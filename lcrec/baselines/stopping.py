@@ -39,8 +39,8 @@ class TrainingLog:
         if self.best_score is None:
             return None
         enough = (1 - within) * self.best_score
-        scored = ((epoch.number, epoch.score) for epoch in self.epochs)
-        return next(number for number, score in scored if score is not None and score >= enough)
+        scored = ((epoch.number, epoch.score) for epoch in self.epochs if epoch.score is not None)
+        return next(number for number, score in scored if score >= enough)
 
 
 def train_epochs(
