@@ -31,13 +31,13 @@ import numpy as np
 
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.inputs import load_inputs
-from lcrec.baselines.method_run import peak_mb
+from lcrec.baselines.memory import peak_mb
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option, parse_config
 from lcrec.data import Cases, Interactions, Split, leave_one_out
 from lcrec.errors import InputError, run_stage
-from lcrec.evaluate import measure
+from lcrec.metrics import measure_lists, summarise_all
 from lcrec.predictions import Prediction, read_predictions, write_predictions
 
 USERS, ITEMS = 25_000, 10_000  # Amazon 2018 Musical Instruments has 24,772 and 9,922
@@ -111,7 +111,8 @@ def evaluate(config: BenchConfig) -> Figures:
         figures["rank_and_write_seconds"] = started.seconds()
         predictions = read_predictions(path)
         figures["file_mb"] = path.stat().st_size / 1e6
-    measure(predictions, depth=20)
+    (ranked,) = predictions.ranked.values()
+    summarise_all(measure_lists(ranked, predictions.targets, 20), config.seed)
     figures["evaluate_seconds"], figures["evaluate_cpu_seconds"] = started.both()
     figures["evaluate_peak_mb"] = above(before)
     del predictions

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lcrec.__main__ import STAGES, main
+from lcrec.baselines.__main__ import COMMANDS
 from lcrec.errors import InputError
 
 TOP = Path(__file__).parents[1]
@@ -77,6 +78,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.baselines.probes", "lcrec.baselines.probe"], 3),
     "lcrec.baselines.collabcontext": 3,
     **dict.fromkeys(["lcrec.baselines.method_run", "lcrec.baselines.protocols"], 3),
+    **dict.fromkeys(["lcrec.baselines.memory"], 3),
     **dict.fromkeys(["lcrec.baselines.tssr", "lcrec.baselines.tssr_losses"], 3),
     "lcrec.baselines.tssr_content": 3,
     **dict.fromkeys(["lcrec.baselines.cold", "lcrec.baselines.cold_split"], 3),
@@ -243,6 +245,7 @@ def test_the_overview_lists_every_stage_and_no_other():
 
 def test_the_names_in_provenance_are_those_of_the_overview():
     commands = {command for command, _, _ in STAGES}
+    commands |= {f"python -m lcrec.baselines {name}" for name in COMMANDS}
     constants = {
         name: node.value.value
         for name, tree in TREES.items()

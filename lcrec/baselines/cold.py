@@ -1,4 +1,4 @@
-"""Command: which methods find items that nobody has bought yet?
+"""Command: find out which methods find items that nobody has bought yet.
 
 Reads a data folder, and embeddings for the methods that need them; takes a share of the items away
 (`lcrec.baselines.cold_split`) and fits every method on the rest. Prints a table and writes a JSON

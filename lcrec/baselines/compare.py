@@ -29,9 +29,10 @@ from lcrec.baselines import METHODS, find_method
 from lcrec.baselines.base import positions
 from lcrec.baselines.comparison import Entry, compare_entries, read_entry
 from lcrec.baselines.inputs import Inputs, load_inputs
+from lcrec.baselines.memory import most
 from lcrec.baselines.method_run import PROG
 from lcrec.baselines.protocols import PROTOCOLS
-from lcrec.baselines.training_runs import carry_out, plan_runs
+from lcrec.baselines.training_runs import carry_out, plan_runs, taken
 from lcrec.config import config_dict, option, parse_config
 from lcrec.errors import InputError
 from lcrec.predictions import Predictions
@@ -103,16 +104,16 @@ def main(argv: list[str]) -> None:
     for method in tqdm(dict.fromkeys(run.method for run in done), desc="judge", unit=" methods"):
         own = [run for run in done if run.method == method]
         facts = [found for run in own if (found := run.facts())]
-        memory = [found["peak_mb"] for found in facts if found["peak_mb"] is not None]
         entries[method] = read_entry(
             {str(run.seed): run.predictions for run in own},
             truth,
             where,
-            float(np.mean([found["seconds"] for found in facts])),
-            max(memory, default=None),
+            float(np.mean([taken(found) for found in facts])),
+            most(found["peak_mb"] for found in facts),
         )
     if not entries:
-        raise InputError(f"nothing is left to compare: {left_out}")
+        reasons = "; ".join(f"{method}: {reason}" for method, reason in left_out.items())
+        raise InputError(f"--methods {' '.join(config.methods)}: none could be run ({reasons})")
     train = inputs.training.train
     lengths = np.diff(train.offsets)
     figures = {

@@ -247,7 +247,7 @@ def _cost_table(figures: Figures) -> Table:
         for name, one in figures["methods"].items()
     ]
     return Table(
-        "Seconds per run, reading and ranking included; the most memory of its process.",
+        "Seconds per run, fitting and ranking; the most memory of its process.",
         ["method", "seconds", "MB"],
         rows,
     )

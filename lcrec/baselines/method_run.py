@@ -4,7 +4,7 @@ Reads a data folder, and embeddings or an index for the methods that need them; 
 `predictions.jsonl` (the form of `lcrec.predictions`) with the users and targets of the chosen
 split, and its provenance beside it, which tells what the run cost.
 
-Public names: `BaselineConfig`, `MethodRun`, `PROG`, `peak_mb`.
+Public names: `BaselineConfig`, `MethodRun`, `PROG`.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from lcrec.artifacts import is_current, read_provenance, write_provenance
 from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.inputs import input_files, load_inputs
+from lcrec.baselines.memory import most, peak_mb
 from lcrec.baselines.protocols import PROTOCOLS
 from lcrec.baselines.ranking import rank_cases
 from lcrec.baselines.settings import (
@@ -27,7 +28,7 @@ from lcrec.baselines.settings import (
     parse_method_config,
     settings_files,
 )
-from lcrec.baselines.store import fit_once, is_saved
+from lcrec.baselines.store import fit_and_measure, fit_once, is_saved
 from lcrec.config import config_dict, option
 from lcrec.data import Cases
 from lcrec.predictions import Prediction, require_predictions_path, write_predictions
@@ -124,7 +125,6 @@ class MethodRun:
         if self.facts() is not None:
             print(f"{output} is up to date.\n{after}")
             return
-        started = time.perf_counter()
         inputs = load_inputs(
             config.data,
             config.embeddings,
@@ -146,11 +146,10 @@ class MethodRun:
         method = self.kind(self.chosen, seed=config.seed, device=config.device or default_device())
         training = dataclasses.replace(inputs.training, exclude_history=config.exclude_history)
         if config.save is not None:
-            seconds = fit_once(config.save, self.prog, method, self.fitted_by, self.files, training)
+            cost = fit_once(config.save, self.prog, method, self.fitted_by, self.files, training)
         else:
-            fitting = time.perf_counter()
-            method.fit(training)
-            seconds = time.perf_counter() - fitting
+            cost = fit_and_measure(method, training)
+        fitted = time.perf_counter()
         lists = rank_cases(
             method,
             cases,
@@ -171,28 +170,13 @@ class MethodRun:
             self.prog,
             self.settings,
             self.files,
-            fit_seconds=round(seconds, 1),
-            seconds=round(time.perf_counter() - started, 1),
-            peak_mb=peak_mb(),
+            fit_seconds=cost["fit_seconds"],
+            rank_seconds=round(time.perf_counter() - fitted, 1),
+            peak_mb=most([cost["peak_mb"], peak_mb()]),
         )
         length = min(config.top, num_items, method.listed or num_items)
         up_to = "up to " if leaves_out or method.listed else ""
         if config.save is not None:
             print(f"{config.save} holds the fitted method.")
-        print(
-            f"Fitted in {seconds:,.0f} s. Wrote {output}: {up_to}{length} items per user.\n{after}"
-        )
-
-
-def peak_mb() -> int | None:
-    """Return the most memory this process has had resident, in MB; None where Linux does not tell.
-
-    `getrusage` tells another number: it counts, across the start of a program, what the process
-    that started it had.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) // 1024
+        wrote = f"Wrote {output}: {up_to}{length} items per user."
+        print(f"Fitted in {cost['fit_seconds']:,.0f} s. {wrote}\n{after}")

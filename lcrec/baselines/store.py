@@ -1,6 +1,6 @@
 """A fitted method on disk: `method.safetensors` and its provenance, in a folder.
 
-Public names: `WEIGHTS`, `save_method`, `load_method`, `is_saved`, `fit_once`,
+Public names: `WEIGHTS`, `save_method`, `load_method`, `is_saved`, `fit_once`, `fit_and_measure`,
 `require_replaceable`.
 """
 
@@ -21,6 +21,7 @@ from lcrec.artifacts import (
     write_provenance,
 )
 from lcrec.baselines.base import Baseline, TrainingData
+from lcrec.baselines.memory import peak_mb
 from lcrec.errors import InputError
 
 WEIGHTS = "method.safetensors"
@@ -107,7 +108,7 @@ def fit_once(
     config: dict[str, Any],
     inputs: dict[str, Path],
     data: TrainingData,
-) -> float:
+) -> dict[str, Any]:
     """Fit a method and write it, or fill it with what an equal run left there.
 
     Args:
@@ -117,7 +118,7 @@ def fit_once(
         data: what to fit it on.
 
     Returns:
-        the seconds that fitting took, now or then.
+        what fitting took, now or then: `fit_seconds` and `peak_mb`, None where it is not known.
 
     Raises:
         InputError: the folder holds something else than a fitted method.
@@ -126,10 +127,15 @@ def fit_once(
         load_method(folder, method, data, inputs)
         record = read_provenance(folder)
         assert record is not None
-        return float(record["fit_seconds"])
+        return {"fit_seconds": record["fit_seconds"], "peak_mb": record.get("peak_mb")}
     require_replaceable(folder)  # before the work, not after it
+    cost = fit_and_measure(method, data)
+    save_method(folder, stage, method, config, inputs, **cost)
+    return cost
+
+
+def fit_and_measure(method: Baseline, data: TrainingData) -> dict[str, Any]:
+    """Fit a method; return `fit_seconds` and `peak_mb` of the process, None where not known."""
     started = time.perf_counter()
     method.fit(data)
-    seconds = time.perf_counter() - started
-    save_method(folder, stage, method, config, inputs, fit_seconds=round(seconds, 1))
-    return seconds
+    return {"fit_seconds": round(time.perf_counter() - started, 1), "peak_mb": peak_mb()}
