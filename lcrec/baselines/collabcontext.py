@@ -30,7 +30,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from lcrec.baselines.base import Need, TrainingData
+from lcrec.baselines.base import Need, TrainingData, require_embeddings
 from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import alignment, uniformity
 from lcrec.baselines.ranking import validate
@@ -157,12 +157,16 @@ class CollabContext(VectorBaseline):
     cold_item_vectors: np.ndarray
 
     def fit(self, data: TrainingData) -> None:
-        """Train phase after phase, each to its best validation NDCG@10."""
+        """Train phase after phase, each to its best validation NDCG@10.
+
+        Raises:
+            InputError: there are no embeddings.
+        """
         chosen = self.settings
-        assert data.embeddings is not None
+        embeddings = require_embeddings(data, "collabcontext")
         torch.manual_seed(self.seed)
         bought = purchases(data.train, data.num_items)
-        features = torch.from_numpy(normalise_features(data.embeddings, chosen.feature_norm))
+        features = torch.from_numpy(normalise_features(embeddings, chosen.feature_norm))
         network = Network(normalised_adjacency(bought), features, chosen).to(self.device)
         batches = _Batches(bought, chosen.batch_size, self.seed)
         self.history: list[tuple[Phase, int, float | None]] = []

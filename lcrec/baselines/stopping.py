@@ -39,8 +39,11 @@ class TrainingLog:
         if self.best_score is None:
             return None
         enough = (1 - within) * self.best_score
-        scored = (epoch for epoch in self.epochs if epoch.score is not None)
-        return next(epoch.number for epoch in scored if epoch.score >= enough)
+        return next(
+            epoch.number
+            for epoch in self.epochs
+            if epoch.score is not None and epoch.score >= enough
+        )
 
 
 def train_epochs(
