@@ -9,12 +9,11 @@ in the batch). A phase ends when validation NDCG@10 has stopped improving; its b
 back before the next begins with a new optimiser. Items that nobody has bought are scored without
 the MLP: users smoothed over X, such items X itself.
 
-Collaborative Alignment for Recommendation (CIKM 2024; arXiv 2310.09400 under
-earlier titles).
-Where the paper and its released code disagree: smoothing is LightGCN's mean, uniformity is
-Wang and Isola's over distinct pairs of the batch, and gradients reach U through the items' side
-too (the code; the paper says that items are frozen: `--detach-tutor`). Only purchases are aligned:
-the released configuration also draws one random item per purchase and aligns that too.
+Collaborative Alignment for Recommendation (CIKM 2024; arXiv 2310.09400 under earlier titles). Where
+the paper and its released code disagree: smoothing is LightGCN's mean, uniformity is Wang and
+Isola's over distinct pairs of the batch, and gradients reach U through the items' side too (the
+code; the paper says that items are frozen: `--detach-tutor`). Only purchases are aligned: by its
+configuration, the released code pairs every purchase with a random item and aligns that too.
 
 Reads and writes nothing. Public names: `CollabContext`, `CollabContextSettings`, `phase_loss`,
 `normalise_features`.
