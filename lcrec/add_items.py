@@ -19,15 +19,17 @@ from lcrec.artifacts import (
     atomic_path,
     data_paths,
     find_data,
+    fingerprint,
     is_current,
+    is_parquet,
     read_json,
     read_provenance,
-    sha256,
     write_json,
     write_provenance,
 )
 from lcrec.config import config_dict, option, parse_config
-from lcrec.data import load_items
+from lcrec.data import item_texts, load_items
+from lcrec.data_parquet import read_texts, write_texts
 from lcrec.errors import InputError, run_stage
 from lcrec.new_items import ADD_STAGE, read_new_items
 
@@ -61,7 +63,8 @@ def main(argv: list[str]) -> None:
     inputs = {"item": old.item, "added": add, "inter": old.inter}
     inputs |= {"user": old.user} if old.user.exists() else {}
     after = f"Next: python -m lcrec.embed --data {output} --add {add} --embeddings OLD --output NEW"
-    made = output.is_dir() and data_paths(output, old.name).inter.exists()
+    parquet = is_parquet(old.inter)
+    made = output.is_dir() and data_paths(output, old.name, parquet=parquet).inter.exists()
     if made and is_current(output, ADD_STAGE, config_dict(config), inputs):
         print(f"{output} is up to date.\n{after}")
         return
@@ -69,13 +72,16 @@ def main(argv: list[str]) -> None:
     print(f"Adding {len(new):,} items to the {num_items:,} of {old.name}: numbers {num_items:,} on")
     with atomic_path(output) as folder:
         folder.mkdir()
-        paths = data_paths(folder, old.name)
+        paths = data_paths(folder, old.name, parquet=parquet)
         _copy(old, paths)
-        numbered = {str(num_items + place): entry for place, entry in enumerate(new.values())}
-        write_json(paths.item, read_json(old.item) | numbered)
+        if parquet:
+            _write_texts(paths.item, [*read_texts(old.item), *new.values()])
+        else:
+            numbered = {str(num_items + place): entry for place, entry in enumerate(new.values())}
+            write_json(paths.item, read_json(old.item) | numbered)
         if raw_ids is not None:
             paths.item_ids.write_text(raw_ids, encoding="utf-8")
-        facts = {"items": last + 1, "inter_sha256": sha256(paths.inter)}
+        facts = {"items": last + 1, "inter_sha256": fingerprint(paths.inter)}
         write_provenance(folder, ADD_STAGE, config_dict(config), inputs, **facts)
     print(f"Wrote {output}: {last + 1:,} items. {after}")
 
@@ -114,8 +120,8 @@ def _check_output(output: Path, data: Path) -> None:
         raise InputError(
             f"--output {output}: it was not made by {ADD_STAGE}; choose another folder"
         )
-    for inter in output.glob("*.inter.json"):
-        if sha256(inter) != record["inter_sha256"]:
+    for inter in [*output.glob("*.inter.json"), *output.glob("*.inter.parquet")]:
+        if fingerprint(inter) != record["inter_sha256"]:
             raise InputError(
                 f"--output {output}: {inter.name} was changed since, and would be lost; choose "
                 "another folder"
@@ -124,10 +130,23 @@ def _check_output(output: Path, data: Path) -> None:
 
 def _copy(old: DataPaths, new: DataPaths) -> None:
     """Copy what does not speak of the catalogue's size."""
-    for name in ("inter", "user", "review", "user_ids"):
+    for name in ("inter", "split", "user", "review", "user_ids"):
         source: Path = getattr(old, name)
-        if source.exists():
+        if source.is_dir():
+            shutil.copytree(source, getattr(new, name))
+        elif source.exists():
             shutil.copyfile(source, getattr(new, name))
+
+
+def _write_texts(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write texts as Parquet; a field that some item has, every item has."""
+    # Slow to load, and needed for large data alone.
+    import pyarrow as pa
+
+    texts = [item_texts(row, f"item {item}") for item, row in enumerate(rows)]
+    names = list(dict.fromkeys(name for row in texts for name in row))
+    columns = {name: pa.array([row.get(name, "") for row in texts], pa.string()) for name in names}
+    write_texts(path, pa.table(columns))
 
 
 if __name__ == "__main__":

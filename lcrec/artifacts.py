@@ -7,9 +7,10 @@ that is asked for what already lies there does nothing, and one whose input has 
 refuses, naming the command that rebuilds it. Where an artifact is several files, the one that the
 next stage reads is removed first and written last: a mixture of old and new is never taken for one.
 
-Public names: the file-name constants, `DataPaths`, `find_data`, `read_json`, `write_json`,
-`read_array`, `write_array`, `read_jsonl`, `write_jsonl`, `atomic_path`, `sha256`, `fingerprint`,
-`provenance_path`, `write_provenance`, `read_provenance`, `is_current`, `require_same_input`.
+Public names: the file-name constants, `DataPaths`, `data_paths`, `find_data`, `is_parquet`,
+`read_json`, `write_json`, `read_array`, `write_array`, `read_jsonl`, `write_jsonl`, `atomic_path`,
+`sha256`, `fingerprint`, `provenance_path`, `write_provenance`, `read_provenance`, `is_current`,
+`require_same_input`.
 """
 
 import contextlib
@@ -40,33 +41,51 @@ PROMPTS = "prompts"
 RECIPE = "recipe.yaml"
 CARD = "README.md"
 ITEM_TOKENS = "item_tokens.json"
+DATA_CARD = "data_card.json"
+DATA_CARD_PAGE = "data_card.html"
 
 
 @dataclass(frozen=True)
 class DataPaths:
-    """The files of one data folder, `DIR/<Name>.*` (LC-Rec's names)."""
+    """The files of one data folder, `DIR/<Name>.*` (LC-Rec's names).
+
+    Where a data set is large, inter, item and split are folders of Parquet files.
+    """
 
     name: str
     inter: Path
     item: Path
+    split: Path
     user: Path
     review: Path
     answers: Path
     user_ids: Path
     item_ids: Path
+    card: Path
+    card_page: Path
 
 
-def data_paths(folder: Path, name: str) -> DataPaths:
-    """Return where the files of data set `name` lie in `folder`, existing or not."""
+def data_paths(folder: Path, name: str, *, parquet: bool = False) -> DataPaths:
+    """Return where the files of data set `name` lie in `folder`, existing or not.
+
+    Args:
+        folder: the data folder.
+        name: the data set's name.
+        parquet: whether inter, item and split are folders of Parquet files, not JSON.
+    """
+    form = "parquet" if parquet else "json"
     return DataPaths(
         name=name,
-        inter=folder / f"{name}.inter.json",
-        item=folder / f"{name}.item.json",
+        inter=folder / f"{name}.inter.{form}",
+        item=folder / f"{name}.item.{form}",
+        split=folder / f"{name}.split.{form}",
         user=folder / f"{name}.user.json",
         review=folder / f"{name}.review.json",
         answers=folder / f"{name}.answers.jsonl",
         user_ids=folder / f"{name}.user2id",
         item_ids=folder / f"{name}.item2id",
+        card=folder / DATA_CARD,
+        card_page=folder / DATA_CARD_PAGE,
     )
 
 
@@ -74,17 +93,25 @@ def find_data(folder: Path) -> DataPaths:
     """Find the one data set in `folder`.
 
     Raises:
-        InputError: no such folder, or not exactly one `*.inter.json` in it.
+        InputError: no such folder, or not exactly one `*.inter.json` or `*.inter.parquet` in it.
     """
     if not folder.is_dir():
         raise InputError(
             f"--data {folder}: no such folder; make one with: python -m lcrec.prepare --help"
         )
-    found = sorted(path.name.removesuffix(".inter.json") for path in folder.glob("*.inter.json"))
+    found = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.parquet")])
     if len(found) != 1:
-        seen = f"found {', '.join(found)}" if found else "found none"
-        raise InputError(f"--data {folder}: expected exactly one <Name>.inter.json, {seen}")
-    return data_paths(folder, found[0])
+        seen = f"found {', '.join(path.name for path in found)}" if found else "found none"
+        raise InputError(
+            f"--data {folder}: expected exactly one <Name>.inter.json or <Name>.inter.parquet, "
+            f"{seen}"
+        )
+    return data_paths(folder, found[0].name.split(".inter.")[0], parquet=is_parquet(found[0]))
+
+
+def is_parquet(path: Path) -> bool:
+    """Tell by its name whether a file of a data folder holds Parquet, else it is JSON."""
+    return path.suffix == ".parquet"
 
 
 @contextlib.contextmanager

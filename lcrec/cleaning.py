@@ -1,27 +1,27 @@
-"""Raw tables -> tables fit to learn from: checks, text cleaning, filters, k-core.
+"""The catalogue's text made plain, and the items that cannot stay for want of it.
 
-Reads what a reader of `lcrec.formats` opened; writes nothing. Each step is a function from Ibis
-table to Ibis table: interactions have the columns user, item, time, row (and rating, where there
-is one), items have item, row and the texts.
+`make_catalogue` cleans the text of the items that are left, in plain Python over batches of rows,
+so that it is the same whatever engine holds the tables, and says which items have to go and why.
 
-Public names: `load_raw`, `clean_text`, `rated_at_least`, `one_row_per_item`, `with_text`,
-`first_of_repeats`, `k_core`, `first_row`.
+Public names: `clean_text`, `Catalogue`, `make_catalogue`, `NO_ROW`, `NO_TEXT`, `MARKUP_ONLY`,
+`LONG_TITLE`, `SHORT_TEXT`.
 """
 
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import ibis
-import ibis.expr.datatypes as dt
-from ibis import _
+import pyarrow as pa
+import pyarrow.parquet as pq
 from ibis.expr.types import Table
+from tqdm import tqdm
 
+from lcrec.engines import write_sorted
 from lcrec.errors import InputError
-from lcrec.formats import TEXT_ROLES, RawTables, load_table, materialise
+from lcrec.formats_tables import EXTRA_ROLES, TEXT_ROLES
 
 # What a page does not show, and its tags; a quoted attribute may hold a ">".
 HIDDEN = re.compile(r"<!--.*?-->|<(style|script)\b[^>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
@@ -44,21 +44,30 @@ INLINE, BLOCK = frozenset(INLINE_NAMES.split()), frozenset(BLOCK_NAMES.split())
 SPACE = re.compile(r"[\s\x00-\x1f\x7f]+")
 
 
-def load_raw(raw: RawTables) -> RawTables:
-    """Read both files once and check every row.
+# Why items are left out, and with them their interactions.
+NO_ROW = "item has no row in the items file"
+NO_TEXT = "item has neither title nor description"
+MARKUP_ONLY = "item's text is nothing but markup"
+LONG_TITLE = "item's title is longer than --max-title-words"
+SHORT_TEXT = "item's text is shorter than --min-text"
+SAMPLES = 3  # texts shown before and after cleaning
 
-    Returns:
-        The same, with `time` as a number or a UTC timestamp.
 
-    Raises:
-        InputError: a file is malformed or empty, an id is missing, a time is none.
+@dataclass(frozen=True)
+class Catalogue:
+    """The items that have text, and what became of the others.
+
+    Attributes:
+        items: Arrow table with item, in ascending order, and a column of text per field.
+        left_out: reason -> ids of the items that have to go, in ascending order.
+        emptied: field -> ids of the items whose text there was markup alone.
+        samples: field, text before and text after cleaning, of the first that changed.
     """
-    interactions = load_table(raw.interactions, raw.interactions_path)
-    items = load_table(raw.items, raw.items_path)
-    for role in ("user", "item"):
-        _require_ids(interactions, role, raw.interaction_columns[role], raw.interactions_path)
-    _require_ids(items, "item", raw.item_columns["item"], raw.items_path)
-    return replace(raw, interactions=_with_sortable_time(interactions, raw), items=items)
+
+    items: pa.Table
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    emptied: dict[str, list[str]] = field(default_factory=dict)
+    samples: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def clean_text(value: str | Sequence[str] | None) -> str:
@@ -93,146 +102,99 @@ def clean_text(value: str | Sequence[str] | None) -> str:
     return SPACE.sub(" ", text).strip()
 
 
-@ibis.udf.scalar.python
-def _cleaned(text: str) -> str:
-    return clean_text(text)
+def make_catalogue(
+    items: Table,
+    wanted: Table,
+    folder: Path,
+    path: Path,
+    *,
+    differing_items: Literal["error", "longest"],
+    min_text: int,
+    max_title_words: int | None,
+) -> Catalogue:
+    """Clean the text of the wanted items.
 
-
-def rated_at_least(interactions: Table, minimum: float, path: Path) -> Table:
-    """Keep what was rated `minimum` or better.
-
-    Raises:
-        InputError: there are no ratings, one is no number, or none is as high; `path` is named.
-    """
-    if "rating" not in interactions.columns:
-        raise InputError(
-            f"--min-rating {minimum:g}: no rating column was found in {path}; name it with "
-            "--columns rating=..."
-        )
-    rated = interactions.mutate(rating=_.rating.try_cast("float64"))
-    bad = first_row(rated.filter(_.rating.isnull() | _.rating.isnan()))
-    if bad:
-        raise InputError(
-            f"{path}, data row {bad['row'] + 1}: the rating is no number, which --min-rating needs"
-        )
-    highest = rated.rating.max().execute()
-    if highest < minimum:
-        raise InputError(f"--min-rating {minimum:g}: the highest rating in {path} is {highest:g}")
-    return rated.filter(_.rating >= minimum)
-
-
-def one_row_per_item(items: Table, path: Path) -> Table:
-    """Keep one of identical rows.
+    Args:
+        items: the raw items, text or null.
+        wanted: a table whose column item holds every item once.
+        folder: made here, for rows on their way.
+        path: what messages call the items file.
+        differing_items: what to do where rows say different things of one item: refuse them, or
+            take the one with the most text (of equally long ones the first in the alphabet).
+        min_text: fewest characters of title and description together.
+        max_title_words: most words of a title; None allows any.
 
     Raises:
         InputError: two rows say different things of one item, which is named.
     """
-    roles = [role for role in TEXT_ROLES if role in items.columns]
+    roles = [role for role in (*TEXT_ROLES, *EXTRA_ROLES) if role in items.columns]
     texts = {role: items[role].fill_null("") for role in roles}
-    distinct = items.mutate(**texts).group_by("item", *roles).agg(row=_.row.min())
-    again = first_row(distinct.group_by("item").agg(row=_.row.max(), n=_.count()).filter(_.n > 1))
-    if again:
-        versions = distinct.filter(_.item == again["item"]).order_by("row").limit(2)
-        one, other = versions.to_pyarrow().to_pylist()
-        role = next(role for role in roles if one[role] != other[role])
-        raise InputError(
-            f"{path}: item {again['item']!r} stands in data rows {one['row'] + 1} and "
-            f"{other['row'] + 1} with a different {role} ({one[role][:60]!r} and "
-            f"{other[role][:60]!r}); keep one of them"
-        )
-    return distinct
+    distinct = items.semi_join(wanted, "item").select("item", **texts).distinct()
+    write_sorted(distinct, ["item", *roles], folder / "items")
+    write_sorted(wanted.select("item"), ["item"], folder / "wanted")
+    fields = [*TEXT_ROLES, *(role for role in roles if role in EXTRA_ROLES)]
+    columns: dict[str, list[str]] = {name: [] for name in ("item", *fields)}
+    made = Catalogue(pa.table({}))
+    seen = []
+    bar = tqdm(desc="texts", unit="item", total=wanted.count().execute(), leave=False)
+    for row in _one_per_item(folder / "items", roles, path, differing_items):
+        bar.update()
+        item = row["item"]
+        seen.append(item)
+        plain = {name: clean_text(row.get(name)) for name in fields}
+        for name in roles:
+            if row[name].strip() and not plain[name]:
+                made.emptied.setdefault(name, []).append(item)
+            if row[name].strip() != plain[name] and len(made.samples) < SAMPLES:
+                made.samples.append((name, row[name], plain[name]))
+        if reason := _unfit(row, plain, min_text, max_title_words):
+            made.left_out.setdefault(reason, []).append(item)
+            continue
+        for name, value in (("item", item), *plain.items()):
+            columns[name].append(value)
+    bar.close()
+    ids = pq.read_table(folder / "wanted")["item"].to_pylist()
+    if missing := sorted(set(ids).difference(seen)):
+        made.left_out[NO_ROW] = missing
+    kept = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    return replace(made, items=pa.table(kept))
 
 
-def with_text(items: Table) -> Table:
-    """Clean every text, fill absent ones with empty text, keep items with title or description."""
-    texts = {
-        role: _cleaned(items[role].fill_null("")) if role in items.columns else ibis.literal("")
-        for role in TEXT_ROLES
-    }
-    return items.mutate(**texts).filter((_.title != "") | (_.description != ""))
+def _one_per_item(
+    folder: Path, roles: list[str], path: Path, differing: Literal["error", "longest"]
+) -> Any:
+    """Yield one row per item of Parquet files that are sorted by item."""
+    held: dict[str, str] | None = None
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=8192):
+            for row in batch.to_pylist():
+                if held is not None and row["item"] != held["item"]:
+                    yield held
+                    held = None
+                if held is None:
+                    held = row
+                elif differing == "longest":
+                    held = max(held, row, key=lambda one: sum(len(one[role]) for role in roles))
+                else:
+                    role = next(role for role in roles if held[role] != row[role])
+                    raise InputError(
+                        f"{path}: item {row['item']!r} has several rows, with a different {role} "
+                        f"({held[role][:60]!r} and {row[role][:60]!r}); keep one of them, or take "
+                        "the one with the most text: --differing-items longest"
+                    )
+    if held is not None:
+        yield held
 
 
-def first_of_repeats(interactions: Table) -> Table:
-    """Keep a user's first interaction with each item."""
-    nth = ibis.row_number().over(group_by=["user", "item"], order_by=["time", "row"])
-    return interactions.mutate(nth=nth).filter(_.nth == 0).drop("nth")
-
-
-def k_core(interactions: Table, min_user_items: int, min_item_users: int) -> Table:
-    """Keep the largest part in which every user and every item has enough of the other.
-
-    Users with fewer than `min_user_items` different items and items with fewer than
-    `min_item_users` different users are taken away, again and again until none is left to take.
-
-    Raises:
-        InputError: nothing is left; the message says which of the two thresholds took the last.
-    """
-    pairs = materialise(interactions.select("user", "item").distinct())
-    thresholds = {"user": ("item", min_user_items), "item": ("user", min_item_users)}
-    # Only the sets of ids that still stand are stored per round, not the shrinking interactions.
-    kept: dict[str, Table] = {}
-    sizes: tuple[int, ...] = ()
-    rounds = 0
-    while True:
-        rounds += 1
-        for key, (other, minimum) in thresholds.items():
-            remaining = pairs.semi_join(kept[other], other) if other in kept else pairs
-            counts = materialise(remaining.group_by(key).agg(n=_.count()))
-            most = counts.n.max().execute()
-            if most < minimum:
-                raise InputError(
-                    f"--min-{key}-{other}s {minimum}: nothing is left in round {rounds}, where "
-                    f"the {key} with the most {other}s has {most}; lower it or the other "
-                    "threshold, or take more data"
-                )
-            kept[key] = counts.filter(_.n >= minimum)
-        before, sizes = sizes, tuple(ids.count().execute() for ids in kept.values())
-        if sizes == before:
-            return interactions.semi_join(kept["user"], "user").semi_join(kept["item"], "item")
-
-
-def first_row(table: Table) -> dict[str, Any]:
-    """Return the row that comes first in its file, or {} where the table is empty."""
-    rows = table.order_by("row").limit(1).to_pyarrow().to_pylist()
-    return rows[0] if rows else {}
-
-
-def _require_ids(table: Table, role: str, column: str, path: Path) -> None:
-    # A tab or a line break would break the files that map raw ids to numbers.
-    first = first_row(table.filter(_[role].isnull() | _[role].re_search(r"^$|[\t\r\n]")))
-    if first:
-        seen = f"holds a tab or a line break: {first[role]!r}" if first[role] else "is empty"
-        raise InputError(
-            f"{path}, data row {first['row'] + 1}: the {role} id (column {column!r}) {seen}; "
-            "mend or delete the row"
-        )
-
-
-def _with_sortable_time(interactions: Table, raw: RawTables) -> Table:
-    """Turn times written as text into numbers or, where every one is a date, timestamps."""
-    written, kind = _.time, interactions.time.type()
-    if not kind.is_string():
-        bad = written.isnull()
-        if kind.is_floating():
-            bad = bad | written.isnan() | written.isinf()
-        time = interactions.time
-    else:
-        number = written.try_cast("float64")
-        moment = written.try_cast(dt.Timestamp(timezone="UTC"))
-        # "nan" and "infinity" can be read as numbers and timestamps, but are no times.
-        wordy = ~written.re_search("[0-9]")
-        no_number = (number.isnull() | wordy | number.isinf()).fill_null(True)
-        no_moment = (moment.isnull() | wordy).fill_null(True)
-        odd = interactions.aggregate(number=no_number.sum(), moment=no_moment.sum())
-        counts = odd.to_pyarrow().to_pylist()[0]
-        numeric = counts["number"] <= counts["moment"]
-        bad, time = (no_number, number) if numeric else (no_moment, moment)
-    first = first_row(interactions.filter(bad))
-    if first:
-        seen = "empty" if first["time"] is None else repr(first["time"])
-        raise InputError(
-            f"{raw.interactions_path}, data row {first['row'] + 1}: the time (column "
-            f"{raw.interaction_columns['time']!r}) is {seen}; every row needs a number, "
-            "such as seconds since 1970, or every row a date such as 2024-05-31T18:30:00Z"
-        )
-    return materialise(interactions.mutate(time=time))
+def _unfit(
+    row: dict[str, str], plain: dict[str, str], min_text: int, max_title_words: int | None
+) -> str | None:
+    """Return why an item cannot stay, if so."""
+    if not plain["title"] and not plain["description"]:
+        written = any(row.get(name, "").strip() for name in ("title", "description"))
+        return MARKUP_ONLY if written else NO_TEXT
+    if max_title_words is not None and len(plain["title"].split()) > max_title_words:
+        return LONG_TITLE
+    if len(plain["title"]) + len(plain["description"]) < min_text:
+        return SHORT_TEXT
+    return None

@@ -1,11 +1,12 @@
 """A data set in memory: what users did (`Interactions`) and what items are (`Items`).
 
 Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json`
-{item: {title, description, ...}}; item ids are 0 .. n-1 without gaps. Also the one split that
-everything is judged on: leave-one-out (train up to [-2], validate on [-2], test on [-1]).
+{item: {title, description, ...}}, or the same as Parquet (`lcrec.data_parquet`); item ids are
+0 .. n-1 without gaps. Also the split that everything is judged on: leave-one-out (train up to [-2],
+validate on [-2], test on [-1]), or what `<Name>.split.json` {user: {train, valid, test}} says.
 
 Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `item_texts`,
-`load_interactions`, `check_embeddings`, `leave_one_out`.
+`load_interactions`, `check_embeddings`, `leave_one_out`, `load_split`.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import find_data, read_json
+from lcrec.artifacts import find_data, is_parquet, read_json
+from lcrec.data_parquet import read_lists, read_texts
 from lcrec.errors import InputError
 
 MOST_ITEMS = 2**31 - 1  # ids are int32
@@ -100,7 +102,7 @@ class Cases:
 
 @dataclass(frozen=True)
 class Split:
-    """The leave-one-out split: sequences to train on, cases to validate and to test on."""
+    """A split: sequences to train on, cases to validate and to test on."""
 
     train: Interactions
     valid: Cases
@@ -116,6 +118,9 @@ def load_items(folder: Path) -> Items:
     path = find_data(folder).item
     if not path.exists():
         raise InputError(f"{path}: no such file; it holds the items' titles and descriptions")
+    if is_parquet(path):
+        rows = read_texts(path)
+        return Items([item_texts(row, f"{path}: item {item}") for item, row in enumerate(rows)])
     raw = read_json(path)
     if not isinstance(raw, dict) or not raw:
         raise InputError(f"{path}: expected {{item id: {{title, ...}}}}, found {_kind(raw)}")
@@ -166,29 +171,52 @@ def load_interactions(folder: Path, num_items: int | None) -> Interactions:
     """
     paths = find_data(folder)
     path = paths.inter
-    limit, wanted = MOST_ITEMS, "an item id from 0 up"
-    if num_items is not None:
-        limit, wanted = num_items, f"in the catalogue, whose ids are 0 to {num_items - 1}"
-    raw = read_json(path)
-    if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{path}: expected {{user: [item, ...]}}, found {_kind(raw)}")
-    for user, sequence in raw.items():
-        if not isinstance(sequence, list):
-            raise InputError(f"{path}: user {user!r}: expected a list, found {_kind(sequence)}")
-        for item in sequence:
-            if type(item) is not int or not 0 <= item < limit:
-                raise InputError(f"{path}: user {user!r}: item {item!r} is not {wanted}")
+    if is_parquet(path):
+        users, [(offsets, items)] = read_lists(path, ["items"])
+        if num_items is not None:
+            _require_known(items, num_items, path)
+        interactions = Interactions(users, offsets, items)
+    else:
+        raw = read_json(path)
+        if not isinstance(raw, dict) or not raw:
+            raise InputError(f"{path}: expected {{user: [item, ...]}}, found {_kind(raw)}")
+        for user, sequence in raw.items():
+            _require_ids(sequence, num_items, f"{path}: user {user!r}")
+        interactions = Interactions.from_sequences(raw)
     if num_items is None:
-        _require_no_gap(raw, path, paths.item)
-    return Interactions.from_sequences(raw)
+        _require_no_gap(interactions.items, path, paths.item)
+    return interactions
 
 
-def _require_no_gap(sequences: dict[str, list[int]], path: Path, catalogue: Path) -> None:
-    seen = {item for sequence in sequences.values() for item in sequence}
-    missing = next((item for item in range(len(seen)) if item not in seen), None)
-    if missing is not None:
+def _require_ids(sequence: object, num_items: int | None, where: str) -> None:
+    """Refuse what is no list of items of the catalogue, or of ids at all where there is none."""
+    if not isinstance(sequence, list):
+        raise InputError(f"{where}: expected a list, found {_kind(sequence)}")
+    limit = MOST_ITEMS if num_items is None else num_items
+    for item in sequence:
+        if type(item) is not int or not 0 <= item < limit:
+            wanted = "an item id from 0 up"
+            if num_items is not None:
+                wanted = f"in the catalogue, whose ids are 0 to {num_items - 1}"
+            raise InputError(f"{where}: item {item!r} is not {wanted}")
+
+
+def _require_known(items: np.ndarray, num_items: int, path: Path) -> None:
+    """Refuse ids of Parquet files, which are no less than 0, that are not in the catalogue."""
+    if len(items) and int(items.max()) >= num_items:
         raise InputError(
-            f"{path}: item {missing} is in no sequence, and there is no {catalogue} to say how "
+            f"{path}: item {items.max()} is not in the catalogue, whose ids are 0 to "
+            f"{num_items - 1}"
+        )
+
+
+def _require_no_gap(items: np.ndarray, path: Path, catalogue: Path) -> None:
+    """Refuse ids that leave one out, where nothing else says how many items there are."""
+    seen = np.unique(items)
+    missing = np.flatnonzero(seen != np.arange(len(seen)))
+    if len(missing):
+        raise InputError(
+            f"{path}: item {missing[0]} is in no sequence, and there is no {catalogue} to say how "
             "many items there are; number the items from 0 without gaps, or add that file"
         )
 
@@ -250,6 +278,67 @@ def leave_one_out(interactions: Interactions) -> Split:
         for back in (2, 1)
     )
     return Split(train, valid, test)
+
+
+PARTS = ("train", "valid", "test")
+
+
+def load_split(folder: Path, num_items: int) -> Split:
+    """Read the split of a data folder: its `<Name>.split.json`, else leave-one-out.
+
+    Where there is a split file, `train` has every user, in the order of the file, with what there
+    is of theirs to train on, perhaps nothing. A case of `valid` has what the user trained on as its
+    history, one of `test` that and then what was to validate on; `targets` is [cases, n], distinct
+    ids padded with -1, as `lcrec.metrics` takes it. Who has no target in a part, or no history, is
+    no case of it.
+
+    Args:
+        folder: the data folder.
+        num_items: the size of the catalogue, to check every id against.
+
+    Raises:
+        InputError: a file is missing or malformed, or an id is not in the catalogue.
+    """
+    path = find_data(folder).split
+    if not path.exists():
+        return leave_one_out(load_interactions(folder, num_items))
+    if is_parquet(path):
+        users, pairs = read_lists(path, PARTS)
+        for _, items in pairs:
+            _require_known(items, num_items, path)
+        train, valid, test = (Interactions(users, *pair) for pair in pairs)
+    else:
+        raw = read_json(path)
+        if not isinstance(raw, dict) or not raw:
+            raise InputError(
+                f"{path}: expected {{user: {{train, valid, test}}}}, found {_kind(raw)}"
+            )
+        for user, entry in raw.items():
+            if not isinstance(entry, dict) or entry.keys() != set(PARTS):
+                raise InputError(f"{path}: user {user!r}: expected the lists train, valid and test")
+            for part in PARTS:
+                _require_ids(entry[part], num_items, f"{path}: user {user!r}: {part}")
+        train, valid, test = (
+            Interactions.from_sequences({user: entry[part] for user, entry in raw.items()})
+            for part in PARTS
+        )
+    return Split(train, _cases(valid, [train]), _cases(test, [train, valid]))
+
+
+def _cases(targets: Interactions, before: list[Interactions]) -> Cases:
+    """Return the cases of users with a target and a history, which is `before`, one by one."""
+    users, histories, rows = [], [], []
+    for user in np.flatnonzero(np.diff(targets.offsets)).tolist():
+        history = np.concatenate([part.sequence(user) for part in before])
+        if len(history):
+            users.append(targets.users[user])
+            histories.append(history)
+            # As often as it was taken, an item is one target.
+            rows.append(list(dict.fromkeys(targets.sequence(user).tolist())))
+    padded = np.full((len(rows), max(map(len, rows), default=1)), -1, dtype=np.int32)
+    for case, row in enumerate(rows):
+        padded[case, : len(row)] = row
+    return Cases(users, histories, padded)
 
 
 def _as_text(value: object) -> str:

@@ -1,232 +1,155 @@
 """Stage: raw interactions and item texts -> the data folder everything else starts from.
 
-Reads RecBole atomic files or plain CSV, TSV or Parquet (see `lcrec.formats`). Writes
-`<Name>.inter.json`, `<Name>.item.json`, `<Name>.user2id`, `<Name>.item2id` (raw id, tab, number)
-and the sidecar `lcrec.json` into the folder `--output`. The steps (`lcrec.cleaning`) are Ibis
-expressions, computed by an embedded DuckDB:
+Reads what `lcrec.formats` can read. Writes `<Name>.inter.json` and `<Name>.item.json` (of large
+data Parquet, read alike), `<Name>.user2id` and `<Name>.item2id` (raw id, tab, number), where there
+are reviews `<Name>.review.json`, with another split than leave-one-out `<Name>.split.json`, and
+`data_card.json`, `data_card.html` and the sidecar `lcrec.json` into the folder `--output`. All is
+computed by an embedded DuckDB, or by Spark, from the same Ibis expressions:
 
-    read -> ratings -> items with text -> repeats -> k-core -> numbers
+    read -> time window -> ratings -> repeats -> k-core -> text -> length -> split -> numbers
 
-A user's items are ordered by time, ties by their order in the file. Users are numbered by their
-first interaction, ties by raw id; items by first appearance, reading the users' sequences in that
-order. So numbers depend on the data alone, and not on the order of its rows unless times tie.
+The same input gives the same bytes, whatever the order of its rows, the engine and its threads:
+users are numbered by their first interaction, ties by raw id; a user's items are ordered by time,
+ties by raw id; items are numbered by first appearance, reading the users in that order.
 
-Public names: `prepare`, `Prepared`, `Counts`, `PrepareConfig`, `main`.
+Public names: `PrepareConfig`, `main`.
 """
 
-import contextlib
-import json
-import sys
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import ibis
 import numpy as np
-from ibis import _
-from ibis.expr.types import Table
 
 from lcrec.artifacts import (
     DataPaths,
-    atomic_path,
     data_paths,
     is_current,
     read_provenance,
     write_provenance,
 )
-from lcrec.cleaning import (
-    first_of_repeats,
-    first_row,
-    k_core,
-    load_raw,
-    one_row_per_item,
-    rated_at_least,
-    with_text,
-)
 from lcrec.config import config_dict, option, parse_config
-from lcrec.data import Interactions, Items
+from lcrec.data_card import card_page, make_card
+from lcrec.data_folder import JSON_MOST, write_data_folder
+from lcrec.engines import open_engine
 from lcrec.errors import InputError, run_stage
 from lcrec.formats import (
     COLUMN_HELP,
     ITEM_ROLES,
     READERS,
-    TEXT_ROLES,
-    RawTables,
-    find_recbole,
-    materialise,
+    Options,
     parse_columns,
 )
+from lcrec.formats_inputs import find_inputs
+from lcrec.numbering import Numbered, number, sort_interactions
+from lcrec.refine import Refined, refine
+from lcrec.splits import cold_parts, random_parts, time_parts
 
 STAGE = "python -m lcrec.prepare"
+DRY_RUN_ROWS = 1_000_000
+# What decides how the work is done, but not what comes of it.
+MEANS = ("engine", "spark_master", "memory_gb", "dry_run")
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
     """Settings of this stage."""
 
-    format: Literal["recbole", "table"] = option(
-        "recbole: a folder of atomic files; table: CSV, TSV or Parquet files"
-    )
     output: Path = option("the data folder to write")
-    input: Path | None = option("recbole: the folder with X.inter and X.item", None)
-    interactions: Path | None = option("table: the file with one row per interaction", None)
-    items: Path | None = option("table: the file with one row per item", None)
+    # mypy wants the names spelled out; they are the keys of READERS.
+    # fmt: off
+    format: Literal[
+        "amazon2014", "amazon2018", "amazon2023", "bookcrossing", "hm", "lcrec", "minionerec",
+        "movielens", "recbole", "steam", "table", "yelp",
+    ] | None = option(
+        "how the files are written: a published data set's, or table: any CSV, TSV, JSON lines or "
+        "Parquet; needed unless --source says it",
+        None,
+    )
+    # fmt: on
+    input: Path | None = option(
+        "the folder or zip archive that holds the files by their published names", None
+    )
+    interactions: list[Path] | None = option(
+        "instead: files with one row per interaction; several, 'part-*.csv.gz', or a folder of "
+        "Parquet files",
+        None,
+    )
+    items: list[Path] | None = option("and files with one row per item", None)
+    source: str | None = option(
+        "instead: hf:REPOSITORY:CATEGORY, such as hf:McAuley-Lab/Amazon-Reviews-2023:"
+        "Office_Products; a folder with the repository's files may stand for it",
+        None,
+    )
+    order: Literal["time", "file"] = option(
+        "file: rows have no times and are in the order of time", "time"
+    )
+    bad_rows: Literal["error", "drop"] = option(
+        "rows that cannot be used: refuse, naming the first; or drop and count them", "error"
+    )
     columns: str | None = option(COLUMN_HELP, None)
     name: str | None = option("the data set's name; none: the output folder's", None)
     min_rating: float | None = option("drop interactions rated lower", None)
-    repeats: Literal["drop", "keep"] = option(
-        "when a user takes an item again: keep the first time only, or every time", "drop"
+    since: str | None = option(
+        "drop what happened before this date (2018-10-01, UTC) or number in the data's unit", None
+    )
+    until: str | None = option("drop what happened on this date, or at this number, or later", None)
+    repeats: Literal["drop", "keep", "all"] = option(
+        "when a user takes an item again: keep the first time only (LC-Rec, and most papers), "
+        "every time once, or all, rows alike in user, item and time too",
+        "drop",
     )
     items_without_text: Literal["drop", "error"] = option(
-        "items with neither title nor description, or no row at all in the items file", "drop"
+        "items with neither title nor description, or no row at all in the items file, and those "
+        "that --min-text and --max-title-words rule out",
+        "drop",
+    )
+    differing_items: Literal["error", "longest"] = option(
+        "when an item has several rows with different texts: refuse, or take the one with most "
+        "text",
+        "error",
+    )
+    min_text: int = option("fewest characters of title and description together", 1, minimum=1)
+    max_title_words: int | None = option(
+        "drop items whose title has more words; MiniOneRec takes 20; none: any", None, minimum=1
     )
     min_user_items: int = option(
-        "fewest different items per user (k-core); the split needs 3", 5, minimum=3
+        "fewest different items per user (k-core; LC-Rec: 5); the split needs 3", 5, minimum=3
     )
-    min_item_users: int = option("fewest different users per item (k-core)", 5, minimum=1)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How much data there is after a step."""
-
-    users: int
-    items: int
-    interactions: int
-
-    @classmethod
-    def of(cls, interactions: Table) -> "Counts":
-        """Count the distinct users and items, and the rows."""
-        row = interactions.aggregate(
-            users=_.user.nunique(), items=_.item.nunique(), interactions=_.count()
-        )
-        return cls(**row.to_pyarrow().to_pylist()[0])
-
-    def line(self, step: str) -> str:
-        """Return a line of the table that `HEADER` heads."""
-        sparsity = 1 - self.interactions / (self.users * self.items)
-        return (
-            f"{step:<28}{self.users:>14,}{self.items:>14,}{self.interactions:>14,}"
-            f"{sparsity:>14.3%}{self.interactions / self.users:>14.2f}"
-        )
-
-
-COLUMNS = ("users", "items", "interactions", "sparsity", "mean length")
-HEADER = f"{'after':<28}" + "".join(f"{column:>14}" for column in COLUMNS)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A data set with numbers for ids; `interactions.users` and `item_ids` hold the raw ids."""
-
-    interactions: Interactions
-    item_ids: list[str]
-    items: Items
-
-
-def prepare(
-    raw: RawTables,
-    *,
-    min_user_items: int,
-    min_item_users: int,
-    min_rating: float | None,
-    repeats: Literal["drop", "keep"],
-    items_without_text: Literal["drop", "error"],
-    say: Callable[[str], None],
-) -> Prepared:
-    """Run all steps on what a reader opened.
-
-    Args:
-        raw: the two tables.
-        min_user_items: fewest different items per user.
-        min_item_users: fewest different users per item.
-        min_rating: drop interactions rated lower; None keeps all.
-        repeats: keep the first of a user's interactions with an item, or all.
-        items_without_text: drop items that have no text or no row, with their interactions, or
-            refuse them.
-        say: takes the lines that tell how much each step leaves.
-
-    Raises:
-        InputError: the files hold something wrong, or nothing is left after a step.
-    """
-    raw = load_raw(raw)
-    interactions = raw.interactions
-    say(HEADER)
-    say(Counts.of(interactions).line("reading"))
-    if min_rating is not None:
-        interactions = rated_at_least(interactions, min_rating, raw.interactions_path)
-        say(Counts.of(interactions).line(f"ratings from {min_rating:g}"))
-    items = materialise(
-        with_text(one_row_per_item(raw.items.semi_join(interactions, "item"), raw.items_path))
+    min_item_users: int = option(
+        "fewest different users per item (k-core; LC-Rec: 5)", 5, minimum=1
     )
-    if note := _items_dropped(interactions, items, raw, items_without_text):
-        say(note)
-    interactions = interactions.semi_join(items, "item")
-    say(Counts.of(interactions).line("items with text"))
-    if repeats == "drop":
-        interactions = materialise(first_of_repeats(interactions))
-        say(Counts.of(interactions).line("first of repeats"))
-    interactions = materialise(k_core(interactions, min_user_items, min_item_users))
-    say(Counts.of(interactions).line(f"core {min_user_items} items, {min_item_users} users"))
-    return number(interactions, items)
-
-
-def _items_dropped(
-    interactions: Table, described: Table, raw: RawTables, policy: Literal["drop", "error"]
-) -> str | None:
-    """Tell which items in `interactions` are not among the described ones, or refuse them."""
-    listed = interactions.semi_join(raw.items, "item")
-    lost = interactions.anti_join(described, "item")
-    total, known, dropped = (Counts.of(table) for table in (interactions, listed, lost))
-    if not dropped.items:
-        return None
-    absent, bare = total.items - known.items, dropped.items - (total.items - known.items)
-    lost_ids = lost.select("item").distinct().order_by("item").limit(3).item.to_pyarrow()
-    what = (
-        f"items with neither title nor description: {bare:,}, with no row: {absent:,} (first: "
-        f"{', '.join(map(repr, lost_ids.to_pylist()))})"
+    max_user_items: int | None = option(
+        "keep so many of a user's interactions, the latest, and take the k-core again; none: all",
+        None,
+        minimum=3,
     )
-    if dropped.items == total.items:
-        known_id = first_row(raw.items)["item"]
-        raise InputError(
-            f"{raw.items_path}: nothing is said there of any item in {raw.interactions_path}; "
-            f"{what}; the first id in the items file is {known_id!r}: if ids are written "
-            "differently in the two files, check --columns item=... and id=..."
-        )
-    if policy == "error":
-        raise InputError(
-            f"{raw.items_path}: {what}; add their texts, or leave these items out with "
-            "--items-without-text drop"
-        )
-    return f"  dropping {what} and their {dropped.interactions:,} interactions"
-
-
-def number(interactions: Table, items: Table) -> Prepared:
-    """Number users and items from 0 (see the module's docstring) and bring all into memory."""
-    users = interactions.group_by("user").agg(began=_.time.min())
-    users = users.mutate(user_number=ibis.row_number().over(order_by=["began", "user"]))
-    ordered = interactions.join(users, "user").select(
-        "user_number",
-        "item",
-        place=ibis.row_number().over(order_by=["user_number", "time", "row"]),
+    reviews: Literal["keep", "drop"] = option(
+        "whether to write the texts of reviews, where there are any, for lcrec.intents", "keep"
     )
-    ordered = materialise(ordered)
-    found = ordered.group_by("item").agg(place=_.place.min())
-    found = found.mutate(item_number=ibis.row_number().over(order_by="place")).drop("place")
-    sequences = (
-        ordered.join(found, "item").order_by("place").select("user_number", "item_number")
-    ).to_pyarrow()
-    catalogue = items.join(found, "item").order_by("item_number").to_pyarrow()
-    user_ids = users.order_by("user_number").user.to_pyarrow().to_pylist()
-    offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(sequences["user_number"].to_numpy()), out=offsets[1:])
-    numbers = sequences["item_number"].to_numpy().astype(np.int32)
-    return Prepared(
-        Interactions(user_ids, offsets, numbers),
-        catalogue["item"].to_pylist(),
-        Items(catalogue.select(list(TEXT_ROLES)).to_pylist()),
+    split: Literal["leave-one-out", "random", "time", "cold-items"] = option(
+        "leave-one-out: the last item of every user to test, the one before to validate, written "
+        "nowhere; the others are written beside the data: random: 8:1:1 of every user; time: 8:1:1 "
+        "of all, at two moments; cold-items: test on items that are not trained on at all",
+        "leave-one-out",
+    )
+    cold_share: float = option("cold-items: the share of items to test on", 0.05, minimum=0)
+    seed: int = option("draws the random split and the cold items", 0, minimum=0)
+    output_format: Literal["auto", "json", "parquet"] = option(
+        f"how to write interactions, items and split; auto: JSON up to {JSON_MOST:,} "
+        "interactions, then Parquet",
+        "auto",
+    )
+    engine: Literal["duckdb", "spark"] = option(
+        "what computes: DuckDB in this process, or Spark (pip install 'lcrec[spark]', Java 17)",
+        "duckdb",
+    )
+    spark_master: str = option("where Spark runs, such as spark://host:7077", "local[*]")
+    memory_gb: float = option(
+        "GB the engine may take before it puts data on disk (in TMPDIR)", 4.0, minimum=0.25
+    )
+    dry_run: bool = option(
+        f"show what would come of the first {DRY_RUN_ROWS:,} interactions, and write nothing", False
     )
 
 
@@ -237,67 +160,138 @@ def main(argv: list[str]) -> None:
         "rare to learn from, order every user's items by time and number all."
     )
     config = parse_config(PrepareConfig, argv, description=description, prog=STAGE)
+    _check_settings(config)
     columns = parse_columns(config.columns or "")
-    interactions_path, items_path = _find_inputs(config)
-    inputs = {"interactions": interactions_path, "items": items_path}
+    found = find_inputs(
+        config.format,
+        input=config.input,
+        interactions=config.interactions,
+        items=config.items,
+        source=config.source,
+    )
+    inputs = found.hashed()
     folder = config.output
     name = config.name or folder.resolve().name
     if not name or name.startswith(".") or Path(name).name != name:
         raise InputError(f"--name {name!r}: give a plain name, without slashes or a leading dot")
-    paths = data_paths(folder, name)
     # The name is in it once resolved, so that a renamed data set is another one.
     settings = {**config_dict(config), "name": name}
-    if _is_done(paths, folder, settings, inputs):
+    settings = {key: value for key, value in settings.items() if key not in MEANS}
+    if not config.dry_run and _is_done(folder, name, settings, inputs):
         print(f"{folder} is up to date: {STAGE} has nothing to do; {_next_command(folder, name)}")
         return
 
-    print(f"preparing data set {name} from {interactions_path} and {items_path}")
-    with tempfile.TemporaryDirectory(prefix="lcrec-") as spill:
-        con = ibis.duckdb.connect(temp_directory=spill)
-        if sys.stdout.isatty():
-            con.raw_sql("SET enable_progress_bar = true")  # shown from two seconds on
-        raw = READERS[config.format](con, interactions_path, items_path, columns)
+    print(f"preparing data set {name} from {found}")
+    with open_engine(
+        config.engine, memory_gb=config.memory_gb, spark_master=config.spark_master
+    ) as (con, work):
+        plain = found.unpacked(work)
+        options = Options(
+            columns=columns,
+            order=config.order,
+            bad_rows=config.bad_rows,
+            reviews=config.reviews == "keep",
+            limit=DRY_RUN_ROWS if config.dry_run else None,
+            spill=work,
+        )
+        raw = READERS[plain.format](con, plain.interactions, plain.items, options)
         print("columns:", *(f"{role}={column}" for role, column in raw.interaction_columns.items()))
         texts = {role: raw.item_columns.get(role, "(none)") for role in ITEM_ROLES}
         print("of items:", *(f"{role}={column}" for role, column in texts.items()), flush=True)
-        prepared = prepare(
+        refined = refine(
             raw,
+            work,
             min_user_items=config.min_user_items,
             min_item_users=config.min_item_users,
             min_rating=config.min_rating,
+            since=config.since,
+            until=config.until,
             repeats=config.repeats,
             items_without_text=config.items_without_text,
+            differing_items=config.differing_items,
+            min_text=config.min_text,
+            max_title_words=config.max_title_words,
+            max_user_items=config.max_user_items,
+            keep_reviews=config.reviews == "keep",
+            cold_share=config.cold_share if config.split == "cold-items" else None,
+            seed=config.seed,
             say=lambda line: print(line, flush=True),
         )
-        con.disconnect()
-    _write(paths, folder, prepared, settings, inputs)
-    print(f"wrote {paths.inter} and {paths.item}; {_next_command(folder, name)}")
+        has_reviews = "review" in refined.interactions.columns
+        sort_interactions(refined.interactions, work / "sorted")
+        items = refined.catalogue.items
+        numbered = number(work / "sorted", items["item"])
+        parts = _parts(config.split, config.seed, numbered, refined)
+        card = make_card(name, refined.ledger, refined.catalogue, items, numbered, parts)
+        _tell(refined, card["split"])
+        if config.dry_run:
+            print("a dry run: nothing was written; leave --dry-run out to do it with all rows")
+            return
+        parquet = config.output_format == "parquet"
+        if config.output_format == "auto":
+            parquet = len(numbered.items) > JSON_MOST
+        paths = data_paths(folder, name, parquet=parquet)
+        facts = {name: card[name] for name in ("users", "items", "interactions")}
+        write_data_folder(
+            paths,
+            numbered,
+            items,
+            parts,
+            work / "sorted" if has_reviews else None,
+            card,
+            card_page(card),
+            replaces=_made_before(folder, name),
+            finish=lambda: write_provenance(
+                folder, STAGE, settings, inputs, **facts, reviews=has_reviews
+            ),
+        )
+    print(f"wrote {paths.inter} and {paths.item}; what they hold: {paths.card_page}")
+    print(_next_command(folder, name))
+
+
+def _check_settings(config: PrepareConfig) -> None:
+    """Refuse settings that do not go together."""
+    most = config.max_user_items
+    if most is not None and most < config.min_user_items:
+        raise InputError(
+            f"--max-user-items {most} is less than --min-user-items {config.min_user_items}: "
+            "nobody would be left"
+        )
+    if config.cold_share >= 1:
+        raise InputError(f"--cold-share {config.cold_share:g}: give a share below 1, such as 0.05")
+    if config.spark_master != "local[*]" and config.engine != "spark":
+        raise InputError(f"--spark-master {config.spark_master} belongs to --engine spark")
+
+
+def _parts(split: str, seed: int, numbered: Numbered, refined: Refined) -> np.ndarray | None:
+    """Return the part of the split every interaction belongs to; None for leave-one-out."""
+    if split == "random":
+        return random_parts(numbered.offsets, seed)
+    if split == "time":
+        return time_parts(numbered.times)
+    if split == "cold-items":
+        cold = set(refined.cold)
+        is_cold = np.array([item in cold for item in numbered.item_ids.to_pylist()])
+        return cold_parts(numbered.offsets, is_cold[numbered.items])
+    return None
+
+
+def _tell(refined: Refined, parts: dict[str, int] | None) -> None:
+    """Print what became of the texts, how it looks, and the sizes of the split's parts."""
+    for field, ids in refined.catalogue.emptied.items():
+        named = ", ".join(map(repr, ids[:3])) + (", ..." if ids[3:] else "")
+        print(f"  {field} of {len(ids):,} items was nothing but markup: {named}")
+    for field, before, after in refined.catalogue.samples[:1]:
+        print(f"  {field} before: {before[:160]!r}\n  {field} after:  {after[:160]!r}")
+    if parts is not None:
+        print("split:", ", ".join(f"{count:,} to {part}" for part, count in parts.items()))
 
 
 def _next_command(folder: Path, name: str) -> str:
     return f"next: python -m lcrec.embed --data {folder} --output runs/{name}/embeddings"
 
 
-def _find_inputs(config: PrepareConfig) -> tuple[Path, Path]:
-    """Return the interactions and the items file that the flags name."""
-    given = {"input": config.input, "interactions": config.interactions, "items": config.items}
-    needed = ["input"] if config.format == "recbole" else ["interactions", "items"]
-    for flag, path in given.items():
-        if (path is None) == (flag in needed):
-            flags = " and ".join(f"--{name}" for name in needed)
-            verb = "is missing" if path is None else "does not belong to it"
-            raise InputError(f"--format {config.format} takes {flags}; --{flag} {verb}")
-    if config.input is not None:
-        return find_recbole(config.input)
-    for flag, path in given.items():
-        if path is not None and not path.is_file():
-            raise InputError(f"--{flag} {path}: no such file")
-    return config.interactions, config.items  # type: ignore[return-value]
-
-
-def _is_done(
-    paths: DataPaths, folder: Path, settings: dict[str, object], inputs: dict[str, Path]
-) -> bool:
+def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[str, Path]) -> bool:
     """Tell whether the data set lies there already.
 
     Raises:
@@ -305,21 +299,26 @@ def _is_done(
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder}: there is a file of that name; name a folder")
-    others = sorted(path for path in folder.glob("*.inter.json") if path != paths.inter)
+    forms = [data_paths(folder, name, parquet=parquet) for parquet in (False, True)]
+    known = [paths.inter for paths in forms]
+    there = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.parquet")])
+    others = [path for path in there if path not in known]
     if others:
         raise InputError(
             f"--output {folder}: it holds another data set, {others[0].name}; choose another folder"
         )
     record = read_provenance(folder)
     ours = record is not None and record.get("stage") == STAGE
-    if paths.inter.exists() and not ours:
+    if there and not ours:
         raise InputError(
-            f"--output {folder}: {paths.inter.name} was not made by {STAGE}; choose another folder"
+            f"--output {folder}: {there[0].name} was not made by {STAGE}; choose another folder"
         )
-    made = (paths.inter, paths.item, paths.user_ids, paths.item_ids)
-    if all(path.exists() for path in made) and is_current(folder, STAGE, settings, inputs):
+    has_reviews = ours and record is not None and bool(record.get("reviews"))
+    whole = any(_is_whole(paths, settings, has_reviews) for paths in forms)
+    if whole and is_current(folder, STAGE, settings, inputs):
         return True
-    for path in (paths.user, paths.review):
+    strangers = [forms[0].user, *([] if has_reviews else [forms[0].review])]
+    for path in strangers:
         if path.exists():
             raise InputError(
                 f"{path} goes by the old numbers of users and items, which other settings or "
@@ -328,45 +327,22 @@ def _is_done(
     return False
 
 
-def _write(
-    paths: DataPaths,
-    folder: Path,
-    prepared: Prepared,
-    settings: dict[str, object],
-    inputs: dict[str, Path],
-) -> None:
-    """Write all files under temporary names, then rename them, the interactions last."""
-    sequences = {str(user): ids.tolist() for user, ids in enumerate(prepared.interactions)}
-    catalogue = {str(item): fields for item, fields in enumerate(prepared.items.fields)}
-    try:
-        with contextlib.ExitStack() as stack:
-            # Left in reverse: the interactions, without which no stage takes the folder for a
-            # data set, are renamed when all else lies there.
-            inter, item, user_ids, item_ids = (
-                stack.enter_context(atomic_path(path))
-                for path in (paths.inter, paths.item, paths.user_ids, paths.item_ids)
-            )
-            inter.write_text(json.dumps(sequences) + "\n", encoding="utf-8")
-            item.write_text(json.dumps(catalogue, ensure_ascii=False) + "\n", encoding="utf-8")
-            for path, ids in (
-                (user_ids, prepared.interactions.users),
-                (item_ids, prepared.item_ids),
-            ):
-                lines = (f"{raw_id}\t{number}\n" for number, raw_id in enumerate(ids))
-                path.write_text("".join(lines), encoding="utf-8")
-            # From here a kill leaves a folder without interactions, which the next run mends.
-            paths.inter.unlink(missing_ok=True)
-            write_provenance(
-                folder,
-                STAGE,
-                settings,
-                inputs,
-                users=len(prepared.interactions),
-                items=len(prepared.items),
-                interactions=len(prepared.interactions.items),
-            )
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written ({error})") from None
+def _is_whole(paths: DataPaths, settings: dict[str, object], has_reviews: bool) -> bool:
+    """Tell whether all files are there that these settings ask for."""
+    made = [paths.inter, paths.item, paths.user_ids, paths.item_ids, paths.card, paths.card_page]
+    if settings["split"] != "leave-one-out":
+        made.append(paths.split)
+    if has_reviews:
+        made.append(paths.review)
+    return all(path.exists() for path in made)
+
+
+def _made_before(folder: Path, name: str) -> list[Path]:
+    """Return where an earlier run may have left what this one replaces, in either form."""
+    forms = [data_paths(folder, name, parquet=parquet) for parquet in (False, True)]
+    return [path for paths in forms for path in (paths.inter, paths.item, paths.split)] + [
+        forms[0].review
+    ]
 
 
 if __name__ == "__main__":

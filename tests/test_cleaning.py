@@ -1,16 +1,22 @@
-"""Checks, text cleaning, filters and the k-core."""
-
-from collections import Counter
+"""Checks, text cleaning, and what becomes of items without text."""
 
 import ibis
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.cleaning import clean_text, first_of_repeats, k_core, load_raw
+from lcrec.cleaning import (
+    LONG_TITLE,
+    MARKUP_ONLY,
+    NO_ROW,
+    NO_TEXT,
+    SHORT_TEXT,
+    clean_text,
+    make_catalogue,
+)
+from lcrec.engines import store
 from lcrec.errors import InputError
-from lcrec.formats import read_table
 
 
 @pytest.mark.parametrize(
@@ -68,84 +74,65 @@ def test_text_without_markup_loses_white_space_only(text):
     assert dense(clean_text(text).replace("\x7f", "")) == dense(text.replace("\x7f", ""))
 
 
-def plain_core(pairs, min_user_items, min_item_users):
-    """The k-core as one would do it by hand, on distinct pairs."""
-    pairs = set(pairs)
-    while True:
-        users, items = Counter(u for u, _ in pairs), Counter(i for _, i in pairs)
-        kept = {
-            (u, i) for u, i in pairs if users[u] >= min_user_items and items[i] >= min_item_users
-        }
-        if kept == pairs:
-            return pairs
-        pairs = kept
-
-
 @pytest.fixture(scope="module")
 def con():
     return ibis.duckdb.connect()
 
 
-def as_table(con, rows):
-    """Rows of (user, item, time) as an interactions table, kept apart by a name of its own."""
-    names = ("user", "item", "time")
-    columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
-    columns["row"] = list(range(len(rows)))
-    return con.create_table(ibis.util.gen_name("toy"), ibis.memtable(pa.table(columns)))
+# The catalogue.
+
+ROWS = [
+    ("desk", "Desk &amp; drawer", "<p>Oak</p>"),
+    ("lamp", "<br>", "<style>.x{}</style>"),
+    ("rug", None, " "),
+    ("sofa", "A sofa for three", None),
+    ("cup", "Cup", ""),
+    ("desk", "Desk &amp; drawer", "<p>Oak</p>"),
+]
 
 
-def pairs_of(table):
-    return [(row["user"], row["item"]) for row in table.to_pyarrow().to_pylist()]
+def catalogue(con, tmp_path, rows=ROWS, wanted=None, **settings):
+    names = ("item", "title", "description")
+    tmp_path.mkdir(exist_ok=True)
+    table = pa.table({name: [row[at] for row in rows] for at, name in enumerate(names)})
+    ids = sorted(wanted or {row[0] for row in rows})
+    settings = {"differing_items": "error", "min_text": 1, "max_title_words": None, **settings}
+    found = store(con, pa.table({"item": ids}))
+    return make_catalogue(store(con, table), found, tmp_path, tmp_path / "items.csv", **settings)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40),
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.randoms(use_true_random=False),
-)
-def test_k_core_is_a_fixed_point_whatever_the_row_order(con, pairs, users, items, shuffler):
-    rows = [(f"u{u}", f"i{i}", 0) for u, i in pairs]
-    expected = plain_core([row[:2] for row in rows], users, items)
-    shuffled = rows.copy()
-    shuffler.shuffle(shuffled)
-    if not expected:
-        with pytest.raises(InputError, match="nothing is left in round"):
-            k_core(as_table(con, rows), users, items)
-        return
-    once = k_core(as_table(con, rows), users, items)
-    assert sorted(pairs_of(once)) == sorted(row[:2] for row in rows if row[:2] in expected)
-    assert sorted(pairs_of(k_core(once, users, items))) == sorted(pairs_of(once))
-    assert sorted(pairs_of(k_core(as_table(con, shuffled), users, items))) == sorted(pairs_of(once))
+def test_texts_by_item(con, tmp_path):
+    made = catalogue(con, tmp_path, wanted=["desk", "sofa", "tub"])
+    assert made.items.to_pylist() == [
+        {"item": "desk", "title": "Desk & drawer", "description": "Oak", "brand": "",
+         "categories": ""},
+        {"item": "sofa", "title": "A sofa for three", "description": "", "brand": "",
+         "categories": ""},
+    ]  # fmt: skip
+    assert made.left_out == {NO_ROW: ["tub"]}
+    assert made.emptied == {}
+    assert made.samples == [
+        ("title", "Desk &amp; drawer", "Desk & drawer"),
+        ("description", "<p>Oak</p>", "Oak"),
+    ]
 
 
-def test_k_core_counts_different_items_and_needs_several_rounds(con):
-    # u3 has one item (twice); without u3, i3 has one user; without i3, u2 has one item.
-    pairs = ["u0 i0", "u0 i1", "u1 i0", "u1 i1", "u2 i0", "u2 i3", "u3 i3", "u3 i3"]
-    rows = [(*pair.split(), 0) for pair in pairs]
-    assert {user for user, _ in pairs_of(k_core(as_table(con, rows), 2, 2))} == {"u0", "u1"}
+def test_why_items_are_left_out(con, tmp_path):
+    made = catalogue(con, tmp_path, max_title_words=3, min_text=4)
+    assert made.items["item"].to_pylist() == ["desk"]
+    assert made.left_out == {
+        MARKUP_ONLY: ["lamp"],
+        NO_TEXT: ["rug"],
+        LONG_TITLE: ["sofa"],
+        SHORT_TEXT: ["cup"],
+    }
+    assert made.emptied == {"title": ["lamp"], "description": ["lamp"]}
 
 
-def test_first_of_repeats_keeps_the_earliest(con):
-    rows = [("u", "a", 5), ("u", "b", 2), ("u", "a", 1), ("u", "b", 2), ("v", "a", 9)]
-    kept = first_of_repeats(as_table(con, rows)).order_by("row").row.to_pyarrow().to_pylist()
-    assert kept == [1, 2, 4]
-
-
-@pytest.mark.parametrize(
-    ("times", "order"),
-    [
-        (["9", "1e1", "11.5"], "abc"),
-        (["2024-05-31", "2024-05-30 23:59", "2024-06-01T00:00:00.5Z"], "bac"),
-        (["2024-05-31T10:00:00+02:00", "2024-05-31T09:00:00Z", "2024-05-31T08:59:00Z"], "acb"),
-    ],
-)
-def test_times_are_numbers_or_dates(con, tmp_path, times, order):
-    rows = [("u", item, time) for item, time in zip("abc", times, strict=True)]
-    lines = "".join(",".join(row) + "\n" for row in [("user", "item", "time"), *rows])
-    (tmp_path / "log.csv").write_text(lines)
-    (tmp_path / "items.csv").write_text("item,title\na,A\n")
-    raw = read_table(con, tmp_path / "log.csv", tmp_path / "items.csv", {})
-    table = load_raw(raw).interactions
-    assert "".join(table.order_by("time").item.to_pyarrow().to_pylist()) == order
+def test_rows_that_differ(con, tmp_path):
+    rows = [*ROWS, ("cup", "Cup", "of tea"), ("cup", "Mug", "of milk")]
+    with pytest.raises(InputError, match=r"items.csv: item 'cup' has several rows, .*differing"):
+        catalogue(con, tmp_path / "error", rows)
+    # Of equally long ones the first in the alphabet; here one is longer than the others.
+    made = catalogue(con, tmp_path / "longest", rows, differing_items="longest")
+    assert made.items.to_pylist()[0]["description"] == "of milk"

@@ -3,10 +3,11 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
-import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 
 import lcrec.prepare
 from lcrec.artifacts import PROVENANCE, read_json
-from lcrec.data import leave_one_out, load_interactions, load_items
+from lcrec.data import leave_one_out, load_interactions, load_items, load_split
 from lcrec.errors import InputError
-from lcrec.formats import read_table
-from lcrec.prepare import main, prepare
+from lcrec.prepare import main
+from lcrec.reviews import Review, load_reviews
 
 SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
 ML100K = SHARED / "data" / "ml-100k"
@@ -40,8 +41,14 @@ TITLES = {"lamp": "Lamp", "desk": "Desk &amp; drawer", "chair": "Chair", "rug": 
 # By first interaction: eve (1), bob (5), ann (10); items as these three meet them.
 USERS = ["eve", "bob", "ann"]
 ITEMS = ["chair", "rug", "desk", "lamp"]
-PLAIN = {"min_user_items": 3, "min_rating": None, "items_without_text": "drop", "say": len}
-SEQUENCES = {"0": [0, 1, 2], "1": [2, 3, 0], "2": [2, 0, 3]}
+# Bob's chair and lamp have one time, so that the chair, first in the alphabet, comes first.
+SEQUENCES = {"0": [0, 1, 2], "1": [2, 0, 3], "2": [2, 0, 3]}
+
+
+@pytest.fixture(autouse=True)
+def plain_page(monkeypatch):
+    """Drawing takes longer than all the rest of a toy shop; tests/test_data_card.py looks at it."""
+    monkeypatch.setattr(lcrec.prepare, "card_page", json.dumps)
 
 
 def write_csv(path, header, rows):
@@ -80,11 +87,6 @@ def check_toy(tmp_path):
     assert (folder / "Toy.item2id").read_text() == "".join(lines)
 
 
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
-
-
 def test_toy_shop_from_csv(tmp_path, shop, capsys):
     main(shop(items=[*TITLES.items(), ("lamp", "Lamp")]))  # identical item rows count once
     check_toy(tmp_path)
@@ -104,7 +106,7 @@ def test_toy_shop_loads_and_splits(tmp_path, shop):
     split = leave_one_out(load_interactions(folder, len(items)))
     assert [items.title(target) for target in split.test.targets] == [
         "Desk & drawer",
-        "Chair",
+        "Lamp",
         "Lamp",
     ]
     assert items.fields[0] == {"title": "Chair", "description": "", "brand": "", "categories": ""}
@@ -135,7 +137,8 @@ def test_toy_shop_from_parquet_with_lists_dates_and_number_ids(tmp_path):
     ]
     main(argv)
     sequences, catalogue = result(tmp_path)
-    assert sequences == SEQUENCES
+    # The lamp's number is below the chair's, which decides the tie.
+    assert sequences == {**SEQUENCES, "1": [2, 3, 0]}
     assert catalogue["3"] == {
         "title": "Lamp",
         "description": "Fine Solid",
@@ -182,14 +185,19 @@ def test_items_without_text_go_before_the_core(tmp_path, shop, capsys):
     assert sequences == {"0": [0, 1, 2]}
     assert [entry["title"] for entry in catalogue.values()] == ["Chair", "Desk", "..."]
     screen = capsys.readouterr().out
-    assert "neither title nor description: 1, with no row: 1 (first: 'lamp', 'rug')" in screen
-    assert "and their 5 interactions" in screen
+    assert "nothing but markup: 1 ('lamp'); item has no row in the items file: 1 ('rug')" in screen
+    assert card(tmp_path)["dropped"] == {
+        "first of repeats": 1,
+        "item's text is nothing but markup": 3,
+        "item has no row in the items file": 1,
+        "core 3 items, 1 users again": 4,
+    }
 
 
 def test_items_without_text_can_be_refused(shop):
     items = [("lamp", ""), ("desk", "Desk"), ("chair", "Chair"), ("rug", "Rug")]
     with pytest.raises(
-        InputError, match=r"neither title nor description: 1, .*'lamp'.*--items-without-text"
+        InputError, match=r"neither title nor description: 1 \('lamp'\).*--items-without-text"
     ):
         main(shop("--items-without-text", "error", items=items))
 
@@ -203,70 +211,66 @@ def test_ratings_below_the_least_go(tmp_path, shop):
     assert "rug" not in (tmp_path / "out" / "Toy" / "Toy.item2id").read_text()
 
 
-@settings(max_examples=3, deadline=None)
+def files_of(folder):
+    """The bytes of all files of a folder, but for the sidecar, which knows the input's hash."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != PROVENANCE]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(files)}
+
+
+@settings(max_examples=2)
 @given(st.integers(0, 10**6))
-def test_row_order_does_not_matter_when_times_differ(con, tmp_path_factory, seed):
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_the_order_of_rows_does_not_matter(tmp_path_factory, form, seed):
+    # Many equal times, and items with several rows.
     folder = tmp_path_factory.mktemp("shuffled")
     rng = random.Random(seed)
-    rows = [(f"u{u}", f"i{rng.randrange(8)}", time) for time, u in enumerate([0, 1, 2, 3] * 10)]
-    items = [(f"i{item}", f"Item {item}") for item in range(8)]
+    rows = [(f"u{n % 4}", f"i{rng.randrange(8)}", rng.randrange(5)) for n in range(40)]
+    reviewed = [(*row, rng.choice("abc")) for row in rows]
+    items = [(f"i{n % 8}", f"Item {n % 8}{'!' * (n // 8)}") for n in range(16)]
     made = []
-    for name in ("one", "two"):
-        actions = write_csv(folder / f"{name}.csv", ("user", "item", "time"), rows)
-        catalogue = write_csv(folder / f"{name}.items.csv", ("item", "title"), items)
-        made.append(
-            prepare(
-                read_table(con, actions, catalogue, {}),
-                min_item_users=2,
-                repeats="drop",
-                **PLAIN,
-            )
-        )
-        rng.shuffle(rows)
+    for _ in range(2):
+        header = ("user", "item", "time", "review_text")
+        actions = write_csv(folder / "log.csv", header, reviewed)
+        catalogue = write_csv(folder / "items.csv", ("item", "title"), items)
+        argv = ["--format", "table", "--interactions", str(actions), "--items", str(catalogue)]
+        argv += ["--min-user-items", "3", "--min-item-users", "2", "--repeats", "keep"]
+        argv += ["--differing-items", "longest", "--split", "random", "--output-format", form]
+        main([*argv, "--output", str(folder / str(len(made)) / "Toy")])
+        made.append(files_of(folder / str(len(made)) / "Toy"))
+        rng.shuffle(reviewed)
         rng.shuffle(items)
-    one, two = made
-    assert one.interactions.users == two.interactions.users
-    assert [ids.tolist() for ids in one.interactions] == [ids.tolist() for ids in two.interactions]
-    assert (one.item_ids, one.items.fields) == (two.item_ids, two.items.fields)
+    assert made[0] == made[1]
+    assert len(made[0]) == 8
 
 
-def test_ties_follow_the_file_for_any_number_of_threads(tmp_path):
-    # More rows than one thread reads at a time, all at one moment: only their order tells.
-    rng = random.Random(0)
-    rows = [(f"u{rng.randrange(300)}", f"i{rng.randrange(4000)}", 7) for _ in range(150_000)]
-    actions = write_csv(tmp_path / "log.csv", ("user", "item", "time"), rows)
-    items = write_csv(
-        tmp_path / "items.csv", ("item", "title"), [(f"i{i}", i) for i in range(4000)]
-    )
-    expected: dict[str, list[str]] = {}
-    for user, item, _ in rows:
-        expected.setdefault(user, []).append(item)
-    for threads in (1, 4):
-        made = prepare(
-            read_table(ibis.duckdb.connect(threads=threads), actions, items, {}),
-            min_item_users=1,
-            repeats="keep",
-            **PLAIN,
-        )
-        assert made.interactions.users == sorted(expected)
-        for user, sequence in zip(made.interactions.users, made.interactions, strict=True):
-            assert [made.item_ids[item] for item in sequence] == expected[user]
+@pytest.mark.parametrize("repeats", ["drop", "keep", "all"])
+def test_repeats(tmp_path, shop, repeats):
+    actions = [*ACTIONS, ("ann", "lamp", 40)]
+    main(shop("--repeats", repeats, actions=actions))
+    lamps = {"drop": [3], "keep": [3, 3], "all": [3, 3, 3]}[repeats]
+    assert result(tmp_path)[0]["2"] == [2, 0, *lamps]
+    dropped = {"drop": {"duplicates": 1, "first of repeats": 1}, "keep": {"duplicates": 1}}
+    assert card(tmp_path)["dropped"] == dropped.get(repeats, {})
+
+
+def card(tmp_path):
+    return read_json(tmp_path / "out" / "Toy" / "data_card.json")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"header": ("user", "thing", "time")}, r"log.csv: no item column .*--columns item="),
-        ({"actions": [*ACTIONS, ("ann", "lamp")]}, r"log.csv: .*Line: 12.*Found: 2"),
+        ({"actions": [*ACTIONS, ("ann", "lamp")]}, r"log.csv, line 12: .*Found: 2"),
         ({"items": [("lamp", "Lamp"), ("", "Chair")]}, r"items.csv, data row 2: the item id"),
         (
             {"items": [*TITLES.items(), ("lamp", "Light")]},
-            r"item 'lamp' .*1 and 5 .*'Lamp' and 'Li",
+            r"item 'lamp' has several rows, .* title .*'Lamp' and 'Light'.*--differing-items",
         ),
-        ({"items": [("x1", "Lamp")]}, r"with no row: 4 \(first: 'chair', 'desk', .*'x1'"),
+        ({"items": [("x1", "Lamp")]}, r"no row in the items file: 4 \('chair', 'desk', .*'x1'"),
         (
             {"items": [(item, "") for item in TITLES]},
-            r"nothing is said .* neither title nor description: 4",
+            r"items.csv: item has neither title nor description: 4 .*: nothing is left",
         ),
     ],
 )
@@ -287,8 +291,8 @@ def test_wrong_content_is_named_and_nothing_is_written(tmp_path, shop, change, m
         (["--columns", "title=titl"], r"items.csv has no column 'titl' .*did you mean 'title'"),
         (["--columns", "title="], r"no title or description column .*--columns title="),
         (["--items", "nowhere.csv"], r"--items nowhere.csv: no such file"),
-        (["--input", "."], r"--format table takes --interactions and --items; --input does not"),
-        (["--format", "recbole"], r"--format recbole takes --input; --input is missing"),
+        (["--input", "."], r"--format table takes --interactions and --items; given: --input"),
+        (["--format", "recbole"], r"log.csv, line 1: field .* has no type"),
     ],
 )
 def test_wrong_flags_are_named_and_nothing_is_written(tmp_path, shop, flags, message):
@@ -300,7 +304,7 @@ def test_wrong_flags_are_named_and_nothing_is_written(tmp_path, shop, flags, mes
 def test_a_rating_that_is_none_is_named(shop):
     header = ("user", "item", "time", "rating")
     actions = [(*row, "good") for row in ACTIONS]
-    with pytest.raises(InputError, match="data row 1: the rating is no number"):
+    with pytest.raises(InputError, match=r"log.csv: 10 ratings are no number"):
         main(shop("--min-rating", "4", actions=actions, header=header))
     actions = [(*row, 3) for row in ACTIONS]
     with pytest.raises(InputError, match=r"--min-rating 4: the highest rating in .* is 3"):
@@ -311,7 +315,7 @@ def test_running_again_does_nothing(tmp_path, shop, capsys, monkeypatch):
     main(shop())
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(lcrec.prepare, "prepare", None)
+        patch.setattr(lcrec.prepare, "refine", None)
         main(shop())
     assert "is up to date" in capsys.readouterr().out
     (tmp_path / "out" / "Toy" / "Toy.item2id").unlink()
@@ -397,3 +401,138 @@ def test_movielens_100k(tmp_path, capsys):
         line.split("\t")[:2] for line in (ML100K / "ml-100k.item").read_text().splitlines()
     )
     assert all(items.title(at) == titles[raw] for at, raw in enumerate(raw_items))
+
+
+# Splits, reviews, limits.
+
+
+def test_a_split_is_written_and_read(tmp_path, shop):
+    actions = [*ACTIONS, ("eve", "lamp", 4), ("bob", "rug", 9), ("ann", "rug", 50)]
+    flags = ["--split", "cold-items", "--cold-share", "0.25", "--repeats", "keep"]
+    main(shop(*flags, actions=actions))
+    folder = tmp_path / "out" / "Toy"
+    split = load_split(folder, 4)
+    (cold,) = {target for row in split.test.targets.tolist() for target in row if target >= 0}
+    assert split.test.users == ["0", "1", "2"]
+    assert cold not in split.train.items
+    assert cold not in split.valid.targets
+    whole = load_interactions(folder, 4)
+    for user, sequence in enumerate(whole):
+        rest = [item for item in sequence.tolist() if item != cold]
+        assert split.train.sequence(user).tolist() == rest[:-1]
+        assert split.valid.targets[user].tolist() == [rest[-1]]
+    assert sum(card(tmp_path)["split"].values()) == len(whole.items)
+    main(shop("--split", "leave-one-out"))
+    assert not (folder / "Toy.split.json").exists()
+
+
+def test_reviews_are_written_where_intents_reads_them(tmp_path, shop):
+    header = ("user", "item", "time", "summary", "review_text")
+    texts = {30: ("First", "Bright<br>lamp"), 40: ("Again", ""), 5: ("", "Flat"), 10: ("", "")}
+    actions = [(*row, *texts.get(row[2], ("", ""))) for row in ACTIONS]
+    main(shop(actions=actions, header=header))
+    folder = tmp_path / "out" / "Toy"
+    found = load_reviews(folder, ["0", "1", "2"], 4)
+    assert found == {("1", 2): Review("Flat", ""), ("2", 3): Review("Bright lamp", "First")}
+    (folder / "Toy.review.json").unlink()
+    main(shop(actions=actions, header=header))  # what is missing is made anew
+    assert load_reviews(folder, ["0", "1", "2"], 4) == found
+    main(shop("--repeats", "keep", actions=actions, header=header))  # of repeats the latest
+    assert load_reviews(folder, ["0", "1", "2"], 4)["2", 3] == Review("", "Again")
+    main(shop("--reviews", "drop", actions=actions, header=header))
+    assert not (folder / "Toy.review.json").exists()
+
+
+def test_strangers_reviews_stop_a_run(tmp_path, shop):
+    main(shop())
+    (tmp_path / "out" / "Toy" / "Toy.review.json").write_text("{}")
+    with pytest.raises(InputError, match=r"Toy.review.json goes by the old numbers"):
+        main(shop("--repeats", "keep"))
+
+
+def test_limits_are_followed_by_the_core_again(tmp_path, shop):
+    # Of four items the latest three; the desk is then left with one user, who falls below three.
+    actions = [*ACTIONS, ("ann", "rug", 60), ("bob", "rug", 60)]
+    main(shop("--max-user-items", "3", "--min-item-users", "2", actions=actions))
+    made = card(tmp_path)
+    assert [step["after"] for step in made["steps"]][-2:] == [
+        "latest 3 of a user",
+        "core 3 items, 2 users again",
+    ]
+    assert made["interactions"] == 6
+    assert made["dropped"]["latest 3 of a user"] == 2
+    assert sum(made["dropped"].values()) + made["interactions"] == made["input_interactions"] == 12
+
+
+def test_a_dry_run_writes_nothing(tmp_path, shop, capsys, monkeypatch):
+    main(shop("--dry-run"))
+    assert not (tmp_path / "out").exists()
+    screen = capsys.readouterr().out
+    assert ["first", "of", "repeats", "3", "4", "9", "25.000%", "3.00"] in [
+        line.split() for line in screen.splitlines()
+    ]
+    assert "a dry run: nothing was written" in screen
+    monkeypatch.setattr(lcrec.prepare, "DRY_RUN_ROWS", 9)
+    with pytest.raises(InputError, match="nothing is left"):
+        main(shop("--dry-run", "--min-item-users", "3"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--since", "100"], r"--since and --until: nothing is left; before, there were 10 inter"),
+        (["--since", "x"], r"--since 'x': expected a date"),
+        (["--max-user-items", "3", "--min-user-items", "4"], r"--max-user-items 3 is less than"),
+        (["--min-text", "99"], r"shorter than --min-text: 4 .*nothing is left"),
+        (["--max-title-words", "0"], r"--max-title-words: 0 is too small"),
+        (["--cold-share", "1.5"], r"--cold-share 1.5: give a share below 1"),
+        (["--split", "cold-items"], r"--cold-share 0.05: of 4 items that is none; give more"),
+        (["--spark-master", "local[1]"], r"--spark-master local\[1\] belongs to --engine spark"),
+        (["--split", "halves"], r"--split: 'halves' is none of"),
+    ],
+)
+def test_wrong_rules_are_named_and_nothing_is_written(tmp_path, shop, flags, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        main(shop(*flags))
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_data_is_written_as_parquet(tmp_path, shop, monkeypatch):
+    main(shop())
+    monkeypatch.setattr(lcrec.prepare, "JSON_MOST", 8)
+    main(shop("--seed", "1"))
+    folder = tmp_path / "out" / "Toy"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "Toy.inter.parquet", "Toy.item.parquet", "Toy.item2id", "Toy.user2id", "data_card.html",
+        "data_card.json", "lcrec.json",
+    ]  # fmt: skip
+    assert load_items(folder).title(1) == "Rug"
+    sequences = {user: ids.tolist() for user, ids in enumerate(load_interactions(folder, 4))}
+    assert {str(user): ids for user, ids in sequences.items()} == SEQUENCES
+    monkeypatch.setattr(lcrec.prepare, "JSON_MOST", 9)
+    main(shop("--seed", "2"))
+    assert load_items(folder).title(1) == "Rug"  # exactly one form lies there
+    assert not [path for path in folder.iterdir() if "parquet" in path.name]
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(tmp_path, shop):
+    """No file may grow beyond 2 MB, which the engine's own, but not the catalogue, stay below."""
+    log, items = tmp_path / "log.csv", tmp_path / "items.csv"
+    main(shop())
+    before = files_of(tmp_path / "out" / "Toy")
+    argv = shop("--differing-items", "longest")
+    rows = [(f"u{u}", f"i{(u + k) % 300}", k) for u in range(300) for k in range(5)]
+    write_csv(log, ("user", "item", "time"), rows)
+    write_csv(items, ("item", "title"), [(f"i{i}", "x" * 9_000) for i in range(300)])
+    lines = "import resource, sys; from lcrec.errors import run_stage; import lcrec.data_folder\n"
+    lines += "from lcrec.prepare import main; made = lcrec.data_folder._write_items\n"
+    lines += "def limited(*args):\n"
+    lines += "    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); made(*args)\n"
+    lines += "lcrec.data_folder._write_items = limited; run_stage(main)"
+    command = [sys.executable, "-c", lines, *argv]
+    full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert full.returncode == 2, full.stderr
+    assert "cannot be written (" in full.stderr
+    assert "MB are free there" in full.stderr
+    assert files_of(tmp_path / "out" / "Toy") == before

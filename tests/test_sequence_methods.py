@@ -315,36 +315,37 @@ def test_attributes_of_s3rec_end_with_pretraining():
 
 
 def test_pretraining_learns_its_tasks():
-    """Also that no comparison is squashed: with a second sigmoid it cannot fall below .31."""
-    items = Items([{"title": "t", "brand": "abcde"[item // 2]} for item in range(10)])
-    data = training(items)
+    """All four at once; a comparison whose scores were squashed first could not fall below .31."""
+    items = shelf(["abcde"[item // 2] for item in range(10)])
+    walks = {f"u{user}": [(user + step) % 10 for step in range(5)] for user in range(60)}
+    data = training(items, walks)
     chosen = S3RecSettings(**{**SMALL, "dim": 16})
     torch.manual_seed(0)
     network = S3Rec(chosen).build(data)
     forms = Forms(item_attributes(items, "s3rec"), 16)
     sampler = NegativeSampler(purchases(data.train, 10), 0)
     stream = torch.from_numpy(data.train.items.astype(np.int64))
-    both = torch.nn.ModuleList((network, forms))
-    optimizer = torch.optim.Adam(both.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam([*network.parameters(), *forms.parameters()], lr=0.01)
     batch, logs = one_batch(data), []
-    for _ in range(150):
-        losses = pretraining_loss(network, forms, batch, sampler, stream, chosen)
+    for _ in range(170):
+        losses = pretraining_loss(network, forms, batch, sampler, stream, 0.2)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
         logs.append({task: loss.item() for task, loss in losses.items()})
-    first, last = logs[0], logs[-1]
-    # Ten sequences of five items, five brands: at the start every question is a coin's toss.
-    assert first["aap"] == pytest.approx(5 * 5 * math.log(2), rel=0.01)
-    assert first["sp"] == pytest.approx(math.log(2), rel=0.2)
-    masks = first["map"] / (5 * math.log(2))
-    assert 1 <= masks <= 2  # a fifth of five, at least one
+    first = logs[0]
+    # At the start of five items a sequence, five brands each a fifth: what the shares alone say.
+    of_brands = -5 * (0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+    assert first["aap"] == pytest.approx(5 * of_brands, rel=0.01)
+    masks = first["map"] / of_brands
+    assert 1.2 < masks < 1.5  # a fifth of five, at least one
     assert first["mip"] == pytest.approx(masks * math.log(2), rel=0.01)
-    tail = {task: np.mean([log[task] for log in logs[-20:]]) for task in first}
+    assert first["sp"] == pytest.approx(math.log(2), rel=0.2)
+    last = {task: np.mean([log[task] for log in logs[-20:]]) for task in first}
     assert last["aap"] < 0.1 * first["aap"]
-    assert tail["map"] < 0.7 * first["map"]  # to know the shares of brands alone leaves .72
-    assert tail["mip"] < 0.2
-    assert tail["sp"] < 0.6
+    assert last["mip"] < 0.2 * first["mip"]
+    assert last["map"] < 0.5 * first["map"]
+    assert last["sp"] < 0.5 * first["sp"]
 
 
 def test_items_without_attributes_take_no_part_in_their_tasks():

@@ -9,7 +9,7 @@ it; of equals the lower id. The weights are 1 in the paper; `history_decay` lets
 speak louder.
 
 With the defaults, test items, HR@10 and NDCG@10: .109 and .073 on Amazon 2018 Office Products, .091
-and .073 on LC-Rec's Instruments.
+and .073 on LC-Rec's Instruments; with the tuned ones .109 and .086 there.
 
 Reads and writes nothing. Public names: `ItemKNN`, `ItemKNNSettings`.
 """
@@ -44,9 +44,11 @@ class ItemKNN(Baseline):
 
     Settings: ClassVar[type] = ItemKNNSettings
     draws: ClassVar[bool] = False
+    # Best NDCG@10 of 16 cells on 4,000 validation users of Instruments.
+    tuned: ClassVar[dict[str, Any]] = {"neighbours": 500, "shrink": 10.0, "history_decay": 0.7}
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "neighbours": (20, 100, 500),
-        "shrink": (0.0, 3.0, 10.0),
+        "neighbours": (100, 500),
+        "shrink": (0.0, 10.0, 30.0),
         "history_decay": (0.5, 0.7, 0.9, 1.0),
     }
 

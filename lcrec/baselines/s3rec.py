@@ -10,8 +10,10 @@ to 8); their losses are summed per sequence and weighted as in the authors' code
 
 A comparison of two is the logistic loss of the difference of their scores. (The authors' code and
 RecBole put the scores through a sigmoid before that, which leaves the difference within -1 and 1
-and the loss without a slope.) Then the network goes on as SASRec: the forms and the attributes are
-dropped, and nothing of them is used to recommend.
+and the loss without a slope.) An attribute's score has a bias besides, which starts at the
+logit of how many items have it: without it, all states first move alike to answer "no" to nearly
+all attributes, and on small data stay there. Then the network goes on as SASRec: the forms and the
+attributes are dropped, and nothing of them is used to recommend.
 
 Reads and writes nothing. Public names: `S3Rec`, `S3RecSettings`, `Forms`, `pretraining_loss`.
 """
@@ -69,6 +71,9 @@ class Forms(nn.Module):
         ids = torch.from_numpy(np.concatenate(attributes.fields, axis=1))
         self.register_buffer("attributes", ids, persistent=False)
         initialise(self)
+        count = len(attributes.names)
+        owners = torch.bincount(ids.flatten(), minlength=count + 1)[:count] / (len(ids) - 1)
+        self.bias = nn.Parameter(owners.logit(eps=1e-3))
 
     def attribute_loss(
         self, form: nn.Linear, states: torch.Tensor, items: torch.Tensor
@@ -82,7 +87,7 @@ class Forms(nn.Module):
         """
         ids, count = self.attributes[items], self.vectors.num_embeddings
         has = states.new_zeros(len(items), count + 1).scatter_(1, ids, 1)[:, :count]
-        logits = form(states) @ self.vectors.weight.T
+        logits = form(states) @ self.vectors.weight.T + self.bias
         losses = functional.binary_cross_entropy_with_logits(logits, has, reduction="none")
         return losses.sum(dim=1) * has.any(dim=1)
 
@@ -93,7 +98,7 @@ def pretraining_loss(
     batch: Batch,
     sampler: NegativeSampler,
     stream: torch.Tensor,
-    chosen: S3RecSettings,
+    share: float,
 ) -> dict[str, torch.Tensor]:
     """Return the loss of each task, by its name, summed over a batch and per sequence.
 
@@ -103,14 +108,14 @@ def pretraining_loss(
         batch: with targets, on the network's device.
         sampler: of items that a user does not have.
         stream: int64 [interactions], all train items in order; other stretches are cut from it.
-        chosen: the share of masks.
+        share: of items that are masked.
     """
     pad, mask = network.num_items, network.num_items + 1
     whole, lengths = batch.with_target(pad), batch.lengths + 1
     count = len(whole)
     places = torch.arange(whole.shape[1], device=whole.device)
     real = places < lengths[:, None]
-    masked, asked = mask_items(whole, lengths, chosen.masked, 0.0, mask)
+    masked, asked = mask_items(whole, lengths, share, 0.0, mask)
 
     size = 1 + (torch.rand(count, device=whole.device) * (lengths // 2)).long()
     first = (torch.rand(count, device=whole.device) * (lengths - size + 1)).long()
@@ -187,7 +192,7 @@ class S3Rec(SequentialBaseline):
             total, count = 0.0, 0
             for batch in batches:
                 losses = pretraining_loss(
-                    network, forms, batch.to(self.device), sampler, stream, chosen
+                    network, forms, batch.to(self.device), sampler, stream, chosen.masked
                 )
                 loss = sum(
                     (getattr(chosen, task) * part for task, part in losses.items()),

@@ -84,7 +84,14 @@ class SASRec(SequentialBaseline):
     """A causal transformer over the history's items."""
 
     Settings: ClassVar[type] = SASRecSettings
-    tuned: ClassVar[dict[str, Any]] = {"examples": "windows"}
+    # On Amazon 2018 Instruments, 3 epochs of these rank what is held out for validation better
+    # (NDCG@10 .070) than 6 epochs of batches of 2,048 (.069).
+    tuned: ClassVar[dict[str, Any]] = {
+        "examples": "windows",
+        "batch_size": 512,
+        "dropout": 0.3,
+        "attention_dropout": 0.3,
+    }
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {
         "dim": (64, 128),
         "dropout": (0.2, 0.5),

@@ -39,11 +39,8 @@ class TrainingLog:
         if self.best_score is None:
             return None
         enough = (1 - within) * self.best_score
-        return next(
-            epoch.number
-            for epoch in self.epochs
-            if epoch.score is not None and epoch.score >= enough
-        )
+        scored = ((epoch.number, epoch.score) for epoch in self.epochs if epoch.score is not None)
+        return next(number for number, score in scored if score >= enough)
 
 
 def train_epochs(

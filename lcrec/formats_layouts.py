@@ -1,0 +1,344 @@
+"""From a description of how files are written to two tables: the reader behind most formats.
+
+A `Layout` says which column plays which role; `read_layouts` opens the files that are written so,
+on DuckDB or Spark, and sifts their rows. Writes nothing but tables in DuckDB and temporary files.
+
+Public names: `Layout`, `read_layouts`, `find_columns`, `as_paths`, `Paths`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ibis
+from ibis.backends import BaseBackend
+from ibis.expr.types import Table
+
+from lcrec.errors import InputError, closest
+from lcrec.formats_literal import convert_literals, evaluate, is_literal
+from lcrec.formats_open import (
+    UNREADABLE,
+    Delimited,
+    Opened,
+    first_lines,
+    header,
+    kind_of,
+    open_delimited,
+    open_json,
+    open_parquet,
+)
+from lcrec.formats_sift import Roles, Sifted, TimeUnit, sift
+from lcrec.formats_tables import (
+    INTERACTION_ROLES,
+    ITEM_ROLES,
+    REVIEW_ROLES,
+    Options,
+    RawTables,
+)
+
+Paths = Path | Sequence[Path]
+RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
+SAMPLE = 1000  # lines whose keys say which keys a JSON file has
+# Usual column names per role, the surest first; compared in lower case.
+USUAL_NAMES = {
+    "user": "user user_id userid reviewerid reviewer_id customer_id uid",
+    "item": "item item_id itemid parent_asin asin product_id productid movie_id movieid book_id "
+    "business_id sku iid id",
+    "time": "time timestamp unixreviewtime datetime date created_at",
+    "rating": "rating ratings overall stars score",
+    "title": "title item_title movie_title book_title product_title name item_name movie_name "
+    "product_name business_name",
+    "description": "description item_description product_description overview desc",
+    "brand": "brand brand_name manufacturer store",
+    "categories": "categories category genres genre class main_category product_category tags",
+    "features": "features feature",
+    "details": "details",
+    "review_title": "review_title summary",
+    "review_text": "review_text reviewtext review",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of file is written and what its columns mean.
+
+    Attributes:
+        roles: role -> column, or columns whose texts are joined; empty to guess by usual names.
+        how: how delimited files are written.
+        delimited: the file is delimited text whatever its suffix.
+        unit: the unit of numeric times.
+        list_mark: what separates categories within their column.
+        flags: columns that hold 1 for what the item is; their names make up the column "flags".
+        atomic: the first line says name:type, as RecBole's atomic files do.
+    """
+
+    roles: Roles = field(default_factory=dict)
+    how: Delimited = Delimited()
+    delimited: bool = False
+    unit: TimeUnit = "any"
+    list_mark: str | None = None
+    flags: tuple[str, ...] = ()
+    atomic: bool = False
+
+
+def as_paths(paths: Paths) -> tuple[Path, ...]:
+    """Return one file or several as several."""
+    return (paths,) if isinstance(paths, Path) else tuple(paths)
+
+
+def read_layouts(
+    con: BaseBackend,
+    interactions: Paths,
+    items: Paths,
+    options: Options,
+    interaction_layout: Layout,
+    item_layout: Layout,
+) -> RawTables:
+    """Read interactions and items that are written as the two layouts say.
+
+    Args:
+        con: the DuckDB or Spark connection the tables will live in.
+        interactions: the files with one row per interaction, in order.
+        items: the files with one row per item.
+        options: what the person asked for.
+        interaction_layout: how the former are written.
+        item_layout: how the latter are written.
+
+    Raises:
+        InputError: a file cannot be read, a needed column is missing, or rows cannot be used and
+            `options.bad_rows` is "error".
+    """
+    actions, catalogue = as_paths(interactions), as_paths(items)
+    if con.name == "duckdb":
+        con.raw_sql("SET TimeZone = 'UTC'")  # a date without a zone is the same on every machine
+    wanted = INTERACTION_ROLES + (REVIEW_ROLES if options.reviews else ())
+    action_names = _names(actions, interaction_layout)
+    needed = ("user", "item") + (("time",) if options.order == "time" else ())
+    action_roles = find_columns(
+        action_names, wanted, options.columns, interaction_layout.roles, actions[0], needed
+    )
+    given = {role: name for role, name in options.columns.items() if role != "item"}
+    item_names = _names(catalogue, item_layout)
+    if "id" in options.columns:
+        given["item"] = options.columns["id"]
+    elif options.columns.get("item") in item_names or not item_layout.roles:
+        same = action_roles["item"]
+        if same in item_names:
+            given["item"] = str(same)
+    item_roles = find_columns(
+        item_names, ITEM_ROLES, given, item_layout.roles, catalogue[0], ("item",), item="id"
+    )
+    if not {"title", "description"} & set(item_roles):
+        raise _no_column("title or description", item_names, catalogue[0], "title=...")
+    sifted_actions = _read(con, actions, action_names, action_roles, interaction_layout, options)
+    sifted_items = _read(con, catalogue, item_names, item_roles, item_layout, options)
+    return RawTables(
+        sifted_actions.table,
+        sifted_items.table,
+        actions[0],
+        catalogue[0],
+        _shown(action_roles),
+        _shown(item_roles),
+        con.name == "duckdb",
+        sifted_actions.lost,
+        sifted_items.lost,
+    )
+
+
+def find_columns(
+    names: Sequence[str],
+    roles: Sequence[str],
+    given: Mapping[str, str],
+    layout: Roles,
+    path: Path,
+    needed: Sequence[str],
+    *,
+    item: str = "item",
+) -> dict[str, str | tuple[str, ...]]:
+    """Return {role: column} for the roles that are given, the layout's own or can be guessed.
+
+    Args:
+        names: the columns there are.
+        roles: the roles to look for.
+        given: {role: column} by the person, "" for none.
+        layout: the format's own; empty to guess.
+        path: the file, for messages.
+        needed: the roles without which the file is of no use.
+        item: how the person names the item's column.
+
+    Raises:
+        InputError: a given column is not there, or a needed role has none.
+    """
+    lowered = {name.lower(): name for name in reversed(names)}
+    found: dict[str, str | tuple[str, ...]] = {}
+    for role in roles:
+        name: str | tuple[str, ...] = ""
+        if role in given:
+            name = given[role]
+            if name and name not in names:
+                raise InputError(
+                    f"--columns: {path} has no column {name!r} to read the {role} from"
+                    f"{closest(given[role], names)} (columns: {', '.join(names)})"
+                )
+        elif layout:
+            own = layout.get(role, ())
+            there = tuple(one for one in ((own,) if isinstance(own, str) else own) if one in names)
+            name = there[0] if len(there) == 1 else there
+        else:
+            # What a person took for one thing is not guessed to be another as well.
+            usual_names = [usual for usual in USUAL_NAMES[role].split() if usual in lowered]
+            taken = {given[other] for other in roles if other in given}
+            name = next(
+                (lowered[usual] for usual in usual_names if lowered[usual] not in taken), ""
+            )
+        if name:
+            found[role] = name
+    for role in needed:
+        if role not in found:
+            remedy = f"{item if role == 'item' else role}=..."
+            if role == "time":
+                remedy += ", or take the order of the rows with --order file"
+            raise _no_column(role, names, path, remedy)
+    return found
+
+
+def _no_column(role: str, names: Sequence[str], path: Path, remedy: str) -> InputError:
+    return InputError(
+        f"{path}: no {role} column was found among {', '.join(names)}; name it with "
+        f"--columns {remedy}"
+    )
+
+
+def _shown(roles: Roles) -> dict[str, str]:
+    return {role: name if isinstance(name, str) else "+".join(name) for role, name in roles.items()}
+
+
+def _kind(paths: Sequence[Path], layout: Layout) -> str:
+    kinds = {"delimited"} if layout.delimited else {kind_of(path) for path in paths}
+    if len(kinds) > 1:
+        raise InputError(
+            f"{paths[0]} and {len(paths) - 1} more: files of different kinds "
+            f"({', '.join(sorted(kinds))}) cannot be read together"
+        )
+    return kinds.pop()
+
+
+def _how(path: Path, layout: Layout) -> Delimited:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return Delimited("\t") if ".tsv" in suffixes and layout == Layout() else layout.how
+
+
+def _names(paths: Sequence[Path], layout: Layout) -> list[str]:
+    """Return the columns of the files; for JSON the keys that the first lines have."""
+    kind = _kind(paths, layout)
+    if kind == "delimited":
+        how = _how(paths[0], layout)
+        names = list(how.names) if how.names else header(paths, how)
+        if layout.atomic:
+            names = [_untyped(name, paths[0]) for name in names]
+        return [*names, *(["flags"] if layout.flags else [])]
+    if kind == "parquet":
+        return _parquet_names(paths[0])
+    keys: dict[str, None] = {}
+    lines = [line for line in first_lines(paths[0], SAMPLE) if line.strip()]
+    literal = _written_as_literals(lines)
+    for line in lines:
+        keys |= dict.fromkeys(_keys(line, literal=literal))
+    if not keys:
+        raise InputError(
+            f"{paths[0]}: the file is empty or its first {SAMPLE:,} lines hold no JSON object; "
+            "expected one per line"
+        )
+    # What the format knows but no early line has may still come.
+    for own in layout.roles.values():
+        for name in (own,) if isinstance(own, str) else own:
+            optional = name not in {layout.roles.get(role) for role in ("user", "item", "time")}
+            keys |= {name: None} if optional else {}
+    return list(keys)
+
+
+def _untyped(field: str, path: Path) -> str:
+    """Return the name in an atomic file's header field, whose type must be known."""
+    name, colon, kind = field.rpartition(":")
+    if not colon:
+        raise InputError(
+            f"{path}, line 1: field {field!r} has no type; atomic files say name:type, "
+            f"the type one of {', '.join(RECBOLE_TYPES)} (for plain files: --format table)"
+        )
+    if kind not in RECBOLE_TYPES:
+        raise InputError(
+            f"{path}, line 1: field {field!r} has the unknown type {kind!r}"
+            f"{closest(kind, RECBOLE_TYPES)} (types: {', '.join(RECBOLE_TYPES)})"
+        )
+    return name
+
+
+def _parquet_names(path: Path) -> list[str]:
+    return list(open_parquet(ibis.duckdb.connect(), [path], None).table.drop(UNREADABLE).columns)
+
+
+def _written_as_literals(lines: Sequence[bytes]) -> bool:
+    return bool(lines) and is_literal(lines[0])
+
+
+def _keys(line: bytes, *, literal: bool) -> list[str]:
+    try:
+        value: Any = evaluate(line) if literal else json.loads(line)
+    except ValueError:
+        return []
+    return list(value) if isinstance(value, dict) else []
+
+
+def _read(
+    con: BaseBackend,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    roles: Roles,
+    layout: Layout,
+    options: Options,
+) -> Sifted:
+    """Open the files, load the columns that have a role, and sift the rows."""
+    used: dict[str, None] = {}
+    for own in roles.values():
+        used |= dict.fromkeys((own,) if isinstance(own, str) else own)
+    kind = _kind(paths, layout)
+    limit = options.limit if "user" in roles else None
+    if kind == "delimited":
+        there = [name for name in names if name != "flags" or not layout.flags]
+        opened = open_delimited(con, paths, there, _how(paths[0], layout), limit)
+        if layout.flags:
+            opened = replace(opened, table=_with_flags(opened.table, layout.flags))
+    elif kind == "parquet":
+        opened = open_parquet(con, paths, list(used), limit)
+    elif _written_as_literals([line for line in first_lines(paths[0], SAMPLE) if line.strip()]):
+        opened = _open_literals(con, paths, list(used), options, limit)
+    else:
+        opened = open_json(con, paths, list(used), limit)
+    return sift(con, opened, roles, paths, options, unit=layout.unit, list_mark=layout.list_mark)
+
+
+def _with_flags(table: Table, flags: Sequence[str]) -> Table:
+    words = [ibis.ifelse(table[flag] == "1", flag, ibis.null("string")) for flag in flags]
+    return table.mutate(flags=ibis.array(words).filter(lambda word: word.notnull()).join(", "))
+
+
+def _open_literals(
+    con: BaseBackend,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    options: Options,
+    limit: int | None,
+) -> Opened:
+    if con.name != "duckdb":
+        raise InputError(
+            f"{paths[0]}: lines of Python literals are read with --engine duckdb only; prepare "
+            "this data there, or convert it to JSON lines first"
+        )
+    target = options.spill_folder("lines of Python literals are converted first")
+    target = target / f"{paths[0].name}.parquet"
+    convert_literals(paths, names, target, limit)
+    opened = open_parquet(con, [target], names)
+    unreadable = ibis.and_(*(opened.table[name].isnull() for name in names))
+    return Opened(opened.table.mutate(**{UNREADABLE: unreadable}), stored=opened.stored)

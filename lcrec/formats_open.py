@@ -1,0 +1,305 @@
+"""Open text and Parquet files on either engine, every field as it is written.
+
+Reads delimited text, JSON lines (plain, gz or zst) and Parquet; writes nothing but tables in the
+DuckDB database it is given. Nothing is detected and nothing converted: `007`, `nan` and a number of
+thirty digits stay text. Malformed rows are no end but a count: DuckDB keeps account of those of
+delimited files, and JSON lines that are no JSON object become rows of nulls; Spark hands over
+their text.
+
+Public names: `Opened`, `Delimited`, `open_delimited`, `open_json`, `open_parquet`, `first_lines`,
+`header`, `open_bytes`, `kind_of`, `UNREADABLE`.
+"""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Literal, cast
+
+import duckdb
+import ibis
+import pyarrow as pa
+from ibis.backends import BaseBackend
+from ibis.expr.types import Table
+from ibis.util import gen_name
+
+from lcrec.errors import InputError
+from lcrec.formats_tables import reason
+
+# A boolean column of an opened table: nothing of the row could be read.
+UNREADABLE = "lcrec_unreadable"
+FILE = "lcrec_file"
+# DuckDB allows 2 MB for a line; a page of HTML as a description may be longer.
+LONGEST_LINE = 64 * 2**20
+COMPRESSIONS = (".gz", ".zst")
+KINDS = {
+    ".csv": "delimited",
+    ".tsv": "delimited",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A table of a file's fields, and what was refused before it became a row.
+
+    Attributes:
+        table: the fields by name, `UNREADABLE` and, under DuckDB, `row`, the position among the
+            readable rows from 0 (and the column `FILE` where there are several files).
+        rejected: rows of the input that are not in `table`.
+        examples: the first of them: file, line and why.
+        stored: the name of the table in the database that holds all this, where there is one.
+    """
+
+    table: Table
+    rejected: int = 0
+    examples: tuple[str, ...] = ()
+    stored: str | None = None
+
+
+@dataclass(frozen=True)
+class Delimited:
+    """How a delimited file is written; `names` are those of its columns where no line says so."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = '"'
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    names: tuple[str, ...] | None = None
+
+
+def kind_of(path: Path) -> str:
+    """Return "delimited", "json" or "parquet" by the suffix, below a compression's.
+
+    Raises:
+        InputError: the suffix is none of them.
+    """
+    suffix = Path(path.stem).suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
+    kind = KINDS.get(suffix.lower())
+    if kind is None or (kind == "parquet" and path.suffix.lower() in COMPRESSIONS):
+        raise InputError(
+            f"{path}: expected a .csv, .tsv, .jsonl, .json or .parquet file (text may end in .gz, "
+            ".zst or .zip)"
+        )
+    return kind
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading its uncompressed bytes."""
+    if path.suffix.lower() == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
+    return path.open("rb")
+
+
+def first_lines(path: Path, count: int) -> list[bytes]:
+    """Return a file's first lines, without their ends, or all of them where there are fewer.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with open_bytes(path) as file:
+            return [line.rstrip(b"\r\n") for line in islice(file, count)]
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({error}); is it whole?") from None
+
+
+def header(paths: Sequence[Path], how: Delimited) -> list[str]:
+    """Return the names in the first line, stripped and all different, the same in every file."""
+    names = _header(paths[0], how)
+    for path in paths[1:]:
+        if _header(path, how) != names:
+            raise InputError(
+                f"{path}, line 1: the columns are not those of {paths[0]} ({', '.join(names)}); "
+                "files that are read together must have the same columns"
+            )
+    return names
+
+
+def _header(path: Path, how: Delimited) -> list[str]:
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if how.quote else csv.QUOTE_NONE
+    encoding = "utf-8-sig" if how.encoding == "utf-8" else how.encoding
+    lines = first_lines(path, 1)
+    try:
+        text = lines[0].decode(encoding) if lines else ""
+        names = next(csv.reader([text], delimiter=how.delimiter, quoting=quoting), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as {how.encoding} text ({error})") from None
+    names = [name.strip() for name in names]
+    if not any(names):
+        raise InputError(
+            f"{path}: the file is empty or begins with an empty line; line 1 must name the columns"
+        )
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"{path}, line 1: column {min(twice)!r} stands there twice")
+    return names
+
+
+def open_delimited(
+    con: BaseBackend,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    how: Delimited,
+    limit: int | None = None,
+) -> Opened:
+    """Open delimited files, every column as text and an empty field as null.
+
+    Args:
+        con: the DuckDB or Spark connection.
+        paths: the files, in order.
+        names: all their columns.
+        how: how they are written.
+        limit: read so many rows, the first; None reads all.
+
+    Raises:
+        InputError: a file cannot be read at all, such as a truncated gz.
+    """
+    # Columns are renamed afterwards because DuckDB takes names that differ in case only for the
+    # same.
+    plain = [f"c{position}" for position in range(len(names))]
+    renamed = dict(zip(names, plain, strict=True))
+    if con.name != "duckdb":
+        if len(how.delimiter) > 1 and not how.quote:
+            how = Delimited(how.delimiter, "\0", "\0", how.encoding, how.names)
+        table = con.read_csv(
+            [str(path) for path in paths],
+            header=how.names is None,
+            schema=", ".join(f"{name} STRING" for name in [*plain, UNREADABLE]),
+            inferSchema=False,
+            sep=how.delimiter,
+            quote=how.quote or "\0",
+            escape=how.escape or "\0",
+            encoding={"utf-8": "UTF-8", "latin-1": "ISO-8859-1"}[how.encoding],
+            multiLine=bool(how.quote),
+            mode="PERMISSIVE",
+            columnNameOfCorruptRecord=UNREADABLE,
+        )
+        table = table.mutate(**{UNREADABLE: table[UNREADABLE].notnull()})
+        return Opened(table.rename(renamed).limit(limit))
+    scan, errors = gen_name("lcrec_scan"), gen_name("lcrec_rejects")
+    table = con.read_csv(
+        [str(path) for path in paths],
+        header=how.names is None,
+        delim=how.delimiter,
+        quote=how.quote,
+        escape=how.escape,
+        encoding=how.encoding,
+        auto_detect=False,
+        columns=dict.fromkeys(plain, "VARCHAR"),
+        max_line_size=LONGEST_LINE,
+        filename=FILE if len(paths) > 1 else False,
+        store_rejects=True,
+        rejects_limit=0,
+        rejects_scan=scan,
+        rejects_table=errors,
+    )
+    loaded = _load(con, table.rename(renamed).limit(limit), paths)
+    # A line may be at fault in several ways; it is one line all the same.
+    found = con.raw_sql(
+        f"SELECT s.file_path, e.line, min(e.error_message) FROM {errors} e JOIN {scan} s "
+        "USING (scan_id, file_id) GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    examples = tuple(f"{path}, line {line}: {why}" for path, line, why in found[:3])
+    table = _numbered(loaded).mutate(**{UNREADABLE: ibis.literal(False)})
+    return Opened(table, len(found), examples, loaded.get_name())
+
+
+def open_json(
+    con: BaseBackend, paths: Sequence[Path], names: Sequence[str], limit: int | None = None
+) -> Opened:
+    """Open files of one JSON object per line, lists and objects in them as JSON text.
+
+    Args:
+        con: the DuckDB or Spark connection.
+        paths: the files, in order.
+        names: the keys to read; what an object does not have is null.
+        limit: read so many rows, the first; None reads all.
+
+    Raises:
+        InputError: a file cannot be read at all, or two keys differ in case only.
+    """
+    if len({name.lower() for name in names}) < len(names):
+        raise InputError(
+            f"{paths[0]}: of the keys {', '.join(names)} two differ in case only; leave one out "
+            "with --columns role="
+        )
+    if con.name != "duckdb":
+        table = con.read_json(
+            [str(path) for path in paths],
+            schema=", ".join(f"`{name}` STRING" for name in [*names, UNREADABLE]),
+            mode="PERMISSIVE",
+            columnNameOfCorruptRecord=UNREADABLE,
+        )
+        return Opened(table.mutate(**{UNREADABLE: table[UNREADABLE].notnull()}).limit(limit))
+    table = con.read_json(
+        [str(path) for path in paths],
+        columns=dict.fromkeys(names, "VARCHAR"),
+        format="newline_delimited",
+        ignore_errors=True,
+        **({"filename": FILE} if len(paths) > 1 else {}),
+    )
+    loaded = _load(con, table.limit(limit), paths)
+    unreadable = ibis.and_(*(loaded[name].isnull() for name in names))
+    table = _numbered(loaded).mutate(**{UNREADABLE: unreadable})
+    return Opened(table, stored=loaded.get_name())
+
+
+def open_parquet(
+    con: BaseBackend,
+    paths: Sequence[Path],
+    names: Sequence[str] | None,
+    limit: int | None = None,
+) -> Opened:
+    """Open Parquet files; columns keep their types.
+
+    Args:
+        con: the DuckDB or Spark connection.
+        paths: the files, in order.
+        names: the columns to load; None opens the files without reading their rows.
+        limit: read so many rows, the first; None reads all.
+
+    Raises:
+        InputError: a file is no Parquet file, or is damaged.
+    """
+    try:
+        if con.name == "duckdb":
+            table = con.read_parquet([str(path) for path in paths])
+        else:  # ibis hands Spark one path at a time
+            table = ibis.union(*(con.read_parquet(str(path)) for path in paths))
+    except (duckdb.Error, pa.ArrowException) as error:
+        why = reason(error) if isinstance(error, duckdb.Error) else error
+        raise InputError(f"{paths[0]}: cannot be read as Parquet ({why})") from None
+    stored = None
+    if names is not None:
+        table = table.select(*names).limit(limit)
+        if con.name == "duckdb":
+            loaded = _load(con, table, paths)
+            table, stored = _numbered(loaded), loaded.get_name()
+    return Opened(table.mutate(**{UNREADABLE: ibis.literal(False)}), stored=stored)
+
+
+def _load(con: BaseBackend, table: Table, paths: Sequence[Path]) -> Table:
+    """Read the files once, into the database.
+
+    DuckDB decodes a gz on one core however often it is asked. What it stores it stores in the
+    order of the files, for any number of threads.
+    """
+    try:
+        return con.create_table(gen_name("lcrec_raw"), table)
+    except duckdb.Error as error:
+        named = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        raise InputError(f"{named}: cannot be read ({reason(error)})") from None
+
+
+def _numbered(stored: Table) -> Table:
+    return stored.mutate(row=stored.rowid())

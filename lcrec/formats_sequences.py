@@ -1,0 +1,239 @@
+"""Data sets that are published as sequences: LC-Rec's own files and MiniOneRec's CSV files.
+
+Reads whole sequences, whose order stands for the time: an interaction's time is its place in its
+user's sequence, from 0. Such data is small enough to pass through memory; the tables are stored in
+DuckDB. Writes nothing else.
+
+Public names: `read_lcrec`, `read_minionerec`.
+"""
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ibis.backends import BaseBackend
+from ibis.util import gen_name
+
+from lcrec.artifacts import read_json
+from lcrec.errors import InputError
+from lcrec.formats_layouts import Layout, Paths, as_paths, find_columns
+from lcrec.formats_open import UNREADABLE, Delimited, Opened, header, open_delimited
+from lcrec.formats_sift import Roles, Sifted, sift
+from lcrec.formats_tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables
+
+LCREC_ITEM = Layout({role: role for role in ITEM_ROLES})
+ROLES = {"user": "user", "item": "item", "time": "place"}
+
+
+def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Options) -> RawTables:
+    """Read `X.inter.json` and `X.item.json`; raw ids by `X.user2id` and `X.item2id` beside them.
+
+    With `options.reviews`, `X.review.json` is read too where it lies beside them: its keys are the
+    numbers of user and item as "(1, 2)", its values have a `review` and a `summary`.
+
+    Raises:
+        InputError: a file is missing, damaged or holds something else.
+    """
+    path, catalogue = _one(interactions), _one(items)
+    stem = path.name.removesuffix(".inter.json")
+    users_path, items_path = (path.with_name(f"{stem}.{kind}2id") for kind in ("user", "item"))
+    users, item_ids = _raw_ids(users_path), _raw_ids(items_path)
+    sequences = _mapping(path)
+    reviews = path.with_name(f"{stem}.review.json")
+    said = _mapping(reviews) if options.reviews and reviews.exists() else None
+    rows: list[list[Any]] = []
+    for user, sequence in sequences.items():
+        if not isinstance(sequence, list) or not all(
+            isinstance(item, int | str) and not isinstance(item, bool) for item in sequence
+        ):
+            raise InputError(f"{path}: user {user!r} has no list of item ids: {sequence!r:.80}")
+        for place, item in enumerate(sequence):
+            row = [_raw(users, user, users_path), _raw(item_ids, str(item), items_path), place]
+            if said is not None:
+                review = said.get(f"({user}, {item})") or {}
+                row += [review.get("summary"), review.get("review")]
+            rows.append(row)
+    names = ["user", "item", "place", *(REVIEW_ROLES if said is not None else ())]
+    roles = ROLES | {name: name for name in names[3:]}
+    actions = _sifted(con, names, rows, roles, path, options)
+
+    entries = _mapping(catalogue)
+    wrong = next((key for key, value in entries.items() if not isinstance(value, dict)), None)
+    if wrong is not None:
+        raise InputError(f"{catalogue}: item {wrong!r} has no fields: {entries[wrong]!r:.80}")
+    fields = list(dict.fromkeys(name for entry in entries.values() for name in entry))
+    given = {role: name for role, name in options.columns.items() if role in ITEM_ROLES[1:]}
+    texts = find_columns(fields, ITEM_ROLES[1:], given, LCREC_ITEM.roles, catalogue, ())
+    item_roles = {"item": "item", **{role: str(name) for role, name in texts.items()}}
+    item_rows = [
+        [
+            _raw(item_ids, key, items_path),
+            *(_field(entry.get(str(name))) for name in texts.values()),
+        ]
+        for key, entry in entries.items()
+    ]
+    described = _sifted(
+        con, list(item_roles), item_rows, {name: name for name in item_roles}, catalogue, options
+    )
+    return RawTables(
+        actions.table,
+        described.table,
+        path,
+        catalogue,
+        roles,
+        item_roles,
+        lost=actions.lost,
+        items_lost=described.lost,
+    )
+
+
+def read_minionerec(
+    con: BaseBackend, interactions: Paths, items: Paths, options: Options
+) -> RawTables:
+    """Read MiniOneRec's `train`, `valid` and `test` CSV files, in this order, and its info file.
+
+    A row holds a user, the up to ten items before, and the next item (columns `user_id`,
+    `history_item_id`, a Python list, and `item_id`); a user's rows merge into one sequence. The
+    info file has lines of item index, title and item number, separated by tabs.
+
+    Raises:
+        InputError: a file is damaged, or a user's rows do not follow from one another.
+    """
+    paths, catalogue = as_paths(interactions), _one(items)
+    how = Delimited()
+    names = header(paths, how)
+    missing = {"user_id", "history_item_id", "item_id"} - set(names)
+    if missing:
+        raise InputError(
+            f"{paths[0]}: no column {min(missing)!r} (columns: {', '.join(names)}); MiniOneRec's "
+            "files have user_id, history_item_id and item_id"
+        )
+    opened = open_delimited(con, paths, names, how)
+    windows = sift(
+        con,
+        Opened(opened.table.mutate(place=opened.table.row), *_rest(opened)),
+        {**ROLES, "user": "user_id", "item": "item_id", "rating": "history_item_id"},
+        paths,
+        options,
+    )
+    sequences: dict[str, list[str]] = {}
+    for row in windows.table.order_by("row").to_pyarrow().to_pylist():
+        history = _history(row, paths[0])
+        sequence = sequences.setdefault(row["user"], list(history))
+        if sequence[len(sequence) - len(history) :] != history:
+            raise InputError(
+                f"{paths[0]}, data row {row['row'] + 1}: the history of user {row['user']!r} is "
+                f"not what came before, {sequence[-len(history) :]}; give the files in the order "
+                "of time: train, valid, test"
+            )
+        sequence.append(row["item"])
+    rows = [
+        [user, item, place]
+        for user, sequence in sequences.items()
+        for place, item in enumerate(sequence)
+    ]
+    actions = _sifted(con, ["user", "item", "place"], rows, ROLES, paths[0], options)
+    info = Delimited("\t", "", "", names=("index", "title", "item"))
+    described = sift(
+        con,
+        open_delimited(con, [catalogue], info.names or (), info),
+        {"item": "item", "title": "title"},
+        [catalogue],
+        options,
+    )
+    return RawTables(
+        actions.table,
+        described.table,
+        paths[0],
+        catalogue,
+        {"user": "user_id", "item": "item_id", "time": "history_item_id"},
+        {"item": "item", "title": "title"},
+        lost=windows.lost,
+        items_lost=described.lost,
+    )
+
+
+def _rest(opened: Opened) -> tuple[int, tuple[str, ...], str | None]:
+    return opened.rejected, opened.examples, opened.stored
+
+
+def _history(row: Mapping[str, Any], path: Path) -> list[str]:
+    try:
+        history = ast.literal_eval(row["rating"] or "[]")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        history = None
+    if not isinstance(history, list):
+        raise InputError(
+            f"{path}, data row {row['row'] + 1}: history_item_id is no list: {row['rating']!r:.80}"
+        )
+    return [str(item) for item in history]
+
+
+def _one(paths: Paths) -> Path:
+    paths = as_paths(paths)
+    if len(paths) > 1:
+        raise InputError(f"{paths[0]}: this format reads one such file, found {len(paths)}")
+    return paths[0]
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict) or not value:
+        raise InputError(f"{path}: expected one JSON object with an entry per id, found none")
+    return value
+
+
+def _raw_ids(path: Path) -> dict[str, str] | None:
+    """Read lines of raw id, tab, number; None where there is no such file."""
+    if not path.exists():
+        return None
+    raw_ids = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        raw_id, tab, key = line.rpartition("\t")
+        if not tab or key in raw_ids:
+            raise InputError(
+                f"{path}, line {number}: expected 'raw id, tab, number', found {line!r}"
+            )
+        raw_ids[key] = raw_id
+    return raw_ids
+
+
+def _raw(raw_ids: dict[str, str] | None, key: str, path: Path) -> str:
+    if raw_ids is None:
+        return key
+    if key not in raw_ids:
+        raise InputError(f"{path}: there is no line for number {key!r}, which the data has")
+    return raw_ids[key]
+
+
+def _field(value: Any) -> str | None:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _sifted(
+    con: BaseBackend,
+    names: list[str],
+    rows: list[list[Any]],
+    roles: Roles,
+    path: Path,
+    options: Options,
+) -> Sifted:
+    """Store rows in the database and check them as any reader does."""
+    if con.name != "duckdb":
+        raise InputError(f"{path}: sequences are read with --engine duckdb only")
+    types = [pa.int64() if name == "place" else pa.string() for name in names]
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+    table = pa.Table.from_arrays(arrays, names=names)
+    table = table.append_column("row", pa.array(range(len(rows)), pa.int64()))
+    table = table.append_column(UNREADABLE, pa.array([False] * len(rows)))
+    name = gen_name("lcrec_raw")
+    # Not `create_table`: ibis 12 ends with the faulty statement that `materialise` tells of.
+    con.con.register(f"{name}_rows", table)
+    con.raw_sql(f"CREATE TABLE {name} AS FROM {name}_rows")
+    con.con.unregister(f"{name}_rows")
+    return sift(con, Opened(con.table(name), stored=name), roles, [path], options)

@@ -1,0 +1,329 @@
+"""Opened files -> canonical tables: rows that cannot be used are named and counted, or refused.
+
+Reads an `Opened` table of `lcrec.formats_open`; writes nothing but tables in its database. A row
+that cannot be used has one reason, the first that applies: nothing of it can be read, it has no
+user or item, its id would break a line of the files that map ids to numbers, or its time is none.
+
+Public names: `sift`, `Sifted`, `TimeUnit`, `Roles`.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.datatypes as dt
+from ibis import _
+from ibis.backends import BaseBackend
+from ibis.expr.types import Column, Table
+
+from lcrec.engines import materialise
+from lcrec.errors import InputError
+from lcrec.formats_open import FILE, UNREADABLE, Opened
+from lcrec.formats_tables import Options
+
+# Seconds or milliseconds since 1970; "any": numbers of whatever unit, or dates.
+TimeUnit = Literal["s", "ms", "any"]
+# Role -> the column, or the columns whose texts are joined by commas.
+Roles = Mapping[str, str | tuple[str, ...]]
+UTC = dt.Timestamp(timezone="UTC")
+EXAMPLES = 3
+WORKING = ("written", "untimely", UNREADABLE, FILE)  # columns for judging rows alone
+UNREADABLE_LINE = "unreadable line"
+NO_TIME, NEGATIVE, FUTURE, HUGE = (
+    "time that is no time",
+    "time before 1970 or below zero",
+    "time in the future",
+    "time beyond 64 bits",
+)
+TIME_HINT = (
+    "every row needs a number, such as seconds since 1970, or every row a date such as "
+    "2024-05-31T18:30:00Z"
+)
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """A canonical table, and reason -> rows of the input that are not in it."""
+
+    table: Table
+    lost: dict[str, int]
+
+
+def sift(
+    con: BaseBackend,
+    opened: Opened,
+    roles: Roles,
+    paths: Sequence[Path],
+    options: Options,
+    *,
+    unit: TimeUnit = "any",
+    list_mark: str | None = None,
+) -> Sifted:
+    """Give the columns their canonical names and types and take away what cannot be used.
+
+    Args:
+        con: the connection in which the table lives.
+        opened: the files' rows.
+        roles: role -> column; with "user" among them the rows are interactions, else items.
+        paths: the files, for messages.
+        options: what to do with bad rows, and where the order comes from.
+        unit: the unit of numeric times.
+        list_mark: what separates categories in the file; they will be separated by ", ".
+
+    Raises:
+        InputError: rows cannot be used and `options.bad_rows` is "error"; none is left; a column
+            holds what its role cannot be.
+    """
+    table = _select(opened.table, roles, paths[0], list_mark)
+    if "user" in roles:
+        table = _with_time(table, roles, paths[0], options, unit)
+    if "row" not in table.columns:
+        table = table.mutate(row=_content_hash(table))
+    table = table.mutate(why=_why(table))
+    judged = table.drop([name for name in WORKING if name in table.columns])
+    if con.name == "duckdb":
+        judged = materialise(judged)  # one pass over the rows both judges and stores them
+    found = judged.filter(_.why.notnull()).group_by("why").agg(n=_.count())
+    lost = {row["why"]: row["n"] for row in found.order_by("why").to_pyarrow().to_pylist()}
+    if opened.rejected:
+        lost[UNREADABLE_LINE] = lost.get(UNREADABLE_LINE, 0) + opened.rejected
+    if lost and options.bad_rows == "error":
+        raise _refusal(table, opened, lost, roles, paths)
+    if con.name == "duckdb":
+        name = judged.get_name()
+        con.raw_sql(f"DELETE FROM {name} WHERE why IS NOT NULL")
+        con.raw_sql(f"ALTER TABLE {name} DROP COLUMN why")
+        kept = con.table(name.rpartition(".")[2])
+        if opened.stored:
+            con.raw_sql(f"DROP TABLE {opened.stored}")
+    else:
+        kept = judged.filter(_.why.isnull()).drop("why")
+    if not kept.count().execute():
+        also = f"; {_listed(lost)}" if lost else ""
+        raise InputError(f"{paths[0]}: there are no rows below the header{also}")
+    return Sifted(kept, lost)
+
+
+def _select(table: Table, roles: Roles, path: Path, list_mark: str | None) -> Table:
+    """Select the columns by role, ids and texts as text."""
+    selected: dict[str, Any] = {}
+    for role, names in roles.items():
+        joined = []
+        for name in (names,) if isinstance(names, str) else names:
+            column, kind = table[name], table[name].type()
+            where = f"{path}: column {name!r} ({role})"
+            if role in ("user", "item"):
+                if not (kind.is_string() or kind.is_integer() or kind.is_uuid()):
+                    raise InputError(f"{where} holds {kind}; ids must be text or whole numbers")
+                column = column.cast("string")
+            elif role == "time":
+                sortable = kind.is_string() or kind.is_timestamp() or kind.is_date()
+                if not sortable and (kind.is_boolean() or not kind.is_numeric()):
+                    raise InputError(f"{where} holds {kind}; times must be numbers or dates")
+            elif role != "rating":
+                # Where one category ends must stay visible; other lists are pieces of one text.
+                column = _as_text(column, ", " if role == "categories" else " ", where)
+            joined.append(column)
+        column = joined[0]
+        for other in joined[1:]:
+            column = ibis.coalesce(column + ", " + other, column, other)
+        if role == "categories" and list_mark:
+            column = column.replace(list_mark, ", ")
+        selected[role] = column
+    extra = [name for name in ("row", UNREADABLE, FILE) if name in table.columns]
+    return table.select(*extra, **selected)
+
+
+def _as_text(column: Column, separator: str, where: str) -> Column:
+    """Write a column as text; lists, nested ones and those in JSON too, are joined."""
+    while column.type().is_array() and column.type().value_type.is_array():
+        column = column.flatten()
+    if column.type().is_array():
+        return column.map(lambda part: part.cast("string")).join(separator)
+    if column.type().is_nested():
+        raise InputError(f"{where} holds {column.type()}; texts must be text or lists of text")
+    column = column.cast("string")
+    is_json = column.startswith("[") | column.startswith("{")
+    return ibis.cases((is_json, _plain(column, separator)), else_=column)
+
+
+@ibis.udf.scalar.python
+def _plain(text: str, separator: str) -> str:
+    return _plain_text(text, separator)
+
+
+def _plain_text(text: str, separator: str) -> str:
+    """Write a JSON list of texts, or a JSON object, as a text; leave any other text alone."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(value, dict):
+        parts = [f"{key}: {_leaf(part)}" for key, part in value.items() if part not in (None, "")]
+        return "; ".join(parts)
+    leaves: list[str] = []
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, list):
+            pending.extend(reversed(part))
+        elif isinstance(part, str):
+            leaves.append(part)
+        else:
+            return text  # "[1984]" is a title
+    return separator.join(leaves)
+
+
+def _leaf(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_leaf, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: TimeUnit) -> Table:
+    """Add the sortable time, as written too, and where it is none the reason `untimely`."""
+    if options.order == "file":
+        if "row" not in table.columns:
+            raise InputError("--order file: rows have an order with --engine duckdb only")
+        return table.mutate(time=_.row, untimely=ibis.null("string"))
+    written = table.time
+    kind = written.type()
+    if kind.is_timestamp() or kind.is_date():
+        return _with_moment(table, written.cast(UTC))
+    if kind.is_string():
+        # "nan" and "infinity" can be read as numbers and timestamps, but are no times.
+        digits = written.re_search("[0-9]")
+        number = ibis.ifelse(digits, written.try_cast("float64"), ibis.null("float64"))
+        whole = written.re_search(r"^\s*[+-]?[0-9]+(\.0*)?\s*$")
+        if unit == "any":
+            moment = ibis.ifelse(digits, written.try_cast(UTC), ibis.null(UTC))
+            n = table.aggregate(
+                numbers=number.notnull().sum(),
+                whole=(number.notnull() & whole).sum(),
+                moments=moment.notnull().sum(),
+            )
+            counts = n.to_pyarrow().to_pylist()[0]
+            if (counts["moments"] or 0) > (counts["numbers"] or 0):
+                return _with_moment(table, moment)
+            all_whole = counts["whole"] == counts["numbers"]
+        else:
+            all_whole = False
+    else:
+        number = written.cast("float64")
+        number = ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
+        all_whole = kind.is_integer()
+    untimely = ibis.cases((number.isnull(), NO_TIME), (number < 0, NEGATIVE))
+    if unit == "any":
+        untimely = ibis.coalesce(untimely, ibis.cases((number >= 2.0**63, HUGE)))
+        time: Column = number
+        if all_whole and kind.is_integer():
+            time = written.cast("int64") if kind != dt.uint64 else written.try_cast("int64")
+        elif all_whole:
+            time = written.re_replace(r"\.0*\s*$", "").strip().try_cast("int64")
+        return table.mutate(written=written, time=time, untimely=untimely)
+    per_second = {"s": 1, "ms": 1000}[unit]
+    untimely = ibis.coalesce(
+        untimely, ibis.cases((number > _latest().timestamp() * per_second, FUTURE))
+    )
+    sound = ibis.ifelse(untimely.isnull(), number, ibis.null("float64"))
+    millis = (sound * (1000 // per_second)).round().cast("int64")
+    # Of Ibis's own units Spark knows seconds alone.
+    from_millis = epoch_ms if table.get_backend().name == "duckdb" else timestamp_millis
+    moment = from_millis(millis).cast(UTC)
+    return table.mutate(written=written, time=moment, untimely=untimely)
+
+
+@ibis.udf.scalar.builtin
+def epoch_ms(millis: int) -> dt.timestamp:
+    """Return the moment so many milliseconds after 1970 began: a function of DuckDB."""
+
+
+@ibis.udf.scalar.builtin
+def timestamp_millis(millis: int) -> dt.timestamp:
+    """Return the moment so many milliseconds after 1970 began: a function of Spark."""
+
+
+def _with_moment(table: Table, moment: Column) -> Table:
+    untimely = ibis.cases(
+        (moment.isnull(), NO_TIME),
+        (moment < ibis.literal(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), UTC), NEGATIVE),
+        (moment > ibis.literal(_latest(), UTC), FUTURE),
+    )
+    return table.mutate(written=table.time, time=moment, untimely=untimely)
+
+
+def _latest() -> datetime.datetime:
+    # A day more than now, as dates without a time zone may be ahead of ours.
+    return datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+
+
+def _content_hash(table: Table) -> Column:
+    """Return a hash of each row's content, which tells rows apart where none has a position."""
+    names = [name for name in table.columns if name not in (UNREADABLE, "untimely", "written")]
+    fields = [table[name].cast("string").fill_null("\x01") for name in names]
+    content = fields[0]
+    for field in fields[1:]:
+        content = content + "\x02" + field
+    return content.hash()
+
+
+def _why(table: Table) -> Column:
+    branches = [(table[UNREADABLE], ibis.literal(UNREADABLE_LINE))]
+    for role in ("user", "item"):
+        if role in table.columns:
+            # A tab or a line break would break the files that map raw ids to numbers.
+            branches += [
+                (table[role].isnull() | (table[role] == ""), ibis.literal(f"no {role} id")),
+                (table[role].re_search(r"[\t\r\n]"), ibis.literal(f"{role} id of two lines")),
+            ]
+    if "untimely" in table.columns:
+        branches.append((table.untimely.notnull(), table.untimely))
+    return ibis.cases(*branches, else_=ibis.null("string"))
+
+
+def _listed(lost: dict[str, int]) -> str:
+    return ", ".join(f"{reason}: {count:,}" for reason, count in lost.items())
+
+
+def _refusal(
+    table: Table, opened: Opened, lost: dict[str, int], roles: Roles, paths: Sequence[Path]
+) -> InputError:
+    """Name the count of the rows that cannot be used and the first of them."""
+    total = table.count().execute() + opened.rejected
+    bad = table.filter(_.why.notnull()).order_by("row").limit(EXAMPLES).to_pyarrow().to_pylist()
+    starts: dict[str, int] = {}
+    if bad and FILE in table.columns:
+        files = table.group_by(FILE).agg(start=_.row.min()).to_pyarrow().to_pylist()
+        starts = {entry[FILE]: entry["start"] for entry in files}
+    examples = list(opened.examples)
+    files_named = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    for row in bad:
+        if starts:
+            where = f"{row[FILE]}, data row {row['row'] - starts[row[FILE]] + 1}"
+        else:  # a hash of the content is no place in a file
+            where = files_named + (f", data row {row['row'] + 1}" if opened.stored else "")
+        examples.append(f"{where}: {_fault(row, roles)}")
+    hint = f"; {TIME_HINT}" if NO_TIME in lost else ""
+    return InputError(
+        f"{'; '.join(examples[:EXAMPLES])}{hint}; {sum(lost.values()):,} of {total:,} rows cannot "
+        f"be used ({_listed(lost)}); mend them, or leave them out with --bad-rows drop"
+    )
+
+
+def _fault(row: dict[str, Any], roles: Roles) -> str:
+    why = row["why"]
+    if why == UNREADABLE_LINE:
+        return "the line cannot be read (half written, wrongly quoted, or not in UTF-8?)"
+    for role in ("user", "item"):
+        if why == f"no {role} id":
+            return f"the {role} id (column {roles[role]!r}) is empty"
+        if why == f"{role} id of two lines":
+            return f"the {role} id (column {roles[role]!r}) holds a tab or a line break: " + repr(
+                row[role]
+            )
+    seen = "empty" if row["written"] is None else repr(row["written"])
+    return f"the time (column {roles['time']!r}) is {seen}" + ("" if why == NO_TIME else f": {why}")

@@ -1,0 +1,139 @@
+"""What every reader of raw data hands over: two tables, and a count of what is in neither.
+
+Reads and writes nothing itself, but that `load_table` stores a table in its own database.
+
+Public names: `RawTables`, `Options`, `parse_columns`, `COLUMN_HELP`, `INTERACTION_ROLES`,
+`REVIEW_ROLES`, `TEXT_ROLES`, `EXTRA_ROLES`, `ITEM_ROLES`, `load_table`, `reason`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import ibis.expr.operations as ops
+from ibis.expr.types import Table
+
+from lcrec.engines import materialise
+from lcrec.errors import InputError, closest
+
+INTERACTION_ROLES = ("user", "item", "time", "rating")
+REVIEW_ROLES = ("review_title", "review_text")
+TEXT_ROLES = ("title", "description", "brand", "categories")
+EXTRA_ROLES = ("features", "details")  # texts that few formats have
+ITEM_ROLES = ("item", *TEXT_ROLES, *EXTRA_ROLES)
+COLUMN_HELP = (
+    "which columns to read, as role=column,role=column; roles: user item time rating title "
+    "description brand categories features details review_title review_text, and id for the item "
+    "column of the items file where it is called otherwise than in the interactions; a role left "
+    "out is the format's own or, for tables, guessed from usual names; 'brand=' reads none"
+)
+
+
+@dataclass(frozen=True)
+class RawTables:
+    """Two tables with canonical columns, where they came from, and role -> column in each.
+
+    What cannot be used is in neither table but counted: the rows of the input are those of
+    `interactions` and `lost` together, and those of `items` and `items_lost` together.
+
+    Attributes:
+        interactions: user, item (text, never empty), time (a UTC timestamp, or a number whose unit
+            is not known), row and, where the format has them, rating (as written) and, where they
+            are asked for, review_title and review_text.
+        items: item (text, never empty), row and, where found, the `TEXT_ROLES` and `EXTRA_ROLES`
+            (text or null).
+        interactions_path: what messages call the interactions: their file, the first of several.
+        items_path: the same of the items.
+        interaction_columns: role -> column as the file calls it.
+        item_columns: the same of the items.
+        row_is_position: `row` counts the readable rows from 0, in the order of the files (DuckDB);
+            otherwise it is a hash of the row's content (Spark). No number of threads changes it.
+        lost: reason -> rows of the interactions that cannot be used; no zeros.
+        items_lost: the same of the items.
+    """
+
+    interactions: Table
+    items: Table
+    interactions_path: Path
+    items_path: Path
+    interaction_columns: dict[str, str]
+    item_columns: dict[str, str]
+    row_is_position: bool = True
+    lost: dict[str, int] = field(default_factory=dict)
+    items_lost: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a person wants raw data to be read.
+
+    Attributes:
+        columns: {role: column} as `parse_columns` reads them; they overrule the format's own.
+        order: "file" takes the order of the rows for their time, for data that has no times.
+        bad_rows: rows that cannot be used are an error, or dropped and counted.
+        reviews: read the texts of the reviews too, where the format has them.
+        limit: read so many rows of interactions, the first; None reads all. Sequences are read
+            whole.
+        spill: an existing folder for what has to be unpacked or converted first.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    order: Literal["time", "file"] = "time"
+    bad_rows: Literal["error", "drop"] = "error"
+    reviews: bool = False
+    limit: int | None = None
+    spill: Path | None = None
+
+    def spill_folder(self, why: str) -> Path:
+        """Return the folder for temporary files; ValueError where the caller gave none."""
+        if self.spill is None:
+            raise ValueError(f"Options.spill is needed: {why}")
+        return self.spill
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Read `"user=reviewer,item=asin"` into {role: column}.
+
+    Raises:
+        InputError: a part is no role=column, or a role is unknown or given twice.
+    """
+    known = sorted({*INTERACTION_ROLES, *REVIEW_ROLES, *ITEM_ROLES, "id"})
+    columns: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        role, equals, column = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise InputError(f"--columns: expected role=column, found {part!r}")
+        if role not in known:
+            raise InputError(
+                f"--columns: unknown role {role!r}{closest(role, known)} (roles: {' '.join(known)})"
+            )
+        if role in columns:
+            raise InputError(f"--columns: role {role!r} is given twice; keep one")
+        columns[role] = column
+    return columns
+
+
+def load_table(table: Table, path: Path) -> Table:
+    """Read the file behind a table expression, whole and once; a stored table stays as it is.
+
+    Raises:
+        InputError: the file is malformed (line and reason are named) or has no rows.
+    """
+    try:
+        loaded = table if isinstance(table.op(), ops.DatabaseTable) else materialise(table)
+    except duckdb.Error as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    if not loaded.count().execute():
+        raise InputError(f"{path}: there are no rows below the header")
+    return loaded
+
+
+def reason(error: duckdb.Error) -> str:
+    """Return the part of DuckDB's message that speaks of the file, on one line."""
+    lines = []
+    for line in str(error).splitlines():
+        if not line.strip() or line.startswith(("Possible", "LINE")):
+            break
+        lines.append(line.strip() if len(line) < 200 else line[:200] + "...")
+    return "; ".join(lines)

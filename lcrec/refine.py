@@ -1,0 +1,209 @@
+"""Raw tables -> the interactions and the items that stay, and an account of the rest.
+
+The order is fixed: read, time window, ratings, duplicates and repeats, k-core, text, length, cold
+items. Whatever takes rows away after the k-core is followed by the k-core again, so that the result
+is always one. Text comes after the k-core because it is dear: the largest core of the items that
+have text is the same either way.
+
+Public names: `refine`, `Refined`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import ibis
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ibis import _
+from ibis.expr.types import Table
+
+from lcrec.cleaning import NO_ROW, Catalogue, make_catalogue
+from lcrec.engines import materialise, store
+from lcrec.errors import InputError
+from lcrec.filters import (
+    first_of_repeats,
+    hold_out,
+    in_time_window,
+    k_core,
+    latest,
+    rated_at_least,
+    without_duplicates,
+)
+from lcrec.formats_tables import REVIEW_ROLES, RawTables, load_table
+from lcrec.ledger import Ledger
+
+# Between the title and the text of a review, which travel as one column.
+UNIT_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What stays: interactions (user, item, time and perhaps review), the texts of their items.
+
+    `cold` holds the ids of the items held out by the cold-item split, ascending.
+    """
+
+    interactions: Table
+    catalogue: Catalogue
+    cold: list[str]
+    ledger: Ledger
+
+
+def refine(
+    raw: RawTables,
+    folder: Path,
+    *,
+    min_user_items: int,
+    min_item_users: int,
+    min_rating: float | None,
+    since: str | None,
+    until: str | None,
+    repeats: Literal["drop", "keep", "all"],
+    items_without_text: Literal["drop", "error"],
+    differing_items: Literal["error", "longest"],
+    min_text: int,
+    max_title_words: int | None,
+    max_user_items: int | None,
+    keep_reviews: bool,
+    cold_share: float | None,
+    seed: int,
+    say: Callable[[str], None],
+) -> Refined:
+    """Run all filters on what a reader opened.
+
+    Args:
+        raw: the two tables.
+        folder: for rows on their way between the engine and Python.
+        min_user_items: fewest different items per user.
+        min_item_users: fewest different users per item.
+        min_rating: drop interactions rated lower; None keeps all.
+        since: drop what happened before; see `lcrec.filters.read_moment`.
+        until: drop what happened then or later.
+        repeats: of a user's interactions with an item keep the first, all at different times, or
+            all.
+        items_without_text: drop items that have no usable text, with their interactions, or refuse
+            them.
+        differing_items: refuse items whose rows differ, or take the row with the most text.
+        min_text: fewest characters of title and description together.
+        max_title_words: most words of a title; None allows any.
+        max_user_items: keep so many of a user's interactions, the latest; None keeps all.
+        keep_reviews: carry the reviews' texts along, where there are any.
+        cold_share: the share of items to hold out; None holds out none.
+        seed: draws the cold items.
+        say: takes the lines that tell how much each step leaves.
+
+    Raises:
+        InputError: the files hold something wrong, or nothing is left after a step.
+    """
+    raw = replace(
+        raw,
+        interactions=load_table(raw.interactions, raw.interactions_path),
+        items=load_table(raw.items, raw.items_path),
+    )
+    ledger = Ledger(raw.interactions, raw.lost, say)
+    interactions = _with_review(raw.interactions) if keep_reviews else raw.interactions
+    if since is not None or until is not None:
+        interactions = in_time_window(interactions, since, until)
+        ledger.step("time window", interactions, "--since and --until")
+    if min_rating is not None:
+        interactions = rated_at_least(interactions, min_rating, raw.interactions_path)
+        ledger.step(f"ratings from {min_rating:g}", interactions, "--min-rating")
+    columns = ["user", "item", "time", *({"review"} & set(interactions.columns))]
+    interactions = interactions.select(columns)
+    if repeats != "all":
+        interactions = materialise(without_duplicates(interactions))
+        ledger.step("duplicates", interactions, "--repeats")
+    if repeats == "drop":
+        interactions = materialise(first_of_repeats(interactions))
+        ledger.step("first of repeats", interactions, "--repeats")
+
+    def core(table: Table, step: str) -> Table:
+        """Take the k-core, and write down what it took."""
+        table = materialise(k_core(table, min_user_items, min_item_users))
+        ledger.step(step, table, "--min-user-items and --min-item-users")
+        return table
+
+    name = f"core {min_user_items} items, {min_item_users} users"
+    interactions = core(interactions, name)
+    found = materialise(interactions.select("item").distinct())
+    catalogue = make_catalogue(
+        raw.items,
+        found,
+        folder,
+        raw.items_path,
+        differing_items=differing_items,
+        min_text=min_text,
+        max_title_words=max_title_words,
+    )
+    if catalogue.left_out:
+        interactions = _leave_out(interactions, catalogue, raw, items_without_text, ledger)
+    if max_user_items is not None:
+        interactions = materialise(latest(interactions, max_user_items))
+        ledger.step(f"latest {max_user_items} of a user", interactions, "--max-user-items")
+    if ledger.steps[-1][0] != name:
+        interactions = core(interactions, f"{name} again")
+    cold: list[str] = []
+    if cold_share is not None:
+        ids = interactions.select("item").distinct().order_by("item").to_pyarrow()["item"]
+        drawn = np.random.default_rng(seed).permutation(len(ids))[: round(cold_share * len(ids))]
+        if not len(drawn):
+            raise InputError(
+                f"--cold-share {cold_share:g}: of {len(ids):,} items that is none; give more"
+            )
+        cold = ids.take(pa.array(np.sort(drawn))).to_pylist()
+        interactions = materialise(hold_out(interactions, cold, min_user_items, min_item_users))
+        ledger.step("core without cold items", interactions, "--cold-share")
+    stay = interactions.select("item").distinct().to_pyarrow()["item"].combine_chunks()
+    items = catalogue.items.filter(pc.is_in(catalogue.items["item"], value_set=stay))
+    return Refined(interactions, replace(catalogue, items=items), cold, ledger)
+
+
+def _with_review(interactions: Table) -> Table:
+    """Join a review's title and text into one column, if there are any."""
+    there = [role for role in REVIEW_ROLES if role in interactions.columns]
+    if not there:
+        return interactions
+    title, text = (
+        interactions[role].fill_null("") if role in there else ibis.literal("")
+        for role in REVIEW_ROLES
+    )
+    return interactions.mutate(review=title.replace(UNIT_SEPARATOR, " ") + UNIT_SEPARATOR + text)
+
+
+def _leave_out(
+    interactions: Table,
+    catalogue: Catalogue,
+    raw: RawTables,
+    policy: Literal["drop", "error"],
+    ledger: Ledger,
+) -> Table:
+    """Drop the items that have no usable text, or refuse them."""
+    left_out = {item: reason for reason, ids in catalogue.left_out.items() for item in ids}
+    what = "; ".join(
+        f"{reason}: {len(ids):,} ({', '.join(map(repr, ids[:3]))}{', ...' if ids[3:] else ''})"
+        for reason, ids in catalogue.left_out.items()
+    )
+    if catalogue.left_out.keys() == {NO_ROW} and not len(catalogue.items):
+        known = raw.items.order_by("item").limit(1).item.to_pyarrow().to_pylist()[0]
+        raise InputError(
+            f"{raw.items_path}: nothing is said there of any item in {raw.interactions_path}; "
+            f"{what}; an id in the items file is {known!r}: if ids are written "
+            "differently in the two files, check --columns item=... and id=..."
+        )
+    if policy == "error":
+        raise InputError(
+            f"{raw.items_path}: {what}; mend their texts, or leave these items out with "
+            "--items-without-text drop"
+        )
+    ledger.say(f"  dropping items: {what}")
+    table = pa.table({"item": list(left_out), "reason": list(left_out.values())})
+    going = store(interactions.get_backend(), table)
+    counts = interactions.join(going, "item").group_by("reason").agg(n=_.count()).to_pyarrow()
+    reasons = {row["reason"]: row["n"] for row in counts.to_pylist()}
+    left = materialise(interactions.anti_join(going, "item"))
+    order = {reason: reasons[reason] for reason in catalogue.left_out}
+    ledger.step("items with text", left, f"{raw.items_path}: {what}", order)
+    return left

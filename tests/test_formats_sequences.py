@@ -1,0 +1,171 @@
+"""Data sets published as sequences: LC-Rec's files and MiniOneRec's."""
+
+import json
+import os
+from pathlib import Path
+
+import ibis
+import pytest
+
+from lcrec.errors import InputError
+from lcrec.formats import Options
+from lcrec.formats_inputs import find_in
+from lcrec.formats_sequences import read_lcrec, read_minionerec
+
+SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
+OFFICE = SHARED / "data" / "Office"
+INTER = {"0": [1, 0], "1": [0]}
+ITEM = {
+    "0": {"title": "Lamp", "description": "", "brand": "Lux", "categories": "Light,Desk"},
+    "1": {"title": "Desk", "description": ["Oak", "old"]},
+}
+HEADER = "user_id,history_item_title,item_title,history_item_id,item_id,history_item_sid,item_sid\n"
+
+
+@pytest.fixture(scope="module")
+def con():
+    return ibis.duckdb.connect()
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A function that writes a toy data set in LC-Rec's form, with changes."""
+
+    def make(inter=INTER, item=ITEM, **others):
+        (tmp_path / "Toy.inter.json").write_text(json.dumps(inter))
+        (tmp_path / "Toy.item.json").write_text(json.dumps(item))
+        for suffix, content in others.items():
+            (tmp_path / f"Toy.{suffix}").write_text(content)
+        (actions,), (items,) = find_in(tmp_path, "lcrec")
+        return actions, items
+
+    return make
+
+
+def triples(raw):
+    found = raw.interactions.order_by("row").to_pyarrow().to_pylist()
+    return [(row["user"], row["item"], row["time"]) for row in found]
+
+
+def test_lcrec_sequences_become_interactions_in_their_order(con, toy):
+    raw = read_lcrec(con, *toy(), Options())
+    assert triples(raw) == [("0", "1", 0), ("0", "0", 1), ("1", "0", 0)]
+    assert raw.items.order_by("row").drop("row").to_pyarrow().to_pylist() == [
+        {
+            "item": "0",
+            "title": "Lamp",
+            "description": "",
+            "brand": "Lux",
+            "categories": "Light,Desk",
+        },
+        {"item": "1", "title": "Desk", "description": "Oak old", "brand": None, "categories": None},
+    ]
+
+
+def test_lcrec_raw_ids_and_reviews_lie_beside(con, toy):
+    review = {"(0, 1)": {"review": "Solid", "summary": "Good"}}
+    paths = toy(
+        user2id="A 7\t0\nnan\t1\n", item2id="007\t0\nB\t1\n", **{"review.json": json.dumps(review)}
+    )
+    raw = read_lcrec(con, *paths, Options(reviews=True))
+    assert triples(raw) == [("A 7", "B", 0), ("A 7", "007", 1), ("nan", "007", 0)]
+    texts = raw.interactions.order_by("row").select("review_title", "review_text").to_pyarrow()
+    assert texts.to_pylist() == [
+        {"review_title": "Good", "review_text": "Solid"},
+        *[{"review_title": None, "review_text": None}] * 2,
+    ]
+    assert "review_text" not in read_lcrec(con, *paths, Options()).interactions.columns
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inter": {"0": 1}}, r"Toy.inter.json: user '0' has no list of item ids: 1"),
+        ({"inter": {"0": [True]}}, r"user '0' has no list of item ids"),
+        ({"inter": {"0": [""]}}, r"Toy.inter.json, data row 1: the item id .* is empty"),
+        ({"inter": []}, r"Toy.inter.json: expected one JSON object"),
+        ({"item": {"0": "Lamp"}}, r"Toy.item.json: item '0' has no fields: 'Lamp'"),
+        ({"user2id": "A 0\n"}, r"Toy.user2id, line 1: expected 'raw id, tab, number'"),
+        ({"user2id": "A\t5\n"}, r"Toy.user2id: there is no line for number '0'"),
+    ],
+)
+def test_wrong_lcrec_files_are_named(con, toy, change, message):
+    with pytest.raises(InputError, match=message):
+        read_lcrec(con, *toy(**change), Options())
+
+
+@pytest.fixture
+def mini(tmp_path):
+    """A function that writes a toy data set in MiniOneRec's form."""
+
+    def make(train, valid, test):
+        for split, body in (("train", train), ("valid", valid), ("test", test)):
+            (tmp_path / split).mkdir(exist_ok=True)
+            (tmp_path / split / "Toy_5_2016-10-2018-11.csv").write_text(HEADER + body)
+        (tmp_path / "info").mkdir(exist_ok=True)
+        info = '<a_1><b_2><c_3>\tA "Lamp"\t5\n<a_1><b_2><c_4>\tDesk\t7\n'
+        (tmp_path / "info" / "Toy_5_2016-10-2018-11.txt").write_text(info)
+        return find_in(tmp_path, "minionerec")
+
+    return make
+
+
+def window(user, history, item):
+    return f'{user},"{["T"] * len(history)}",T,"{history}",{item},"[]",<a_1>\n'
+
+
+def test_minionerec_windows_merge_into_sequences(con, mini):
+    paths = mini(
+        window("A1", [5], 7) + window("A2", [7], 5),
+        window("A1", [5, 7], 5),
+        window("A1", [7, 5], 7),
+    )
+    raw = read_minionerec(con, *paths, Options())
+    expected = [("A1", "5", 0), ("A1", "7", 1), ("A1", "5", 2), ("A1", "7", 3)]
+    assert triples(raw) == [*expected, ("A2", "7", 0), ("A2", "5", 1)]
+    assert raw.items.order_by("row").drop("row").to_pyarrow().to_pylist() == [
+        {"item": "5", "title": 'A "Lamp"'},
+        {"item": "7", "title": "Desk"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            window("A1", [5], 7) + window("A1", [7], 5) + window("A1", [5, 5], 7),
+            r"data row 3: .*A1",
+        ),
+        ('A1,x,x,"open(1)",7,x,x\n', r"data row 1: history_item_id is no list: 'open\(1\)'"),
+        (window("A1", [5], ""), r"the item id \(column 'item_id'\) is empty"),
+    ],
+)
+def test_wrong_minionerec_rows_are_named(con, mini, train, message):
+    paths = mini(train, window("A9", [5], 7), window("A9", [5, 7], 7))
+    with pytest.raises(InputError, match=message):
+        read_minionerec(con, *paths, Options())
+
+
+def test_minionerec_needs_its_columns_and_files(con, mini, tmp_path):
+    mini("", "", "")
+    for path in tmp_path.glob("*/Toy*.csv"):
+        path.write_text("user,item\n")
+    with pytest.raises(InputError, match=r"no column 'history_item_id' \(columns: user, item\)"):
+        read_minionerec(con, *find_in(tmp_path, "minionerec"), Options())
+    (tmp_path / "test" / "Toy_5_2016-10-2018-11.csv").unlink()
+    with pytest.raises(InputError, match=r"exactly one file in test/, found none"):
+        find_in(tmp_path, "minionerec")
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not OFFICE.exists(), reason=f"needs the public data set in {OFFICE}")
+def test_office_is_read_whole(con):
+    raw = read_lcrec(con, *find_in(OFFICE, "lcrec"), Options())
+    sequences = json.loads((OFFICE / "Office.inter.json").read_text())
+    assert triples(raw) == [
+        (user, str(item), place)
+        for user, sequence in sequences.items()
+        for place, item in enumerate(sequence)
+    ]
+    assert raw.items.count().execute() == 3459
+    assert (raw.lost, raw.items_lost) == ({}, {})

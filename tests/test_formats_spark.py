@@ -1,0 +1,101 @@
+"""The same readers on Spark: what comes out is what DuckDB makes of the same files."""
+
+import json
+import shutil
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lcrec.engines import open_engine
+from lcrec.errors import InputError
+from lcrec.formats import READERS, Options
+from lcrec.formats_tables import load_table
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java"),
+]
+ROWS = [("ann", "007", 5), ("nan", "lamp, old", 3), ("null", 'a "b"', 4), ("é", "two\nlines", 9)]
+GOOD = ROWS[:3]
+
+
+@pytest.fixture(scope="module")
+def spark():
+    pytest.importorskip("pyspark")
+    with open_engine("spark", memory_gb=1, spark_master="local[2]") as (con, _):
+        con.raw_sql("SET spark.sql.shuffle.partitions = 2")  # of a handful of rows
+        yield con
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the same four rows, the last of no use, in three formats."""
+    quoted = ['"' + item.replace('"', '""') + '"' for _, item, _ in ROWS]
+    body = [f"{user},{item},{time}" for (user, _, time), item in zip(ROWS, quoted, strict=True)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,time", *body, "short,row"]) + "\n")
+    lines = [json.dumps({"user": u, "item": i, "time": t}) for u, i, t in ROWS]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"user": "half']))
+    columns = dict(zip(("user", "item", "time"), zip(*ROWS, strict=True), strict=True))
+    pq.write_table(pa.table({k: list(v) for k, v in columns.items()}), tmp_path / "log.parquet")
+    (tmp_path / "items.jsonl").write_text(
+        '{"item": "007", "title": "Bond", "features": ["a", "b"], "description": "x"}\n'
+        '{"item": "lamp, old", "title": "[1984]", "features": [], "description": null}\n'
+    )
+    return tmp_path
+
+
+def rows(table, *columns):
+    found = table.select(*columns).to_pyarrow().to_pylist()
+    return sorted(found, key=lambda row: [str(value) for value in row.values()])
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.parquet"])
+def test_spark_reads_what_duckdb_reads(spark, folder, name):
+    options = Options(bad_rows="drop")
+    log, items = folder / name, folder / "items.jsonl"
+    ours, theirs = (
+        READERS["table"](con, log, items, options) for con in (ibis.duckdb.connect(), spark)
+    )
+    columns = ("user", "item", "time")
+    assert rows(theirs.interactions, *columns) == rows(ours.interactions, *columns)
+    found = {(row["user"], row["item"], row["time"]) for row in rows(ours.interactions, *columns)}
+    assert found == set(GOOD)
+    texts = ("item", "title", "features", "description")
+    assert rows(theirs.items, *texts) == rows(ours.items, *texts)
+    assert theirs.lost == ours.lost
+    assert theirs.lost["item id of two lines"] == 1
+    assert (ours.row_is_position, theirs.row_is_position) == (True, False)
+    stored = load_table(theirs.interactions, log)
+    assert stored.row.nunique().execute() == len(GOOD)
+
+
+def test_spark_reads_published_formats_with_their_units(spark, tmp_path):
+    (tmp_path / "ratings.dat").write_text("1::307::5::1388620800\n")
+    (tmp_path / "movies.dat").write_bytes("307::Café (1993)::Drama|War\n".encode("latin-1"))
+    for con in (ibis.duckdb.connect(), spark):
+        raw = READERS["movielens"](
+            con, tmp_path / "ratings.dat", tmp_path / "movies.dat", Options()
+        )
+        (action,) = raw.interactions.select("user", "item", "time").to_pyarrow().to_pylist()
+        assert (action["user"], action["item"]) == ("1", "307")
+        assert action["time"].isoformat() == "2014-01-02T00:00:00+00:00"
+        (item,) = raw.items.drop("row").to_pyarrow().to_pylist()
+        assert item == {"item": "307", "title": "Café (1993)", "categories": "Drama, War"}
+
+
+def test_what_needs_duckdb_says_so(spark, tmp_path):
+    (tmp_path / "steam_reviews.json").write_text("{u'username': u'a', u'product_id': u'1'}\n")
+    (tmp_path / "steam_games.json").write_text("{u'id': u'1', u'app_name': u'A'}\n")
+    files = tmp_path / "steam_reviews.json", tmp_path / "steam_games.json"
+    with pytest.raises(InputError, match=r"Python literals are read with --engine duckdb only"):
+        READERS["steam"](spark, *files, Options(order="file"))
+    (tmp_path / "log.csv").write_text("user,item\na,1\n")
+    (tmp_path / "items.csv").write_text("item,title\n1,A\n")
+    with pytest.raises(InputError, match=r"--order file: .*--engine duckdb only"):
+        READERS["table"](spark, tmp_path / "log.csv", tmp_path / "items.csv", Options(order="file"))
+    (tmp_path / "X.inter.json").write_text('{"0": [0]}')
+    (tmp_path / "X.item.json").write_text('{"0": {"title": "A"}}')
+    with pytest.raises(InputError, match=r"sequences are read with --engine duckdb only"):
+        READERS["lcrec"](spark, tmp_path / "X.inter.json", tmp_path / "X.item.json", Options())
