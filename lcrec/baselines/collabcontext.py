@@ -9,12 +9,11 @@ in the batch). A phase ends when validation NDCG@10 has stopped improving; its b
 back before the next begins with a new optimiser. Items that nobody has bought are scored without
 the MLP: users smoothed over X, such items X itself.
 
-Collaborative Alignment for Recommendation (CIKM 2024; arXiv 2310.09400 under
-earlier titles).
-Where the paper and its released code disagree: smoothing is LightGCN's mean, uniformity is
-Wang and Isola's over distinct pairs of the batch, and gradients reach U through the items' side
-too (the code; the paper says that items are frozen: `--detach-tutor`). Only purchases are aligned:
-the released configuration also draws one random item per purchase and aligns that too.
+Collaborative Alignment for Recommendation (CIKM 2024; arXiv 2310.09400 under earlier titles). Where
+the paper and its released code disagree: smoothing is LightGCN's mean, uniformity is Wang and
+Isola's over distinct pairs of the batch, and gradients reach U through the items' side too (the
+code; the paper says that items are frozen: `--detach-tutor`). Only purchases are aligned: by its
+configuration, the released code pairs every purchase with a random item and aligns that too.
 
 Reads and writes nothing. Public names: `CollabContext`, `CollabContextSettings`, `phase_loss`,
 `normalise_features`.
@@ -30,7 +29,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from lcrec.baselines.base import Need, TrainingData
+from lcrec.baselines.base import Need, TrainingData, require_embeddings
 from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import alignment, uniformity
 from lcrec.baselines.ranking import validate
@@ -157,12 +156,16 @@ class CollabContext(VectorBaseline):
     cold_item_vectors: np.ndarray
 
     def fit(self, data: TrainingData) -> None:
-        """Train phase after phase, each to its best validation NDCG@10."""
+        """Train phase after phase, each to its best validation NDCG@10.
+
+        Raises:
+            InputError: there are no embeddings.
+        """
         chosen = self.settings
-        assert data.embeddings is not None
+        embeddings = require_embeddings(data, "collabcontext")
         torch.manual_seed(self.seed)
         bought = purchases(data.train, data.num_items)
-        features = torch.from_numpy(normalise_features(data.embeddings, chosen.feature_norm))
+        features = torch.from_numpy(normalise_features(embeddings, chosen.feature_norm))
         network = Network(normalised_adjacency(bought), features, chosen).to(self.device)
         batches = _Batches(bought, chosen.batch_size, self.seed)
         self.history: list[tuple[Phase, int, float | None]] = []

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import Baseline, Need, TrainingData
+from lcrec.baselines.base import Baseline, Need, TrainingData, require_embeddings
 from lcrec.baselines.encoder import Block, Encoder, allowed_keys
 from lcrec.baselines.ranking import validate
 from lcrec.baselines.sequences import pad_histories
@@ -174,7 +174,8 @@ class TSSR(Baseline):
         """Train to the best validation NDCG@10.
 
         Raises:
-            InputError: no user has two items to train on, or the text encoder cannot be loaded.
+            InputError: no user has two items to train on, contents are missing, or
+                the text encoder cannot be loaded.
         """
         chosen = self.settings
         torch.manual_seed(self.seed)
@@ -248,12 +249,12 @@ class TSSR(Baseline):
             return None
         source: Any
         if chosen.text_encoder is not None:
-            assert data.items is not None
+            if data.items is None:
+                raise InputError("--text-encoder reads titles, and this data set comes without")
             titles = [data.items.title(item) for item in range(data.num_items)]
             source = load_texts(chosen.text_encoder, titles, chosen.max_tokens)
         else:
-            assert data.embeddings is not None
-            source = FixedVectors(torch.from_numpy(data.embeddings))
+            source = FixedVectors(torch.from_numpy(require_embeddings(data, "tssr")))
         content = Content(source, data.num_items, chosen.dim)
         _initialise_linear(content.project)
         return content
