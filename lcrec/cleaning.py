@@ -1,20 +1,24 @@
 """The catalogue's text made plain, and the items that cannot stay for want of it.
 
-`make_catalogue` cleans the text of the items that are left, in plain Python over batches of rows,
-so that it is the same whatever engine holds the tables, and says which items have to go and why.
+`make_catalogue` cleans the text of the items that are left, batch by batch outside the engine, so
+that it is the same whatever engine holds the tables, and says which items have to go and why.
 
 Public names: `clean_text`, `Catalogue`, `make_catalogue`, `NO_ROW`, `NO_TEXT`, `MARKUP_ONLY`,
 `LONG_TITLE`, `SHORT_TEXT`.
 """
 
 import html
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ibis.expr.types import Table
 from tqdm import tqdm
@@ -40,9 +44,13 @@ BLOCK_NAMES = (
     "noscript object ol optgroup option p param picture pre section select source style script "
     "summary svg table tbody td textarea tfoot th thead title tr ul video"
 )
-INLINE, BLOCK = frozenset(INLINE_NAMES.split()), frozenset(BLOCK_NAMES.split())
+INLINE = frozenset(INLINE_NAMES.split())
+KNOWN = INLINE | frozenset(BLOCK_NAMES.split())
 SPACE = re.compile(r"[\s\x00-\x1f\x7f]+")
-
+# For Arrow: where this is not found, `clean_text` changes nothing. Beside the plain space, \pZ has
+# every other white space of Unicode that is no control character.
+SUSPECT = r"[&<\x00-\x1f\x7f\x{85}]|[^\PZ ]|  |^ | $"
+BATCH = 8192  # rows of items
 
 # Why items are left out, and with them their interactions.
 NO_ROW = "item has no row in the items file"
@@ -88,11 +96,11 @@ def clean_text(value: str | Sequence[str] | None) -> str:
     if "<" in text:
         text = HIDDEN.sub(" ", text)
         # What is closed somewhere is markup, whatever its name.
-        names = INLINE | BLOCK | {name.lower() for name in CLOSING.findall(text)}
+        closed = {name.lower() for name in CLOSING.findall(text)}
 
         def replace_tag(match: re.Match[str]) -> str:
             name, rest = (match[1] or "").lower(), match[2] or ""
-            if name and name not in names:
+            if name and name not in KNOWN and name not in closed:
                 return match[0]
             if len(name) == 1 and rest.strip(" /") and "=" not in rest:
                 return match[0]  # "x <b and c> d" is no bold face
@@ -132,58 +140,105 @@ def make_catalogue(
     distinct = items.semi_join(wanted, "item").select("item", **texts).distinct()
     write_sorted(distinct, ["item", *roles], folder / "items")
     write_sorted(wanted.select("item"), ["item"], folder / "wanted")
-    fields = [*TEXT_ROLES, *(role for role in roles if role in EXTRA_ROLES)]
-    columns: dict[str, list[str]] = {name: [] for name in ("item", *fields)}
+    ids = pq.read_table(folder / "wanted")["item"]
     made = Catalogue(pa.table({}))
-    seen = []
-    bar = tqdm(desc="texts", unit="item", total=wanted.count().execute(), leave=False)
-    for row in _one_per_item(folder / "items", roles, path, differing_items):
-        bar.update()
-        item = row["item"]
-        seen.append(item)
-        plain = {name: clean_text(row.get(name)) for name in fields}
-        for name in roles:
-            if row[name].strip() and not plain[name]:
-                made.emptied.setdefault(name, []).append(item)
-            if row[name].strip() != plain[name] and len(made.samples) < SAMPLES:
-                made.samples.append((name, row[name], plain[name]))
-        if reason := _unfit(row, plain, min_text, max_title_words):
-            made.left_out.setdefault(reason, []).append(item)
-            continue
-        for name, value in (("item", item), *plain.items()):
-            columns[name].append(value)
-    bar.close()
-    ids = pq.read_table(folder / "wanted")["item"].to_pylist()
-    if missing := sorted(set(ids).difference(seen)):
-        made.left_out[NO_ROW] = missing
-    kept = {name: pa.array(values, pa.string()) for name, values in columns.items()}
-    return replace(made, items=pa.table(kept))
+    kept, described = [], []
+    with tqdm(desc="texts", unit="item", total=len(ids), leave=False) as bar:
+        for written in _one_per_item(folder / "items", roles, path, differing_items):
+            bar.update(len(written))
+            described.append(written["item"])
+            plain = _clean(written, made)
+            kept.append(_without_unfit(written, plain, min_text, max_title_words, made.left_out))
+    seen = pa.chunked_array(described, pa.string())
+    missing = ids.filter(pc.invert(pc.is_in(ids, value_set=seen.combine_chunks())))
+    if len(missing):
+        made.left_out[NO_ROW] = missing.to_pylist()
+    fields = [*TEXT_ROLES, *(role for role in roles if role in EXTRA_ROLES)]
+    schema = pa.schema([(name, pa.string()) for name in ("item", *fields)])
+    emptied = {name: made.emptied[name] for name in roles if name in made.emptied}
+    return replace(made, items=pa.Table.from_batches(kept, schema), emptied=emptied)
+
+
+def _clean(written: pa.RecordBatch, made: Catalogue) -> pa.RecordBatch:
+    """Return item and every field made plain; note in `made` what changed and what is lost."""
+    items, columns = written["item"], {"item": written["item"]}
+    changed = []
+    for place, name in enumerate(written.schema.names[1:]):
+        texts = written[name]
+        # Most texts are plain, and Arrow tells so much faster than Python.
+        suspect = pc.match_substring_regex(texts, SUSPECT)
+        rows = np.flatnonzero(suspect)
+        before = texts.take(pa.array(rows)).to_pylist()
+        after = list(map(clean_text, before))
+        columns[name] = pc.replace_with_mask(texts, suspect, pa.array(after, pa.string()))
+        for row, old, new in zip(rows.tolist(), before, after, strict=True):
+            stripped = old.strip()
+            if stripped and not new:
+                made.emptied.setdefault(name, []).append(items[row].as_py())
+            if stripped != new and len(made.samples) < SAMPLES:
+                changed.append((row, place, name, old, new))
+    changed.sort()
+    made.samples.extend(tuple(sample) for _, _, *sample in changed[: SAMPLES - len(made.samples)])
+    nothing = pa.repeat("", len(written))
+    order = ["item", *TEXT_ROLES, *(name for name in columns if name in EXTRA_ROLES)]
+    return pa.record_batch({name: columns.get(name, nothing) for name in order})
+
+
+def _without_unfit(
+    written: pa.RecordBatch,
+    plain: pa.RecordBatch,
+    min_text: int,
+    max_title_words: int | None,
+    left_out: dict[str, list[str]],
+) -> pa.RecordBatch:
+    """Return the items that can stay; append the ids of the others to `left_out`."""
+    sizes = pc.add(pc.utf8_length(plain["title"]), pc.utf8_length(plain["description"]))
+    doubtful = pc.less(sizes, max(min_text, 1))
+    if max_title_words is not None:
+        # A title of so many words and one more has a letter in each and spaces between them.
+        long = pc.greater(pc.utf8_length(plain["title"]), 2 * max_title_words)
+        doubtful = pc.or_(doubtful, long)
+    stays = np.ones(len(plain), dtype=bool)
+    for row in np.flatnonzero(doubtful).tolist():
+        old, new = written.slice(row, 1).to_pylist()[0], plain.slice(row, 1).to_pylist()[0]
+        if reason := _unfit(old, new, min_text, max_title_words):
+            left_out.setdefault(reason, []).append(new["item"])
+            stays[row] = False
+    return plain.filter(pa.array(stays))
 
 
 def _one_per_item(
     folder: Path, roles: list[str], path: Path, differing: Literal["error", "longest"]
-) -> Any:
-    """Yield one row per item of Parquet files that are sorted by item."""
-    held: dict[str, str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches of Parquet files that are sorted by item, one row of each."""
+    held: pa.RecordBatch | None = None  # the last row, whose item may go on in the next batch
     for file in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=8192):
-            for row in batch.to_pylist():
-                if held is not None and row["item"] != held["item"]:
-                    yield held
-                    held = None
-                if held is None:
-                    held = row
-                elif differing == "longest":
-                    held = max(held, row, key=lambda one: sum(len(one[role]) for role in roles))
-                else:
-                    role = next(role for role in roles if held[role] != row[role])
-                    raise InputError(
-                        f"{path}: item {row['item']!r} has several rows, with a different {role} "
-                        f"({held[role][:60]!r} and {row[role][:60]!r}); keep one of them, or take "
-                        "the one with the most text: --differing-items longest"
-                    )
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
+            whole = batch if held is None else pa.concat_batches([held, batch])
+            items = whole["item"]
+            if pc.any(pc.equal(items[1:], items[:-1])).as_py():
+                groups = itertools.groupby(whole.to_pylist(), key=itemgetter("item"))
+                rows = [_one_of(list(group), roles, path, differing) for _, group in groups]
+                whole = pa.RecordBatch.from_pylist(rows, whole.schema)
+            yield whole[:-1]
+            held = whole[-1:]
     if held is not None:
         yield held
+
+
+def _one_of(
+    rows: list[dict[str, str]], roles: list[str], path: Path, differing: Literal["error", "longest"]
+) -> dict[str, str]:
+    """Return the row that speaks for an item."""
+    if len(rows) == 1 or differing == "longest":
+        return max(rows, key=lambda row: sum(len(row[role]) for role in roles))
+    first, other = rows[:2]
+    role = next(role for role in roles if first[role] != other[role])
+    raise InputError(
+        f"{path}: item {first['item']!r} has several rows, with a different {role} "
+        f"({first[role][:60]!r} and {other[role][:60]!r}); keep one of them, or take the one with "
+        "the most text: --differing-items longest"
+    )
 
 
 def _unfit(

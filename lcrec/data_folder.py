@@ -7,6 +7,7 @@ Public names: `write_data_folder`, `JSON_MOST`.
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from lcrec.artifacts import DataPaths, atomic_path, is_parquet
@@ -27,6 +29,8 @@ from lcrec.refine import UNIT_SEPARATOR
 
 JSON_MOST = 2_000_000  # interactions; what has more is written as Parquet
 BLOCK = 10_000  # users or rows turned into Python objects at a time
+# One for all: `json.dumps` would make a new one at every call.
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def write_data_folder(
@@ -122,21 +126,32 @@ def _write_lists(
         return
     with path.open("w", encoding="utf-8") as file:
         opening = "{"
-        for user, name in enumerate(users):
-            entry = {
-                column: ids[offsets[user] : offsets[user + 1]].tolist()
+        for begin in range(0, len(users), BLOCK):
+            names = users[begin : begin + BLOCK]
+            columns = {
+                column: _block(offsets[begin : begin + BLOCK + 1], ids)
                 for column, (offsets, ids) in lists.items()
             }
-            value = entry if len(entry) > 1 else next(iter(entry.values()))
-            file.write(f"{opening}{json.dumps(name)}: {json.dumps(value)}")
+            rows = zip(*columns.values(), strict=True)
+            entries = (dict(zip(columns, row, strict=True)) for row in rows)
+            # Python writes a list of whole numbers as JSON does, and faster than json.dumps.
+            values = map(json.dumps, entries) if len(lists) > 1 else map(str, *columns.values())
+            pairs = zip(names, values, strict=True)
+            file.write(opening + ", ".join(f'"{name}": {value}' for name, value in pairs))
             opening = ", "
         file.write("}\n")
 
 
+def _block(offsets: np.ndarray, ids: np.ndarray) -> list[list[int]]:
+    """Return the ids of some users as lists, cut at `offsets` [users + 1]."""
+    flat = ids[offsets[0] : offsets[-1]].tolist()
+    cuts = (offsets - offsets[0]).tolist()
+    return [flat[begin:end] for begin, end in itertools.pairwise(cuts)]
+
+
 def _write_items(path: Path, items: pa.Table, numbered: Numbered, final: Path) -> None:
     """Write the catalogue in the order of the items' numbers."""
-    place = {item: row for row, item in enumerate(items["item"].to_pylist())}
-    order = pa.array([place[item] for item in numbered.item_ids.to_pylist()])
+    order = pc.index_in(numbered.item_ids, value_set=items["item"].combine_chunks())
     fields = items.take(order).drop_columns("item").combine_chunks()
     if is_parquet(final):
         write_texts(path, fields)
@@ -145,7 +160,7 @@ def _write_items(path: Path, items: pa.Table, numbered: Numbered, final: Path) -
         opening = "{"
         for begin in range(0, len(fields), BLOCK):
             for item, row in enumerate(fields.slice(begin, BLOCK).to_pylist(), start=begin):
-                file.write(f'{opening}"{item}": {json.dumps(row, ensure_ascii=False)}')
+                file.write(f'{opening}"{item}": {ENCODER.encode(row)}')
                 opening = ", "
         file.write("}\n")
 
@@ -183,7 +198,7 @@ def _write_reviews(path: Path, folder: Path, numbered: Numbered) -> None:
 
 def _write_user(file: Any, user: int, latest: dict[int, dict[str, str]], opening: str) -> str:
     for item, entry in latest.items():
-        file.write(f'{opening}"({user}, {item})": {json.dumps(entry, ensure_ascii=False)}')
+        file.write(f'{opening}"({user}, {item})": {ENCODER.encode(entry)}')
         opening = ", "
     return opening
 

@@ -58,9 +58,9 @@ def open_engine(
 
 @contextlib.contextmanager
 def _duckdb(folder: Path, memory_gb: float) -> Iterator[BaseBackend]:
-    # A database on disk is compressed there, and what does not fit in memory need not be.
+    # Tables lie in memory as they are, and those that do not fit are put into the folder; a
+    # database on disk would compress and write each, which costs more than all that is computed.
     con = ibis.duckdb.connect(
-        folder / "work.duckdb",
         temp_directory=str(folder / "spill"),
         memory_limit=f"{memory_gb:.3f}GB",
     )

@@ -140,17 +140,27 @@ def first_of_repeats(interactions: Table) -> Table:
     return keys.agg(time=_.time.min())
 
 
-def k_core(interactions: Table, min_user_items: int, min_item_users: int) -> Table:
+def k_core(
+    interactions: Table, min_user_items: int, min_item_users: int, *, repeats: bool = True
+) -> Table:
     """Keep the largest part in which every user and every item has enough of the other.
 
     Users with fewer than `min_user_items` different items and items with fewer than
     `min_item_users` different users are taken away, again and again until none is left to take.
     What is left does not depend on the order of taking.
 
+    Args:
+        interactions: a stored table.
+        min_user_items: fewest different items per user.
+        min_item_users: fewest different users per item.
+        repeats: whether a user may be there with an item more than once.
+
     Raises:
         InputError: nothing is left; the message says which of the two thresholds took the last.
     """
-    pairs = materialise(interactions.select("user", "item").distinct())
+    pairs, made = interactions.select("user", "item"), None
+    if repeats:
+        pairs = made = materialise(pairs.distinct())
     stored = pairs.count().execute()
     thresholds = {"user": ("item", min_user_items), "item": ("user", min_item_users)}
     # Only the sets of ids that still stand are stored per round, not the shrinking interactions.
@@ -180,9 +190,12 @@ def k_core(interactions: Table, min_user_items: int, min_item_users: int) -> Tab
         sizes[key] = seen["ids"]
         if key == "item" and seen["pairs"] < SHRUNK * stored:
             fewer = pairs.semi_join(kept["user"], "user").semi_join(kept["item"], "item")
-            before, pairs, stored = pairs, materialise(fewer), seen["pairs"]
-            release(before)
-    release(pairs)
+            before, stored = made, seen["pairs"]
+            pairs = made = materialise(fewer)
+            if before is not None:
+                release(before)
+    if made is not None:
+        release(made)
     return interactions.semi_join(kept["user"], "user").semi_join(kept["item"], "item")
 
 

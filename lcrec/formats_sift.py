@@ -195,11 +195,10 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
     if kind.is_timestamp() or kind.is_date():
         return _with_moment(table, written.cast(UTC))
     if kind.is_string():
-        # "nan" and "infinity" can be read as numbers and timestamps, but are no times.
-        digits = written.re_search("[0-9]")
-        number = ibis.ifelse(digits, written.try_cast("float64"), ibis.null("float64"))
+        number = _finite(written.try_cast("float64"))
         whole = written.re_search(r"^\s*[+-]?[0-9]+(\.0*)?\s*$")
         if unit == "any":
+            digits = written.re_search("[0-9]")  # "infinity" is a timestamp, but no time
             moment = ibis.ifelse(digits, written.try_cast(UTC), ibis.null(UTC))
             n = table.aggregate(
                 numbers=number.notnull().sum(),
@@ -213,8 +212,7 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
         else:
             all_whole = False
     else:
-        number = written.cast("float64")
-        number = ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
+        number = _finite(written.cast("float64"))
         all_whole = kind.is_integer()
     untimely = ibis.cases((number.isnull(), NO_TIME), (number < 0, NEGATIVE))
     if unit == "any":
@@ -235,6 +233,11 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
     from_millis = epoch_ms if table.get_backend().name == "duckdb" else timestamp_millis
     moment = from_millis(millis).cast(UTC)
     return table.mutate(written=written, time=moment, untimely=untimely)
+
+
+def _finite(number: Column) -> Column:
+    """Return null for what is read as a number ("nan", "infinity") but is no time."""
+    return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
 
 
 @ibis.udf.scalar.builtin
@@ -278,7 +281,10 @@ def _why(table: Table) -> Column:
             # A tab or a line break would break the files that map raw ids to numbers.
             branches += [
                 (table[role].isnull() | (table[role] == ""), ibis.literal(f"no {role} id")),
-                (table[role].re_search(r"[\t\r\n]"), ibis.literal(f"{role} id of two lines")),
+                (
+                    ibis.or_(*(table[role].contains(mark) for mark in "\t\r\n")),
+                    ibis.literal(f"{role} id of two lines"),
+                ),
             ]
     if "untimely" in table.columns:
         branches.append((table.untimely.notnull(), table.untimely))

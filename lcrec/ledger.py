@@ -6,7 +6,7 @@ Public names: `Counts`, `Ledger`, `HEADER`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ibis import _
 from ibis.expr.types import Table
@@ -76,7 +76,13 @@ class Ledger:
         return self.steps[-1][1]
 
     def step(
-        self, name: str, left: Table, flag: str, reasons: dict[str, int] | None = None
+        self,
+        name: str,
+        left: Table,
+        flag: str,
+        reasons: dict[str, int] | None = None,
+        *,
+        same_ids: bool = False,
     ) -> None:
         """Write down what a filter left.
 
@@ -85,6 +91,7 @@ class Ledger:
             left: the interactions after it.
             flag: what a person may change where nothing is left.
             reasons: reason -> interactions taken for it.
+            same_ids: by its nature it leaves every user and every item something.
 
         Raises:
             InputError: nothing is left.
@@ -96,8 +103,11 @@ class Ledger:
                 f"{flag}: nothing is left; before, there were {before.interactions:,} "
                 f"interactions of {before.users:,} users with {before.items:,} items"
             )
-        # Counting different ids is dear, and needless where no row went.
-        after = before if rows == before.interactions else Counts.of(left)
+        # Counting different ids is dear, and needless where none can have gone.
+        if same_ids or rows == before.interactions:
+            after = replace(before, interactions=rows)
+        else:
+            after = Counts.of(left)
         gone = before.interactions - after.interactions
         for reason, count in (reasons or {name: gone}).items():
             if count:

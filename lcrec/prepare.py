@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
         has_reviews = "review" in refined.interactions.columns
         sort_interactions(refined.interactions, work / "sorted")
         items = refined.catalogue.items
-        numbered = number(work / "sorted", items["item"])
+        numbered = number(work / "sorted")
         parts = _parts(config.split, config.seed, numbered, refined)
         card = make_card(name, refined.ledger, refined.catalogue, items, numbered, parts)
         _tell(refined, card["split"])
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> None:
             numbered,
             items,
             parts,
-            work / "sorted" if has_reviews else None,
+            work / "sorted" / "rows" if has_reviews else None,
             card,
             card_page(card),
             replaces=_made_before(folder, name),

@@ -115,14 +115,15 @@ def refine(
     interactions = interactions.select(columns)
     if repeats != "all":
         interactions = materialise(without_duplicates(interactions))
-        ledger.step("duplicates", interactions, "--repeats")
+        ledger.step("duplicates", interactions, "--repeats", same_ids=True)
     if repeats == "drop":
         interactions = materialise(first_of_repeats(interactions))
-        ledger.step("first of repeats", interactions, "--repeats")
+        ledger.step("first of repeats", interactions, "--repeats", same_ids=True)
 
     def core(table: Table, step: str) -> Table:
         """Take the k-core, and write down what it took."""
-        table = materialise(k_core(table, min_user_items, min_item_users))
+        kept = k_core(table, min_user_items, min_item_users, repeats=repeats != "drop")
+        table = materialise(kept)
         ledger.step(step, table, "--min-user-items and --min-item-users")
         return table
 
