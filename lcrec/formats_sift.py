@@ -148,7 +148,8 @@ def _as_text(column: Column, separator: str, where: str) -> Column:
         raise InputError(f"{where} holds {column.type()}; texts must be text or lists of text")
     column = column.cast("string")
     is_json = column.startswith("[") | column.startswith("{")
-    return ibis.cases((is_json, _plain(column, separator)), else_=column)
+    # Spark asks Python about every row, whatever the condition says.
+    return ibis.cases((is_json, _plain(column.fill_null(""), separator)), else_=column)
 
 
 @ibis.udf.scalar.python

@@ -193,7 +193,7 @@ def plain_python(log: Path, catalogue: Path, output: Path) -> None:
     for (user, item), moment in first.items():
         sequences[user].append((moment, item))
     numbers: dict[str, int] = {}
-    result = {}
+    result: dict[str, list[int]] = {}
     for user in sorted(sequences, key=lambda user: (min(sequences[user])[0], user)):
         ordered = [item for _, item in sorted(sequences[user])]
         result[str(len(result))] = [numbers.setdefault(item, len(numbers)) for item in ordered]

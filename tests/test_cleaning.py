@@ -1,17 +1,22 @@
 """Checks, text cleaning, and what becomes of items without text."""
 
+import sys
+
 import ibis
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lcrec.cleaning
 from lcrec.cleaning import (
     LONG_TITLE,
     MARKUP_ONLY,
     NO_ROW,
     NO_TEXT,
     SHORT_TEXT,
+    SUSPECT,
     clean_text,
     make_catalogue,
 )
@@ -79,6 +84,30 @@ def con():
     return ibis.duckdb.connect()
 
 
+def is_suspect(texts):
+    return pc.match_substring_regex(pa.array(texts, pa.string()), SUSPECT).to_pylist()
+
+
+@given(st.text(st.sampled_from("a b.\"'&<>;\n\x00\x1f\x7f\x85\xa0\u2003\u2028\u3000\u200bé好")))
+def test_what_is_not_suspect_is_plain_already(text):
+    if not is_suspect([text])[0]:
+        assert clean_text(text) == text
+
+
+def test_every_character_that_cleaning_changes_is_suspect():
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    within = [f"a{character}b" for character in characters]
+    changed = [clean_text(text) != text for text in within]
+    assert sum(changed) > 40  # of Unicode's white space and the control characters
+    wrong = [
+        text for text, new, found in zip(within, changed, is_suspect(within), strict=True)
+        if new and not found
+    ]  # fmt: skip
+    assert wrong == []
+    # Most texts are left alone: that is what the pattern is for.
+    assert not any(is_suspect(["A sofa, for three", "沙发", "...", '5" x 7"', ""]))
+
+
 # The catalogue.
 
 ROWS = [
@@ -136,3 +165,15 @@ def test_rows_that_differ(con, tmp_path):
     # Of equally long ones the first in the alphabet; here one is longer than the others.
     made = catalogue(con, tmp_path / "longest", rows, differing_items="longest")
     assert made.items.to_pylist()[0]["description"] == "of milk"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 100])
+def test_rows_of_an_item_may_lie_in_several_batches(con, tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(lcrec.cleaning, "BATCH", batch)
+    rows = [("a", "A", "x"), ("b", "B", ""), ("b", "B", "yy"), ("b", "B", "y"), ("c", "", " ")]
+    made = catalogue(con, tmp_path / "longest", rows=rows, differing_items="longest")
+    kept = [(row["item"], row["description"]) for row in made.items.to_pylist()]
+    assert kept == [("a", "x"), ("b", "yy")]
+    assert made.left_out == {NO_TEXT: ["c"]}
+    with pytest.raises(InputError, match="item 'b' has several rows, with a different description"):
+        catalogue(con, tmp_path / "error", rows=rows)

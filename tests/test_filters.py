@@ -74,6 +74,10 @@ def test_k_core_is_a_fixed_point_whatever_the_row_order(con, pairs, users, items
     once = k_core(as_table(con, rows), users, items)
     assert sorted(pairs_of(once)) == sorted(row[:2] for row in rows if row[:2] in expected)
     assert sorted(pairs_of(k_core(as_table(con, shuffled), users, items))) == sorted(pairs_of(once))
+    unique = as_table(con, sorted(set(rows)))
+    core = pairs_of(k_core(unique, users, items, repeats=False))
+    assert sorted(core) == sorted(expected)
+    assert unique.count().execute() == len(set(rows))  # it is not ours to release
 
 
 def test_k_core_counts_different_items_and_needs_several_rounds(con):
