@@ -3,9 +3,13 @@
     python scripts/paper_table.py --table data --published Instruments --data data/Instruments
     python scripts/paper_table.py --table results --published Instruments \
         --predictions runs/paper/predictions/level.jsonl runs/paper/predictions/trie.jsonl
+    python scripts/paper_table.py --table baselines --published Instruments \
+        --comparison runs/compare/comparison.json
 
-`data` counts a data folder. `results` reads predictions files, and shows for each the mean, the
-lowest and the highest over its wordings, and how far the mean lies from the published LC-Rec.
+`data` counts a data folder. `baselines` sets the `comparison.json` of `python -m lcrec.baselines
+compare` beside the published line of the same method. `results` reads predictions files, and shows
+for each the mean, the lowest and the highest over its wordings, and how far the mean lies from the
+published LC-Rec.
 
 With `--index FILE`, an index in which items may share a path (the published ones: `lcrec` refuses
 to train on them), lists are scored in two ways. By item: the target's own id must be listed. By
@@ -24,7 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.artifacts import find_data, fingerprint, write_json
+from lcrec.artifacts import find_data, fingerprint, read_json, write_json
 from lcrec.config import option, parse_config
 from lcrec.data import Interactions, load_interactions, load_items
 from lcrec.errors import InputError, run_stage
@@ -83,6 +87,20 @@ RESULTS = {
         "LC-Rec": (317, 800, 1174, 560, 681),
     },
 }
+# What the methods of `lcrec.baselines` are called there.
+METHODS = {
+    "caser": "Caser",
+    "hgn": "HGN",
+    "gru4rec": "GRU4Rec",
+    "bert4rec": "BERT4Rec",
+    "sasrec": "SASRec",
+    "fmlp": "FMLP-Rec",
+    "fdsa": "FDSA",
+    "s3rec": "S3-Rec",
+    "p5cid": "P5-CID",
+    "tiger": "TIGER",
+    "lc-rec": "LC-Rec",
+}
 LABEL, CELL = 32, 13  # widths of a table, in characters
 
 
@@ -90,7 +108,10 @@ LABEL, CELL = 32, 13  # widths of a table, in characters
 class PaperConfig:
     """Settings of `scripts/paper_table.py`."""
 
-    table: Literal["data", "results"] = option("Table II (counts) or Table III (accuracy)")
+    table: Literal["data", "results", "baselines"] = option(
+        "data: Table II (counts); results: Table III, LC-Rec's lists; baselines: Table III, the "
+        "other methods"
+    )
     published: Literal["Instruments", "Arts", "Games"] = option("the paper's data set to compare")
     data: Path | None = option("data: the data folder to count", None)
     predictions: list[str] | None = option(
@@ -99,6 +120,7 @@ class PaperConfig:
     index: Path | None = option(
         "results: an index.json whose items may share a path, to score by index as well", None
     )
+    comparison: Path | None = option("baselines: the comparison.json to show", None)
     output: Path | None = option("results: where to write the numbers, *.json", None)
 
 
@@ -114,6 +136,13 @@ def main(argv: list[str]) -> None:
         name = find_data(config.data).name
         print(f"Table II ({SOURCE}): {config.published}, and {name} in {config.data}\n")
         print(format_counts(COUNTS[config.published], count(interactions)))
+        return
+    if config.table == "baselines":
+        if config.comparison is None:
+            raise InputError("--table baselines reads a comparison; name it with --comparison FILE")
+        record = read_comparison(config.comparison)
+        print(f"Table III ({SOURCE}): {config.published}, and ours on {record['users']:,} users\n")
+        print(format_baselines(RESULTS[config.published], record["methods"]))
         return
     if config.predictions is None:
         raise InputError("--table results reads predictions; name files with --predictions")
@@ -170,6 +199,40 @@ def format_counts(published: tuple[int, int, int], ours: tuple[int, int, int]) -
         lines.append(_line(label, [*cells, f"{interactions / users:.2f}"]))
     differences = [f"{here - there:+,}" for there, here in zip(published, ours, strict=True)]
     return "\n".join([*lines, _line("difference", differences)])
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """Return a comparison by leave-one-out.
+
+    Raises:
+        InputError: it is none, or goes by another protocol.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"protocol", "methods", "users"} <= record.keys():
+        raise InputError(f"{path}: not a comparison.json of python -m lcrec.baselines compare")
+    if record["protocol"] != "leave-one-out":
+        raise InputError(
+            f"{path}: made with --protocol {record['protocol']}; the paper's is leave-one-out"
+        )
+    return record
+
+
+def format_baselines(
+    published: Mapping[str, tuple[int, ...]], methods: Mapping[str, dict[str, Any]]
+) -> str:
+    """Return Table III with ours below each published line; what was not published comes last."""
+    lines = [_line("", METRICS), "-" * (LABEL + CELL * len(METRICS))]
+    ours = {METHODS.get(name, name): run["overall"] for name, run in methods.items()}
+    for method, values in published.items():
+        lines.append(_line(f"{method} (published)", [f"{v / 10_000:.4f}" for v in values]))
+        if (found := ours.pop(method, None)) is not None:
+            means = [found[metric]["mean"] for metric in METRICS]
+            lines.append(_line("  here", [f"{mean:.4f}" for mean in means]))
+            differences = (10_000 * mean / v - 1 for mean, v in zip(means, values, strict=True))
+            lines.append(_line("  difference", [f"{value:+.1%}" for value in differences]))
+    for name, found in ours.items():
+        lines.append(_line(f"{name} (here)", [f"{found[m]['mean']:.4f}" for m in METRICS]))
+    return "\n".join(lines)
 
 
 def index_owners(path: Path) -> np.ndarray:

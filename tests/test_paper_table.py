@@ -34,6 +34,31 @@ def paper():
     return module
 
 
+def test_other_methods_beside_the_published_ones(paper, tmp_path, capsys):
+    path = tmp_path / "comparison.json"
+    figures = {metric: {"mean": 0.1} for metric in paper.METRICS}
+    methods = {"ease": {"overall": figures}, "sasrec": {"overall": figures}}
+    record = {"protocol": "leave-one-out", "users": 1234, "methods": methods}
+    write_json(path, record)
+    words = ["--table", "baselines", "--published", "Instruments"]
+    paper.main([*words, "--comparison", str(path)])
+    screen = capsys.readouterr().out
+    assert "1,234 users" in screen
+    lines = screen.splitlines()
+    here = lines.index(next(line for line in lines if line.startswith("SASRec (published)"))) + 1
+    assert lines[here].split() == ["here", *["0.1000"] * 5]
+    assert lines[here + 1].split()[1:] == ["+98.8%", "+33.2%", "+5.6%", "+59.5%", "+44.9%"]
+    assert row_of(screen, "ease (here)") == ["0.1000"] * 5
+    with pytest.raises(InputError, match="name it with --comparison"):
+        paper.main(words)
+    write_json(path, record | {"protocol": "random"})
+    with pytest.raises(InputError, match="made with --protocol random"):
+        paper.main([*words, "--comparison", str(path)])
+    write_json(path, [])
+    with pytest.raises(InputError, match=r"not a comparison\.json"):
+        paper.main([*words, "--comparison", str(path)])
+
+
 @pytest.fixture
 def old_index(tmp_path):
     """Four items, of which 1 and 2 share a path."""
