@@ -2,8 +2,9 @@
 
 Users are numbered by their first interaction, ties by raw id; a user's items are ordered by time,
 ties by raw id; items are numbered by first appearance, reading the users' sequences in that order.
-So numbers depend on the data alone, and not on the order of its rows. The engine sorts, and what is
-held here is a few bytes per interaction: no engine numbers rows in order across machines fast.
+So numbers depend on the data alone, and not on the order of its rows. The engine numbers users and
+items and sorts the rows; what is held here is a few bytes per interaction: no engine numbers all
+rows in order across machines fast.
 
 Public names: `sort_interactions`, `number`, `read_batches`, `Numbered`.
 """
