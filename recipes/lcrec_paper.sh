@@ -10,10 +10,12 @@
 #   PUBLISHED     Instruments; or Arts, Games: the paper's data set to compare with
 #   DATA          data/$PUBLISHED: the data folder. It is there already (LC-Rec's authors publish
 #                 theirs in this form), or is made from one of
-#     RAW                  a folder of RecBole atomic files, X.inter and X.item
-#     INTERACTIONS, ITEMS  two CSV, TSV or Parquet files with named columns; PREPARE_FLAGS may say
-#                          which: --columns user=...,item=... (python -m lcrec.prepare --help)
-#                 Amazon's own JSON lines are not read: bring them into one of these forms.
+#     RAW                  a folder of Amazon's own files, X.csv (ratings) or X.json.gz (reviews)
+#                          and meta_X.json.gz; FORMAT=recbole for atomic files, or any other
+#                          format of python -m lcrec.prepare --help
+#     INTERACTIONS, ITEMS  two CSV, TSV, JSON lines or Parquet files; PREPARE_FLAGS may say which
+#                          columns: --columns user=...,item=...
+#   FORMAT        amazon2018: what RAW holds
 #   RUN           runs/lcrec_paper/$PUBLISHED: where everything made lies
 #   LLM           huggyllama/llama-7b: the language model; it also embeds the items
 #   PROCESSES     8: how many GPUs; 1, 2, 4, 8 or 16, so that a batch is 128 samples with each
@@ -56,6 +58,7 @@ top=$(dirname "$0")/..
 data=$(realpath -m "${DATA:-$top/data/$published}")
 run=$(realpath -m "${RUN:-$top/runs/lcrec_paper/$published}")
 raw=${RAW:+$(realpath -m "$RAW")}
+format=${FORMAT:-amazon2018}
 interactions=${INTERACTIONS:+$(realpath -m "$INTERACTIONS")}
 items=${ITEMS:+$(realpath -m "$ITEMS")}
 old_index=${OLD_INDEX:+$(realpath -m "$OLD_INDEX")}
@@ -82,7 +85,7 @@ launch=${LAUNCH:-$launch}
 
 echo "== 1. The data: users and items with five partners at least; Table II"
 if [ -n "$raw" ]; then
-    python -m lcrec.prepare --format recbole --input "$raw" --output "$data" $prepare_flags
+    python -m lcrec.prepare --format "$format" --input "$raw" --output "$data" $prepare_flags
 elif [ -n "$interactions$items" ]; then
     python -m lcrec.prepare --format table --interactions "$interactions" --items "$items" \
         --output "$data" $prepare_flags

@@ -101,7 +101,12 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
         prompts_cli.build_parser().parse_args(arguments)
         return
     # A shell variable stands for a value: one of a few, a number, more flags, or else a path.
-    values = {"$split": "test", "$constraint": "level", "$((16 / processes))": "2"}
+    values = {
+        "$format": "recbole",
+        "$split": "test",
+        "$constraint": "level",
+        "$((16 / processes))": "2",
+    }
     arguments = [
         values.get(word, word)
         for word in arguments

@@ -253,17 +253,18 @@ def test_the_road_refuses_what_it_cannot_walk(variables, message):
 @pytest.mark.slow
 def test_the_whole_road_at_toy_size(shop, shop_items, base, tmp_path):
     interactions = load_interactions(shop, len(shop_items))
-    with (tmp_path / "orders.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["user", "item", "time"])
+    raw = tmp_path / "downloads"  # as Amazon 2018 is published: ratings without a header, metadata
+    raw.mkdir()
+    with (raw / "Toys.csv").open("w", newline="") as file:
         for user, sequence in zip(interactions.users, interactions, strict=True):
-            writer.writerows([user, f"i{item}", time] for time, item in enumerate(sequence))
-    with (tmp_path / "items.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["item", "title", "description"])
+            csv.writer(file).writerows(
+                [f"B{item}", user, 5.0, 1_500_000_000 + time] for time, item in enumerate(sequence)
+            )
+    with (raw / "meta_Toys.json").open("w", encoding="utf-8") as file:
         for item in range(len(shop_items)):
-            texts = [shop_items.text(item, field) for field in ("title", "description")]
-            writer.writerow([f"i{item}", *texts])
+            title, text = (shop_items.text(item, field) for field in ("title", "description"))
+            file.write(json.dumps({"asin": f"B{item}", "title": title, "description": [text]}))
+            file.write("\n")
     tasks = "seqrec=16 item2index=4 index2item=4 fusionseqrec=4 itemsearch=4 preferenceobtain=4"
     paths = [[f"<a_{item // 8}>", f"<b_{item % 8}>"] for item in range(48)]
     old = {str(item): tokens for item, tokens in enumerate([paths[1], *paths[1:]])}
@@ -271,8 +272,7 @@ def test_the_whole_road_at_toy_size(shop, shop_items, base, tmp_path):
     run = tmp_path / "run"
     screen = run_road(
         DATA=tmp_path / "Toys",
-        INTERACTIONS=tmp_path / "orders.csv",
-        ITEMS=tmp_path / "items.csv",
+        RAW=raw,
         PREPARE_FLAGS="--min-item-users 1",
         RUN=run,
         LLM=base,
