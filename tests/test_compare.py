@@ -204,6 +204,7 @@ def test_from_nothing_to_the_page_and_on(shop, tmp_path, capsys):
     assert next(iter(figures["methods"])) == "mine"
     assert figures["methods"]["mine"]["overall"]["HR@1"]["mean"] == 1
     assert figures["methods"]["mine"]["seconds"] is None
+    assert "of the targets are items that their users have already" in screen
     trained = figures["methods"]["cooccurrence"]
     assert trained["seeds"] == ["0"]
     assert trained["peak_mb"] > 10
@@ -229,6 +230,22 @@ def test_from_nothing_to_the_page_and_on(shop, tmp_path, capsys):
         one["methods"]["cooccurrence"].pop("seconds")
         one["methods"]["cooccurrence"].pop("peak_mb")
     assert again == figures
+
+
+def test_lists_from_elsewhere_are_masked_like_the_others(shop, tmp_path, capsys):
+    """Lists that begin with all that a user has, target included, then lead with the target."""
+    elsewhere = tmp_path / "mine.jsonl"
+    sequences = json.loads((shop / "Shop.inter.json").read_text())
+    rows = []
+    for user, items in sequences.items():
+        ranked = list(dict.fromkeys(items))
+        rows.append(Prediction(user, items[-1], ranked, range(len(ranked), 0, -1)))
+    write_predictions(elsewhere, rows)
+    words = ["--methods", "popularity", "--predictions", f"mine={elsewhere}"]
+    plain = compare(shop, tmp_path / "plain", *words)["methods"]["mine"]["overall"]
+    masked = compare(shop, tmp_path / "masked", *words, "--exclude-history")
+    assert masked["methods"]["mine"]["overall"]["HR@1"]["mean"] == 1
+    assert plain["HR@1"]["mean"] < 1
 
 
 def test_what_cannot_run_is_named(shop, tmp_path, capsys, monkeypatch):

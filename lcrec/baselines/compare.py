@@ -1,7 +1,8 @@
 """Train what is missing, judge everything by one measure, and lay it side by side.
 
 Reads a data folder, and embeddings and an index for the methods that need them; beside the
-methods that it trains, predictions files made elsewhere join the table. Writes into --output a
+methods that it trains, predictions files made elsewhere join the table, under the same rule for
+what is listed. Writes into --output a
 folder per method and seed (see `lcrec.baselines.training_runs`), `comparison.json` with all
 figures, `comparison.md` and the self-contained page `comparison.html`. A killed comparison goes on
 where it stopped.
@@ -9,7 +10,7 @@ where it stopped.
 Public names: `CompareConfig`, `main`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +33,10 @@ from lcrec.baselines.inputs import Inputs, load_inputs
 from lcrec.baselines.memory import most
 from lcrec.baselines.method_run import PROG
 from lcrec.baselines.protocols import PROTOCOLS
+from lcrec.baselines.ranking import excluded
 from lcrec.baselines.training_runs import carry_out, plan_runs, taken
 from lcrec.config import config_dict, option, parse_config
+from lcrec.data import Cases
 from lcrec.errors import InputError
 from lcrec.predictions import Predictions
 
@@ -87,7 +90,8 @@ def main(argv: list[str]) -> None:
     test = inputs.split.test
     truth = Predictions(test.users, test.targets.astype(np.int64), {}, {})
     where = f"--data {config.data} --protocol {config.protocol}"
-    entries = _read_from_elsewhere(files, truth, where, inputs.files["inter"])
+    hidden = excluded(test, slice(None), config.exclude_history)
+    entries = _read_from_elsewhere(files, truth, where, inputs.files["inter"], hidden)
     runs = plan_runs(methods, config.seeds, config.output, _shared_flags(config))
     print(
         f"Comparing {', '.join(names)} on {inputs.name}: {len(runs)} runs, judged on the test "
@@ -96,6 +100,8 @@ def main(argv: list[str]) -> None:
     )
     for method, reason in left_out.items():
         print(f"Left out: {method}: {reason}", flush=True)
+    if not config.exclude_history and config.protocol == "leave-one-out":
+        print(_advice(test), flush=True)
 
     done, failed = carry_out(runs)
     left_out |= failed
@@ -133,6 +139,17 @@ def main(argv: list[str]) -> None:
         "left_out": left_out,
     }
     _write(config, figures, inputs, {f"{run.method} {run.seed}": run.predictions for run in done})
+
+
+def _advice(cases: Cases) -> str:
+    """Return how often a target is an item that its user has, and what follows from it."""
+    pairs = zip(cases.targets, cases.histories, strict=True)
+    share = float(np.mean([np.isin(target, history).any() for target, history in pairs]))
+    return (
+        f"{share:.1%} of the targets are items that their users have already. Methods that keep a "
+        "vector per user put those first: --exclude-history leaves them out of all lists, but for "
+        "a target."
+    )
 
 
 def _choose(config: CompareConfig) -> tuple[list[str], dict[str, str]]:
@@ -179,14 +196,18 @@ def _files_from_elsewhere(given: list[str], methods: list[str]) -> dict[str, dic
 
 
 def _read_from_elsewhere(
-    files: Mapping[str, dict[str, Path]], truth: Predictions, where: str, inter: Path
+    files: Mapping[str, dict[str, Path]],
+    truth: Predictions,
+    where: str,
+    inter: Path,
+    hidden: Sequence[np.ndarray] | None,
 ) -> dict[str, Entry]:
     """Return what was made elsewhere, before anything is trained: it may be of another split."""
     entries = {}
     for name, paths in files.items():
         for path in paths.values():
             require_same_input(path, "inter", inter, "the command that its lcrec.json names")
-        entries[name] = read_entry(paths, truth, where)
+        entries[name] = read_entry(paths, truth, where, hidden=hidden)
     return entries
 
 

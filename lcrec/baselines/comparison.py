@@ -62,6 +62,7 @@ def read_entry(
     where: str,
     seconds: float | None = None,
     peak_mb: int | None = None,
+    hidden: Sequence[np.ndarray] | None = None,
 ) -> Entry:
     """Read the files of one method.
 
@@ -70,6 +71,8 @@ def read_entry(
         truth: users and targets of the split in use.
         where: names the split, for errors.
         seconds, peak_mb: as in `Entry`.
+        hidden: per user of `truth`, items that are taken out of the lists, so that lists made
+            elsewhere are judged under the rule that the others were made under.
 
     Raises:
         InputError: a file is malformed, or answers for other users or targets.
@@ -79,9 +82,21 @@ def read_entry(
         found = read_predictions(path)
         require_comparable({where: truth, str(path): found})
         found = found.in_order_of(truth.users)
-        lists.append([ranked[:, :CUT].astype(np.int32) for ranked in found.ranked.values()])
+        shown = (_without(ranked, hidden) for ranked in found.ranked.values())
+        lists.append([ranked[:, :CUT].astype(np.int32) for ranked in shown])
         lengths.append(found.length)
     return Entry(list(files), lists, min(lengths), seconds, peak_mb)
+
+
+def _without(ranked: np.ndarray, hidden: Sequence[np.ndarray] | None) -> np.ndarray:
+    """Return the lists with what is hidden left out and the rest moved up, padded with -1."""
+    if hidden is None:
+        return ranked
+    shown = np.full_like(ranked, PAD)
+    for row, (items, out) in enumerate(zip(ranked, hidden, strict=True)):
+        left = items[~np.isin(items, out)]
+        shown[row, : len(left)] = left
+    return shown
 
 
 def compare_entries(

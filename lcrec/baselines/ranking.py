@@ -5,7 +5,8 @@ One rule for masking: what the split forbids (`Cases.exclude`) is left out, and 
 truth. (The released code of several methods masks other items in validation than in test, which
 makes their figures incomparable.)
 
-Reads and writes nothing. Public names: `rank_cases`, `validate`, `Scorer`, `SCORES_AT_ONCE`.
+Reads and writes nothing. Public names: `rank_cases`, `excluded`, `validate`, `Scorer`,
+`SCORES_AT_ONCE`.
 """
 
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def rank_cases(
     batch = max(1, SCORES_AT_ONCE // num_items)
     for start in range(0, len(cases), batch):
         rows = slice(start, start + batch)
-        exclude = _excluded(cases, rows, exclude_history)
+        exclude = excluded(cases, rows, exclude_history)
         for place, ids in enumerate(exclude or ()):
             if len(ids) >= num_items and len(np.unique(ids)) == num_items:
                 raise InputError(
@@ -90,8 +91,14 @@ def validate(
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
 
 
-def _excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
-    """Return what must not be listed, per case; None where nothing is excluded."""
+def excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
+    """Return what must not be listed, per case, never a target; None where nothing is excluded.
+
+    Args:
+        cases: of which the split may forbid items of its own.
+        rows: the cases wanted.
+        exclude_history: whether the items of a history must not be listed either.
+    """
     sources = [cases.exclude] if cases.exclude is not None else []
     sources += [cases.histories] if exclude_history else []
     if not sources:
