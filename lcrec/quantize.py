@@ -13,6 +13,8 @@ Two other uses write such a folder, and train nothing:
 Public names: `QuantizeConfig`, `describe_index`.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -114,8 +116,28 @@ class QuantizeConfig:
     seed: int = option("decides initialisation and order", 0, minimum=0)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let a CPU process compute on one thread, so that a seed gives the same index every time.
+
+    On several, matrix products add up in the order in which threads come, which changes the last
+    digits and in the end the codes. More processes (torchrun) or a GPU are the way to more speed.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the training."""
+    with one_thread():
+        _run(argv)
+
+
+def _run(argv: list[str]) -> None:
     config = parse_config(QuantizeConfig, argv, description=__doc__ or "", prog=STAGE)
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU. The
     # others wait while one does k-means on the whole catalogue, or the assignment.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -102,7 +103,9 @@ def _centres(
         distinct = np.unique(points, axis=0)
     if len(distinct) > count:
         fitted = KMeans(count, n_init=1, max_iter=50, random_state=seed)
-        with warnings.catch_warnings():
+        # On several threads k-means adds up in the order in which they come, which decides the
+        # last digits, and in the end the codes: the same seed would give another index.
+        with threadpool_limits(1), warnings.catch_warnings():
             # Rows that differ by rounding alone end in one cluster, which leaves others empty.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted.fit(points, sample_weight=weights)
