@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.artifacts import provenance_path
-from lcrec.baselines import METHODS
+from lcrec.baselines import METHODS, ranking
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import Baseline, TrainingData, positions
 from lcrec.baselines.cooccurrence import Cooccurrence, CooccurrenceSettings
@@ -46,9 +46,13 @@ def training(sequences, num_items):
     return TrainingData(Interactions.from_sequences(sequences), num_items)
 
 
+def names_of(kind):
+    return {field.name for field in dataclasses.fields(kind.Settings) if field.init}
+
+
 def quick(kind):
     """Settings under which a method trains in a moment."""
-    names = {field.name for field in dataclasses.fields(kind.Settings) if field.init}
+    names = names_of(kind)
     small = {"epochs": 2, "dim": 8, "batch_size": 16, "hidden": 8, "pretrain_epochs": 1}
     return kind.Settings(**{name: value for name, value in small.items() if name in names})
 
@@ -111,11 +115,12 @@ def test_cooccurrence_agrees_with_plain_loops(sequences, history):
     assert method.score(np.array([0]), [np.array(history)])[0] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_the_contract(name, tmp_path):
-    """Shapes, determinism, users apart and unknown, what is held out, and a copy on disk."""
+def enough():
+    """Return a split of twelve users, and data on which every method can train.
+
+    Item 11 stands only in held-out places.
+    """
     rng = np.random.default_rng(0)
-    # Enough users that every method can train; item 11 stands only in held-out places.
     sequences = {f"u{user}": [*rng.permutation(11)[:6].tolist(), 11] for user in range(12)}
     split = leave_one_out(Interactions.from_sequences(sequences))
     data = TrainingData(
@@ -126,12 +131,36 @@ def test_every_method_keeps_the_contract(name, tmp_path):
         items=Items([{"title": f"thing {item}", "brand": "ab"[item % 2]} for item in range(12)]),
         index=ItemIndex(np.column_stack(np.unravel_index(np.arange(12), (3, 4))), (3, 4)),
     )
+    return split, data
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_validated_under_the_mask_it_will_be_judged_by(name, mask, monkeypatch):
+    seen = []
+
+    def validate(*args, exclude_history, **kwargs):
+        seen.append(exclude_history)
+        return original(*args, exclude_history=exclude_history, **kwargs)
+
+    original = ranking.validate
+    monkeypatch.setattr(ranking, "validate", validate)
+    _, data = enough()
+    kind = METHODS[name].load()
+    kind(quick(kind)).fit(dataclasses.replace(data, exclude_history=mask))
+    assert set(seen) == ({mask} if "epochs" in names_of(kind) else set())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_the_contract(name, tmp_path):
+    """Shapes, determinism, users apart and unknown, what is held out, and a copy on disk."""
+    split, data = enough()
     kind = METHODS[name].load()
     method = kind(quick(kind), seed=1)
     method.fit(data)
     users = positions(split.train, split.test.users)
     scores = method.score(users, split.test.histories)
-    assert scores.shape == (len(sequences), 12)
+    assert scores.shape == (12, 12)
     assert scores.dtype == np.float32
     assert not np.isnan(scores).any()
     rows = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lcrec.baselines import collabcontext
+from lcrec.baselines import ranking
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.cold import measure_cold
 from lcrec.baselines.cold_split import ColdSplit
@@ -66,7 +66,7 @@ def scripted(monkeypatch, scores):
         seen.append(method.user_vectors.copy())
         return scores[len(seen) - 1]
 
-    monkeypatch.setattr(collabcontext, "validate", validate)
+    monkeypatch.setattr(ranking, "validate", validate)
     return seen
 
 

@@ -162,7 +162,7 @@ def test_validation_is_on_a_sample_of_users(monkeypatch):
         sizes.append(len(cases))
         return 0.0
 
-    monkeypatch.setattr("lcrec.baselines.generative.validate", count)
+    monkeypatch.setattr("lcrec.baselines.ranking.validate", count)
     histories, targets = last_steps(twenty())
     valid = Cases([f"u{user}" for user in range(20)], histories, targets)
     for users in (7, 0):

@@ -33,9 +33,9 @@ from lcrec.baselines.base import Need, TrainingData, require_embeddings
 from lcrec.baselines.candidates import candidate_scores
 from lcrec.baselines.graph import normalised_adjacency, own_share, purchases, smooth
 from lcrec.baselines.losses import bpr, info_nce
-from lcrec.baselines.ranking import validate
+from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
-from lcrec.baselines.stopping import train_epochs
+from lcrec.baselines.stopping import descend, train_epochs
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option
 from lcrec.errors import InputError
@@ -209,23 +209,17 @@ class AlphaRec(VectorBaseline):
         optimizer = torch.optim.Adam(self.mapping.parameters(), lr=chosen.learning_rate)
 
         def run_epoch(number: int) -> float:
-            total, count = 0.0, 0
-            for drawn in batches:
-                loss = self._loss(domain, *drawn)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total, count = total + float(loss.detach()) * len(drawn[0]), count + len(drawn[0])
-            return total / count
+            losses = ((self._loss(domain, *drawn), len(drawn[0])) for drawn in batches)
+            return descend(optimizer, losses)
 
         def score_now() -> float:
             user_vectors, item_vectors = self._represent(domain)
             found = []
             for data, own_users, own_items in zip(domains, users, items, strict=True):
-                if data.valid is not None:
+                if (score := validator(self, data)) is not None:
                     self.user_vectors = user_vectors[own_users]
                     self.item_vectors = item_vectors[own_items]
-                    found.append(validate(self, data.valid, data.train, data.num_items))
+                    found.append(score())
             return float(np.mean(found))
 
         self.log = train_epochs(

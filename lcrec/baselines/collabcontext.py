@@ -32,8 +32,8 @@ from torch import nn
 from lcrec.baselines.base import Need, TrainingData, require_embeddings
 from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import alignment, uniformity
-from lcrec.baselines.ranking import validate
-from lcrec.baselines.stopping import TrainingLog, train_epochs
+from lcrec.baselines.ranking import validator
+from lcrec.baselines.stopping import TrainingLog, descend, train_epochs
 from lcrec.baselines.vectors import VectorBaseline, dot_scores
 from lcrec.config import option
 from lcrec.errors import InputError
@@ -208,7 +208,9 @@ class CollabContext(VectorBaseline):
         )
 
         def run_epoch(number: int) -> float:
-            total, count = 0.0, 0
+            return descend(optimizer, losses())
+
+        def losses() -> Iterator[tuple[torch.Tensor, int]]:
             for users, items in batches:
                 user_vectors, item_vectors = network(mapped=phase != "items tutor")
                 loss = phase_loss(
@@ -220,23 +222,12 @@ class CollabContext(VectorBaseline):
                     detach_tutor=chosen.detach_tutor,
                     alignment_only=chosen.alignment_only,
                 )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total, count = total + float(loss.detach()) * len(users), count + len(users)
-            return total / count
-
-        def score_now() -> float:
-            self._keep(network, phase)
-            assert data.valid is not None
-            return validate(
-                self, data.valid, data.train, data.num_items, exclude_history=data.exclude_history
-            )
+                yield loss, len(users)
 
         log = train_epochs(
             network,
             run_epoch,
-            score_now if data.valid is not None else None,
+            validator(self, data, lambda: self._keep(network, phase)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,

@@ -13,6 +13,7 @@ Reads and writes nothing. Public names: `Fusion`, `FusionSettings`, `FusedNetwor
 `hardest_negatives`, `draw_others`, `user_texts_of`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,8 +26,8 @@ from torch.nn import functional
 from lcrec.baselines.base import Need, TrainingData
 from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import info_nce, sampled_dots
-from lcrec.baselines.ranking import validate
-from lcrec.baselines.stopping import train_epochs
+from lcrec.baselines.ranking import validator
+from lcrec.baselines.stopping import descend, train_epochs
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option
 from lcrec.errors import InputError
@@ -166,29 +167,19 @@ class Fusion(VectorBaseline):
         num_users = len(data.train)
 
         def run_epoch(number: int) -> float:
-            total = 0.0
+            return descend(optimizer, losses())
+
+        def losses() -> Iterator[tuple[torch.Tensor, int]]:
             order = rng.permutation(len(pairs))
             for start in range(0, len(order), chosen.batch_size):
                 batch = pairs[order[start : start + chosen.batch_size]]
                 drawn = draw_others(batch[:, 1], chosen.candidates, data.num_items, rng)
-                loss = self._loss(network, batch, drawn, num_users)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total += float(loss.detach()) * len(batch)
-            return total / len(pairs)
-
-        def score_now() -> float:
-            self._keep(network, num_users)
-            assert data.valid is not None
-            return validate(
-                self, data.valid, data.train, data.num_items, exclude_history=data.exclude_history
-            )
+                yield self._loss(network, batch, drawn, num_users), len(batch)
 
         self.log = train_epochs(
             network,
             run_epoch,
-            score_now if data.valid is not None else None,
+            validator(self, data, lambda: self._keep(network, num_users)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,

@@ -13,7 +13,7 @@ Reads and writes nothing. Public names: `GenerativeBaseline`, `GenerativeSetting
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration, get_scheduler
 
 from lcrec.baselines.base import Baseline, TrainingData
-from lcrec.baselines.ranking import validate
+from lcrec.baselines.ranking import validator
 from lcrec.baselines.stopping import train_epochs
 from lcrec.config import option
 from lcrec.data import Interactions
@@ -149,6 +149,9 @@ class GenerativeBaseline(Baseline):
         )
         schedule = get_scheduler(self.schedule, optimizer, int(chosen.warmup * updates), updates)
         rng = np.random.default_rng(self.seed)
+        asked = data.valid
+        if asked is not None:
+            asked = asked.sample(chosen.valid_users or None, self.seed)
 
         def run_epoch(number: int) -> float:
             total = 0.0
@@ -164,17 +167,10 @@ class GenerativeBaseline(Baseline):
                 total += float(loss.detach()) * len(targets)
             return total / len(examples)
 
-        def score_now() -> float:
-            assert data.valid is not None
-            cases = data.valid.sample(chosen.valid_users or None, self.seed)
-            return validate(
-                self, cases, data.train, data.num_items, exclude_history=data.exclude_history
-            )
-
         self.log = train_epochs(
             self.network,
             run_epoch,
-            score_now if data.valid is not None else None,
+            validator(self, replace(data, valid=asked)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,

@@ -24,9 +24,9 @@ from lcrec.baselines.base import TrainingData
 from lcrec.baselines.candidates import candidate_scores
 from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import bpr, info_nce
-from lcrec.baselines.ranking import validate
+from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
-from lcrec.baselines.stopping import train_epochs
+from lcrec.baselines.stopping import descend, train_epochs
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option
 
@@ -118,26 +118,16 @@ class LightGCN(VectorBaseline):
         num_users = len(data.train)
 
         def run_epoch(number: int) -> float:
-            total, count = 0.0, 0
-            for users, items, drawn in batches:
-                loss = self._loss(network, users, items + num_users, drawn + num_users)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total, count = total + float(loss.detach()) * len(users), count + len(users)
-            return total / count
-
-        def score_now() -> float:
-            self._keep(network, num_users)
-            assert data.valid is not None
-            return validate(
-                self, data.valid, data.train, data.num_items, exclude_history=data.exclude_history
+            losses = (
+                (self._loss(network, users, items + num_users, drawn + num_users), len(users))
+                for users, items, drawn in batches
             )
+            return descend(optimizer, losses)
 
         self.log = train_epochs(
             network,
             run_epoch,
-            score_now if data.valid is not None else None,
+            validator(self, data, lambda: self._keep(network, num_users)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,

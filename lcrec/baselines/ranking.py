@@ -5,16 +5,16 @@ One rule for masking: what the split forbids (`Cases.exclude`) is left out, and 
 truth. (The released code of several methods masks other items in validation than in test, which
 makes their figures incomparable.)
 
-Reads and writes nothing. Public names: `rank_cases`, `excluded`, `validate`, `Scorer`,
+Reads and writes nothing. Public names: `rank_cases`, `excluded`, `validate`, `validator`, `Scorer`,
 `SCORES_AT_ONCE`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
 
-from lcrec.baselines.base import positions
+from lcrec.baselines.base import TrainingData, positions
 from lcrec.data import Cases, Interactions
 from lcrec.errors import InputError
 from lcrec.metrics import PAD, ndcg_at_k
@@ -89,6 +89,30 @@ def validate(
     for row, (items, _) in zip(ranked, lists, strict=True):
         row[: len(items)] = items
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
+
+
+def validator(
+    method: Scorer, data: TrainingData, refresh: Callable[[], None] | None = None
+) -> Callable[[], float] | None:
+    """Return what `lcrec.baselines.stopping.train_epochs` asks for a score; None without cases.
+
+    Args:
+        method: in training.
+        data: what it is trained on; its lists will be masked as the validation's are.
+        refresh: brings what `score` works with up to the weights of now, where that is needed.
+    """
+    cases = data.valid
+    if cases is None:
+        return None
+
+    def score_now() -> float:
+        if refresh is not None:
+            refresh()
+        return validate(
+            method, cases, data.train, data.num_items, exclude_history=data.exclude_history
+        )
+
+    return score_now
 
 
 def excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:

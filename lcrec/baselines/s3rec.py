@@ -18,6 +18,7 @@ attributes are dropped, and nothing of them is used to recommend.
 Reads and writes nothing. Public names: `S3Rec`, `S3RecSettings`, `Forms`, `pretraining_loss`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sasrec import SASRecNetwork, SASRecSettings
 from lcrec.baselines.sequences import Batch, SequenceBatches
 from lcrec.baselines.sequential import SequentialBaseline
-from lcrec.baselines.stopping import TrainingLog, train_epochs
+from lcrec.baselines.stopping import TrainingLog, descend, train_epochs
 from lcrec.config import option
 
 
@@ -189,7 +190,9 @@ class S3Rec(SequentialBaseline):
         )
 
         def run_epoch(number: int) -> float:
-            total, count = 0.0, 0
+            return descend(optimizer, steps())
+
+        def steps() -> Iterator[tuple[torch.Tensor, int]]:
             for batch in batches:
                 losses = pretraining_loss(
                     network, forms, batch.to(self.device), sampler, stream, chosen.masked
@@ -198,12 +201,7 @@ class S3Rec(SequentialBaseline):
                     (getattr(chosen, task) * part for task, part in losses.items()),
                     start=torch.zeros((), device=self.device),
                 )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                size = len(batch.users)
-                total, count = total + float(loss.detach()) * size, count + size
-            return total / count
+                yield loss, len(batch.users)
 
         self.pretraining = train_epochs(
             both,

@@ -18,10 +18,10 @@ from torch import nn
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.graph import purchases
 from lcrec.baselines.losses import NextItemLoss, next_item_loss
-from lcrec.baselines.ranking import validate
+from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sequences import Batch, SequenceBatches, pad_histories
-from lcrec.baselines.stopping import train_epochs
+from lcrec.baselines.stopping import descend, train_epochs
 from lcrec.config import option
 
 ExampleForm = Literal["prefixes", "windows"]
@@ -149,24 +149,15 @@ class SequentialBaseline(Baseline):
         )
 
         def run_epoch(number: int) -> float:
-            total, count = 0.0, 0
-            for batch in batches:
-                loss = self.loss(network, batch.to(self.device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                size = len(batch.targets)
-                total, count = total + float(loss.detach()) * size, count + size
-            return total / count
-
-        def score_now() -> float:
-            assert data.valid is not None
-            return validate(self, data.valid, data.train, data.num_items)
+            losses = (
+                (self.loss(network, batch.to(self.device)), len(batch.targets)) for batch in batches
+            )
+            return descend(optimizer, losses)
 
         self.log = train_epochs(
             network,
             run_epoch,
-            score_now if data.valid is not None else None,
+            validator(self, data),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,

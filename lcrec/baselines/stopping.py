@@ -1,10 +1,10 @@
 """Epochs until the validation stops improving; the best weights are the ones that stay.
 
-Reads and writes nothing. Public names: `Epoch`, `TrainingLog`, `train_epochs`.
+Reads and writes nothing. Public names: `Epoch`, `TrainingLog`, `descend`, `train_epochs`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +41,23 @@ class TrainingLog:
         enough = (1 - within) * self.best_score
         scored = ((epoch.number, epoch.score) for epoch in self.epochs if epoch.score is not None)
         return next(number for number, score in scored if score >= enough)
+
+
+def descend(optimizer: torch.optim.Optimizer, losses: Iterable[tuple[torch.Tensor, int]]) -> float:
+    """Take a step down each loss; return their mean.
+
+    Args:
+        optimizer: of what the losses depend on.
+        losses: mean loss and size of each batch. A loss must be computed when it is asked for (by
+            a generator), with the weights that the step before it left.
+    """
+    total, count = 0.0, 0
+    for loss, size in losses:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total, count = total + float(loss.detach()) * size, count + size
+    return total / count
 
 
 def train_epochs(

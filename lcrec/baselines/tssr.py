@@ -30,9 +30,9 @@ from torch.nn import functional
 
 from lcrec.baselines.base import Baseline, Need, TrainingData, require_embeddings
 from lcrec.baselines.encoder import Block, Encoder, allowed_keys
-from lcrec.baselines.ranking import validate
+from lcrec.baselines.ranking import validator
 from lcrec.baselines.sequences import pad_histories
-from lcrec.baselines.stopping import train_epochs
+from lcrec.baselines.stopping import descend, train_epochs
 from lcrec.baselines.tssr_content import Content, FixedVectors, load_texts
 from lcrec.baselines.tssr_losses import item_contrast, masked_mean, user_contrast
 from lcrec.config import option
@@ -187,26 +187,16 @@ class TSSR(Baseline):
         rng = np.random.default_rng(self.seed)
 
         def run_epoch(number: int) -> float:
-            total, count = 0.0, 0
-            for sequences in _batches(windows, chosen.batch_size, data.num_items, rng):
-                loss = self._loss(network, content, sequences.to(self.device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total, count = total + float(loss.detach()) * len(sequences), count + len(sequences)
-            return total / count
-
-        def score_now() -> float:
-            self._keep(network, content)
-            assert data.valid is not None
-            return validate(
-                self, data.valid, data.train, data.num_items, exclude_history=data.exclude_history
+            losses = (
+                (self._loss(network, content, sequences.to(self.device)), len(sequences))
+                for sequences in _batches(windows, chosen.batch_size, data.num_items, rng)
             )
+            return descend(optimizer, losses)
 
         self.log = train_epochs(
             parts,
             run_epoch,
-            score_now if data.valid is not None else None,
+            validator(self, data, lambda: self._keep(network, content)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
