@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcrec.baselines.sasrec import SASRecNetwork, SASRecSettings
 from lcrec.baselines.sequences import (
+    Batch,
     SequenceBatches,
     cut_examples,
     pad_histories,
@@ -130,3 +132,46 @@ def test_padding_by_hand():
     assert batch.items.dtype == torch.int64
     assert pad_in_front(batch, 5, 7).tolist() == [[7, 7, 4, 5, 6], [7, 7, 7, 7, 2]]
     assert pad_in_front(batch, 3, 7).tolist() == [[4, 5, 6], [7, 7, 2]]
+
+
+def test_rows_go_by_length_and_none_is_lost():
+    items = torch.tensor([[3, 4, 5, 9], [6, 9, 9, 9], [7, 8, 9, 9], [1, 2, 9, 9]])
+    lengths = torch.tensor([3, 1, 2, 2])
+    rows, columns = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([1, 2, 0, 1, 0])
+    batch = Batch(torch.arange(4), items, lengths, rows, columns, torch.arange(10, 15))
+    short, long = batch.by_length(2)
+    assert short.items.tolist() == [[6, 9], [7, 8]]
+    assert short.users.tolist() == [1, 2]
+    assert short.rows.tolist() == [0, 1]
+    assert short.columns.tolist() == [0, 1]
+    assert short.targets.tolist() == [12, 13]
+    assert long.items.tolist() == [[1, 2, 9], [3, 4, 5]]
+    assert long.users.tolist() == [3, 0]
+    # The second row is asked twice, and stays behind the first.
+    assert long.rows.tolist() == [0, 1, 1]
+    assert long.columns.tolist() == [0, 1, 2]
+    assert long.targets.tolist() == [14, 10, 11]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 50])
+def test_a_network_sees_the_same_in_parts(parts):
+    train = Interactions.from_sequences(
+        {f"u{user}": list(range(user, user + 2 + user % 5)) for user in range(12)}
+    )
+    batches = SequenceBatches(train, 20, max_history=4, form="windows", batch_size=1000, seed=0)
+    (batch,) = batches
+    network = SASRecNetwork(20, SASRecSettings(dim=8, max_history=4)).eval()
+
+    def by_target(batch):
+        users = batch.users[batch.rows].tolist()
+        return [*zip(users, batch.targets.tolist(), network(batch), strict=True)]
+
+    with torch.no_grad():
+        whole = sorted(by_target(batch), key=lambda found: found[:2])
+        inparts = sorted(
+            (found for part in batch.by_length(parts) for found in by_target(part)),
+            key=lambda found: found[:2],
+        )
+    assert [found[:2] for found in whole] == [found[:2] for found in inparts]
+    for one, other in zip(whole, inparts, strict=True):
+        assert torch.allclose(one[2], other[2], atol=1e-5)

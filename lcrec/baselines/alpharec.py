@@ -35,7 +35,7 @@ from lcrec.baselines.graph import normalised_adjacency, own_share, purchases, sm
 from lcrec.baselines.losses import bpr, info_nce
 from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
-from lcrec.baselines.stopping import descend, train_epochs
+from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option
 from lcrec.errors import InputError
@@ -206,11 +206,12 @@ class AlphaRec(VectorBaseline):
                 ]
             ),
         )
+        deadlines = [data.deadline for data in domains if data.deadline is not None]
         optimizer = torch.optim.Adam(self.mapping.parameters(), lr=chosen.learning_rate)
 
-        def run_epoch(number: int) -> float:
-            losses = ((self._loss(domain, *drawn), len(drawn[0])) for drawn in batches)
-            return descend(optimizer, losses)
+        def losses() -> Iterator[Step]:
+            for drawn in batches:
+                yield self._loss(domain, *drawn), len(drawn[0])
 
         def score_now() -> float:
             user_vectors, item_vectors = self._represent(domain)
@@ -224,12 +225,14 @@ class AlphaRec(VectorBaseline):
 
         self.log = train_epochs(
             self.mapping,
-            run_epoch,
+            optimizer,
+            losses,
             score_now if any(data.valid is not None for data in domains) else None,
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
             label=name,
+            deadline=min(deadlines, default=None),
         )
 
     def transfer(self, data: TrainingData) -> None:

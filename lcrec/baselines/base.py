@@ -34,6 +34,8 @@ class TrainingData:
         index: the items' paths of codes, for methods that need them.
         exclude_history: whether lists will leave out what the user already has, so that
             validation judges them alike.
+        deadline: when, on `time.perf_counter`, to leave off training and keep what is best so
+            far; None: never.
     """
 
     train: Interactions
@@ -43,6 +45,7 @@ class TrainingData:
     items: Items | None = None
     index: ItemIndex | None = None
     exclude_history: bool = False
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,12 @@ class Baseline(ABC):
     def needs_with(cls, settings: Any) -> frozenset[Need]:
         """Return what `TrainingData` must hold with these settings: `needs`, for most."""
         return cls.needs
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """How far `fit` went: `epochs`, `best_epoch`, `updates`, `out_of_time`; None: no epochs."""
+        log = getattr(self, "log", None)
+        return None if log is None else log.summary()
 
     @abstractmethod
     def fit(self, data: TrainingData) -> None:

@@ -125,12 +125,14 @@ class BERT4Rec(SequentialBaseline):
         """Return the network with weights as they start."""
         return Network(data.num_items, self.settings)
 
-    def loss(self, network: SequenceNetwork, batch: Batch) -> torch.Tensor:
-        """Return the mean loss over what is masked of the histories and their last targets."""
+    def asked(
+        self, network: SequenceNetwork, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what is masked of the histories and their last targets."""
         assert isinstance(network, Network)
         chosen = self.settings
         whole = batch.with_target(network.num_items)
         lengths = batch.lengths + 1
         items, asked = mask_items(whole, lengths, chosen.masked, chosen.last_only, network.mask)
         users = batch.users[asked.nonzero()[:, 0]]
-        return self.loss_of(network, network.fill(items, lengths, asked), whole[asked], users)
+        return network.fill(items, lengths, asked), whole[asked], users

@@ -33,7 +33,7 @@ from lcrec.baselines.base import Need, TrainingData, require_embeddings
 from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import alignment, uniformity
 from lcrec.baselines.ranking import validator
-from lcrec.baselines.stopping import TrainingLog, descend, train_epochs
+from lcrec.baselines.stopping import Step, TrainingLog, train_epochs
 from lcrec.baselines.vectors import VectorBaseline, dot_scores
 from lcrec.config import option
 from lcrec.errors import InputError
@@ -176,6 +176,15 @@ class CollabContext(VectorBaseline):
         self._keep(network, phase)
         self._keep_cold(network, np.diff(bought.tocsc().indptr) == 0)
 
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """How far `fit` went, all phases together; the best epoch is that of the last."""
+        logs = [log.summary() for _, log in self.logs]
+        together = {name: sum(log[name] for log in logs) for name in ("epochs", "updates")}
+        done = sum(log["epochs"] for log in logs[:-1])
+        late = any(log["out_of_time"] for log in logs)
+        return {**together, "best_epoch": done + logs[-1]["best_epoch"], "out_of_time": late}
+
     def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the dot products without the MLP, float32 [batch, num_items].
 
@@ -207,10 +216,7 @@ class CollabContext(VectorBaseline):
             network.train_only(phase), lr=chosen.learning_rate, weight_decay=chosen.weight_decay
         )
 
-        def run_epoch(number: int) -> float:
-            return descend(optimizer, losses())
-
-        def losses() -> Iterator[tuple[torch.Tensor, int]]:
+        def losses() -> Iterator[Step]:
             for users, items in batches:
                 user_vectors, item_vectors = network(mapped=phase != "items tutor")
                 loss = phase_loss(
@@ -226,12 +232,14 @@ class CollabContext(VectorBaseline):
 
         log = train_epochs(
             network,
-            run_epoch,
+            optimizer,
+            losses,
             validator(self, data, lambda: self._keep(network, phase)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
             label=f"CollabContext, {phase}",
+            deadline=data.deadline,
         )
         self.logs.append((phase, log))
         self.history += [(phase, epoch.number, epoch.score) for epoch in log.epochs]

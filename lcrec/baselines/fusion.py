@@ -27,7 +27,7 @@ from lcrec.baselines.base import Need, TrainingData
 from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import info_nce, sampled_dots
 from lcrec.baselines.ranking import validator
-from lcrec.baselines.stopping import descend, train_epochs
+from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option
 from lcrec.errors import InputError
@@ -166,10 +166,7 @@ class Fusion(VectorBaseline):
         rng = np.random.default_rng(self.seed)
         num_users = len(data.train)
 
-        def run_epoch(number: int) -> float:
-            return descend(optimizer, losses())
-
-        def losses() -> Iterator[tuple[torch.Tensor, int]]:
+        def losses() -> Iterator[Step]:
             order = rng.permutation(len(pairs))
             for start in range(0, len(order), chosen.batch_size):
                 batch = pairs[order[start : start + chosen.batch_size]]
@@ -178,12 +175,14 @@ class Fusion(VectorBaseline):
 
         self.log = train_epochs(
             network,
-            run_epoch,
+            optimizer,
+            losses,
             validator(self, data, lambda: self._keep(network, num_users)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
             label="fusion",
+            deadline=data.deadline,
         )
         self._keep(network, num_users)
 

@@ -23,7 +23,7 @@ from transformers import T5Config, T5ForConditionalGeneration, get_scheduler
 
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.ranking import validator
-from lcrec.baselines.stopping import train_epochs
+from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.config import option
 from lcrec.data import Interactions
 from lcrec.decoding import search
@@ -153,28 +153,29 @@ class GenerativeBaseline(Baseline):
         if asked is not None:
             asked = asked.sample(chosen.valid_users or None, self.seed)
 
-        def run_epoch(number: int) -> float:
-            total = 0.0
+        def losses() -> Iterator[Step]:
             for histories, targets in examples.batches(chosen.batch_size, rng):
                 input_ids, mask = self._encode(histories)
                 labels = torch.from_numpy(self.token_ids[targets]).to(self.device)
                 loss = self.network(input_ids=input_ids, attention_mask=mask, labels=labels).loss
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach()) * len(targets)
-            return total / len(examples)
+                yield loss, len(targets)
+
+        def step() -> None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+            optimizer.step()
+            schedule.step()
 
         self.log = train_epochs(
             self.network,
-            run_epoch,
+            optimizer,
+            losses,
             validator(self, replace(data, valid=asked)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
             label=type(self).__name__,
+            deadline=data.deadline,
+            step=step,
         )
 
     def _set_up(self, index: ItemIndex) -> None:

@@ -26,7 +26,7 @@ from lcrec.baselines.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.losses import bpr, info_nce
 from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
-from lcrec.baselines.stopping import descend, train_epochs
+from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option
 
@@ -117,21 +117,21 @@ class LightGCN(VectorBaseline):
         batches = PurchaseBatches(bought, chosen.batch_size, negatives, self.seed)
         num_users = len(data.train)
 
-        def run_epoch(number: int) -> float:
-            losses = (
-                (self._loss(network, users, items + num_users, drawn + num_users), len(users))
-                for users, items, drawn in batches
-            )
-            return descend(optimizer, losses)
+        def losses() -> Iterator[Step]:
+            for users, items, drawn in batches:
+                loss = self._loss(network, users, items + num_users, drawn + num_users)
+                yield loss, len(users)
 
         self.log = train_epochs(
             network,
-            run_epoch,
+            optimizer,
+            losses,
             validator(self, data, lambda: self._keep(network, num_users)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
             label=type(self).__name__,
+            deadline=data.deadline,
         )
         self._keep(network, num_users)
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 NextItemLoss = Literal["ce", "bce", "bpr", "sampled"]
-LOGITS_AT_ONCE = 2**20  # 4 MB in float32
+LOGITS_AT_ONCE = 2**19  # 2 MB in float32
 
 
 def bpr(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

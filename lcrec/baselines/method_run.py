@@ -63,6 +63,12 @@ class BaselineConfig:
         False,
     )
     tuned: bool = option("they start from the best known settings instead", False)
+    max_minutes: float | None = option(
+        "leave off training after so long and keep what was best by then, for a first look: how "
+        "far that is depends on the machine; none: no bound",
+        None,
+        minimum=0,
+    )
     save: Path | None = option(
         "a folder to keep the fitted method in; one of the same settings and data there is taken "
         "as it is",
@@ -105,7 +111,7 @@ class MethodRun:
             key: value for key, value in config_dict(self.config).items() if key != "device"
         }
         # Which part is ranked does not shape what is fitted.
-        shared = ("protocol", "exclude_history", "seed")
+        shared = ("protocol", "exclude_history", "max_minutes", "seed")
         self.fitted_by = config_dict(self.chosen) | {key: self.settings[key] for key in shared}
 
     def facts(self) -> dict[str, Any] | None:
@@ -144,7 +150,12 @@ class MethodRun:
             flush=True,
         )
         method = self.kind(self.chosen, seed=config.seed, device=config.device or default_device())
-        training = dataclasses.replace(inputs.training, exclude_history=config.exclude_history)
+        deadline = None
+        if config.max_minutes is not None:
+            deadline = time.perf_counter() + 60 * config.max_minutes
+        training = dataclasses.replace(
+            inputs.training, exclude_history=config.exclude_history, deadline=deadline
+        )
         if config.save is not None:
             cost = fit_once(config.save, self.prog, method, self.fitted_by, self.files, training)
         else:
@@ -173,6 +184,7 @@ class MethodRun:
             fit_seconds=cost["fit_seconds"],
             rank_seconds=round(time.perf_counter() - fitted, 1),
             peak_mb=most([cost["peak_mb"], peak_mb()]),
+            training=cost["training"],
         )
         length = min(config.top, num_items, method.listed or num_items)
         up_to = "up to " if leaves_out or method.listed else ""

@@ -37,7 +37,7 @@ from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sasrec import SASRecNetwork, SASRecSettings
 from lcrec.baselines.sequences import Batch, SequenceBatches
 from lcrec.baselines.sequential import SequentialBaseline
-from lcrec.baselines.stopping import TrainingLog, descend, train_epochs
+from lcrec.baselines.stopping import Step, TrainingLog, train_epochs
 from lcrec.config import option
 
 
@@ -189,10 +189,7 @@ class S3Rec(SequentialBaseline):
             seed=self.seed + 2,
         )
 
-        def run_epoch(number: int) -> float:
-            return descend(optimizer, steps())
-
-        def steps() -> Iterator[tuple[torch.Tensor, int]]:
+        def steps() -> Iterator[Step]:
             for batch in batches:
                 losses = pretraining_loss(
                     network, forms, batch.to(self.device), sampler, stream, chosen.masked
@@ -205,10 +202,12 @@ class S3Rec(SequentialBaseline):
 
         self.pretraining = train_epochs(
             both,
-            run_epoch,
+            optimizer,
+            steps,
             None,
             epochs=chosen.pretrain_epochs,
             patience=1,
             label="S3Rec, pre-training",
+            deadline=data.deadline,
         )
         return network

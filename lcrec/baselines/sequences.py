@@ -36,7 +36,8 @@ class Batch:
         users: int64 [batch], positions in the train sequences, -1 for a stranger.
         items: int64 [batch, length], oldest first, padded at the end.
         lengths: int64 [batch], how many items are real; at least 1.
-        rows, columns: int64 [predictions], places of `items` whose next item is asked for.
+        rows, columns: int64 [predictions], places of `items` whose next item is asked for, row by
+            row.
         targets: int64 [predictions], the items that came next; empty where nobody knows.
     """
 
@@ -64,6 +65,33 @@ class Batch:
         last = self.targets[self.columns == self.lengths[self.rows] - 1]
         places = self.lengths[:, None]
         return functional.pad(self.items, (0, 1), value=pad).scatter(1, places, last[:, None])
+
+    def by_length(self, parts: int) -> "list[Batch]":
+        """Return the same rows in up to `parts` batches, short histories and long ones apart.
+
+        Each is as wide as its own longest: what a method computes of them together is what it
+        computes of the whole, and most of the padding is gone.
+        """
+        order = self.lengths.argsort(stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        asked, predictions = place[self.rows].sort(stable=True)  # in the rows' new order
+        size = -(-len(order) // parts)
+        batches = []
+        for start in range(0, len(order), size):
+            rows, lengths = order[start : start + size], self.lengths[order[start : start + size]]
+            first, last = torch.searchsorted(
+                asked, torch.tensor([start, start + len(rows)]).to(asked)
+            )
+            own = predictions[first:last]
+            batches.append(
+                Batch(
+                    *(self.users[rows], self.items[rows, : int(lengths.max())], lengths),
+                    *(asked[first:last] - start, self.columns[own]),
+                    self.targets[own] if len(self.targets) else self.targets,
+                )
+            )
+        return batches
 
     def to(self, device: str) -> "Batch":
         """Return a copy whose tensors live on the device."""

@@ -8,6 +8,7 @@ Reads and writes nothing. Public names: `SequenceSettings`, `SequenceNetwork`,
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -21,10 +22,11 @@ from lcrec.baselines.losses import NextItemLoss, next_item_loss
 from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sequences import Batch, SequenceBatches, pad_histories
-from lcrec.baselines.stopping import descend, train_epochs
+from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.config import option
 
 ExampleForm = Literal["prefixes", "windows"]
+LENGTHS = 8  # groups that a batch's histories are read in, so that short ones are not padded to 20
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,16 @@ class SequentialBaseline(Baseline):
         """Return the network that `fit` goes on from; methods with a stage before it add it."""
         return self.build(data).to(self.device)
 
+    def asked(
+        self, network: SequenceNetwork, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what a batch is trained on: states, targets and users, as `loss_of` takes them."""
+        return network(batch), batch.targets, batch.users[batch.rows]
+
     def loss(self, network: SequenceNetwork, batch: Batch) -> torch.Tensor:
         """Return the mean loss of a batch, which is on its device, of the network in training."""
-        return self.loss_of(network, network(batch), batch.targets, batch.users[batch.rows])
+        parts = (self.asked(network, part) for part in batch.by_length(LENGTHS))
+        return self.loss_of(network, *map(torch.cat, zip(*parts, strict=True)))
 
     def loss_of(
         self,
@@ -148,20 +157,20 @@ class SequentialBaseline(Baseline):
             seed=self.seed,
         )
 
-        def run_epoch(number: int) -> float:
-            losses = (
-                (self.loss(network, batch.to(self.device)), len(batch.targets)) for batch in batches
-            )
-            return descend(optimizer, losses)
+        def losses() -> Iterator[Step]:
+            for batch in batches:
+                yield self.loss(network, batch.to(self.device)), len(batch.targets)
 
         self.log = train_epochs(
             network,
-            run_epoch,
+            optimizer,
+            losses,
             validator(self, data),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
             label=type(self).__name__,
+            deadline=data.deadline,
         )
 
     @torch.no_grad()

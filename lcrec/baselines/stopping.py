@@ -1,15 +1,19 @@
 """Epochs until the validation stops improving; the best weights are the ones that stay.
 
-Reads and writes nothing. Public names: `Epoch`, `TrainingLog`, `descend`, `train_epochs`.
+Reads and writes nothing. Public names: `Epoch`, `Step`, `TrainingLog`, `train_epochs`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
+
+Step = tuple[torch.Tensor, int]  # the mean loss of a batch, and its size
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,25 @@ class Epoch:
 
 @dataclass
 class TrainingLog:
-    """What happened, epoch by epoch, and which epoch's weights were kept (0: the start's)."""
+    """What happened, epoch by epoch, and which epoch's weights were kept (0: the start's).
+
+    `updates` counts the steps; where `out_of_time`, the last epoch may not be a whole one.
+    """
 
     epochs: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
     best_score: float | None = None
+    updates: int = 0
+    out_of_time: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """Return how far training went, JSON values only."""
+        return {
+            "epochs": len(self.epochs),
+            "best_epoch": self.best_epoch,
+            "updates": self.updates,
+            "out_of_time": self.out_of_time,
+        }
 
     def epochs_until(self, within: float) -> int | None:
         """Return the first epoch whose score was within this share of the best; None: no score.
@@ -43,43 +61,34 @@ class TrainingLog:
         return next(number for number, score in scored if score >= enough)
 
 
-def descend(optimizer: torch.optim.Optimizer, losses: Iterable[tuple[torch.Tensor, int]]) -> float:
-    """Take a step down each loss; return their mean.
-
-    Args:
-        optimizer: of what the losses depend on.
-        losses: mean loss and size of each batch. A loss must be computed when it is asked for (by
-            a generator), with the weights that the step before it left.
-    """
-    total, count = 0.0, 0
-    for loss, size in losses:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total, count = total + float(loss.detach()) * size, count + size
-    return total / count
-
-
 def train_epochs(
     module: nn.Module,
-    run_epoch: Callable[[int], float],
+    optimizer: torch.optim.Optimizer,
+    losses: Callable[[], Iterable[Step]],
     validate: Callable[[], float] | None,
     *,
     epochs: int,
     patience: int,
     every: int = 1,
     label: str = "train",
+    deadline: float | None = None,
+    step: Callable[[], object] | None = None,
 ) -> TrainingLog:
     """Train until `patience` validations in a row brought nothing better; keep the best weights.
 
     Args:
         module: whose weights are kept and put back; buffers too.
-        run_epoch: trains the epoch of this number, from 1, and returns its mean loss.
+        optimizer: of those weights.
+        losses: gives the batches of another epoch. A loss must be computed when it is asked for
+            (by a generator), with the weights that the step before it left.
         validate: returns a score, higher is better; None: all epochs, the last weights stay.
         epochs: at most.
         patience: validations without a better score, a tie being none, after which to stop.
         every: epochs from one validation to the next.
         label: before the progress bar.
+        deadline: when on `time.perf_counter` to leave off, be it within an epoch, after a step at
+            least; what has been learnt by then is validated too. None: never.
+        step: updates the weights once the gradients are there; None: `optimizer.step`.
 
     Raises:
         FloatingPointError: a loss is not finite; the epoch is named.
@@ -91,27 +100,39 @@ def train_epochs(
     for number in progress:
         started = time.perf_counter()
         module.train()
-        loss = run_epoch(number)
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        total, count = 0.0, 0
+        for loss, size in losses():
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            (step or optimizer.step)()
+            total, count = total + float(loss.detach()) * size, count + size
+            log.updates += 1
+            log.out_of_time = deadline is not None and time.perf_counter() >= deadline
+            if log.out_of_time:
+                break
+        mean = total / count
+        if not math.isfinite(mean):
             raise FloatingPointError(
-                f"{label}: the loss of epoch {number} is {loss}; try a smaller --learning-rate"
+                f"{label}: the loss of epoch {number} is {mean}; try a smaller --learning-rate"
             )
         score = None
-        if validate is not None and (number % every == 0 or number == epochs):
+        if validate is not None and (number % every == 0 or number == epochs or log.out_of_time):
             module.eval()
             with torch.no_grad():
                 score = validate()
-        log.epochs.append(Epoch(number, loss, score, time.perf_counter() - started))
-        if score is None:
-            progress.set_postfix(loss=f"{loss:.4f}")
-            continue
-        if log.best_score is None or score > log.best_score:
-            log.best_score, log.best_epoch, without = score, number, 0
-            best = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        else:
-            without += 1
-        progress.set_postfix(loss=f"{loss:.4f}", ndcg=f"{score:.4f}", best=f"{log.best_score:.4f}")
-        if without >= patience:
+        log.epochs.append(Epoch(number, mean, score, time.perf_counter() - started))
+        shown = {"loss": f"{mean:.4f}"}
+        if score is not None:
+            if log.best_score is None or score > log.best_score:
+                log.best_score, log.best_epoch, without = score, number, 0
+                best = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            else:
+                without += 1
+            shown |= {"ndcg": f"{score:.4f}", "best": f"{log.best_score:.4f}"}
+        progress.set_postfix(shown)
+        if log.out_of_time:
+            tqdm.write(f"{label}: time is up in epoch {number}, after {log.updates:,} updates.")
+        if log.out_of_time or without >= patience:
             break
     if best is None:
         log.best_epoch = len(log.epochs)

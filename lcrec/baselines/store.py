@@ -118,7 +118,7 @@ def fit_once(
         data: what to fit it on.
 
     Returns:
-        what fitting took, now or then: `fit_seconds` and `peak_mb`, None where it is not known.
+        what `fit_and_measure` returns, of now or then.
 
     Raises:
         InputError: the folder holds something else than a fitted method.
@@ -127,7 +127,7 @@ def fit_once(
         load_method(folder, method, data, inputs)
         record = read_provenance(folder)
         assert record is not None
-        return {"fit_seconds": record["fit_seconds"], "peak_mb": record.get("peak_mb")}
+        return {name: record.get(name) for name in ("fit_seconds", "peak_mb", "training")}
     require_replaceable(folder)  # before the work, not after it
     cost = fit_and_measure(method, data)
     save_method(folder, stage, method, config, inputs, **cost)
@@ -135,7 +135,13 @@ def fit_once(
 
 
 def fit_and_measure(method: Baseline, data: TrainingData) -> dict[str, Any]:
-    """Fit a method; return `fit_seconds` and `peak_mb` of the process, None where not known."""
+    """Fit a method.
+
+    Returns:
+        `fit_seconds`; `peak_mb` of the process, None where it is not known; and `training`, see
+        `Baseline.training`.
+    """
     started = time.perf_counter()
     method.fit(data)
-    return {"fit_seconds": round(time.perf_counter() - started, 1), "peak_mb": peak_mb()}
+    seconds = round(time.perf_counter() - started, 1)
+    return {"fit_seconds": seconds, "peak_mb": peak_mb(), "training": method.training}

@@ -32,7 +32,7 @@ from lcrec.baselines.base import Baseline, Need, TrainingData, require_embedding
 from lcrec.baselines.encoder import Block, Encoder, allowed_keys
 from lcrec.baselines.ranking import validator
 from lcrec.baselines.sequences import pad_histories
-from lcrec.baselines.stopping import descend, train_epochs
+from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.baselines.tssr_content import Content, FixedVectors, load_texts
 from lcrec.baselines.tssr_losses import item_contrast, masked_mean, user_contrast
 from lcrec.config import option
@@ -186,21 +186,20 @@ class TSSR(Baseline):
         optimizer = torch.optim.Adam(parts.parameters(), lr=chosen.learning_rate)
         rng = np.random.default_rng(self.seed)
 
-        def run_epoch(number: int) -> float:
-            losses = (
-                (self._loss(network, content, sequences.to(self.device)), len(sequences))
-                for sequences in _batches(windows, chosen.batch_size, data.num_items, rng)
-            )
-            return descend(optimizer, losses)
+        def losses() -> Iterator[Step]:
+            for sequences in _batches(windows, chosen.batch_size, data.num_items, rng):
+                yield self._loss(network, content, sequences.to(self.device)), len(sequences)
 
         self.log = train_epochs(
             parts,
-            run_epoch,
+            optimizer,
+            losses,
             validator(self, data, lambda: self._keep(network, content)),
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
             label="TSSR",
+            deadline=data.deadline,
         )
         self._keep(network, content)
 
