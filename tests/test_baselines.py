@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ OFFICE = SHARED / "data" / "Office"
 
 SHOP = {"ann": [0, 1, 2, 3], "bob": [0, 1, 3, 2], "cat": [4, 0, 1, 5, 1]}
 ITEMS = 7  # item 6 is never bought
+UNTRAINED = {"popularity", "cooccurrence", "itemknn", "ease", "text-cosine"}
 
 
 @pytest.fixture
@@ -132,6 +134,22 @@ def enough():
         index=ItemIndex(np.column_stack(np.unravel_index(np.arange(12), (3, 4))), (3, 4)),
     )
     return split, data
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_leaves_off_when_time_is_up(name):
+    split, data = enough()
+    kind = METHODS[name].load()
+    method = kind(quick(kind), seed=0)
+    method.fit(dataclasses.replace(data, deadline=time.perf_counter()))
+    if method.training is not None:
+        stages = {"collabcontext": 2}.get(name, 1)  # each takes a step at least
+        assert method.training["out_of_time"]
+        assert method.training["epochs"] == method.training["updates"] == stages
+    elif name not in UNTRAINED:
+        pytest.fail(f"{name} does not say how far it was trained")
+    scores = method.score(np.array([0]), [split.test.histories[0]])
+    assert scores.shape == (1, 12)
 
 
 @pytest.mark.parametrize("mask", [False, True])

@@ -11,6 +11,7 @@ from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.comparison import Entry, compare_entries, item_groups
 from lcrec.baselines.comparison_page import comparison_markdown, comparison_page
+from lcrec.baselines.settings import parse_entries
 from lcrec.baselines.training_runs import plan_runs
 from lcrec.errors import InputError
 from lcrec.predictions import Prediction, Predictions, write_predictions
@@ -179,7 +180,7 @@ def test_the_markdown():
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1
     assert "| alpharec | needs \\| texts |" in text
-    assert "| x | 90 | 321 |" in text
+    assert "| x | 90 | 321 | – |" in text
     best = [line for line in text.splitlines() if "**" in line]
     assert best
 
@@ -274,6 +275,26 @@ def test_the_random_protocol(shop, tmp_path, capsys):
     assert figures["users"] == USERS
 
 
+def test_a_method_in_two_forms_and_cut_short(shop, tmp_path, capsys):
+    forms = ["mf", "mf --loss info_nce --dim 8"]
+    words = ["--methods", *forms, "--seeds", 1, "--max-minutes", 0]
+    figures = compare(shop, tmp_path / "runs", *words, "--reference", forms[1])
+    assert figures["methods"].keys() == {*forms}
+    for one in figures["methods"].values():
+        assert one["training"] == [
+            {"epochs": 1, "best_epoch": 1, "updates": 1, "out_of_time": True}
+        ]
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {
+        "mf-0",
+        "mf_loss_info_nce_dim_8-0",
+    }
+    text = (tmp_path / "runs" / "comparison.md").read_text()
+    assert "| 1+ (1) |" in text
+    assert "Training was cut short of" in text
+    log = (tmp_path / "runs" / "mf-0" / "log.txt").read_text()
+    assert "time is up in epoch 1, after 1 updates" in log
+
+
 @pytest.mark.slow
 def test_seeds_and_a_crash(shop, tmp_path, capsys):
     figures = compare(shop, tmp_path / "runs", "--methods", "mf", "popularity", "--seeds", 2)
@@ -287,8 +308,22 @@ def test_seeds_and_a_crash(shop, tmp_path, capsys):
 
 
 def test_runs_of_a_method_that_draws(shop, tmp_path):
-    runs = plan_runs(["popularity", "mf"], 2, tmp_path, ["--data", str(shop)])
-    assert [(run.method, run.seed) for run in runs] == [("popularity", 0), ("mf", 0), ("mf", 1)]
+    entries = parse_entries(["popularity", "mf --dim 8", "mf --paper-family"])
+    runs = plan_runs(entries, 2, tmp_path, ["--data", str(shop)], tuned=True)
+    assert [(run.label, run.seed) for run in runs] == [
+        ("popularity", 0),
+        *(("mf --dim 8", seed) for seed in range(2)),
+        *(("mf --paper-family", seed) for seed in range(2)),
+    ]
+    assert [run.folder.name for run in runs[::2]] == [
+        "popularity-0",
+        "mf_dim_8-1",
+        "mf_paper-family-1",
+    ]
+    assert runs[1].argv[2:5] == ["--tuned", "--dim", "8"]
+    assert "--tuned" not in runs[3].argv
+    with pytest.raises(InputError, match="'mf  --dim 8' is there twice, in other words"):
+        plan_runs(parse_entries(["mf --dim 8", "mf  --dim 8"]), 1, tmp_path, [], tuned=False)
 
 
 def test_what_the_command_refuses(shop, tmp_path):
@@ -304,6 +339,10 @@ def test_what_the_command_refuses(shop, tmp_path):
     (tmp_path / "file").write_text("")
     cases = [
         (["--methods", "popularty"], "no method 'popularty'; did you mean 'popularity'"),
+        (["--methods", "mf --seed 3"], "--methods: 'mf --seed 3': unknown argument '--seed'"),
+        (["--methods", "mf 'x"], "is no method with its flags"),
+        (["--methods", "mf", "mf"], "'mf' is named twice"),
+        (["--max-minutes", "-1"], "--max-minutes: -1.0 is too small"),
         (["--methods", "all", "mf"], "--methods all mf: all, or names"),
         (["--methods", "text-cosine"], "--methods text-cosine: needs --embeddings DIR"),
         (["--seeds", "0"], "--seeds: 0 is too small"),

@@ -13,9 +13,7 @@ Public names: `ColdConfig`, `measure_cold`, `main`.
 """
 
 import dataclasses
-import shlex
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lcrec.artifacts import is_current, provenance_path, write_json, write_provenance
-from lcrec.baselines import find_method
-from lcrec.baselines.base import Baseline, NoSettings
+from lcrec.baselines.base import Baseline
 from lcrec.baselines.cold_split import ColdSplit, draw_cold, renumber
 from lcrec.baselines.inputs import input_files, load_inputs
 from lcrec.baselines.ranking import rank_cases
-from lcrec.baselines.settings import default_device, method_config, method_settings
+from lcrec.baselines.settings import default_device, parse_entries
 from lcrec.config import config_dict, option, parse_config
 from lcrec.errors import InputError
 from lcrec.metrics import PAD, ndcg_at_k, recall_at_k, summarise
@@ -119,7 +116,7 @@ def main(argv: list[str]) -> None:
     config = parse_config(ColdConfig, argv, description=description, prog=PROG)
     if config.output.suffix != ".json" or config.output.is_dir():
         raise InputError(f"--output {config.output}: the figures go to a file named *.json")
-    chosen = dict(_parse_methods(config.methods))
+    chosen = _parse_methods(config.methods)
     needs = {need for kind, own in chosen.values() for need in kind.needs_with(own)}
     files = input_files(config.data, config.embeddings, needs)
     settings = {name: value for name, value in config_dict(config).items() if name != "device"}
@@ -177,21 +174,15 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _parse_methods(entries: list[str]) -> Iterator[tuple[str, tuple[type[Baseline], Any]]]:
-    """Yield each entry and its class with the settings that its flags make."""
-    for place, entry in enumerate(entries):
-        try:
-            name, *flags = shlex.split(entry)
-        except ValueError:  # nothing in it, or a quote that is not closed
-            raise InputError(f"--methods: {entry!r} is no method with its flags") from None
-        if entry in entries[:place]:
-            raise InputError(f"--methods: {entry!r} is named twice")
-        kind = find_method(name).load()
-        if "index" in kind.needs:
-            raise InputError(f"--methods: {name} needs an index, which cold items have no part in")
-        made = method_config(NoSettings, kind)
-        own: Any = parse_config(made, flags, description="", prog=f"--methods {name}")
-        yield entry, (kind, method_settings(kind, own))
+def _parse_methods(entries: list[str]) -> dict[str, tuple[type[Baseline], Any]]:
+    """Return {entry: its class with the settings that its flags make}."""
+    parsed = parse_entries(entries)
+    for entry in parsed:
+        if "index" in entry.kind.needs:
+            raise InputError(
+                f"--methods: {entry.name} needs an index, which cold items have no part in"
+            )
+    return {entry.label: (entry.kind, entry.settings) for entry in parsed}
 
 
 def _table(figures: dict[str, dict[str, Any]]) -> str:

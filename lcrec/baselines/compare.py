@@ -10,6 +10,7 @@ where it stopped.
 Public names: `CompareConfig`, `main`.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from lcrec.artifacts import (
     write_json,
     write_provenance,
 )
-from lcrec.baselines import METHODS, find_method
+from lcrec.baselines import METHODS
 from lcrec.baselines.base import positions
 from lcrec.baselines.comparison import Entry, compare_entries, read_entry
 from lcrec.baselines.inputs import Inputs, load_inputs
@@ -34,6 +35,7 @@ from lcrec.baselines.memory import most
 from lcrec.baselines.method_run import PROG
 from lcrec.baselines.protocols import PROTOCOLS
 from lcrec.baselines.ranking import excluded
+from lcrec.baselines.settings import MethodEntry, parse_entries
 from lcrec.baselines.training_runs import carry_out, plan_runs, taken
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Cases
@@ -50,7 +52,11 @@ class CompareConfig:
 
     data: Path = option("the data folder")
     output: Path = option("the folder for the runs and the comparison")
-    methods: list[str] = option("their names, or all; of all, those are left out that lack", [ALL])
+    methods: list[str] = option(
+        'methods, each with its own flags in quotes if any: "sasrec --tuned"; or all, of which '
+        "those are left out that lack something",
+        [ALL],
+    )
     seeds: int = option("train each method with seeds 0 to N - 1", 3, minimum=1)
     embeddings: Path | None = option(
         "the folder that holds embeddings.npy, for the methods that need it", None
@@ -85,8 +91,8 @@ def main(argv: list[str]) -> None:
     if config.output.exists() and not config.output.is_dir():
         raise InputError(f"--output {config.output}: a file is there; name a folder")
     methods, left_out = _choose(config)
-    files = _files_from_elsewhere(config.predictions or [], methods)
-    names = [*methods, *files]
+    files = _files_from_elsewhere(config.predictions or [])
+    names = [*(entry.label for entry in methods), *files]
     if config.reference is not None and config.reference not in names:
         raise InputError(
             f"--reference {config.reference}: not compared; the names are {', '.join(names)}"
@@ -97,7 +103,8 @@ def main(argv: list[str]) -> None:
     where = f"--data {config.data} --protocol {config.protocol}"
     hidden = excluded(test, slice(None), config.exclude_history)
     entries = _read_from_elsewhere(files, truth, where, inputs.files["inter"], hidden)
-    runs = plan_runs(methods, config.seeds, config.output, _shared_flags(config))
+    shared = _shared_flags(config)
+    runs = plan_runs(methods, config.seeds, config.output, shared, tuned=config.tuned)
     print(
         f"Comparing {', '.join(names)} on {inputs.name}: {len(runs)} runs, judged on the test "
         f"items of {len(truth):,} users among all {inputs.training.num_items:,} items.",
@@ -112,15 +119,14 @@ def main(argv: list[str]) -> None:
     left_out |= failed
     if config.reference in failed:
         raise InputError(f"--reference {config.reference}: {failed[config.reference]}")
-    for method in tqdm(dict.fromkeys(run.method for run in done), desc="judge", unit=" methods"):
-        own = [run for run in done if run.method == method]
+    for label in tqdm(dict.fromkeys(run.label for run in done), desc="judge", unit=" methods"):
+        own = [run for run in done if run.label == label]
         facts = [found for run in own if (found := run.facts())]
-        entries[method] = read_entry(
-            {str(run.seed): run.predictions for run in own},
-            truth,
-            where,
-            float(np.mean([taken(found) for found in facts])),
-            most(found["peak_mb"] for found in facts),
+        entries[label] = dataclasses.replace(
+            read_entry({str(run.seed): run.predictions for run in own}, truth, where),
+            seconds=float(np.mean([taken(found) for found in facts])),
+            peak_mb=most(found["peak_mb"] for found in facts),
+            training=[found.get("training") for found in facts],
         )
     if not entries:
         reasons = "; ".join(f"{method}: {reason}" for method, reason in left_out.items())
@@ -143,7 +149,7 @@ def main(argv: list[str]) -> None:
         ),
         "left_out": left_out,
     }
-    _write(config, figures, inputs, {f"{run.method} {run.seed}": run.predictions for run in done})
+    _write(config, figures, inputs, {f"{run.label} {run.seed}": run.predictions for run in done})
 
 
 def _advice(cases: Cases) -> str:
@@ -157,12 +163,12 @@ def _advice(cases: Cases) -> str:
     )
 
 
-def _choose(config: CompareConfig) -> tuple[list[str], dict[str, str]]:
-    """Return the methods to train, and {name: reason} of those that cannot be."""
+def _choose(config: CompareConfig) -> tuple[list[MethodEntry], dict[str, str]]:
+    """Return the methods to train, and {label: reason} of those that cannot be."""
     every = config.methods == [ALL]
     if ALL in config.methods and not every:
         raise InputError(f"--methods {' '.join(config.methods)}: all, or names")
-    names = list(METHODS) if every else list(dict.fromkeys(config.methods))
+    named = parse_entries(list(METHODS) if every else config.methods)
     paths = find_data(config.data)
     lacking = {
         "embeddings": config.embeddings is None
@@ -172,26 +178,26 @@ def _choose(config: CompareConfig) -> tuple[list[str], dict[str, str]]:
         "texts": not paths.item.exists() and f"needs item texts, and there is no {paths.item}",
     }
     chosen, left_out = [], {}
-    for name in names:
-        needs = find_method(name).load().needs
+    for entry in named:
+        needs = entry.kind.needs_with(entry.settings)
         reason = next((why for need, why in lacking.items() if need in needs and why), None)
         if reason is None:
-            chosen.append(name)
+            chosen.append(entry)
         elif every:
-            left_out[name] = str(reason)
+            left_out[entry.label] = str(reason)
         else:
-            raise InputError(f"--methods {name}: {reason}")
+            raise InputError(f"--methods {entry.label}: {reason}")
     return chosen, left_out
 
 
-def _files_from_elsewhere(given: list[str], methods: list[str]) -> dict[str, dict[str, Path]]:
+def _files_from_elsewhere(given: list[str]) -> dict[str, dict[str, Path]]:
     """Return {name: {file: path}} of what joins the table."""
     files: dict[str, dict[str, Path]] = {}
     for word in given:
         name, sign, path = word.partition("=")
         if not (name and sign and path):
             raise InputError(f"--predictions {word}: expected NAME=FILE.jsonl")
-        if name in METHODS:
+        if name.split()[0] in METHODS:
             raise InputError(f"--predictions {word}: {name} is a method here; choose another name")
         runs = files.setdefault(name, {})
         if path in runs:
@@ -222,8 +228,9 @@ def _shared_flags(config: CompareConfig) -> list[str]:
     for name in ("embeddings", "index", "device"):
         value = getattr(config, name)
         flags += [f"--{name}", str(value)] if value is not None else []
-    flags += ["--exclude-history"] if config.exclude_history else []
-    return [*flags, "--tuned"] if config.tuned else flags
+    if config.max_minutes is not None:
+        flags += ["--max-minutes", str(config.max_minutes)]
+    return [*flags, "--exclude-history"] if config.exclude_history else flags
 
 
 def _write(

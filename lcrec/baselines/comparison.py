@@ -47,6 +47,7 @@ class Entry:
         length: of the shortest run's longest list, in items.
         seconds: mean time of a run, None where it is not known.
         peak_mb: the most memory of any run, likewise.
+        training: how far each run was trained, see `Baseline.training`; None likewise.
     """
 
     seeds: list[str]
@@ -54,14 +55,13 @@ class Entry:
     length: int
     seconds: float | None = None
     peak_mb: int | None = None
+    training: list[dict[str, Any] | None] | None = None
 
 
 def read_entry(
     files: Mapping[str, Path],
     truth: Predictions,
     where: str,
-    seconds: float | None = None,
-    peak_mb: int | None = None,
     hidden: Sequence[np.ndarray] | None = None,
 ) -> Entry:
     """Read the files of one method.
@@ -70,7 +70,6 @@ def read_entry(
         files: {name of the run: predictions file}.
         truth: users and targets of the split in use.
         where: names the split, for errors.
-        seconds, peak_mb: as in `Entry`.
         hidden: per user of `truth`, items that are taken out of the lists, so that lists made
             elsewhere are judged under the rule that the others were made under.
 
@@ -85,7 +84,7 @@ def read_entry(
         shown = (_without(ranked, hidden) for ranked in found.ranked.values())
         lists.append([ranked[:, :CUT].astype(np.int32) for ranked in shown])
         lengths.append(found.length)
-    return Entry(list(files), lists, min(lengths), seconds, peak_mb)
+    return Entry(list(files), lists, min(lengths))
 
 
 def _without(ranked: np.ndarray, hidden: Sequence[np.ndarray] | None) -> np.ndarray:
@@ -123,9 +122,10 @@ def compare_entries(
         `level`, `reference`, `methods` {name: `seeds`, `length`, `overall` {metric: `mean`, `low`,
         `high` (over users, of the mean over seeds), `by_seed`}, `groups` {group: {metric: mean or
         None}}, `against` {metric: `difference`, `low`, `high`, `p`, `p_holm`} (None for the
-        reference), `seconds`, `peak_mb`}, best first; `groups` {group: `items`, `users`}; `pairs`
-        [{`a`, `b` and the figures of `lcrec.baselines.diagnostics.compare_lists`}], of the first
-        run and wording of each, lists cut at `PAIR_CUT`.
+        reference), `seconds`, `peak_mb`, `training`}, best first; `groups` {group: `items`,
+        `users`}; `pairs` [{`a`, `b` and the figures of
+        `lcrec.baselines.diagnostics.compare_lists`}], of the first run and wording of each, lists
+        cut at `PAIR_CUT`.
     """
     metrics, first = METRICS_COMPARED[protocol], FIRST[protocol]
     by_user = {name: _by_user(entry, truth.targets, metrics) for name, entry in entries.items()}
@@ -148,6 +148,7 @@ def compare_entries(
             "against": None,
             "seconds": entry.seconds,
             "peak_mb": entry.peak_mb,
+            "training": entry.training,
         }
     order = sorted(methods, key=lambda name: -methods[name]["overall"][first[0]]["mean"])
     best = reference or order[0]

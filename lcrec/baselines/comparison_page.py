@@ -117,10 +117,16 @@ def _facts(figures: Figures) -> list[str]:
         else ""
     )
     settings = "the best known" if figures["tuned"] else "their papers' or RecBole's"
+    late = [
+        name
+        for name, one in figures["methods"].items()
+        if any(run and run["out_of_time"] for run in one["training"] or [])
+    ]
+    cut = f" Training was cut short of {', '.join(late)} (--max-minutes)." if late else ""
     return [
         f"{figures['users']:,} users, {figures['items']:,} items, {splits[figures['protocol']]}, "
         f"ranking of the whole catalogue. {masking} Settings of the methods: {settings}.",
-        f"Means over the users.{spread} The best of a column is marked.{note}",
+        f"Means over the users.{spread} The best of a column is marked.{note}{cut}",
     ]
 
 
@@ -243,14 +249,23 @@ def _cost_table(figures: Figures) -> Table:
             name,
             MISSING if one["seconds"] is None else f"{one['seconds']:,.0f}",
             MISSING if one["peak_mb"] is None else f"{one['peak_mb']:,}",
+            ", ".join(map(_epochs, one["training"] or [None])),
         ]
         for name, one in figures["methods"].items()
     ]
     return Table(
-        "Seconds per run, fitting and ranking; the most memory of its process.",
-        ["method", "seconds", "MB"],
+        "Seconds per run, fitting and ranking; the most memory of its process; the epochs of each "
+        "run, and which was the best. + marks a run that --max-minutes cut short.",
+        ["method", "seconds", "MB", "epochs (best)"],
         rows,
     )
+
+
+def _epochs(training: dict[str, Any] | None) -> str:
+    if training is None:
+        return MISSING
+    late = "+" if training["out_of_time"] else ""
+    return f"{training['epochs']}{late} ({training['best_epoch']})"
 
 
 def _left_out(figures: Figures) -> list[Table]:

@@ -1,18 +1,21 @@
 """The settings of a method as flags of a command, beside those that all methods share.
 
 Reads and writes nothing. Public names: `method_config`, `parse_method_config`, `method_settings`,
-`settings_files`, `default_device`.
+`settings_files`, `default_device`, `MethodEntry`, `parse_entries`.
 """
 
 import dataclasses
+import shlex
 import sys
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
-from lcrec.config import parse_config
+from lcrec.config import option, parse_config
 from lcrec.errors import InputError
 
 
@@ -74,6 +77,57 @@ def method_settings(method: type[Baseline], config: Any, **chosen: Any) -> Any:
     names = [field.name for field in dataclasses.fields(method.Settings) if field.init]
     given = {name: getattr(config, name) for name in names if name not in chosen}
     return method.Settings(**given, **chosen)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What an entry may have beside the method's own flags."""
+
+    paper_family: bool = option("start from the settings of the method's paper or library", False)
+    tuned: bool = option("start from the best known settings", False)
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method as a list of methods names it, such as "sasrec --tuned --dim 128".
+
+    Attributes:
+        label: the entry as given.
+        name: of the method.
+        flags: the words behind it.
+        kind: its class.
+        settings: its own settings, as the flags make them.
+    """
+
+    label: str
+    name: str
+    flags: list[str]
+    kind: type[Baseline]
+    settings: Any
+
+
+def parse_entries(entries: Sequence[str]) -> list[MethodEntry]:
+    """Read methods that may have flags of their own behind their names.
+
+    Raises:
+        InputError: no such method or flag, a quote is not closed, an entry is there twice.
+    """
+    parsed = []
+    for place, entry in enumerate(entries):
+        try:
+            name, *flags = shlex.split(entry)
+        except ValueError:  # nothing in it, or a quote that is not closed
+            raise InputError(f"--methods: {entry!r} is no method with its flags") from None
+        if entry in entries[:place]:
+            raise InputError(f"--methods: {entry!r} is named twice")
+        kind = find_method(name).load()
+        try:
+            prog = f"python -m lcrec.baselines {name}"
+            own = parse_method_config(_Start, kind, flags, description="", prog=prog)
+        except InputError as error:
+            raise InputError(f"--methods: {entry!r}: {error}") from None
+        parsed.append(MethodEntry(entry, name, flags, kind, method_settings(kind, own)))
+    return parsed
 
 
 def settings_files(settings: Any) -> dict[str, Path]:
