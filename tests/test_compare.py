@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from lcrec.baselines.__main__ import main
 from lcrec.baselines.comparison import Entry, compare_entries, item_groups
 from lcrec.baselines.comparison_page import comparison_markdown, comparison_page
 from lcrec.baselines.settings import parse_entries
-from lcrec.baselines.training_runs import plan_runs
+from lcrec.baselines.training_runs import Run, carry_out, plan_runs
 from lcrec.errors import InputError
 from lcrec.predictions import Prediction, Predictions, write_predictions
 
@@ -277,7 +278,7 @@ def test_the_random_protocol(shop, tmp_path, capsys):
 
 def test_a_method_in_two_forms_and_cut_short(shop, tmp_path, capsys):
     forms = ["mf", "mf --loss info_nce --dim 8"]
-    words = ["--methods", *forms, "--seeds", 1, "--max-minutes", 0]
+    words = ["--methods", *forms, "--seeds", 1, "--max-minutes", 0, "--jobs", 2]
     figures = compare(shop, tmp_path / "runs", *words, "--reference", forms[1])
     assert figures["methods"].keys() == {*forms}
     for one in figures["methods"].values():
@@ -293,6 +294,38 @@ def test_a_method_in_two_forms_and_cut_short(shop, tmp_path, capsys):
     assert "Training was cut short of" in text
     log = (tmp_path / "runs" / "mf-0" / "log.txt").read_text()
     assert "time is up in epoch 1, after 1 updates" in log
+
+
+def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys):
+    """Two methods of two seeds, both seeds of the second failing at once."""
+    together = threading.Barrier(2, timeout=20)  # passed by two at a time, or by none
+    done = set()
+
+    class ToyRun(Run):
+        def facts(self):
+            found = {"fit_seconds": 60, "rank_seconds": 60, "peak_mb": None}
+            return found if self in done else None
+
+    def train(run, jobs):
+        assert jobs == 2
+        together.wait()
+        if run.label == "good":
+            done.add(run)
+        return None if run.label == "good" else "it is broken"
+
+    monkeypatch.setattr("lcrec.baselines.training_runs._train", train)
+    runs = [
+        ToyRun(label, label, seed, tmp_path, [label, str(seed)])
+        for label in ("good", "bad")
+        for seed in range(2)
+    ]
+    monkeypatch.setattr(ToyRun, "__hash__", lambda run: hash((run.label, run.seed)))
+    finished, failed = carry_out(runs, jobs=2)
+    assert finished == runs[:2]
+    assert failed == {"bad": "it is broken"}
+    screen = capsys.readouterr().out
+    assert "good, seed 1, done in" in screen
+    assert "left out: bad: it is broken" in screen
 
 
 @pytest.mark.slow

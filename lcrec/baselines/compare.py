@@ -81,6 +81,9 @@ class CompareConfig:
         None,
         minimum=0,
     )
+    jobs: int = option(
+        "how many trainings to run at a time, each on its share of the cores", 1, minimum=1
+    )
     reference: str | None = option("the method to test all others against; none: the best", None)
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
 
@@ -115,7 +118,7 @@ def main(argv: list[str]) -> None:
     if not config.exclude_history and config.protocol == "leave-one-out":
         print(_advice(test), flush=True)
 
-    done, failed = carry_out(runs)
+    done, failed = carry_out(runs, config.jobs)
     left_out |= failed
     if config.reference in failed:
         raise InputError(f"--reference {config.reference}: {failed[config.reference]}")

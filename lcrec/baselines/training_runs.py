@@ -7,11 +7,14 @@ a killed comparison goes on where it stopped.
 Public names: `Run`, `plan_runs`, `carry_out`, `taken`.
 """
 
+import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,44 +94,82 @@ def _folder_name(entry: MethodEntry) -> str:
     return re.sub(r"[^\w.=,-]", "_", "_".join(words))
 
 
-def carry_out(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
-    """Make what is missing, one after the other, and say what is being done and what is left.
+def carry_out(runs: Sequence[Run], jobs: int = 1) -> tuple[list[Run], dict[str, str]]:
+    """Make what is missing, and say what is being done and what is left.
+
+    Args:
+        runs: all of them.
+        jobs: how many to make at a time; each gets its share of the processor's threads.
 
     Returns:
         the runs that are done, and {label: reason} of those that could not be; all runs of a
         method are there, or none.
     """
-    seconds: dict[str, list[float]] = {}
-    missing = []
-    for run in runs:
-        facts = run.facts()
-        if facts is None:
-            missing.append(run)
-        else:
-            seconds.setdefault(run.label, []).append(taken(facts))
-    if len(missing) < len(runs):
-        print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already.", flush=True)
-    failed: dict[str, str] = {}
-    for number, run in enumerate(missing):
-        if run.label in failed:
-            continue
-        left = [later for later in missing[number:] if later.label not in failed]
-        print(
-            f"{run.label}, seed {run.seed}: {len(left)} left{_estimate(left, seconds)}; it says "
-            f"how it goes in {run.folder / LOG}",
-            flush=True,
-        )
+    work = _Work(runs, jobs)
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for future in [pool.submit(work.make, run) for run in work.missing]:
+            future.result()
+    finally:  # a run that has begun ends, or is interrupted with this process; no other begins
+        pool.shutdown(cancel_futures=True)
+    return [run for run in runs if run.label not in work.failed], work.failed
+
+
+class _Work:
+    """What is done and what is left, as the runs' threads see it."""
+
+    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+        self.jobs = jobs
+        self.failed: dict[str, str] = {}
+        self.missing: list[Run] = []
+        self.lock = threading.Lock()
+        self.seconds: dict[str, list[float]] = {}
+        for run in runs:
+            facts = run.facts()
+            if facts is None:
+                self.missing.append(run)
+            else:
+                self.seconds.setdefault(run.label, []).append(taken(facts))
+        self.left = list(self.missing)
+        if len(self.missing) < len(runs):
+            done = len(runs) - len(self.missing)
+            print(f"{done} of {len(runs)} runs are done already.", flush=True)
+
+    def make(self, run: Run) -> None:
+        """Make one, unless another of its method has failed."""
+        with self.lock:
+            self.left = [later for later in self.left if later.label not in self.failed]
+            if run.label in self.failed:
+                return
+            print(
+                f"{run.label}, seed {run.seed}: {len(self.left)} left{self._estimate()}; it says "
+                f"how it goes in {run.folder / LOG}",
+                flush=True,
+            )
         started = time.perf_counter()
-        reason = _train(run)
+        reason = _train(run, self.jobs)
         facts = None if reason else run.facts()
-        if facts is None:
-            failed[run.label] = reason or f"it left no whole result; see {run.folder / LOG}"
-            print(f"  left out: {failed[run.label]}", flush=True)
-            continue
-        seconds.setdefault(run.label, []).append(taken(facts))
-        memory = "" if facts["peak_mb"] is None else f", {facts['peak_mb']:,} MB at most"
-        print(f"  done in {time.perf_counter() - started:,.0f} s{memory}", flush=True)
-    return [run for run in runs if run.label not in failed], failed
+        with self.lock:
+            self.left = [later for later in self.left if later is not run]
+            if facts is None:
+                self.failed[run.label] = (
+                    reason or f"it left no whole result; see {run.folder / LOG}"
+                )
+                print(f"  left out: {run.label}: {self.failed[run.label]}", flush=True)
+                return
+            self.seconds.setdefault(run.label, []).append(taken(facts))
+            memory = "" if facts["peak_mb"] is None else f", {facts['peak_mb']:,} MB at most"
+            took = time.perf_counter() - started
+            print(f"  {run.label}, seed {run.seed}, done in {took:,.0f} s{memory}", flush=True)
+
+    def _estimate(self) -> str:
+        """Return what is left will take, by the runs that are done; nothing if none is."""
+        if not self.seconds:
+            return ""
+        means = {method: float(np.mean(values)) for method, values in self.seconds.items()}
+        usual = float(np.mean(list(means.values())))
+        total = sum(means.get(run.label, usual) for run in self.left) / self.jobs
+        return f", about {total / 60:,.0f} min by those done" if total >= 60 else ", about a minute"
 
 
 def taken(facts: dict[str, Any]) -> float:
@@ -136,13 +177,20 @@ def taken(facts: dict[str, Any]) -> float:
     return float(facts["fit_seconds"] + facts["rank_seconds"])
 
 
-def _train(run: Run) -> str | None:
+def _train(run: Run, jobs: int) -> str | None:
     """Run a method's own command; return why it failed, None where it did not."""
+    environment = dict(os.environ)
+    if jobs > 1:
+        # Threads of several processes on one core wait for each other far longer than they work.
+        share = max(1, (os.cpu_count() or 1) // jobs)
+        environment.setdefault("OMP_NUM_THREADS", str(share))
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / LOG
     command = [sys.executable, "-m", "lcrec.baselines", run.method, *run.argv]
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+        process = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment
+        )
     if process.returncode == 0:
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -151,13 +199,3 @@ def _train(run: Run) -> str | None:
     if process.returncode == 2 and said:
         return said[-1]
     return f"its process ended with {process.returncode}; see {log}"
-
-
-def _estimate(left: Sequence[Run], seconds: dict[str, list[float]]) -> str:
-    """Return what the runs that are left will take, by those that are done; nothing if none is."""
-    if not seconds:
-        return ""
-    means = {method: float(np.mean(values)) for method, values in seconds.items()}
-    usual = float(np.mean(list(means.values())))
-    total = sum(means.get(run.label, usual) for run in left)
-    return f", about {total / 60:,.0f} min by those done" if total >= 60 else ", about a minute"
