@@ -26,7 +26,7 @@ from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.config import option
 
 ExampleForm = Literal["prefixes", "windows"]
-LENGTHS = 8  # groups that a batch's histories are read in, so that short ones are not padded to 20
+LENGTHS = 4  # groups that a batch's histories are read in, so that short ones are not padded to 20
 
 
 @dataclass(frozen=True)
