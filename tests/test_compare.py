@@ -234,6 +234,21 @@ def test_from_nothing_to_the_page_and_on(shop, tmp_path, capsys):
     assert again == figures
 
 
+def test_what_a_method_does_not_read_does_not_run_it_again(shop, tmp_path, capsys):
+    vectors = tmp_path / "embeddings"
+    vectors.mkdir()
+    np.save(vectors / "embeddings.npy", np.eye(ITEMS, dtype=np.float32))
+    compare(shop, tmp_path / "runs", "--methods", "popularity")
+    words = ["--methods", "popularity", "text-cosine", "--embeddings", vectors]
+    compare(shop, tmp_path / "runs", *words)
+    assert "1 of 2 runs are done already" in capsys.readouterr().out
+    np.save(vectors / "embeddings.npy", 1 - np.eye(ITEMS, dtype=np.float32))
+    compare(shop, tmp_path / "runs", *words)
+    screen = capsys.readouterr().out
+    assert "1 of 2 runs are done already" in screen
+    assert "text-cosine, seed 0: 1 left" in screen
+
+
 def test_lists_from_elsewhere_are_masked_like_the_others(shop, tmp_path, capsys):
     """Lists that begin with all that a user has, target included, then lead with the target."""
     elsewhere = tmp_path / "mine.jsonl"
