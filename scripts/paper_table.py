@@ -220,19 +220,34 @@ def read_comparison(path: Path) -> dict[str, Any]:
 def format_baselines(
     published: Mapping[str, tuple[int, ...]], methods: Mapping[str, dict[str, Any]]
 ) -> str:
-    """Return Table III with ours below each published line; what was not published comes last."""
+    """Return Table III with ours below each published line, a method in all its forms.
+
+    In brackets the epochs of each run; + where it was cut short. What was not published comes last.
+    """
     lines = [_line("", METRICS), "-" * (LABEL + CELL * len(METRICS))]
-    ours = {METHODS.get(name, name): run["overall"] for name, run in methods.items()}
+    left = dict(methods)
+
+    def show(label: str, run: dict[str, Any]) -> list[float]:
+        means = [run["overall"][metric]["mean"] for metric in METRICS]
+        lines.append(_line(label + _trained(run), [f"{mean:.4f}" for mean in means]))
+        return means
+
     for method, values in published.items():
         lines.append(_line(f"{method} (published)", [f"{v / 10_000:.4f}" for v in values]))
-        if (found := ours.pop(method, None)) is not None:
-            means = [found[metric]["mean"] for metric in METRICS]
-            lines.append(_line("  here", [f"{mean:.4f}" for mean in means]))
+        for name in [name for name in left if METHODS.get(name.split()[0], name) == method]:
+            means = show(" ".join(["  here", *name.split()[1:]]), left.pop(name))
             differences = (10_000 * mean / v - 1 for mean, v in zip(means, values, strict=True))
             lines.append(_line("  difference", [f"{value:+.1%}" for value in differences]))
-    for name, found in ours.items():
-        lines.append(_line(f"{name} (here)", [f"{found[m]['mean']:.4f}" for m in METRICS]))
+    for name, run in left.items():
+        show(f"{name} (here)", run)
     return "\n".join(lines)
+
+
+def _trained(run: dict[str, Any]) -> str:
+    """Return how many epochs each of a method's runs had; nothing where nothing is known."""
+    known = [training for training in run.get("training") or [] if training]
+    epochs = (f"{one['epochs']}{'+' * one['out_of_time']}" for one in known)
+    return f" [{', '.join(epochs)}]" if known else ""
 
 
 def index_owners(path: Path) -> np.ndarray:

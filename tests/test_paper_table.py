@@ -37,7 +37,12 @@ def paper():
 def test_other_methods_beside_the_published_ones(paper, tmp_path, capsys):
     path = tmp_path / "comparison.json"
     figures = {metric: {"mean": 0.1} for metric in paper.METRICS}
-    methods = {"ease": {"overall": figures}, "sasrec": {"overall": figures}}
+    cut = {"epochs": 7, "best_epoch": 6, "updates": 900, "out_of_time": True}
+    methods = {
+        "ease": {"overall": figures, "training": [None]},
+        "sasrec": {"overall": figures},
+        "sasrec --tuned": {"overall": figures, "training": [cut]},
+    }
     record = {"protocol": "leave-one-out", "users": 1234, "methods": methods}
     write_json(path, record)
     words = ["--table", "baselines", "--published", "Instruments"]
@@ -48,6 +53,7 @@ def test_other_methods_beside_the_published_ones(paper, tmp_path, capsys):
     here = lines.index(next(line for line in lines if line.startswith("SASRec (published)"))) + 1
     assert lines[here].split() == ["here", *["0.1000"] * 5]
     assert lines[here + 1].split()[1:] == ["+98.8%", "+33.2%", "+5.6%", "+59.5%", "+44.9%"]
+    assert lines[here + 2].split() == ["here", "--tuned", "[7+]", *["0.1000"] * 5]
     assert row_of(screen, "ease (here)") == ["0.1000"] * 5
     with pytest.raises(InputError, match="name it with --comparison"):
         paper.main(words)
