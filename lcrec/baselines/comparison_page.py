@@ -5,6 +5,7 @@ Made of the figures of `lcrec.baselines.comparison` alone. Reads and writes noth
 Public names: `comparison_markdown`, `comparison_page`.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from lcrec.report import (
 
 Figures = dict[str, Any]
 MISSING = "–"
+NAME = 30  # characters of a name in a picture
 GROUPS = {
     "cold": "cold: the rarer 60 % of items",
     "mid": "mid: the next 20 %",
@@ -321,7 +323,9 @@ def _group_picture(figures: Figures) -> tuple[Any, str]:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), names)
+    # A method with many flags would leave no room to draw in; the tables have it whole.
+    short = [textwrap.shorten(name, NAME, placeholder=" …") for name in names]
+    axes.set_yticks(np.arange(len(names)), short)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
