@@ -107,10 +107,8 @@ class MethodRun:
         self.files = input_files(
             self.config.data, self.config.embeddings, self.needs, self.config.index
         ) | settings_files(self.chosen)
-        # What a method does not read makes no other run of it.
-        unread = {"device", "embeddings", "index"} - self.needs
         self.settings = {
-            key: value for key, value in config_dict(self.config).items() if key not in unread
+            key: value for key, value in config_dict(self.config).items() if key != "device"
         }
         # Which part is ranked does not shape what is fitted.
         shared = ("protocol", "exclude_history", "max_minutes", "seed")
