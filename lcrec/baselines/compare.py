@@ -198,7 +198,7 @@ def _files_from_elsewhere(given: list[str]) -> dict[str, dict[str, Path]]:
     files: dict[str, dict[str, Path]] = {}
     for word in given:
         name, sign, path = word.partition("=")
-        if not (name and sign and path):
+        if not (name.strip() and sign and path):
             raise InputError(f"--predictions {word}: expected NAME=FILE.jsonl")
         if name.split()[0] in METHODS:
             raise InputError(f"--predictions {word}: {name} is a method here; choose another name")
