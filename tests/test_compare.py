@@ -140,6 +140,7 @@ FACTS = {
     "data": "Shop <&>",
     "protocol": "leave-one-out",
     "exclude_history": False,
+    "repeats": 0.25,
     "tuned": False,
     "items": 7,
     "left_out": {"alpharec": "needs | texts"},
@@ -263,6 +264,28 @@ def test_lists_from_elsewhere_are_masked_like_the_others(shop, tmp_path, capsys)
     masked = compare(shop, tmp_path / "masked", *words, "--exclude-history")
     assert masked["methods"]["mine"]["overall"]["HR@1"]["mean"] == 1
     assert plain["HR@1"]["mean"] < 1
+    assert masked["repeats"] == 0
+
+
+def test_a_target_that_its_user_has_is_told_of(tmp_path, capsys):
+    """Two of four users buy again what they had: under the mask that is given away."""
+    folder = tmp_path / "Again"
+    folder.mkdir()
+    sequences = {
+        "u0": [0, 1, 2, 3, 0],
+        "u1": [1, 2, 3, 0, 4],
+        "u2": [2, 3, 1, 4, 0],
+        "u3": [0, 4, 2, 4],
+    }
+    (folder / "Again.inter.json").write_text(json.dumps(sequences))
+    words = ["--methods", "popularity", "--exclude-history"]
+    figures = compare(folder, tmp_path / "runs", *words)
+    assert figures["repeats"] == 0.5
+    text = (tmp_path / "runs" / "comparison.md").read_text()
+    assert "50.0% of the users have their target already" in text
+    assert "users have their target already" not in comparison_markdown(
+        figures | {"exclude_history": False}
+    )
 
 
 def test_what_cannot_run_is_named(shop, tmp_path, capsys, monkeypatch):

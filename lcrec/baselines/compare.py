@@ -115,8 +115,14 @@ def main(argv: list[str]) -> None:
     )
     for method, reason in left_out.items():
         print(f"Left out: {method}: {reason}", flush=True)
+    repeats = _repeats(test)
     if not config.exclude_history and config.protocol == "leave-one-out":
-        print(_advice(test), flush=True)
+        print(
+            f"{repeats:.1%} of the targets are items that their users have already. Methods that "
+            "keep a vector per user put those first: --exclude-history leaves them out of all "
+            "lists, but for a target.",
+            flush=True,
+        )
 
     done, failed = carry_out(runs, config.jobs)
     left_out |= failed
@@ -140,6 +146,7 @@ def main(argv: list[str]) -> None:
         "data": inputs.name,
         "protocol": config.protocol,
         "exclude_history": config.exclude_history,
+        "repeats": repeats,
         "tuned": config.tuned,
         "items": inputs.training.num_items,
         **compare_entries(
@@ -155,15 +162,10 @@ def main(argv: list[str]) -> None:
     _write(config, figures, inputs, {f"{run.label} {run.seed}": run.predictions for run in done})
 
 
-def _advice(cases: Cases) -> str:
-    """Return how often a target is an item that its user has, and what follows from it."""
+def _repeats(cases: Cases) -> float:
+    """Return the share of users with a target that they have already."""
     pairs = zip(cases.targets, cases.histories, strict=True)
-    share = float(np.mean([np.isin(target, history).any() for target, history in pairs]))
-    return (
-        f"{share:.1%} of the targets are items that their users have already. Methods that keep a "
-        "vector per user put those first: --exclude-history leaves them out of all lists, but for "
-        "a target."
-    )
+    return float(np.mean([np.isin(target, history).any() for target, history in pairs]))
 
 
 def _choose(config: CompareConfig) -> tuple[list[MethodEntry], dict[str, str]]:

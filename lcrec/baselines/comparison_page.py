@@ -109,6 +109,13 @@ def _facts(figures: Figures) -> list[str]:
         if masks
         else "What a user already has may be listed again."
     )
+    # The mask spares a target: among what its user has it then stands alone.
+    given = (
+        f" {figures['repeats']:.1%} of the users have their target already; it alone of what they "
+        "have is left in the lists, and so easily found."
+        if masks and figures["repeats"]
+        else ""
+    )
     short = [name for name, one in figures["methods"].items() if one["length"] < 20]
     note = f" The lists of {', '.join(short)} end before 20 items." if short else ""
     seeds = max(len(one["seeds"]) for one in figures["methods"].values())
@@ -127,7 +134,7 @@ def _facts(figures: Figures) -> list[str]:
     cut = f" Training was cut short of {', '.join(late)} (--max-minutes)." if late else ""
     return [
         f"{figures['users']:,} users, {figures['items']:,} items, {splits[figures['protocol']]}, "
-        f"ranking of the whole catalogue. {masking} Settings of the methods: {settings}.",
+        f"ranking of the whole catalogue. {masking}{given} Settings of the methods: {settings}.",
         f"Means over the users.{spread} The best of a column is marked.{note}{cut}",
     ]
 
