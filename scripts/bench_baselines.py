@@ -149,7 +149,7 @@ def epochs_of(module: str, name: str, config: BenchConfig) -> Figures:
     _, cpu = started.both()
     seconds = [epoch.seconds for epoch in method.log.epochs]
     return {
-        f"{module}_epoch_seconds": round(float(np.mean(seconds[1:])), 2),
+        f"{module}_epoch_seconds": round(float(np.mean(seconds[1:])), 4),
         f"{module}_epoch_cpu_seconds": round(cpu / len(seconds), 2),
         f"{module}_peak_mb": above(before),
     }
