@@ -2,10 +2,9 @@
 
 Reads a data folder, and embeddings and an index for the methods that need them; beside the
 methods that it trains, predictions files made elsewhere join the table, under the same rule for
-what is listed. Writes into --output a
-folder per method and seed (see `lcrec.baselines.training_runs`), `comparison.json` with all
-figures, `comparison.md` and the self-contained page `comparison.html`. A killed comparison goes on
-where it stopped.
+what is listed. Writes into --output a folder per method and seed (see
+`lcrec.baselines.training_runs`), `comparison.json` with all figures, `comparison.md` and the
+self-contained page `comparison.html`. A killed comparison goes on where it stopped.
 
 Public names: `CompareConfig`, `main`.
 """
