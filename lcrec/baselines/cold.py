@@ -25,7 +25,7 @@ from lcrec.artifacts import is_current, provenance_path, write_json, write_prove
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.cold_split import ColdSplit, draw_cold, renumber
 from lcrec.baselines.inputs import input_files, load_inputs
-from lcrec.baselines.ranking import rank_cases
+from lcrec.baselines.ranking import ranked_matrix
 from lcrec.baselines.settings import default_device, parse_entries
 from lcrec.config import config_dict, option, parse_config
 from lcrec.errors import InputError
@@ -92,8 +92,7 @@ def measure_cold(
     }
     figures = {}
     for view, (cases, scorer) in views.items():
-        ranked = np.full((len(cases), TOP), PAD, dtype=np.int64)
-        lists = rank_cases(
+        ranked = ranked_matrix(
             scorer,
             cases,
             drawn.warm.train,
@@ -101,8 +100,6 @@ def measure_cold(
             top=TOP,
             exclude_history=exclude_history,
         )
-        for row, (items, _) in zip(ranked, lists, strict=True):
-            row[: len(items)] = items
         figures[view] = {
             name: summarise(metric(ranked, cases.targets, TOP), seed)
             for name, metric in METRICS.items()

@@ -5,8 +5,8 @@ One rule for masking: what the split forbids (`Cases.exclude`) is left out, and 
 truth. (The released code of several methods masks other items in validation than in test, which
 makes their figures incomparable.)
 
-Reads and writes nothing. Public names: `rank_cases`, `excluded`, `validate`, `validator`, `Scorer`,
-`SCORES_AT_ONCE`.
+Reads and writes nothing. Public names: `rank_cases`, `ranked_matrix`, `excluded`, `validate`,
+`validator`, `Scorer`, `SCORES_AT_ONCE`.
 """
 
 from collections.abc import Callable, Iterator
@@ -72,6 +72,23 @@ def rank_cases(
         yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
 
 
+def ranked_matrix(
+    method: Scorer,
+    cases: Cases,
+    train: Interactions,
+    num_items: int,
+    *,
+    top: int,
+    exclude_history: bool = False,
+) -> np.ndarray:
+    """Return what `rank_cases`, whose arguments these are, lists: int64 [cases, top], -1 pads."""
+    ranked = np.full((len(cases), top), PAD, dtype=np.int64)
+    lists = rank_cases(method, cases, train, num_items, top=top, exclude_history=exclude_history)
+    for row, (items, _) in zip(ranked, lists, strict=True):
+        row[: len(items)] = items
+    return ranked
+
+
 def validate(
     method: Scorer,
     cases: Cases,
@@ -84,10 +101,7 @@ def validate(
 
     Arguments are those of `rank_cases`.
     """
-    ranked = np.full((len(cases), 10), PAD, dtype=np.int64)
-    lists = rank_cases(method, cases, train, num_items, top=10, exclude_history=exclude_history)
-    for row, (items, _) in zip(ranked, lists, strict=True):
-        row[: len(items)] = items
+    ranked = ranked_matrix(method, cases, train, num_items, top=10, exclude_history=exclude_history)
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
 
 

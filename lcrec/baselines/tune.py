@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from lcrec.artifacts import is_current, read_provenance, write_json, write_provenance
 from lcrec.baselines import METHODS, find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.inputs import Inputs, input_files, load_inputs
-from lcrec.baselines.ranking import rank_cases
+from lcrec.baselines.ranking import ranked_matrix
 from lcrec.baselines.settings import (
     default_device,
     method_settings,
@@ -34,7 +33,7 @@ from lcrec.baselines.settings import (
 )
 from lcrec.config import config_dict, option
 from lcrec.errors import InputError
-from lcrec.metrics import PAD, hit_at_k, ndcg_at_k
+from lcrec.metrics import hit_at_k, ndcg_at_k
 
 COMMAND = "python -m lcrec.baselines tune"
 TUNE = "tune.json"
@@ -137,8 +136,7 @@ def _judge(method: Baseline, inputs: Inputs, exclude_history: bool) -> dict[str,
         return {"NDCG@10": None, "HR@10": None, "failed": str(error)}
     seconds = time.perf_counter() - started
     cases, training = inputs.split.valid, inputs.training
-    ranked = np.full((len(cases), 10), PAD, dtype=np.int64)
-    lists = rank_cases(
+    ranked = ranked_matrix(
         method,
         cases,
         training.train,
@@ -146,8 +144,6 @@ def _judge(method: Baseline, inputs: Inputs, exclude_history: bool) -> dict[str,
         top=10,
         exclude_history=exclude_history,
     )
-    for row, (items, _) in zip(ranked, lists, strict=True):
-        row[: len(items)] = items
     return {
         "NDCG@10": float(ndcg_at_k(ranked, cases.targets, 10).mean()),
         "HR@10": float(hit_at_k(ranked, cases.targets, 10).mean()),
