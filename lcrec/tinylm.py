@@ -21,7 +21,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.artifacts import (
-    PROMPTS,
     atomic_path,
     find_data,
     is_current,
@@ -31,7 +30,7 @@ from lcrec.artifacts import (
 from lcrec.config import config_dict, option, parse_config
 from lcrec.data import Items, load_items
 from lcrec.errors import InputError, run_stage
-from lcrec.prompts import PromptSet
+from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.tasks import plain_text
 
 STAGE = "python -m lcrec.tinylm"
@@ -44,7 +43,9 @@ class TinyLMConfig:
 
     data: Path = option("the data folder")
     output: Path = option("the folder to write the model to")
-    prompts: Path = option("the wording to learn along with the catalogue", Path(PROMPTS))
+    prompts: Path = option(
+        "the wording to learn too; what the folder lacks comes from prompts/", SHIPPED_PROMPTS
+    )
     vocab_size: int = option("entries of the tokenizer at most", 4096, minimum=300)
     hidden_size: int = option("width of the model, a multiple of 32", 192, minimum=32)
     layers: int = option("depth of the model", 4, minimum=1)
@@ -60,10 +61,11 @@ def main(argv: list[str]) -> None:
     config = parse_config(TinyLMConfig, argv, description=__doc__ or "", prog=STAGE)
     if config.hidden_size % 32:
         raise InputError(f"--hidden-size {config.hidden_size}: take a multiple of 32")
-    inputs = {"item": find_data(config.data).item, "prompts": config.prompts}
+    inputs = {"item": find_data(config.data).item}
     items = load_items(config.data)
-    prompts = PromptSet.load(config.prompts)
-    if is_current(config.output, STAGE, config_dict(config), inputs):
+    prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
+    settings = config_dict(config) | {"prompts": prompts.content_hash}
+    if is_current(config.output, STAGE, settings, inputs):
         print(f"{config.output} is up to date.")
         return
     # The folder is replaced as a whole, so it must be ours.
@@ -85,7 +87,7 @@ def main(argv: list[str]) -> None:
         tokenizer.save_pretrained(temporary)
         model.save_pretrained(temporary)
         noted = None if math.isnan(loss) else loss  # JSON has no NaN
-        write_provenance(temporary, STAGE, config_dict(config), inputs, loss=noted)
+        write_provenance(temporary, STAGE, settings, inputs, loss=noted)
     print(
         f"Wrote {config.output} (loss {loss:.2f} per token). Next: accelerate launch "
         f"recipes/finetune.py --base {config.output} --data {config.data} --index DIR --output DIR"

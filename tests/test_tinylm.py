@@ -13,7 +13,7 @@ import lcrec.tinylm
 from lcrec.artifacts import read_provenance, write_json
 from lcrec.data import Items
 from lcrec.errors import InputError
-from lcrec.prompts import PromptSet, Template
+from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.tinylm import build_model, collect_corpus, main, pretrain, train_tokenizer
 
 TEXTS = [f"the {colour} desk is {colour}" for colour in ("red", "blue", "grey", "green")] * 8
@@ -203,11 +203,19 @@ def test_the_folder_is_a_plain_hugging_face_model(argv, tmp_path, capsys):
 
     record = read_provenance(folder)
     assert record["stage"] == "python -m lcrec.tinylm"
-    assert set(record["inputs"]) == {"item", "prompts"}
+    assert set(record["inputs"]) == {"item"}
+    assert record["config"]["prompts"] == PromptSet.load(SHIPPED_PROMPTS).content_hash
     assert record["loss"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     out = capsys.readouterr().out
     assert f"Next: accelerate launch recipes/finetune.py --base {folder}" in out
+
+
+def test_a_folder_of_wording_may_hold_a_part_of_it(argv, tmp_path):
+    main(argv(prompts=SHIPPED_PROMPTS / "short"))
+    record = read_provenance(tmp_path / "base")
+    both = PromptSet.load(SHIPPED_PROMPTS / "short", base=SHIPPED_PROMPTS)
+    assert record["config"]["prompts"] == both.content_hash
 
 
 def test_running_it_again(argv, tmp_path, capsys):
