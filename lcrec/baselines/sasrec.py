@@ -84,8 +84,8 @@ class SASRec(SequentialBaseline):
     """A causal transformer over the history's items."""
 
     Settings: ClassVar[type] = SASRecSettings
-    # On Amazon 2018 Instruments, 3 epochs of these rank what is held out for validation better
-    # (NDCG@10 .070) than 6 epochs of batches of 2,048 (.069).
+    # On Amazon 2018 Instruments these rank what is held out for validation better (NDCG@10 .0764,
+    # best after 40 epochs) than RecBole's (.0733, after 12).
     tuned: ClassVar[dict[str, Any]] = {
         "examples": "windows",
         "batch_size": 512,
