@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lcrec.baselines import stopping
 from lcrec.baselines.stopping import train_epochs
 
 
@@ -56,6 +57,14 @@ def test_a_deadline_ends_it_within_an_epoch_and_what_was_learnt_is_judged():
     assert weight.value.item() == 9
     assert log.summary() == {"epochs": 1, "best_epoch": 1, "updates": 1, "out_of_time": True}
     assert log.epochs[0].score == 1.0
+
+
+def test_a_long_epoch_says_how_it_goes(monkeypatch, capfd):
+    monkeypatch.setattr(stopping, "SHOWN_EVERY", 0.0)
+    train(Weight(), lambda: 0.0, steps=3, epochs=1)
+    shown = capfd.readouterr().err
+    assert "loss=9.5000, updates=2" in shown  # the second of three steps: of 10 and 9
+    assert "ndcg=0.0000, best=0.0000" in shown
 
 
 def test_a_step_of_ones_own():

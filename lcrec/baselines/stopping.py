@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 Step = tuple[torch.Tensor, int]  # the mean loss of a batch, and its size
+SHOWN_EVERY = 5.0  # seconds within an epoch that takes longer
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def train_epochs(
     without = 0
     progress = tqdm(range(1, epochs + 1), desc=label, unit=" epochs", leave=False)
     for number in progress:
-        started = time.perf_counter()
+        started = shown_at = time.perf_counter()
         module.train()
         total, count = 0.0, 0
         for loss, size in losses():
@@ -107,9 +108,13 @@ def train_epochs(
             (step or optimizer.step)()
             total, count = total + float(loss.detach()) * size, count + size
             log.updates += 1
-            log.out_of_time = deadline is not None and time.perf_counter() >= deadline
+            now = time.perf_counter()
+            log.out_of_time = deadline is not None and now >= deadline
             if log.out_of_time:
                 break
+            if now - shown_at >= SHOWN_EVERY:
+                progress.set_postfix(loss=f"{total / count:.4f}", updates=f"{log.updates:,}")
+                shown_at = now
         mean = total / count
         if not math.isfinite(mean):
             raise FloatingPointError(
