@@ -96,7 +96,7 @@ def test_artifacts_name_what_they_were_made_from(road):
     inputs = {
         "embeddings": {"item"},
         "index": {"item", "embeddings"},
-        "base": {"item", "prompts"},
+        "base": {"item"},
         "model": {"item", "inter", "user", "index", "base"},
     }
     for folder, expected in inputs.items():
