@@ -348,6 +348,23 @@ def test_pretraining_learns_its_tasks():
     assert last["sp"] < 0.5 * first["sp"]
 
 
+def test_a_pretraining_batch_costs_what_its_parts_do_together():
+    """What draws nothing is the same to the last digits: attributes of items, here of all."""
+    data = training(shelf("abcab"), {"u0": [0, 1], "u1": [1, 2, 3, 4], "u2": [3, 0, 2]})
+    network = S3Rec(S3RecSettings(**SMALL)).build(data).eval()
+    forms = Forms(item_attributes(data.items, "s3rec"), SMALL["dim"])
+    sampler = NegativeSampler(purchases(data.train, 5), 0)
+    stream = torch.from_numpy(data.train.items.astype(np.int64))
+    batch = one_batch(data)
+
+    def aap(part):
+        return pretraining_loss(network, forms, part, sampler, stream, 0.2)["aap"].item()
+
+    shares = [(len(part.users) / len(batch.users), part) for part in batch.by_length(3)]
+    assert len(shares) == 3
+    assert sum(share * aap(part) for share, part in shares) == pytest.approx(aap(batch), rel=1e-5)
+
+
 def test_items_without_attributes_take_no_part_in_their_tasks():
     items = shelf(["a", "", "b"])
     forms = Forms(item_attributes(items, "s3rec"), 4)

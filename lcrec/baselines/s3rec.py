@@ -36,7 +36,7 @@ from lcrec.baselines.losses import bpr
 from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sasrec import SASRecNetwork, SASRecSettings
 from lcrec.baselines.sequences import Batch, SequenceBatches
-from lcrec.baselines.sequential import SequentialBaseline
+from lcrec.baselines.sequential import LENGTHS, SequentialBaseline
 from lcrec.baselines.stopping import Step, TrainingLog, train_epochs
 from lcrec.config import option
 
@@ -191,13 +191,12 @@ class S3Rec(SequentialBaseline):
 
         def steps() -> Iterator[Step]:
             for batch in batches:
-                losses = pretraining_loss(
-                    network, forms, batch.to(self.device), sampler, stream, chosen.masked
-                )
-                loss = sum(
-                    (getattr(chosen, task) * part for task, part in losses.items()),
-                    start=torch.zeros((), device=self.device),
-                )
+                loss = torch.zeros((), device=self.device)
+                for part in batch.to(self.device).by_length(LENGTHS):
+                    losses = pretraining_loss(network, forms, part, sampler, stream, chosen.masked)
+                    share = len(part.users) / len(batch.users)  # the losses are per sequence
+                    for task, value in losses.items():
+                        loss = loss + share * getattr(chosen, task) * value
                 yield loss, len(batch.users)
 
         self.pretraining = train_epochs(
