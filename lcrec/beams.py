@@ -1,12 +1,15 @@
 """Beam search that encodes a prompt once for all its beams.
 
-The K beams of a user are K query positions of one sequence: every level appends K tokens to one
-key-value cache, and a 4-D mask lets a beam see the prompt and its own ancestors only, so the cache
-is never reordered. What all prompts of a batch begin with (the system message, the words of a
-template before the history) is encoded once for the batch. Whether a model can be decoded so is for
-`lcrec.probe` to find out.
+In `beam_search`, for causal models, the K beams of a user are K query positions of one sequence:
+every level appends K tokens to one key-value cache, and a 4-D mask lets a beam see the prompt and
+its own ancestors only, so the cache is never reordered. What all prompts of a batch begin with (the
+system message, the words of a template before the history) is encoded once for the batch. Whether a
+model can be decoded so is for `lcrec.probe` to find out.
 
-Public names: `beam_search`, `order_items`, `BeamOutput`, `Model`, `check_finite`.
+In `seq2seq_search`, for encoder-decoders, every beam is a row. What the decoder's attention needs
+of a prompt, keys and values in every layer, is computed once and then copied to the beams.
+
+Public names: `beam_search`, `seq2seq_search`, `order_items`, `BeamOutput`, `Model`, `check_finite`.
 """
 
 from dataclasses import dataclass
@@ -15,8 +18,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 from lcrec.errors import InputError
 from lcrec.leaf_filter import LeafFilter
@@ -68,30 +72,71 @@ def beam_search(
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     scores = torch.zeros(batch, 1, device=device)
     for level in range(trie.depth):
-        children, tokens, valid = trie.children(nodes, level)
-        if leaf_filter is not None:
-            valid &= leaf_filter.reachable(children)
-        log_probs = _log_probs(logits, tokens, first_row)
-        candidates = (scores[..., None] + log_probs).masked_fill(~valid, -torch.inf).flatten(1)
-        # A level with fewer nodes than beams keeps them all. A beam with no allowed item below it
-        # is at -inf and stays there, whatever is added.
-        beams = min(num_beams, trie.num_nodes(level + 1))
-        chosen = _best(candidates, beams)
-        scores = candidates.gather(1, chosen)
-        nodes = children.flatten(1).gather(1, chosen)
+        nodes, scores, tokens, parent = _advance(
+            trie, level, nodes, scores, logits, num_beams, leaf_filter, first_row
+        )
         if level + 1 < trie.depth:
-            parent = chosen // trie.max_children(level)
+            beams = nodes.shape[1]
             itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
             visible = torch.cat([visible[rows, parent], itself], dim=2)
             query = (lengths + level).expand(-1, beams)
             position = torch.cat([position, query], dim=1)
             logits = model(
-                input_ids=tokens.flatten(1).gather(1, chosen),
+                input_ids=tokens,
                 attention_mask=_masks(config, visible, query, position, cache),
                 position_ids=query,
                 past_key_values=cache,
                 use_cache=True,
             ).logits
+    return order_items(trie.items(nodes), scores)
+
+
+@torch.no_grad()
+def seq2seq_search(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    trie: Constraint,
+    num_beams: int,
+    *,
+    leaf_filter: LeafFilter | None = None,
+    first_row: int = 0,
+) -> BeamOutput:
+    """Search with an encoder-decoder whose cache is an `EncoderDecoderCache`, as of T5 and BART.
+
+    Arguments as for `beam_search`.
+    """
+    device, batch = input_ids.device, len(input_ids)
+    start: Any = model.generation_config.decoder_start_token_id
+    output = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        decoder_input_ids=torch.full((batch, 1), start, device=device),
+        use_cache=True,
+    )
+    cache: EncoderDecoderCache = output.past_key_values
+    encoded, logits = output.encoder_last_hidden_state, output.logits
+    nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(batch, 1, device=device)
+    for level in range(trie.depth):
+        before = nodes.shape[1]
+        nodes, scores, tokens, parent = _advance(
+            trie, level, nodes, scores, logits, num_beams, leaf_filter, first_row
+        )
+        if level + 1 < trie.depth:
+            first = torch.arange(batch, device=device)[:, None] * before
+            rows: Any = (first + parent).flatten()
+            cache.self_attention_cache.reorder_cache(rows)
+            if nodes.shape[1] != before:  # else a row's beams are of the prompt they were of
+                cache.cross_attention_cache.reorder_cache(rows)
+                encoded, attention_mask = encoded[rows], attention_mask[rows]
+            logits = model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                attention_mask=attention_mask,
+                decoder_input_ids=tokens.view(-1, 1),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits.view(*tokens.shape, -1)
     return order_items(trie.items(nodes), scores)
 
 
@@ -105,6 +150,39 @@ def order_items(items: Tensor, scores: Tensor) -> BeamOutput:
     scores = scores.masked_fill(items < 0, -torch.inf)
     scores, best_first = scores.sort(dim=1, descending=True, stable=True)
     return BeamOutput(items.gather(1, best_first).masked_fill(scores == -torch.inf, -1), scores)
+
+
+def _advance(
+    trie: Constraint,
+    level: int,
+    nodes: Tensor,
+    scores: Tensor,
+    logits: Tensor,
+    num_beams: int,
+    leaf_filter: LeafFilter | None,
+    first_row: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Go one level down: keep the best of all beams' children, in the order of their nodes.
+
+    Args:
+        nodes: int64 `[batch, beam]`, where the beams are.
+        scores: float32 `[batch, beam]`, their log-probabilities so far.
+        logits: `[batch, beam, vocab]`, of the token that comes next.
+
+    Returns:
+        Of the new beams the nodes, the scores, the tokens that led there, and the number of the
+        beam each comes from, all `[batch, new beam]`.
+    """
+    children, tokens, valid = trie.children(nodes, level)
+    if leaf_filter is not None:
+        valid &= leaf_filter.reachable(children)
+    log_probs = _log_probs(logits, tokens, first_row)
+    candidates = (scores[..., None] + log_probs).masked_fill(~valid, -torch.inf).flatten(1)
+    # A level with fewer nodes than beams keeps them all. A beam with no allowed item below it
+    # is at -inf and stays there, whatever is added.
+    chosen = _best(candidates, min(num_beams, trie.num_nodes(level + 1)))
+    nodes, tokens = children.flatten(1).gather(1, chosen), tokens.flatten(1).gather(1, chosen)
+    return nodes, candidates.gather(1, chosen), tokens, chosen // trie.max_children(level)
 
 
 def _encode(

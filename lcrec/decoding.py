@@ -2,9 +2,9 @@
 
 `search` returns, for every prompt, the items whose tokens the model finds most likely, best first,
 by beam search over the prefix tree of real items. A model that can share an encoded prompt between
-its beams (`supports_shared_prefix` tries it once) is decoded by `lcrec.beams.beam_search`, any
-other by transformers' `generate` under the same constraint: the same answers, with every prompt
-encoded once per beam.
+its beams (`supports_shared_prefix` tries it once) is decoded by `lcrec.beams`, any other by
+transformers' `generate` under the same constraint: the same answers, with more of the work done
+once per beam.
 
 A score is the sum of the item tokens' log-probabilities under the softmax over the whole
 vocabulary, as in LC-Rec (arXiv 2311.09049); the closing EOS is not decoded.
@@ -13,13 +13,14 @@ Public names: `search`, `supports_shared_prefix`.
 """
 
 import logging
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from lcrec.beams import BeamOutput, Model, beam_search
+from lcrec.beams import BeamOutput, Model, beam_search, seq2seq_search
 from lcrec.errors import InputError
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
@@ -59,7 +60,7 @@ def search(
         RuntimeError: not even one prompt fits into memory.
     """
     _check_inputs(model, input_ids, attention_mask, trie, num_beams, leaf_filter)
-    strategy = beam_search if supports_shared_prefix(model) else generate_search
+    strategy = _sharing(model) if supports_shared_prefix(model) else generate_search
     parts: list[BeamOutput] = []
     slots = input_ids.shape[1] + num_beams * (trie.depth - 1)  # of the cache, per prompt
     start, size = 0, min(len(input_ids), max(1, _fitting.get(model, 2**62) // slots))
@@ -90,11 +91,15 @@ def search(
 
 
 def supports_shared_prefix(model: Model) -> bool:
-    """Tell whether `beam_search` scores this model as plain forward passes do.
+    """Tell whether the search of its kind scores this model as plain forward passes do.
 
     Tried once per model (see `lcrec.probe`); if it does not, one logged warning says why.
     """
-    return not model.config.is_encoder_decoder and passes_trial(model, beam_search)
+    return passes_trial(model, _sharing(model))
+
+
+def _sharing(model: Model) -> Callable[..., BeamOutput]:
+    return seq2seq_search if model.config.is_encoder_decoder else beam_search
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,10 +1,10 @@
 """A trial that tells whether a model can be decoded with one prompt shared by all beams.
 
-Whether a model takes a 4-D mask, and means by it what `lcrec.decoding.beam_search` does, depends
-on its family, on the attention implementation and on the version of transformers. So it is tried:
-every item of a small tree is scored by the search and by plain forward passes, for a prompt with
-padding and one without, both longer than the model's sliding window, which is narrowed meanwhile,
-and for a batch whose prompts begin alike.
+Whether a model takes a 4-D mask or lets its cache be copied to the beams, and means by it what
+`lcrec.beams` does, depends on its family, on the attention implementation and on the version of
+transformers. So it is tried: every item of a small tree is scored by the search and by plain
+forward passes, for a prompt with padding and one without, both longer than the model's sliding
+window, which is narrowed meanwhile, and for a batch whose prompts begin alike.
 
 Public names: `passes_trial`.
 """
@@ -45,7 +45,7 @@ def passes_trial(model: Any, beam_search: Callable[..., Any]) -> bool:
     The verdict is kept as long as the model lives.
 
     Args:
-        model: a causal language model in eval mode, with or without adapters.
+        model: a causal language model or encoder-decoder in eval mode, with or without adapters.
         beam_search: the search on trial, called with model, input_ids, attention_mask, trie and
             number of beams.
 
@@ -134,7 +134,12 @@ def _compare(model: Any, beam_search: Callable[..., Any], vocab: int) -> tuple[f
 
 def _plain_scores(model: Any, prompt: Tensor, items: Tensor) -> Tensor:
     """Score items `[n, depth]` after a prompt `[length]` by one forward pass without a cache."""
-    sequences = torch.cat([prompt.expand(len(items), -1), items], dim=1).to(model.device)
-    logits = model(input_ids=sequences, use_cache=False).logits
-    log_probs = logits[:, len(prompt) - 1 : -1].float().log_softmax(dim=-1)
-    return log_probs.gather(2, sequences[:, len(prompt) :, None]).sum(dim=(1, 2))
+    prompts, items = prompt.expand(len(items), -1).to(model.device), items.to(model.device)
+    if model.config.is_encoder_decoder:
+        start = model.generation_config.decoder_start_token_id
+        read = torch.cat([torch.full_like(items[:, :1], start), items[:, :-1]], dim=1)
+        logits = model(input_ids=prompts, decoder_input_ids=read, use_cache=False).logits
+    else:
+        sequences = torch.cat([prompts, items], dim=1)
+        logits = model(input_ids=sequences, use_cache=False).logits[:, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(dim=-1).gather(2, items[:, :, None]).sum(dim=(1, 2))

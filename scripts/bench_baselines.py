@@ -1,4 +1,4 @@
-"""Measure what comparing methods costs: a full evaluation, and an epoch of LightGCN and SASRec.
+"""Measure what comparing methods costs: a full evaluation, epochs, and the beams of TIGER.
 
     python scripts/bench_baselines.py                           synthetic, of Instruments' size
     python scripts/bench_baselines.py --data data/Instruments
@@ -10,6 +10,8 @@ Every part runs in a process of its own:
              intervals. 25,000 users and 10,000 items unless --data says otherwise.
   lightgcn   epochs with the default settings, without validation; the first, which warms up, does
   sasrec     not count
+  tiger      users ranked per second by TIGER's T5 with its defaults, random weights and 20 beams,
+             and the ratio to `generate` under the same constraint, in turn, median of five rounds
 
 Seconds are wall time; `..._cpu_seconds` is the processor's, which other work on the machine hardly
 changes. Memory is the peak of the process above what it had with its modules loaded. Prints what
@@ -28,21 +30,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.inputs import load_inputs
 from lcrec.baselines.memory import peak_mb
 from lcrec.baselines.ranking import rank_cases, validate
+from lcrec.baselines.tiger import TIGER
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.config import option, parse_config
 from lcrec.data import Cases, Interactions, Split, leave_one_out
+from lcrec.decoding import search
 from lcrec.errors import InputError, run_stage
+from lcrec.generation import generate_search
 from lcrec.metrics import measure_lists, summarise_all
 from lcrec.predictions import Prediction, read_predictions, write_predictions
+from lcrec.trie import ItemTrie
 
 USERS, ITEMS = 25_000, 10_000  # Amazon 2018 Musical Instruments has 24,772 and 9,922
 LENGTHS = 5.0, 3.3  # least and mean beyond it: 8.3 per user there
 DIM = 64
+LEVELS, CODES = 4, 256  # of an index of random paths, for TIGER
+HISTORIES, HISTORY, BEAMS, ROUNDS = 16, 8, 20, 5  # histories at a time, items in each
 Figures = dict[str, Any]
 
 
@@ -51,7 +60,7 @@ class BenchConfig:
     """Settings of `python scripts/bench_baselines.py`."""
 
     data: Path | None = option("a data folder (default: synthetic)", None)
-    parts: list[str] = option("which parts to run", ["evaluate", "lightgcn", "sasrec"])
+    parts: list[str] = option("which parts to run", ["evaluate", "lightgcn", "sasrec", "tiger"])
     epochs: int = option("epochs that count, of a trained method", 2, minimum=1)
     seed: int = option("decides the data and every start", 0, minimum=0)
 
@@ -81,7 +90,7 @@ def main(argv: list[str]) -> None:
             print(f"  {name} = {value}", flush=True)
         figures |= found
     peaks = [value for name, value in figures.items() if name.endswith("_peak_mb")]
-    print(json.dumps(figures | {"peak_mb": max(peaks)}))
+    print(json.dumps(figures | ({"peak_mb": max(peaks)} if peaks else {})))
 
 
 def inputs(config: BenchConfig) -> tuple[Split, int]:
@@ -155,6 +164,35 @@ def epochs_of(module: str, name: str, config: BenchConfig) -> Figures:
     }
 
 
+def tiger(config: BenchConfig) -> Figures:
+    """Time the two ways to decode an encoder-decoder, which must agree."""
+    _, num_items = inputs(config)
+    rng = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)
+    network, first = TIGER().build(CODES * LEVELS)
+    network.eval()
+    paths = np.unique(rng.integers(CODES, size=(2 * num_items, LEVELS)), axis=0)
+    tokens = first + rng.permutation(paths)[:num_items] + CODES * np.arange(LEVELS)
+    trie = ItemTrie.build(tokens)
+    ways = {"shared": search, "generate": generate_search}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):  # the first warms up
+        histories = rng.integers(num_items, size=(HISTORIES, HISTORY))
+        prompts = torch.from_numpy(tokens[histories].reshape(HISTORIES, -1))
+        lists = []
+        for name, way in ways.items():
+            started = time.perf_counter()
+            lists.append(way(network, prompts, torch.ones_like(prompts), trie, BEAMS).items)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+        assert (lists[0] == lists[1]).all(), "the ways disagree"
+    ratios = np.divide(seconds["generate"], seconds["shared"])
+    return {
+        "tiger_users_per_second": round(HISTORIES / float(np.median(seconds["shared"])), 1),
+        "tiger_vs_generate": round(float(np.median(ratios)), 2),
+    }
+
+
 class Clock:
     """Wall and processor time since it was made, in seconds."""
 
@@ -182,7 +220,7 @@ def above(before: int | None) -> int:
     return now - before
 
 
-PARTS = {"evaluate": evaluate, "lightgcn": lightgcn, "sasrec": sasrec}
+PARTS = {"evaluate": evaluate, "lightgcn": lightgcn, "sasrec": sasrec, "tiger": tiger}
 
 if __name__ == "__main__":
     run_stage(main)

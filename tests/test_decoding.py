@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, TaskType, get_peft_model
 
 from lcrec import beams, decoding, probe
-from lcrec.beams import beam_search
+from lcrec.beams import beam_search, seq2seq_search
 from lcrec.decoding import search, supports_shared_prefix
 from lcrec.errors import InputError
 from lcrec.generation import generate_search
@@ -452,35 +452,80 @@ def test_the_trial_notices_a_window_that_is_ignored(monkeypatch, caplog):
     assert supports_shared_prefix(model)
 
 
-def test_encoder_decoders():
+SMALL = {"vocab_size": VOCAB, "d_model": 32, "decoder_start_token_id": 0}
+SEQ2SEQ = {
+    "t5": transformers.T5Config(**SMALL, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    "bart": transformers.BartConfig(
+        **SMALL,
+        **dict.fromkeys(["encoder_layers", "decoder_layers"], 2),
+        **dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim"], 64),
+        **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], 4),
+    ),
+}
+
+
+def make_seq2seq(family):
     torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=VOCAB,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
-    )
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    ids, mask = make_prompts((6, 6))
-    items = make_items()
-    starts = torch.zeros(len(items), 1, dtype=torch.int64)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(SEQ2SEQ[family]).eval()
+    with torch.no_grad():  # as they start, BART's logits hardly differ
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    return model
+
+
+def score_all_seq2seq(model, ids, mask, items):
+    """Score every item for every prompt by itself, without padding."""
+    read = torch.cat([torch.zeros(len(items), 1, dtype=torch.int64), items[:, :-1]], dim=1)
     with torch.no_grad():
-        scores = torch.stack(
+        return torch.stack(
             [
-                model(
-                    input_ids=prompt.expand(len(items), -1),
-                    decoder_input_ids=torch.cat([starts, items[:, :-1]], dim=1),
-                )
+                model(input_ids=prompt[real.bool()].expand(len(items), -1), decoder_input_ids=read)
                 .logits.log_softmax(dim=-1)
                 .gather(2, items[:, :, None])
                 .sum(dim=(1, 2))
-                for prompt in ids
+                for prompt, real in zip(ids, mask, strict=True)
             ]
         )
-    assert_exact(search(model, ids, mask, ItemTrie.build(items.numpy()), len(items)), scores)
+
+
+def test_all_beams_of_an_encoder_decoder_are_brute_force():
+    model, items, (ids, mask) = make_seq2seq("t5"), make_items(), make_prompts()
+    trie = ItemTrie.build(items.numpy())
+    scores = score_all_seq2seq(model, ids, mask, items)
+    assert supports_shared_prefix(model)
+    for strategy in (search, generate_search):
+        assert_exact(strategy(model, ids, mask, trie, len(items)), scores)
+    allow = [[3, 1], [2], list(range(10))]
+    leaf_filter = LeafFilter.build(trie, 3, allow)
+    output = seq2seq_search(model, ids, mask, trie, 10, leaf_filter=leaf_filter)
+    for row, may in enumerate(allow):
+        expected, order = scores[row, may].sort(descending=True)
+        assert output.items[row, : len(may)].tolist() == [may[place] for place in order]
+        assert (output.items[row, len(may) :] == -1).all()
+        torch.testing.assert_close(output.scores[row, : len(may)], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+@pytest.mark.parametrize("num_beams", [1, 7])
+def test_the_beams_of_an_encoder_decoder_are_those_of_generate(family, num_beams):
+    """BART counts padding among the positions, so its prompts have none."""
+    model = make_seq2seq(family)
+    ids, mask = make_prompts() if family == "t5" else make_prompts((6, 6))
+    trie = ItemTrie.build(make_items().numpy())
+    fast = seq2seq_search(model, ids, mask, trie, num_beams)
+    slow = generate_search(model, ids, mask, trie, num_beams)
+    assert slow.items.tolist() == fast.items.tolist()
+    torch.testing.assert_close(slow.scores, fast.scores, atol=1e-4, rtol=0)
+
+
+def test_an_encoder_decoder_whose_cache_cannot_be_copied_falls_back(monkeypatch, caplog):
+    model, items, (ids, mask) = make_seq2seq("t5"), make_items(), make_prompts()
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.DynamicCache, "reorder_cache", lambda self, rows: None)
+        assert not supports_shared_prefix(model)
+    assert "is decoded by generate" in caplog.text
+    output = search(model, ids, mask, ItemTrie.build(items.numpy()), len(items))
+    assert_exact(output, score_all_seq2seq(model, ids, mask, items))
 
 
 OUT_OF_MEMORY = (
