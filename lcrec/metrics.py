@@ -144,25 +144,33 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def paired_bootstrap(values: np.ndarray, others: np.ndarray, seed: int) -> dict[str, float]:
-    """Compare two methods on the same users, each user with itself.
+def paired_bootstrap(
+    values: Sequence[np.ndarray], reference: np.ndarray, seed: int, samples: int = SAMPLES
+) -> list[dict[str, float]]:
+    """Compare methods with one of them on the same users, each user with itself.
 
     Args:
-        values, others: float [users], one value of a metric per user.
+        values: float [users] each, one value of a metric per user, of every other method.
+        reference: float [users], that of the one.
         seed: of the resampling.
+        samples: how many times as many users are drawn, with replacement.
 
     Returns:
-        `difference`, the mean of `values` less that of `others`; `low` and `high`, the ends of its
-        95 % bootstrap interval; `p`, two-sided: twice the share of resamples in which the
-        difference has not its sign, the observed one counted among them (Davison and Hinkley 1997,
-        section 4.2), so never below 2 / (samples + 1) and 1 where there is no difference.
+        of each, `difference`, its mean less the reference's; `low` and `high`, the ends of the
+        difference's 95 % bootstrap interval; `p`, two-sided: twice the share of resamples in which
+        the difference has not its sign, the observed one counted among them (Davison and Hinkley
+        1997, section 4.2), so never below 2 / (samples + 1) and 1 where there is no difference.
     """
-    differences = values - others
-    means = _resampled_means([differences], seed, SAMPLES)[0]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    against = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p = min(1.0, 2 * (1 + against) / (1 + SAMPLES))
-    return {"difference": float(differences.mean()), "low": float(low), "high": float(high), "p": p}
+    differences = [rows - reference for rows in values]
+    found = []
+    for rows, means in zip(differences, _resampled_means(differences, seed, samples), strict=True):
+        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        against = min(int((means <= 0).sum()), int((means >= 0).sum()))
+        p = min(1.0, 2 * (1 + against) / (1 + samples))
+        found.append(
+            {"difference": float(rows.mean()), "low": float(low), "high": float(high), "p": p}
+        )
+    return found
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -105,12 +105,15 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
         "$format": "recbole",
         "$split": "test",
         "$constraint": "level",
+        "$seed": "42",
+        "$number": "0",
+        "${methods[@]}": "popularity",
         "$((16 / processes))": "2",
     }
     arguments = [
         values.get(word, word)
         for word in arguments
-        if word != "..." and not re.fullmatch(r"\$\w+_flags", word)
+        if word not in ("...", "$@") and not re.fullmatch(r"\$\w+_flags", word)
     ]
     if stage == "recipes/finetune.py":
         module = finetune

@@ -198,19 +198,22 @@ def test_paired_bootstrap_sees_what_intervals_apart_do_not():
     rng = np.random.default_rng(0)
     base = rng.random(200)
     better = base + 0.01 + 0.001 * rng.random(200)  # far less than users differ, yet always so
-    found = paired_bootstrap(better, base, seed=0)
+    (found,) = paired_bootstrap([better], base, seed=0)
     assert 0.01 < found["low"] < found["difference"] < found["high"] < 0.011
     assert found["p"] == 2 / (SAMPLES + 1)
-    turned = paired_bootstrap(base, better, seed=0)
+    (turned,) = paired_bootstrap([base], better, seed=0)
     assert turned["difference"] == -found["difference"]
     assert (turned["low"], turned["p"]) == (-found["high"], found["p"])
-    same = paired_bootstrap(base, base, seed=0)
+    noise = rng.random(200)
+    same, other = paired_bootstrap([base, noise], base, seed=0)
     assert same == {"difference": 0, "low": 0, "high": 0, "p": 1}
-    noise = paired_bootstrap(rng.random(200), rng.random(200), seed=0)
-    assert noise["low"] < 0 < noise["high"]
-    assert noise["p"] > 0.05
+    assert [other] == paired_bootstrap([noise], base, seed=0)  # no test depends on the others
+    assert other["low"] < 0 < other["high"]
+    assert other["p"] > 0.05
+    (finer,) = paired_bootstrap([better], base, seed=0, samples=4999)
+    assert finer["p"] == 2 / 5000
     with pytest.raises(ValueError, match="shape"):
-        paired_bootstrap(np.ones((2, 2)), np.ones((2, 2)), seed=0)
+        paired_bootstrap([np.ones((2, 2))], np.ones((2, 2)), seed=0)
 
 
 def test_holm_by_hand():

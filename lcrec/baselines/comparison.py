@@ -35,6 +35,9 @@ METRICS_COMPARED: dict[str, tuple[str, ...]] = {
 FIRST = {"leave-one-out": ("NDCG@10", "HR@10"), "random": ("NDCG@10", "Recall@10")}
 CUT = 20  # places of a list that are judged
 PAIR_CUT = 10  # places of two lists that are laid side by side
+# Resamples per test: Holm's correction multiplies the least p that n resamples can give, 2 / n,
+# by the number of tests, and 25 tests of 1,000 resamples could never fall below .05.
+SAMPLES_PER_TEST = 400
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,14 @@ def compare_entries(
         reference: the method that every other is tested against; None: the best of them.
 
     Returns:
-        JSON values only: `users`, `metrics`, `first` (the metrics to look at first), `samples`,
-        `level`, `reference`, `methods` {name: `seeds`, `length`, `overall` {metric: `mean`, `low`,
-        `high` (over users, of the mean over seeds), `by_seed`}, `groups` {group: {metric: mean or
-        None}}, `against` {metric: `difference`, `low`, `high`, `p`, `p_holm`} (None for the
-        reference), `seconds`, `peak_mb`, `training`}, best first; `groups` {group: `items`,
-        `users`}; `pairs` [{`a`, `b` and the figures of
-        `lcrec.baselines.diagnostics.compare_lists`}], of the first run and wording of each, lists
-        cut at `PAIR_CUT`.
+        JSON values only: `users`, `metrics`, `first` (the metrics to look at first), `samples`
+        (resamples behind the intervals of `overall`), `test_samples` (behind `against`), `level`,
+        `reference`, `methods` {name: `seeds`, `length`, `overall` {metric: `mean`, `low`, `high`
+        (over users, of the mean over seeds), `by_seed`}, `groups` {group: {metric: mean or None}},
+        `against` {metric: `difference`, `low`, `high`, `p`, `p_holm`} (None for the reference),
+        `seconds`, `peak_mb`, `training`}, best first; `groups` {group: `items`, `users`}; `pairs`
+        [{`a`, `b` and the figures of `lcrec.baselines.diagnostics.compare_lists`}], of the first
+        run and wording of each, lists cut at `PAIR_CUT`.
     """
     metrics, first = METRICS_COMPARED[protocol], FIRST[protocol]
     by_user = {name: _by_user(entry, truth.targets, metrics) for name, entry in entries.items()}
@@ -152,12 +155,14 @@ def compare_entries(
         }
     order = sorted(methods, key=lambda name: -methods[name]["overall"][first[0]]["mean"])
     best = reference or order[0]
-    _test_against(best, by_user, methods, first)
+    test_samples = max(SAMPLES, SAMPLES_PER_TEST * (len(methods) - 1))
+    _test_against(best, by_user, methods, first, test_samples)
     return {
         "users": len(truth),
         "metrics": list(metrics),
         "first": list(first),
         "samples": SAMPLES,
+        "test_samples": test_samples,
         "level": LEVEL,
         "reference": best,
         "methods": {name: methods[name] for name in order},
@@ -226,14 +231,17 @@ def _test_against(
     by_user: Mapping[str, dict[str, np.ndarray]],
     methods: dict[str, dict[str, Any]],
     metrics: Sequence[str],
+    samples: int,
 ) -> None:
-    """Add `against` to every method but the reference."""
+    """Add `against` to every method but the reference, each test on so many resamples."""
     others = [name for name in methods if name != reference]
     for name in others:
         methods[name]["against"] = {}
+    if not others:
+        return
     for metric in metrics:
-        base = by_user[reference][metric].mean(axis=0)
-        found = [paired_bootstrap(by_user[name][metric].mean(axis=0), base, 0) for name in others]
+        base, *means = (by_user[name][metric].mean(axis=0) for name in (reference, *others))
+        found = paired_bootstrap(means, base, 0, samples)
         adjusted = holm([test["p"] for test in found])
         for name, test, p in zip(others, found, adjusted, strict=True):
             methods[name]["against"][metric] = test | {"p_holm": p}

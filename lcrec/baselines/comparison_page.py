@@ -60,9 +60,9 @@ def comparison_page(figures: Figures) -> str:
         Heading("Is the difference more than chance?"),
         Paragraph(
             f"Every method is laid beside {figures['reference']}, user by user. The interval is of "
-            f"the mean difference over {figures['samples']:,} draws of the users; p is the share "
-            "of draws that contradict the sign, twice. With many methods some seem to differ by "
-            "chance: the last column is p after Holm's correction. What another seed changes is "
+            f"the mean difference over {figures['test_samples']:,} draws of the users; p is the "
+            "share of draws that contradict the sign, twice. With many methods some seem to differ "
+            "by chance: the last column is p after Holm's correction. What another seed changes is "
             "not in it; the table above shows that."
         ),
         _test_table(figures),
@@ -185,7 +185,8 @@ def _test_table(figures: Figures) -> Table:
 
 def _test_cells(test: dict[str, float]) -> list[str]:
     interval = f"{test['low']:+.4f} to {test['high']:+.4f}"
-    return [f"{test['difference']:+.4f}", interval, f"{test['p']:.3f}", f"{test['p_holm']:.3f}"]
+    chances = [f"{p:.3f}" if p >= 0.001 else "< .001" for p in (test["p"], test["p_holm"])]
+    return [f"{test['difference']:+.4f}", interval, *chances]
 
 
 def _group_table(figures: Figures) -> Table:
