@@ -24,6 +24,8 @@ def test_every_figure_on_a_small_shop(shop):
     assert (figures["users"], figures["items"]) == (60, 48)
     for name in ("evaluate_seconds", "lightgcn_epoch_seconds", "sasrec_epoch_seconds"):
         assert 0 < figures[name] < 60
+    assert figures["tiger_users_per_second"] > 0
+    assert figures["tiger_vs_generate"] > 0
     assert figures["peak_mb"] >= max(figures["lightgcn_peak_mb"], figures["sasrec_peak_mb"]) > 0
 
 

@@ -15,7 +15,7 @@ from lcrec.baselines.fdsa import FDSA, FDSASettings, ItemFeatures
 from lcrec.baselines.fmlp import FMLP, FMLPSettings, FrequencyFilter
 from lcrec.baselines.graph import purchases
 from lcrec.baselines.hgn import HGN, HGNSettings
-from lcrec.baselines.s3rec import Forms, S3Rec, S3RecSettings, pretraining_loss
+from lcrec.baselines.s3rec import Forms, S3Rec, S3RecSettings, pretraining_loss, weighted_loss
 from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sasrec import SASRec, SASRecSettings
 from lcrec.baselines.sequences import SequenceBatches, pad_histories
@@ -350,19 +350,18 @@ def test_pretraining_learns_its_tasks():
 
 def test_a_pretraining_batch_costs_what_its_parts_do_together():
     """What draws nothing is the same to the last digits: attributes of items, here of all."""
-    data = training(shelf("abcab"), {"u0": [0, 1], "u1": [1, 2, 3, 4], "u2": [3, 0, 2]})
-    network = S3Rec(S3RecSettings(**SMALL)).build(data).eval()
+    walks = {"u0": [0, 1], "u1": [1, 2, 3, 4], "u2": [3, 0, 2], "u3": [4, 1], "u4": [2, 4, 0, 1, 3]}
+    data = training(shelf("abcabc"), walks, num_items=6)
+    chosen = S3RecSettings(**SMALL, aap=0.5, mip=0, map=0, sp=0)
+    network = S3Rec(chosen).build(data).eval()
     forms = Forms(item_attributes(data.items, "s3rec"), SMALL["dim"])
-    sampler = NegativeSampler(purchases(data.train, 5), 0)
-    stream = torch.from_numpy(data.train.items.astype(np.int64))
+    sampler = NegativeSampler(purchases(data.train, 6), 0)
+    tools = (sampler, torch.from_numpy(data.train.items.astype(np.int64)))
     batch = one_batch(data)
-
-    def aap(part):
-        return pretraining_loss(network, forms, part, sampler, stream, 0.2)["aap"].item()
-
-    shares = [(len(part.users) / len(batch.users), part) for part in batch.by_length(3)]
-    assert len(shares) == 3
-    assert sum(share * aap(part) for share, part in shares) == pytest.approx(aap(batch), rel=1e-5)
+    assert len(batch.by_length(4)) > 1  # and of unequal size
+    whole = pretraining_loss(network, forms, batch, *tools, chosen.masked)["aap"].item()
+    parts = weighted_loss(network, forms, batch, *tools, chosen).item()
+    assert parts == pytest.approx(0.5 * whole, rel=1e-5)
 
 
 def test_items_without_attributes_take_no_part_in_their_tasks():

@@ -15,7 +15,8 @@ logit of how many items have it: without it, all states first move alike to answ
 all attributes, and on small data stay there. Then the network goes on as SASRec: the forms and the
 attributes are dropped, and nothing of them is used to recommend.
 
-Reads and writes nothing. Public names: `S3Rec`, `S3RecSettings`, `Forms`, `pretraining_loss`.
+Reads and writes nothing. Public names: `S3Rec`, `S3RecSettings`, `Forms`, `pretraining_loss`,
+`weighted_loss`.
 """
 
 from collections.abc import Iterator
@@ -145,6 +146,27 @@ def pretraining_loss(
     }
 
 
+def weighted_loss(
+    network: SASRecNetwork,
+    forms: Forms,
+    batch: Batch,
+    sampler: NegativeSampler,
+    stream: torch.Tensor,
+    chosen: S3RecSettings,
+) -> torch.Tensor:
+    """Return the sum of the tasks' losses by their weights, the sequences read by length.
+
+    Arguments as for `pretraining_loss`; `chosen` has the weights and the share that is masked.
+    """
+    loss = torch.zeros((), device=stream.device)
+    for part in batch.by_length(LENGTHS):
+        losses = pretraining_loss(network, forms, part, sampler, stream, chosen.masked)
+        share = len(part.users) / len(batch.users)  # the losses are per sequence
+        for task, value in losses.items():
+            loss = loss + share * getattr(chosen, task) * value
+    return loss
+
+
 class S3Rec(SequentialBaseline):
     """A causal transformer, pre-trained on items, attributes and stretches.
 
@@ -191,12 +213,8 @@ class S3Rec(SequentialBaseline):
 
         def steps() -> Iterator[Step]:
             for batch in batches:
-                loss = torch.zeros((), device=self.device)
-                for part in batch.to(self.device).by_length(LENGTHS):
-                    losses = pretraining_loss(network, forms, part, sampler, stream, chosen.masked)
-                    share = len(part.users) / len(batch.users)  # the losses are per sequence
-                    for task, value in losses.items():
-                        loss = loss + share * getattr(chosen, task) * value
+                there = batch.to(self.device)
+                loss = weighted_loss(network, forms, there, sampler, stream, chosen)
                 yield loss, len(batch.users)
 
         self.pretraining = train_epochs(
