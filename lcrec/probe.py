@@ -114,6 +114,8 @@ def _compare(model: Any, beam_search: Callable[..., Any], vocab: int) -> tuple[f
     prompts[1, _PADDING:-2] = prompts[0, : -_PADDING - 2]  # they begin alike and end differently
     mask = torch.ones_like(prompts)
     mask[1, :_PADDING] = 0
+    if model.config.is_encoder_decoder:  # an encoder may look at all ids, as P5-CID's, to count
+        prompts[1, :_PADDING] = model.config.pad_token_id
 
     trie = ItemTrie.build(items.numpy()).to(model.device)
     found = []

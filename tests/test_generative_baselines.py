@@ -15,6 +15,7 @@ from lcrec.baselines.ranking import rank_cases
 from lcrec.baselines.store import load_method, save_method
 from lcrec.baselines.tiger import TIGER, TIGERSettings
 from lcrec.data import Cases, Interactions
+from lcrec.decoding import supports_shared_prefix
 from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 
@@ -178,6 +179,16 @@ def test_tokens_of_an_item_share_a_whole_word_embedding():
     places = (words(ids) - tokens(ids))[0]
     for place, row in zip([0, 1, 1, 2, 2, 3, 3, 0, 0], places, strict=True):
         assert torch.allclose(row, words.words.weight[place], atol=1e-6)
+
+
+def test_short_histories_are_decoded_with_a_shared_prompt(caplog):
+    """Its trial asks about more items than such a model numbers."""
+    settings = P5CIDSettings(**SMALL, epochs=1, clusters=3, leaf=6, max_history=2)
+    method = P5CID(settings)
+    method.fit(data_of(twenty()))
+    method.score(np.array([0]), [np.array([1, 2])])
+    assert supports_shared_prefix(method.network)
+    assert "generate" not in caplog.text
 
 
 def test_whole_words_train_and_can_be_left_out():

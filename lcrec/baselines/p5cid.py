@@ -57,7 +57,7 @@ class WholeWords(nn.Module):
         tokens: the token embeddings, shared with the model.
         first: the id of the first item token; item tokens are all from there on.
         starts: how many of them, from the first on, begin an item.
-        most: the most items in an input.
+        most: the most items in an input; were there more, they would share the last number.
     """
 
     def __init__(self, tokens: nn.Embedding, first: int, starts: int, most: int) -> None:
@@ -70,7 +70,9 @@ class WholeWords(nn.Module):
         """Return [batch, length, dim] for int64 [batch, length]."""
         is_item = ids >= self.first
         places = (is_item & (ids < self.first + self.starts)).cumsum(dim=1)
-        return self.tokens(ids) + self.words(places * is_item)
+        # The trial that a search starts with asks about tokens in any number and order.
+        last = self.words.num_embeddings - 1
+        return self.tokens(ids) + self.words((places * is_item).clamp(max=last))
 
 
 class P5CID(GenerativeBaseline):
