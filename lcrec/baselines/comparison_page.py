@@ -318,7 +318,8 @@ def _group_picture(figures: Figures) -> tuple[Any, str]:
             known = [value if value is not None else np.nan for value in values]
             axes.plot(known, places, marker, color=colour, label=group, linestyle="none")
         axes.set_xlim(left=0)
-        axes.set_title(f"{metric} by popularity")
+        # Long names leave little width: from the right, the title may stand above them.
+        axes.set_title(f"{metric} by popularity", loc="right")
         axes.legend(loc="lower right")
 
     svg = draw_svg(
