@@ -1,7 +1,7 @@
 """What transformers' `generate` is used for: models that share no prefix, and answers in words.
 
-`generate_search` gives the items that `lcrec.beams.beam_search` gives, with every prompt encoded
-once per beam, for any model. `write_answers` lets the model answer a prompt in its own words.
+`generate_search` gives the items that `lcrec.beams` gives, for any model, with work on a prompt
+done once per beam. `write_answers` lets the model answer a prompt in its own words.
 
 Public names: `generate_search`, `ItemConstraint`, `write_answers`.
 """
@@ -84,7 +84,7 @@ def generate_search(
     leaf_filter: LeafFilter | None = None,
     first_row: int = 0,
 ) -> BeamOutput:
-    """Search by transformers' `generate`: any model, but every prompt is encoded once per beam.
+    """Search by transformers' `generate`: any model, but work on a prompt is done once per beam.
 
     Arguments as for `lcrec.beams.beam_search`.
     """

@@ -58,7 +58,7 @@ def passes_trial(model: Any, beam_search: Callable[..., Any]) -> bool:
             _verdicts[model] = fault is None
             if fault is not None:
                 _log.warning(
-                    "%s is decoded by generate, which encodes every prompt once per beam: %s",
+                    "%s is decoded by generate, which does work on a prompt once per beam: %s",
                     type(model).__name__,
                     fault,
                 )
