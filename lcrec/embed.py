@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from accelerate.state import PartialState
 from tqdm import tqdm
 
@@ -44,6 +43,7 @@ from lcrec.encoders import Encoder, collect_texts, load_encoder
 from lcrec.errors import InputError, run_stage
 from lcrec.lsa import Lsa, fit_lsa
 from lcrec.new_items import count_old_items, require_same_past
+from lcrec.processes import processes
 
 STAGE = "python -m lcrec.embed"
 TEXTS_PER_PART = 1024
@@ -72,6 +72,11 @@ class EmbedConfig:
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the texts."""
     config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE)
+    with processes() as state:
+        _run(config, state)
+
+
+def _run(config: EmbedConfig, state: PartialState) -> None:
     inputs = {"item": find_data(config.data).item}
     items = load_items(config.data)
     old, add, old_folder = None, config.add, config.embeddings
@@ -82,8 +87,6 @@ def main(argv: list[str]) -> None:
         raise InputError("--add NEW.item.json and --embeddings OLD go together")
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
-    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
-    state = PartialState(cpu=not torch.accelerator.is_available())
     files = [EMBEDDINGS, *((LSA_TERMS, LSA_WEIGHTS) if config.encoder == "lsa" else ())]
     made = all((config.output / name).exists() for name in files)
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
@@ -127,7 +130,6 @@ def main(argv: list[str]) -> None:
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
             f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"
         )
-    state.wait_for_everyone()
 
 
 def read_old(

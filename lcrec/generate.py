@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from accelerate.state import PartialState
 
 from lcrec import __version__
@@ -54,6 +53,7 @@ from lcrec.modeling import DTYPES
 from lcrec.new_items import require_same_catalogue
 from lcrec.one_request import Wish, answer_wish, show_examples
 from lcrec.predictions import require_predictions_path
+from lcrec.processes import processes
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.recommender import Recommender
 
@@ -127,33 +127,42 @@ def main(argv: list[str]) -> None:
     split = None if config.all_users else leave_one_out(interactions)
     cases = None if split is None else split.valid if config.split == "valid" else split.test
 
-    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
-    if config.output is None:
-        assert cases is not None
-        history = find_history(config.user, config.history, cases, len(items))
-        recommender = load_recommender(config, len(items), state)
-        wish = Wish(
-            history,
-            config.query,
-            config.k,
-            config.beams,
-            config.exclude_history,
-            allowed,
-            config.explain,
-        )
-        templates: list[Template | None] = [None]  # the recommender's own choice
-        if config.templates != ["first"]:
-            task = "seqrec" if config.query is None else "itemsearch"
-            known = {"intention", *(["history"] if history else [])} if config.query else None
-            templates = [*choose_templates(recommender.prompts, config.templates, task, known)]
-        if state.is_main_process:
-            answer_wish(recommender, items, wish, templates)
-        return
-    if cases is None:
-        rank_everyone(config, len(items), interactions, allowed, state)
-    else:
-        rank_split(config, items, cases, allowed, state)
+    with processes(PATIENCE) as state:
+        if config.output is None:
+            assert cases is not None
+            answer(config, items, cases, allowed, state)
+        elif cases is None:
+            rank_everyone(config, len(items), interactions, allowed, state)
+        else:
+            rank_split(config, items, cases, allowed, state)
+
+
+def answer(
+    config: GenerateConfig,
+    items: Items,
+    cases: Cases,
+    allowed: np.ndarray | None,
+    state: PartialState,
+) -> None:
+    """Answer one request on the screen."""
+    history = find_history(config.user, config.history, cases, len(items))
+    recommender = load_recommender(config, len(items), state)
+    wish = Wish(
+        history,
+        config.query,
+        config.k,
+        config.beams,
+        config.exclude_history,
+        allowed,
+        config.explain,
+    )
+    templates: list[Template | None] = [None]  # the recommender's own choice
+    if config.templates != ["first"]:
+        task = "seqrec" if config.query is None else "itemsearch"
+        known = {"intention", *(["history"] if history else [])} if config.query else None
+        templates = [*choose_templates(recommender.prompts, config.templates, task, known)]
+    if state.is_main_process:
+        answer_wish(recommender, items, wish, templates)
 
 
 # Many users.
@@ -203,7 +212,6 @@ def rank_split(
         show_examples(output, cases, items, config.show)
         files = " ".join(map(str, made))
         print(f"Wrote {files}. Next: python -m lcrec.evaluate --predictions {files}")
-    state.wait_for_everyone()
 
 
 def rank_everyone(
@@ -252,7 +260,6 @@ def rank_everyone(
             (folder / NOTE).unlink()
             folder.rename(temporary)
         print(f"Wrote {output}: {len(interactions):,} users in {len(parts)} file(s).")
-    state.wait_for_everyone()
 
 
 def prepare(

@@ -48,12 +48,14 @@ from lcrec.index_page import print_verdict, write_index_report
 from lcrec.index_quality import measure_index
 from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
 from lcrec.new_items import count_old_items, require_same_past
+from lcrec.processes import processes
 from lcrec.repair import repair_index
 from lcrec.report import Verdict
 from lcrec.rqvae_training import train_rqvae
 
 STAGE = "python -m lcrec.quantize"
 UNFINISHED = ".training.safetensors"
+# The others wait while one does k-means on the whole catalogue, or the assignment.
 PATIENCE = timedelta(hours=12)
 
 
@@ -133,19 +135,15 @@ def one_thread() -> Iterator[None]:
 
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the training."""
-    with one_thread():
-        _run(argv)
-
-
-def _run(argv: list[str]) -> None:
     config = parse_config(QuantizeConfig, argv, description=__doc__ or "", prog=STAGE)
-    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU. The
-    # others wait while one does k-means on the whole catalogue, or the assignment.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    with one_thread(), processes(PATIENCE) as state:
+        _run(config, state)
+
+
+def _run(config: QuantizeConfig, state: PartialState) -> None:
     if config.repair is not None:
         if state.is_main_process:
             repair(config, config.repair)
-        state.wait_for_everyone()
         return
     for flag, folder in (("data", config.data), ("embeddings", config.embeddings)):
         if folder is None:
@@ -169,7 +167,6 @@ def _run(argv: list[str]) -> None:
     if config.add is not None or config.index is not None:
         if state.is_main_process:
             extend(config, embeddings, inputs)
-        state.wait_for_everyone()
         return
     require_paths(config.kind, num_items, config.levels, config.codes)
     if config.levels > len(LEVEL_LETTERS):
@@ -219,7 +216,6 @@ def _run(argv: list[str]) -> None:
             f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
             f"{config.data} --index {config.output} --base MODEL --output DIR"
         )
-    state.wait_for_everyone()
 
 
 def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:

@@ -45,6 +45,7 @@ from lcrec.modeling import (
     use_liger,
 )
 from lcrec.plan import load_shape, plan
+from lcrec.processes import processes
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.rqvae import read_codebooks
 from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
@@ -147,8 +148,11 @@ def main(argv: list[str]) -> None:
         )
     if config.mode != "lora" and (config.dora or config.rslora):
         raise InputError(f"--dora and --rslora are forms of --mode lora, not of {config.mode}")
-    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    with processes() as state:
+        _run(config, state)
+
+
+def _run(config: FinetuneConfig, state: PartialState) -> None:
     if config.quantize != "none" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise InputError(
             f"--quantize {config.quantize}: a base in few bits is not shared out; launch with "
@@ -372,8 +376,6 @@ def main(argv: list[str]) -> None:
             f"Next: python -m lcrec.generate --model {config.output} --data {config.data} "
             "--output DIR/predictions.jsonl"
         )
-    state.wait_for_everyone()
-    state.destroy_process_group()
 
 
 def validation_rows(

@@ -32,6 +32,7 @@ LAYERS = {
     **dict.fromkeys(["lcrec.index_quality", "lcrec.index_verdict", "lcrec.index_page"], 1),
     # Language models.
     **dict.fromkeys(["lcrec.vocab", "lcrec.dataset", "lcrec.modeling", "lcrec.probe"], 2),
+    "lcrec.processes": 2,
     **dict.fromkeys(["lcrec.new_rows", "lcrec.merging", "lcrec.plan", "lcrec.run_folder"], 2),
     **dict.fromkeys(["lcrec.beams", "lcrec.generation", "lcrec.decoding"], 2),
     **dict.fromkeys(["lcrec.questions", "lcrec.recommender", "lcrec.trainer"], 2),

@@ -1,0 +1,43 @@
+"""The processes that share the work of a stage, from its start to its end.
+
+torchrun and `accelerate launch` start them; a stage that was started by itself is one process.
+
+Public names: `processes`.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+
+# Its functions have, as their default, the group of the moment when they are imported: none, here.
+# Imported later, they would keep the group, and with it its threads, until the interpreter ends.
+import torch.distributed.nn
+from accelerate.state import PartialState
+
+
+@contextmanager
+def processes(patience: timedelta | None = None) -> Iterator[PartialState]:
+    """Join the other processes, and part from them when all have done the work.
+
+    The group's threads have ended then. A thread of Gloo that still lets go of a tensor while the
+    interpreter is being taken down aborts its process, and with it the whole launch, after the
+    work was done (https://github.com/pytorch/pytorch/issues/190489).
+
+    After an error nobody is waited for: the others may be in the middle of the work, and are ended
+    by what started them.
+
+    Args:
+        patience: how long a process waits for the others at any one point; None for torch's own.
+
+    Yields:
+        Which of the processes this is, of how many, and its device.
+    """
+    # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience)
+    yield state
+    state.wait_for_everyone()
+    gc.collect()  # models and trainers that hold the group are often held in circles
+    state.destroy_process_group()
