@@ -38,6 +38,7 @@ def processes(patience: timedelta | None = None) -> Iterator[PartialState]:
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience)
     yield state
-    state.wait_for_everyone()
-    gc.collect()  # models and trainers that hold the group are often held in circles
-    state.destroy_process_group()
+    if torch.distributed.is_initialized():
+        state.wait_for_everyone()
+        gc.collect()  # models and trainers that hold the group are often held in circles
+        state.destroy_process_group()

@@ -4,6 +4,7 @@ Each is made once per session, in a temporary folder, in well under a second. No
 imported before a fixture that needs it is asked for.
 """
 
+import functools
 import gc
 import importlib.util
 import os
@@ -135,13 +136,25 @@ def base(shop_items, prompts, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def recipe():
+def load_script():
+    """A function that imports a file outside the package: `load_script("scripts/x.py")`."""
+
+    @functools.cache
+    def load(name):
+        path = TOP / name
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # where its dataclasses look for their own names
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def recipe(load_script):
     """The module `recipes/finetune.py`."""
-    path = TOP / "recipes" / "finetune.py"
-    spec = importlib.util.spec_from_file_location("finetune", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune"] = module
-    spec.loader.exec_module(module)
+    module = load_script("recipes/finetune.py")
     # Every run collects garbage: without this, among all objects of the libraries just imported.
     gc.freeze()
     return module

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lcrec.errors import InputError
+
 TOP = Path(__file__).parents[1]
 
 
@@ -29,8 +31,6 @@ def test_every_figure_on_a_small_shop(shop):
     assert figures["peak_mb"] >= max(figures["lightgcn_peak_mb"], figures["sasrec_peak_mb"]) > 0
 
 
-def test_an_unknown_part():
-    code, _, error = run("--parts", "evalute")
-    assert code == 2
-    assert "evalute" in error
-    assert "there are evaluate, lightgcn, sasrec" in error
+def test_an_unknown_part(load_script):
+    with pytest.raises(InputError, match=r"--parts .'evalute'.: there are evaluate, lightgcn, sas"):
+        load_script("scripts/bench_baselines.py").main(["--parts", "evalute"])

@@ -1,8 +1,6 @@
 """The measures of the item index: what they compute, on cases whose answer is known."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +10,10 @@ from lcrec.assignment import assign_unique
 from lcrec.errors import InputError
 from lcrec.quantize import QuantizeConfig, level_epsilons
 
-TOP = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench", TOP / "scripts" / "bench_quantize.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench"] = module
-    spec.loader.exec_module(module)
-    return module
+def bench(load_script):
+    return load_script("scripts/bench_quantize.py")
 
 
 def test_it_trains_as_the_stage_does(bench):

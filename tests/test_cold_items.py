@@ -21,12 +21,8 @@ COLD = 12  # of 48 items
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("cold_items", TOP / "scripts" / "cold_items.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cold_items"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("scripts/cold_items.py")
 
 
 @pytest.fixture(scope="module")

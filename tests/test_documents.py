@@ -31,16 +31,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 LINKS = [ROOT / "README.md", ROOT / "prompts" / "README.md"]
 
 
-def load_finetune():
-    spec = importlib.util.spec_from_file_location("finetune", ROOT / "recipes" / "finetune.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def finetune():
-    return load_finetune()
+def finetune(load_script):
+    return load_script("recipes/finetune.py")
 
 
 def commands(document: Path) -> list[list[str]]:

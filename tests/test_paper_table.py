@@ -1,7 +1,6 @@
 """The paper's tables beside ours: hand-made predictions, and the whole road at toy size."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -25,13 +24,8 @@ ROAD = TOP / "recipes" / "lcrec_paper.sh"
 
 
 @pytest.fixture(scope="module")
-def paper():
-    path = TOP / "scripts" / "paper_table.py"
-    spec = importlib.util.spec_from_file_location("paper_table", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["paper_table"] = module
-    spec.loader.exec_module(module)
-    return module
+def paper(load_script):
+    return load_script("scripts/paper_table.py")
 
 
 def test_other_methods_beside_the_published_ones(paper, tmp_path, capsys):
