@@ -16,6 +16,8 @@ from pathlib import Path
 # test may look for anything on a model hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Spark on a handful of rows: what Java would optimise for long runs costs more than it saves.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 import numpy as np
 import pytest
