@@ -4,4 +4,4 @@ Every stage is a command, `python -m lcrec` lists them in order. Importing this 
 neither torch nor transformers.
 """
 
-__version__ = "0.1.0"
+from lcrec.core.version import __version__ as __version__

@@ -8,7 +8,7 @@ Public names: `STAGES`, `main`.
 import difflib
 import re
 
-from lcrec.errors import InputError, run_stage
+from lcrec.core.errors import InputError, run_stage
 
 # In the order of the way through it: command, what it reads, what it writes.
 STAGES: tuple[tuple[str, str, str], ...] = (

@@ -14,23 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcrec.artifacts import (
+from lcrec.core.artifacts import (
     DataPaths,
     atomic_path,
     data_paths,
     find_data,
-    fingerprint,
-    is_current,
     is_parquet,
     read_json,
-    read_provenance,
     write_json,
-    write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
 from lcrec.data import item_texts, load_items
 from lcrec.data_parquet import read_texts, write_texts
-from lcrec.errors import InputError, run_stage
 from lcrec.new_items import ADD_STAGE, read_new_items
 
 

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.residual import nearest_codes
 
 

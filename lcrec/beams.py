@@ -22,7 +22,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.leaf_filter import LeafFilter
 from lcrec.loose_trie import Constraint
 

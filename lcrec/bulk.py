@@ -18,9 +18,9 @@ import numpy as np
 from accelerate.state import PartialState
 from tqdm import tqdm
 
-from lcrec.artifacts import atomic_path, read_json, write_json, write_jsonl
+from lcrec.core.artifacts import atomic_path, read_json, write_json, write_jsonl
+from lcrec.core.errors import InputError
 from lcrec.ensemble import join_lists
-from lcrec.errors import InputError
 from lcrec.leaf_filter import LeafFilter
 from lcrec.predictions import Prediction, write_predictions
 from lcrec.prompts import Template

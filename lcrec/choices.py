@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lcrec.core.errors import InputError, closest
 from lcrec.data import Cases
-from lcrec.errors import InputError, closest
 from lcrec.prompts import PromptSet, Template
 
 

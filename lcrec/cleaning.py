@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from ibis.expr.types import Table
 from tqdm import tqdm
 
+from lcrec.core.errors import InputError
 from lcrec.engines import write_sorted
-from lcrec.errors import InputError
 from lcrec.formats_tables import EXTRA_ROLES, TEXT_ROLES
 
 # What a page does not show, and its tags; a quoted attribute may hold a ">".

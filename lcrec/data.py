@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import find_data, is_parquet, read_json
+from lcrec.core.artifacts import find_data, is_parquet, read_json
+from lcrec.core.errors import InputError
 from lcrec.data_parquet import read_lists, read_texts
-from lcrec.errors import InputError
 
 MOST_ITEMS = 2**31 - 1  # ids are int32
 

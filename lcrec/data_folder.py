@@ -1,6 +1,6 @@
 """Writing a data folder: all files under temporary names, then renamed, the interactions last.
 
-Writes the files of `lcrec.artifacts.DataPaths`, as JSON or, where a data set is large, as Parquet.
+Writes the files of `lcrec.core.artifacts.DataPaths`, as JSON or, where a data set is large, as Parquet.
 What is written is never held as Python objects all at once.
 
 Public names: `write_data_folder`, `JSON_MOST`.
@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from lcrec.artifacts import DataPaths, atomic_path, is_parquet
 from lcrec.cleaning import clean_text
+from lcrec.core.artifacts import DataPaths, atomic_path, is_parquet
+from lcrec.core.errors import InputError
 from lcrec.data import PARTS
 from lcrec.data_parquet import write_lists, write_texts
-from lcrec.errors import InputError
 from lcrec.numbering import Numbered, read_batches
 from lcrec.refine import UNIT_SEPARATOR
 

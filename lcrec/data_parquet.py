@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 PART_USERS, PART_ITEMS = 1_000_000, 250_000  # rows per file
 GROUP = 100_000  # rows per group within a file

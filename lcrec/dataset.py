@@ -27,7 +27,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lcrec.errors import InputError, closest, run_stage
+from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.index import ITEM_TOKEN
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData

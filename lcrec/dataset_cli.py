@@ -31,21 +31,24 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lcrec.artifacts import (
+from lcrec.core.artifacts import (
     CARD,
     INDEX,
     ITEM_TOKENS,
     atomic_path,
     find_data,
+    write_json,
+    write_jsonl,
+)
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import (
     fingerprint,
     is_current,
     read_provenance,
     require_same_input,
-    write_json,
-    write_jsonl,
     write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config
 from lcrec.data import leave_one_out, load_interactions, load_items
 from lcrec.dataset import (
     CHAT_SETTINGS,
@@ -56,7 +59,6 @@ from lcrec.dataset import (
     parse_mixture,
     split_markup,
 )
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
 from lcrec.tasks import TASKS, TaskData

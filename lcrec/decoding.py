@@ -21,7 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from lcrec.beams import BeamOutput, Model, beam_search, seq2seq_search
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
 from lcrec.loose_trie import Constraint, LooseTrie

@@ -14,8 +14,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from lcrec.core.errors import InputError, closest
 from lcrec.data import Items
-from lcrec.errors import InputError, closest
 from lcrec.gate import Problem
 from lcrec.recommender import Recommender
 

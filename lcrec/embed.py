@@ -22,28 +22,30 @@ import numpy as np
 from accelerate.state import PartialState
 from tqdm import tqdm
 
-from lcrec.artifacts import (
+from lcrec.core.artifacts import (
     EMBEDDINGS,
     LSA_TERMS,
     LSA_WEIGHTS,
     find_data,
-    fingerprint,
-    is_current,
     read_array,
     read_json,
-    read_provenance,
-    require_same_input,
     write_array,
     write_json,
+)
+from lcrec.core.config import config_dict, option, parse_config, refuse_settings
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.processes import processes
+from lcrec.core.provenance import (
+    fingerprint,
+    is_current,
+    read_provenance,
+    require_same_input,
     write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config, refuse_settings
 from lcrec.data import Items, load_items
 from lcrec.encoders import Encoder, collect_texts, load_encoder
-from lcrec.errors import InputError, run_stage
 from lcrec.lsa import Lsa, fit_lsa
 from lcrec.new_items import count_old_items, require_same_past
-from lcrec.processes import processes
 
 STAGE = "python -m lcrec.embed"
 TEXTS_PER_PART = 1024

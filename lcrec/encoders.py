@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 
-from lcrec.artifacts import read_provenance, require_same_input
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance, require_same_input
 from lcrec.data import Items
-from lcrec.errors import InputError
 from lcrec.lsa import Lsa
 
 Encoder = Callable[[list[str]], np.ndarray]

@@ -26,7 +26,7 @@ from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 from ibis.util import gen_name
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 
 @contextlib.contextmanager

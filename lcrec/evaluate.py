@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.artifacts import provenance_path, write_json, write_provenance
-from lcrec.config import option, parse_config
-from lcrec.errors import InputError, closest, run_stage
+from lcrec.core.artifacts import write_json
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, closest, run_stage
+from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.metrics import (
     LEVEL,
     METRICS,

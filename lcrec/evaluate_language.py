@@ -24,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.config import config_dict, option, parse_config
-from lcrec.errors import InputError
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
 from lcrec.generation import write_answers
 from lcrec.judging import (
     PROG,

@@ -20,10 +20,11 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import require_same_input
 from lcrec.data import Cases
-from lcrec.errors import InputError
 from lcrec.judging import (
     PROG,
     Subject,

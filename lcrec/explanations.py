@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from lcrec.beams import Model
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.generation import write_answers
 from lcrec.leaf_filter import ItemIds
 from lcrec.questions import Questions, plan_batches

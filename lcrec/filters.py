@@ -18,8 +18,8 @@ import pyarrow as pa
 from ibis import _
 from ibis.expr.types import BooleanColumn, Table
 
+from lcrec.core.errors import InputError
 from lcrec.engines import materialise, release, store
-from lcrec.errors import InputError
 
 # Seconds since 1970 of the last centuries, then the same in milli- and microseconds.
 UNITS = ((3e8, 1e11, 1), (3e11, 1e14, 1_000), (3e14, 1e17, 1_000_000))

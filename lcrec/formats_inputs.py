@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.formats_published import PUBLISHED, bare_name
 
 # Format -> patterns of interactions and of items, the surest first.

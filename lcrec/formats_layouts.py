@@ -16,7 +16,7 @@ import ibis
 from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 
-from lcrec.errors import InputError, closest
+from lcrec.core.errors import InputError, closest
 from lcrec.formats_literal import convert_literals, evaluate, is_literal
 from lcrec.formats_open import (
     UNREADABLE,

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.formats_open import open_bytes
 
 ROWS = 20_000

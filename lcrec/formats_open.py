@@ -27,7 +27,7 @@ from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 from ibis.util import gen_name
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.formats_tables import reason
 
 # A boolean column of an opened table: nothing of the row could be read.

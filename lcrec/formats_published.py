@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.formats_layouts import Layout
 from lcrec.formats_open import COMPRESSIONS, Delimited
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 from ibis.backends import BaseBackend
 from ibis.util import gen_name
 
-from lcrec.artifacts import read_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import read_json
+from lcrec.core.errors import InputError
 from lcrec.formats_layouts import Layout, Paths, as_paths, find_columns
 from lcrec.formats_open import UNREADABLE, Delimited, Opened, header, open_delimited
 from lcrec.formats_sift import Roles, Sifted, sift

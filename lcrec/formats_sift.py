@@ -20,8 +20,8 @@ from ibis import _
 from ibis.backends import BaseBackend
 from ibis.expr.types import Column, Table
 
+from lcrec.core.errors import InputError
 from lcrec.engines import materialise
-from lcrec.errors import InputError
 from lcrec.formats_open import FILE, UNREADABLE, Opened
 from lcrec.formats_tables import Options
 

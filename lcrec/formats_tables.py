@@ -14,8 +14,8 @@ import duckdb
 import ibis.expr.operations as ops
 from ibis.expr.types import Table
 
+from lcrec.core.errors import InputError, closest
 from lcrec.engines import materialise
-from lcrec.errors import InputError, closest
 
 INTERACTION_ROLES = ("user", "item", "time", "rating")
 REVIEW_ROLES = ("review_title", "review_text")

@@ -25,16 +25,6 @@ from typing import Any, Literal
 import numpy as np
 from accelerate.state import PartialState
 
-from lcrec import __version__
-from lcrec.artifacts import (
-    atomic_path,
-    find_data,
-    fingerprint,
-    is_current,
-    provenance_path,
-    read_provenance,
-    write_provenance,
-)
 from lcrec.bulk import (
     FORMATS,
     NOTE,
@@ -45,15 +35,23 @@ from lcrec.bulk import (
     write_split_part,
 )
 from lcrec.choices import check_counts, choose_templates, find_history, load_allowed
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import atomic_path, find_data, index_path
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.processes import processes
+from lcrec.core.provenance import (
+    fingerprint,
+    is_current,
+    provenance_path,
+    read_provenance,
+    write_provenance,
+)
+from lcrec.core.version import __version__
 from lcrec.data import Cases, Interactions, Items, leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError, run_stage
-from lcrec.index import index_path
 from lcrec.modeling import DTYPES
 from lcrec.new_items import require_same_catalogue
 from lcrec.one_request import Wish, answer_wish, show_examples
 from lcrec.predictions import require_predictions_path
-from lcrec.processes import processes
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.recommender import Recommender
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import INDEX, read_json, read_provenance, write_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import INDEX, index_path, read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 
 LEVEL_LETTERS = string.ascii_lowercase
 CODE_DIGITS = 6  # every code up to the largest becomes a token, so there is a limit
@@ -153,11 +154,6 @@ class ItemIndex:
             return ItemIndex(longer.codes, self.level_sizes)
         except InputError as error:
             raise InputError(f"{path}: {error}, the codes there were before; {remedy}") from None
-
-
-def index_path(folder: Path) -> Path:
-    """Return the index file of a folder, or the file itself where one is named."""
-    return folder if folder.is_file() else folder / INDEX
 
 
 def token_name(level: int, code: int) -> str:

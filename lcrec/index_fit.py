@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lcrec.assignment import shared_rows
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_training import explained_variance
 

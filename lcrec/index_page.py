@@ -13,10 +13,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lcrec.artifacts import REPORT, REPORT_PAGE, atomic_path, write_json
-from lcrec.index_quality import LEAST_SHARING
-from lcrec.index_verdict import judge
-from lcrec.report import (
+from lcrec.core.artifacts import REPORT, REPORT_PAGE, atomic_path, write_json
+from lcrec.core.report import (
     QUIET,
     Block,
     Heading,
@@ -27,6 +25,8 @@ from lcrec.report import (
     draw_svg,
     render_page,
 )
+from lcrec.index_quality import LEAST_SHARING
+from lcrec.index_verdict import judge
 
 Report = dict[str, Any]
 MISSING = "–"

@@ -16,22 +16,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lcrec.artifacts import (
+from lcrec.core.artifacts import (
     EMBEDDINGS,
     REPORT,
     REPORT_PAGE,
     RQVAE_WEIGHTS,
     find_data,
+    index_path,
     read_array,
     read_json,
-    read_provenance,
-    require_same_input,
-    write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
 from lcrec.data import Items, check_embeddings, load_items
-from lcrec.errors import InputError, run_stage
-from lcrec.index import ItemIndex, find_conflicts, index_path, read_paths
+from lcrec.index import ItemIndex, find_conflicts, read_paths
 from lcrec.index_fit import load_rqvae, measure_fit
 from lcrec.index_page import print_verdict, write_index_report
 from lcrec.index_quality import measure_index

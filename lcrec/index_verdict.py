@@ -9,7 +9,7 @@ Public names: `judge`, `above_chance`.
 from collections.abc import Callable
 from typing import Any
 
-from lcrec.report import Finding, Grade, Verdict
+from lcrec.core.report import Finding, Grade, Verdict
 
 Report = dict[str, Any]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lcrec.assignment import assign_unique, require_capacity, shared_rows
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.index import CODE_DIGITS, number_shared
 from lcrec.rqvae import RQVAE
 

@@ -17,7 +17,7 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.intent_prompts import Messages
 from lcrec.intent_requests import Answer
 

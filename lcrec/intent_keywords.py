@@ -14,8 +14,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items
-from lcrec.errors import InputError
 from lcrec.intent_prompts import IntentPrompts
 from lcrec.intent_requests import TARGETS, Outcome
 from lcrec.tasks import plain_text

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lcrec.core.errors import InputError
 from lcrec.dataset import PromptEncoder
-from lcrec.errors import InputError
 from lcrec.intent_prompts import Messages
 from lcrec.intent_requests import Answer
 from lcrec.prompts import PromptSet

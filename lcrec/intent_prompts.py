@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 from jinja2 import meta
 
-from lcrec.errors import InputError, closest
+from lcrec.core.errors import InputError, closest
 from lcrec.prompts import INTENTS, read_mapping
 from lcrec.templates import ENVIRONMENT, HOSTILE_TEXTS, text_faults
 

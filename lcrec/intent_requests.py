@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items
-from lcrec.errors import InputError
 from lcrec.intent_prompts import WORDINGS, IntentPrompts, Messages, Variables
 from lcrec.reviews import Review
 from lcrec.tasks import plain_text

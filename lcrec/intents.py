@@ -17,18 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lcrec.artifacts import (
-    atomic_path,
-    find_data,
-    fingerprint,
-    is_current,
-    read_provenance,
-    write_json,
-    write_provenance,
-)
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import atomic_path, find_data, write_json
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
 from lcrec.data import Interactions, Items, leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError, run_stage
 from lcrec.intent_keywords import keyword_texts
 from lcrec.intent_prompts import IntentPrompts, Messages
 from lcrec.intent_requests import (

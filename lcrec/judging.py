@@ -10,15 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcrec.artifacts import (
-    find_data,
-    provenance_path,
-    require_same_input,
-    write_json,
-    write_provenance,
-)
+from lcrec.core.artifacts import find_data, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.data import Split, leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError
 from lcrec.metrics import LEVEL, SAMPLES
 from lcrec.modeling import DTYPES
 from lcrec.recommender import Recommender

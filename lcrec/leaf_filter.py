@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.trie import ItemTrie
 
 ItemIds = Sequence[int] | np.ndarray

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ibis import _
 from ibis.expr.types import Table
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 
 @dataclass(frozen=True)

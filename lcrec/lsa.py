@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lcrec.artifacts import LSA_TERMS, LSA_WEIGHTS, atomic_path, read_json, write_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import LSA_TERMS, LSA_WEIGHTS, atomic_path, read_json, write_json
+from lcrec.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lcrec.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, read_provenance, write_json
-from lcrec.config import option, parse_config
+from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, write_json
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.dataset import PromptEncoder
-from lcrec.errors import InputError
 from lcrec.modeling import ADAPTER_CONFIG, DTYPES, Checkpoint, load_checkpoint
 from lcrec.tasks import history_record
 

@@ -34,15 +34,9 @@ from transformers import (
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from lcrec.artifacts import (
-    PROMPTS,
-    PROVENANCE,
-    RECIPE,
-    read_provenance,
-    require_same_input,
-    write_provenance,
-)
-from lcrec.errors import InputError, run_stage
+from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
 from lcrec.index import ItemIndex
 from lcrec.new_rows import compute_rows_apart
 from lcrec.prompts import PromptSet

@@ -12,10 +12,10 @@ Reads the new items; writes nothing. Public names: `ADD_STAGE`, `read_new_items`
 from pathlib import Path
 from typing import Any
 
-from lcrec.artifacts import find_data, read_json, read_provenance, require_same_input
+from lcrec.core.artifacts import find_data, index_path, read_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance, require_same_input
 from lcrec.data import Items, item_texts
-from lcrec.errors import InputError
-from lcrec.index import index_path
 
 ADD_STAGE = "python -m lcrec.add_items"  # which writes the sidecar of an extended folder
 

@@ -30,8 +30,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lcrec.core.errors import InputError
 from lcrec.dataset import collate_left
-from lcrec.errors import InputError
 from lcrec.modeling import DTYPES
 from lcrec.trainer import answer_losses, split_batch
 from lcrec.vocab import weight_of

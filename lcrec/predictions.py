@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.artifacts import provenance_path, read_jsonl, write_jsonl
+from lcrec.core.artifacts import read_jsonl, write_jsonl
+from lcrec.core.errors import InputError, closest
+from lcrec.core.provenance import provenance_path
 from lcrec.decimals import shortest
-from lcrec.errors import InputError, closest
 
 PAD = -1
 MAX_ITEM = 2**31 - 1
@@ -96,7 +97,7 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
 
     Scores are written as float32 in their shortest exact form. A sidecar left by an earlier run
     is removed first, since it would speak for another file; write the new one afterwards with
-    `lcrec.artifacts.write_provenance`.
+    `lcrec.core.provenance.write_provenance`.
 
     Raises:
         InputError: the path does not end in `.jsonl`, or a row breaks the form; nothing is

@@ -21,18 +21,13 @@ from typing import Literal
 
 import numpy as np
 
-from lcrec.artifacts import (
-    DataPaths,
-    data_paths,
-    is_current,
-    read_provenance,
-    write_provenance,
-)
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import DataPaths, data_paths
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data_card import card_page, make_card
 from lcrec.data_folder import JSON_MOST, write_data_folder
 from lcrec.engines import open_engine
-from lcrec.errors import InputError, run_stage
 from lcrec.formats import (
     COLUMN_HELP,
     ITEM_ROLES,

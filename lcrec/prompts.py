@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lcrec.artifacts import PROMPTS, atomic_path
-from lcrec.config import read_yaml
-from lcrec.errors import InputError, closest, run_stage
+from lcrec.core.artifacts import PROMPTS, atomic_path
+from lcrec.core.config import read_yaml
+from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.index import ITEM_TOKEN
 from lcrec.tasks import TASKS, Task
 from lcrec.templates import Template, read_template, text_faults

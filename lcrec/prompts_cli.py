@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lcrec.artifacts import PROMPTS
-from lcrec.errors import InputError, closest
+from lcrec.core.artifacts import PROMPTS
+from lcrec.core.errors import InputError, closest
 from lcrec.intent_prompts import read_intent_prompts
 from lcrec.prompts import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
 from lcrec.prompts_diff import print_differences

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.artifacts import find_data, require_same_input
+from lcrec.core.artifacts import find_data
+from lcrec.core.provenance import require_same_input
 from lcrec.data import Cases, leave_one_out, load_interactions, load_items
 from lcrec.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.modeling import STAGE

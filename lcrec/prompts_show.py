@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items, leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData

@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from lcrec.core.errors import InputError
 from lcrec.dataset import PromptEncoder
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.modeling import LOAD_ERRORS
 from lcrec.prompts import PromptSet

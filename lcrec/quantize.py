@@ -25,7 +25,7 @@ import torch
 from accelerate.state import PartialState
 from torch import Tensor
 
-from lcrec.artifacts import (
+from lcrec.core.artifacts import (
     EMBEDDINGS,
     INDEX,
     REPORT,
@@ -33,24 +33,23 @@ from lcrec.artifacts import (
     RQVAE_WEIGHTS,
     atomic_path,
     find_data,
-    is_current,
+    index_path,
     read_array,
-    require_same_input,
-    write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config, refuse_settings
+from lcrec.core.config import config_dict, option, parse_config, refuse_settings
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.processes import processes
+from lcrec.core.provenance import is_current, require_same_input, write_provenance
+from lcrec.core.report import Verdict
 from lcrec.data import Items, check_embeddings, load_items
-from lcrec.errors import InputError, run_stage
 from lcrec.extension import extend_index, require_same_space
-from lcrec.index import LEVEL_LETTERS, ItemIndex, index_path
+from lcrec.index import LEVEL_LETTERS, ItemIndex
 from lcrec.index_fit import measure_fit
 from lcrec.index_page import print_verdict, write_index_report
 from lcrec.index_quality import measure_index
 from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
 from lcrec.new_items import count_old_items, require_same_past
-from lcrec.processes import processes
 from lcrec.repair import repair_index
-from lcrec.report import Verdict
 from lcrec.rqvae_training import train_rqvae
 
 STAGE = "python -m lcrec.quantize"

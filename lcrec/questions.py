@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lcrec.core.errors import InputError
 from lcrec.dataset import PromptEncoder
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.leaf_filter import ItemIds
 from lcrec.prompts import PromptSet, Template

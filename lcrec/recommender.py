@@ -21,9 +21,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lcrec.core.errors import InputError
 from lcrec.dataset import parse_mixture
 from lcrec.decoding import search
-from lcrec.errors import InputError
 from lcrec.explanations import Explanation, explain, require_task
 from lcrec.index import ItemIndex
 from lcrec.leaf_filter import ItemIds, LeafFilter

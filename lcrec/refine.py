@@ -21,8 +21,8 @@ from ibis import _
 from ibis.expr.types import Table
 
 from lcrec.cleaning import NO_ROW, Catalogue, make_catalogue
+from lcrec.core.errors import InputError
 from lcrec.engines import materialise, store
-from lcrec.errors import InputError
 from lcrec.filters import (
     first_of_repeats,
     hold_out,

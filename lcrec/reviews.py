@@ -10,8 +10,8 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcrec.artifacts import find_data, read_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import find_data, read_json
+from lcrec.core.errors import InputError
 
 
 @dataclass(frozen=True)

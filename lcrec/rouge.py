@@ -7,7 +7,7 @@ words are cut here. Reads and writes nothing. Public names: `RougeL`, `words_of`
 import re
 import unicodedata
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 # Scripts that put no space between words: each character counts as a word, as is usual for ROUGE.
 UNSPACED = re.compile(

@@ -25,7 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualVQ
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.residual import SLICE, nearest_codes, residual_kmeans
 from lcrec.sinkhorn import balanced_codes, sinkhorn, sinkhorn_as_published
 

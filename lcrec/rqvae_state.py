@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lcrec.artifacts import atomic_path
+from lcrec.core.artifacts import atomic_path
 
 HEADER = "lcrec"
 

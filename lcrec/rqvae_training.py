@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lcrec import __version__
 from lcrec.assignment import shared_rows
+from lcrec.core.version import __version__
 from lcrec.residual import SLICE
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_state import Progress, load_state, save_state

@@ -16,8 +16,9 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
-from lcrec.artifacts import read_json, read_provenance, write_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.modeling import STAGE
 
 WORK = ".training"  # inside the output folder, until the run is finished

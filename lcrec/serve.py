@@ -20,9 +20,9 @@ from typing import Literal
 
 import torch
 
-from lcrec.config import option, parse_config
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, run_stage
 from lcrec.data import load_items
-from lcrec.errors import InputError, run_stage
 from lcrec.new_items import require_same_catalogue
 from lcrec.recommender import Recommender
 

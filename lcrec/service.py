@@ -24,11 +24,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive
 
-from lcrec import __version__
 from lcrec.batching import Batcher, QueueFull, ShuttingDown
+from lcrec.core.errors import InputError
+from lcrec.core.version import __version__
 from lcrec.data import Items
 from lcrec.desk import Desk, ItemAnswer, Job, RankingAnswer, RecommendRequest, SearchRequest
-from lcrec.errors import InputError
 from lcrec.gate import (
     CLIENT_GONE,
     PROBLEM_TYPE,

@@ -8,7 +8,7 @@ Public names: `TRAIN`, `VALID`, `TEST`, `random_parts`, `time_parts`, `cold_part
 
 import numpy as np
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 TRAIN = 0
 VALID = 1

@@ -28,18 +28,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.artifacts import (
-    PROVENANCE,
-    atomic_path,
-    data_paths,
-    is_current,
-    provenance_path,
-    read_provenance,
-    write_json,
-    write_provenance,
-)
-from lcrec.config import config_dict, option, parse_config
-from lcrec.errors import InputError, run_stage
+from lcrec.core.artifacts import PROVENANCE, atomic_path, data_paths, write_json
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import is_current, provenance_path, read_provenance, write_provenance
 from lcrec.synthetic_texts import (
     DEPARTMENT_OF,
     Ware,

@@ -21,8 +21,8 @@ from typing import Literal
 
 import numpy as np
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.user_texts import UserTexts
 

@@ -17,7 +17,7 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lcrec.errors import InputError, closest
+from lcrec.core.errors import InputError, closest
 from lcrec.index import ITEM_TOKEN
 from lcrec.tasks import Record, Task, plain_text
 

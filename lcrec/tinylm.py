@@ -20,16 +20,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lcrec.artifacts import (
-    atomic_path,
-    find_data,
-    is_current,
-    read_provenance,
-    write_provenance,
-)
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import atomic_path, find_data
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data import Items, load_items
-from lcrec.errors import InputError, run_stage
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.tasks import plain_text
 

@@ -32,9 +32,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
 
+from lcrec.core.errors import InputError
 from lcrec.data import Cases
 from lcrec.dataset import IGNORED
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.new_rows import show_frozen_weights

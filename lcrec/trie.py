@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 _KEY_BITS = 63  # what a non-negative int64 holds
 _MAX_TOKEN = np.iinfo(np.int32).max

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import find_data, read_json, require_same_input
+from lcrec.core.artifacts import find_data, read_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import require_same_input
 from lcrec.data import Interactions
-from lcrec.errors import InputError
 
 REBUILD = "python -m lcrec.intents"
 

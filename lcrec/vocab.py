@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.index import ItemIndex
 
 

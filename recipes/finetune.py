@@ -22,18 +22,13 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from trl import SFTConfig
 
-from lcrec.artifacts import (
-    INDEX,
-    RQVAE_WEIGHTS,
-    find_data,
-    fingerprint,
-    is_current,
-    require_same_input,
-)
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import INDEX, RQVAE_WEIGHTS, find_data
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.processes import processes
+from lcrec.core.provenance import fingerprint, is_current, require_same_input
 from lcrec.data import Cases, leave_one_out, load_interactions, load_items
 from lcrec.dataset import PromptEncoder, Row, collate_left, draw_rows, parse_mixture, tokenise_rows
-from lcrec.errors import InputError, run_stage
 from lcrec.index import ItemIndex
 from lcrec.modeling import (
     STAGE,
@@ -45,7 +40,6 @@ from lcrec.modeling import (
     use_liger,
 )
 from lcrec.plan import load_shape, plan
-from lcrec.processes import processes
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.rqvae import read_codebooks
 from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full

@@ -23,9 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.artifacts import find_data, fingerprint, read_json, read_provenance, write_json
-from lcrec.config import option, parse_config
-from lcrec.errors import InputError, run_stage
+from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import fingerprint, read_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "office_small.yaml"

@@ -38,10 +38,10 @@ from lcrec.baselines.memory import peak_mb
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.baselines.tiger import TIGER
 from lcrec.baselines.vectors import VectorBaseline
-from lcrec.config import option, parse_config
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, run_stage
 from lcrec.data import Cases, Interactions, Split, leave_one_out
 from lcrec.decoding import search
-from lcrec.errors import InputError, run_stage
 from lcrec.generation import generate_search
 from lcrec.metrics import measure_lists, summarise_all
 from lcrec.predictions import Prediction, read_predictions, write_predictions

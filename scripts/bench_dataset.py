@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import data_paths, read_provenance, write_json
+from lcrec.core.artifacts import data_paths, write_json
+from lcrec.core.provenance import read_provenance
 from lcrec.data import Interactions, load_interactions
 from lcrec.index import ItemIndex
 

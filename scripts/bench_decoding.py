@@ -41,9 +41,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.beams import beam_search
-from lcrec.config import option, parse_config
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, run_stage
 from lcrec.decoding import supports_shared_prefix
-from lcrec.errors import InputError, run_stage
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
 from lcrec.trie import ItemTrie

@@ -46,9 +46,9 @@ import torch
 from bench_finetune_ways import WARM_UP, Job, train
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from lcrec.config import option, parse_config
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, run_stage
 from lcrec.data import load_items
-from lcrec.errors import InputError, run_stage
 from lcrec.index import ItemIndex
 from lcrec.modeling import load_base
 

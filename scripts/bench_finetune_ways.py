@@ -20,6 +20,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
+from lcrec.core.errors import InputError
 from lcrec.data import leave_one_out, load_interactions, load_items
 from lcrec.dataset import (
     IGNORED,
@@ -29,7 +30,6 @@ from lcrec.dataset import (
     parse_mixture,
     tokenise_rows,
 )
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.modeling import DTYPES, add_adapter, load_base
 from lcrec.plan import measure_shape, measure_work, operations

@@ -33,10 +33,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from lcrec.artifacts import EMBEDDINGS, read_array
 from lcrec.assignment import Assignment, assign_unique, shared_rows
-from lcrec.config import option, parse_config
-from lcrec.errors import InputError, run_stage
+from lcrec.core.artifacts import EMBEDDINGS, read_array
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, run_stage
 from lcrec.rqvae import RQVAE
 from lcrec.rqvae_training import explained_variance, train_rqvae
 from lcrec.sinkhorn import balanced_codes, sinkhorn

@@ -22,22 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import (
+from lcrec.core.artifacts import (
     EMBEDDINGS,
     data_paths,
     find_data,
-    is_current,
     read_array,
     read_json,
-    read_provenance,
-    require_same_input,
     write_array,
     write_json,
-    write_provenance,
 )
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import is_current, read_provenance, require_same_input, write_provenance
 from lcrec.data import Cases, leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError, run_stage
 from lcrec.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.predictions import Prediction, read_predictions, top_items, write_predictions
 from lcrec.recommender import Recommender

@@ -28,10 +28,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.artifacts import find_data, fingerprint, read_json, write_json
-from lcrec.config import option, parse_config
+from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError, run_stage
+from lcrec.core.provenance import fingerprint
 from lcrec.data import Interactions, load_interactions, load_items
-from lcrec.errors import InputError, run_stage
 from lcrec.index import read_codes
 from lcrec.metrics import measure_lists
 from lcrec.predictions import PAD, Predictions, read_predictions, require_comparable

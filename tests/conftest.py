@@ -86,7 +86,8 @@ def index():
 @pytest.fixture(scope="session")
 def index_folder(index, shop, tmp_path_factory):
     """The index as `lcrec.quantize` would leave it."""
-    from lcrec.artifacts import find_data, write_provenance
+    from lcrec.core.artifacts import find_data
+    from lcrec.core.provenance import write_provenance
 
     folder = tmp_path_factory.mktemp("index")
     index.save(folder)
@@ -101,7 +102,8 @@ def index_folder(index, shop, tmp_path_factory):
 def grown(shop, index, tmp_path_factory):
     """The shop with two more items in data/, and the index that adds them in index/."""
     from lcrec import add_items
-    from lcrec.artifacts import find_data, write_json, write_provenance
+    from lcrec.core.artifacts import find_data, write_json
+    from lcrec.core.provenance import write_provenance
     from lcrec.index import ItemIndex
 
     folder = tmp_path_factory.mktemp("grown")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast
 
-from lcrec.processes import processes
+from lcrec.core.processes import processes
 
 
 def gloo_threads():

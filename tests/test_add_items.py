@@ -5,9 +5,10 @@ import shutil
 import pytest
 
 from lcrec.add_items import main
-from lcrec.artifacts import find_data, read_json, write_json, write_provenance
+from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import write_provenance
 from lcrec.data import load_interactions, load_items
-from lcrec.errors import InputError
 from lcrec.new_items import count_old_items, read_new_items, require_same_past
 
 OLD = {"0": {"title": "Lamp", "colour": ["red", "blue"]}, "1": {"title": "Desk"}}

@@ -21,8 +21,8 @@ from lcrec.baselines.graph import purchases
 from lcrec.baselines.popularity import Popularity
 from lcrec.baselines.ranking import validate
 from lcrec.baselines.textcosine import TextCosine, TextCosineSettings
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, leave_one_out
-from lcrec.errors import InputError
 from lcrec.planted import make_planted
 
 QUICK = AlphaRecSettings(epochs=2, dim=8, hidden=6, batch_size=64, negatives=8, every=1)

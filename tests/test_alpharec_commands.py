@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lcrec import embed, intents
-from lcrec.artifacts import provenance_path, write_array, write_provenance
 from lcrec.baselines.__main__ import main
-from lcrec.errors import InputError
+from lcrec.core.artifacts import write_array
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.predictions import read_predictions
 
 SMALL = ["--hidden", "8", "--dim", "8", "--epochs", "2", "--negatives", "8", "--every", "1"]

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import provenance_path
 from lcrec.baselines import METHODS, ranking
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import Baseline, TrainingData, positions
@@ -20,8 +19,9 @@ from lcrec.baselines.inputs import load_inputs
 from lcrec.baselines.popularity import Popularity
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.baselines.store import is_saved, load_method, save_method
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path
 from lcrec.data import Cases, Interactions, Items, leave_one_out
-from lcrec.errors import InputError
 from lcrec.evaluate import measure
 from lcrec.index import ItemIndex
 from lcrec.predictions import read_predictions

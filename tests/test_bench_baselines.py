@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 TOP = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lcrec.assignment import assign_unique
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.quantize import QuantizeConfig, level_epsilons
 
 

@@ -20,8 +20,8 @@ from lcrec.cleaning import (
     clean_text,
     make_catalogue,
 )
+from lcrec.core.errors import InputError
 from lcrec.engines import store
-from lcrec.errors import InputError
 
 
 @pytest.mark.parametrize(

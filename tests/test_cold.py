@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import EMBEDDINGS, write_array
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.cold import measure_cold
 from lcrec.baselines.cold_split import ColdSplit, draw_cold, renumber
+from lcrec.core.artifacts import EMBEDDINGS, write_array
+from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions, Items, leave_one_out
-from lcrec.errors import InputError
 
 SEQUENCES = {f"u{user}": [item % 20 for item in range(user, user + 10)] for user in range(20)}
 

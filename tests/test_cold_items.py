@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lcrec import embed
-from lcrec.artifacts import read_array, read_json
+from lcrec.core.artifacts import read_array, read_json
+from lcrec.core.errors import InputError
 from lcrec.data import load_interactions, load_items
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.predictions import read_predictions
 

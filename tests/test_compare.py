@@ -14,7 +14,7 @@ from lcrec.baselines.comparison import Entry, compare_entries, item_groups
 from lcrec.baselines.comparison_page import comparison_markdown, comparison_page
 from lcrec.baselines.settings import parse_entries
 from lcrec.baselines.training_runs import Run, carry_out, plan_runs
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.predictions import Prediction, Predictions, write_predictions
 
 USERS, ITEMS = 40, 30

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError
 
 ITEMS = {
     "0": {"title": "Desk", "description": ""},

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from lcrec.cleaning import NO_ROW, Catalogue
+from lcrec.core.errors import InputError
 from lcrec.data_card import card_page, make_card
 from lcrec.engines import store
-from lcrec.errors import InputError
 from lcrec.ledger import Counts, Ledger
 from lcrec.numbering import Numbered
 

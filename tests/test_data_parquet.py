@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lcrec.data_parquet
+from lcrec.core.errors import InputError
 from lcrec.data import load_interactions, load_items
 from lcrec.data_parquet import read_lists, write_lists, write_texts
-from lcrec.errors import InputError
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=9))

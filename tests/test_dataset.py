@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items
 from lcrec.dataset import (
     IGNORED,
@@ -21,7 +22,6 @@ from lcrec.dataset import (
     parse_mixture,
     tokenise_rows,
 )
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData, history_record, plain_text

@@ -10,11 +10,12 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from lcrec.artifacts import find_data, read_json, read_provenance, write_json
+from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.data import load_items
 from lcrec.dataset import IGNORED, PromptEncoder, draw_rows, parse_mixture
 from lcrec.dataset_cli import main, write_rows
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData

@@ -11,8 +11,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 from lcrec import beams, decoding, probe
 from lcrec.beams import beam_search, seq2seq_search
+from lcrec.core.errors import InputError
 from lcrec.decoding import search, supports_shared_prefix
-from lcrec.errors import InputError
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
 from lcrec.trie import ItemTrie

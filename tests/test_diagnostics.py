@@ -14,7 +14,7 @@ from lcrec.baselines.diagnostics import (
     overlap,
     popularity_groups,
 )
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.metrics import PAD, recall_at_k
 from lcrec.predictions import Prediction, write_predictions
 

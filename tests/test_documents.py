@@ -16,7 +16,7 @@ from lcrec.baselines import METHODS, tune
 from lcrec.baselines.__main__ import COMMANDS
 from lcrec.baselines.method_run import BaselineConfig
 from lcrec.baselines.settings import method_config
-from lcrec.config import parse_config
+from lcrec.core.config import parse_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

@@ -22,11 +22,12 @@ from transformers import (
 
 import lcrec.add_items
 import lcrec.embed
-from lcrec.artifacts import read_array, read_json, read_provenance, write_json
+from lcrec.core.artifacts import read_array, read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.data import Items
 from lcrec.embed import average_by_owner, main
 from lcrec.encoders import collect_texts, load_encoder
-from lcrec.errors import InputError
 from lcrec.lsa import fit_lsa
 from lcrec.tinylm import train_tokenizer
 

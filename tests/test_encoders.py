@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lcrec import embed
-from lcrec.artifacts import read_array, read_json, write_json
+from lcrec.core.artifacts import read_array, read_json, write_json
+from lcrec.core.errors import InputError
 from lcrec.encoders import encoder_of
-from lcrec.errors import InputError
 
 TEXTS = ["red desk lamp", "desk lamp", "office chair", "chair for the office", "woollen rug"]
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lcrec.artifacts import PROVENANCE
+from lcrec.core.artifacts import PROVENANCE
+from lcrec.core.errors import InputError
 from lcrec.engines import is_spark, materialise, open_engine, release, store, write_sorted
-from lcrec.errors import InputError
 
 HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from lcrec.artifacts import provenance_path
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path
 from lcrec.evaluate import main
 from lcrec.predictions import Prediction, write_predictions
 

@@ -11,9 +11,10 @@ import torch
 import lcrec.evaluate_language
 import lcrec.evaluate_pairs
 from lcrec import embed, evaluate
-from lcrec.artifacts import find_data, read_json, read_provenance, write_array, write_json
+from lcrec.core.artifacts import find_data, read_json, write_array, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.data import Cases
-from lcrec.errors import InputError
 from lcrec.evaluate_language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate_pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate_search import Query, make_queries, mean_by_owner, rank_by_text

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec import add_items, embed, quantize
-from lcrec.artifacts import read_json, read_provenance, write_array, write_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import read_json, write_array, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.extension import place_new_items
 from lcrec.index import ItemIndex
 from lcrec.rqvae import RQVAE

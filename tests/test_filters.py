@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcrec.core.errors import InputError
 from lcrec.engines import store
-from lcrec.errors import InputError
 from lcrec.filters import (
     first_of_repeats,
     hold_out,

@@ -15,9 +15,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lcrec.artifacts import find_data, read_json, read_provenance, write_json
+from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.data import load_items
-from lcrec.errors import InputError
 from lcrec.metrics import ndcg_at_k
 from lcrec.modeling import load_base, load_checkpoint
 from lcrec.recommender import Recommender

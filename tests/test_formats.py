@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.formats import Options, parse_columns, read_recbole, read_table
 from lcrec.formats_tables import load_table
 

@@ -8,7 +8,7 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.formats import READERS, Options
 from lcrec.formats_inputs import FOLDERS, find_in, unpack
 from lcrec.formats_literal import convert_literals

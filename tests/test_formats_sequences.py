@@ -7,7 +7,7 @@ from pathlib import Path
 import ibis
 import pytest
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.formats import Options
 from lcrec.formats_inputs import find_in
 from lcrec.formats_sequences import read_lcrec, read_minionerec

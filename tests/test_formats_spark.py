@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lcrec.core.errors import InputError
 from lcrec.engines import open_engine
-from lcrec.errors import InputError
 from lcrec.formats import READERS, Options
 from lcrec.formats_tables import load_table
 

@@ -22,8 +22,8 @@ from lcrec.baselines.fusion import (
 from lcrec.baselines.graph import normalised_adjacency, purchases
 from lcrec.baselines.losses import sampled_dots
 from lcrec.baselines.ranking import rank_cases, validate
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, leave_one_out
-from lcrec.errors import InputError
 from lcrec.planted import make_planted
 
 USERS, ITEMS = 6, 9

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lcrec import generate
-from lcrec.artifacts import find_data, read_json, write_json
+from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.errors import InputError
 from lcrec.data import leave_one_out, load_interactions
 from lcrec.ensemble import join_lists
-from lcrec.errors import InputError
 from lcrec.predictions import read_predictions
 from lcrec.recommender import Recommender
 from lcrec.tasks import TASKS

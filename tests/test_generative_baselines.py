@@ -14,9 +14,9 @@ from lcrec.baselines.p5cid import P5CID, P5CIDSettings, WholeWords
 from lcrec.baselines.ranking import rank_cases
 from lcrec.baselines.store import load_method, save_method
 from lcrec.baselines.tiger import TIGER, TIGERSettings
+from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions
 from lcrec.decoding import supports_shared_prefix
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 
 SMALL = {"dim": 32, "layers": 2, "heads": 2, "hidden": 64, "dropout": 0.0}

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import INDEX, PROVENANCE, read_json, write_json, write_provenance
-from lcrec.errors import InputError
+from lcrec.core.artifacts import INDEX, PROVENANCE, read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import write_provenance
 from lcrec.index import ITEM_TOKEN, ItemIndex, find_conflicts, number_shared, read_codes, token_name
 
 TOY = np.array([[0, 2], [1, 0], [0, 0]], dtype=np.int32)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from lcrec.artifacts import read_json
+from lcrec.core.artifacts import read_json
 from lcrec.data import Items
 from lcrec.index_page import index_page, print_verdict, write_index_report
 from lcrec.index_quality import measure_index

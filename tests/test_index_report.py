@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lcrec.artifacts import read_json, read_provenance, write_array, write_json, write_provenance
-from lcrec.errors import InputError
+from lcrec.core.artifacts import read_json, write_array, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.index import ItemIndex
 from lcrec.index_report import main
 from lcrec.quantize import main as quantize

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, require_paths
 from lcrec.rqvae import RQVAE
 

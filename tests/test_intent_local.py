@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lcrec.artifacts import read_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import read_json
+from lcrec.core.errors import InputError
 from lcrec.intent_local import LocalWriter
 from lcrec.intents import main
 from lcrec.tinylm import train_tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.intent_prompts import WORDINGS, IntentPrompts, read_intent_prompts
 from lcrec.prompts import PromptSet
 from lcrec.prompts_cli import main

@@ -12,9 +12,10 @@ from pathlib import Path
 import endpoint as fake
 import pytest
 
-from lcrec.artifacts import find_data, read_json, read_provenance
+from lcrec.core.artifacts import find_data, read_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.data import load_interactions, load_items
-from lcrec.errors import InputError
 from lcrec.intents import MEANS, IntentsConfig, estimate, main
 from lcrec.user_texts import load_user_texts
 

@@ -6,8 +6,8 @@ import torch
 from test_decoding import VOCAB, make_items, make_model, make_prompts, score_all
 
 from lcrec.beams import beam_search
+from lcrec.core.errors import InputError
 from lcrec.decoding import search
-from lcrec.errors import InputError
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
 from lcrec.loose_trie import LooseTrie

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lcrec.artifacts import write_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import write_json
+from lcrec.core.errors import InputError
 from lcrec.lsa import Lsa, fit_lsa
 
 TEXTS = ["red lamp", "red desk lamp", "office chair", "grey office chair", "woollen rug"]

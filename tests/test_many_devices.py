@@ -14,7 +14,7 @@ from accelerate.utils.launch import (
 )
 from safetensors.torch import load_file
 
-from lcrec.artifacts import read_provenance
+from lcrec.core.provenance import read_provenance
 from lcrec.metrics import ndcg_at_k
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender
@@ -116,7 +116,7 @@ def test_weights_shared_out_train_as_whole_ones(
 
 
 def test_a_base_in_few_bits_is_not_shared_out(recipe, finetune_words, tmp_path, monkeypatch):
-    from lcrec.errors import InputError
+    from lcrec.core.errors import InputError
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match=r"--quantize 4bit.*multi_gpu"):

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lcrec import merging
-from lcrec.artifacts import write_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import write_json
+from lcrec.core.errors import InputError
 from lcrec.merging import logits_of, main, probe_prompts
 from lcrec.modeling import load_base, load_checkpoint
 from lcrec.recommender import Recommender

@@ -16,7 +16,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.modeling import (
     STAGE,
     add_adapter,

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import sha256, write_json
+from lcrec.core.artifacts import write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import sha256
 from lcrec.data import Interactions, load_interactions, load_items
-from lcrec.errors import InputError
 from lcrec.metrics import measure_lists
 from lcrec.predictions import Prediction, Predictions, write_predictions
 

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.modeling import add_adapter, load_base
 from lcrec.plan import Shape, Work, load_shape, measure_shape, measure_work, memory, operations
 

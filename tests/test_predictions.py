@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lcrec.artifacts import provenance_path
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path
 from lcrec.predictions import (
     Prediction,
     read_predictions,

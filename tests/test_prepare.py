@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lcrec.prepare
-from lcrec.artifacts import PROVENANCE, read_json
+from lcrec.core.artifacts import PROVENANCE, read_json
+from lcrec.core.errors import InputError
 from lcrec.data import leave_one_out, load_interactions, load_items, load_split
-from lcrec.errors import InputError
 from lcrec.prepare import main
 from lcrec.reviews import Review, load_reviews
 
@@ -525,7 +525,9 @@ def test_a_disk_that_fills_up(tmp_path, shop):
     rows = [(f"u{u}", f"i{(u + k) % 300}", k) for u in range(300) for k in range(5)]
     write_csv(log, ("user", "item", "time"), rows)
     write_csv(items, ("item", "title"), [(f"i{i}", "x" * 9_000) for i in range(300)])
-    lines = "import resource, sys; from lcrec.errors import run_stage; import lcrec.data_folder\n"
+    lines = (
+        "import resource, sys; from lcrec.core.errors import run_stage; import lcrec.data_folder\n"
+    )
     lines += "from lcrec.prepare import main; made = lcrec.data_folder._write_items\n"
     lines += "def limited(*args):\n"
     lines += "    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); made(*args)\n"

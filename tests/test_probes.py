@@ -21,8 +21,8 @@ from lcrec.baselines.probes import (
     r_squared,
 )
 from lcrec.baselines.ranking import validate
+from lcrec.core.errors import InputError
 from lcrec.data import leave_one_out
-from lcrec.errors import InputError
 from lcrec.planted import make_planted
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items
-from lcrec.errors import InputError
 from lcrec.index import ITEM_TOKEN
 from lcrec.prompts import PromptSet, chat_template_faults, read_prompts
 from lcrec.prompts_cli import main

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.prompts import PromptSet
 from lcrec.prompts_cli import main
 from lcrec.tasks import TASKS

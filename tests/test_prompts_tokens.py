@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.prompts_cli import main

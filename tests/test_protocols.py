@@ -12,8 +12,8 @@ from lcrec.baselines.base import TrainingData
 from lcrec.baselines.popularity import Popularity
 from lcrec.baselines.protocols import random_split
 from lcrec.baselines.ranking import rank_cases, validate
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions
-from lcrec.errors import InputError
 from lcrec.predictions import read_predictions
 
 SEQUENCES = st.lists(

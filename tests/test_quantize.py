@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 import lcrec.quantize
 import lcrec.rqvae_training
-from lcrec.artifacts import read_json, read_provenance, write_array, write_json, write_provenance
-from lcrec.errors import InputError
+from lcrec.core.artifacts import read_json, write_array, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.index import ItemIndex
 from lcrec.indexers import INDEXERS, Indexing
 from lcrec.quantize import (

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import provenance_path, write_provenance
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.rank_fusion import (
     MOST_WEIGHTS,
@@ -17,7 +16,8 @@ from lcrec.baselines.rank_fusion import (
     pool,
     weight_grid,
 )
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.metrics import PAD, ndcg_at_k
 from lcrec.predictions import Prediction, read_predictions, write_predictions
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcrec.core.errors import InputError
 from lcrec.dataset import draw_rows, tokenise_rows
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender

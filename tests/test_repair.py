@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec import quantize
-from lcrec.artifacts import read_json, read_provenance, write_array, write_json
-from lcrec.errors import InputError
+from lcrec.core.artifacts import read_json, write_array, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.index import ItemIndex, find_conflicts
 from lcrec.repair import level_paths, mean_codebooks, repair_codes
 from lcrec.rqvae import RQVAE

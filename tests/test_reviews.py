@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from lcrec.core.errors import InputError
 from lcrec.data import load_interactions
-from lcrec.errors import InputError
 from lcrec.reviews import Review, load_reviews
 
 USERS = ["0", "ann", "o'b, x"]

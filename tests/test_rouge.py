@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.rouge import RougeL, words_of
 
 

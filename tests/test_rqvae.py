@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.rqvae import RQVAE, read_codebooks
 from lcrec.rqvae_training import explained_variance
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.run_folder import claim_output, latest_checkpoint, told_when_full
 
 

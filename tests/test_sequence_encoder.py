@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lcrec.baselines.encoder import Block, Encoder, Positions, allowed_keys, initialise
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 REAL = torch.tensor([[True, True, True, True], [True, True, False, False]])
 

@@ -14,8 +14,8 @@ from lcrec.baselines.sequences import (
     pad_histories,
     pad_in_front,
 )
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions
-from lcrec.errors import InputError
 
 # User "a" has 0 to 8, so that an item says where it stands.
 TRAIN = Interactions.from_sequences({"a": list(range(9)), "b": [0], "c": [4, 5]})

@@ -13,8 +13,8 @@ from lcrec.baselines.lightgcn import LightGCN, LightGCNSettings
 from lcrec.baselines.sequences import Batch, pad_histories
 from lcrec.baselines.sequential import SequentialBaseline
 from lcrec.baselines.store import load_method, save_method
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items
-from lcrec.errors import InputError
 
 FAMILY = ["sasrec", "bert4rec", "gru4rec", "fmlp", "caser", "hgn", "fdsa", "s3rec"]
 CAUSAL = ["sasrec", "gru4rec", "fdsa", "s3rec"]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcrec import serve
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 TOP = Path(__file__).parents[1]
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcrec.core.errors import InputError
 from lcrec.data import Items
 from lcrec.desk import Desk, RecommendRequest
-from lcrec.errors import InputError
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender
 from lcrec.service import create_app

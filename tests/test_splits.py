@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.artifacts import data_paths
+from lcrec.core.artifacts import data_paths
+from lcrec.core.errors import InputError
 from lcrec.data import leave_one_out, load_interactions, load_split
 from lcrec.data_parquet import write_lists
-from lcrec.errors import InputError
 from lcrec.splits import TEST, TRAIN, VALID, cold_parts, random_parts, time_parts
 
 

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec import synthetic
-from lcrec.artifacts import data_paths, fingerprint, read_json, read_provenance
+from lcrec.core.artifacts import data_paths, read_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import fingerprint, read_provenance
 from lcrec.data import leave_one_out, load_interactions, load_items
-from lcrec.errors import InputError
 from lcrec.synthetic import (
     NEED_CHANCES,
     TASTES,

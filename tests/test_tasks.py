@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions, Items, leave_one_out, load_interactions
-from lcrec.errors import InputError
 from lcrec.index import ITEM_TOKEN, ItemIndex
 from lcrec.tasks import (
     TASKS,

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcrec.tinylm
-from lcrec.artifacts import read_provenance, write_json
+from lcrec.core.artifacts import write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.data import Items
-from lcrec.errors import InputError
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.tinylm import build_model, collect_corpus, main, pretrain, train_tokenizer
 

@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
+from lcrec.core.errors import InputError
 from lcrec.data import Cases
 from lcrec.dataset import PromptEncoder, collate_left, draw_rows, tokenise_rows
-from lcrec.errors import InputError
 from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.modeling import add_adapter, load_base
 from lcrec.recommender import Recommender

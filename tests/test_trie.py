@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 from lcrec.trie import ItemTrie
 
 #            root

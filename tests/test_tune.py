@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from lcrec.artifacts import read_provenance
 from lcrec.baselines import __main__ as command
 from lcrec.baselines import tune
 from lcrec.baselines.cooccurrence import Cooccurrence
 from lcrec.baselines.itemknn import ItemKNN
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.evaluate import measure
 from lcrec.predictions import read_predictions
 

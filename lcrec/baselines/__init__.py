@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass
 
 from lcrec.baselines.base import Baseline
-from lcrec.errors import InputError, closest
+from lcrec.core.errors import InputError, closest
 
 __all__ = ["METHODS", "Method", "find_method"]
 

@@ -10,7 +10,7 @@ import importlib
 
 from lcrec.baselines import METHODS
 from lcrec.baselines.method_run import PROG, MethodRun
-from lcrec.errors import InputError, closest, run_stage
+from lcrec.core.errors import InputError, closest, run_stage
 
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
 COMMANDS: dict[str, tuple[str, str]] = {

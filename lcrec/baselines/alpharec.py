@@ -37,8 +37,8 @@ from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.baselines.vectors import VectorBaseline
-from lcrec.config import option
-from lcrec.errors import InputError
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lcrec.core.errors import InputError
 from lcrec.data import Items
-from lcrec.errors import InputError
 
 FIELDS = ("categories", "brand")
 

@@ -2,7 +2,7 @@
 
 Reads and writes nothing. To add a method, write one file with a class that fills in `fit` and
 `score`, and name it in `METHODS` in `lcrec/baselines/__init__.py`. What can be set of it stands in
-a frozen dataclass of its own, made with `lcrec.config.option`, and becomes flags of its command.
+a frozen dataclass of its own, made with `lcrec.core.config.option`, and becomes flags of its command.
 
 Public names: `Baseline`, `TrainingData`, `NoSettings`, `Need`, `positions`, `require_embeddings`.
 """
@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions, Items
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 
 Need = Literal["embeddings", "texts", "index"]

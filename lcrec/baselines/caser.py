@@ -25,7 +25,7 @@ from lcrec.baselines.sequential import (
     SequentialBaseline,
     Users,
 )
-from lcrec.config import option
+from lcrec.core.config import option
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
 from lcrec.baselines.graph import purchases
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 
 SPECTRAL_LEVELS = 6

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.artifacts import is_current, provenance_path, write_json, write_provenance
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.cold_split import ColdSplit, draw_cold, renumber
 from lcrec.baselines.inputs import input_files, load_inputs
 from lcrec.baselines.ranking import ranked_matrix
 from lcrec.baselines.settings import default_device, parse_entries
-from lcrec.config import config_dict, option, parse_config
-from lcrec.errors import InputError
+from lcrec.core.artifacts import write_json
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import is_current, provenance_path, write_provenance
 from lcrec.metrics import PAD, ndcg_at_k, recall_at_k, summarise
 
 PROG = "python -m lcrec.baselines cold"

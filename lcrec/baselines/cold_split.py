@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lcrec.baselines.base import TrainingData
+from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions, Items, Split, leave_one_out
-from lcrec.errors import InputError
 from lcrec.metrics import PAD
 
 

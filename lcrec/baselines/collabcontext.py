@@ -35,8 +35,8 @@ from lcrec.baselines.losses import alignment, uniformity
 from lcrec.baselines.ranking import validator
 from lcrec.baselines.stopping import Step, TrainingLog, train_epochs
 from lcrec.baselines.vectors import VectorBaseline, dot_scores
-from lcrec.config import option
-from lcrec.errors import InputError
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
 
 Phase = Literal["items tutor", "users tutor", "both at once"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import read_provenance
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
 from lcrec.predictions import Predictions, read_predictions, require_comparable
 
 

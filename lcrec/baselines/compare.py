@@ -18,14 +18,6 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.artifacts import (
-    atomic_path,
-    find_data,
-    provenance_path,
-    require_same_input,
-    write_json,
-    write_provenance,
-)
 from lcrec.baselines import METHODS
 from lcrec.baselines.base import positions
 from lcrec.baselines.comparison import Entry, compare_entries, read_entry
@@ -36,9 +28,11 @@ from lcrec.baselines.protocols import PROTOCOLS
 from lcrec.baselines.ranking import excluded
 from lcrec.baselines.settings import MethodEntry, parse_entries
 from lcrec.baselines.training_runs import carry_out, plan_runs, taken
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import atomic_path, find_data, write_json
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.data import Cases
-from lcrec.errors import InputError
 from lcrec.predictions import Predictions
 
 STAGE = f"{PROG} compare"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from lcrec.report import (
+from lcrec.core.report import (
     SERIES,
     Block,
     Heading,

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.artifacts import write_json, write_provenance
 from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.inputs import load_inputs
 from lcrec.baselines.settings import default_device
-from lcrec.config import config_dict, option, parse_config
-from lcrec.errors import InputError
+from lcrec.core.artifacts import write_json
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import write_provenance
 
 COMMAND = "python -m lcrec.baselines convergence"
 WITHIN = 0.01

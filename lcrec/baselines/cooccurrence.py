@@ -19,7 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from lcrec.baselines.base import Baseline, TrainingData
-from lcrec.config import option
+from lcrec.core.config import option
 
 
 @dataclass(frozen=True)

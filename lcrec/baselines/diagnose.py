@@ -14,19 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.artifacts import (
-    find_data,
-    provenance_path,
-    require_same_input,
-    write_json,
-    write_provenance,
-)
 from lcrec.baselines.base import positions
 from lcrec.baselines.comparable import lists_of, read_comparable
 from lcrec.baselines.diagnostics import GROUPS, compare_lists
 from lcrec.baselines.inputs import load_inputs
-from lcrec.config import option, parse_config
-from lcrec.errors import InputError
+from lcrec.core.artifacts import find_data, write_json
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.metrics import PAD
 
 COMMAND = "python -m lcrec.baselines diagnose"

@@ -24,8 +24,8 @@ from scipy import linalg
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.graph import purchases
 from lcrec.baselines.histories import history_rows
-from lcrec.config import option
-from lcrec.errors import InputError
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
 
 COPIES = 3  # of [items, items] float32 at the peak: G and its inverse, one of them mirrored
 

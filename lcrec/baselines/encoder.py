@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 EPSILON = 1e-12  # of the layer norms, as in BERT and RecBole
 DEVIATION = 0.02  # of the normal distribution that weights are drawn from, likewise

@@ -21,7 +21,7 @@ from lcrec.baselines.encoder import DEVIATION, EPSILON, Positions, initialise
 from lcrec.baselines.losses import NextItemLoss
 from lcrec.baselines.sequences import Batch, pad_in_front
 from lcrec.baselines.sequential import SequenceNetwork, SequenceSettings, SequentialBaseline
-from lcrec.config import option
+from lcrec.core.config import option
 
 
 @dataclass(frozen=True)

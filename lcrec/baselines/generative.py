@@ -24,10 +24,10 @@ from transformers import T5Config, T5ForConditionalGeneration, get_scheduler
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.ranking import validator
 from lcrec.baselines.stopping import Step, train_epochs
-from lcrec.config import option
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions
 from lcrec.decoding import search
-from lcrec.errors import InputError
 from lcrec.index import ItemIndex
 from lcrec.trie import ItemTrie
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.artifacts import EMBEDDINGS, find_data, read_array, require_same_input
 from lcrec.baselines.base import Need, TrainingData
+from lcrec.core.artifacts import EMBEDDINGS, find_data, index_path, read_array
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import require_same_input
 from lcrec.data import (
     Interactions,
     Split,
@@ -22,8 +24,7 @@ from lcrec.data import (
     load_interactions,
     load_items,
 )
-from lcrec.errors import InputError
-from lcrec.index import ItemIndex, find_conflicts, index_path, number_shared, read_codes
+from lcrec.index import ItemIndex, find_conflicts, number_shared, read_codes
 
 
 @dataclass(frozen=True)

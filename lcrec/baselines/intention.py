@@ -20,16 +20,17 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.artifacts import find_data, is_current, read_jsonl, write_provenance
 from lcrec.baselines.alpharec import AlphaRec, AlphaRecSettings
 from lcrec.baselines.base import positions
 from lcrec.baselines.inputs import input_files, load_inputs
 from lcrec.baselines.ranking import rank_cases
 from lcrec.baselines.settings import default_device, method_settings
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.artifacts import find_data, read_jsonl
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data import Cases, load_interactions
 from lcrec.encoders import Encoder, encoder_of
-from lcrec.errors import InputError
 from lcrec.metrics import METRICS, measure_lists
 from lcrec.predictions import (
     Prediction,

@@ -23,7 +23,7 @@ from scipy import sparse
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.graph import purchases
 from lcrec.baselines.histories import history_rows
-from lcrec.config import option
+from lcrec.core.config import option
 
 ITEMS_AT_ONCE = 2048  # whose similarities to all others are in memory before they are cut
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from lcrec.artifacts import is_current, read_provenance, write_provenance
 from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.inputs import input_files, load_inputs
@@ -29,7 +28,8 @@ from lcrec.baselines.settings import (
     settings_files,
 )
 from lcrec.baselines.store import fit_and_measure, fit_once, is_saved
-from lcrec.config import config_dict, option
+from lcrec.core.config import config_dict, option
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data import Cases
 from lcrec.predictions import Prediction, require_predictions_path, write_predictions
 

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.cid import collaborative_index
 from lcrec.baselines.generative import GenerativeBaseline, GenerativeSettings
-from lcrec.config import option
-from lcrec.errors import InputError
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
 from lcrec.index import ItemIndex
 
 QUESTION = "What will the user buy next?"

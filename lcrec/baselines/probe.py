@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from lcrec.artifacts import EMBEDDINGS, provenance_path, read_array, write_json, write_provenance
 from lcrec.baselines.inputs import load_inputs
 from lcrec.baselines.store import WEIGHTS
-from lcrec.config import config_dict, option, parse_config
-from lcrec.errors import InputError, closest
+from lcrec.core.artifacts import EMBEDDINGS, read_array, write_json
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError, closest
+from lcrec.core.provenance import provenance_path, write_provenance
 
 COMMAND = "python -m lcrec.baselines probe"
 TEST_SHARE = 0.2

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions, Split, leave_one_out
-from lcrec.errors import InputError
 from lcrec.metrics import PAD
 
 SEED = 0  # of the one random split, so that whatever is run on it can be compared

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from lcrec.baselines.base import TrainingData, positions
+from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions
-from lcrec.errors import InputError
 from lcrec.metrics import PAD, ndcg_at_k
 from lcrec.predictions import top_items
 

@@ -39,7 +39,7 @@ from lcrec.baselines.sasrec import SASRecNetwork, SASRecSettings
 from lcrec.baselines.sequences import Batch, SequenceBatches
 from lcrec.baselines.sequential import LENGTHS, SequentialBaseline
 from lcrec.baselines.stopping import Step, TrainingLog, train_epochs
-from lcrec.config import option
+from lcrec.core.config import option
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Reads and writes nothing. Public names: `NegativeSampler`.
 import numpy as np
 from scipy import sparse
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 
 class NegativeSampler:

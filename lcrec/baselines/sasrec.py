@@ -21,7 +21,7 @@ from lcrec.baselines.sequential import (
     SequenceSettings,
     SequentialBaseline,
 )
-from lcrec.config import option
+from lcrec.core.config import option
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions
-from lcrec.errors import InputError
 
 
 @dataclass(frozen=True)

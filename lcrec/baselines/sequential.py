@@ -23,7 +23,7 @@ from lcrec.baselines.ranking import validator
 from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sequences import Batch, SequenceBatches, pad_histories
 from lcrec.baselines.stopping import Step, train_epochs
-from lcrec.config import option
+from lcrec.core.config import option
 
 ExampleForm = Literal["prefixes", "windows"]
 LENGTHS = 4  # groups that a batch's histories are read in, so that short ones are not padded to 20

@@ -15,8 +15,8 @@ from typing import Any
 
 from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
-from lcrec.config import option, parse_config
-from lcrec.errors import InputError
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import InputError
 
 
 def method_config(

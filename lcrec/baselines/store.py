@@ -12,17 +12,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lcrec.artifacts import (
-    PROVENANCE,
-    atomic_path,
-    fingerprint,
-    is_current,
-    read_provenance,
-    write_provenance,
-)
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.memory import peak_mb
-from lcrec.errors import InputError
+from lcrec.core.artifacts import PROVENANCE, atomic_path
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
 
 WEIGHTS = "method.safetensors"
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lcrec.baselines.base import Baseline, Need, TrainingData, require_embeddings
 from lcrec.baselines.histories import history_rows
-from lcrec.config import option
+from lcrec.core.config import option
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 from lcrec.baselines.method_run import MethodRun
 from lcrec.baselines.settings import MethodEntry
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 LOG = "log.txt"
 
@@ -194,7 +194,7 @@ def _train(run: Run, jobs: int) -> str | None:
     if process.returncode == 0:
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    # What a person gave and cannot be used (see `lcrec.errors.run_stage`) explains itself.
+    # What a person gave and cannot be used (see `lcrec.core.errors.run_stage`) explains itself.
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if process.returncode == 2 and said:
         return said[-1]

@@ -14,14 +14,14 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from lcrec.artifacts import is_current, read_provenance, write_provenance
 from lcrec.baselines.alpharec import AlphaRec, AlphaRecSettings
 from lcrec.baselines.inputs import input_files, load_inputs
 from lcrec.baselines.ranking import rank_cases
 from lcrec.baselines.settings import default_device, method_settings
-from lcrec.config import config_dict, option, parse_config
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data import Cases
-from lcrec.errors import InputError
 from lcrec.predictions import Prediction, require_predictions_path, write_predictions
 
 COMMAND = "python -m lcrec.baselines transfer"

@@ -35,9 +35,9 @@ from lcrec.baselines.sequences import pad_histories
 from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.baselines.tssr_content import Content, FixedVectors, load_texts
 from lcrec.baselines.tssr_losses import item_contrast, masked_mean, user_contrast
-from lcrec.config import option
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
 from lcrec.data import Interactions
-from lcrec.errors import InputError
 
 USER_TEMPERATURE = 0.2
 SCALE_AT_START = 1e-8

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lcrec.errors import InputError
+from lcrec.core.errors import InputError
 
 ITEMS_AT_ONCE = 256
 

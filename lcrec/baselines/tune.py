@@ -20,7 +20,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lcrec.artifacts import is_current, read_provenance, write_json, write_provenance
 from lcrec.baselines import METHODS, find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.inputs import Inputs, input_files, load_inputs
@@ -31,8 +30,10 @@ from lcrec.baselines.settings import (
     parse_method_config,
     settings_files,
 )
-from lcrec.config import config_dict, option
-from lcrec.errors import InputError
+from lcrec.core.artifacts import write_json
+from lcrec.core.config import config_dict, option
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.metrics import hit_at_k, ndcg_at_k
 
 COMMAND = "python -m lcrec.baselines tune"

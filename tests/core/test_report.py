@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import matplotlib
 import pytest
 
-from lcrec.report import (
+from lcrec.core.report import (
     PALETTE,
     QUIET,
     SERIES,

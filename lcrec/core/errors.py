@@ -4,8 +4,6 @@
 message names the file or flag, the value seen and the remedy. `run_stage` turns it, and a path that
 cannot be written to, into one line on standard error and exit status 2, so that no user reads a
 traceback for a typing mistake.
-
-Public names: `InputError`, `run_stage`, `closest`.
 """
 
 import difflib

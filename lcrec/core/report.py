@@ -4,9 +4,6 @@
 figures. The page loads nothing from elsewhere, needs no script, fits a phone, and follows the
 reader's light or dark setting: the pictures too, since each colour in them is a variable of the
 page. All text is escaped.
-
-Public names: `Heading`, `Paragraph`, `Table`, `Picture`, `Finding`, `Verdict`, `Grade`, `Block`,
-`SERIES`, `QUIET`, `draw_svg`, `render_page`.
 """
 
 import io

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.config import config_dict, option, parse_config, read_yaml, refuse_settings
-from lcrec.errors import InputError, closest, run_stage
+from lcrec.core.config import config_dict, option, parse_config, read_yaml, refuse_settings
+from lcrec.core.errors import InputError, closest, run_stage
 
 
 @dataclass(frozen=True)

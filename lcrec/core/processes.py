@@ -1,8 +1,6 @@
 """The processes that share the work of a stage, from its start to its end.
 
 torchrun and `accelerate launch` start them; a stage that was started by itself is one process.
-
-Public names: `processes`.
 """
 
 import gc

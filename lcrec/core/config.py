@@ -3,8 +3,6 @@
 Each stage's dataclass stands in the stage's own module, so an option is changed in one place.
 Here is what reads them: `--config FILE.yaml` first, then flags, which win. An unknown key, a wrong
 type or a value outside the choices is an `InputError` that names file, line and key.
-
-Public names: `option`, `parse_config`, `config_dict`, `refuse_settings`, `read_yaml`.
 """
 
 import argparse
@@ -16,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from lcrec.errors import InputError, closest
+from lcrec.core.errors import InputError, closest
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING

@@ -12,26 +12,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec import artifacts
-from lcrec.artifacts import (
+from lcrec.core import artifacts, provenance
+from lcrec.core.artifacts import (
     PROVENANCE,
     atomic_path,
     find_data,
-    fingerprint,
-    is_current,
-    provenance_path,
     read_array,
     read_json,
     read_jsonl,
-    read_provenance,
-    require_same_input,
-    sha256,
     write_array,
     write_json,
     write_jsonl,
+)
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import (
+    fingerprint,
+    is_current,
+    provenance_path,
+    read_provenance,
+    require_same_input,
+    sha256,
     write_provenance,
 )
-from lcrec.errors import InputError
 
 STAGE = "python -m lcrec.toy"
 JSON_VALUES = st.recursive(
@@ -161,7 +163,7 @@ def test_a_killed_process_leaves_the_old_file_and_no_data_set(tmp_path):
     script = """
         import sys, time
         from pathlib import Path
-        from lcrec.artifacts import atomic_path
+        from lcrec.core.artifacts import atomic_path
         with atomic_path(Path(sys.argv[1])) as temporary:
             temporary.write_text("{")
             print("writing", flush=True)
@@ -379,7 +381,7 @@ def test_is_current(made, monkeypatch):
     assert not is_current(folder, STAGE, config, {**inputs, "prompts": source})
     assert not is_current(folder, STAGE, config, {"item": source.parent / "gone"})
     assert not is_current(source.parent, STAGE, config, inputs)
-    monkeypatch.setattr(artifacts, "__version__", "99.0")
+    monkeypatch.setattr(provenance, "__version__", "99.0")
     assert not is_current(folder, STAGE, config, inputs)
 
 
