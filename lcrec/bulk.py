@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from lcrec.core.artifacts import atomic_path, read_json, write_json, write_jsonl
 from lcrec.core.errors import InputError
-from lcrec.ensemble import join_lists
 from lcrec.leaf_filter import LeafFilter
-from lcrec.predictions import Prediction, write_predictions
 from lcrec.prompts import Template
+from lcrec.rankings.fusion import join_lists
+from lcrec.rankings.predictions import Prediction, write_predictions
 from lcrec.recommender import Recommender
 
 ENSEMBLE = "ensemble"  # the template id of joint lists
@@ -170,7 +170,7 @@ def _rank_part(recommender: Recommender, demand: Demand, first: int, end: int, b
 
 
 def write_split_part(path: Path, part: Part, users: list[str], targets: np.ndarray) -> None:
-    """Write a part of a split in the form of `lcrec.predictions`."""
+    """Write a part of a split in the form of `lcrec.rankings.predictions`."""
     write_predictions(
         path,
         (

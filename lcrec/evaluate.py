@@ -6,12 +6,12 @@ Three more commands judge what the tasks taught a checkpoint, each in a module o
     python -m lcrec.evaluate search --help     items for what a customer looks for
     python -m lcrec.evaluate language --help   titles, descriptions and preferences in words
 
-Reads one or more `predictions.jsonl` (see `lcrec.predictions`) that answer for the same users and
+Reads one or more `predictions.jsonl` (see `lcrec.rankings.predictions`) that answer for the same users and
 targets; prints a table; writes `metrics.json`:
 {"users", "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
 {metric: {"mean", "low", "high"}}, "templates": {template_id: {metric: mean over users}},
 "across_templates": {metric: {"mean", "min", "max"}} or null}}}. The metrics are `METRICS` of
-`lcrec.metrics`, or `METRICS_OF_SEVERAL` where a user has several targets.
+`lcrec.rankings.metrics`, or `METRICS_OF_SEVERAL` where a user has several targets.
 
 Where users were asked in several wordings, a user's value is the mean over the templates.
 
@@ -30,7 +30,7 @@ from lcrec.core.artifacts import write_json
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.core.provenance import provenance_path, write_provenance
-from lcrec.metrics import (
+from lcrec.rankings.metrics import (
     LEVEL,
     METRICS,
     METRICS_OF_SEVERAL,
@@ -38,7 +38,7 @@ from lcrec.metrics import (
     measure_lists,
     summarise_all,
 )
-from lcrec.predictions import Predictions, read_predictions, require_comparable
+from lcrec.rankings.predictions import Predictions, read_predictions, require_comparable
 
 PROG = "python -m lcrec.evaluate"
 NO_TEMPLATE = "(no template)"

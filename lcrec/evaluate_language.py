@@ -35,7 +35,7 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
-from lcrec.metrics import summarise
+from lcrec.rankings.metrics import summarise
 from lcrec.recommender import Recommender
 from lcrec.rouge import RougeL
 from lcrec.tasks import TASKS, Record, history_record, mixed_record, plain_text

@@ -35,8 +35,8 @@ from lcrec.judging import (
     write_result,
 )
 from lcrec.leaf_filter import LeafFilter
-from lcrec.metrics import summarise
 from lcrec.negatives import at_random, bought_alike, similar_in_text
+from lcrec.rankings.metrics import summarise
 from lcrec.tasks import mixed_record
 from lcrec.templates import Template
 

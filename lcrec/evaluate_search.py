@@ -31,7 +31,7 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
-from lcrec.metrics import measure_lists, summarise
+from lcrec.rankings.metrics import measure_lists, summarise
 from lcrec.tasks import Record, search_record
 from lcrec.templates import Template
 

@@ -51,8 +51,8 @@ from lcrec.data import Cases, Interactions, Items, leave_one_out, load_interacti
 from lcrec.modeling import DTYPES
 from lcrec.new_items import require_same_catalogue
 from lcrec.one_request import Wish, answer_wish, show_examples
-from lcrec.predictions import require_predictions_path
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
+from lcrec.rankings.predictions import require_predictions_path
 from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.generate"

@@ -14,8 +14,8 @@ from lcrec.core.artifacts import find_data, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.data import Split, leave_one_out, load_interactions, load_items
-from lcrec.metrics import LEVEL, SAMPLES
 from lcrec.modeling import DTYPES
+from lcrec.rankings.metrics import LEVEL, SAMPLES
 from lcrec.recommender import Recommender
 from lcrec.tasks import TaskData
 from lcrec.user_texts import load_user_texts
@@ -90,7 +90,7 @@ def format_values(rows: dict[str, dict[str, Summary | None]], heading: str) -> s
     """Return a table: two lines per row, the values and below them their intervals.
 
     Args:
-        rows: {label: {column: result of `lcrec.metrics.summarise`, None where there is none}}.
+        rows: {label: {column: result of `lcrec.rankings.metrics.summarise`, None where there is none}}.
         heading: what stands above the labels.
     """
     columns = list(next(iter(rows.values())))

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lcrec.data import Cases, Items
-from lcrec.ensemble import join_lists
-from lcrec.predictions import read_predictions
 from lcrec.prompts import Template
+from lcrec.rankings.fusion import join_lists
+from lcrec.rankings.predictions import read_predictions
 from lcrec.recommender import Recommender
 
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from lcrec.core.artifacts import find_data
 from lcrec.core.provenance import require_same_input
 from lcrec.data import Cases, leave_one_out, load_interactions, load_items
-from lcrec.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.modeling import STAGE
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
+from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.recommender import Recommender
 from lcrec.templates import Template
 

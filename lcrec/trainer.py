@@ -36,9 +36,9 @@ from lcrec.core.errors import InputError
 from lcrec.data import Cases
 from lcrec.dataset import IGNORED
 from lcrec.index import ItemIndex
-from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.new_rows import show_frozen_weights
 from lcrec.prompts import PromptSet
+from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 from lcrec.recommender import Recommender
 from lcrec.run_folder import ASIDE, publish_checkpoint, told_when_full
 from lcrec.tasks import TASKS

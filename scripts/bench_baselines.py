@@ -43,8 +43,8 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.data import Cases, Interactions, Split, leave_one_out
 from lcrec.decoding import search
 from lcrec.generation import generate_search
-from lcrec.metrics import measure_lists, summarise_all
-from lcrec.predictions import Prediction, read_predictions, write_predictions
+from lcrec.rankings.metrics import measure_lists, summarise_all
+from lcrec.rankings.predictions import Prediction, read_predictions, write_predictions
 from lcrec.trie import ItemTrie
 
 USERS, ITEMS = 25_000, 10_000  # Amazon 2018 Musical Instruments has 24,772 and 9,922

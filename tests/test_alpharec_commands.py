@@ -10,7 +10,7 @@ from lcrec.baselines.__main__ import main
 from lcrec.core.artifacts import write_array
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, write_provenance
-from lcrec.predictions import read_predictions
+from lcrec.rankings.predictions import read_predictions
 
 SMALL = ["--hidden", "8", "--dim", "8", "--epochs", "2", "--negatives", "8", "--every", "1"]
 LSA = ["--fields", "title", "--lsa-dim", "6"]

@@ -24,7 +24,7 @@ from lcrec.core.provenance import provenance_path
 from lcrec.data import Cases, Interactions, Items, leave_one_out
 from lcrec.evaluate import measure
 from lcrec.index import ItemIndex
-from lcrec.predictions import read_predictions
+from lcrec.rankings.predictions import read_predictions
 
 SHARED = Path(os.environ.get("LCREC_SHARED") or Path(__file__).parents[2] / "shared")
 OFFICE = SHARED / "data" / "Office"

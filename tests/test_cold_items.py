@@ -14,7 +14,7 @@ from lcrec.core.artifacts import read_array, read_json
 from lcrec.core.errors import InputError
 from lcrec.data import load_interactions, load_items
 from lcrec.index import ItemIndex
-from lcrec.predictions import read_predictions
+from lcrec.rankings.predictions import read_predictions
 
 TOP = Path(__file__).parents[1]
 COLD = 12  # of 48 items

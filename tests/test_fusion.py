@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.diagnostics import compare_lists
 from lcrec.baselines.fusion import (
     FusedNetwork,
     Fusion,
@@ -25,6 +24,7 @@ from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.core.errors import InputError
 from lcrec.data import Interactions, leave_one_out
 from lcrec.planted import make_planted
+from lcrec.rankings.overlap import compare_lists
 
 USERS, ITEMS = 6, 9
 

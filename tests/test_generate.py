@@ -10,8 +10,8 @@ from lcrec import generate
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.data import leave_one_out, load_interactions
-from lcrec.ensemble import join_lists
-from lcrec.predictions import read_predictions
+from lcrec.rankings.fusion import join_lists
+from lcrec.rankings.predictions import read_predictions
 from lcrec.recommender import Recommender
 from lcrec.tasks import TASKS
 

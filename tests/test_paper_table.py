@@ -17,8 +17,8 @@ from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import sha256
 from lcrec.data import Interactions, load_interactions, load_items
-from lcrec.metrics import measure_lists
-from lcrec.predictions import Prediction, Predictions, write_predictions
+from lcrec.rankings.metrics import measure_lists
+from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 
 TOP = Path(__file__).parents[1]
 ROAD = TOP / "recipes" / "lcrec_paper.sh"

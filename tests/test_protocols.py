@@ -14,7 +14,7 @@ from lcrec.baselines.protocols import random_split
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.core.errors import InputError
 from lcrec.data import Interactions
-from lcrec.predictions import read_predictions
+from lcrec.rankings.predictions import read_predictions
 
 SEQUENCES = st.lists(
     st.lists(st.integers(0, 40), min_size=1, max_size=60), min_size=1, max_size=5

@@ -12,8 +12,8 @@ from trl import SFTConfig
 from lcrec.core.errors import InputError
 from lcrec.data import Cases
 from lcrec.dataset import PromptEncoder, collate_left, draw_rows, tokenise_rows
-from lcrec.metrics import hit_at_k, ndcg_at_k
 from lcrec.modeling import add_adapter, load_base
+from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 from lcrec.recommender import Recommender
 from lcrec.run_folder import latest_checkpoint
 from lcrec.tasks import TaskData

@@ -12,7 +12,7 @@ from lcrec.baselines.itemknn import ItemKNN
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.evaluate import measure
-from lcrec.predictions import read_predictions
+from lcrec.rankings.predictions import read_predictions
 
 # Item 4 follows item 1 and item 5 follows item 2, for whoever is asked on validation.
 SHOP = {f"u{user}": [0, 1 + user % 2, 4 + user % 2, 3, 6] for user in range(6)}

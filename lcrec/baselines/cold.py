@@ -30,7 +30,7 @@ from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, provenance_path, write_provenance
-from lcrec.metrics import PAD, ndcg_at_k, recall_at_k, summarise
+from lcrec.rankings.metrics import PAD, ndcg_at_k, recall_at_k, summarise
 
 PROG = "python -m lcrec.baselines cold"
 TOP = 10

@@ -14,7 +14,7 @@ import numpy as np
 from lcrec.baselines.base import TrainingData
 from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions, Items, Split, leave_one_out
-from lcrec.metrics import PAD
+from lcrec.rankings.metrics import PAD
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from lcrec.baselines import METHODS
 from lcrec.baselines.base import positions
-from lcrec.baselines.comparison import Entry, compare_entries, read_entry
 from lcrec.baselines.inputs import Inputs, load_inputs
 from lcrec.baselines.memory import most
 from lcrec.baselines.method_run import PROG
@@ -33,7 +32,8 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.data import Cases
-from lcrec.predictions import Predictions
+from lcrec.rankings.comparison import Entry, compare_entries, read_entry
+from lcrec.rankings.predictions import Predictions
 
 STAGE = f"{PROG} compare"
 ALL = "all"
@@ -235,7 +235,7 @@ def _write(
     config: CompareConfig, figures: dict[str, Any], inputs: Inputs, files: Mapping[str, Path]
 ) -> None:
     # Late: drawing costs a second that an error should not wait for.
-    from lcrec.baselines.comparison_page import comparison_markdown, comparison_page
+    from lcrec.rankings.comparison_page import comparison_markdown, comparison_page
 
     table = comparison_markdown(figures)
     for name, text in (("md", table), ("html", comparison_page(figures))):

@@ -2,7 +2,7 @@
 
 Reads two predictions files that answer for the same users and targets, and the data folder, whose
 train sequences tell how popular an item is; prints a table; writes {"a", "b", "k": {K: figures}}
-with --output (the figures of `lcrec.baselines.diagnostics.compare_lists`). Files of methods that
+with --output (the figures of `lcrec.rankings.overlap.compare_lists`). Files of methods that
 were trained apart tell whether the methods complement each other.
 
 Public names: `DiagnoseConfig`, `format_comparison`, `main`.
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from lcrec.baselines.base import positions
-from lcrec.baselines.comparable import lists_of, read_comparable
-from lcrec.baselines.diagnostics import GROUPS, compare_lists
 from lcrec.baselines.inputs import load_inputs
 from lcrec.core.artifacts import find_data, write_json
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
-from lcrec.metrics import PAD
+from lcrec.rankings.comparison import lists_of, read_comparable
+from lcrec.rankings.metrics import PAD
+from lcrec.rankings.overlap import GROUPS, compare_lists
 
 COMMAND = "python -m lcrec.baselines diagnose"
 

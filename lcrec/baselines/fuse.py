@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from lcrec.baselines.comparable import lists_of, read_comparable
-from lcrec.baselines.rank_fusion import MOST_WEIGHTS, best_weights, fuse, pool, weight_grid
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.metrics import ndcg_at_k
-from lcrec.predictions import (
+from lcrec.rankings.comparison import lists_of, read_comparable
+from lcrec.rankings.fusion import MOST_WEIGHTS, best_weights, fuse, pool, weight_grid
+from lcrec.rankings.metrics import ndcg_at_k
+from lcrec.rankings.predictions import (
     Prediction,
     Predictions,
     require_predictions_path,

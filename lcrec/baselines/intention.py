@@ -31,8 +31,8 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data import Cases, load_interactions
 from lcrec.encoders import Encoder, encoder_of
-from lcrec.metrics import METRICS, measure_lists
-from lcrec.predictions import (
+from lcrec.rankings.metrics import METRICS, measure_lists
+from lcrec.rankings.predictions import (
     Prediction,
     read_predictions,
     require_predictions_path,

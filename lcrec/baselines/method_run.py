@@ -1,7 +1,7 @@
 """One run of one method: from the words of its command to a predictions file.
 
 Reads a data folder, and embeddings or an index for the methods that need them; writes
-`predictions.jsonl` (the form of `lcrec.predictions`) with the users and targets of the chosen
+`predictions.jsonl` (the form of `lcrec.rankings.predictions`) with the users and targets of the chosen
 split, and its provenance beside it, which tells what the run cost.
 
 Public names: `BaselineConfig`, `MethodRun`, `PROG`.
@@ -31,7 +31,7 @@ from lcrec.baselines.store import fit_and_measure, fit_once, is_saved
 from lcrec.core.config import config_dict, option
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data import Cases
-from lcrec.predictions import Prediction, require_predictions_path, write_predictions
+from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
 
 PROG = "python -m lcrec.baselines"
 

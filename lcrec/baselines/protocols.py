@@ -13,7 +13,7 @@ import numpy as np
 
 from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions, Split, leave_one_out
-from lcrec.metrics import PAD
+from lcrec.rankings.metrics import PAD
 
 SEED = 0  # of the one random split, so that whatever is run on it can be compared
 

@@ -17,8 +17,8 @@ import numpy as np
 from lcrec.baselines.base import TrainingData, positions
 from lcrec.core.errors import InputError
 from lcrec.data import Cases, Interactions
-from lcrec.metrics import PAD, ndcg_at_k
-from lcrec.predictions import top_items
+from lcrec.rankings.metrics import PAD, ndcg_at_k
+from lcrec.rankings.predictions import top_items
 
 SCORES_AT_ONCE = 2**22  # 16 MB, and a few times that while they are ranked
 

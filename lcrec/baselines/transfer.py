@@ -22,7 +22,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data import Cases
-from lcrec.predictions import Prediction, require_predictions_path, write_predictions
+from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
 
 COMMAND = "python -m lcrec.baselines transfer"
 

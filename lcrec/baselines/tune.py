@@ -34,7 +34,7 @@ from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.metrics import hit_at_k, ndcg_at_k
+from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
 COMMAND = "python -m lcrec.baselines tune"
 TUNE = "tune.json"

@@ -1,9 +1,9 @@
 """The figures of a comparison: every method on the same users, judged by the same measures.
 
 Reads predictions files; writes nothing. The figures are one JSON object, from which the table and
-the page are made (`lcrec.baselines.comparison_page`).
+the page are made (`lcrec.rankings.comparison_page`).
 
-Public names: `Entry`, `read_entry`, `compare_entries`, `METRICS_COMPARED`, `FIRST`, `CUT`.
+Predictions files of the same users and targets, read to be set against each other.
 """
 
 import itertools
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.baselines.diagnostics import GROUPS, compare_lists, popularity_groups
-from lcrec.metrics import (
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
+from lcrec.rankings.metrics import (
     LEVEL,
     METRICS_OF_SEVERAL,
     PAD,
@@ -25,7 +26,8 @@ from lcrec.metrics import (
     paired_bootstrap,
     summarise_all,
 )
-from lcrec.predictions import Predictions, read_predictions, require_comparable
+from lcrec.rankings.overlap import GROUPS, compare_lists, popularity_groups
+from lcrec.rankings.predictions import Predictions, read_predictions, require_comparable
 
 # By protocol; of each the metric that methods are ordered by and its companion.
 METRICS_COMPARED: dict[str, tuple[str, ...]] = {
@@ -127,7 +129,7 @@ def compare_entries(
         (over users, of the mean over seeds), `by_seed`}, `groups` {group: {metric: mean or None}},
         `against` {metric: `difference`, `low`, `high`, `p`, `p_holm`} (None for the reference),
         `seconds`, `peak_mb`, `training`}, best first; `groups` {group: `items`, `users`}; `pairs`
-        [{`a`, `b` and the figures of `lcrec.baselines.diagnostics.compare_lists`}], of the first
+        [{`a`, `b` and the figures of `lcrec.rankings.overlap.compare_lists`}], of the first
         run and wording of each, lists cut at `PAIR_CUT`.
     """
     metrics, first = METRICS_COMPARED[protocol], FIRST[protocol]
@@ -191,7 +193,7 @@ def compare_entries(
 def item_groups(popularity: np.ndarray) -> dict[str, np.ndarray]:
     """Return which items are in each group, bool [items], by how often train has them.
 
-    The groups of `lcrec.baselines.diagnostics`, which part the catalogue; and the items that train
+    The groups of `lcrec.rankings.overlap`, which part the catalogue; and the items that train
     does not have, `new`, apart from those that it has, `known`.
     """
     places = popularity_groups(popularity)
@@ -245,3 +247,56 @@ def _test_against(
         adjusted = holm([test["p"] for test in found])
         for name, test, p in zip(others, found, adjusted, strict=True):
             methods[name]["against"][metric] = test | {"p_holm": p}
+
+
+def read_comparable(files: Sequence[Path]) -> list[Predictions]:
+    """Read predictions files that answer for the same users and targets of the same data.
+
+    Returns:
+        one per file, all with the users of the first in its order.
+
+    Raises:
+        InputError: a file is damaged, or two differ in users or targets, or, where they have
+            sidecars, in the split or in the hash of the sequences that they were made from.
+    """
+    records = [_made_from(path) for path in files]
+    for path, record in zip(files[1:], records[1:], strict=True):
+        for what, value in record.items():
+            if records[0].get(what, value) != value:
+                raise InputError(
+                    f"{files[0]} and {path} come from different {what} ({records[0][what][:12]} "
+                    f"and {value[:12]}); give files made from the same --data and the same --split"
+                )
+    read = [read_predictions(path) for path in files]
+    require_comparable({str(path): one for path, one in zip(files, read, strict=True)})
+    return [one.in_order_of(read[0].users) for one in read]
+
+
+def lists_of(
+    read: Sequence[Predictions], files: Sequence[Path]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each file's lists, int64 [users, length], and their scores, float32 likewise.
+
+    Raises:
+        InputError: a file has several lists per user.
+    """
+    for path, one in zip(files, read, strict=True):
+        if len(one.ranked) > 1:
+            raise InputError(
+                f"{path}: has a list for each of {len(one.ranked)} wordings; one list per user is "
+                "needed, such as python -m lcrec.generate --ensemble writes beside them"
+            )
+    return [(next(iter(one.ranked.values())), next(iter(one.scores.values()))) for one in read]
+
+
+def _made_from(path: Path) -> dict[str, str]:
+    """Return what a file's sidecar says of its data and split, as far as it has one."""
+    record = read_provenance(path)
+    if record is None:
+        return {}
+    found = {}
+    if "inter" in record["inputs"]:
+        found["sequences"] = str(record["inputs"]["inter"]["sha256"])
+    if "split" in record["config"]:
+        found["splits"] = str(record["config"]["split"])
+    return found

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lcrec.decimals import shortest
+from lcrec.rankings.decimals import shortest
 
 
 def one_by_one(numbers):

@@ -10,12 +10,12 @@ import pytest
 
 from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.comparison import Entry, compare_entries, item_groups
-from lcrec.baselines.comparison_page import comparison_markdown, comparison_page
 from lcrec.baselines.settings import parse_entries
 from lcrec.baselines.training_runs import Run, carry_out, plan_runs
 from lcrec.core.errors import InputError
-from lcrec.predictions import Prediction, Predictions, write_predictions
+from lcrec.rankings.comparison import Entry, compare_entries, item_groups
+from lcrec.rankings.comparison_page import comparison_markdown, comparison_page
+from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 
 USERS, ITEMS = 40, 30
 

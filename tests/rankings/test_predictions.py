@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
-from lcrec.predictions import (
+from lcrec.rankings.predictions import (
     Prediction,
     read_predictions,
     require_comparable,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec.metrics import (
+from lcrec.rankings.metrics import (
     METRICS_OF_SEVERAL,
     SAMPLES,
     bootstrap_interval,
@@ -157,7 +157,7 @@ def test_interval_is_the_same_for_the_same_seed_however_it_is_split(monkeypatch)
     whole = bootstrap_interval(values, seed=3)
     assert bootstrap_interval(values, seed=3) == whole
     assert bootstrap_interval(values, seed=4) != whole
-    monkeypatch.setattr("lcrec.metrics.BLOCK", 500)
+    monkeypatch.setattr("lcrec.rankings.metrics.BLOCK", 500)
     assert bootstrap_interval(values, seed=3) == whole
     assert bootstrap_interval(np.ones(5), seed=0) == (1, 1)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.metrics import PAD
+from lcrec.rankings.metrics import PAD
 
 GROUPS = ("cold", "mid", "hot")
 QUANTILES = (0.60, 0.80)

@@ -8,18 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.rank_fusion import (
-    MOST_WEIGHTS,
-    _ndcg,
-    best_weights,
-    fuse,
-    pool,
-    weight_grid,
-)
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, write_provenance
-from lcrec.metrics import PAD, ndcg_at_k
-from lcrec.predictions import Prediction, read_predictions, write_predictions
+from lcrec.rankings.fusion import MOST_WEIGHTS, _ndcg, best_weights, fuse, pool, weight_grid
+from lcrec.rankings.metrics import PAD, ndcg_at_k
+from lcrec.rankings.predictions import Prediction, read_predictions, write_predictions
 
 A = (np.array([[5, 2, 7]]), np.array([[9.0, 5.0, 1.0]]))
 B = (np.array([[2, 3, PAD]]), np.array([[0.2, 0.1, -np.inf]]))

@@ -5,9 +5,6 @@ Each line is one ranked list: {"user": text, "target": item id, "ranked": [item 
 per template. Where a split holds out several items of a user, "target" is their list. Whatever
 recommends writes this form, so one evaluator judges all of it; both sides check every line, because
 a repeated item or a missing user would flatter a method silently.
-
-Public names: `Prediction`, `Predictions`, `write_predictions`, `read_predictions`,
-`require_comparable`, `require_predictions_path`, `top_items`.
 """
 
 import itertools
@@ -23,7 +20,7 @@ import numpy as np
 from lcrec.core.artifacts import read_jsonl, write_jsonl
 from lcrec.core.errors import InputError, closest
 from lcrec.core.provenance import provenance_path
-from lcrec.decimals import shortest
+from lcrec.rankings.decimals import shortest
 
 PAD = -1
 MAX_ITEM = 2**31 - 1

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lcrec.ensemble import join_lists
+from lcrec.rankings.fusion import join_lists
 
 NOTHING = -np.inf
 

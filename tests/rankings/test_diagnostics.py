@@ -8,15 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.diagnostics import (
-    compare_lists,
-    found_targets,
-    overlap,
-    popularity_groups,
-)
 from lcrec.core.errors import InputError
-from lcrec.metrics import PAD, recall_at_k
-from lcrec.predictions import Prediction, write_predictions
+from lcrec.rankings.metrics import PAD, recall_at_k
+from lcrec.rankings.overlap import compare_lists, found_targets, overlap, popularity_groups
+from lcrec.rankings.predictions import Prediction, write_predictions
 
 ITEMS = 12
 

@@ -4,10 +4,6 @@ Works on integer item ids, never on text. Reads and writes nothing. A ranked lis
 distinct item ids, best first, padded with -1 at its end; the truth of a user is one id, or a row
 of distinct ids padded with -1. Every metric returns one value per user, so that means, intervals
 and paired comparisons can be taken from the same numbers.
-
-Public names: `hit_at_k`, `recall_at_k`, `ndcg_at_k`, `mrr`, `METRICS`, `METRICS_OF_SEVERAL`,
-`measure_lists`, `SAMPLES`, `LEVEL`, `bootstrap_interval`, `summarise`, `summarise_all`,
-`paired_bootstrap`, `holm`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """A comparison for a person: a table in Markdown, and a page.
 
-Made of the figures of `lcrec.baselines.comparison` alone. Reads and writes nothing.
-
-Public names: `comparison_markdown`, `comparison_page`.
+Made of the figures of `lcrec.rankings.comparison` alone. Reads and writes nothing.
 """
 
 import textwrap
