@@ -26,9 +26,8 @@ from lcrec.core.artifacts import (
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
-from lcrec.data import item_texts, load_items
-from lcrec.data_parquet import read_texts, write_texts
-from lcrec.new_items import ADD_STAGE, read_new_items
+from lcrec.data.folder import item_texts, load_items, read_texts, write_texts
+from lcrec.data.new_items import ADD_STAGE, read_new_items
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lcrec.core.errors import InputError, closest
-from lcrec.data import Cases
+from lcrec.data.splits import Cases
 from lcrec.prompts import PromptSet, Template
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from lcrec.cleaning import Catalogue
 from lcrec.core.report import Block, Heading, Paragraph, Picture, Table, draw_svg, render_page
-from lcrec.data import PARTS
+from lcrec.data.splits import PARTS
 from lcrec.filters import time_unit
 from lcrec.ledger import Ledger
 from lcrec.numbering import Numbered

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from lcrec.cleaning import clean_text
 from lcrec.core.artifacts import DataPaths, atomic_path, is_parquet
 from lcrec.core.errors import InputError
-from lcrec.data import PARTS
-from lcrec.data_parquet import write_lists, write_texts
+from lcrec.data.folder import write_lists, write_texts
+from lcrec.data.splits import PARTS
 from lcrec.numbering import Numbered, read_batches
 from lcrec.refine import UNIT_SEPARATOR
 

@@ -49,7 +49,9 @@ from lcrec.core.provenance import (
     require_same_input,
     write_provenance,
 )
-from lcrec.data import leave_one_out, load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import leave_one_out
+from lcrec.data.user_texts import load_user_texts
 from lcrec.dataset import (
     CHAT_SETTINGS,
     SENTINEL,
@@ -62,7 +64,6 @@ from lcrec.dataset import (
 from lcrec.index import ItemIndex
 from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
 from lcrec.tasks import TASKS, TaskData
-from lcrec.user_texts import load_user_texts
 
 STAGE = "python -m lcrec.dataset"
 NEEDS_USER_TEXTS = ("itemsearch", "preferenceobtain")

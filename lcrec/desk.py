@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from lcrec.core.errors import InputError, closest
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.gate import Problem
 from lcrec.recommender import Recommender
 

@@ -42,10 +42,10 @@ from lcrec.core.provenance import (
     require_same_input,
     write_provenance,
 )
-from lcrec.data import Items, load_items
+from lcrec.data.folder import Items, load_items
+from lcrec.data.new_items import count_old_items, require_same_past
 from lcrec.encoders import Encoder, collect_texts, load_encoder
 from lcrec.lsa import Lsa, fit_lsa
-from lcrec.new_items import count_old_items, require_same_past
 
 STAGE = "python -m lcrec.embed"
 TEXTS_PER_PART = 1024

@@ -15,7 +15,7 @@ from accelerate.state import PartialState
 
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, require_same_input
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.lsa import Lsa
 
 Encoder = Callable[[list[str]], np.ndarray]

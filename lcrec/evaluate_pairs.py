@@ -24,7 +24,7 @@ from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
-from lcrec.data import Cases
+from lcrec.data.splits import Cases
 from lcrec.judging import (
     PROG,
     Subject,

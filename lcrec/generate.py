@@ -47,9 +47,10 @@ from lcrec.core.provenance import (
     write_provenance,
 )
 from lcrec.core.version import __version__
-from lcrec.data import Cases, Interactions, Items, leave_one_out, load_interactions, load_items
+from lcrec.data.folder import Interactions, Items, load_interactions, load_items
+from lcrec.data.new_items import require_same_catalogue
+from lcrec.data.splits import Cases, leave_one_out
 from lcrec.modeling import DTYPES
-from lcrec.new_items import require_same_catalogue
 from lcrec.one_request import Wish, answer_wish, show_examples
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.rankings.predictions import require_predictions_path

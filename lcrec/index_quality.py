@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.index import find_conflicts, token_name
 
 NEIGHBOURS = 10

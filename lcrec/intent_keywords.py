@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
 from lcrec.intent_prompts import IntentPrompts
 from lcrec.intent_requests import TARGETS, Outcome
 from lcrec.tasks import plain_text

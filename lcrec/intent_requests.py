@@ -20,9 +20,9 @@ from typing import Any, Literal, Protocol
 from tqdm import tqdm
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.user_texts import Review
 from lcrec.intent_prompts import WORDINGS, IntentPrompts, Messages, Variables
-from lcrec.reviews import Review
 from lcrec.tasks import plain_text
 from lcrec.title_guard import TitleGuard
 

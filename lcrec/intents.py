@@ -21,7 +21,9 @@ from lcrec.core.artifacts import atomic_path, find_data, write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
-from lcrec.data import Interactions, Items, leave_one_out, load_interactions, load_items
+from lcrec.data.folder import Interactions, Items, load_interactions, load_items
+from lcrec.data.splits import leave_one_out
+from lcrec.data.user_texts import load_reviews, load_user_texts
 from lcrec.intent_keywords import keyword_texts
 from lcrec.intent_prompts import IntentPrompts, Messages
 from lcrec.intent_requests import (
@@ -37,9 +39,7 @@ from lcrec.intent_requests import (
     write_texts,
 )
 from lcrec.prompts import SHIPPED_PROMPTS
-from lcrec.reviews import load_reviews
 from lcrec.title_guard import TitleGuard
-from lcrec.user_texts import load_user_texts
 
 STAGE = "python -m lcrec.intents"
 KEYWORDS_NOTE = "lists of keywords (TF-IDF of titles and categories); no language model wrote them"

@@ -13,12 +13,13 @@ from typing import Any
 from lcrec.core.artifacts import find_data, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
-from lcrec.data import Split, leave_one_out, load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import Split, leave_one_out
+from lcrec.data.user_texts import load_user_texts
 from lcrec.modeling import DTYPES
 from lcrec.rankings.metrics import LEVEL, SAMPLES
 from lcrec.recommender import Recommender
 from lcrec.tasks import TaskData
-from lcrec.user_texts import load_user_texts
 
 PROG = "python -m lcrec.evaluate"
 CELL = 14  # characters

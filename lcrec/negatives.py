@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 BLOCK = 256  # cases whose similarities to the whole catalogue are held at once
 Seen = Sequence[np.ndarray]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.data import Cases, Items
+from lcrec.data.folder import Items
+from lcrec.data.splits import Cases
 from lcrec.prompts import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions

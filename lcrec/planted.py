@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 MIN_LENGTH = 5
 LOGITS_AT_ONCE = 2**20

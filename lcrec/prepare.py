@@ -25,6 +25,7 @@ from lcrec.core.artifacts import DataPaths, data_paths
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.data.splits import cold_parts, random_parts, time_parts
 from lcrec.data_card import card_page, make_card
 from lcrec.data_folder import JSON_MOST, write_data_folder
 from lcrec.engines import open_engine
@@ -38,7 +39,6 @@ from lcrec.formats import (
 from lcrec.formats_inputs import find_inputs
 from lcrec.numbering import Numbered, number, sort_interactions
 from lcrec.refine import Refined, refine
-from lcrec.splits import cold_parts, random_parts, time_parts
 
 STAGE = "python -m lcrec.prepare"
 DRY_RUN_ROWS = 1_000_000

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items, leave_one_out, load_interactions, load_items
+from lcrec.data.folder import Interactions, Items, load_interactions, load_items
+from lcrec.data.splits import leave_one_out
+from lcrec.data.user_texts import UserTexts, load_user_texts
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData
-from lcrec.user_texts import UserTexts, load_user_texts
 
 COLOURS = {"red": 31, "green": 32}
 # How far `show` looks for records, so that it answers at once on any data set.

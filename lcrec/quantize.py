@@ -41,14 +41,14 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.core.processes import processes
 from lcrec.core.provenance import is_current, require_same_input, write_provenance
 from lcrec.core.report import Verdict
-from lcrec.data import Items, check_embeddings, load_items
+from lcrec.data.folder import Items, check_embeddings, load_items
+from lcrec.data.new_items import count_old_items, require_same_past
 from lcrec.extension import extend_index, require_same_space
 from lcrec.index import LEVEL_LETTERS, ItemIndex
 from lcrec.index_fit import measure_fit
 from lcrec.index_page import print_verdict, write_index_report
 from lcrec.index_quality import measure_index
 from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
-from lcrec.new_items import count_old_items, require_same_past
 from lcrec.repair import repair_index
 from lcrec.rqvae_training import train_rqvae
 

@@ -29,7 +29,7 @@ from lcrec.assignment import assign_unique
 from lcrec.core.artifacts import INDEX, REPORT, REPORT_PAGE, RQVAE_WEIGHTS, atomic_path, index_path
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.index import ItemIndex, find_conflicts, read_paths, token_name
 from lcrec.index_fit import load_rqvae, measure_fit
 from lcrec.index_page import print_verdict, write_index_report

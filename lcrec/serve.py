@@ -22,8 +22,8 @@ import torch
 
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.data import load_items
-from lcrec.new_items import require_same_catalogue
+from lcrec.data.folder import load_items
+from lcrec.data.new_items import require_same_catalogue
 from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.serve"

@@ -27,7 +27,7 @@ from starlette.types import Receive
 from lcrec.batching import Batcher, QueueFull, ShuttingDown
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.desk import Desk, ItemAnswer, Job, RankingAnswer, RecommendRequest, SearchRequest
 from lcrec.gate import (
     CLIENT_GONE,

@@ -22,9 +22,9 @@ from typing import Literal
 import numpy as np
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.user_texts import UserTexts
 from lcrec.index import ItemIndex
-from lcrec.user_texts import UserTexts
 
 Record = dict[str, str | list[str]]
 

@@ -24,7 +24,7 @@ from lcrec.core.artifacts import atomic_path, find_data
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.data import Items, load_items
+from lcrec.data.folder import Items, load_items
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
 from lcrec.tasks import plain_text
 

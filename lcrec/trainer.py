@@ -33,7 +33,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from lcrec.core.errors import InputError
-from lcrec.data import Cases
+from lcrec.data.splits import Cases
 from lcrec.dataset import IGNORED
 from lcrec.index import ItemIndex
 from lcrec.new_rows import show_frozen_weights

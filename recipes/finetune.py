@@ -27,7 +27,9 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.processes import processes
 from lcrec.core.provenance import fingerprint, is_current, require_same_input
-from lcrec.data import Cases, leave_one_out, load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.user_texts import load_user_texts
 from lcrec.dataset import PromptEncoder, Row, collate_left, draw_rows, parse_mixture, tokenise_rows
 from lcrec.index import ItemIndex
 from lcrec.modeling import (
@@ -45,7 +47,6 @@ from lcrec.rqvae import read_codebooks
 from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
 from lcrec.tasks import TaskData, history_record
 from lcrec.trainer import RankingValidation, RecommenderTrainer
-from lcrec.user_texts import load_user_texts
 from lcrec.vocab import extend_tokenizer, resize_embeddings
 
 

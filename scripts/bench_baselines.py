@@ -40,7 +40,8 @@ from lcrec.baselines.tiger import TIGER
 from lcrec.baselines.vectors import VectorBaseline
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.data import Cases, Interactions, Split, leave_one_out
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases, Split, leave_one_out
 from lcrec.decoding import search
 from lcrec.generation import generate_search
 from lcrec.rankings.metrics import measure_lists, summarise_all

@@ -23,7 +23,7 @@ import numpy as np
 
 from lcrec.core.artifacts import data_paths, write_json
 from lcrec.core.provenance import read_provenance
-from lcrec.data import Interactions, load_interactions
+from lcrec.data.folder import Interactions, load_interactions
 from lcrec.index import ItemIndex
 
 TOP = Path(__file__).parents[1]

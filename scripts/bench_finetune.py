@@ -48,7 +48,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.data import load_items
+from lcrec.data.folder import load_items
 from lcrec.index import ItemIndex
 from lcrec.modeling import load_base
 

@@ -21,7 +21,8 @@ from transformers import (
 from trl import SFTConfig
 
 from lcrec.core.errors import InputError
-from lcrec.data import leave_one_out, load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import leave_one_out
 from lcrec.dataset import (
     IGNORED,
     PromptEncoder,

@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lcrec.data import leave_one_out, load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import leave_one_out
 from lcrec.recommender import Recommender
 
 CLIENTS = (1, 8, 64)

@@ -34,7 +34,8 @@ from lcrec.core.artifacts import (
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, require_same_input, write_provenance
-from lcrec.data import Cases, leave_one_out, load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import Cases, leave_one_out
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.rankings.predictions import Prediction, read_predictions, top_items, write_predictions
 from lcrec.recommender import Recommender

@@ -62,14 +62,15 @@ def shop(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shop_items(shop):
-    from lcrec.data import load_items
+    from lcrec.data.folder import load_items
 
     return load_items(shop)
 
 
 @pytest.fixture(scope="session")
 def split(shop, shop_items):
-    from lcrec.data import leave_one_out, load_interactions
+    from lcrec.data.folder import load_interactions
+    from lcrec.data.splits import leave_one_out
 
     return leave_one_out(load_interactions(shop, len(shop_items)))
 

@@ -8,8 +8,8 @@ from lcrec.add_items import main
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import write_provenance
-from lcrec.data import load_interactions, load_items
-from lcrec.new_items import count_old_items, read_new_items, require_same_past
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.new_items import count_old_items, read_new_items, require_same_past
 
 OLD = {"0": {"title": "Lamp", "colour": ["red", "blue"]}, "1": {"title": "Desk"}}
 NEW = {"2": {"title": "Rug", "price": 3}, "3": {"description": "a chair"}}

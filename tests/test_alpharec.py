@@ -22,7 +22,8 @@ from lcrec.baselines.popularity import Popularity
 from lcrec.baselines.ranking import validate
 from lcrec.baselines.textcosine import TextCosine, TextCosineSettings
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, leave_one_out
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import leave_one_out
 from lcrec.planted import make_planted
 
 QUICK = AlphaRecSettings(epochs=2, dim=8, hidden=6, batch_size=64, negatives=8, every=1)

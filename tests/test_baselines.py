@@ -21,7 +21,8 @@ from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.baselines.store import is_saved, load_method, save_method
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
-from lcrec.data import Cases, Interactions, Items, leave_one_out
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.splits import Cases, leave_one_out
 from lcrec.evaluate import measure
 from lcrec.index import ItemIndex
 from lcrec.rankings.predictions import read_predictions

@@ -15,7 +15,8 @@ from lcrec.baselines.losses import alignment, bpr, info_nce, uniformity
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.baselines.sampling import NegativeSampler
 from lcrec.core.errors import InputError
-from lcrec.data import Cases, Interactions, leave_one_out
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases, leave_one_out
 
 TABLES = st.integers(0, 2**32 - 1).map(
     lambda seed: (np.random.default_rng(seed).random((4, 6)) < 0.4).astype(np.float32)

@@ -9,7 +9,7 @@ from scipy import sparse
 from lcrec.baselines import cid
 from lcrec.baselines.cid import collaborative_index, spectral_parts
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=8), min_size=1, max_size=12)
 

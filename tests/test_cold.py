@@ -13,7 +13,8 @@ from lcrec.baselines.cold import measure_cold
 from lcrec.baselines.cold_split import ColdSplit, draw_cold, renumber
 from lcrec.core.artifacts import EMBEDDINGS, write_array
 from lcrec.core.errors import InputError
-from lcrec.data import Cases, Interactions, Items, leave_one_out
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.splits import Cases, leave_one_out
 
 SEQUENCES = {f"u{user}": [item % 20 for item in range(user, user + 10)] for user in range(20)}
 

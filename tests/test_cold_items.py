@@ -12,7 +12,7 @@ import pytest
 from lcrec import embed
 from lcrec.core.artifacts import read_array, read_json
 from lcrec.core.errors import InputError
-from lcrec.data import load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
 from lcrec.index import ItemIndex
 from lcrec.rankings.predictions import read_predictions
 

@@ -19,7 +19,8 @@ from lcrec.baselines.collabcontext import (
 from lcrec.baselines.graph import normalised_adjacency, purchases
 from lcrec.baselines.lightgcn import LightGCN, LightGCNSettings
 from lcrec.core.errors import InputError
-from lcrec.data import Cases, Interactions, leave_one_out
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases, leave_one_out
 from lcrec.planted import make_planted
 
 ITEMS = 12  # item 11 is bought in held-out places alone

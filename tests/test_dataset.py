@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
 from lcrec.dataset import (
     IGNORED,
     PromptEncoder,

@@ -13,14 +13,14 @@ from trl import SFTConfig, SFTTrainer
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.data import load_items
+from lcrec.data.folder import load_items
+from lcrec.data.user_texts import load_user_texts
 from lcrec.dataset import IGNORED, PromptEncoder, draw_rows, parse_mixture
 from lcrec.dataset_cli import main, write_rows
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData
 from lcrec.tinylm import train_tokenizer
-from lcrec.user_texts import load_user_texts
 from lcrec.vocab import extend_tokenizer
 
 COLUMNS = ["prompt", "completion", "task", "template_id"]
@@ -41,7 +41,7 @@ def flags(shop, index_folder):
 @pytest.fixture(scope="module")
 def drawn(shop, shop_items, split, index, prompts):
     """The rows that training would draw for the flags of `TASK_FLAGS`, two epochs of them."""
-    from lcrec.data import load_interactions
+    from lcrec.data.folder import load_interactions
 
     texts = load_user_texts(shop, load_interactions(shop, len(shop_items)))
     data = TaskData(shop_items, split.train, index, user_texts=texts, seed=42)

@@ -25,7 +25,7 @@ import lcrec.embed
 from lcrec.core.artifacts import read_array, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.embed import average_by_owner, main
 from lcrec.encoders import collect_texts, load_encoder
 from lcrec.lsa import fit_lsa

@@ -14,7 +14,7 @@ from lcrec import embed, evaluate
 from lcrec.core.artifacts import find_data, read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.data import Cases
+from lcrec.data.splits import Cases
 from lcrec.evaluate_language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate_pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate_search import Query, make_queries, mean_by_owner, rank_by_text

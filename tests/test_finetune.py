@@ -18,7 +18,7 @@ from transformers import (
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.data import load_items
+from lcrec.data.folder import load_items
 from lcrec.modeling import load_base, load_checkpoint
 from lcrec.rankings.metrics import ndcg_at_k
 from lcrec.recommender import Recommender

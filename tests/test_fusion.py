@@ -22,7 +22,8 @@ from lcrec.baselines.graph import normalised_adjacency, purchases
 from lcrec.baselines.losses import sampled_dots
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, leave_one_out
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import leave_one_out
 from lcrec.planted import make_planted
 from lcrec.rankings.overlap import compare_lists
 

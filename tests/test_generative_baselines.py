@@ -15,7 +15,8 @@ from lcrec.baselines.ranking import rank_cases
 from lcrec.baselines.store import load_method, save_method
 from lcrec.baselines.tiger import TIGER, TIGERSettings
 from lcrec.core.errors import InputError
-from lcrec.data import Cases, Interactions
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases
 from lcrec.decoding import supports_shared_prefix
 from lcrec.index import ItemIndex
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lcrec.core.artifacts import read_json
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.index_page import index_page, print_verdict, write_index_report
 from lcrec.index_quality import measure_index
 from lcrec.index_verdict import judge

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lcrec.index_quality
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.index_quality import (
     choose_labels,
     measure_index,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items, load_interactions, load_items
+from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.intent_keywords import keyword_texts
 from lcrec.intent_prompts import IntentPrompts
 from lcrec.title_guard import TitleGuard, words_of

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.user_texts import Review
 from lcrec.intent_prompts import WORDINGS, IntentPrompts
 from lcrec.intent_requests import (
     Answer,
@@ -18,7 +19,6 @@ from lcrec.intent_requests import (
     parse_answer,
     write_texts,
 )
-from lcrec.reviews import Review
 from lcrec.title_guard import TitleGuard
 
 TEXTS = dict.fromkeys(WORDINGS, "{{ leaked }}") | {

@@ -15,9 +15,9 @@ import pytest
 from lcrec.core.artifacts import find_data, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.data import load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.user_texts import load_user_texts
 from lcrec.intents import MEANS, IntentsConfig, estimate, main
-from lcrec.user_texts import load_user_texts
 
 TOP = Path(__file__).parents[1]
 ITEMS = {

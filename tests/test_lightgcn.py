@@ -10,7 +10,8 @@ from lcrec.baselines.lightgcn import LightGCN, LightGCNSettings, Network
 from lcrec.baselines.popularity import Popularity
 from lcrec.baselines.ranking import validate
 from lcrec.baselines.stopping import Epoch, TrainingLog
-from lcrec.data import Cases, Interactions, leave_one_out
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases, leave_one_out
 from lcrec.planted import make_planted
 
 TWO_TASTES = {

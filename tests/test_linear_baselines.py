@@ -10,7 +10,7 @@ from lcrec.baselines.ease import EASE, EASESettings
 from lcrec.baselines.histories import history_rows
 from lcrec.baselines.itemknn import ItemKNN, ItemKNNSettings
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=6)
 ONE = np.zeros(1, dtype=np.int64)

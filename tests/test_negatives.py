@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 from lcrec.negatives import at_random, bought_alike, similar_in_text
 
 # Items 0 and 1 point one way, 2 and 3 another; 4 is opposite to 0.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import sha256
-from lcrec.data import Interactions, load_interactions, load_items
+from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.rankings.metrics import measure_lists
 from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 

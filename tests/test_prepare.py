@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 import lcrec.prepare
 from lcrec.core.artifacts import PROVENANCE, read_json
 from lcrec.core.errors import InputError
-from lcrec.data import leave_one_out, load_interactions, load_items, load_split
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import leave_one_out, load_split
+from lcrec.data.user_texts import Review, load_reviews
 from lcrec.prepare import main
-from lcrec.reviews import Review, load_reviews
 
 SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
 ML100K = SHARED / "data" / "ml-100k"

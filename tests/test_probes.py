@@ -22,7 +22,7 @@ from lcrec.baselines.probes import (
 )
 from lcrec.baselines.ranking import validate
 from lcrec.core.errors import InputError
-from lcrec.data import leave_one_out
+from lcrec.data.splits import leave_one_out
 from lcrec.planted import make_planted
 
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.user_texts import UserTexts
 from lcrec.index import ITEM_TOKEN
 from lcrec.prompts import PromptSet, chat_template_faults, read_prompts
 from lcrec.prompts_cli import main
 from lcrec.prompts_show import example_data, example_index
 from lcrec.tasks import TASKS, TaskData, history_record
 from lcrec.templates import Template
-from lcrec.user_texts import UserTexts
 
 SHIPPED = Path(__file__).parents[1] / "prompts"
 GOLDEN = Path(__file__).parent / "golden" / "prompts"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.data import Cases
+from lcrec.data.splits import Cases
 from lcrec.prompts import PromptSet
 from lcrec.prompts_cli import main
 from lcrec.prompts_score import Score, print_scores, score_templates

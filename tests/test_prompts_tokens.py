@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
 from lcrec.index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.prompts_cli import main

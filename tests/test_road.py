@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lcrec.data import load_interactions, load_items
+from lcrec.data.folder import load_interactions, load_items
 from lcrec.rankings.predictions import read_predictions
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from lcrec.baselines.sampling import NegativeSampler
 from lcrec.baselines.sasrec import SASRec, SASRecSettings
 from lcrec.baselines.sequences import SequenceBatches, pad_histories
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
 
 WALKS = {f"u{user}": [(user + step) % 10 for step in range(5)] for user in range(10)}
 SMALL = {"dim": 8, "hidden": 16, "max_history": 6, "dropout": 0.0, "attention_dropout": 0.0}

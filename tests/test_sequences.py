@@ -15,7 +15,7 @@ from lcrec.baselines.sequences import (
     pad_in_front,
 )
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 # User "a" has 0 to 8, so that an item says where it stands.
 TRAIN = Interactions.from_sequences({"a": list(range(9)), "b": [0], "c": [4, 5]})

@@ -14,7 +14,7 @@ from lcrec.baselines.sequences import Batch, pad_histories
 from lcrec.baselines.sequential import SequentialBaseline
 from lcrec.baselines.store import load_method, save_method
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items
+from lcrec.data.folder import Interactions, Items
 
 FAMILY = ["sasrec", "bert4rec", "gru4rec", "fmlp", "caser", "hgn", "fdsa", "s3rec"]
 CAUSAL = ["sasrec", "gru4rec", "fdsa", "s3rec"]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.desk import Desk, RecommendRequest
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender

@@ -18,17 +18,18 @@ from lcrec import synthetic
 from lcrec.core.artifacts import data_paths, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint, read_provenance
-from lcrec.data import leave_one_out, load_interactions, load_items
-from lcrec.synthetic import (
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.shop import (
     NEED_CHANCES,
     TASTES,
     WHIM_CHANCE,
-    main,
     make_shop,
     next_item_probabilities,
     taste_probabilities,
 )
-from lcrec.synthetic_words import BRANDS, DEPARTMENTS, KINDS, STYLES, TIERS
+from lcrec.data.shop_words import BRANDS, DEPARTMENTS, KINDS, STYLES, TIERS
+from lcrec.data.splits import leave_one_out
+from lcrec.synthetic import main
 
 KIND_NAMES = [kind.name for kind in KINDS]
 SMALL = ["--users", "40", "--items", "60"]

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items, leave_one_out, load_interactions
+from lcrec.data.folder import Interactions, Items, load_interactions
+from lcrec.data.splits import leave_one_out
+from lcrec.data.user_texts import UserTexts, load_user_texts
 from lcrec.index import ITEM_TOKEN, ItemIndex
 from lcrec.tasks import (
     TASKS,
@@ -24,7 +26,6 @@ from lcrec.tasks import (
     plain_text,
     search_record,
 )
-from lcrec.user_texts import UserTexts, load_user_texts
 
 SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
 ITEMS = Items(

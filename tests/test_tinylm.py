@@ -13,7 +13,7 @@ import lcrec.tinylm
 from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.data import Items
+from lcrec.data.folder import Items
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
 from lcrec.tinylm import build_model, collect_corpus, main, pretrain, train_tokenizer
 

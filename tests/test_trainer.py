@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
 from lcrec.core.errors import InputError
-from lcrec.data import Cases
+from lcrec.data.splits import Cases
 from lcrec.dataset import PromptEncoder, collate_left, draw_rows, tokenise_rows
 from lcrec.modeling import add_adapter, load_base
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k

@@ -13,7 +13,8 @@ from lcrec.baselines.tssr import TSSR, Network, TSSRSettings, cut_windows
 from lcrec.baselines.tssr_content import Content, FixedVectors, load_texts
 from lcrec.baselines.tssr_losses import item_contrast, masked_mean, user_contrast
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, Items, leave_one_out
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.splits import leave_one_out
 from lcrec.planted import make_planted
 
 ITEMS, DIM = 9, 8

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lcrec.core.errors import InputError
-from lcrec.data import Items
+from lcrec.data.folder import Items
 
 FIELDS = ("categories", "brand")
 

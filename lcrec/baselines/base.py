@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lcrec.core.errors import InputError
-from lcrec.data import Cases, Interactions, Items
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.splits import Cases
 from lcrec.index import ItemIndex
 
 Need = Literal["embeddings", "texts", "index"]

@@ -23,7 +23,7 @@ from scipy.sparse.linalg import eigsh
 
 from lcrec.baselines.graph import purchases
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 from lcrec.index import ItemIndex
 
 SPECTRAL_LEVELS = 6

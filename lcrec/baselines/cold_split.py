@@ -13,7 +13,8 @@ import numpy as np
 
 from lcrec.baselines.base import TrainingData
 from lcrec.core.errors import InputError
-from lcrec.data import Cases, Interactions, Items, Split, leave_one_out
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.splits import Cases, Split, leave_one_out
 from lcrec.rankings.metrics import PAD
 
 

@@ -23,7 +23,6 @@ from lcrec.baselines.base import positions
 from lcrec.baselines.inputs import Inputs, load_inputs
 from lcrec.baselines.memory import most
 from lcrec.baselines.method_run import PROG
-from lcrec.baselines.protocols import PROTOCOLS
 from lcrec.baselines.ranking import excluded
 from lcrec.baselines.settings import MethodEntry, parse_entries
 from lcrec.baselines.training_runs import carry_out, plan_runs, taken
@@ -31,7 +30,7 @@ from lcrec.core.artifacts import atomic_path, find_data, write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
-from lcrec.data import Cases
+from lcrec.data.splits import PROTOCOLS, Cases
 from lcrec.rankings.comparison import Entry, compare_entries, read_entry
 from lcrec.rankings.predictions import Predictions
 

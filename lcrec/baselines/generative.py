@@ -26,7 +26,7 @@ from lcrec.baselines.ranking import validator
 from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 from lcrec.decoding import search
 from lcrec.index import ItemIndex
 from lcrec.trie import ItemTrie

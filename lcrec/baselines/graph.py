@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 
 def purchases(train: Interactions, num_items: int) -> sparse.csr_array:

@@ -16,14 +16,8 @@ from lcrec.baselines.base import Need, TrainingData
 from lcrec.core.artifacts import EMBEDDINGS, find_data, index_path, read_array
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
-from lcrec.data import (
-    Interactions,
-    Split,
-    check_embeddings,
-    leave_one_out,
-    load_interactions,
-    load_items,
-)
+from lcrec.data.folder import Interactions, check_embeddings, load_interactions, load_items
+from lcrec.data.splits import Split, leave_one_out
 from lcrec.index import ItemIndex, find_conflicts, number_shared, read_codes
 
 

@@ -29,7 +29,9 @@ from lcrec.core.artifacts import find_data, read_jsonl
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, write_provenance
-from lcrec.data import Cases, load_interactions
+from lcrec.data.folder import load_interactions
+from lcrec.data.splits import Cases
+from lcrec.data.user_texts import load_user_texts
 from lcrec.encoders import Encoder, encoder_of
 from lcrec.rankings.metrics import METRICS, measure_lists
 from lcrec.rankings.predictions import (
@@ -38,7 +40,6 @@ from lcrec.rankings.predictions import (
     require_predictions_path,
     write_predictions,
 )
-from lcrec.user_texts import load_user_texts
 
 COMMAND = "python -m lcrec.baselines intention"
 

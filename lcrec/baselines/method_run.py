@@ -19,7 +19,6 @@ from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.inputs import input_files, load_inputs
 from lcrec.baselines.memory import most, peak_mb
-from lcrec.baselines.protocols import PROTOCOLS
 from lcrec.baselines.ranking import rank_cases
 from lcrec.baselines.settings import (
     default_device,
@@ -30,7 +29,7 @@ from lcrec.baselines.settings import (
 from lcrec.baselines.store import fit_and_measure, fit_once, is_saved
 from lcrec.core.config import config_dict, option
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.data import Cases
+from lcrec.data.splits import PROTOCOLS, Cases
 from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
 
 PROG = "python -m lcrec.baselines"

@@ -16,7 +16,8 @@ import numpy as np
 
 from lcrec.baselines.base import TrainingData, positions
 from lcrec.core.errors import InputError
-from lcrec.data import Cases, Interactions
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases
 from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import top_items
 

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lcrec.baselines.settings import default_device, method_settings
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.data import Cases
+from lcrec.data.splits import Cases
 from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
 
 COMMAND = "python -m lcrec.baselines transfer"

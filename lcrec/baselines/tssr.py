@@ -37,7 +37,7 @@ from lcrec.baselines.tssr_content import Content, FixedVectors, load_texts
 from lcrec.baselines.tssr_losses import item_contrast, masked_mean, user_contrast
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
 
 USER_TEMPERATURE = 0.2
 SCALE_AT_START = 1e-8

@@ -15,7 +15,7 @@ from typing import Any
 from lcrec.core.artifacts import find_data, index_path, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, require_same_input
-from lcrec.data import Items, item_texts
+from lcrec.data.folder import Items, item_texts
 
 ADD_STAGE = "python -m lcrec.add_items"  # which writes the sidecar of an extended folder
 

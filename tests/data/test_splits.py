@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 
 from lcrec.core.artifacts import data_paths
 from lcrec.core.errors import InputError
-from lcrec.data import leave_one_out, load_interactions, load_split
-from lcrec.data_parquet import write_lists
-from lcrec.splits import TEST, TRAIN, VALID, cold_parts, random_parts, time_parts
+from lcrec.data.folder import load_interactions, write_lists
+from lcrec.data.splits import (
+    TEST,
+    TRAIN,
+    VALID,
+    cold_parts,
+    leave_one_out,
+    load_split,
+    random_parts,
+    time_parts,
+)
 
 
 @given(st.lists(st.integers(3, 45), min_size=1, max_size=9), st.integers(0, 99))

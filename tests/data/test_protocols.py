@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.popularity import Popularity
-from lcrec.baselines.protocols import random_split
 from lcrec.baselines.ranking import rank_cases, validate
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import random_split
 from lcrec.rankings.predictions import read_predictions
 
 SEQUENCES = st.lists(

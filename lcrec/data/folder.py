@@ -1,23 +1,27 @@
 """A data set in memory: what users did (`Interactions`) and what items are (`Items`).
 
 Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json`
-{item: {title, description, ...}}, or the same as Parquet (`lcrec.data_parquet`); item ids are
+{item: {title, description, ...}}, or the same as Parquet (`lcrec.data.folder`); item ids are
 0 .. n-1 without gaps. Also the split that everything is judged on: leave-one-out (train up to [-2],
 validate on [-2], test on [-1]), or what `<Name>.split.json` {user: {train, valid, test}} says.
 
-Public names: `Items`, `Interactions`, `Cases`, `Split`, `load_items`, `item_texts`,
-`load_interactions`, `check_embeddings`, `leave_one_out`, `load_split`.
+The Parquet form of a data folder: what `<Name>.inter.json` and its like hold, for large data.
+
+Each is a folder of files `part-00000.parquet` and so on, read in the order of their names:
+`<Name>.inter.parquet` has the columns user (text) and items (list of 32-bit numbers),
+`<Name>.split.parquet` user, train, valid and test, `<Name>.item.parquet` a column of text per
+field, row i being item i.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lcrec.core.artifacts import find_data, is_parquet, read_json
 from lcrec.core.errors import InputError
-from lcrec.data_parquet import read_lists, read_texts
 
 MOST_ITEMS = 2**31 - 1  # ids are int32
 
@@ -71,44 +75,6 @@ class Interactions:
         return (self.sequence(user) for user in range(len(self)))
 
 
-@dataclass(frozen=True)
-class Cases:
-    """Users to recommend for: the history each has so far and the item that came next.
-
-    `histories[i]` is int32 [length], oldest first and whole (nothing is truncated here);
-    `targets` is int32 [cases], or [cases, most targets] padded with -1 where the split holds out
-    several items of a user. `exclude[i]` are items that the split forbids to list for case i;
-    None: it forbids none.
-    """
-
-    users: list[str]
-    histories: list[np.ndarray]
-    targets: np.ndarray
-    exclude: list[np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def sample(self, count: int | None, seed: int) -> "Cases":
-        """Return `count` cases drawn by seed, in their order; all where None or no more there."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
-        return Cases(
-            [self.users[case] for case in chosen],
-            [self.histories[case] for case in chosen],
-            self.targets[chosen],
-            None if self.exclude is None else [self.exclude[case] for case in chosen],
-        )
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split: sequences to train on, cases to validate and to test on."""
-
-    train: Interactions
-    valid: Cases
-    test: Cases
-
-
 def load_items(folder: Path) -> Items:
     """Read the catalogue of a data folder.
 
@@ -123,7 +89,9 @@ def load_items(folder: Path) -> Items:
         return Items([item_texts(row, f"{path}: item {item}") for item, row in enumerate(rows)])
     raw = read_json(path)
     if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{path}: expected {{item id: {{title, ...}}}}, found {_kind(raw)}")
+        raise InputError(
+            f"{path}: expected {{item id: {{title, ...}}}}, found {kind_of_value(raw)}"
+        )
     fields = []
     for item in range(len(raw)):
         entry = raw.get(str(item))
@@ -147,7 +115,7 @@ def item_texts(entry: object, where: str) -> dict[str, str]:
         InputError: it is no object, or has neither a title nor a description.
     """
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected an object, found {_kind(entry)}")
+        raise InputError(f"{where}: expected an object, found {kind_of_value(entry)}")
     texts = {name: _as_text(value) for name, value in entry.items()}
     if not texts.get("title") and not texts.get("description"):
         raise InputError(
@@ -174,24 +142,24 @@ def load_interactions(folder: Path, num_items: int | None) -> Interactions:
     if is_parquet(path):
         users, [(offsets, items)] = read_lists(path, ["items"])
         if num_items is not None:
-            _require_known(items, num_items, path)
+            require_known(items, num_items, path)
         interactions = Interactions(users, offsets, items)
     else:
         raw = read_json(path)
         if not isinstance(raw, dict) or not raw:
-            raise InputError(f"{path}: expected {{user: [item, ...]}}, found {_kind(raw)}")
+            raise InputError(f"{path}: expected {{user: [item, ...]}}, found {kind_of_value(raw)}")
         for user, sequence in raw.items():
-            _require_ids(sequence, num_items, f"{path}: user {user!r}")
+            require_ids(sequence, num_items, f"{path}: user {user!r}")
         interactions = Interactions.from_sequences(raw)
     if num_items is None:
         _require_no_gap(interactions.items, path, paths.item)
     return interactions
 
 
-def _require_ids(sequence: object, num_items: int | None, where: str) -> None:
+def require_ids(sequence: object, num_items: int | None, where: str) -> None:
     """Refuse what is no list of items of the catalogue, or of ids at all where there is none."""
     if not isinstance(sequence, list):
-        raise InputError(f"{where}: expected a list, found {_kind(sequence)}")
+        raise InputError(f"{where}: expected a list, found {kind_of_value(sequence)}")
     limit = MOST_ITEMS if num_items is None else num_items
     for item in sequence:
         if type(item) is not int or not 0 <= item < limit:
@@ -201,7 +169,7 @@ def _require_ids(sequence: object, num_items: int | None, where: str) -> None:
             raise InputError(f"{where}: item {item!r} is not {wanted}")
 
 
-def _require_known(items: np.ndarray, num_items: int, path: Path) -> None:
+def require_known(items: np.ndarray, num_items: int, path: Path) -> None:
     """Refuse ids of Parquet files, which are no less than 0, that are not in the catalogue."""
     if len(items) and int(items.max()) >= num_items:
         raise InputError(
@@ -249,98 +217,6 @@ def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.n
     return embeddings
 
 
-def leave_one_out(interactions: Interactions) -> Split:
-    """Split by time: train up to [-2], validate on [-2], test on [-1] of every user.
-
-    Raises:
-        InputError: a user has fewer than 3 items, so there is nothing to train, validate and test.
-    """
-    lengths = np.diff(interactions.offsets)
-    short = np.flatnonzero(lengths < 3)
-    if len(short):
-        user = int(short[0])
-        raise InputError(
-            f"{len(short)} users have fewer than 3 items (first: user {interactions.users[user]!r} "
-            f"with {lengths[user]}); leave-one-out needs one to train, one to validate and one to "
-            "test on: drop them, for example with python -m lcrec.prepare --min-user-items 5"
-        )
-    keep = np.ones(len(interactions.items), dtype=bool)
-    ends = interactions.offsets[1:]
-    keep[ends - 1] = keep[ends - 2] = False
-    offsets = interactions.offsets - 2 * np.arange(len(interactions) + 1)
-    train = Interactions(interactions.users, offsets, interactions.items[keep])
-    valid, test = (
-        Cases(
-            interactions.users,
-            [sequence[:-back] for sequence in interactions],
-            interactions.items[ends - back],
-        )
-        for back in (2, 1)
-    )
-    return Split(train, valid, test)
-
-
-PARTS = ("train", "valid", "test")
-
-
-def load_split(folder: Path, num_items: int) -> Split:
-    """Read the split of a data folder: its `<Name>.split.json`, else leave-one-out.
-
-    Where there is a split file, `train` has every user, in the order of the file, with what there
-    is of theirs to train on, perhaps nothing. A case of `valid` has what the user trained on as its
-    history, one of `test` that and then what was to validate on; `targets` is [cases, n], distinct
-    ids padded with -1, as `lcrec.rankings.metrics` takes it. Who has no target in a part, or no history, is
-    no case of it.
-
-    Args:
-        folder: the data folder.
-        num_items: the size of the catalogue, to check every id against.
-
-    Raises:
-        InputError: a file is missing or malformed, or an id is not in the catalogue.
-    """
-    path = find_data(folder).split
-    if not path.exists():
-        return leave_one_out(load_interactions(folder, num_items))
-    if is_parquet(path):
-        users, pairs = read_lists(path, PARTS)
-        for _, items in pairs:
-            _require_known(items, num_items, path)
-        train, valid, test = (Interactions(users, *pair) for pair in pairs)
-    else:
-        raw = read_json(path)
-        if not isinstance(raw, dict) or not raw:
-            raise InputError(
-                f"{path}: expected {{user: {{train, valid, test}}}}, found {_kind(raw)}"
-            )
-        for user, entry in raw.items():
-            if not isinstance(entry, dict) or entry.keys() != set(PARTS):
-                raise InputError(f"{path}: user {user!r}: expected the lists train, valid and test")
-            for part in PARTS:
-                _require_ids(entry[part], num_items, f"{path}: user {user!r}: {part}")
-        train, valid, test = (
-            Interactions.from_sequences({user: entry[part] for user, entry in raw.items()})
-            for part in PARTS
-        )
-    return Split(train, _cases(valid, [train]), _cases(test, [train, valid]))
-
-
-def _cases(targets: Interactions, before: list[Interactions]) -> Cases:
-    """Return the cases of users with a target and a history, which is `before`, one by one."""
-    users, histories, rows = [], [], []
-    for user in np.flatnonzero(np.diff(targets.offsets)).tolist():
-        history = np.concatenate([part.sequence(user) for part in before])
-        if len(history):
-            users.append(targets.users[user])
-            histories.append(history)
-            # As often as it was taken, an item is one target.
-            rows.append(list(dict.fromkeys(targets.sequence(user).tolist())))
-    padded = np.full((len(rows), max(map(len, rows), default=1)), -1, dtype=np.int32)
-    for case, row in enumerate(rows):
-        padded[case, : len(row)] = row
-    return Cases(users, histories, padded)
-
-
 def _as_text(value: object) -> str:
     """Join a list of texts by spaces; None and NaN are empty; all else is written as text."""
     if value is None or value != value:
@@ -351,7 +227,119 @@ def _as_text(value: object) -> str:
     return str(value).encode(errors="replace").decode().strip()
 
 
-def _kind(value: object) -> str:
+def kind_of_value(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "text", type(None): "nothing"}
     text = names.get(type(value), "a number")
     return f"an empty {text.split()[-1]}" if value in ({}, []) else text
+
+
+PART_USERS, PART_ITEMS = 1_000_000, 250_000  # rows per file
+GROUP = 100_000  # rows per group within a file
+
+
+def write_lists(path: Path, users: Sequence[str], lists: dict[str, tuple[Any, Any]]) -> None:
+    """Write lists of item ids per user as a new folder of Parquet files.
+
+    Args:
+        path: the folder to make.
+        users: the users' names [users].
+        lists: column -> (int64 [users + 1], int32 [ids]): user u has the ids from the u-th offset
+            to the next.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.mkdir()
+    for number, begin in enumerate(range(0, len(users), PART_USERS)):
+        end = min(begin + PART_USERS, len(users))
+        columns = {"user": pa.array(users[begin:end], pa.string())}
+        for name, (offsets, ids) in lists.items():
+            within = (offsets[begin : end + 1] - offsets[begin]).astype(np.int32)
+            part = np.asarray(ids[offsets[begin] : offsets[end]], dtype=np.int32)
+            columns[name] = pa.ListArray.from_arrays(pa.array(within), pa.array(part))
+        file = path / f"part-{number:05}.parquet"
+        pq.write_table(pa.table(columns), file, compression="zstd", row_group_size=GROUP)
+
+
+def read_lists(path: Path, names: Sequence[str]) -> tuple[list[str], list[Any]]:
+    """Read what `write_lists` wrote, from a folder or a single file.
+
+    Returns:
+        The users' names, and for each of `names` a pair (int64 [users + 1], int32 [ids]).
+
+    Raises:
+        InputError: nothing lies there, it is no Parquet, a column is missing, empty or of another
+            type, or a user stands there twice.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = _read(path, ["user", *names])
+    users = table["user"].to_pylist()
+    if not all(isinstance(user, str) for user in users):
+        raise InputError(f"{path}: column 'user' must hold text in every row")
+    if len(set(users)) < len(users):
+        raise InputError(f"{path}: a user stands there twice; keep one row of each")
+    result = []
+    for name in names:
+        column = table[name].combine_chunks()
+        kind = column.type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not (
+            pa.types.is_integer(kind.value_type)
+        ):
+            raise InputError(f"{path}: column {name!r} holds {kind}; lists of numbers are needed")
+        flat = column.flatten()
+        if column.null_count or flat.null_count:
+            raise InputError(f"{path}: column {name!r} is empty in some row, or in some list")
+        offsets = np.zeros(len(column) + 1, dtype=np.int64)
+        np.cumsum(pc.list_value_length(column).to_numpy(), out=offsets[1:])
+        ids = flat.to_numpy()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < 2**31:
+            raise InputError(f"{path}: column {name!r} holds {ids.min()} to {ids.max()}; no ids")
+        result.append((offsets, ids.astype(np.int32)))
+    return users, result
+
+
+def write_texts(path: Path, fields: Any) -> None:
+    """Write the catalogue's texts as a new folder of Parquet files.
+
+    Args:
+        path: the folder to make.
+        fields: Arrow table with a column of text per field, row i being item i.
+    """
+    import pyarrow.parquet as pq
+
+    path.mkdir()
+    for number, begin in enumerate(range(0, fields.num_rows, PART_ITEMS)):
+        file = path / f"part-{number:05}.parquet"
+        part = fields.slice(begin, PART_ITEMS)
+        pq.write_table(part, file, compression="zstd", row_group_size=GROUP)
+
+
+def read_texts(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_texts` wrote, from a folder or a single file: the fields of every item.
+
+    Raises:
+        InputError: nothing lies there, or it is no Parquet.
+    """
+    return _read(path, None).to_pylist()
+
+
+def _read(path: Path, columns: Sequence[str] | None) -> Any:
+    # Loading pyarrow takes longer than reading a small data set, which is JSON.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not path.exists() or not files:
+        raise InputError(f"{path}: no such file, or a folder without *.parquet in it")
+    tables = []
+    for file in files:
+        try:
+            tables.append(pq.ParquetFile(file).read(columns and list(columns)))
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{file}: cannot be read as Parquet ({reason})") from None
+        if missing := set(columns or ()).difference(tables[-1].column_names):
+            raise InputError(f"{file}: no column {min(missing)!r}; make the data set anew")
+    return pa.concat_tables(tables)

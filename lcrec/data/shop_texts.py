@@ -1,9 +1,7 @@
 """The sentences of the synthetic shop: what its items, users and reviews say.
 
 Reads and writes nothing; `lcrec.synthetic` decides what is true, this puts it into words with the
-tables of `lcrec.synthetic_words`.
-
-Public names: `Ware`, `Taste`, `word_lists`, `describe`, `review`, `preference`, `intention`.
+tables of `lcrec.data.shop_words`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcrec.synthetic_words import DEPARTMENTS, Kind, Style, Tier, Words
+from lcrec.data.shop_words import DEPARTMENTS, Kind, Style, Tier, Words
 
 DEPARTMENT_OF = {kind.name: name for name, kinds in DEPARTMENTS.items() for kind in kinds}
 Taste = tuple[Style, Tier]

@@ -3,8 +3,6 @@
 Reads and writes nothing; `lcrec.synthetic` makes items, users and their texts from these tables.
 Every brand is invented. Phrases begin in lower case and carry no full stop; features are whole
 sentences.
-
-Public names: `Kind`, `Style`, `Tier`, `DEPARTMENTS`, `KINDS`, `STYLES`, `TIERS`, `BRANDS`.
 """
 
 from typing import NamedTuple

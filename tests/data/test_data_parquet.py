@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lcrec.data_parquet
+import lcrec.data.folder
 from lcrec.core.errors import InputError
-from lcrec.data import load_interactions, load_items
-from lcrec.data_parquet import read_lists, write_lists, write_texts
+from lcrec.data.folder import load_interactions, load_items, read_lists, write_lists, write_texts
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=9))
@@ -20,7 +19,7 @@ def test_lists_come_back_from_several_parts(tmp_path_factory, sequences):
     ids = np.array([item for sequence in sequences for item in sequence], dtype=np.int32)
     users = [f"u{user}" for user in range(len(sequences))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lcrec.data_parquet, "PART_USERS", 2)
+        patch.setattr(lcrec.data.folder, "PART_USERS", 2)
         write_lists(path, users, {"items": (offsets, ids)})
     assert len(list(path.iterdir())) == (len(users) + 1) // 2
     read_users, [(read_offsets, read_ids)] = read_lists(path, ["items"])

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.data import load_interactions
-from lcrec.reviews import Review, load_reviews
+from lcrec.data.folder import load_interactions
+from lcrec.data.user_texts import Review, load_reviews
 
 USERS = ["0", "ann", "o'b, x"]
 

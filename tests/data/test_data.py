@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.data import Interactions, leave_one_out, load_interactions, load_items
+from lcrec.data.folder import Interactions, load_interactions, load_items
+from lcrec.data.splits import leave_one_out
 
 ITEMS = {
     "0": {"title": "Desk", "description": ""},
