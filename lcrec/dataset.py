@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError, closest, run_stage
-from lcrec.index import ITEM_TOKEN
+from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData
 from lcrec.templates import Template

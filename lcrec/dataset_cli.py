@@ -61,7 +61,7 @@ from lcrec.dataset import (
     parse_mixture,
     split_markup,
 )
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
 from lcrec.tasks import TASKS, TaskData
 

@@ -4,7 +4,7 @@ Reads `<Name>.item.json`; writes `embeddings.npy`, float32 [items, dim], row i =
 fields are encoded apart and averaged (LC-Rec, section IV-A4; an empty field takes no part), or
 joined into one text. The encoder is `lsa` (TF-IDF and SVD, needs no weights; what it learnt is
 kept beside the embeddings), any sentence-transformers model, or any Hugging Face encoder or
-decoder, mean-pooled over its tokens (see `lcrec.encoders`).
+decoder, mean-pooled over its tokens (see `lcrec.index.encoders`).
 
 With `--add NEW.item.json --embeddings OLD`, for a catalogue that `lcrec.add_items` extended, the
 old rows are taken from OLD as they are and the new items are encoded with OLD's own settings.
@@ -44,8 +44,7 @@ from lcrec.core.provenance import (
 )
 from lcrec.data.folder import Items, load_items
 from lcrec.data.new_items import count_old_items, require_same_past
-from lcrec.encoders import Encoder, collect_texts, load_encoder
-from lcrec.lsa import Lsa, fit_lsa
+from lcrec.index.encoders import Encoder, Lsa, collect_texts, fit_lsa, load_encoder
 
 STAGE = "python -m lcrec.embed"
 TEXTS_PER_PART = 1024

@@ -21,7 +21,7 @@ from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
-from lcrec.encoders import Encoder, encoder_of
+from lcrec.index.encoders import Encoder, encoder_of
 from lcrec.judging import (
     PROG,
     Subject,
@@ -198,15 +198,15 @@ def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[Query], k: 
         queries: what is looked for.
         k: how many items; of equals the lower id comes first.
     """
-    unit = _unit(vectors)
+    unit = unit_rows(vectors)
     items = np.empty((len(queries), k), dtype=np.int64)
     for start in tqdm(range(0, len(queries), BLOCK), desc=RETRIEVAL, unit=" batches"):
-        found = _unit(encode([query.text for query in queries[start : start + BLOCK]])) @ unit.T
+        found = unit_rows(encode([query.text for query in queries[start : start + BLOCK]])) @ unit.T
         items[start : start + BLOCK] = np.argsort(-found, axis=1, kind="stable")[:, :k]
     return items
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

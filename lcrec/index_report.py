@@ -30,10 +30,9 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
-from lcrec.index import ItemIndex, find_conflicts, read_paths
-from lcrec.index_fit import load_rqvae, measure_fit
-from lcrec.index_page import print_verdict, write_index_report
-from lcrec.index_quality import measure_index
+from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths
+from lcrec.index.page import print_verdict, write_index_report
+from lcrec.index.quality import load_rqvae, measure_fit, measure_index
 
 STAGE = "python -m lcrec.index_report"
 

@@ -37,7 +37,7 @@ from transformers.utils import is_liger_kernel_available
 from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.new_rows import compute_rows_apart
 from lcrec.prompts import PromptSet
 from lcrec.vocab import vocabulary_ids, weight_of

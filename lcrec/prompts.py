@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lcrec.core.artifacts import PROMPTS, atomic_path
 from lcrec.core.config import read_yaml
 from lcrec.core.errors import InputError, closest, run_stage
-from lcrec.index import ITEM_TOKEN
+from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.tasks import TASKS, Task
 from lcrec.templates import Template, read_template, text_faults
 

@@ -18,7 +18,7 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import UserTexts, load_user_texts
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from lcrec.core.errors import InputError
 from lcrec.dataset import PromptEncoder
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.modeling import LOAD_ERRORS
 from lcrec.prompts import PromptSet
 from lcrec.prompts_show import paint

@@ -43,14 +43,12 @@ from lcrec.core.provenance import is_current, require_same_input, write_provenan
 from lcrec.core.report import Verdict
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.data.new_items import count_old_items, require_same_past
-from lcrec.extension import extend_index, require_same_space
-from lcrec.index import LEVEL_LETTERS, ItemIndex
-from lcrec.index_fit import measure_fit
-from lcrec.index_page import print_verdict, write_index_report
-from lcrec.index_quality import measure_index
-from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
-from lcrec.repair import repair_index
-from lcrec.rqvae_training import train_rqvae
+from lcrec.index.item_index import LEVEL_LETTERS, ItemIndex
+from lcrec.index.methods import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
+from lcrec.index.page import print_verdict, write_index_report
+from lcrec.index.quality import measure_fit, measure_index
+from lcrec.index.revise import extend_index, repair_index, require_same_space
+from lcrec.index.rqvae_training import train_rqvae
 
 STAGE = "python -m lcrec.quantize"
 UNFINISHED = ".training.safetensors"
@@ -310,7 +308,7 @@ def write_index(
 def describe_index(
     indexing: Indexing, embeddings: Tensor, items: Items | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the facts by which an index is judged, as JSON values (`lcrec.index_quality`).
+    """Return the facts by which an index is judged, as JSON values (`lcrec.index.quality`).
 
     Those on what the codes stand for are there only where there is a model.
     """

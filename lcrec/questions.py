@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
 from lcrec.dataset import PromptEncoder
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.leaf_filter import ItemIds
 from lcrec.prompts import PromptSet, Template
 from lcrec.tasks import Record, history_record, search_record

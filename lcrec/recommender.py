@@ -25,7 +25,7 @@ from lcrec.core.errors import InputError
 from lcrec.dataset import parse_mixture
 from lcrec.decoding import search
 from lcrec.explanations import Explanation, explain, require_task
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.leaf_filter import ItemIds, LeafFilter
 from lcrec.loose_trie import Constraint, LooseTrie
 from lcrec.modeling import load_checkpoint

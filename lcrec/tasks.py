@@ -24,7 +24,7 @@ import numpy as np
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import UserTexts
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 
 Record = dict[str, str | list[str]]
 

@@ -18,7 +18,7 @@ from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lcrec.core.errors import InputError, closest
-from lcrec.index import ITEM_TOKEN
+from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.tasks import Record, Task, plain_text
 
 ENVIRONMENT = ImmutableSandboxedEnvironment(

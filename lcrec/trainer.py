@@ -35,7 +35,7 @@ from trl import SFTTrainer
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
 from lcrec.dataset import IGNORED
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.new_rows import show_frozen_weights
 from lcrec.prompts import PromptSet
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k

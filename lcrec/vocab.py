@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> list[int]:

@@ -31,7 +31,8 @@ from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.data.user_texts import load_user_texts
 from lcrec.dataset import PromptEncoder, Row, collate_left, draw_rows, parse_mixture, tokenise_rows
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
+from lcrec.index.rqvae import read_codebooks
 from lcrec.modeling import (
     STAGE,
     add_adapter,
@@ -43,7 +44,6 @@ from lcrec.modeling import (
 )
 from lcrec.plan import load_shape, plan
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
-from lcrec.rqvae import read_codebooks
 from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
 from lcrec.tasks import TaskData, history_record
 from lcrec.trainer import RankingValidation, RecommenderTrainer

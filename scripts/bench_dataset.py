@@ -24,7 +24,7 @@ import numpy as np
 from lcrec.core.artifacts import data_paths, write_json
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Interactions, load_interactions
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 
 TOP = Path(__file__).parents[1]
 USERS, ITEMS, INTERACTIONS, SHORTEST = 24_772, 9_922, 206_153, 5

@@ -49,7 +49,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.modeling import load_base
 
 TOP = Path(__file__).resolve().parents[1]

@@ -31,7 +31,7 @@ from lcrec.dataset import (
     parse_mixture,
     tokenise_rows,
 )
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.modeling import DTYPES, add_adapter, load_base
 from lcrec.plan import measure_shape, measure_work, operations
 from lcrec.prompts import SHIPPED_PROMPTS, PromptSet

@@ -33,13 +33,13 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from lcrec.assignment import Assignment, assign_unique, shared_rows
 from lcrec.core.artifacts import EMBEDDINGS, read_array
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.rqvae import RQVAE
-from lcrec.rqvae_training import explained_variance, train_rqvae
-from lcrec.sinkhorn import balanced_codes, sinkhorn
+from lcrec.index.assignment import Assignment, assign_unique, shared_rows
+from lcrec.index.clustering import balanced_codes, sinkhorn
+from lcrec.index.rqvae import RQVAE
+from lcrec.index.rqvae_training import explained_variance, train_rqvae
 
 Figures = dict[str, Any]
 # What `python -m lcrec.quantize` trains with unless told otherwise.

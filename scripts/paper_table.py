@@ -33,7 +33,7 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import fingerprint
 from lcrec.data.folder import Interactions, load_interactions, load_items
-from lcrec.index import read_codes
+from lcrec.index.item_index import read_codes
 from lcrec.rankings.metrics import measure_lists
 from lcrec.rankings.predictions import PAD, Predictions, read_predictions, require_comparable
 

@@ -78,7 +78,7 @@ def split(shop, shop_items):
 @pytest.fixture(scope="session")
 def index():
     """Item i has the base-4 digits of i as its codes."""
-    from lcrec.index import ItemIndex
+    from lcrec.index.item_index import ItemIndex
 
     codes = np.stack(np.unravel_index(np.arange(48), (4, 4, 4)), axis=1)
     return ItemIndex(codes.astype(np.int32), LEVEL_SIZES)
@@ -105,7 +105,7 @@ def grown(shop, index, tmp_path_factory):
     from lcrec import add_items
     from lcrec.core.artifacts import find_data, write_json
     from lcrec.core.provenance import write_provenance
-    from lcrec.index import ItemIndex
+    from lcrec.index.item_index import ItemIndex
 
     folder = tmp_path_factory.mktemp("grown")
     new = {"48": {"title": "Brand new desk"}, "49": {"title": "Brand new lamp"}}

@@ -24,7 +24,7 @@ from lcrec.core.provenance import provenance_path
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.evaluate import measure
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.rankings.predictions import read_predictions
 
 SHARED = Path(os.environ.get("LCREC_SHARED") or Path(__file__).parents[2] / "shared")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lcrec.assignment import assign_unique
 from lcrec.core.errors import InputError
+from lcrec.index.assignment import assign_unique
 from lcrec.quantize import QuantizeConfig, level_epsilons
 
 

@@ -13,7 +13,7 @@ from lcrec import embed
 from lcrec.core.artifacts import read_array, read_json
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.rankings.predictions import read_predictions
 
 TOP = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from lcrec.dataset import (
     parse_mixture,
     tokenise_rows,
 )
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData, history_record, plain_text
 from lcrec.templates import Template

@@ -17,7 +17,7 @@ from lcrec.data.folder import load_items
 from lcrec.data.user_texts import load_user_texts
 from lcrec.dataset import IGNORED, PromptEncoder, draw_rows, parse_mixture
 from lcrec.dataset_cli import main, write_rows
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.tasks import TASKS, TaskData
 from lcrec.tinylm import train_tokenizer

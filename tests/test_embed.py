@@ -27,8 +27,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Items
 from lcrec.embed import average_by_owner, main
-from lcrec.encoders import collect_texts, load_encoder
-from lcrec.lsa import fit_lsa
+from lcrec.index.encoders import collect_texts, fit_lsa, load_encoder
 from lcrec.tinylm import train_tokenizer
 
 TEXTS = [

@@ -6,10 +6,10 @@ import pytest
 from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
+from lcrec.index.rqvae import RQVAE
 from lcrec.index_report import main
 from lcrec.quantize import main as quantize
-from lcrec.rqvae import RQVAE
 
 ITEMS = 24
 CODES = np.column_stack([np.arange(ITEMS) // 6, np.arange(ITEMS) % 6])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import UserTexts
-from lcrec.index import ITEM_TOKEN
+from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.prompts import PromptSet, chat_template_faults, read_prompts
 from lcrec.prompts_cli import main
 from lcrec.prompts_show import example_data, example_index

@@ -7,7 +7,7 @@ import pytest
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.prompts import PromptSet
 from lcrec.prompts_cli import main
 from lcrec.prompts_show import paint

@@ -3,18 +3,20 @@
 import itertools
 import json
 
+import lcrec.rqvae_training
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import lcrec.quantize
-import lcrec.rqvae_training
 from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
-from lcrec.index import ItemIndex
-from lcrec.indexers import INDEXERS, Indexing
+from lcrec.index.item_index import ItemIndex
+from lcrec.index.methods import INDEXERS, Indexing
+from lcrec.index.rqvae import RQVAE
+from lcrec.index.rqvae_training import explained_variance
 from lcrec.quantize import (
     QuantizeConfig,
     check_embeddings,
@@ -22,8 +24,6 @@ from lcrec.quantize import (
     level_epsilons,
     main,
 )
-from lcrec.rqvae import RQVAE
-from lcrec.rqvae_training import explained_variance
 
 ITEMS = 24
 SETTINGS = {
@@ -163,7 +163,7 @@ def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        module = "lcrec.rqvae" if step == "RQVAE.save" else "lcrec.quantize"
+        module = "lcrec.index.rqvae" if step == "RQVAE.save" else "lcrec.quantize"
         patch.setattr(f"{module}.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             main(argv(shop, codes=5))
@@ -194,8 +194,8 @@ def test_the_model_of_another_kind_does_not_stay(shop):
 
 def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
     main(argv(shop, "whole"))
-    monkeypatch.setattr(lcrec.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
-    save = lcrec.rqvae_training.save_state
+    monkeypatch.setattr(lcrec.index.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
+    save = lcrec.index.rqvae_training.save_state
 
     def save_and_die(path, call, progress, *rest):
         save(path, call, progress, *rest)
@@ -203,7 +203,7 @@ def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(lcrec.rqvae_training, "save_state", save_and_die)
+        patch.setattr(lcrec.index.rqvae_training, "save_state", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             main(argv(shop))
     with pytest.raises(InputError, match=r"index.json: no such file"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.dataset import draw_rows, tokenise_rows
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.modeling import load_base
 from lcrec.recommender import Recommender
 from lcrec.tasks import TASKS, TaskData

@@ -16,7 +16,7 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items, load_interactions
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import UserTexts, load_user_texts
-from lcrec.index import ITEM_TOKEN, ItemIndex
+from lcrec.index.item_index import ITEM_TOKEN, ItemIndex
 from lcrec.tasks import (
     TASKS,
     TaskData,

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lcrec.core.errors import InputError
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.tinylm import train_tokenizer
 from lcrec.vocab import extend_tokenizer, item_token_ids, resize_embeddings, vocabulary_ids
 

@@ -16,7 +16,7 @@ import numpy as np
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import Cases
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 
 Need = Literal["embeddings", "texts", "index"]
 UNKNOWN = -1

@@ -24,7 +24,7 @@ from scipy.sparse.linalg import eigsh
 from lcrec.baselines.graph import purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 
 SPECTRAL_LEVELS = 6
 MOST_PAIRS = 2 * 10**8  # of items in one sequence; the graph of so many takes up to 2.4 GB

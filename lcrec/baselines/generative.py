@@ -28,7 +28,7 @@ from lcrec.core.config import option
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.decoding import search
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 from lcrec.trie import ItemTrie
 
 PAD = 0  # also what the decoder starts from, as in T5

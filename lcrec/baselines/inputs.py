@@ -18,7 +18,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import Interactions, check_embeddings, load_interactions, load_items
 from lcrec.data.splits import Split, leave_one_out
-from lcrec.index import ItemIndex, find_conflicts, number_shared, read_codes
+from lcrec.index.item_index import ItemIndex, find_conflicts, number_shared, read_codes
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import load_interactions
 from lcrec.data.splits import Cases
 from lcrec.data.user_texts import load_user_texts
-from lcrec.encoders import Encoder, encoder_of
+from lcrec.index.encoders import Encoder, encoder_of
 from lcrec.rankings.metrics import METRICS, measure_lists
 from lcrec.rankings.predictions import (
     Prediction,

@@ -22,7 +22,7 @@ from lcrec.baselines.cid import collaborative_index
 from lcrec.baselines.generative import GenerativeBaseline, GenerativeSettings
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 
 QUESTION = "What will the user buy next?"
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from lcrec.baselines.base import Need, TrainingData
 from lcrec.baselines.generative import GenerativeBaseline, GenerativeSettings
-from lcrec.index import ItemIndex
+from lcrec.index.item_index import ItemIndex
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import pytest
 
 from lcrec.core.artifacts import read_json
 from lcrec.data.folder import Items
-from lcrec.index_page import index_page, print_verdict, write_index_report
-from lcrec.index_quality import measure_index
-from lcrec.index_verdict import judge
+from lcrec.index.page import index_page, print_verdict, write_index_report
+from lcrec.index.quality import measure_index
+from lcrec.index.verdict import judge
 
 RNG = np.random.default_rng(0)
 KINDS = np.repeat(np.arange(6), 20)

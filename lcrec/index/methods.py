@@ -5,8 +5,6 @@ codebooks give the codes their meaning, where they have one. `rq-vae` is LC-Rec'
 comparison: `rq-kmeans` and `balanced-kmeans` quantise the embeddings without training, `tiger`
 tells items that share a path apart by one more token instead of uniform mapping (Rajput et al.
 2023), `random` and `vanilla` (a token per item) know nothing of the items.
-
-Public names: `INDEXERS`, `TRAINED`, `WITHOUT_MODEL`, `Indexing`, `require_paths`.
 """
 
 from collections.abc import Callable
@@ -16,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcrec.assignment import assign_unique, require_capacity, shared_rows
 from lcrec.core.errors import InputError
-from lcrec.index import CODE_DIGITS, number_shared
-from lcrec.rqvae import RQVAE
+from lcrec.index.assignment import assign_unique, require_capacity, shared_rows
+from lcrec.index.item_index import CODE_DIGITS, number_shared
+from lcrec.index.rqvae import RQVAE
 
 
 @dataclass(frozen=True)

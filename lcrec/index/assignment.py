@@ -3,8 +3,6 @@
 An item whose nearest path nobody shares keeps it. Within each prefix (all levels but the last) the
 others get distinct free last codes at the least total squared distance. Items that a full prefix
 cannot hold go to the next nearest prefix that has room.
-
-Public names: `assign_unique`, `Assignment`, `require_capacity`, `shared_rows`.
 """
 
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from lcrec.core.errors import InputError
-from lcrec.residual import nearest_codes
+from lcrec.index.clustering import nearest_codes
 
 
 @dataclass(frozen=True)

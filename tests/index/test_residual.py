@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcrec.residual import nearest_codes, residual_kmeans
+from lcrec.index.clustering import nearest_codes, residual_kmeans
 
 
 def grid(seed=0, per_leaf=8):

@@ -6,7 +6,7 @@ import pytest
 from lcrec import embed
 from lcrec.core.artifacts import read_array, read_json, write_json
 from lcrec.core.errors import InputError
-from lcrec.encoders import encoder_of
+from lcrec.index.encoders import encoder_of
 
 TEXTS = ["red desk lamp", "desk lamp", "office chair", "chair for the office", "woollen rug"]
 

@@ -4,14 +4,14 @@ import itertools
 import json
 import math
 
+import lcrec.index_quality
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lcrec.index_quality
 from lcrec.data.folder import Items
-from lcrec.index_quality import (
+from lcrec.index.quality import (
     choose_labels,
     measure_index,
     nearest_neighbours,
@@ -176,7 +176,7 @@ def test_chance_is_the_mean_over_all_orders():
 
 @pytest.mark.parametrize("cells", [1, 100, 10**6])
 def test_slices_find_what_a_search_at_once_finds(monkeypatch, cells):
-    monkeypatch.setattr(lcrec.index_quality, "CELLS", cells)
+    monkeypatch.setattr(lcrec.index.quality, "CELLS", cells)
     embeddings = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     queries = np.array([3, 17, 39])
     found = nearest_neighbours(embeddings, queries, 4)
@@ -191,8 +191,8 @@ def test_of_many_items_a_sample_is_asked(monkeypatch):
     codes = np.column_stack([np.arange(400) % 8, np.arange(400) // 8])
     embeddings = np.eye(8)[codes[:, 0]] + rng.normal(scale=0.1, size=(400, 8))
     whole = measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
-    monkeypatch.setattr(lcrec.index_quality, "SEARCH_BUDGET", 1)
-    monkeypatch.setattr(lcrec.index_quality, "LEAST_QUERIES", 50)
+    monkeypatch.setattr(lcrec.index.quality, "SEARCH_BUDGET", 1)
+    monkeypatch.setattr(lcrec.index.quality, "LEAST_QUERIES", 50)
     sampled = measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
     assert (whole["queries"], sampled["queries"]) == (400, 50)
     assert whole["kept"][0] == sampled["kept"][0] == 1

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec.sinkhorn import TransportPlan, balanced_codes, sinkhorn, sinkhorn_as_published
+from lcrec.index.clustering import TransportPlan, balanced_codes, sinkhorn, sinkhorn_as_published
 
 
 def random_cost(batch, codes, seed):

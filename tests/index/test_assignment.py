@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec.assignment import Assignment, assign_unique, require_capacity
 from lcrec.core.errors import InputError
+from lcrec.index.assignment import Assignment, assign_unique, require_capacity
 
 # Two levels of two codes: paths stand for 0 + 0, 0 + 1, 10 + 0, 10 + 1.
 TOY = np.array([[[0.0], [10.0]], [[0.0], [1.0]]])

@@ -1,9 +1,7 @@
 """The figures of an item index as a page for a person, and both as files.
 
-Reads what `lcrec.index_quality.measure_index` returns; writes `report.json`, all of it with the
+Reads what `lcrec.index.quality.measure_index` returns; writes `report.json`, all of it with the
 verdict, and `report.html`, the page. The page is made of the figures alone.
-
-Public names: `index_page`, `print_verdict`, `write_index_report`.
 """
 
 from collections.abc import Callable
@@ -25,8 +23,8 @@ from lcrec.core.report import (
     draw_svg,
     render_page,
 )
-from lcrec.index_quality import LEAST_SHARING
-from lcrec.index_verdict import judge
+from lcrec.index.quality import LEAST_SHARING
+from lcrec.index.verdict import judge
 
 Report = dict[str, Any]
 MISSING = "–"

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from lcrec.core.artifacts import INDEX, PROVENANCE, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import write_provenance
-from lcrec.index import ITEM_TOKEN, ItemIndex, find_conflicts, number_shared, read_codes, token_name
+from lcrec.index.item_index import (
+    ITEM_TOKEN,
+    ItemIndex,
+    find_conflicts,
+    number_shared,
+    read_codes,
+    token_name,
+)
 
 TOY = np.array([[0, 2], [1, 0], [0, 0]], dtype=np.int32)
 TOY_JSON = {"0": ["<a_0>", "<b_2>"], "1": ["<a_1>", "<b_0>"], "2": ["<a_0>", "<b_0>"]}

@@ -3,9 +3,6 @@
 `ItemIndex` maps item <-> codes <-> item tokens (`<a_12><b_3><c_200><d_7>`: one letter per level,
 codes from 0). It reads and writes LC-Rec's `index.json` {item: ["<a_12>", ...]} and refuses an
 index in which two items share a path.
-
-Public names: `ItemIndex`, `ITEM_TOKEN`, `LEVEL_LETTERS`, `index_path`, `read_paths`, `read_codes`,
-`find_conflicts`, `number_shared`, `token_name`.
 """
 
 import re

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lcrec.index_quality import measure_index
-from lcrec.index_verdict import above_chance, judge
+from lcrec.index.quality import measure_index
+from lcrec.index.verdict import above_chance, judge
 
 GOOD = {
     "items": 1000,

@@ -12,8 +12,8 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from lcrec.core.errors import InputError
-from lcrec.rqvae import RQVAE, read_codebooks
-from lcrec.rqvae_training import explained_variance
+from lcrec.index.rqvae import RQVAE, read_codebooks
+from lcrec.index.rqvae_training import explained_variance
 
 
 def toy_clusters(seed=0, per_leaf=4, noise=0.02):

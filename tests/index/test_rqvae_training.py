@@ -2,13 +2,13 @@
 
 import itertools
 
+import lcrec.rqvae_training
 import numpy as np
 import pytest
 import torch
 
-import lcrec.rqvae_training
-from lcrec.rqvae import RQVAE
-from lcrec.rqvae_training import explained_variance, train_rqvae
+from lcrec.index.rqvae import RQVAE
+from lcrec.index.rqvae_training import explained_variance, train_rqvae
 
 
 def toy_clusters(seed=0, per_leaf=4, noise=0.02):
@@ -154,8 +154,8 @@ class Killed(Exception):
 @pytest.fixture
 def killed_after(monkeypatch):
     """A function that lets training save after every epoch, and kills it after one."""
-    monkeypatch.setattr(lcrec.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
-    save = lcrec.rqvae_training.save_state
+    monkeypatch.setattr(lcrec.index.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
+    save = lcrec.index.rqvae_training.save_state
 
     def set_up(epoch):
         def save_and_die(path, call, progress, *rest):
@@ -163,7 +163,7 @@ def killed_after(monkeypatch):
             if progress.epoch == epoch:
                 raise Killed
 
-        monkeypatch.setattr(lcrec.rqvae_training, "save_state", save_and_die)
+        monkeypatch.setattr(lcrec.index.rqvae_training, "save_state", save_and_die)
 
     return set_up
 
@@ -224,7 +224,7 @@ def test_a_kill_while_the_state_is_written_leaves_the_last_one(killed_after, tmp
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("lcrec.rqvae_state.save_file", half)
+        patch.setattr("lcrec.index.rqvae_training.save_file", half)
         with pytest.raises(Killed):
             train(points, resume_from=path)
     assert path.read_bytes() == before

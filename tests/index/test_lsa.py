@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
-from lcrec.lsa import Lsa, fit_lsa
+from lcrec.index.encoders import Lsa, fit_lsa
 
 TEXTS = ["red lamp", "red desk lamp", "office chair", "grey office chair", "woollen rug"]
 

@@ -10,9 +10,9 @@ from lcrec import add_items, embed, quantize
 from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.extension import place_new_items
-from lcrec.index import ItemIndex
-from lcrec.rqvae import RQVAE
+from lcrec.index.item_index import ItemIndex
+from lcrec.index.revise import place_new_items
+from lcrec.index.rqvae import RQVAE
 
 NAMES = ("red desk lamp", "tall floor lamp", "office chair", "garden chair", "woollen rug")
 ITEMS = [{"title": f"{name} number {number}"} for number in range(5) for name in NAMES]

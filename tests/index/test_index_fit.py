@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lcrec.index_fit import measure_fit
-from lcrec.rqvae import RQVAE
+from lcrec.index.quality import measure_fit
+from lcrec.index.rqvae import RQVAE
 
 POINTS = torch.tensor([[-1.0], [-1.0], [9.0]])
 SPREAD = (100 + 100 + 400) / 9  # squared distances to the mean 7/3

@@ -9,9 +9,9 @@ from lcrec import quantize
 from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.index import ItemIndex, find_conflicts
-from lcrec.repair import level_paths, mean_codebooks, repair_codes
-from lcrec.rqvae import RQVAE
+from lcrec.index.item_index import ItemIndex, find_conflicts
+from lcrec.index.revise import level_paths, mean_codebooks, repair_codes
+from lcrec.index.rqvae import RQVAE
 
 # The first level is a corner of the plane, the second a step from it.
 CODEBOOKS = np.array([[[0, 0], [10, 0], [0, 10]], [[0, 0], [1, 0], [0, 1]]], dtype=np.float32)

@@ -7,8 +7,6 @@ differs from the paper's where that pays: inputs are standardised, encoder and d
 principal components beside a perceptron that begins at zero, the codebooks begin as k-means of the
 whole catalogue, level by level, so training starts where residual k-means ends, and some items are
 reconstructed from a prefix. With `parity` none of this holds, and the model is the published one.
-
-Public names: `RQVAE`, `Losses`, `read_codebooks`.
 """
 
 import json
@@ -26,8 +24,14 @@ from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualVQ
 
 from lcrec.core.errors import InputError
-from lcrec.residual import SLICE, nearest_codes, residual_kmeans
-from lcrec.sinkhorn import balanced_codes, sinkhorn, sinkhorn_as_published
+from lcrec.index.clustering import (
+    SLICE,
+    balanced_codes,
+    nearest_codes,
+    residual_kmeans,
+    sinkhorn,
+    sinkhorn_as_published,
+)
 
 ITEMS_PER_PREFIX = 5
 SETTINGS = "lcrec"  # the key of the model's shape in the header of its file

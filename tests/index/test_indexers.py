@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lcrec.core.errors import InputError
-from lcrec.indexers import INDEXERS, TRAINED, WITHOUT_MODEL, require_paths
-from lcrec.rqvae import RQVAE
+from lcrec.index.methods import INDEXERS, TRAINED, WITHOUT_MODEL, require_paths
+from lcrec.index.rqvae import RQVAE
 
 
 def toy_catalogue():

@@ -2,8 +2,6 @@
 
 The limits are rules of thumb: on the warning's side of one, an index is worth another try before a
 model is trained on it. What recommends well is decided by `lcrec.evaluate` alone.
-
-Public names: `judge`, `above_chance`.
 """
 
 from collections.abc import Callable
@@ -15,7 +13,7 @@ Report = dict[str, Any]
 
 
 def judge(report: Report) -> Verdict:
-    """Weigh the figures of `lcrec.index_quality.measure_index`.
+    """Weigh the figures of `lcrec.index.quality.measure_index`.
 
     Returns:
         The verdict, warnings first; what the figures do not tell is not judged.
