@@ -32,8 +32,8 @@ from pathlib import Path
 
 import duckdb
 
-from lcrec.cleaning import clean_text
 from lcrec.core.provenance import read_provenance
+from lcrec.prepare.text import clean_text
 
 PARTS = ("gz", "parquet", "python")
 SIZES = {"gz": 10_000_000, "parquet": 50_000_000, "python": 1_000_000}

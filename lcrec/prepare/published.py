@@ -1,20 +1,38 @@
 """The published data sets: how their files are called and written, one entry each.
 
-Says nothing by itself; `lcrec.formats` reads by it. File names are patterns without a
+Says nothing by itself; `lcrec.prepare.published` reads by it. File names are patterns without a
 compression's suffix, the surest first; a file by another name that is given for a role is taken
 for the last pattern with its suffix.
 
-Public names: `PUBLISHED`, `Published`, `layout_of`, `bare_name`.
+Raw data as people publish it: one reader for each format, two tables out.
+
+Reads the published files of Amazon (2014, 2018, 2023), MovieLens, Steam, Yelp, Book-Crossing, H&M,
+RecBole, LC-Rec and MiniOneRec, and any CSV, TSV, JSON lines or Parquet. Returns `RawTables`
+(`lcrec.prepare.tables`), Ibis tables on DuckDB or Spark. `lcrec.prepare.inputs` finds the files,
+`lcrec.prepare.published` says how they are written, and `lcrec.prepare.rows` takes away what cannot
+be used, and counts it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
+from ibis.backends import BaseBackend
+
 from lcrec.core.errors import InputError
-from lcrec.formats_layouts import Layout
-from lcrec.formats_open import COMPRESSIONS, Delimited
+from lcrec.prepare.files import COMPRESSIONS, Delimited
+from lcrec.prepare.layouts import Layout, Paths, as_paths, read_layouts
+from lcrec.prepare.sequences import read_lcrec, read_minionerec
+from lcrec.prepare.tables import COLUMN_HELP as COLUMN_HELP
+from lcrec.prepare.tables import EXTRA_ROLES as EXTRA_ROLES
+from lcrec.prepare.tables import ITEM_ROLES as ITEM_ROLES
+from lcrec.prepare.tables import REVIEW_ROLES as REVIEW_ROLES
+from lcrec.prepare.tables import TEXT_ROLES as TEXT_ROLES
+from lcrec.prepare.tables import Options, RawTables
+from lcrec.prepare.tables import load_table as load_table
+from lcrec.prepare.tables import parse_columns as parse_columns
 
 
 @dataclass(frozen=True)
@@ -229,3 +247,71 @@ def layout_of(path: Path, files: Sequence[tuple[str, Layout]], format: str) -> L
             return layout
     patterns = ", ".join(pattern for pattern, _ in files)
     raise InputError(f"{path}: --format {format} reads {patterns} (or these as .gz, .zst, .zip)")
+
+
+# Atomic files know no quoting, and their texts are full of quotes.
+ATOMIC = Layout(how=Delimited("\t", "", ""), delimited=True, atomic=True)
+PLAIN = Layout()
+
+
+def read_recbole(
+    con: BaseBackend, interactions: Paths, items: Paths, options: Options
+) -> RawTables:
+    """Read RecBole atomic files (`X.inter`, `X.item`); quotes in them are text, not quoting.
+
+    Args:
+        con: the connection the tables will live in.
+        interactions: the `.inter` file.
+        items: the `.item` file.
+        options: what the person asked for.
+
+    Raises:
+        InputError: a file cannot be read, a header names no or an unknown type, or a needed
+            column is missing.
+    """
+    return read_layouts(con, interactions, items, options, ATOMIC, ATOMIC)
+
+
+def read_table(con: BaseBackend, interactions: Paths, items: Paths, options: Options) -> RawTables:
+    """Read plain CSV, TSV, JSON lines or Parquet files, told apart by their suffix.
+
+    Args:
+        con: the connection the tables will live in.
+        interactions: one row per interaction, in one file or several.
+        items: one row per item.
+        options: what the person asked for.
+
+    Raises:
+        InputError: a file cannot be read, or a needed column is missing.
+    """
+    return read_layouts(con, interactions, items, options, PLAIN, PLAIN)
+
+
+def read_published(
+    format: str, con: BaseBackend, interactions: Paths, items: Paths, options: Options
+) -> RawTables:
+    """Read the files of a published data set; see `lcrec.prepare.published`.
+
+    Raises:
+        InputError: a file's name is none of the format's, it cannot be read, or its columns are
+            not those it is published with.
+    """
+    files = PUBLISHED[format]
+    return read_layouts(
+        con,
+        interactions,
+        items,
+        options,
+        layout_of(as_paths(interactions)[0], files.interactions, format),
+        layout_of(as_paths(items)[0], files.items, format),
+    )
+
+
+# Each takes (connection, interactions files, items files, options).
+READERS: dict[str, Callable[[BaseBackend, Paths, Paths, Options], RawTables]] = {
+    "recbole": read_recbole,
+    "table": read_table,
+    "lcrec": read_lcrec,
+    "minionerec": read_minionerec,
+    **{name: partial(read_published, name) for name in PUBLISHED},
+}

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import ibis
 import pytest
+from lcrec.formats import Options
 
 from lcrec.core.errors import InputError
-from lcrec.formats import Options
-from lcrec.formats_inputs import find_in
-from lcrec.formats_sequences import read_lcrec, read_minionerec
+from lcrec.prepare.inputs import find_in
+from lcrec.prepare.sequences import read_lcrec, read_minionerec
 
-SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[3] / "shared"))
 OFFICE = SHARED / "data" / "Office"
 INTER = {"0": [1, 0], "1": [0]}
 ITEM = {

@@ -2,8 +2,6 @@
 
 Looks at names only, except that `unpack` writes the members of zip archives into a folder and
 `fetch` lets `datasets` download files into its cache.
-
-Public names: `Inputs`, `find_inputs`, `find_in`, `find_files`, `fetch`, `unpack`, `FOLDERS`.
 """
 
 import shutil
@@ -15,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lcrec.core.errors import InputError
-from lcrec.formats_published import PUBLISHED, bare_name
+from lcrec.prepare.published import PUBLISHED, bare_name
 
 # Format -> patterns of interactions and of items, the surest first.
 FOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.engines import store
-from lcrec.filters import (
+from lcrec.prepare.engines import store
+from lcrec.prepare.filters import (
     first_of_repeats,
     hold_out,
     in_time_window,

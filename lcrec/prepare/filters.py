@@ -4,9 +4,6 @@ Each filter is a function from Ibis table to Ibis table and runs on any engine; 
 the columns user, item, time and perhaps rating and review. Nothing here depends on the order of
 rows: where times are equal, items are ordered by their ids (byte by byte), and of interactions that
 are alike in user, item and time the review that comes first in the alphabet stays.
-
-Public names: `in_time_window`, `rated_at_least`, `without_duplicates`, `first_of_repeats`,
-`k_core`, `latest`, `hold_out`, `time_unit`, `read_moment`.
 """
 
 import datetime
@@ -19,7 +16,7 @@ from ibis import _
 from ibis.expr.types import BooleanColumn, Table
 
 from lcrec.core.errors import InputError
-from lcrec.engines import materialise, release, store
+from lcrec.prepare.engines import materialise, release, store
 
 # Seconds since 1970 of the last centuries, then the same in milli- and microseconds.
 UNITS = ((3e8, 1e11, 1), (3e11, 1e14, 1_000), (3e14, 1e17, 1_000_000))

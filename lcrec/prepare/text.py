@@ -2,9 +2,6 @@
 
 `make_catalogue` cleans the text of the items that are left, batch by batch outside the engine, so
 that it is the same whatever engine holds the tables, and says which items have to go and why.
-
-Public names: `clean_text`, `Catalogue`, `make_catalogue`, `NO_ROW`, `NO_TEXT`, `MARKUP_ONLY`,
-`LONG_TITLE`, `SHORT_TEXT`.
 """
 
 import html
@@ -24,8 +21,8 @@ from ibis.expr.types import Table
 from tqdm import tqdm
 
 from lcrec.core.errors import InputError
-from lcrec.engines import write_sorted
-from lcrec.formats_tables import EXTRA_ROLES, TEXT_ROLES
+from lcrec.prepare.engines import write_sorted
+from lcrec.prepare.tables import EXTRA_ROLES, TEXT_ROLES
 
 # What a page does not show, and its tags; a quoted attribute may hold a ">".
 HIDDEN = re.compile(r"<!--.*?-->|<(style|script)\b[^>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)

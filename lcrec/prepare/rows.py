@@ -1,10 +1,8 @@
 """Opened files -> canonical tables: rows that cannot be used are named and counted, or refused.
 
-Reads an `Opened` table of `lcrec.formats_open`; writes nothing but tables in its database. A row
+Reads an `Opened` table of `lcrec.prepare.files`; writes nothing but tables in its database. A row
 that cannot be used has one reason, the first that applies: nothing of it can be read, it has no
 user or item, its id would break a line of the files that map ids to numbers, or its time is none.
-
-Public names: `sift`, `Sifted`, `TimeUnit`, `Roles`.
 """
 
 import datetime
@@ -21,9 +19,9 @@ from ibis.backends import BaseBackend
 from ibis.expr.types import Column, Table
 
 from lcrec.core.errors import InputError
-from lcrec.engines import materialise
-from lcrec.formats_open import FILE, UNREADABLE, Opened
-from lcrec.formats_tables import Options
+from lcrec.prepare.engines import materialise
+from lcrec.prepare.files import FILE, UNREADABLE, Opened
+from lcrec.prepare.tables import Options
 
 # Seconds or milliseconds since 1970; "any": numbers of whatever unit, or dates.
 TimeUnit = Literal["s", "ms", "any"]

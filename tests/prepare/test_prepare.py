@@ -20,9 +20,9 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import leave_one_out, load_split
 from lcrec.data.user_texts import Review, load_reviews
-from lcrec.prepare import main
+from lcrec.prepare.__main__ import main
 
-SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[3] / "shared"))
 ML100K = SHARED / "data" / "ml-100k"
 
 # Three users and four items; "ann" takes the lamp twice, "bob" has two items at one time.
@@ -49,7 +49,7 @@ SEQUENCES = {"0": [0, 1, 2], "1": [2, 0, 3], "2": [2, 0, 3]}
 @pytest.fixture(autouse=True)
 def plain_page(monkeypatch):
     """Drawing takes longer than all the rest of a toy shop; tests/test_data_card.py looks at it."""
-    monkeypatch.setattr(lcrec.prepare, "card_page", json.dumps)
+    monkeypatch.setattr(lcrec.prepare.__main__, "card_page", json.dumps)
 
 
 def write_csv(path, header, rows):
@@ -316,7 +316,7 @@ def test_running_again_does_nothing(tmp_path, shop, capsys, monkeypatch):
     main(shop())
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(lcrec.prepare, "refine", None)
+        patch.setattr(lcrec.prepare.__main__, "refine", None)
         main(shop())
     assert "is up to date" in capsys.readouterr().out
     (tmp_path / "out" / "Toy" / "Toy.item2id").unlink()
@@ -362,7 +362,7 @@ def test_a_run_killed_while_writing_can_be_run_again(tmp_path, shop, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(lcrec.prepare, "write_provenance", killed)
+        patch.setattr(lcrec.prepare.__main__, "write_provenance", killed)
         with pytest.raises(KeyboardInterrupt):
             main(shop("--repeats", "keep"))
     # No stage takes the folder for a data set, and no temporary file is left.
@@ -473,7 +473,7 @@ def test_a_dry_run_writes_nothing(tmp_path, shop, capsys, monkeypatch):
         line.split() for line in screen.splitlines()
     ]
     assert "a dry run: nothing was written" in screen
-    monkeypatch.setattr(lcrec.prepare, "DRY_RUN_ROWS", 9)
+    monkeypatch.setattr(lcrec.prepare.__main__, "DRY_RUN_ROWS", 9)
     with pytest.raises(InputError, match="nothing is left"):
         main(shop("--dry-run", "--min-item-users", "3"))
 
@@ -500,7 +500,7 @@ def test_wrong_rules_are_named_and_nothing_is_written(tmp_path, shop, flags, mes
 
 def test_large_data_is_written_as_parquet(tmp_path, shop, monkeypatch):
     main(shop())
-    monkeypatch.setattr(lcrec.prepare, "JSON_MOST", 8)
+    monkeypatch.setattr(lcrec.prepare.__main__, "JSON_MOST", 8)
     main(shop("--seed", "1"))
     folder = tmp_path / "out" / "Toy"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -510,7 +510,7 @@ def test_large_data_is_written_as_parquet(tmp_path, shop, monkeypatch):
     assert load_items(folder).title(1) == "Rug"
     sequences = {user: ids.tolist() for user, ids in enumerate(load_interactions(folder, 4))}
     assert {str(user): ids for user, ids in sequences.items()} == SEQUENCES
-    monkeypatch.setattr(lcrec.prepare, "JSON_MOST", 9)
+    monkeypatch.setattr(lcrec.prepare.__main__, "JSON_MOST", 9)
     main(shop("--seed", "2"))
     assert load_items(folder).title(1) == "Rug"  # exactly one form lies there
     assert not [path for path in folder.iterdir() if "parquet" in path.name]
@@ -526,13 +526,11 @@ def test_a_disk_that_fills_up(tmp_path, shop):
     rows = [(f"u{u}", f"i{(u + k) % 300}", k) for u in range(300) for k in range(5)]
     write_csv(log, ("user", "item", "time"), rows)
     write_csv(items, ("item", "title"), [(f"i{i}", "x" * 9_000) for i in range(300)])
-    lines = (
-        "import resource, sys; from lcrec.core.errors import run_stage; import lcrec.data_folder\n"
-    )
-    lines += "from lcrec.prepare import main; made = lcrec.data_folder._write_items\n"
+    lines = "import resource, sys; from lcrec.core.errors import run_stage; import lcrec.prepare.folder\n"
+    lines += "from lcrec.prepare.__main__ import main; made = lcrec.prepare.folder._write_items\n"
     lines += "def limited(*args):\n"
     lines += "    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); made(*args)\n"
-    lines += "lcrec.data_folder._write_items = limited; run_stage(main)"
+    lines += "lcrec.prepare.folder._write_items = limited; run_stage(main)"
     command = [sys.executable, "-c", lines, *argv]
     full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert full.returncode == 2, full.stderr

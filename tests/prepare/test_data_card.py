@@ -5,12 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lcrec.cleaning import NO_ROW, Catalogue
 from lcrec.core.errors import InputError
-from lcrec.data_card import card_page, make_card
-from lcrec.engines import store
-from lcrec.ledger import Counts, Ledger
-from lcrec.numbering import Numbered
+from lcrec.prepare.card import card_page, make_card
+from lcrec.prepare.engines import store
+from lcrec.prepare.folder import Numbered
+from lcrec.prepare.pipeline import Counts, Ledger
+from lcrec.prepare.text import NO_ROW, Catalogue
 
 START = 1_538_352_000  # 2018-10-01
 

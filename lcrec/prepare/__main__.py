@@ -1,6 +1,6 @@
 """Stage: raw interactions and item texts -> the data folder everything else starts from.
 
-Reads what `lcrec.formats` can read. Writes `<Name>.inter.json` and `<Name>.item.json` (of large
+Reads what `lcrec.prepare.published` can read. Writes `<Name>.inter.json` and `<Name>.item.json` (of large
 data Parquet, read alike), `<Name>.user2id` and `<Name>.item2id` (raw id, tab, number), where there
 are reviews `<Name>.review.json`, with another split than leave-one-out `<Name>.split.json`, and
 `data_card.json`, `data_card.html` and the sidecar `lcrec.json` into the folder `--output`. All is
@@ -11,8 +11,6 @@ computed by an embedded DuckDB, or by Spark, from the same Ibis expressions:
 The same input gives the same bytes, whatever the order of its rows, the engine and its threads:
 users are numbered by their first interaction, ties by raw id; a user's items are ordered by time,
 ties by raw id; items are numbered by first appearance, reading the users in that order.
-
-Public names: `PrepareConfig`, `main`.
 """
 
 from dataclasses import dataclass
@@ -26,19 +24,13 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.splits import cold_parts, random_parts, time_parts
-from lcrec.data_card import card_page, make_card
-from lcrec.data_folder import JSON_MOST, write_data_folder
-from lcrec.engines import open_engine
-from lcrec.formats import (
-    COLUMN_HELP,
-    ITEM_ROLES,
-    READERS,
-    Options,
-    parse_columns,
-)
-from lcrec.formats_inputs import find_inputs
-from lcrec.numbering import Numbered, number, sort_interactions
-from lcrec.refine import Refined, refine
+from lcrec.formats import COLUMN_HELP, ITEM_ROLES, Options, parse_columns
+from lcrec.prepare.card import card_page, make_card
+from lcrec.prepare.engines import open_engine
+from lcrec.prepare.folder import JSON_MOST, Numbered, number, sort_interactions, write_data_folder
+from lcrec.prepare.inputs import find_inputs
+from lcrec.prepare.pipeline import Refined, refine
+from lcrec.prepare.published import READERS
 
 STAGE = "python -m lcrec.prepare"
 DRY_RUN_ROWS = 1_000_000

@@ -1,9 +1,6 @@
 """What every reader of raw data hands over: two tables, and a count of what is in neither.
 
 Reads and writes nothing itself, but that `load_table` stores a table in its own database.
-
-Public names: `RawTables`, `Options`, `parse_columns`, `COLUMN_HELP`, `INTERACTION_ROLES`,
-`REVIEW_ROLES`, `TEXT_ROLES`, `EXTRA_ROLES`, `ITEM_ROLES`, `load_table`, `reason`.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +12,7 @@ import ibis.expr.operations as ops
 from ibis.expr.types import Table
 
 from lcrec.core.errors import InputError, closest
-from lcrec.engines import materialise
+from lcrec.prepare.engines import materialise
 
 INTERACTION_ROLES = ("user", "item", "time", "rating")
 REVIEW_ROLES = ("review_title", "review_text")

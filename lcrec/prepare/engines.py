@@ -6,8 +6,6 @@ cuts the chain of what it was made from (Spark would compute it anew for every u
 Python made; `release` lets such a table go; `write_sorted` hands the result over as Parquet files
 whose names sort in the order of their rows. On a cluster the folder must be one that every machine
 sees: name it in TMPDIR.
-
-Public names: `open_engine`, `materialise`, `store`, `release`, `write_sorted`, `is_spark`.
 """
 
 import contextlib

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lcrec.formats import Options, parse_columns
 
 from lcrec.core.errors import InputError
-from lcrec.formats import Options, parse_columns, read_recbole, read_table
-from lcrec.formats_tables import load_table
+from lcrec.prepare.published import read_recbole, read_table
+from lcrec.prepare.tables import load_table
 
 LOG = "user,item,time\nann,lamp,1\n"
 ITEMS = "item,title\nlamp,Lamp\n"

@@ -14,7 +14,7 @@ import pytest
 
 from lcrec.core.artifacts import PROVENANCE
 from lcrec.core.errors import InputError
-from lcrec.engines import is_spark, materialise, open_engine, release, store, write_sorted
+from lcrec.prepare.engines import is_spark, materialise, open_engine, release, store, write_sorted
 
 HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
 

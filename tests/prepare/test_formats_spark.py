@@ -7,11 +7,12 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lcrec.formats import Options
 
 from lcrec.core.errors import InputError
-from lcrec.engines import open_engine
-from lcrec.formats import READERS, Options
-from lcrec.formats_tables import load_table
+from lcrec.prepare.engines import open_engine
+from lcrec.prepare.published import READERS
+from lcrec.prepare.tables import load_table
 
 pytestmark = [
     pytest.mark.slow,

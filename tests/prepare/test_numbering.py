@@ -3,14 +3,14 @@
 import itertools
 
 import ibis
+import lcrec.numbering
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lcrec.numbering
-from lcrec.engines import store
-from lcrec.numbering import number, sort_interactions
+from lcrec.prepare.engines import store
+from lcrec.prepare.folder import number, sort_interactions
 
 ACTIONS = st.tuples(st.sampled_from("abcdé"), st.sampled_from("xyzÿ01"), st.integers(0, 3))
 
@@ -43,7 +43,7 @@ def test_numbers_go_by_time_and_then_by_raw_id(con, tmp_path_factory, batch, act
     folder = tmp_path_factory.mktemp("sorted") / "new"
     sort_interactions(table, folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lcrec.numbering, "BATCH", batch)
+        patch.setattr(lcrec.prepare.folder, "BATCH", batch)
         found = number(folder)
     users, items, sequences, times = by_hand(actions)
     assert found.user_ids.to_pylist() == users

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.formats_inputs import Inputs, fetch, find_files, find_in, find_inputs, unpack
+from lcrec.prepare.inputs import Inputs, fetch, find_files, find_in, find_inputs, unpack
 
 NONE = {"input": None, "interactions": None, "items": None, "source": None}
 

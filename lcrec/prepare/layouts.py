@@ -2,8 +2,6 @@
 
 A `Layout` says which column plays which role; `read_layouts` opens the files that are written so,
 on DuckDB or Spark, and sifts their rows. Writes nothing but tables in DuckDB and temporary files.
-
-Public names: `Layout`, `read_layouts`, `find_columns`, `as_paths`, `Paths`.
 """
 
 import json
@@ -17,26 +15,22 @@ from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 
 from lcrec.core.errors import InputError, closest
-from lcrec.formats_literal import convert_literals, evaluate, is_literal
-from lcrec.formats_open import (
+from lcrec.prepare.files import (
     UNREADABLE,
     Delimited,
     Opened,
+    convert_literals,
+    evaluate,
     first_lines,
     header,
+    is_literal,
     kind_of,
     open_delimited,
     open_json,
     open_parquet,
 )
-from lcrec.formats_sift import Roles, Sifted, TimeUnit, sift
-from lcrec.formats_tables import (
-    INTERACTION_ROLES,
-    ITEM_ROLES,
-    REVIEW_ROLES,
-    Options,
-    RawTables,
-)
+from lcrec.prepare.rows import Roles, Sifted, TimeUnit, sift
+from lcrec.prepare.tables import INTERACTION_ROLES, ITEM_ROLES, REVIEW_ROLES, Options, RawTables
 
 Paths = Path | Sequence[Path]
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")

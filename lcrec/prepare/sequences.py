@@ -3,8 +3,6 @@
 Reads whole sequences, whose order stands for the time: an interaction's time is its place in its
 user's sequence, from 0. Such data is small enough to pass through memory; the tables are stored in
 DuckDB. Writes nothing else.
-
-Public names: `read_lcrec`, `read_minionerec`.
 """
 
 import ast
@@ -18,10 +16,10 @@ from ibis.util import gen_name
 
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
-from lcrec.formats_layouts import Layout, Paths, as_paths, find_columns
-from lcrec.formats_open import UNREADABLE, Delimited, Opened, header, open_delimited
-from lcrec.formats_sift import Roles, Sifted, sift
-from lcrec.formats_tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables
+from lcrec.prepare.files import UNREADABLE, Delimited, Opened, header, open_delimited
+from lcrec.prepare.layouts import Layout, Paths, as_paths, find_columns
+from lcrec.prepare.rows import Roles, Sifted, sift
+from lcrec.prepare.tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables
 
 LCREC_ITEM = Layout({role: role for role in ITEM_ROLES})
 ROLES = {"user": "user", "item": "item", "time": "place"}

@@ -2,8 +2,6 @@
 
 Reads and writes nothing: `make_card` measures, and `card_page` shows the same figures as a page
 with pictures. Both hold the same for the same input, wherever it lay and whenever it was read.
-
-Public names: `make_card`, `card_page`.
 """
 
 import datetime
@@ -14,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 
-from lcrec.cleaning import Catalogue
 from lcrec.core.report import Block, Heading, Paragraph, Picture, Table, draw_svg, render_page
 from lcrec.data.splits import PARTS
-from lcrec.filters import time_unit
-from lcrec.ledger import Ledger
-from lcrec.numbering import Numbered
+from lcrec.prepare.filters import time_unit
+from lcrec.prepare.folder import Numbered
+from lcrec.prepare.pipeline import Ledger
+from lcrec.prepare.text import Catalogue
 
 Card = dict[str, Any]
 BARS = 40

@@ -3,14 +3,16 @@
 import sys
 
 import ibis
+import lcrec.cleaning
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lcrec.cleaning
-from lcrec.cleaning import (
+from lcrec.core.errors import InputError
+from lcrec.prepare.engines import store
+from lcrec.prepare.text import (
     LONG_TITLE,
     MARKUP_ONLY,
     NO_ROW,
@@ -20,8 +22,6 @@ from lcrec.cleaning import (
     clean_text,
     make_catalogue,
 )
-from lcrec.core.errors import InputError
-from lcrec.engines import store
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_rows_that_differ(con, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 100])
 def test_rows_of_an_item_may_lie_in_several_batches(con, tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(lcrec.cleaning, "BATCH", batch)
+    monkeypatch.setattr(lcrec.prepare.text, "BATCH", batch)
     rows = [("a", "A", "x"), ("b", "B", ""), ("b", "B", "yy"), ("b", "B", "y"), ("c", "", " ")]
     made = catalogue(con, tmp_path / "longest", rows=rows, differing_items="longest")
     kept = [(row["item"], row["description"]) for row in made.items.to_pylist()]
