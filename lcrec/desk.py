@@ -19,7 +19,7 @@ from lcrec.data.folder import Items
 from lcrec.gate import Problem
 from lcrec.recommender import Recommender
 
-FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare.__main__` knows besides texts
+FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
 ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 

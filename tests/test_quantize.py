@@ -3,12 +3,12 @@
 import itertools
 import json
 
-import lcrec.rqvae_training
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import lcrec.index.rqvae_training
 import lcrec.quantize
 from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError

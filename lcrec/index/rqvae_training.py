@@ -28,6 +28,24 @@ from lcrec.index.assignment import shared_rows
 from lcrec.index.clustering import SLICE
 from lcrec.index.rqvae import RQVAE
 
+
+@dataclass
+class Progress:
+    """How far training has come.
+
+    Attributes:
+        best: the weights with the best score so far, none before the first check.
+        best_score: theirs.
+        epoch: how many passes over the items are done.
+        stale: how many checks have passed since the last worthwhile gain.
+    """
+
+    best: dict[str, Tensor]
+    best_score: float = float("-inf")
+    epoch: int = 0
+    stale: int = 0
+
+
 HIDDEN_WIDTHS = [512, 256]
 PUBLISHED_WIDTHS = [2048, 1024, 512, 256, 128, 64]
 EPOCHS_PER_CHECK = 5
@@ -228,23 +246,6 @@ def explained_variance(
 
 
 HEADER = "lcrec"
-
-
-@dataclass
-class Progress:
-    """How far training has come.
-
-    Attributes:
-        best: the weights with the best score so far, none before the first check.
-        best_score: theirs.
-        epoch: how many passes over the items are done.
-        stale: how many checks have passed since the last worthwhile gain.
-    """
-
-    best: dict[str, Tensor]
-    best_score: float = float("-inf")
-    epoch: int = 0
-    stale: int = 0
 
 
 def save_state(

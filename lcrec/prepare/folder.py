@@ -38,6 +38,28 @@ from lcrec.prepare.engines import materialise, write_sorted
 from lcrec.prepare.pipeline import UNIT_SEPARATOR
 from lcrec.prepare.text import clean_text
 
+
+@dataclass(frozen=True)
+class Numbered:
+    """Sequences by number.
+
+    Attributes:
+        user_ids: raw ids of the users, text [users].
+        item_ids: raw ids of the items, text [items].
+        offsets: int64 [users + 1]; user u has `items[offsets[u]:offsets[u + 1]]`.
+        items: int32 [interactions].
+        times: [interactions]; numbers as they came, timestamps as microseconds since 1970.
+        is_date: whether they were timestamps.
+    """
+
+    user_ids: pa.ChunkedArray
+    item_ids: pa.ChunkedArray
+    offsets: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    is_date: bool
+
+
 JSON_MOST = 2_000_000  # interactions; what has more is written as Parquet
 BLOCK = 10_000  # users or rows turned into Python objects at a time
 # One for all: `json.dumps` would make a new one at every call.
@@ -223,27 +245,6 @@ def _reviews(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 BATCH = 2**20  # rows
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Sequences by number.
-
-    Attributes:
-        user_ids: raw ids of the users, text [users].
-        item_ids: raw ids of the items, text [items].
-        offsets: int64 [users + 1]; user u has `items[offsets[u]:offsets[u + 1]]`.
-        items: int32 [interactions].
-        times: [interactions]; numbers as they came, timestamps as microseconds since 1970.
-        is_date: whether they were timestamps.
-    """
-
-    user_ids: pa.ChunkedArray
-    item_ids: pa.ChunkedArray
-    offsets: np.ndarray
-    items: np.ndarray
-    times: np.ndarray
-    is_date: bool
 
 
 def sort_interactions(interactions: Table, folder: Path) -> None:

@@ -86,7 +86,7 @@ def test_values_become_text(write, value, text):
         ({"B01": {"title": "Desk"}}, "item 0 is missing"),
         ({**ITEMS, "2": None}, "item 2 is missing"),
         ({**ITEMS, "2": "Chair"}, "item 2: expected an object, found text"),
-        ({**ITEMS, "2": {}}, "item 2 has no text; give it a title .*lcrec.prepare.__main__"),
+        ({**ITEMS, "2": {}}, "item 2 has no text; give it a title .*lcrec.prepare"),
         ({**ITEMS, "2": {"title": " ", "description": []}}, "item 2 has no text"),
         ({**ITEMS, "2": {"brand": "Acme"}}, "item 2 has no text"),
     ],

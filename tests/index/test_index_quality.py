@@ -4,12 +4,12 @@ import itertools
 import json
 import math
 
-import lcrec.index_quality
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lcrec.index.quality
 from lcrec.data.folder import Items
 from lcrec.index.quality import (
     choose_labels,

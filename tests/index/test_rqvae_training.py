@@ -2,11 +2,11 @@
 
 import itertools
 
-import lcrec.rqvae_training
 import numpy as np
 import pytest
 import torch
 
+import lcrec.index.rqvae_training
 from lcrec.index.rqvae import RQVAE
 from lcrec.index.rqvae_training import explained_variance, train_rqvae
 

@@ -3,13 +3,13 @@
 import sys
 
 import ibis
-import lcrec.cleaning
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lcrec.prepare.text
 from lcrec.core.errors import InputError
 from lcrec.prepare.engines import store
 from lcrec.prepare.text import (

@@ -3,12 +3,12 @@
 import itertools
 
 import ibis
-import lcrec.numbering
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lcrec.prepare.folder
 from lcrec.prepare.engines import store
 from lcrec.prepare.folder import number, sort_interactions
 

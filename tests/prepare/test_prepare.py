@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lcrec.prepare
+import lcrec.prepare.__main__
 from lcrec.core.artifacts import PROVENANCE, read_json
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
