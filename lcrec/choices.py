@@ -9,7 +9,8 @@ import numpy as np
 
 from lcrec.core.errors import InputError, closest
 from lcrec.data.splits import Cases
-from lcrec.prompts import PromptSet, Template
+from lcrec.prompts import Template
+from lcrec.prompts.prompt_set import PromptSet
 
 
 def check_counts(k: int, beams: int | None, num_items: int) -> None:

@@ -52,18 +52,11 @@ from lcrec.core.provenance import (
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import load_user_texts
-from lcrec.dataset import (
-    CHAT_SETTINGS,
-    SENTINEL,
-    PromptEncoder,
-    Row,
-    draw_rows,
-    parse_mixture,
-    split_markup,
-)
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
-from lcrec.tasks import TASKS, TaskData
+from lcrec.prompts.encoder import CHAT_SETTINGS, SENTINEL, PromptEncoder, split_markup
+from lcrec.prompts.prompt_set import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.rows import Row, draw_rows, parse_mixture
+from lcrec.prompts.tasks import TASKS, TaskData
 
 STAGE = "python -m lcrec.dataset"
 NEEDS_USER_TEXTS = ("itemsearch", "preferenceobtain")

@@ -35,11 +35,11 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
+from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
+from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
 from lcrec.recommender import Recommender
 from lcrec.rouge import RougeL
-from lcrec.tasks import TASKS, Record, history_record, mixed_record, plain_text
-from lcrec.templates import Template
 
 LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")
 

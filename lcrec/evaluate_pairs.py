@@ -36,9 +36,9 @@ from lcrec.judging import (
 )
 from lcrec.leaf_filter import LeafFilter
 from lcrec.negatives import at_random, bought_alike, similar_in_text
+from lcrec.prompts.tasks import mixed_record
+from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
-from lcrec.tasks import mixed_record
-from lcrec.templates import Template
 
 NEGATIVES = {
     "language": "nearest by cosine of the text embeddings",

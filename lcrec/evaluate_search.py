@@ -31,9 +31,9 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
+from lcrec.prompts.tasks import Record, search_record
+from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import measure_lists, summarise
-from lcrec.tasks import Record, search_record
-from lcrec.templates import Template
 
 RETRIEVAL = "text retrieval"
 BLOCK = 256  # queries encoded at once

@@ -13,8 +13,8 @@ from lcrec.beams import Model
 from lcrec.core.errors import InputError
 from lcrec.generation import write_answers
 from lcrec.leaf_filter import ItemIds
+from lcrec.prompts.encoder import vocabulary_ids
 from lcrec.questions import Questions, plan_batches
-from lcrec.vocab import vocabulary_ids
 
 
 @dataclass(frozen=True)

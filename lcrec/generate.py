@@ -52,7 +52,8 @@ from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.modeling import DTYPES
 from lcrec.one_request import Wish, answer_wish, show_examples
-from lcrec.prompts import SHIPPED_PROMPTS, PromptSet, Template
+from lcrec.prompts import Template
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.rankings.predictions import require_predictions_path
 from lcrec.recommender import Recommender
 

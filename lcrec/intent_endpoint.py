@@ -18,8 +18,8 @@ import openai
 from openai import AsyncOpenAI
 
 from lcrec.core.errors import InputError
-from lcrec.intent_prompts import Messages
 from lcrec.intent_requests import Answer
+from lcrec.prompts.intent_wording import Messages
 
 # Another question would fare no better: wrong key, wrong model, wrong address.
 HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)

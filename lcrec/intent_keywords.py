@@ -16,9 +16,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
-from lcrec.intent_prompts import IntentPrompts
 from lcrec.intent_requests import TARGETS, Outcome
-from lcrec.tasks import plain_text
+from lcrec.prompts.intent_wording import IntentPrompts
+from lcrec.prompts.tasks import plain_text
 from lcrec.title_guard import TitleGuard, words_of
 
 LATELY = 3  # items that a short-term preference is about

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lcrec.core.errors import InputError
-from lcrec.dataset import PromptEncoder
-from lcrec.intent_prompts import Messages
 from lcrec.intent_requests import Answer
-from lcrec.prompts import PromptSet
+from lcrec.prompts.encoder import PromptEncoder
+from lcrec.prompts.intent_wording import Messages
+from lcrec.prompts.prompt_set import PromptSet
 
 
 class LocalWriter:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import Review
-from lcrec.intent_prompts import WORDINGS, IntentPrompts, Messages, Variables
-from lcrec.tasks import plain_text
+from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts, Messages, Variables
+from lcrec.prompts.tasks import plain_text
 from lcrec.title_guard import TitleGuard
 
 Section = Literal["preference", "train", "test"]

@@ -25,7 +25,6 @@ from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import load_reviews, load_user_texts
 from lcrec.intent_keywords import keyword_texts
-from lcrec.intent_prompts import IntentPrompts, Messages
 from lcrec.intent_requests import (
     TARGETS,
     Answer,
@@ -38,7 +37,8 @@ from lcrec.intent_requests import (
     make_requests,
     write_texts,
 )
-from lcrec.prompts import SHIPPED_PROMPTS
+from lcrec.prompts.intent_wording import IntentPrompts, Messages
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS
 from lcrec.title_guard import TitleGuard
 
 STAGE = "python -m lcrec.intents"

@@ -17,9 +17,9 @@ from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Split, leave_one_out
 from lcrec.data.user_texts import load_user_texts
 from lcrec.modeling import DTYPES
+from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import LEVEL, SAMPLES
 from lcrec.recommender import Recommender
-from lcrec.tasks import TaskData
 
 PROG = "python -m lcrec.evaluate"
 CELL = 14  # characters

@@ -23,9 +23,9 @@ from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, write_j
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.dataset import PromptEncoder
 from lcrec.modeling import ADAPTER_CONFIG, DTYPES, Checkpoint, load_checkpoint
-from lcrec.tasks import history_record
+from lcrec.prompts.encoder import PromptEncoder
+from lcrec.prompts.tasks import history_record
 
 STAGE = "python -m lcrec.modeling"
 # Rounding of float32 sums moves logits by less than this share of their spread.

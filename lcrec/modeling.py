@@ -23,7 +23,6 @@ from peft import (
     get_peft_model,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -39,15 +38,14 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
 from lcrec.index.item_index import ItemIndex
 from lcrec.new_rows import compute_rows_apart
-from lcrec.prompts import PromptSet
-from lcrec.vocab import vocabulary_ids, weight_of
+from lcrec.prompts.encoder import LOAD_ERRORS, vocabulary_ids
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.vocab import weight_of
 
 STAGE = "accelerate launch recipes/finetune.py"
 ADAPTER_CONFIG = "adapter_config.json"
 # What `--precision` may say.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What loading raises for weights that are missing, foreign or damaged.
-LOAD_ERRORS = (OSError, ValueError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from lcrec.core.errors import InputError
-from lcrec.dataset import collate_left
 from lcrec.modeling import DTYPES
+from lcrec.prompts.rows import collate_left
 from lcrec.trainer import answer_losses, split_batch
 from lcrec.vocab import weight_of
 

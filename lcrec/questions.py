@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
-from lcrec.dataset import PromptEncoder
 from lcrec.index.item_index import ItemIndex
 from lcrec.leaf_filter import ItemIds
-from lcrec.prompts import PromptSet, Template
-from lcrec.tasks import Record, history_record, search_record
+from lcrec.prompts import Template
+from lcrec.prompts.encoder import PromptEncoder
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.tasks import Record, history_record, search_record
 
 
 class Questions:

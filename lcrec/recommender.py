@@ -22,17 +22,18 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
-from lcrec.dataset import parse_mixture
 from lcrec.decoding import search
 from lcrec.explanations import Explanation, explain, require_task
 from lcrec.index.item_index import ItemIndex
 from lcrec.leaf_filter import ItemIds, LeafFilter
 from lcrec.loose_trie import Constraint, LooseTrie
 from lcrec.modeling import load_checkpoint
-from lcrec.prompts import PromptSet, Template
+from lcrec.prompts import Template
+from lcrec.prompts.encoder import item_token_ids
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.rows import parse_mixture
 from lcrec.questions import Questions, plan_batches
 from lcrec.trie import ItemTrie
-from lcrec.vocab import item_token_ids
 
 CONSTRAINTS = ("trie", "level", "none")
 MIN_BEAMS = 20

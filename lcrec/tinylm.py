@@ -25,8 +25,8 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.folder import Items, load_items
-from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
-from lcrec.tasks import plain_text
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.tasks import plain_text
 
 STAGE = "python -m lcrec.tinylm"
 END = "<|endoftext|>"

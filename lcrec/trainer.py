@@ -34,14 +34,14 @@ from trl import SFTTrainer
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
-from lcrec.dataset import IGNORED
 from lcrec.index.item_index import ItemIndex
 from lcrec.new_rows import show_frozen_weights
-from lcrec.prompts import PromptSet
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.rows import IGNORED
+from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 from lcrec.recommender import Recommender
 from lcrec.run_folder import ASIDE, publish_checkpoint, told_when_full
-from lcrec.tasks import TASKS
 
 FEATURES = ("input_ids", "attention_mask", "position_ids")
 

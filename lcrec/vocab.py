@@ -8,58 +8,13 @@ Public names: `extend_tokenizer`, `vocabulary_ids`, `item_token_ids`, `resize_em
 `weight_of`.
 """
 
-import numpy as np
 import torch
-from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
 from lcrec.index.item_index import ItemIndex
-
-
-def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> list[int]:
-    """Add every item token and return their ids, in the order of `index.vocabulary`.
-
-    They are ordinary tokens, matched as they stand (no stripping, no normalisation), so decoding
-    with `skip_special_tokens` keeps them.
-
-    Raises:
-        InputError: the tokenizer knows one of them already.
-    """
-    known = tokenizer.get_vocab()
-    clash = next((token for token in index.vocabulary if token in known), None)
-    if clash is not None:
-        raise InputError(
-            f"the tokenizer already has {clash!r}: the base model was tuned for an item index "
-            "before; start from a base model, or recommend from this one with lcrec.generate"
-        )
-    tokenizer.add_tokens(
-        [AddedToken(token, normalized=False, special=False) for token in index.vocabulary]
-    )
-    return vocabulary_ids(tokenizer, index).tolist()
-
-
-def vocabulary_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.ndarray:
-    """Return the token id of every entry of `index.vocabulary`, int64 [vocabulary].
-
-    Raises:
-        InputError: the tokenizer lacks one, so model and index do not belong together.
-    """
-    known = tokenizer.get_vocab()
-    missing = [token for token in index.vocabulary if token not in known]
-    if missing:
-        raise InputError(
-            f"the model's vocabulary lacks {len(missing)} of the index's "
-            f"{len(index.vocabulary)} tokens (first: {missing[0]!r}); model and index do not "
-            "belong together"
-        )
-    return np.asarray([known[token] for token in index.vocabulary], dtype=np.int64)
-
-
-def item_token_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.ndarray:
-    """Return the token ids that spell each item, int64 [items, levels]."""
-    return vocabulary_ids(tokenizer, index)[index.code_columns]
+from lcrec.prompts.encoder import vocabulary_ids
 
 
 @torch.no_grad()

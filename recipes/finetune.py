@@ -30,7 +30,6 @@ from lcrec.core.provenance import fingerprint, is_current, require_same_input
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.data.user_texts import load_user_texts
-from lcrec.dataset import PromptEncoder, Row, collate_left, draw_rows, parse_mixture, tokenise_rows
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
 from lcrec.modeling import (
@@ -43,11 +42,13 @@ from lcrec.modeling import (
     use_liger,
 )
 from lcrec.plan import load_shape, plan
-from lcrec.prompts import SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.rows import Row, collate_left, draw_rows, parse_mixture, tokenise_rows
+from lcrec.prompts.tasks import TaskData, history_record
 from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
-from lcrec.tasks import TaskData, history_record
 from lcrec.trainer import RankingValidation, RecommenderTrainer
-from lcrec.vocab import extend_tokenizer, resize_embeddings
+from lcrec.vocab import resize_embeddings
 
 
 @dataclass(frozen=True)

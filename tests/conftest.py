@@ -45,7 +45,7 @@ def real_data():
 
 @pytest.fixture(scope="session")
 def prompts():
-    from lcrec.prompts import PromptSet
+    from lcrec.prompts.prompt_set import PromptSet
 
     return PromptSet.load(TOP / "prompts")
 

@@ -15,13 +15,13 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_items
 from lcrec.data.user_texts import load_user_texts
-from lcrec.dataset import IGNORED, PromptEncoder, draw_rows, parse_mixture
 from lcrec.dataset_cli import main, write_rows
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts import PromptSet
-from lcrec.tasks import TASKS, TaskData
+from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.rows import IGNORED, draw_rows, parse_mixture
+from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.tinylm import train_tokenizer
-from lcrec.vocab import extend_tokenizer
 
 COLUMNS = ["prompt", "completion", "task", "template_id"]
 TASK_FLAGS = ["--tasks", "seqrec=30", "index2item=0.5"]

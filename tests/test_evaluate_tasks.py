@@ -19,7 +19,7 @@ from lcrec.evaluate_language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate_pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate_search import Query, make_queries, mean_by_owner, rank_by_text
 from lcrec.judging import Subject, format_values, load_subject
-from lcrec.tasks import TaskData, plain_text
+from lcrec.prompts.tasks import TaskData, plain_text
 
 
 @pytest.fixture(scope="module")

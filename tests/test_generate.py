@@ -11,10 +11,10 @@ from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions
 from lcrec.data.splits import leave_one_out
+from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions
 from lcrec.recommender import Recommender
-from lcrec.tasks import TASKS
 
 ITEMS = 48
 

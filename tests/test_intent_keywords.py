@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.intent_keywords import keyword_texts
-from lcrec.intent_prompts import IntentPrompts
+from lcrec.prompts.intent_wording import IntentPrompts
 from lcrec.title_guard import TitleGuard, words_of
 
 SHIPPED = Path(__file__).parents[1] / "prompts"

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import Review
-from lcrec.intent_prompts import WORDINGS, IntentPrompts
 from lcrec.intent_requests import (
     Answer,
     Journal,
@@ -19,6 +18,7 @@ from lcrec.intent_requests import (
     parse_answer,
     write_texts,
 )
+from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts
 from lcrec.title_guard import TitleGuard
 
 TEXTS = dict.fromkeys(WORDINGS, "{{ leaked }}") | {

@@ -25,7 +25,8 @@ from lcrec.modeling import (
     save_checkpoint,
     set_attention_dropout,
 )
-from lcrec.vocab import extend_tokenizer, resize_embeddings
+from lcrec.prompts.encoder import extend_tokenizer
+from lcrec.vocab import resize_embeddings
 
 NEW = 13  # item tokens of the toy index
 MODES = ["lora", "full"]

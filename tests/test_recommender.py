@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.dataset import draw_rows, tokenise_rows
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling import load_base
+from lcrec.prompts.encoder import extend_tokenizer, item_token_ids, vocabulary_ids
+from lcrec.prompts.rows import draw_rows, tokenise_rows
+from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.recommender import Recommender
-from lcrec.tasks import TASKS, TaskData
-from lcrec.vocab import extend_tokenizer, item_token_ids, resize_embeddings, vocabulary_ids
+from lcrec.vocab import resize_embeddings
 
 ITEMS = 48
 HISTORIES = st.lists(

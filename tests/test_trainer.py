@@ -11,14 +11,15 @@ from trl import SFTConfig
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
-from lcrec.dataset import PromptEncoder, collate_left, draw_rows, tokenise_rows
 from lcrec.modeling import add_adapter, load_base
+from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
+from lcrec.prompts.rows import collate_left, draw_rows, tokenise_rows
+from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 from lcrec.recommender import Recommender
 from lcrec.run_folder import latest_checkpoint
-from lcrec.tasks import TaskData
 from lcrec.trainer import RankingValidation, RecommenderTrainer, split_batch
-from lcrec.vocab import extend_tokenizer, resize_embeddings
+from lcrec.vocab import resize_embeddings
 
 BEAMS = 15
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from lcrec.prompts import PromptSet
-from lcrec.prompts_diff import print_differences, word_diff
-from lcrec.prompts_show import paint
-from lcrec.templates import Template
+from lcrec.prompts.preview import paint, print_differences, word_diff
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.templates import Template
 
 
 def wording(name, question, use="both", task="seqrec"):

@@ -7,9 +7,6 @@ for a record only if all it uses is non-empty. Any record can be made on its own
 millions is shuffled as numbers and put into words one by one.
 
 Item text is written by strangers, so every text passes through `plain_text` on its way in.
-
-Public names: `TASKS`, `Task`, `Variable`, `Record`, `TaskData`, `plain_text`, `history_record`,
-`item_record`, `mixed_record`, `search_record`.
 """
 
 import re

@@ -1,8 +1,6 @@
 """The editor's bench with a tokenizer: what the model reads, where the loss falls, how long it is.
 
 Reads a tokenizer from a folder or the hub; writes to the screen only.
-
-Public names: `load_encoder`, `lay_out_tokens`, `print_stats`.
 """
 
 import numpy as np
@@ -10,14 +8,12 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from lcrec.core.errors import InputError
-from lcrec.dataset import PromptEncoder
 from lcrec.index.item_index import ItemIndex
-from lcrec.modeling import LOAD_ERRORS
-from lcrec.prompts import PromptSet
-from lcrec.prompts_show import paint
-from lcrec.tasks import TASKS, Record, TaskData
-from lcrec.templates import Template
-from lcrec.vocab import extend_tokenizer, vocabulary_ids
+from lcrec.prompts.encoder import LOAD_ERRORS, PromptEncoder, extend_tokenizer, vocabulary_ids
+from lcrec.prompts.preview import paint
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.tasks import TASKS, Record, TaskData
+from lcrec.prompts.templates import Template
 
 
 def load_encoder(name: str, prompts: PromptSet, index: ItemIndex) -> PromptEncoder:

@@ -16,14 +16,14 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import UserTexts
 from lcrec.index.item_index import ITEM_TOKEN
-from lcrec.prompts import PromptSet, chat_template_faults, read_prompts
-from lcrec.prompts_cli import main
-from lcrec.prompts_show import example_data, example_index
-from lcrec.tasks import TASKS, TaskData, history_record
-from lcrec.templates import Template
+from lcrec.prompts.__main__ import main
+from lcrec.prompts.preview import example_data, example_index
+from lcrec.prompts.prompt_set import PromptSet, chat_template_faults, read_prompts
+from lcrec.prompts.tasks import TASKS, TaskData, history_record
+from lcrec.prompts.templates import Template
 
-SHIPPED = Path(__file__).parents[1] / "prompts"
-GOLDEN = Path(__file__).parent / "golden" / "prompts"
+SHIPPED = Path(__file__).parents[2] / "prompts"
+GOLDEN = Path(__file__).parents[1] / "golden" / "prompts"
 REFERENCE_COUNTS = {
     "seqrec": 17,
     "item2index": 19,

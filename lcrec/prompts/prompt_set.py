@@ -7,9 +7,6 @@ name adds to its task, and the rest comes from the base. Everything is checked o
 checkpoint carries its own copy.
 
 `python -m lcrec.prompts` is the editor's bench (see `lcrec.prompts_cli`).
-
-Public names: `PromptSet`, `read_prompts`, `read_mapping`, `prompt_files`, `SHIPPED_PROMPTS`,
-`INTENTS`.
 """
 
 import hashlib
@@ -24,15 +21,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lcrec.core.artifacts import PROMPTS, atomic_path
 from lcrec.core.config import read_yaml
-from lcrec.core.errors import InputError, closest, run_stage
+from lcrec.core.errors import InputError, closest
 from lcrec.index.item_index import ITEM_TOKEN
-from lcrec.tasks import TASKS, Task
-from lcrec.templates import Template, read_template, text_faults
+from lcrec.prompts.tasks import TASKS, Task
+from lcrec.prompts.templates import Template, read_template, text_faults
 
 SHIPPED_PROMPTS = Path(PROMPTS)
 SYSTEM = "system.yaml"
 CHAT_TEMPLATE = "chat_template.jinja"
-INTENTS = "intents.yaml"  # no task's: lcrec.intent_prompts reads it
+INTENTS = "intents.yaml"  # no task's: lcrec.prompts.intent_wording reads it
 
 
 @dataclass(frozen=True)
@@ -270,9 +267,3 @@ def chat_template_faults(text: str) -> list[str]:
     if prompt != prompt.rstrip(" \t"):
         return ["the prompt ends in a space, which runs into the answer"]
     return []
-
-
-if __name__ == "__main__":
-    from lcrec.prompts_cli import main
-
-    run_stage(main)

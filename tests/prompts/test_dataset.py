@@ -12,9 +12,11 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
-from lcrec.dataset import (
+from lcrec.index.item_index import ItemIndex
+from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer, vocabulary_ids
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.rows import (
     IGNORED,
-    PromptEncoder,
     Row,
     collate_left,
     draw_rows,
@@ -22,12 +24,9 @@ from lcrec.dataset import (
     parse_mixture,
     tokenise_rows,
 )
-from lcrec.index.item_index import ItemIndex
-from lcrec.prompts import PromptSet
-from lcrec.tasks import TASKS, TaskData, history_record, plain_text
-from lcrec.templates import Template
+from lcrec.prompts.tasks import TASKS, TaskData, history_record, plain_text
+from lcrec.prompts.templates import Template
 from lcrec.tinylm import train_tokenizer
-from lcrec.vocab import extend_tokenizer, vocabulary_ids
 
 INDEX = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2))
 ITEMS = Items([{"title": f"thing {name}"} for name in "abcd"])

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.prompts import PromptSet
-from lcrec.prompts_cli import main
-from lcrec.tasks import TASKS
+from lcrec.prompts.__main__ import main
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.tasks import TASKS
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,7 @@ def test_wrong_arguments_are_named(argv, message):
 
 
 def test_a_reader_may_close_the_pipe(tmp_path):
-    command = f"{sys.executable} -m lcrec.prompts show seqrec | head -n 1"
+    command = f"{sys.executable} -m lcrec.prompts.prompt_set show seqrec | head -n 1"
     result = subprocess.run(command, shell=True, cwd=TOP, capture_output=True, text=True)
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""

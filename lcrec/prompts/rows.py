@@ -9,37 +9,26 @@ drawn are numbers; words are made of them one row at a time.
 
 Prompt and answer are tokenised apart and their ids joined: what is trained is token for token
 what inference sees. The answer ends in EOS, also where the pad token is the same.
-
-Public names: `PromptEncoder`, `parse_mixture`, `draw_rows`, `DrawnRows`, `Row`, `tokenise_rows`,
-`collate_left`, `split_markup`, `IGNORED`.
 """
 
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from lcrec.core.errors import InputError, closest, run_stage
-from lcrec.index.item_index import ITEM_TOKEN
-from lcrec.prompts import PromptSet
-from lcrec.tasks import TASKS, TaskData
-from lcrec.templates import Template
+from lcrec.core.errors import InputError, closest
+from lcrec.prompts.encoder import PromptEncoder
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.tasks import TASKS, TaskData
+from lcrec.prompts.templates import Template
 
 IGNORED = -100
 TASK_NUMBERS = {name: number for number, name in enumerate(TASKS)}
-SENTINEL = "\u2063lcrec\u2063"
-# Models that think aloud are asked not to: the answer follows at once.
-CHAT_SETTINGS: dict[str, Any] = {"enable_thinking": False}
-# Role markup that is no token of its own, such as Llama 2's [INST] and <<SYS>>.
-BRACKETED = re.compile(r"\[[^\s\[\]]+\]|<+[^\s<>]+>+")
 
 
 @dataclass(frozen=True)
@@ -78,105 +67,6 @@ class DrawnRows:
             record = TASKS[template.task].record(self.data, self.epoch, place)
             prompt, completion = template.render(record)
             yield Row(prompt, completion, template.task, template.id)
-
-
-class PromptEncoder:
-    """Turns a question into prompt ids and an answer into completion ids.
-
-    Role markup comes from the tokenizer's chat template; a tokenizer without one is given the
-    prompt set's, which then travels with the checkpoint. Item text may spell what is plain words
-    to one tokenizer and markup to another (`[INST]`, `[PAD]`): in questions and answers a space
-    breaks it up, so markup and special tokens stand where the chat template put them alone.
-
-    Raises:
-        InputError: the tokenizer has no EOS token, or a chat template that cannot be applied.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> None:
-        self.tokenizer = tokenizer
-        if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no EOS token, so an answer could never end")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = prompts.chat_template
-        # What stands around a question is always the same: rendered once, not once per row.
-        conversations = [prompts.messages(SENTINEL)]
-        if prompts.system:
-            # Some chat templates (Gemma's, for one) refuse a system message.
-            joined = {"role": "user", "content": f"{prompts.system}\n\n{SENTINEL}"}
-            conversations.append([joined])
-        for conversation in conversations:
-            try:
-                text = tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=True, **CHAT_SETTINGS
-                )
-                break
-            except jinja2.TemplateError as error:
-                reason = str(error)
-        else:
-            raise InputError(f"the tokenizer's chat template fails: {reason}")
-        assert isinstance(text, str)
-        start = str(tokenizer.bos_token or "")
-        wants_start = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self.conversation = conversation
-        self.before, self.after = split_markup(text, "the tokenizer's chat template")
-        if wants_start and not text.startswith(start):
-            self.before = start + self.before
-        marks = {mark.strip() for mark in _special_tokens(tokenizer)}
-        marks |= set(BRACKETED.findall(self.before + self.after))
-        # One character cannot be broken up; as a token it is the one that plain text has too.
-        self.marks = tuple(
-            mark for mark in marks if len(mark) > 1 and not ITEM_TOKEN.fullmatch(mark)
-        )
-        first = "".join(sorted({re.escape(mark[0]) for mark in self.marks}))
-        # Most brackets of a prompt open an item token: passed over here, for speed alone.
-        self.openings = re.compile(f"[{first}](?!{ITEM_TOKEN.pattern[1:]})") if first else None
-
-    def messages(self, question: str) -> list[dict[str, str]]:
-        """Return the conversation that this tokenizer's chat template turns into the prompt."""
-        question = self.defuse(question)
-        return [
-            {**message, "content": message["content"].replace(SENTINEL, question)}
-            for message in self.conversation
-        ]
-
-    def prompt_ids(self, questions: list[str]) -> list[list[int]]:
-        """Return the prompt of each question as token ids."""
-        texts = [self.before + self.defuse(question) + self.after for question in questions]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-    def answer_ids(self, answers: list[str]) -> list[list[int]]:
-        """Return each answer as token ids that end in EOS."""
-        texts = [self.defuse(answer) for answer in answers]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [[*answer, self.tokenizer.eos_token_id] for answer in ids]
-
-    def defuse(self, text: str) -> str:
-        """Return the text of a question or answer with a space inside all that would be markup."""
-        if self.openings is None:
-            return text
-        return self.openings.sub(
-            lambda found: found[0] + " " * text.startswith(self.marks, found.start()), text
-        )
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Return the tokens that mean more to the model than their letters."""
-    added = tokenizer.added_tokens_decoder.values()
-    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-
-
-def split_markup(text: str, source: str) -> tuple[str, str]:
-    """Return what stands before and after the question, which is `SENTINEL`, in a prompt.
-
-    Raises:
-        InputError: the question is not there exactly once, as it is; `source` names the culprit.
-    """
-    parts = text.split(SENTINEL)
-    if len(parts) != 2:
-        raise InputError(f"{source} does not show a question as it is")
-    return parts[0], parts[1]
 
 
 def parse_mixture(tasks: list[str]) -> dict[str, float]:
@@ -344,9 +234,3 @@ def collate_left(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Ten
         "labels": labels,
         "task": torch.tensor([TASK_NUMBERS[row["task"]] for row in rows]),
     }
-
-
-if __name__ == "__main__":
-    from lcrec.dataset_cli import main
-
-    run_stage(main)

@@ -2,8 +2,6 @@
 
 Reads `intents.yaml` of a prompts folder, or of a base folder where that has none. Writes nothing.
 Unlike the wording of the tasks it is not kept with a checkpoint: what it brings forth is.
-
-Public names: `WORDINGS`, `Wording`, `IntentPrompts`, `read_intent_prompts`.
 """
 
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ import jinja2
 from jinja2 import meta
 
 from lcrec.core.errors import InputError, closest
-from lcrec.prompts import INTENTS, read_mapping
-from lcrec.templates import ENVIRONMENT, HOSTILE_TEXTS, text_faults
+from lcrec.prompts.prompt_set import INTENTS, read_mapping
+from lcrec.prompts.templates import ENVIRONMENT, HOSTILE_TEXTS, text_faults
 
 Variables = dict[str, str | list[str]]
 Messages = list[dict[str, str]]

@@ -17,7 +17,7 @@ from lcrec.data.folder import Interactions, Items, load_interactions
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import UserTexts, load_user_texts
 from lcrec.index.item_index import ITEM_TOKEN, ItemIndex
-from lcrec.tasks import (
+from lcrec.prompts.tasks import (
     TASKS,
     TaskData,
     history_record,
@@ -27,7 +27,7 @@ from lcrec.tasks import (
     search_record,
 )
 
-SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[3] / "shared"))
 ITEMS = Items(
     [
         {"title": "Red pen", "description": "It writes red."},
@@ -320,7 +320,7 @@ def test_instruments_has_as_many_samples_as_the_paper_code_makes():
 
 def test_layer_0_loads_no_heavy_library():
     code = (
-        "import sys, lcrec.prompts, lcrec.prompts_cli; "
+        "import sys, lcrec.prompts.prompt_set, lcrec.prompts.__main__; "
         "print(*{'torch', 'transformers', 'trl', 'datasets', 'pandas'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -5,8 +5,6 @@
 Reads a prompts folder and, by command, a data folder, an item index, a tokenizer or a checkpoint;
 writes to the screen only. What needs no tokenizer loads neither torch nor transformers, so it
 answers at once.
-
-Public names: `main`, `build_parser`.
 """
 
 import argparse
@@ -19,11 +17,10 @@ from typing import NoReturn
 
 from lcrec.core.artifacts import PROMPTS
 from lcrec.core.errors import InputError, closest
-from lcrec.intent_prompts import read_intent_prompts
-from lcrec.prompts import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
-from lcrec.prompts_diff import print_differences
-from lcrec.prompts_show import read_task_data, show_task
-from lcrec.tasks import TASKS
+from lcrec.prompts.intent_wording import read_intent_prompts
+from lcrec.prompts.preview import print_differences, read_task_data, show_task
+from lcrec.prompts.prompt_set import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
+from lcrec.prompts.tasks import TASKS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,7 +163,7 @@ def preview(given: argparse.Namespace) -> None:
     if given.tokenizer is None:
         show_task(prompts, given.task, data, given.template, given.n)
         return
-    from lcrec.prompts_tokens import lay_out_tokens, load_encoder, print_stats
+    from lcrec.prompts.tokens import lay_out_tokens, load_encoder, print_stats
 
     encoder = load_encoder(given.tokenizer, prompts, data.index)
     if given.command == "stats":
@@ -219,3 +216,7 @@ def print_variables(task: str) -> None:
     print(f"{task}: {TASKS[task].summary}")
     for name, variable in TASKS[task].variables.items():
         print(f"  {name:<20}{variable.role:<10}{variable.type:<14}{variable.meaning}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

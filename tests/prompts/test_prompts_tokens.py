@@ -8,12 +8,12 @@ import pytest
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts import PromptSet
-from lcrec.prompts_cli import main
-from lcrec.prompts_show import paint
-from lcrec.prompts_tokens import lay_out_tokens, load_encoder, print_stats
-from lcrec.tasks import TaskData
-from lcrec.templates import Template
+from lcrec.prompts.__main__ import main
+from lcrec.prompts.preview import paint
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.tasks import TaskData
+from lcrec.prompts.templates import Template
+from lcrec.prompts.tokens import lay_out_tokens, load_encoder, print_stats
 from lcrec.tinylm import train_tokenizer
 
 INDEX = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2))

@@ -2,8 +2,6 @@
 
 A template is checked when it is read, against hostile texts too: one that was read renders for
 every item, spells no item token of its own and gives no answer away.
-
-Public names: `Template`, `read_template`, `text_faults`.
 """
 
 import itertools
@@ -19,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lcrec.core.errors import InputError, closest
 from lcrec.index.item_index import ITEM_TOKEN
-from lcrec.tasks import Record, Task, plain_text
+from lcrec.prompts.tasks import Record, Task, plain_text
 
 ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

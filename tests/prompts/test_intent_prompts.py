@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from lcrec.core.errors import InputError
-from lcrec.intent_prompts import WORDINGS, IntentPrompts, read_intent_prompts
-from lcrec.prompts import PromptSet
-from lcrec.prompts_cli import main
+from lcrec.prompts.__main__ import main
+from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts, read_intent_prompts
+from lcrec.prompts.prompt_set import PromptSet
 
-SHIPPED = Path(__file__).parents[1] / "prompts"
+SHIPPED = Path(__file__).parents[2] / "prompts"
 ITEM = {"title": "Mug", "description": "Blue.", "categories": "", "brand": ""}
 ITEM |= {"review": "", "summary": "", "leaked": ""}
 
