@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from lcrec import embed, intents
+from lcrec import embed
 from lcrec.baselines.__main__ import main
 from lcrec.core.artifacts import write_array
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, write_provenance
+from lcrec.intents import __main__ as intents
 from lcrec.rankings.predictions import read_predictions
 
 SMALL = ["--hidden", "8", "--dim", "8", "--epochs", "2", "--negatives", "8", "--every", "1"]

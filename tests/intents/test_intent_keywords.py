@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
-from lcrec.intent_keywords import keyword_texts
+from lcrec.intents.keywords import keyword_texts
+from lcrec.intents.title_leaks import TitleGuard, words_of
 from lcrec.prompts.intent_wording import IntentPrompts
-from lcrec.title_guard import TitleGuard, words_of
 
-SHIPPED = Path(__file__).parents[1] / "prompts"
+SHIPPED = Path(__file__).parents[2] / "prompts"
 PROMPTS = IntentPrompts.load(SHIPPED, SHIPPED)
 ROWS = [
     ("Acme X1 Red Gel Pen", "Writing"),

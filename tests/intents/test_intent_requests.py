@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import Review
-from lcrec.intent_requests import (
+from lcrec.intents.requests import (
     Answer,
     Journal,
     Request,
@@ -18,8 +18,8 @@ from lcrec.intent_requests import (
     parse_answer,
     write_texts,
 )
+from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts
-from lcrec.title_guard import TitleGuard
 
 TEXTS = dict.fromkeys(WORDINGS, "{{ leaked }}") | {
     "system": "",

@@ -2,8 +2,6 @@
 
 An intention is the question of `itemsearch` and the item its answer: one that quotes the title
 would teach to look words up instead of meaning. Reads and writes nothing.
-
-Public names: `TitleGuard`, `words_of`.
 """
 
 import re

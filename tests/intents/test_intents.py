@@ -17,9 +17,9 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.user_texts import load_user_texts
-from lcrec.intents import MEANS, IntentsConfig, estimate, main
+from lcrec.intents.__main__ import MEANS, IntentsConfig, estimate, main
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 ITEMS = {
     str(i): {"title": f"{word} pen, {i}mm", "categories": "Writing"}
     for i, word in enumerate(("red", "blue", "green", "black", "white"))

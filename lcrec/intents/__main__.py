@@ -7,8 +7,6 @@ and the one at [-1] (to test search with), told from that item and the user's re
 and preferences told from the items before [-3]. Three ways to write them: `keywords` (TF-IDF, no
 language model), `local` (a chat model run by transformers), `openai` (any OpenAI-compatible
 endpoint, with the key in OPENAI_API_KEY).
-
-Public names: `IntentsConfig`, `user_json`, `estimate`.
 """
 
 import itertools
@@ -24,8 +22,8 @@ from lcrec.core.provenance import fingerprint, is_current, read_provenance, writ
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import load_reviews, load_user_texts
-from lcrec.intent_keywords import keyword_texts
-from lcrec.intent_requests import (
+from lcrec.intents.keywords import keyword_texts
+from lcrec.intents.requests import (
     TARGETS,
     Answer,
     Journal,
@@ -37,9 +35,9 @@ from lcrec.intent_requests import (
     make_requests,
     write_texts,
 )
+from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import IntentPrompts, Messages
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS
-from lcrec.title_guard import TitleGuard
 
 STAGE = "python -m lcrec.intents"
 KEYWORDS_NOTE = "lists of keywords (TF-IDF of titles and categories); no language model wrote them"
@@ -204,12 +202,12 @@ def ask_model(
         return None
     writer: Writer
     if config.method == "local":
-        from lcrec.intent_local import LocalWriter
+        from lcrec.intents.writers import LocalWriter
 
         writer = LocalWriter(model, **sampling, batch_tokens=config.batch_tokens, seed=config.seed)
     else:
         try:
-            from lcrec.intent_endpoint import EndpointWriter
+            from lcrec.intents.writers import EndpointWriter
         except ImportError:
             raise InputError("--method openai needs a package: pip install openai") from None
         writer = EndpointWriter(

@@ -8,8 +8,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
-from lcrec.intent_local import LocalWriter
-from lcrec.intents import main
+from lcrec.intents.__main__ import main
+from lcrec.intents.writers import LocalWriter
 from lcrec.tinylm import train_tokenizer
 
 TEMPLATE = (

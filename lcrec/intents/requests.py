@@ -5,9 +5,6 @@ for again; what still gives the title away after the last attempt is dropped and
 answer that arrives goes into a journal (`<Name>.answers.jsonl`, one line each, found again by the
 question's hash), so nothing is asked or paid for twice: not after a kill, not for other users, not
 for the texts that a change of wording leaves as they were.
-
-Public names: `Request`, `Answer`, `Writer`, `Journal`, `Texts`, `Outcome`, `TARGETS`,
-`make_requests`, `first_chats`, `write_texts`, `parse_answer`.
 """
 
 import hashlib
@@ -22,9 +19,9 @@ from tqdm import tqdm
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import Review
+from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts, Messages, Variables
 from lcrec.prompts.tasks import plain_text
-from lcrec.title_guard import TitleGuard
 
 Section = Literal["preference", "train", "test"]
 Texts = dict[tuple[str, Section], list[str]]
@@ -159,7 +156,7 @@ class Journal:
                 self._answers[key] = Answer(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise InputError(
-                    f"{path}, line {number}: not an answer kept by lcrec.intents; move the file "
+                    f"{path}, line {number}: not an answer kept by lcrec.intents.__main__; move the file "
                     "away to ask everything anew"
                 ) from None
         if len(whole) < len(content):

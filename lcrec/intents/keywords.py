@@ -3,8 +3,6 @@
 The weightiest words, by TF-IDF, of the titles and categories of a user's items. It lets every task
 train anywhere, and claims no more: a list of words is no sentence, knows no reason, and draws no
 conclusion. Reads and writes nothing.
-
-Public names: `keyword_texts`.
 """
 
 import html
@@ -16,10 +14,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
-from lcrec.intent_requests import TARGETS, Outcome
+from lcrec.intents.requests import TARGETS, Outcome
+from lcrec.intents.title_leaks import TitleGuard, words_of
 from lcrec.prompts.intent_wording import IntentPrompts
 from lcrec.prompts.tasks import plain_text
-from lcrec.title_guard import TitleGuard, words_of
 
 LATELY = 3  # items that a short-term preference is about
 WANTED_TERMS = 5

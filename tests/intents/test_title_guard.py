@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lcrec.title_guard import TitleGuard, words_of
+from lcrec.intents.title_leaks import TitleGuard, words_of
 
 TITLES = [
     "Brother TN330 Mono Laser Toner Cartridge",

@@ -1,0 +1,18 @@
+"""What users like and look for, written from their reviews by a language model or by counting.
+
+`requests` makes one request per user, keeps a journal and checks the answers, `writers` sends them
+to an endpoint or a local model, `keywords` does without a model, and `title_leaks` refuses texts
+that give away the titles of items.
+"""
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {
+    "EndpointWriter": "writers",
+    "LocalWriter": "writers",
+    "keyword_texts": "keywords",
+    "make_requests": "requests",
+    "write_texts": "requests",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)
