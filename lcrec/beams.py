@@ -4,7 +4,7 @@ In `beam_search`, for causal models, the K beams of a user are K query positions
 every level appends K tokens to one key-value cache, and a 4-D mask lets a beam see the prompt and
 its own ancestors only, so the cache is never reordered. What all prompts of a batch begin with (the
 system message, the words of a template before the history) is encoded once for the batch. Whether a
-model can be decoded so is for `lcrec.probe` to find out.
+model can be decoded so is for `lcrec.modeling.probe` to find out.
 
 In `seq2seq_search`, for encoder-decoders, every beam is a row. What the decoder's attention needs
 of a prompt, keys and values in every layer, is computed once and then copied to the beams.

@@ -25,7 +25,7 @@ from lcrec.core.errors import InputError
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
 from lcrec.loose_trie import Constraint, LooseTrie
-from lcrec.probe import passes_trial
+from lcrec.modeling.probe import passes_trial
 
 _log = logging.getLogger(__name__)
 # What is known to fit into memory, in slots of the cache, of models that once ran out of it.
@@ -93,7 +93,7 @@ def search(
 def supports_shared_prefix(model: Model) -> bool:
     """Tell whether the search of its kind scores this model as plain forward passes do.
 
-    Tried once per model (see `lcrec.probe`); if it does not, one logged warning says why.
+    Tried once per model (see `lcrec.modeling.probe`); if it does not, one logged warning says why.
     """
     return passes_trial(model, _sharing(model))
 

@@ -50,7 +50,7 @@ from lcrec.core.version import __version__
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import Cases, leave_one_out
-from lcrec.modeling import DTYPES
+from lcrec.modeling.base import DTYPES
 from lcrec.one_request import Wish, answer_wish, show_examples
 from lcrec.prompts import Template
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet

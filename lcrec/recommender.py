@@ -27,7 +27,7 @@ from lcrec.explanations import Explanation, explain, require_task
 from lcrec.index.item_index import ItemIndex
 from lcrec.leaf_filter import ItemIds, LeafFilter
 from lcrec.loose_trie import Constraint, LooseTrie
-from lcrec.modeling import load_checkpoint
+from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.prompts import Template
 from lcrec.prompts.encoder import item_token_ids
 from lcrec.prompts.prompt_set import PromptSet

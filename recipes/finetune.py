@@ -32,23 +32,16 @@ from lcrec.data.splits import Cases, leave_one_out
 from lcrec.data.user_texts import load_user_texts
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
-from lcrec.modeling import (
-    STAGE,
-    add_adapter,
-    copy_rows,
-    load_base,
-    save_checkpoint,
-    set_attention_dropout,
-    use_liger,
-)
-from lcrec.plan import load_shape, plan
+from lcrec.modeling.base import add_adapter, load_base, set_attention_dropout, use_liger
+from lcrec.modeling.checkpoint import STAGE, copy_rows, save_checkpoint
+from lcrec.modeling.cost import load_shape, plan
+from lcrec.modeling.item_rows import resize_embeddings
+from lcrec.modeling.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
+from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.rows import Row, collate_left, draw_rows, parse_mixture, tokenise_rows
 from lcrec.prompts.tasks import TaskData, history_record
-from lcrec.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
-from lcrec.trainer import RankingValidation, RecommenderTrainer
-from lcrec.vocab import resize_embeddings
 
 
 @dataclass(frozen=True)

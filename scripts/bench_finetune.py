@@ -50,7 +50,7 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
 from lcrec.index.item_index import ItemIndex
-from lcrec.modeling import load_base
+from lcrec.modeling.base import load_base
 
 TOP = Path(__file__).resolve().parents[1]
 LEVEL_SIZES = (256, 256, 256, 256)

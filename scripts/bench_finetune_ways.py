@@ -24,14 +24,14 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import leave_one_out
 from lcrec.index.item_index import ItemIndex
-from lcrec.modeling import DTYPES, add_adapter, load_base
-from lcrec.plan import measure_shape, measure_work, operations
+from lcrec.modeling.base import DTYPES, add_adapter, load_base
+from lcrec.modeling.cost import measure_shape, measure_work, operations
+from lcrec.modeling.item_rows import resize_embeddings
+from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.rows import IGNORED, collate_left, draw_rows, parse_mixture, tokenise_rows
 from lcrec.prompts.tasks import TaskData
-from lcrec.trainer import RankingValidation, RecommenderTrainer
-from lcrec.vocab import resize_embeddings
 
 TASKS = ["seqrec", "item2index", "index2item"]  # the recipe's default
 RANK, ALPHA = 8, 32

@@ -9,12 +9,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, TaskType, get_peft_model
 
-from lcrec import beams, decoding, probe
+from lcrec import beams, decoding
 from lcrec.beams import beam_search, seq2seq_search
 from lcrec.core.errors import InputError
 from lcrec.decoding import search, supports_shared_prefix
 from lcrec.generation import generate_search
 from lcrec.leaf_filter import LeafFilter
+from lcrec.modeling import probe
 from lcrec.trie import ItemTrie
 
 VOCAB = 200

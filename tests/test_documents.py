@@ -129,7 +129,7 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
             return
     elif stage == "modeling":
         assert arguments[0] == "merge"
-        module, arguments = importlib.import_module("lcrec.merging"), arguments[1:]
+        module, arguments = importlib.import_module("lcrec.modeling.__main__"), arguments[1:]
     elif stage == "evaluate" and arguments[0] in evaluate.COMMANDS:
         module = importlib.import_module(evaluate.COMMANDS[arguments[0]])
         arguments = arguments[1:]

@@ -15,7 +15,7 @@ from accelerate.utils.launch import (
 from safetensors.torch import load_file
 
 from lcrec.core.provenance import read_provenance
-from lcrec.modeling import load_base
+from lcrec.modeling.base import load_base
 from lcrec.rankings.metrics import ndcg_at_k
 from lcrec.recommender import Recommender
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.index.item_index import ItemIndex
-from lcrec.modeling import load_base
+from lcrec.modeling.base import load_base
+from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer, item_token_ids, vocabulary_ids
 from lcrec.prompts.rows import draw_rows, tokenise_rows
 from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.recommender import Recommender
-from lcrec.vocab import resize_embeddings
 
 ITEMS = 48
 HISTORIES = st.lists(

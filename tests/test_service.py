@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.desk import Desk, RecommendRequest
-from lcrec.modeling import load_base
+from lcrec.modeling.base import load_base
+from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.recommender import Recommender
 from lcrec.service import create_app
-from lcrec.vocab import resize_embeddings
 
 ITEMS = 48
 POISON = 40  # prompts that show this item get NaN logits

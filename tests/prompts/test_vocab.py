@@ -24,9 +24,9 @@ from transformers import (
 
 from lcrec.core.errors import InputError
 from lcrec.index.item_index import ItemIndex
+from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer, item_token_ids, vocabulary_ids
 from lcrec.tinylm import train_tokenizer
-from lcrec.vocab import resize_embeddings
 
 # Titles of pens and of mugs; the last code is an item's own, the first says pen or mug.
 TITLES = ["red ink pen fine", "blue ink pen fine", "large clay mug glazed", "small clay mug glazed"]

@@ -17,16 +17,10 @@ from transformers import (
 )
 
 from lcrec.core.errors import InputError
-from lcrec.modeling import (
-    STAGE,
-    add_adapter,
-    load_base,
-    load_checkpoint,
-    save_checkpoint,
-    set_attention_dropout,
-)
+from lcrec.modeling.base import add_adapter, load_base, set_attention_dropout
+from lcrec.modeling.checkpoint import STAGE, load_checkpoint, save_checkpoint
+from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
-from lcrec.vocab import resize_embeddings
 
 NEW = 13  # item tokens of the toy index
 MODES = ["lora", "full"]

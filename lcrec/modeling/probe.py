@@ -5,8 +5,6 @@ Whether a model takes a 4-D mask or lets its cache be copied to the beams, and m
 transformers. So it is tried: every item of a small tree is scored by the search and by plain
 forward passes, for a prompt with padding and one without, both longer than the model's sliding
 window, which is narrowed meanwhile, and for a batch whose prompts begin alike.
-
-Public names: `passes_trial`.
 """
 
 import logging

@@ -2,9 +2,6 @@
 
 A checkpoint on the way counts only once it is complete, so that a killed run never resumes from
 half of one, nor from one of another run.
-
-Public names: `WORK`, `COMPLETE`, `ASIDE`, `claim_output`, `latest_checkpoint`,
-`publish_checkpoint`, `told_when_full`.
 """
 
 import contextlib
@@ -19,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.modeling import STAGE
+from lcrec.modeling.checkpoint import STAGE
 
 WORK = ".training"  # inside the output folder, until the run is finished
 COMPLETE = "complete"  # the mark in a checkpoint folder

@@ -4,9 +4,6 @@ The head scores answer positions only; a batch too large for the device is compu
 the same result; the loss is told per task; validation ranks the whole catalogue beside the loss,
 on all processes; and a checkpoint is written aside, marked complete and renamed, before older ones
 go.
-
-Public names: `RecommenderTrainer`, `RankingValidation`, `answer_losses`, `split_batch`,
-`whole_weights`.
 """
 
 import contextlib
@@ -35,13 +32,13 @@ from trl import SFTTrainer
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
 from lcrec.index.item_index import ItemIndex
-from lcrec.new_rows import show_frozen_weights
+from lcrec.modeling.item_rows import show_frozen_weights
+from lcrec.modeling.run_folder import ASIDE, publish_checkpoint, told_when_full
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 from lcrec.recommender import Recommender
-from lcrec.run_folder import ASIDE, publish_checkpoint, told_when_full
 
 FEATURES = ("input_ids", "attention_mask", "position_ids")
 

@@ -12,8 +12,8 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from lcrec.modeling import add_adapter
-from lcrec.new_rows import compute_rows_apart
+from lcrec.modeling.base import add_adapter
+from lcrec.modeling.item_rows import compute_rows_apart
 
 SHAPE = {
     "vocab_size": 40,

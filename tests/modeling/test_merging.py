@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lcrec import merging
 from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
-from lcrec.merging import logits_of, main, probe_prompts
-from lcrec.modeling import load_base, load_checkpoint
+from lcrec.modeling import __main__ as merging
+from lcrec.modeling.__main__ import logits_of, main, probe_prompts
+from lcrec.modeling.base import load_base
+from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.recommender import Recommender
 
 

@@ -5,8 +5,6 @@
 Reads a checkpoint of `recipes/finetune.py`; writes a folder that `AutoModelForCausalLM` and
 servers such as vLLM load, with a model card, and that is a checkpoint of lcrec still. Merging is
 judged before anything is written: the merged model's logits are compared with the live one's.
-
-Public names: `main`, `merge_checkpoint`, `logit_distance`.
 """
 
 import json
@@ -23,7 +21,8 @@ from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, write_j
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.modeling import ADAPTER_CONFIG, DTYPES, Checkpoint, load_checkpoint
+from lcrec.modeling.base import DTYPES
+from lcrec.modeling.checkpoint import ADAPTER_CONFIG, Checkpoint, load_checkpoint
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.tasks import history_record
 

@@ -8,8 +8,16 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from lcrec.core.errors import InputError
-from lcrec.modeling import add_adapter, load_base
-from lcrec.plan import Shape, Work, load_shape, measure_shape, measure_work, memory, operations
+from lcrec.modeling.base import add_adapter, load_base
+from lcrec.modeling.cost import (
+    Shape,
+    Work,
+    load_shape,
+    measure_shape,
+    measure_work,
+    memory,
+    operations,
+)
 
 PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lcrec.core.errors import InputError
-from lcrec.run_folder import claim_output, latest_checkpoint, told_when_full
+from lcrec.modeling.run_folder import claim_output, latest_checkpoint, told_when_full
 
 
 def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
@@ -98,12 +98,12 @@ def test_a_run_killed_while_claiming_can_be_claimed(tmp_path):
 MOMENTS = {
     "in an update before the first checkpoint": """
         import lcrec.trainer
-        step = lcrec.trainer.RecommenderTrainer.training_step
+        step = lcrec.modeling.trainer.RecommenderTrainer.training_step
         def training_step(self, *args, **kwargs):
             if self.state.global_step == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, *args, **kwargs)
-        lcrec.trainer.RecommenderTrainer.training_step = training_step
+        lcrec.modeling.trainer.RecommenderTrainer.training_step = training_step
     """,
     "while a checkpoint is written": """
         import transformers

@@ -10,9 +10,6 @@ section 4.1, without the attention matrix, which fused kernels do not keep), twi
 checkpointing one vector per token and layer, and one layer whole. Hours follow from timed steps, or
 from operations: 2 per parameter and token forward, 2 backward through frozen weights, 4 through
 trained ones (Kaplan et al., arXiv 2001.08361, section 2.1), 2 again with checkpointing.
-
-Public names: `Shape`, `Work`, `measure_shape`, `measure_work`, `memory`, `operations`,
-`time_steps`, `plan`, `load_shape`.
 """
 
 import time
@@ -31,10 +28,10 @@ from transformers import (
 )
 
 from lcrec.core.errors import InputError
-from lcrec.modeling import DTYPES
+from lcrec.modeling.base import DTYPES
+from lcrec.modeling.item_rows import weight_of
+from lcrec.modeling.trainer import answer_losses, split_batch
 from lcrec.prompts.rows import collate_left
-from lcrec.trainer import answer_losses, split_batch
-from lcrec.vocab import weight_of
 
 # NF4 with double quantisation: 4 bits and 0.127 for the scales (arXiv 2305.14314, section 3).
 STORED_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 4.127 / 8}

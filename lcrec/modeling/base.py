@@ -1,0 +1,161 @@
+"""The base model: loaded whole or quantised, with an adapter, dropout and kernels as asked."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
+
+from lcrec.core.errors import InputError
+from lcrec.modeling.item_rows import compute_rows_apart
+from lcrec.prompts.encoder import LOAD_ERRORS
+
+# What `--precision` may say.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_base(
+    name: str, dtype: torch.dtype = torch.float32, *, quantize: str = "none"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer from a folder or the hub.
+
+    Args:
+        name: folder, or name on the hub.
+        dtype: of the weights, or of the arithmetic where they are quantised.
+        quantize: `4bit` or `8bit` to keep the linear layers in few bits, `none` not to.
+
+    Raises:
+        InputError: it is not there, or is no causal language model, or a package is missing.
+    """
+    arguments = _loading(dtype, quantize)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, **arguments)
+    except LOAD_ERRORS as error:
+        raise InputError(
+            f"--base {name}: cannot be loaded as a causal language model ({_reason(error)}); name "
+            "a model on the hub, a folder that holds one, or make a small one with "
+            "python -m lcrec.tinylm"
+        ) from None
+    return model, tokenizer
+
+
+def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
+    """Drop this share of the attention weights in training.
+
+    Raises:
+        InputError: the model's family has no such setting.
+    """
+    holders: list[Any] = [part for part in model.modules() if hasattr(part, "attention_dropout")]
+    if not holders:
+        raise InputError(
+            f"--dropout {rate}: {type(model).__name__} has no dropout on its attention weights; "
+            "leave it at 0"
+        )
+    for holder in (model.config, *holders):
+        holder.attention_dropout = rate
+
+
+def use_liger(model: PreTrainedModel) -> None:
+    """Compute norms, rotations and feed-forward layers by Liger's kernels (arXiv 2410.10989).
+
+    Its fused loss is left out: the trainer's own scores answer positions only.
+
+    Raises:
+        InputError: the package or a GPU is missing.
+    """
+    if not is_liger_kernel_available() or not torch.cuda.is_available():
+        raise InputError(
+            "--liger needs a CUDA GPU and a package: pip install liger-kernel; or leave it out"
+        )
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    new_ids: list[int],
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    dora: bool = False,
+    rslora: bool = False,
+) -> PeftModel:
+    """Freeze the model and add LoRA to its linear layers, training only the new rows besides.
+
+    The rows of the item tokens are trained by PEFT's `trainable_token_indices`, in the embedding
+    and in the head, tied or not, instead of copying both matrices.
+
+    Args:
+        model: the base model, already resized.
+        new_ids: the item tokens' ids.
+        rank: LoRA's rank (arXiv 2106.09685); 0 trains the new rows and nothing else.
+        alpha, dropout: LoRA's scale and dropout.
+        dora: split the update into length and direction (arXiv 2402.09353).
+        rslora: scale by the root of the rank (arXiv 2312.03732).
+    """
+    names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
+    ends = [model.get_input_embeddings()]
+    if not model.config.tie_word_embeddings:
+        ends.append(model.get_output_embeddings())
+    modules = [names[id(module)] for module in ends]
+    config = LoraConfig(
+        r=max(rank, 1),
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        use_dora=dora,
+        use_rslora=rslora,
+        target_modules="all-linear" if rank else DUMMY_TARGET_MODULES,
+        trainable_token_indices=dict.fromkeys(modules, new_ids),
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    compute_rows_apart(adapted)
+    return adapted
+
+
+def _loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
+    """Return what `from_pretrained` is told.
+
+    4 bits are NF4, twice quantised (QLoRA, arXiv 2305.14314); 8 bits are LLM.int8
+    (arXiv 2208.07339). Embeddings and head keep `dtype`.
+
+    Raises:
+        InputError: bitsandbytes is wanted and missing.
+    """
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantize == "none":
+        return arguments
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"--quantize {quantize} needs a package: pip install bitsandbytes")
+    four = quantize == "4bit"
+    arguments["quantization_config"] = BitsAndBytesConfig(
+        load_in_8bit=not four,
+        load_in_4bit=four,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    arguments["device_map"] = {"": PartialState().device}  # each process its own copy
+    return arguments
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
