@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
 from lcrec.gate import Problem
-from lcrec.recommender import Recommender
+from lcrec.generate.recommender import Recommender
 
 FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
 ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]

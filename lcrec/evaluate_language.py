@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
-from lcrec.generation import write_answers
+from lcrec.generate.hf_generate import write_answers
+from lcrec.generate.recommender import Recommender
 from lcrec.judging import (
     PROG,
     Subject,
@@ -38,7 +39,6 @@ from lcrec.judging import (
 from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
-from lcrec.recommender import Recommender
 from lcrec.rouge import RougeL
 
 LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")

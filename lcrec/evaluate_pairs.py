@@ -25,6 +25,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.data.splits import Cases
+from lcrec.generate.item_filter import LeafFilter
 from lcrec.judging import (
     PROG,
     Subject,
@@ -34,7 +35,6 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
-from lcrec.leaf_filter import LeafFilter
 from lcrec.negatives import at_random, bought_alike, similar_in_text
 from lcrec.prompts.tasks import mixed_record
 from lcrec.prompts.templates import Template

@@ -16,10 +16,10 @@ from lcrec.core.provenance import provenance_path, require_same_input, write_pro
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Split, leave_one_out
 from lcrec.data.user_texts import load_user_texts
+from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import DTYPES
 from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import LEVEL, SAMPLES
-from lcrec.recommender import Recommender
 
 PROG = "python -m lcrec.evaluate"
 CELL = 14  # characters

@@ -24,7 +24,7 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.recommender import Recommender
+from lcrec.generate.recommender import Recommender
 
 STAGE = "python -m lcrec.serve"
 TOKEN = "LCREC_TOKEN"

@@ -39,7 +39,7 @@ from lcrec.gate import (
     http_problem,
     validation_problem,
 )
-from lcrec.recommender import Recommender
+from lcrec.generate.recommender import Recommender
 
 ROUTES = (
     *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics"),

@@ -42,11 +42,11 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import Cases, Split, leave_one_out
-from lcrec.decoding import search
-from lcrec.generation import generate_search
+from lcrec.generate.hf_generate import generate_search
+from lcrec.generate.search import search
+from lcrec.generate.trie import ItemTrie
 from lcrec.rankings.metrics import measure_lists, summarise_all
 from lcrec.rankings.predictions import Prediction, read_predictions, write_predictions
-from lcrec.trie import ItemTrie
 
 USERS, ITEMS = 25_000, 10_000  # Amazon 2018 Musical Instruments has 24,772 and 9,922
 LENGTHS = 5.0, 3.3  # least and mean beyond it: 8.3 per user there

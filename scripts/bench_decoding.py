@@ -40,13 +40,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from lcrec.beams import beam_search
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.decoding import supports_shared_prefix
-from lcrec.generation import generate_search
-from lcrec.leaf_filter import LeafFilter
-from lcrec.trie import ItemTrie
+from lcrec.generate.beams import beam_search
+from lcrec.generate.hf_generate import generate_search
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.search import supports_shared_prefix
+from lcrec.generate.trie import ItemTrie
 
 WORDS = 32_000  # vocabulary beside the item tokens
 LEVELS, CODES = 4, 256

@@ -32,7 +32,7 @@ import torch
 
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import leave_one_out
-from lcrec.recommender import Recommender
+from lcrec.generate.recommender import Recommender
 
 CLIENTS = (1, 8, 64)
 K = 10

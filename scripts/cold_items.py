@@ -36,9 +36,9 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, require_same_input, write_provenance
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Cases, leave_one_out
+from lcrec.generate.recommender import Recommender
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.rankings.predictions import Prediction, read_predictions, top_items, write_predictions
-from lcrec.recommender import Recommender
 
 TOP = Path(__file__).resolve().parents[1]
 COMMAND = "python scripts/cold_items.py"
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         (method, among): run / f"{method}-{among}.jsonl" for method in METHODS for among in AMONG
     }
     stage(
-        *("-m lcrec.generate", "--model", run / "model", "--index", run / "index-grown"),
+        *("-m lcrec.generate.__main__", "--model", run / "model", "--index", run / "index-grown"),
         *("--data", run / "cases", "--output", files["lc-rec", "all"], "--k", K),
     )
     num_warm, num_items = len(load_items(warm)), len(load_items(grown))

@@ -19,12 +19,12 @@ from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_items
+from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import load_base
 from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.modeling.run_folder import latest_checkpoint
 from lcrec.modeling.trainer import RecommenderTrainer
 from lcrec.rankings.metrics import ndcg_at_k
-from lcrec.recommender import Recommender
 
 
 class Killed(Exception):

@@ -17,7 +17,7 @@ from lcrec.baselines.tiger import TIGER, TIGERSettings
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import Cases
-from lcrec.decoding import supports_shared_prefix
+from lcrec.generate.search import supports_shared_prefix
 from lcrec.index.item_index import ItemIndex
 
 SMALL = {"dim": 32, "layers": 2, "heads": 2, "hidden": 64, "dropout": 0.0}

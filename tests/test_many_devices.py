@@ -15,9 +15,9 @@ from accelerate.utils.launch import (
 from safetensors.torch import load_file
 
 from lcrec.core.provenance import read_provenance
+from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import load_base
 from lcrec.rankings.metrics import ndcg_at_k
-from lcrec.recommender import Recommender
 
 FILES = sorted((Path(__file__).parents[1] / "recipes" / "accelerate").glob("*.yaml"))
 

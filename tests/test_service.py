@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.desk import Desk, RecommendRequest
+from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
-from lcrec.recommender import Recommender
 from lcrec.service import create_app
 
 ITEMS = 48

@@ -27,9 +27,9 @@ from lcrec.baselines.stopping import Step, train_epochs
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
-from lcrec.decoding import search
+from lcrec.generate.search import search
+from lcrec.generate.trie import ItemTrie
 from lcrec.index.item_index import ItemIndex
-from lcrec.trie import ItemTrie
 
 PAD = 0  # also what the decoder starts from, as in T5
 HEAD_DIM = 64  # of T5 in all its sizes, and of TIGER

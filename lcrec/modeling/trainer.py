@@ -31,6 +31,7 @@ from trl import SFTTrainer
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
+from lcrec.generate.recommender import Recommender
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.run_folder import ASIDE, publish_checkpoint, told_when_full
@@ -38,7 +39,6 @@ from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
-from lcrec.recommender import Recommender
 
 FEATURES = ("input_ids", "attention_mask", "position_ids")
 

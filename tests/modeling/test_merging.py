@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
+from lcrec.generate.recommender import Recommender
 from lcrec.modeling import __main__ as merging
 from lcrec.modeling.__main__ import logits_of, main, probe_prompts
 from lcrec.modeling.base import load_base
 from lcrec.modeling.checkpoint import load_checkpoint
-from lcrec.recommender import Recommender
 
 
 @pytest.fixture

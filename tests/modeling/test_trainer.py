@@ -11,6 +11,7 @@ from trl import SFTConfig
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
+from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import add_adapter, load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.run_folder import latest_checkpoint
@@ -19,7 +20,6 @@ from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.rows import collate_left, draw_rows, tokenise_rows
 from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
-from lcrec.recommender import Recommender
 
 BEAMS = 15
 

@@ -3,9 +3,6 @@
 A part is the lists of so many consecutive users, in a file of its own. Its batches are planned from
 its own users alone, so a part is the same whichever process makes it; the processes take turns, and
 a part that is there already is left as it is. On several machines, all must see the same folder.
-
-Public names: `Demand`, `Part`, `rank_in_parts`, `write_split_part`, `join_split_parts`,
-`ensemble_path`, `write_jsonl_part`, `write_parquet_part`, `FORMATS`, `ENSEMBLE`, `NOTE`.
 """
 
 import shutil
@@ -20,11 +17,11 @@ from tqdm import tqdm
 
 from lcrec.core.artifacts import atomic_path, read_json, write_json, write_jsonl
 from lcrec.core.errors import InputError
-from lcrec.leaf_filter import LeafFilter
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.recommender import Recommender
 from lcrec.prompts import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import Prediction, write_predictions
-from lcrec.recommender import Recommender
 
 ENSEMBLE = "ensemble"  # the template id of joint lists
 NOTE = "parts.json"

@@ -5,13 +5,12 @@ import pytest
 import torch
 from test_decoding import VOCAB, make_items, make_model, make_prompts, score_all
 
-from lcrec.beams import beam_search
 from lcrec.core.errors import InputError
-from lcrec.decoding import search
-from lcrec.generation import generate_search
-from lcrec.leaf_filter import LeafFilter
-from lcrec.loose_trie import LooseTrie
-from lcrec.trie import ItemTrie
+from lcrec.generate.beams import beam_search
+from lcrec.generate.hf_generate import generate_search
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.search import search
+from lcrec.generate.trie import ItemTrie, LooseTrie
 
 # Items 0, 1 and 2; a level rule also lets [10, 21] and [11, 20] through.
 TRIE = ItemTrie.build(np.array([[10, 20], [11, 21], [12, 20]]))

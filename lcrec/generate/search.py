@@ -2,14 +2,12 @@
 
 `search` returns, for every prompt, the items whose tokens the model finds most likely, best first,
 by beam search over the prefix tree of real items. A model that can share an encoded prompt between
-its beams (`supports_shared_prefix` tries it once) is decoded by `lcrec.beams`, any other by
+its beams (`supports_shared_prefix` tries it once) is decoded by `lcrec.generate.beams`, any other by
 transformers' `generate` under the same constraint: the same answers, with more of the work done
 once per beam.
 
 A score is the sum of the item tokens' log-probabilities under the softmax over the whole
 vocabulary, as in LC-Rec (arXiv 2311.09049); the closing EOS is not decoded.
-
-Public names: `search`, `supports_shared_prefix`.
 """
 
 import logging
@@ -20,11 +18,11 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from lcrec.beams import BeamOutput, Model, beam_search, seq2seq_search
 from lcrec.core.errors import InputError
-from lcrec.generation import generate_search
-from lcrec.leaf_filter import LeafFilter
-from lcrec.loose_trie import Constraint, LooseTrie
+from lcrec.generate.beams import BeamOutput, Model, beam_search, seq2seq_search
+from lcrec.generate.hf_generate import generate_search
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.trie import Constraint, LooseTrie
 from lcrec.modeling.probe import passes_trial
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,6 @@ items, so every list holds real and distinct items only. There are three ways in
 
 Under torchrun or accelerate the processes share the users, and the result is the same. A run that
 was killed goes on where it stopped when its command is given again.
-
-Public names: `GenerateConfig`, `main`.
 """
 
 import math
@@ -25,16 +23,6 @@ from typing import Any, Literal
 import numpy as np
 from accelerate.state import PartialState
 
-from lcrec.bulk import (
-    FORMATS,
-    NOTE,
-    Demand,
-    ensemble_path,
-    join_split_parts,
-    rank_in_parts,
-    write_split_part,
-)
-from lcrec.choices import check_counts, choose_templates, find_history, load_allowed
 from lcrec.core.artifacts import atomic_path, find_data, index_path
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
@@ -50,12 +38,29 @@ from lcrec.core.version import __version__
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import Cases, leave_one_out
+from lcrec.generate.many_users import (
+    FORMATS,
+    NOTE,
+    Demand,
+    ensemble_path,
+    join_split_parts,
+    rank_in_parts,
+    write_split_part,
+)
+from lcrec.generate.one_request import (
+    Wish,
+    answer_wish,
+    check_counts,
+    choose_templates,
+    find_history,
+    load_allowed,
+    show_examples,
+)
+from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import DTYPES
-from lcrec.one_request import Wish, answer_wish, show_examples
 from lcrec.prompts import Template
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.rankings.predictions import require_predictions_path
-from lcrec.recommender import Recommender
 
 STAGE = "python -m lcrec.generate"
 # Users of a split per part: small, so that a few processes get nearly equal shares.

@@ -1,9 +1,7 @@
 """What transformers' `generate` is used for: models that share no prefix, and answers in words.
 
-`generate_search` gives the items that `lcrec.beams` gives, for any model, with work on a prompt
+`generate_search` gives the items that `lcrec.generate.beams` gives, for any model, with work on a prompt
 done once per beam. `write_answers` lets the model answer a prompt in its own words.
-
-Public names: `generate_search`, `ItemConstraint`, `write_answers`.
 """
 
 from typing import Any
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
-from lcrec.beams import BeamOutput, Model, check_finite, order_items
-from lcrec.leaf_filter import LeafFilter
-from lcrec.loose_trie import Constraint
+from lcrec.generate.beams import BeamOutput, Model, check_finite, order_items
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.trie import Constraint
 
 _SPARE_BEAM = -1e8  # `generate` starts its spare beams at -1e9; real scores lie far above
 
@@ -86,7 +84,7 @@ def generate_search(
 ) -> BeamOutput:
     """Search by transformers' `generate`: any model, but work on a prompt is done once per beam.
 
-    Arguments as for `lcrec.beams.beam_search`.
+    Arguments as for `lcrec.generate.beams.beam_search`.
     """
     decoder_start, prompt_length = None, input_ids.shape[1]
     if model.config.is_encoder_decoder:

@@ -9,14 +9,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, TaskType, get_peft_model
 
-from lcrec import beams, decoding
-from lcrec.beams import beam_search, seq2seq_search
 from lcrec.core.errors import InputError
-from lcrec.decoding import search, supports_shared_prefix
-from lcrec.generation import generate_search
-from lcrec.leaf_filter import LeafFilter
+from lcrec.generate import beams
+from lcrec.generate import search as decoding
+from lcrec.generate.beams import beam_search, seq2seq_search
+from lcrec.generate.hf_generate import generate_search
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.search import search, supports_shared_prefix
+from lcrec.generate.trie import ItemTrie
 from lcrec.modeling import probe
-from lcrec.trie import ItemTrie
 
 VOCAB = 200
 WINDOW = 8  # tokens; the prompts are longer

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
+from lcrec.generate.recommender import Recommender
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer, item_token_ids, vocabulary_ids
 from lcrec.prompts.rows import draw_rows, tokenise_rows
 from lcrec.prompts.tasks import TASKS, TaskData
-from lcrec.recommender import Recommender
 
 ITEMS = 48
 HISTORIES = st.lists(

@@ -6,15 +6,15 @@ import shutil
 import numpy as np
 import pytest
 
-from lcrec import generate
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions
 from lcrec.data.splits import leave_one_out
+from lcrec.generate import __main__ as generate
+from lcrec.generate.recommender import Recommender
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions
-from lcrec.recommender import Recommender
 
 ITEMS = 48
 

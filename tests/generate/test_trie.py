@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.trie import ItemTrie
+from lcrec.generate.trie import ItemTrie
 
 #            root
 #           /    \

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.leaf_filter import LeafFilter
-from lcrec.trie import ItemTrie
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.trie import ItemTrie
 
 #            root
 #           /    \

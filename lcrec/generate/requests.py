@@ -1,8 +1,6 @@
 """Requests -> prompts as token ids, the same for every caller and those of training.
 
 Everything a person can put into a request is checked here, before a model sees it.
-
-Public names: `Questions`, `plan_batches`.
 """
 
 from collections.abc import Sequence
@@ -13,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
+from lcrec.generate.item_filter import ItemIds
 from lcrec.index.item_index import ItemIndex
-from lcrec.leaf_filter import ItemIds
 from lcrec.prompts import Template
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.prompt_set import PromptSet

@@ -5,8 +5,6 @@ below this node" is the difference of two ranks in their sorted list, whatever t
 of a batch are one sorted array of keys (list number, leaf rank), so lists of any lengths stand side
 by side unpadded, and a list that many requests share (what is in stock) is stored once. The tree is
 never rebuilt.
-
-Public names: `LeafFilter`, `ItemIds`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lcrec.core.errors import InputError
-from lcrec.trie import ItemTrie
+from lcrec.generate.trie import ItemTrie
 
 ItemIds = Sequence[int] | np.ndarray
 

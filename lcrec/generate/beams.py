@@ -8,8 +8,6 @@ model can be decoded so is for `lcrec.modeling.probe` to find out.
 
 In `seq2seq_search`, for encoder-decoders, every beam is a row. What the decoder's attention needs
 of a prompt, keys and values in every layer, is computed once and then copied to the beams.
-
-Public names: `beam_search`, `seq2seq_search`, `order_items`, `BeamOutput`, `Model`, `check_finite`.
 """
 
 from dataclasses import dataclass
@@ -23,8 +21,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from lcrec.core.errors import InputError
-from lcrec.leaf_filter import LeafFilter
-from lcrec.loose_trie import Constraint
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.trie import Constraint
 
 Model = PreTrainedModel | PeftModel
 
@@ -59,7 +57,7 @@ def beam_search(
 ) -> BeamOutput:
     """Search with one encoded prompt for all its beams.
 
-    The arguments are those of `lcrec.decoding.search`, which checks them; `first_row` is the number
+    The arguments are those of `lcrec.generate.search.search`, which checks them; `first_row` is the number
     that an error gives to the first row.
     """
     config = model.config.get_text_config(decoder=True)
