@@ -4,8 +4,6 @@ Reads a checkpoint folder and, for titles, fields and filters, the data folder; 
 answers on the loopback address until Ctrl+C or SIGTERM, then finishes what is queued and ends. If
 the environment variable LCREC_TOKEN is set, clients must send `Authorization: Bearer TOKEN`. The
 requests are explained on the page /docs; needs the extra `serve`.
-
-Public names: `ServeConfig`.
 """
 
 import contextlib
@@ -59,7 +57,7 @@ def main(argv: list[str]) -> None:
     try:
         import uvicorn
 
-        from lcrec.service import create_app
+        from lcrec.serve.app import create_app
     except ImportError as error:
         raise InputError(
             f"the service needs the package {error.name}: pip install 'lcrec[serve]'"

@@ -5,8 +5,6 @@ came within `max_wait` seconds of the first, and hands them to a single thread. 
 works the next batch gathers, so under load no time is spent waiting. The queue is bounded, a
 request whose caller has gone is dropped from it, and one that makes the computation fail fails
 alone: the others of its batch are answered without it.
-
-Public names: `Batcher`, `QueueFull`, `ShuttingDown`, `answer_apart`.
 """
 
 import asyncio

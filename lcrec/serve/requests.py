@@ -3,9 +3,6 @@
 `Desk` checks everything that a client can get wrong before the request is queued, so that what
 fails later is the model's fault, and no client's. A job holds a prompt, whatever was asked for:
 jobs of both kinds, with any `k`, lists and filters, are ranked together.
-
-Public names: `Desk`, `Job`, `RecommendRequest`, `SearchRequest`, `RankingAnswer`, `RankedItem`,
-`ItemAnswer`, `FILTER_FIELDS`.
 """
 
 from dataclasses import dataclass
@@ -16,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
-from lcrec.gate import Problem
 from lcrec.generate.recommender import Recommender
+from lcrec.serve.middleware import Problem
 
 FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
 ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
-from lcrec.desk import Desk, RecommendRequest
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
-from lcrec.service import create_app
+from lcrec.serve.app import create_app
+from lcrec.serve.requests import Desk, RecommendRequest
 
 ITEMS = 48
 POISON = 40  # prompts that show this item get NaN logits

@@ -4,9 +4,6 @@
 body that is too large or too slow, before any of it is parsed; it turns whatever goes wrong into
 problem details (RFC 9457, `application/problem+json`) and counts every answer. Errors say what was
 seen, but never repeat more than a few characters of it.
-
-Public names: `Gate`, `Meters`, `Problem`, `ProblemDetails`, `problem_response`,
-`http_problem`, `validation_problem`.
 """
 
 import asyncio

@@ -1,10 +1,8 @@
 """The HTTP service: a `Recommender` behind `/recommend`, `/search` and `/items/{item}`.
 
-A request is checked and turned into a prompt (`lcrec.desk`) and queued; one thread answers whatever
-has gathered (`lcrec.batching`). Requests of both kinds, with any `k`, lists, filters and wordings,
+A request is checked and turned into a prompt (`lcrec.serve.requests`) and queued; one thread answers whatever
+has gathered (`lcrec.serve.batching`). Requests of both kinds, with any `k`, lists, filters and wordings,
 share a batch, and each gets what `Recommender` would give it alone.
-
-Public names: `create_app`.
 """
 
 import asyncio
@@ -24,12 +22,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive
 
-from lcrec.batching import Batcher, QueueFull, ShuttingDown
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 from lcrec.data.folder import Items
-from lcrec.desk import Desk, ItemAnswer, Job, RankingAnswer, RecommendRequest, SearchRequest
-from lcrec.gate import (
+from lcrec.generate.recommender import Recommender
+from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
+from lcrec.serve.middleware import (
     CLIENT_GONE,
     PROBLEM_TYPE,
     Gate,
@@ -39,7 +37,14 @@ from lcrec.gate import (
     http_problem,
     validation_problem,
 )
-from lcrec.generate.recommender import Recommender
+from lcrec.serve.requests import (
+    Desk,
+    ItemAnswer,
+    Job,
+    RankingAnswer,
+    RecommendRequest,
+    SearchRequest,
+)
 
 ROUTES = (
     *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics"),

@@ -18,10 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lcrec import serve
 from lcrec.core.errors import InputError
+from lcrec.serve import __main__ as serve
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 
 
 class Service:
@@ -176,7 +176,7 @@ def test_items_that_were_added(checkpoint, shop, grown, monkeypatch):
         served.extend([recommender, items])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lcrec.service.create_app", stop)
+    monkeypatch.setattr("lcrec.serve.app.create_app", stop)
     words = ["--model", str(checkpoint), "--index", str(grown / "index"), "--port", "0"]
     with pytest.raises(KeyboardInterrupt):
         serve.main([*words, "--data", str(grown / "data")])

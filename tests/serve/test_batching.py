@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.batching import Batcher, QueueFull, ShuttingDown, answer_apart
+from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown, answer_apart
 
 
 class Doubler:
