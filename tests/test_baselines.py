@@ -23,7 +23,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import Cases, leave_one_out
-from lcrec.evaluate import measure
+from lcrec.evaluate.__main__ import measure
 from lcrec.index.item_index import ItemIndex
 from lcrec.rankings.predictions import read_predictions
 

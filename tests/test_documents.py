@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from lcrec import evaluate
 from lcrec.baselines import METHODS, tune
 from lcrec.baselines.__main__ import COMMANDS
 from lcrec.baselines.method_run import BaselineConfig
 from lcrec.baselines.settings import method_config
 from lcrec.core.config import parse_config
+from lcrec.evaluate import __main__ as evaluate
 from lcrec.prompts import __main__ as prompts_cli
 
 ROOT = Path(__file__).parents[1]

@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
     elif given.command == "diff":
         print_diff(given.checkpoint, given.prompts)
     elif given.command == "score":
-        from lcrec.prompts_score import score_model
+        from lcrec.evaluate.wordings import score_model
 
         score_model(given.model, given.data, given.prompts, given.split, given.users, given.seed)
     else:

@@ -4,21 +4,22 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import lcrec.evaluate_language
+import lcrec.evaluate_pairs
 import numpy as np
 import pytest
 import torch
 
-import lcrec.evaluate_language
-import lcrec.evaluate_pairs
-from lcrec import embed, evaluate
+from lcrec import embed
 from lcrec.core.artifacts import find_data, read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.splits import Cases
-from lcrec.evaluate_language import answer_questions, is_exact, sample_questions
-from lcrec.evaluate_pairs import pairwise_accuracy, score_items, seen_items
-from lcrec.evaluate_search import Query, make_queries, mean_by_owner, rank_by_text
-from lcrec.judging import Subject, format_values, load_subject
+from lcrec.evaluate import __main__ as evaluate
+from lcrec.evaluate.checkpoint import Subject, format_values, load_subject
+from lcrec.evaluate.language import answer_questions, is_exact, sample_questions
+from lcrec.evaluate.pairs import pairwise_accuracy, score_items, seen_items
+from lcrec.evaluate.search import Query, make_queries, mean_by_owner, rank_by_text
 from lcrec.prompts.tasks import TaskData, plain_text
 
 
@@ -101,7 +102,7 @@ def low_ids(monkeypatch):
         likely = -np.minimum(items, 3).astype(np.float32)
         return np.where(items < 0, -np.inf, likely)
 
-    monkeypatch.setattr(lcrec.evaluate_pairs, "score_items", score_items)
+    monkeypatch.setattr(lcrec.evaluate.pairs, "score_items", score_items)
     return PrefersLowIds()
 
 
@@ -352,7 +353,7 @@ def test_language_with_right_answers_and_wrong_ones(words, subject, tmp_path, ca
         assert [q.question for q in right] == questions
         return ["\N{GUITAR}"] * 8 if label == "title-short" else [q.references[-1] for q in right]
 
-    monkeypatch.setattr(lcrec.evaluate_language, "answer_questions", answer)
+    monkeypatch.setattr(lcrec.evaluate.language, "answer_questions", answer)
     flags = ["--templates", *names, "--users", 8, "--output", output, "--show", 1]
     evaluate.main(words("language", *flags))
     screen = capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
-from lcrec.evaluate import main
+from lcrec.evaluate.__main__ import main
 from lcrec.rankings.predictions import Prediction, write_predictions
 
 # Ten users, target 0. A list with the target at rank r, or without it (None).

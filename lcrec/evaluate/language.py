@@ -1,4 +1,9 @@
-"""Titles, descriptions and preferences in words: what a checkpoint writes, and how near it comes.
+"""ROUGE-L of generated text, for any language.
+
+`rouge-score` (the extra `rouge`) computes it; its own tokenizer keeps nothing but a-z and 0-9, so
+words are cut here. Reads and writes nothing. Public names: `RougeL`, `words_of`.
+
+Titles, descriptions and preferences in words: what a checkpoint writes, and how near it comes.
 
 Reads a checkpoint and the data folder. The model answers without any constraint, the likeliest
 token first, in the first wording that serves evaluation for each kind of answer (of the tasks it
@@ -11,11 +16,11 @@ was trained on):
   and those were in training too.
 
 Exact is the share of answers that are the right text but for case and spaces; ROUGE-L is the
-F-measure of the longest common subsequence of words (`lcrec.rouge`), for any language.
-
-Public names: `LanguageConfig`, `main`, `Question`, `answer_questions`.
+F-measure of the longest common subsequence of words (`lcrec.evaluate.language`), for any language.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +31,7 @@ from tqdm import tqdm
 
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
-from lcrec.generate.hf_generate import write_answers
-from lcrec.generate.recommender import Recommender
-from lcrec.judging import (
+from lcrec.evaluate.checkpoint import (
     PROG,
     Subject,
     format_values,
@@ -36,10 +39,57 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
+from lcrec.generate.hf_generate import write_answers
+from lcrec.generate.recommender import Recommender
 from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
-from lcrec.rouge import RougeL
+
+# Scripts that put no space between words: each character counts as a word, as is usual for ROUGE.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+class RougeL:
+    """The F-measure of the longest common subsequence of words (Lin 2004).
+
+    Raises:
+        InputError: the package `rouge-score` is missing.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from rouge_score.rouge_scorer import RougeScorer
+        except ImportError:
+            raise InputError("ROUGE needs a package: pip install rouge-score") from None
+        self._scorer = RougeScorer(["rougeL"], tokenizer=self)
+
+    @staticmethod
+    def tokenize(text: str) -> list[str]:
+        """Return the words, as `rouge-score` asks for them."""
+        return words_of(text)
+
+    def score(self, text: str, references: list[str]) -> float:
+        """Return the best F-measure of `text` against any reference, 0 to 1."""
+        return max(self._scorer.score(each, text)["rougeL"].fmeasure for each in references)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in any script, without case, form of width, or punctuation.
+
+    A word is a run of letters, marks and digits; a symbol, such as an emoji, is a word of its own.
+    """
+    marked = []
+    for sign in unicodedata.normalize("NFKC", text).casefold():
+        kind = unicodedata.category(sign)[0]
+        if kind == "S" or UNSPACED.match(sign):
+            marked.append(f" {sign} " if kind != "M" else sign)
+        else:
+            marked.append(sign if kind in "LMN" else " ")
+    return "".join(marked).split()
+
 
 LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")
 

@@ -3,8 +3,6 @@
 Asks a checkpoint with every wording, those never trained on and freshly edited ones too, and ranks
 the whole catalogue for the same held-out users each time. Reads a checkpoint, a data folder and,
 where given, a prompts folder; writes to the screen only.
-
-Public names: `Score`, `score_model`, `score_templates`, `print_scores`.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.rouge import RougeL, words_of
+from lcrec.evaluate.language import RougeL, words_of
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.data.folder import Interactions
-from lcrec.negatives import at_random, bought_alike, similar_in_text
+from lcrec.evaluate.pairs import at_random, bought_alike, similar_in_text
 
 # Items 0 and 1 point one way, 2 and 3 another; 4 is opposite to 0.
 VECTORS = np.array([[1.0, 0.0], [5.0, 0.5], [0.0, 1.0], [0.1, 2.0], [-3.0, 0.0]])

@@ -1,9 +1,6 @@
 """What the three ways to judge a checkpoint share: the model with its data, the table, the file.
 
 Reads a checkpoint and the data folder; writes one JSON file of numbers with its sidecar.
-
-Public names: `Subject`, `Summary`, `load_subject`, `require_json_path`, `format_values`,
-`write_result`.
 """
 
 from dataclasses import dataclass

@@ -7,11 +7,11 @@ import pytest
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
+from lcrec.evaluate.wordings import Score, print_scores, score_templates
 from lcrec.generate.recommender import Recommender
 from lcrec.prompts.__main__ import main
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.templates import Template
-from lcrec.prompts_score import Score, print_scores, score_templates
 
 CASES = Cases(["u", "v"], [np.array([0]), np.array([1])], np.array([3, 4], dtype=np.int32))
 

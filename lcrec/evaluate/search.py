@@ -6,8 +6,6 @@ whole catalogue is ranked: by the model, in the first wording that serves evalua
 things `itemsearch` can be asked with (the intention alone, with the history, with both history and
 preference); and by the cosine between the intention and the item embeddings, encoded by the very
 encoder they were made with. A user with several intentions counts as their mean.
-
-Public names: `SearchConfig`, `main`, `Query`, `rank_by_model`, `rank_by_text`.
 """
 
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
-from lcrec.index.encoders import Encoder, encoder_of
-from lcrec.judging import (
+from lcrec.evaluate.checkpoint import (
     PROG,
     Subject,
     Summary,
@@ -31,6 +28,7 @@ from lcrec.judging import (
     require_json_path,
     write_result,
 )
+from lcrec.index.encoders import Encoder, encoder_of
 from lcrec.prompts.tasks import Record, search_record
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import measure_lists, summarise

@@ -14,8 +14,6 @@ targets; prints a table; writes `metrics.json`:
 `lcrec.rankings.metrics`, or `METRICS_OF_SEVERAL` where a user has several targets.
 
 Where users were asked in several wordings, a user's value is the mean over the templates.
-
-Public names: `EvaluateConfig`, `COMMANDS`, `measure`, `format_table`, `format_templates`, `main`.
 """
 
 import importlib
@@ -44,9 +42,9 @@ PROG = "python -m lcrec.evaluate"
 NO_TEMPLATE = "(no template)"
 # Loaded when asked for: they need a language model, and judging files needs none.
 COMMANDS = {
-    "pairs": "lcrec.evaluate_pairs",
-    "search": "lcrec.evaluate_search",
-    "language": "lcrec.evaluate_language",
+    "pairs": "lcrec.evaluate.pairs",
+    "search": "lcrec.evaluate.search",
+    "language": "lcrec.evaluate.language",
 }
 LINE = 99  # the least width of a table, in characters; longer labels widen it
 
