@@ -15,7 +15,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_items
 from lcrec.data.user_texts import load_user_texts
-from lcrec.dataset_cli import main, write_rows
+from lcrec.dataset import main, write_rows
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import PromptSet

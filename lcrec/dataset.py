@@ -13,8 +13,6 @@ Reads the data folder, the item index and the prompts; writes a folder that hold
 
 They are the rows that `recipes/finetune.py` trains on for the same data, prompts, tasks and seed.
 Rows go to the file as they are made, so memory does not grow with their number.
-
-Public names: `DatasetConfig`, `main`, `write_rows`.
 """
 
 import re
