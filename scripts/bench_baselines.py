@@ -33,11 +33,11 @@ import numpy as np
 import torch
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.inputs import load_inputs
-from lcrec.baselines.memory import peak_mb
-from lcrec.baselines.ranking import rank_cases, validate
-from lcrec.baselines.tiger import TIGER
-from lcrec.baselines.vectors import VectorBaseline
+from lcrec.baselines.methods.tiger import TIGER
+from lcrec.baselines.runs.inputs import load_inputs
+from lcrec.baselines.runs.ranking import rank_cases, validate
+from lcrec.baselines.runs.store import peak_mb
+from lcrec.baselines.shared.vectors import VectorBaseline
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import Interactions

@@ -43,7 +43,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     interactions = load_interactions(folder, ITEMS) if folder else make_sequences(rng)
     print(f"{len(interactions):,} users, {len(interactions.items):,} interactions")
-    check_seconds, _ = run("lcrec.prompts.prompt_set", "check")
+    check_seconds, _ = run("lcrec.prompts", "check")
     with tempfile.TemporaryDirectory() as name:
         data, index, rows = (Path(name) / part for part in ("data", "index", "rows"))
         write_data(data, interactions, rng)

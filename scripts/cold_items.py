@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         (method, among): run / f"{method}-{among}.jsonl" for method in METHODS for among in AMONG
     }
     stage(
-        *("-m lcrec.generate.__main__", "--model", run / "model", "--index", run / "index-grown"),
+        *("-m lcrec.generate", "--model", run / "model", "--index", run / "index-grown"),
         *("--data", run / "cases", "--output", files["lc-rec", "all"], "--k", K),
     )
     num_warm, num_items = len(load_items(warm)), len(load_items(grown))

@@ -17,7 +17,7 @@ index, as the published evaluation does: an item with the target's index will do
 takes one place, that of its first item. The index says nothing about how the lists came about:
 they may be of any model on that catalogue.
 
-The published evaluation also keeps a beam that is no item in its place; lists of `lcrec.generate.__main__
+The published evaluation also keeps a beam that is no item in its place; lists of `lcrec.generate
 --constraint level` leave it out, and what stands below moves up.
 """
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lcrec.baselines import METHODS, tune
+from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import COMMANDS
-from lcrec.baselines.method_run import BaselineConfig
-from lcrec.baselines.settings import method_config
+from lcrec.baselines.commands import tune
+from lcrec.baselines.runs.run import BaselineConfig
+from lcrec.baselines.runs.settings import method_config
 from lcrec.core.config import parse_config
 from lcrec.evaluate import __main__ as evaluate
 from lcrec.prompts import __main__ as prompts_cli

@@ -31,41 +31,62 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "popularity": Method("popularity:Popularity", "the most bought first, the same for everyone"),
+    "popularity": Method(
+        "methods.popularity:Popularity", "the most bought first, the same for everyone"
+    ),
     "cooccurrence": Method(
-        "cooccurrence:Cooccurrence", "what stood after or near the user's last items elsewhere"
+        "methods.cooccurrence:Cooccurrence",
+        "what stood after or near the user's last items elsewhere",
     ),
     "itemknn": Method(
-        "itemknn:ItemKNN", "what the same customers bought as well (Sarwar et al. 2001)"
+        "methods.itemknn:ItemKNN", "what the same customers bought as well (Sarwar et al. 2001)"
     ),
-    "ease": Method("ease:EASE", "a linear model of all items, in closed form (Steck 2019)"),
-    "mf": Method("mf:MatrixFactorisation", "a vector per user and item, BPR (Rendle et al. 2009)"),
+    "ease": Method("methods.ease:EASE", "a linear model of all items, in closed form (Steck 2019)"),
+    "mf": Method(
+        "methods.lightgcn:MatrixFactorisation",
+        "a vector per user and item, BPR (Rendle et al. 2009)",
+    ),
     "lightgcn": Method(
-        "lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
+        "methods.lightgcn:LightGCN", "vectors smoothed over the graph of purchases (He et al. 2020)"
     ),
-    "fusion": Method("fusion:Fusion", "purchases and texts side by side, norm-concat-norm"),
+    "fusion": Method("methods.fusion:Fusion", "purchases and texts side by side, norm-concat-norm"),
     "collabcontext": Method(
-        "collabcontext:CollabContext", "text and purchases teach each other in turn (CARec, 2024)"
+        "methods.collabcontext:CollabContext",
+        "text and purchases teach each other in turn (CARec, 2024)",
     ),
-    "text-cosine": Method("textcosine:TextCosine", "items whose text is like the history's"),
+    "text-cosine": Method(
+        "methods.text_cosine:TextCosine", "items whose text is like the history's"
+    ),
     "linear-mapping": Method(
-        "alpharec:LinearMapping", "a matrix on the vectors of item texts (Sheng et al. 2025)"
+        "methods.alpharec:LinearMapping",
+        "a matrix on the vectors of item texts (Sheng et al. 2025)",
     ),
     "alpharec": Method(
-        "alpharec:AlphaRec", "item texts mapped by a network, then the graph (Sheng et al. 2025)"
+        "methods.alpharec:AlphaRec",
+        "item texts mapped by a network, then the graph (Sheng et al. 2025)",
     ),
-    "sasrec": Method("sasrec:SASRec", "a causal transformer (Kang and McAuley 2018)"),
-    "bert4rec": Method("bert4rec:BERT4Rec", "a transformer that fills in masks (Sun et al. 2019)"),
-    "gru4rec": Method("gru4rec:GRU4Rec", "a recurrent network (Hidasi et al. 2016)"),
-    "fmlp": Method("fmlp:FMLP", "learned filters over frequencies (Zhou et al. 2022)"),
-    "caser": Method("caser:Caser", "convolutions over the last items (Tang and Wang 2018)"),
-    "hgn": Method("hgn:HGN", "gates on features and items of a history (Ma et al. 2019)"),
-    "fdsa": Method("fdsa:FDSA", "SASRec beside one that reads attributes (Zhang et al. 2019)"),
-    "s3rec": Method("s3rec:S3Rec", "SASRec after four tasks of pre-training (Zhou et al. 2020)"),
-    "tiger": Method("tiger:TIGER", "writes the codes of the next item (Rajput et al. 2023)"),
-    "p5cid": Method("p5cid:P5CID", "the same, codes from who bought what (Hua et al. 2023)"),
+    "sasrec": Method("methods.sasrec:SASRec", "a causal transformer (Kang and McAuley 2018)"),
+    "bert4rec": Method(
+        "methods.bert4rec:BERT4Rec", "a transformer that fills in masks (Sun et al. 2019)"
+    ),
+    "gru4rec": Method("methods.gru4rec:GRU4Rec", "a recurrent network (Hidasi et al. 2016)"),
+    "fmlp": Method("methods.fmlp:FMLP", "learned filters over frequencies (Zhou et al. 2022)"),
+    "caser": Method("methods.caser:Caser", "convolutions over the last items (Tang and Wang 2018)"),
+    "hgn": Method("methods.hgn:HGN", "gates on features and items of a history (Ma et al. 2019)"),
+    "fdsa": Method(
+        "methods.fdsa:FDSA", "SASRec beside one that reads attributes (Zhang et al. 2019)"
+    ),
+    "s3rec": Method(
+        "methods.s3rec:S3Rec", "SASRec after four tasks of pre-training (Zhou et al. 2020)"
+    ),
+    "tiger": Method(
+        "methods.tiger:TIGER", "writes the codes of the next item (Rajput et al. 2023)"
+    ),
+    "p5cid": Method(
+        "methods.p5cid:P5CID", "the same, codes from who bought what (Hua et al. 2023)"
+    ),
     "tssr": Method(
-        "tssr:TSSR", "two streams, of ids and contents, that read each other (TSSR, 2024)"
+        "methods.tssr:TSSR", "two streams, of ids and contents, that read each other (TSSR, 2024)"
     ),
 }
 

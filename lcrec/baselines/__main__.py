@@ -1,6 +1,6 @@
 """Stage: fit a baseline on the train part and rank the whole catalogue for every user.
 
-The first word is a method, whose run is `lcrec.baselines.method_run`, or one of `COMMANDS`, which
+The first word is a method, whose run is `lcrec.baselines.runs.run`, or one of `COMMANDS`, which
 do more than run one method.
 
 Public names: `COMMANDS`, `main`.
@@ -9,20 +9,44 @@ Public names: `COMMANDS`, `main`.
 import importlib
 
 from lcrec.baselines import METHODS
-from lcrec.baselines.method_run import PROG, MethodRun
+from lcrec.baselines.runs.run import PROG, MethodRun
 from lcrec.core.errors import InputError, closest, run_stage
 
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "tune": ("lcrec.baselines.tune", "try the settings in a method's grid, on validation only"),
-    "cold": ("lcrec.baselines.cold", "which methods find items that nobody has bought yet?"),
-    "fuse": ("lcrec.baselines.fuse", "join predictions files of several methods into one"),
-    "diagnose": ("lcrec.baselines.diagnose", "what two predictions files find, together and apart"),
-    "probe": ("lcrec.baselines.probe", "how much of one set of item vectors another one tells"),
-    "transfer": ("lcrec.baselines.transfer", "AlphaRec trained on some data sets, ranking another"),
-    "intention": ("lcrec.baselines.intention", "AlphaRec for users who say what they look for"),
-    "convergence": ("lcrec.baselines.convergence", "how many epochs methods take to their best"),
-    "compare": ("lcrec.baselines.compare", "train what is missing, judge all, one table and page"),
+    "tune": (
+        "lcrec.baselines.commands.tune",
+        "try the settings in a method's grid, on validation only",
+    ),
+    "cold": (
+        "lcrec.baselines.commands.cold",
+        "which methods find items that nobody has bought yet?",
+    ),
+    "fuse": ("lcrec.baselines.commands.fuse", "join predictions files of several methods into one"),
+    "diagnose": (
+        "lcrec.baselines.commands.diagnose",
+        "what two predictions files find, together and apart",
+    ),
+    "probe": (
+        "lcrec.baselines.commands.probe",
+        "how much of one set of item vectors another one tells",
+    ),
+    "transfer": (
+        "lcrec.baselines.commands.transfer",
+        "AlphaRec trained on some data sets, ranking another",
+    ),
+    "intention": (
+        "lcrec.baselines.commands.intention",
+        "AlphaRec for users who say what they look for",
+    ),
+    "convergence": (
+        "lcrec.baselines.commands.convergence",
+        "how many epochs methods take to their best",
+    ),
+    "compare": (
+        "lcrec.baselines.commands.compare",
+        "train what is missing, judge all, one table and page",
+    ),
 }
 
 

@@ -196,15 +196,15 @@ def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[Query], k: 
         queries: what is looked for.
         k: how many items; of equals the lower id comes first.
     """
-    unit = unit_rows(vectors)
+    unit = _unit(vectors)
     items = np.empty((len(queries), k), dtype=np.int64)
     for start in tqdm(range(0, len(queries), BLOCK), desc=RETRIEVAL, unit=" batches"):
-        found = unit_rows(encode([query.text for query in queries[start : start + BLOCK]])) @ unit.T
+        found = _unit(encode([query.text for query in queries[start : start + BLOCK]])) @ unit.T
         items[start : start + BLOCK] = np.argsort(-found, axis=1, kind="stable")[:, :k]
     return items
 
 
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
+def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

@@ -156,7 +156,7 @@ class Journal:
                 self._answers[key] = Answer(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise InputError(
-                    f"{path}, line {number}: not an answer kept by lcrec.intents.__main__; move the file "
+                    f"{path}, line {number}: not an answer kept by lcrec.intents; move the file "
                     "away to ask everything anew"
                 ) from None
         if len(whole) < len(content):

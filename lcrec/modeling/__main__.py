@@ -41,9 +41,7 @@ class MergeConfig:
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "what the weights are written in; they are merged in fp32", "fp32"
     )
-    metrics: Path | None = option(
-        "a metrics file of lcrec.evaluate.__main__, for the model card", None
-    )
+    metrics: Path | None = option("a metrics file of lcrec.evaluate, for the model card", None)
 
 
 def main(argv: list[str]) -> None:

@@ -42,13 +42,13 @@ def load_base(
     Raises:
         InputError: it is not there, or is no causal language model, or a package is missing.
     """
-    arguments = _loading(dtype, quantize)
+    arguments = loading(dtype, quantize)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, **arguments)
     except LOAD_ERRORS as error:
         raise InputError(
-            f"--base {name}: cannot be loaded as a causal language model ({_reason(error)}); name "
+            f"--base {name}: cannot be loaded as a causal language model ({reason_of(error)}); name "
             "a model on the hub, a folder that holds one, or make a small one with "
             "python -m lcrec.tinylm"
         ) from None
@@ -130,7 +130,7 @@ def add_adapter(
     return adapted
 
 
-def _loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
+def loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
     """Return what `from_pretrained` is told.
 
     4 bits are NF4, twice quantised (QLoRA, arXiv 2305.14314); 8 bits are LLM.int8
@@ -156,6 +156,6 @@ def _loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
     return arguments
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

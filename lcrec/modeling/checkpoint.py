@@ -26,7 +26,7 @@ from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
 from lcrec.index.item_index import ItemIndex
-from lcrec.modeling.base import _loading, _reason
+from lcrec.modeling.base import loading, reason_of
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
 from lcrec.prompts.encoder import LOAD_ERRORS, vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
@@ -157,7 +157,7 @@ def load_checkpoint(
             base = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
             if Path(base).is_dir():
                 require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
-            arguments = _loading(dtype, facts["config"].get("quantize", "none"))
+            arguments = loading(dtype, facts["config"].get("quantize", "none"))
             model = AutoModelForCausalLM.from_pretrained(base, **arguments)
             if dequantize and arguments.get("quantization_config"):
                 model = model.dequantize()
@@ -168,13 +168,13 @@ def load_checkpoint(
             model = PeftModel.from_pretrained(model, folder)
             compute_rows_apart(model)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, **_loading(dtype))
+            model = AutoModelForCausalLM.from_pretrained(folder, **loading(dtype))
     except InputError:
         raise
     except LOAD_ERRORS as error:
         needs = f", which needs the base model {base}," if base else ""
         raise InputError(
-            f"--model {folder}{needs} cannot be loaded ({_reason(error)}); bring back what is "
+            f"--model {folder}{needs} cannot be loaded ({reason_of(error)}); bring back what is "
             f"missing, or train again with: {STAGE}"
         ) from None
     return Checkpoint(model.eval(), tokenizer, index, prompts, facts)

@@ -112,7 +112,7 @@ class PrepareConfig:
         minimum=3,
     )
     reviews: Literal["keep", "drop"] = option(
-        "whether to write the texts of reviews, where there are any, for lcrec.intents.__main__",
+        "whether to write the texts of reviews, where there are any, for lcrec.intents",
         "keep",
     )
     split: Literal["leave-one-out", "random", "time", "cold-items"] = option(

@@ -133,7 +133,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> li
     if clash is not None:
         raise InputError(
             f"the tokenizer already has {clash!r}: the base model was tuned for an item index "
-            "before; start from a base model, or recommend from this one with lcrec.generate.__main__"
+            "before; start from a base model, or recommend from this one with lcrec.generate"
         )
     tokenizer.add_tokens(
         [AddedToken(token, normalized=False, special=False) for token in index.vocabulary]

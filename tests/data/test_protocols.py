@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.popularity import Popularity
-from lcrec.baselines.ranking import rank_cases, validate
+from lcrec.baselines.methods.popularity import Popularity
+from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import random_split

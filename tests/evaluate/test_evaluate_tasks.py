@@ -4,12 +4,12 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import lcrec.evaluate_language
-import lcrec.evaluate_pairs
 import numpy as np
 import pytest
 import torch
 
+import lcrec.evaluate.language
+import lcrec.evaluate.pairs
 from lcrec import embed
 from lcrec.core.artifacts import find_data, read_json, write_array, write_json
 from lcrec.core.errors import InputError

@@ -182,9 +182,7 @@ def test_end_to_end(shop, tmp_path, capsys):
     assert set(record["inputs"]) == {"item", "embeddings", "added", "index", "rqvae"}
     out = capsys.readouterr().out
     assert f"Adding 2 items to the 25 of {shop / 'index' / 'index.json'}" in out
-    assert (
-        f"lcrec.generate.__main__ --model MODEL --index {tmp_path} --data {shop / 'grown'}" in out
-    )
+    assert f"lcrec.generate --model MODEL --index {tmp_path} --data {shop / 'grown'}" in out
     run(quantize, shop, **ADD_TO_INDEX | {"output": tmp_path})
     assert capsys.readouterr().out == f"{tmp_path} is up to date.\n"
 

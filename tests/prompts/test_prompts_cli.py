@@ -171,7 +171,7 @@ def test_wrong_arguments_are_named(argv, message):
 
 
 def test_a_reader_may_close_the_pipe(tmp_path):
-    command = f"{sys.executable} -m lcrec.prompts.prompt_set show seqrec | head -n 1"
+    command = f"{sys.executable} -m lcrec.prompts show seqrec | head -n 1"
     result = subprocess.run(command, shell=True, cwd=TOP, capture_output=True, text=True)
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""

@@ -10,8 +10,8 @@ import pytest
 
 from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.settings import parse_entries
-from lcrec.baselines.training_runs import Run, carry_out, plan_runs
+from lcrec.baselines.runs.many import Run, carry_out, plan_runs
+from lcrec.baselines.runs.settings import parse_entries
 from lcrec.core.errors import InputError
 from lcrec.rankings.comparison import Entry, compare_entries, item_groups
 from lcrec.rankings.comparison_page import comparison_markdown, comparison_page
@@ -306,7 +306,7 @@ def test_a_target_that_its_user_has_is_told_of(tmp_path, capsys):
 
 def test_what_cannot_run_is_named(shop, tmp_path, capsys, monkeypatch):
     few = {name: METHODS[name] for name in ("popularity", "text-cosine")}
-    for module in ("lcrec.baselines", "lcrec.baselines.compare"):
+    for module in ("lcrec.baselines", "lcrec.baselines.commands.compare"):
         monkeypatch.setattr(f"{module}.METHODS", few)
     figures = compare(shop, tmp_path / "without")
     assert list(figures["methods"]) == ["popularity"]
@@ -367,7 +367,7 @@ def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys):
             done.add(run)
         return None if run.label == "good" else "it is broken"
 
-    monkeypatch.setattr("lcrec.baselines.training_runs._train", train)
+    monkeypatch.setattr("lcrec.baselines.runs.many._train", train)
     runs = [
         ToyRun(label, label, seed, tmp_path, [label, str(seed)])
         for label in ("good", "bad")

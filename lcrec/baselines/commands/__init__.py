@@ -1,0 +1,1 @@
+"""Commands beside the methods: `python -m lcrec.baselines compare`, `tune`, `fuse` and the like."""

@@ -1,0 +1,138 @@
+"""Train AlphaRec's mapping on some data sets and rank another, with no step of training on it.
+
+Reads data folders and their embeddings, all of one encoder; writes `predictions.jsonl` of the
+target. Of the target, only the train sequences are used, for the users' mean vectors and the graph
+(Sheng et al. 2025, zero-shot recommendation).
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from lcrec.baselines.methods.alpharec import AlphaRec, AlphaRecSettings
+from lcrec.baselines.runs.inputs import input_files, load_inputs
+from lcrec.baselines.runs.ranking import rank_cases
+from lcrec.baselines.runs.settings import default_device, method_settings
+from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.data.splits import Cases
+from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
+
+COMMAND = "python -m lcrec.baselines transfer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig(AlphaRecSettings):
+    """Settings of `python -m lcrec.baselines transfer`, with those of AlphaRec."""
+
+    sources: list[Path] = option("the data folders to train on")
+    source_embeddings: list[Path] = option(
+        "the folders that hold their embeddings.npy, in the same order"
+    )
+    target: Path = option("the data folder to rank, which is not trained on")
+    target_embeddings: Path = option("the folder that holds its embeddings.npy")
+    output: Path = option("the predictions file to write, *.jsonl")
+    split: Literal["valid", "test"] = option("which held-out item to predict", "test")
+    top: int = option("how many items to list per user", 100, minimum=100)
+    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    seed: int = option("of weights and draws", 0, minimum=0)
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    config = parse_config(TransferConfig, argv, description=__doc__ or "", prog=COMMAND)
+    require_predictions_path(config.output)
+    if len(config.sources) != len(config.source_embeddings):
+        raise InputError(
+            f"--source-embeddings: {len(config.source_embeddings)} folders for "
+            f"{len(config.sources)} --sources; give one for each, in the same order"
+        )
+    if config.target.resolve() in [folder.resolve() for folder in config.sources]:
+        raise InputError(
+            f"--target {config.target} is one of --sources; ranking what was trained on is no "
+            "transfer: leave it out of one of them"
+        )
+    folders = [config.target, *config.sources]
+    tables = [config.target_embeddings, *config.source_embeddings]
+    require_one_encoder(tables)
+    files = input_files(config.target, config.target_embeddings, AlphaRec.needs)
+    for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
+        if number:
+            found = input_files(folder, table, AlphaRec.needs)
+            files |= {f"source {number} {role}": path for role, path in found.items()}
+    paths = ("sources", "source_embeddings", "device")
+    settings = {key: value for key, value in config_dict(config).items() if key not in paths}
+    after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
+    if config.output.exists() and is_current(config.output, COMMAND, settings, files):
+        print(f"{config.output} is up to date.\n{after}")
+        return
+
+    target, *sources = (
+        load_inputs(folder, table, AlphaRec.needs, "transfer")
+        for folder, table in zip(folders, tables, strict=True)
+    )
+    cases: Cases = getattr(target.split, config.split)
+    num_items = target.training.num_items
+    print(
+        f"AlphaRec trained on {', '.join(source.name for source in sources)}, then, with no step "
+        f"more, all {num_items:,} items of {target.name} ranked for the {config.split} split's "
+        f"{len(cases):,} users.",
+        flush=True,
+    )
+    chosen = method_settings(AlphaRec, config)
+    method = AlphaRec(chosen, seed=config.seed, device=config.device or default_device())
+    started = time.perf_counter()
+    method.fit_domains([source.training for source in sources])
+    seconds = time.perf_counter() - started
+    method.transfer(target.training)
+    lists = rank_cases(
+        method,
+        cases,
+        target.training.train,
+        num_items,
+        top=config.top,
+        exclude_history=config.exclude_history,
+    )
+    rows = (
+        Prediction(user, int(item), ranked, scores)
+        for user, item, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True)
+    )
+    write_predictions(config.output, tqdm(rows, total=len(cases), desc="rank", unit=" users"))
+    write_provenance(config.output, COMMAND, settings, files, fit_seconds=round(seconds, 1))
+    print(f"Trained in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
+
+
+def require_one_encoder(folders: list[Path]) -> None:
+    """Refuse embeddings that lie in different spaces, as far as their folders say.
+
+    Args:
+        folders: what `lcrec.embed` wrote; one without provenance is taken as it is.
+
+    Raises:
+        InputError: two were made by different encoders, or one by LSA, whose space is the
+            catalogue's own.
+    """
+    first: tuple[Path, str] | None = None
+    for folder in folders:
+        record = read_provenance(folder) if folder.is_dir() else None
+        name = record["config"].get("encoder") if record else None
+        if record is None or name is None:
+            continue
+        if name == "lsa":
+            raise InputError(
+                f"{folder}: made by lsa, which learns a space of its own from every catalogue; "
+                "nothing learnt in one is true in another: embed all items with one --encoder"
+            )
+        weights = record["inputs"].get("encoder", {}).get("sha256", name)
+        if first is None:
+            first = folder, weights
+        elif weights != first[1]:
+            raise InputError(
+                f"{folder} was made by another encoder than {first[0]}; one mapping serves one "
+                "encoder: embed all items with the same"
+            )

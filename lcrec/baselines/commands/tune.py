@@ -1,0 +1,216 @@
+"""Try the settings in a method's grid, and keep what does best on validation.
+
+    python -m lcrec.baselines tune NAME --data DIR --output DIR [settings outside the grid]
+
+Every cell of the grid is fitted on the train part and judged by NDCG@10 on the validation items,
+full ranking; the test items are never looked at. A finished cell is a folder of its own with its
+figures, so a run that was stopped goes on where it was. Writes `tune.json`, the table that it
+prints, and the command that runs the best.
+"""
+
+import dataclasses
+import itertools
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lcrec.baselines import METHODS, find_method
+from lcrec.baselines.base import Baseline
+from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
+from lcrec.baselines.runs.ranking import ranked_matrix
+from lcrec.baselines.runs.settings import (
+    default_device,
+    method_settings,
+    parse_method_config,
+    settings_files,
+)
+from lcrec.core.artifacts import write_json
+from lcrec.core.config import config_dict, option
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
+
+COMMAND = "python -m lcrec.baselines tune"
+TUNE = "tune.json"
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Settings of `python -m lcrec.baselines tune NAME` that all methods share."""
+
+    data: Path = option("the data folder")
+    output: Path = option("the folder for tune.json and a folder per cell")
+    embeddings: Path | None = option(
+        "the folder that holds embeddings.npy, for the methods that need it", None
+    )
+    index: Path | None = option(
+        "the folder that holds index.json, or such a file, for the methods that need it", None
+    )
+    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    paper_family: bool = option(
+        "settings outside the grid start from those of the paper's family; the default", False
+    )
+    tuned: bool = option("they start from the best known settings instead", False)
+    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    seed: int = option("of whatever the method draws at random", 0, minimum=0)
+
+
+def cells_of(grid: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Return every combination of the grid's values, {setting: value} each."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    name, *rest = argv or [""]
+    if name in ("", "-h", "--help"):
+        print(_overview())
+        return
+    if name.startswith("-"):
+        raise InputError(f"the method comes first: {COMMAND} NAME {name} ...\n\n{_overview()}")
+    kind = find_method(name).load()
+    if not kind.grid:
+        raise InputError(f"{name} has nothing to tune; those that do: {', '.join(_tunable())}")
+    config = parse_method_config(
+        TuneConfig,
+        kind,
+        rest,
+        description=f"Try {_shown(kind.grid)}, on validation only. Other settings:",
+        prog=f"{COMMAND} {name}",
+        without=kind.grid,
+    )
+    if config.output.exists() and not config.output.is_dir():
+        raise InputError(f"--output {config.output}: is a file; name a folder")
+    cells = cells_of(kind.grid)
+    files = input_files(config.data, config.embeddings, kind.needs, config.index)
+    files |= settings_files(method_settings(kind, config, **cells[0]))
+    inputs = load_inputs(config.data, config.embeddings, kind.needs, name, index=config.index)
+    print(
+        f"Tuning {name} on {inputs.name}: {len(cells)} cells ({_shown(kind.grid)}), judged on the "
+        f"validation items of {len(inputs.split.valid):,} users.",
+        flush=True,
+    )
+    shared = {key: value for key, value in config_dict(config).items() if key != "device"}
+    for cell in tqdm(cells, desc=f"tune {name}", unit=" cells"):
+        folder = config.output / _cell_name(cell)
+        if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
+            continue
+        method = kind(
+            method_settings(kind, config, **cell),
+            seed=config.seed,
+            device=config.device or default_device(),
+        )
+        figures = _judge(method, inputs, config.exclude_history)
+        write_provenance(folder, f"{COMMAND} {name}", shared | cell, files, figures=figures)
+    found = [_read_cell(config.output / _cell_name(cell)) for cell in cells]
+    rows = [{"settings": cell, **figures} for cell, figures in zip(cells, found, strict=True)]
+    rows.sort(key=lambda row: (row["NDCG@10"] is None, -(row["NDCG@10"] or 0)))
+    if rows[0]["NDCG@10"] is None:
+        raise InputError(f"{name}: every cell failed; {rows[0]['failed']}")
+    command = _command(name, kind, config, rows[0]["settings"])
+    record = {
+        "method": name,
+        "data": inputs.name,
+        "split": "valid",
+        "seed": config.seed,
+        "best": rows[0],
+        "command": command,
+        "cells": rows,
+    }
+    write_json(config.output / TUNE, record, indent=2)
+    _print_table(list(kind.grid), rows)
+    print(f"\nWrote {config.output / TUNE}.\nNext, with the best: {command}")
+
+
+def _judge(method: Baseline, inputs: Inputs, exclude_history: bool) -> dict[str, Any]:
+    """Fit and judge on validation; a loss that is no longer finite fails the cell alone."""
+    started = time.perf_counter()
+    try:
+        method.fit(dataclasses.replace(inputs.training, exclude_history=exclude_history))
+    except FloatingPointError as error:
+        return {"NDCG@10": None, "HR@10": None, "failed": str(error)}
+    seconds = time.perf_counter() - started
+    cases, training = inputs.split.valid, inputs.training
+    ranked = ranked_matrix(
+        method,
+        cases,
+        training.train,
+        training.num_items,
+        top=10,
+        exclude_history=exclude_history,
+    )
+    return {
+        "NDCG@10": float(ndcg_at_k(ranked, cases.targets, 10).mean()),
+        "HR@10": float(hit_at_k(ranked, cases.targets, 10).mean()),
+        "fit_seconds": round(seconds, 1),
+    }
+
+
+def _read_cell(folder: Path) -> dict[str, Any]:
+    record = read_provenance(folder)
+    assert record is not None
+    return record["figures"]
+
+
+def _cell_name(cell: dict[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in cell.items())
+
+
+def _shown(grid: dict[str, tuple[Any, ...]]) -> str:
+    return "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
+
+
+def _command(name: str, kind: type[Baseline], config: Any, best: dict[str, Any]) -> str:
+    """Return the command that runs a method with these settings on the test items."""
+    words = ["python", "-m", "lcrec.baselines", name, "--data", str(config.data)]
+    for flag in ("embeddings", "index"):
+        if getattr(config, flag) is not None:
+            words += [f"--{flag}", str(getattr(config, flag))]
+    words += ["--output", str(config.output / f"{name}.jsonl")]
+    if config.exclude_history:
+        words.append("--exclude-history")
+    if config.seed:
+        words += ["--seed", str(config.seed)]
+    settings = method_settings(kind, config, **best)
+    for field in dataclasses.fields(kind.Settings):
+        value = getattr(settings, field.name)
+        if not field.init or (value == field.default and field.name not in best):
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def _print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
+    head = [*names, "NDCG@10", "HR@10", "seconds"]
+    lines = [head]
+    for row in rows:
+        cell = [str(row["settings"][name]) for name in names]
+        if row["NDCG@10"] is None:
+            lines.append([*cell, "failed", "", ""])
+            continue
+        figures = f"{row['NDCG@10']:.4f}", f"{row['HR@10']:.4f}", f"{row['fit_seconds']:.0f}"
+        lines.append([*cell, *figures])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        print("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)))
+
+
+def _tunable() -> list[str]:
+    return [name for name, method in METHODS.items() if method.load().grid]
+
+
+def _overview() -> str:
+    return (
+        f"usage: {COMMAND} NAME --data DIR --output DIR [more options]\n\n"
+        "Try the settings in a method's grid, and keep what does best on validation.\n\n"
+        f"methods with a grid: {', '.join(_tunable())}\n"
+        f"its grid, and what else can be set: {COMMAND} NAME --help"
+    )

@@ -1,0 +1,338 @@
+"""CollabContext, also called CARec: text and purchases teach each other, one at a time.
+
+    (U*, H*) = smooth(A_hat, [U; H]),  score(u, i) = U*_u . H*_i
+
+Phase 1, items tutor: H is X, the frozen item embeddings, and only the user vectors U are trained.
+Phase 2, users tutor: U is frozen, H is MLP(X), and only the MLP is trained. The loss of both is
+alignment of the pairs in a batch, and uniformity of the side that is trained (its distinct rows
+in the batch). A phase ends when validation NDCG@10 has stopped improving; its best weights are put
+back before the next begins with a new optimiser. Items that nobody has bought are scored without
+the MLP: users smoothed over X, such items X itself.
+
+Collaborative Alignment for Recommendation (CIKM 2024; arXiv 2310.09400 under earlier titles). Where
+the paper and its released code disagree: smoothing is LightGCN's mean, uniformity is Wang and
+Isola's over distinct pairs of the batch, and gradients reach U through the items' side too (the
+code; the paper says that items are frozen: `--detach-tutor`). Only purchases are aligned: by its
+configuration, the released code pairs every purchase with a random item and aligns that too.
+
+Reads and writes nothing. Public names: `CollabContext`, `CollabContextSettings`, `phase_loss`,
+`normalise_features`.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+
+from lcrec.baselines.base import Need, TrainingData, require_embeddings
+from lcrec.baselines.runs.ranking import validator
+from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
+from lcrec.baselines.shared.losses import alignment, uniformity
+from lcrec.baselines.shared.training import Step, TrainingLog, train_epochs
+from lcrec.baselines.shared.vectors import VectorBaseline, dot_scores
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
+
+Phase = Literal["items tutor", "users tutor", "both at once"]
+
+
+@dataclass(frozen=True)
+class CollabContextSettings:
+    """Defaults of the released code; weight decay, which it leaves open, is the paper's middle."""
+
+    layers: int = option("how often the vectors are smoothed over the graph", 2, minimum=0)
+    feature_norm: Literal["none", "l2", "minmax"] = option(
+        "what is done to the embeddings first: nothing, rows of length 1, or all values into 0..1 "
+        "(the released configuration does that unsaid)",
+        "none",
+    )
+    hidden_layers: int = option("of the MLP, each followed by ReLU and dropout", 2, minimum=0)
+    hidden: int | None = option(
+        "numbers per hidden layer of the MLP; none: as many as an embedding has", None, minimum=1
+    )
+    dropout: float = option("after the MLP's hidden layers, below 1", 0.2, minimum=0)
+    phases: Literal["both", "first", "second"] = option(
+        "which phases to train, to see what each is worth", "both"
+    )
+    cycles: int = option("how often the two phases take turns; more is no better", 1, minimum=1)
+    detach_tutor: bool = option("no gradient through the side that teaches", False)
+    trainable_items: bool = option("phase 2 trains the item embeddings beside the MLP", False)
+    alignment_only: bool = option("leave uniformity out of the loss", False)
+    symmetric: bool = option(
+        "one phase instead of two: users and MLP at once, the mean of both sides' uniformity", False
+    )
+    learning_rate: float = option("of Adam, a new one for every phase", 1e-3, minimum=0)
+    weight_decay: float = option("of Adam", 1e-5, minimum=0)
+    batch_size: int = option("purchases per update", 1024, minimum=1)
+    epochs: int = option("of a phase, at most", 200, minimum=1)
+    patience: int = option("validations without improvement before a phase ends", 30, minimum=1)
+    every: int = option("epochs from one validation to the next", 1, minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.dropout >= 1:
+            raise InputError(f"--dropout {self.dropout}: it must be below 1")
+        if self.symmetric and (self.phases != "both" or self.cycles > 1 or self.detach_tutor):
+            raise InputError(
+                "--symmetric trains both sides in one phase; leave out --phases, --cycles and "
+                "--detach-tutor"
+            )
+        if self.phases != "both" and self.cycles > 1:
+            raise InputError(f"--cycles {self.cycles} needs both phases; leave out --phases")
+        if self.trainable_items and self.phases == "first":
+            raise InputError("--trainable-items is of phase 2; leave out --phases first")
+
+
+class Network(nn.Module):
+    """User vectors, the frozen embeddings, the MLP over them, and the graph."""
+
+    adjacency: torch.Tensor
+    raw_items: torch.Tensor
+
+    def __init__(
+        self, adjacency: torch.Tensor, features: torch.Tensor, settings: CollabContextSettings
+    ) -> None:
+        super().__init__()
+        num_items, dim = features.shape
+        self.num_users = adjacency.shape[0] - num_items
+        self.layers = settings.layers
+        self.users = nn.Parameter(torch.empty(self.num_users, dim))
+        nn.init.xavier_normal_(self.users)
+        # Not in state_dict: they never change, so there is no best state of them to keep.
+        self.register_buffer("adjacency", adjacency, persistent=False)
+        self.register_buffer("raw_items", features, persistent=False)
+        self.items = nn.Parameter(features.clone()) if settings.trainable_items else None
+        widths = [dim, *[settings.hidden or dim] * settings.hidden_layers]
+        steps: list[nn.Module] = []
+        for inner, outer in itertools.pairwise(widths):
+            steps += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(settings.dropout)]
+        self.mlp = nn.Sequential(*steps, nn.Linear(widths[-1], dim))
+
+    def train_only(self, phase: Phase) -> list[nn.Parameter]:
+        """Freeze what the phase does not train; return what it does."""
+        users = phase != "users tutor"
+        self.users.requires_grad_(users)
+        trained = [self.users] if users else []
+        rest = [*self.mlp.parameters(), *([] if self.items is None else [self.items])]
+        for parameter in rest:
+            parameter.requires_grad_(phase != "items tutor")
+        return trained if phase == "items tutor" else trained + rest
+
+    def forward(self, *, mapped: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return smoothed user vectors [users, dim] and item vectors [items, dim].
+
+        Args:
+            mapped: items enter the graph through the MLP; else as their raw embeddings.
+        """
+        items = self.raw_items
+        if mapped:
+            items = self.mlp(items if self.items is None else self.items)
+        vectors = smooth(self.adjacency, torch.cat((self.users, items)), self.layers)
+        return vectors[: self.num_users], vectors[self.num_users :]
+
+
+class CollabContext(VectorBaseline):
+    """Two phases in which items teach users, then users teach items.
+
+    Attributes:
+        history: [(phase, epoch from 1, validation NDCG@10 or None)] in the order of training.
+        logs: [(phase, its log)], a phase each.
+        checkpoints: {phase: the weights kept of its last run}.
+    """
+
+    Settings: ClassVar[type] = CollabContextSettings
+    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "learning_rate": (1e-4, 1e-3, 1e-2),
+        "weight_decay": (1e-4, 1e-5, 1e-6),
+        "layers": (1, 2, 3),
+    }
+
+    cold_user_vectors: np.ndarray
+    cold_item_vectors: np.ndarray
+
+    def fit(self, data: TrainingData) -> None:
+        """Train phase after phase, each to its best validation NDCG@10.
+
+        Raises:
+            InputError: there are no embeddings.
+        """
+        chosen = self.settings
+        embeddings = require_embeddings(data, "collabcontext")
+        torch.manual_seed(self.seed)
+        bought = purchases(data.train, data.num_items)
+        features = torch.from_numpy(normalise_features(embeddings, chosen.feature_norm))
+        network = Network(normalised_adjacency(bought), features, chosen).to(self.device)
+        batches = _Batches(bought, chosen.batch_size, self.seed)
+        self.history: list[tuple[Phase, int, float | None]] = []
+        self.logs: list[tuple[Phase, TrainingLog]] = []
+        self.checkpoints: dict[Phase, dict[str, torch.Tensor]] = {}
+        for phase in _phases(chosen):
+            self._train(network, phase, batches, data)
+        self._keep(network, phase)
+        self._keep_cold(network, np.diff(bought.tocsc().indptr) == 0)
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """How far `fit` went, all phases together; the best epoch is that of the last."""
+        logs = [log.summary() for _, log in self.logs]
+        together = {name: sum(log[name] for log in logs) for name in ("epochs", "updates")}
+        done = sum(log["epochs"] for log in logs[:-1])
+        late = any(log["out_of_time"] for log in logs)
+        return {**together, "best_epoch": done + logs[-1]["best_epoch"], "out_of_time": late}
+
+    def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Return the dot products without the MLP, float32 [batch, num_items].
+
+        Users and bought items are smoothed over the raw embeddings; an item that nobody has bought
+        is its raw embedding.
+        """
+        return dot_scores(users, histories, self.cold_user_vectors, self.cold_item_vectors)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the vectors of both ways to score: without the MLP is as phase 1 left them."""
+        cold = {
+            "cold_user_vectors": self.cold_user_vectors,
+            "cold_item_vectors": self.cold_item_vectors,
+        }
+        return {**super().state(), **cold}
+
+    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
+        """Take the vectors."""
+        super().load_state(state, data)
+        self.cold_user_vectors = state["cold_user_vectors"]
+        self.cold_item_vectors = state["cold_item_vectors"]
+
+    def _train(
+        self, network: Network, phase: Phase, batches: "_Batches", data: TrainingData
+    ) -> None:
+        chosen = self.settings
+        # A new optimiser: an old one's momentum would go on moving what is frozen now.
+        optimizer = torch.optim.Adam(
+            network.train_only(phase), lr=chosen.learning_rate, weight_decay=chosen.weight_decay
+        )
+
+        def losses() -> Iterator[Step]:
+            for users, items in batches:
+                user_vectors, item_vectors = network(mapped=phase != "items tutor")
+                loss = phase_loss(
+                    user_vectors,
+                    item_vectors,
+                    users.to(self.device),
+                    items.to(self.device),
+                    phase,
+                    detach_tutor=chosen.detach_tutor,
+                    alignment_only=chosen.alignment_only,
+                )
+                yield loss, len(users)
+
+        log = train_epochs(
+            network,
+            optimizer,
+            losses,
+            validator(self, data, lambda: self._keep(network, phase)),
+            epochs=chosen.epochs,
+            patience=chosen.patience,
+            every=chosen.every,
+            label=f"CollabContext, {phase}",
+            deadline=data.deadline,
+        )
+        self.logs.append((phase, log))
+        self.history += [(phase, epoch.number, epoch.score) for epoch in log.epochs]
+        self.checkpoints[phase] = {
+            name: value.detach().cpu().clone() for name, value in network.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def _keep(self, network: Network, phase: Phase) -> None:
+        vectors = network(mapped=phase != "items tutor")
+        self.user_vectors, self.item_vectors = (side.cpu().numpy() for side in vectors)
+
+    @torch.no_grad()
+    def _keep_cold(self, network: Network, never_bought: np.ndarray) -> None:
+        vectors = network(mapped=False)
+        self.cold_user_vectors, self.cold_item_vectors = (side.cpu().numpy() for side in vectors)
+        # Smoothing left them divided by layers + 1, which would put them below all others.
+        self.cold_item_vectors[never_bought] = network.raw_items.cpu().numpy()[never_bought]
+
+
+class _Batches:
+    """Shuffled purchases: users [batch] and items [batch], int64."""
+
+    def __init__(self, bought: sparse.csr_array, batch_size: int, seed: int) -> None:
+        self.pairs = torch.from_numpy(np.stack(bought.nonzero(), axis=1).astype(np.int64))
+        self.batch_size = batch_size
+        self.rng = np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.from_numpy(self.rng.permutation(len(self.pairs)))
+        for rows in order.split(self.batch_size):
+            users, items = self.pairs[rows].T
+            yield users, items
+
+
+def phase_loss(
+    user_vectors: torch.Tensor,
+    item_vectors: torch.Tensor,
+    users: torch.Tensor,
+    items: torch.Tensor,
+    phase: Phase,
+    *,
+    detach_tutor: bool = False,
+    alignment_only: bool = False,
+) -> torch.Tensor:
+    """Return alignment of a batch of purchases and uniformity of the side that learns.
+
+    Args:
+        user_vectors: smoothed, [users, dim].
+        item_vectors: smoothed, [items, dim].
+        users, items: int64 [batch], who bought what.
+        phase: which side learns; with both, uniformity is the mean over the sides.
+        detach_tutor: no gradient through the side that teaches.
+        alignment_only: leave uniformity out.
+    """
+    if detach_tutor and phase == "items tutor":
+        item_vectors = item_vectors.detach()
+    if detach_tutor and phase == "users tutor":
+        user_vectors = user_vectors.detach()
+    loss = alignment(user_vectors[users], item_vectors[items])
+    if alignment_only:
+        return loss
+    of_users, of_items = (
+        phase in (side, "both at once") for side in ("items tutor", "users tutor")
+    )
+    spread = [uniformity(user_vectors[users.unique()])] if of_users else []
+    spread += [uniformity(item_vectors[items.unique()])] if of_items else []
+    return loss + sum(spread) / len(spread)
+
+
+def normalise_features(embeddings: np.ndarray, norm: str) -> np.ndarray:
+    """Return item embeddings, float32 [items, dim], as the graph takes them.
+
+    Args:
+        embeddings: float32 [items, dim].
+        norm: "none"; "l2": rows of length 1, rows of zeros left; "minmax": the least value of all
+            becomes 0, the largest 1.
+    """
+    if norm == "l2":
+        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        return embeddings / np.where(lengths > 0, lengths, 1)
+    if norm == "minmax":
+        low, high = embeddings.min(), embeddings.max()
+        return (embeddings - low) / (high - low if high > low else 1)
+    return embeddings
+
+
+def _phases(chosen: CollabContextSettings) -> list[Phase]:
+    """Return the phases to train, in order."""
+    if chosen.symmetric:
+        return ["both at once"]
+    if chosen.phases == "first":
+        return ["items tutor"]
+    if chosen.phases == "second":
+        return ["users tutor"]
+    return ["items tutor", "users tutor"] * chosen.cycles

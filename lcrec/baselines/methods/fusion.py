@@ -1,0 +1,224 @@
+"""Fusion of text and purchases: the two views side by side, each of length one.
+
+    c = norm(smooth(A_hat, [U; I])),  s = norm(W z + b),  e = norm([c; s])
+
+z is a text vector of length one; a user's is the mean over their train items, brought to length
+one. As both halves of e have length one, the dot product of two fused vectors is the mean of the
+two cosines: neither view can outshout the other, and nothing forces one onto the other. Both are
+trained together with the sampled softmax against the hardest of the items drawn per purchase
+(arXiv 2604.22195; its released code leaves out the purchase itself alone, so that other items the
+user has may be drawn).
+
+Reads and writes nothing. Public names: `Fusion`, `FusionSettings`, `FusedNetwork`,
+`hardest_negatives`, `draw_others`, `user_texts_of`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+from torch.nn import functional
+
+from lcrec.baselines.base import Need, TrainingData
+from lcrec.baselines.runs.ranking import validator
+from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
+from lcrec.baselines.shared.losses import info_nce, sampled_dots
+from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.vectors import VectorBaseline
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """Defaults of the released code (there, validation is by Recall@20)."""
+
+    views: Literal["both", "collaborative", "semantic"] = option(
+        "what to train: both, or one of them alone, to compare", "both"
+    )
+    dim: int = option("numbers per view", 64, minimum=1)
+    layers: int = option("how often purchases are smoothed over the graph", 2, minimum=0)
+    temperature: float = option("what cosines are divided by", 0.15, minimum=0.001)
+    candidates: int = option("items drawn per purchase", 512, minimum=1)
+    negatives: int = option("how many of them, the hardest, are trained on", 256, minimum=1)
+    learning_rate: float = option("of AdamW", 1e-3, minimum=0)
+    weight_decay: float = option("of AdamW", 1e-4, minimum=0)
+    batch_size: int = option("purchases per update", 2048, minimum=1)
+    epochs: int = option("at most", 200, minimum=1)
+    patience: int = option("validations without improvement before training stops", 5, minimum=1)
+    every: int = option("epochs from one validation to the next", 5, minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.negatives > self.candidates:
+            raise InputError(
+                f"--negatives {self.negatives}: more than --candidates {self.candidates}, of which "
+                "they are the hardest"
+            )
+
+
+class FusedNetwork(nn.Module):
+    """The two views.
+
+    Args:
+        adjacency: A_hat, sparse [users + items, users + items].
+        texts: float32 [users + items, width], users first, rows of length one.
+        dim: numbers per view.
+        layers: of smoothing.
+        views: both, or one alone.
+    """
+
+    adjacency: torch.Tensor
+    texts: torch.Tensor
+
+    def __init__(
+        self, adjacency: torch.Tensor, texts: torch.Tensor, dim: int, layers: int, views: str
+    ) -> None:
+        super().__init__()
+        self.register_buffer("adjacency", adjacency, persistent=False)
+        self.register_buffer("texts", texts, persistent=False)
+        self.layers = layers
+        self.vectors = self.map = None
+        if views != "semantic":
+            self.vectors = nn.Parameter(torch.empty(len(texts), dim))
+            nn.init.xavier_uniform_(self.vectors)
+        if views != "collaborative":
+            self.map = nn.Linear(texts.shape[1], dim)
+            nn.init.xavier_uniform_(self.map.weight)
+            nn.init.zeros_(self.map.bias)
+
+    def branches(self) -> list[torch.Tensor]:
+        """Return the views, collaborative first, [users + items, dim] each, rows of length one."""
+        found = []
+        if self.vectors is not None:
+            found.append(smooth(self.adjacency, self.vectors, self.layers))
+        if self.map is not None:
+            found.append(self.map(self.texts))
+        return [functional.normalize(branch, dim=-1) for branch in found]
+
+    def forward(self) -> torch.Tensor:
+        """Return the fused vectors, [users + items, dim per view * views], rows of length one."""
+        return functional.normalize(torch.cat(self.branches(), dim=1), dim=-1)
+
+
+def user_texts_of(bought: sparse.csr_array, texts: np.ndarray) -> np.ndarray:
+    """Return every user's mean over the text vectors of their items, float32 [users, width].
+
+    Args:
+        bought: R, sparse [users, items].
+        texts: float32 [items, width].
+    """
+    counts = np.maximum(np.diff(bought.indptr), 1)[:, None]
+    return np.asarray(bought @ texts / counts, dtype=np.float32)
+
+
+@torch.no_grad()
+def hardest_negatives(
+    users: torch.Tensor, items: torch.Tensor, candidates: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Return the `count` candidates of the highest score per row, int64 [batch, count].
+
+    Args:
+        users: [batch, dim].
+        items: [items, dim], the whole catalogue.
+        candidates: int64 [batch, candidates], item ids.
+        count: at most the number of candidates.
+    """
+    hardest = sampled_dots(users, items, candidates).topk(count, dim=1).indices
+    return candidates.gather(1, hardest)
+
+
+class Fusion(VectorBaseline):
+    """Text and purchases side by side, matched by the mean of their cosines."""
+
+    Settings: ClassVar[type] = FusionSettings
+    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "temperature": (0.1, 0.15, 0.2),
+        "layers": (1, 2, 3),
+        "learning_rate": (1e-3, 5e-3),
+    }
+
+    def fit(self, data: TrainingData) -> None:
+        """Train to the best validation NDCG@10."""
+        chosen = self.settings
+        torch.manual_seed(self.seed)
+        bought = purchases(data.train, data.num_items)
+        assert data.embeddings is not None
+        if data.num_items < 2:
+            raise InputError("the catalogue has one item alone, so no other can be drawn")
+        items = _unit_rows(data.embeddings)
+        texts = np.concatenate((_unit_rows(user_texts_of(bought, items)), items))
+        network = FusedNetwork(
+            normalised_adjacency(bought),
+            torch.from_numpy(texts),
+            chosen.dim,
+            chosen.layers,
+            chosen.views,
+        ).to(self.device)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=chosen.learning_rate, weight_decay=chosen.weight_decay
+        )
+        pairs = np.stack(bought.nonzero(), axis=1).astype(np.int64)
+        rng = np.random.default_rng(self.seed)
+        num_users = len(data.train)
+
+        def losses() -> Iterator[Step]:
+            order = rng.permutation(len(pairs))
+            for start in range(0, len(order), chosen.batch_size):
+                batch = pairs[order[start : start + chosen.batch_size]]
+                drawn = draw_others(batch[:, 1], chosen.candidates, data.num_items, rng)
+                yield self._loss(network, batch, drawn, num_users), len(batch)
+
+        self.log = train_epochs(
+            network,
+            optimizer,
+            losses,
+            validator(self, data, lambda: self._keep(network, num_users)),
+            epochs=chosen.epochs,
+            patience=chosen.patience,
+            every=chosen.every,
+            label="fusion",
+            deadline=data.deadline,
+        )
+        self._keep(network, num_users)
+
+    def _loss(
+        self, network: FusedNetwork, batch: np.ndarray, drawn: np.ndarray, num_users: int
+    ) -> torch.Tensor:
+        users, items = torch.from_numpy(batch).to(self.device).T
+        candidates = torch.from_numpy(drawn).to(self.device)
+        vectors = network()
+        user, catalogue = vectors[users], vectors[num_users:]
+        hard = hardest_negatives(user, catalogue, candidates, self.settings.negatives)
+        matched = (user * catalogue[items]).sum(-1)
+        return info_nce(matched, sampled_dots(user, catalogue, hard), self.settings.temperature)
+
+    @torch.no_grad()
+    def _keep(self, network: FusedNetwork, num_users: int) -> None:
+        vectors = network().cpu().numpy()
+        self.user_vectors, self.item_vectors = vectors[:num_users], vectors[num_users:]
+
+
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows at length one; rows of zeros stay, as texts without a vector."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
+
+
+def draw_others(
+    items: np.ndarray, count: int, num_items: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return int64 [batch, count], uniform over all items but the row's own.
+
+    Args:
+        items: int64 [batch], each row's own.
+        count: how many per row, with replacement.
+        num_items: the size of the catalogue, at least 2.
+        rng: to draw with.
+    """
+    drawn = rng.integers(0, num_items - 1, (len(items), count))
+    return drawn + (drawn >= items[:, None])

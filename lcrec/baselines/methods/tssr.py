@@ -1,0 +1,517 @@
+"""The contrasts of TSSR between what an item is called and what it is about.
+
+Both draw their negatives from the batch. Where the released code lets padding into the means and
+the negatives, or takes the same item for its own negative, these do not.
+
+Reads and writes nothing. Public names: `user_contrast`, `item_contrast`, `masked_mean`.
+
+What items are about, for TSSR: vectors made beforehand, or a text encoder trained with the rest.
+
+Reads a transformers model folder where one is named. Public names: `Content`, `FixedVectors`,
+`TrainedTexts`, `load_texts`.
+
+TSSR: what items are called and what they are about, two streams that read each other.
+
+    F_id = encoder(E + P),  F_con = encoder'(C + P)        P: positions, shared by both
+    x_m = cross(x_m-1, F_con),  y_m = cross'(y_m-1, F_id)  x_0 = F_id, y_0 = F_con
+    g = sigmoid(W [x_M; y_M] + b),  state = g x_M + (1 - g) y_M,  scores = W_o state + b_o
+
+E are the vectors of item ids, C those of item texts, projected. All blocks are causal, and their
+residuals are scaled by a number that is learned from about 0. The loss is the cross-entropy of the
+next item at every place, and two contrasts in both directions: a user's mean in one stream finds
+the same user's in the other (cosine / .2), and each state of one stream finds the next item as the
+other stream takes it in (dot product).
+
+Two-stream sequential recommendation with hierarchical contrasting (arXiv 2403.07623) and its
+released code, of which these are the defaults. As there, a user is the window of the last items in
+the train sequence. Other than there, padding enters no mean, and no item is its own negative.
+
+Reads a transformers model folder with `--text-encoder`; that is trained end to end on titles.
+Pictures have not been tried. Public names: `TSSR`, `TSSRSettings`, `Network`, `Streams`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lcrec.baselines.base import Baseline, Need, TrainingData, require_embeddings
+from lcrec.baselines.runs.ranking import validator
+from lcrec.baselines.shared.sequences import pad_histories
+from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
+from lcrec.core.config import option
+from lcrec.core.errors import InputError
+from lcrec.data.folder import Interactions
+
+
+def masked_mean(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the real places, [batch, dim].
+
+    Args:
+        states: [batch, length, dim].
+        real: bool [batch, length], one True or more in every row.
+    """
+    weights = real[..., None].to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def user_contrast(query: torch.Tensor, key: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the mean cross-entropy of finding each user's key by cosine / temperature.
+
+    Args:
+        query: [batch, dim], users in one stream.
+        key: [batch, dim], the same users in the other.
+        temperature: above 0.
+    """
+    logits = functional.normalize(query, dim=-1) @ functional.normalize(key, dim=-1).T
+    return functional.cross_entropy(
+        logits / temperature, torch.arange(len(query), device=query.device)
+    )
+
+
+def item_contrast(
+    query: torch.Tensor, key: torch.Tensor, targets: torch.Tensor, real: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean cross-entropy of finding the next item at each place, by dot product.
+
+    Candidates are what came next for the other users of the batch at the same place; one that is
+    the same item is no negative.
+
+    Args:
+        query: [batch, length, dim], states of one stream.
+        key: [batch, length, dim], what the other stream makes of the next items before it knows
+            of places or neighbours.
+        targets: int64 [batch, length], the next items.
+        real: bool [batch, length], where there is a next item.
+    """
+    logits = torch.einsum("btd,ctd->tbc", query, key)
+    batch = len(query)
+    by_place = targets.T  # [length, batch]
+    itself = torch.eye(batch, dtype=torch.bool, device=query.device)
+    barred = ~real.T[:, None, :] | (by_place[:, :, None] == by_place[:, None, :])
+    logits = logits.masked_fill(barred & ~itself, -torch.inf)
+    wanted = torch.arange(batch, device=query.device).expand(len(logits), -1)
+    asked = real.T
+    return functional.cross_entropy(logits[asked], wanted[asked])
+
+
+ITEMS_AT_ONCE = 256
+
+
+class FixedVectors(nn.Module):
+    """Vectors that do not change.
+
+    Args:
+        vectors: float32 [items, dim].
+    """
+
+    vectors: torch.Tensor
+
+    def __init__(self, vectors: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.dim = vectors.shape[1]
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Return [count, dim] of int64 [count] items."""
+        return self.vectors[items]
+
+
+class TrainedTexts(nn.Module):
+    """A text encoder over the items' titles, whose weights train.
+
+    Its pooled output where it has one, else the mean over a text's tokens.
+
+    Args:
+        encoder: a transformers model that gives hidden states.
+        tokens: int64 [items, length], padded.
+        mask: int64 [items, length], 0 at padding.
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+
+    def __init__(self, encoder: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
+        config: Any = encoder.config
+        self.dim = int(config.hidden_size)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Return [count, dim] of int64 [count] items."""
+        mask = self.mask[items]
+        longest = int(mask.sum(1).max())
+        mask = mask[:, :longest]
+        output = self.encoder(input_ids=self.tokens[items][:, :longest], attention_mask=mask)
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is not None:
+            return pooled
+        weights = mask[..., None].to(output.last_hidden_state.dtype)
+        return (output.last_hidden_state * weights).sum(1) / weights.sum(1)
+
+
+class Content(nn.Module):
+    """Content vectors of items at the width of the rest.
+
+    Args:
+        source: `FixedVectors` or `TrainedTexts`.
+        num_items: the size of the catalogue, and the id that pads.
+        dim: numbers per item.
+    """
+
+    def __init__(self, source: FixedVectors | TrainedTexts, num_items: int, dim: int) -> None:
+        super().__init__()
+        self.source = source
+        self.num_items = num_items
+        self.project = nn.Linear(source.dim, dim)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Return [..., dim] of int64 [...] items, zeros at padding; each item is encoded once."""
+        real = items != self.num_items
+        distinct, places = items[real].unique(return_inverse=True)
+        vectors = self.project(self.source(distinct))
+        result = vectors.new_zeros((*items.shape, vectors.shape[-1]))
+        result[real] = vectors[places]
+        return result
+
+    @torch.no_grad()
+    def table(self) -> torch.Tensor:
+        """Return the vectors of all items, [items, dim]."""
+        items = torch.arange(self.num_items, device=self.project.weight.device)
+        return torch.cat([self(part) for part in items.split(ITEMS_AT_ONCE)])
+
+
+def load_texts(path: Path, texts: list[str], max_tokens: int) -> TrainedTexts:
+    """Load a text encoder and tokenise the texts once.
+
+    Args:
+        path: a folder with a transformers encoder and its tokenizer, weights as safetensors.
+        texts: one per item.
+        max_tokens: longer texts are cut.
+
+    Raises:
+        InputError: nothing there can be loaded, or it is no plain encoder.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    if not path.is_dir():
+        raise InputError(f"--text-encoder {path}: no such folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        encoder = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--text-encoder {path}: cannot be loaded ({error})") from None
+    if encoder.config.is_encoder_decoder or not hasattr(encoder.config, "hidden_size"):
+        raise InputError(f"--text-encoder {path}: an encoder such as BERT is wanted")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(f"--text-encoder {path}: its tokenizer has no token to pad with")
+    tokenizer.padding_side = "right"
+    encoded = tokenizer(
+        texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+    )
+    empty = (encoded["attention_mask"].sum(1) == 0).nonzero()
+    if len(empty):
+        raise InputError(
+            f"--text-encoder {path}: the title of item {int(empty[0])} has no token of it"
+        )
+    return TrainedTexts(encoder, encoded["input_ids"], encoded["attention_mask"])
+
+
+USER_TEMPERATURE = 0.2
+SCALE_AT_START = 1e-8
+BIAS_AT_START = 0.1
+
+
+@dataclass(frozen=True)
+class TSSRSettings:
+    """Defaults of the released code, but for its 20 epochs, few steps where users are few."""
+
+    dim: int = option("numbers per vector", 128, minimum=1)
+    heads: int = option("of every attention; divides --dim", 4, minimum=1)
+    hidden: int = option("width of the feed-forward networks", 256, minimum=1)
+    layers: int = option("blocks of each stream before they meet", 1, minimum=1)
+    cross_layers: int = option("blocks in which each stream reads the other", 4, minimum=1)
+    max_history: int = option("how many items of a user are read", 10, minimum=1)
+    dropout: float = option("in every block, below 1", 0.1, minimum=0)
+    user_contrast: bool = option("users find themselves in the other stream", True)
+    item_contrast: bool = option("states find the next item in the other stream", True)
+    cross: bool = option("the streams read each other", True)
+    gate: bool = option("mix both by a learned gate, else by their mean", True)
+    id_only: bool = option("the stream of item ids alone", False)
+    content_only: bool = option("the stream of contents alone", False)
+    text_encoder: Path | None = option(
+        "a folder with a transformers text encoder to train on the titles, in place of "
+        "--embeddings",
+        None,
+    )
+    max_tokens: int = option("of a title, with --text-encoder", 32, minimum=2)
+    learning_rate: float = option("of Adam", 1e-4, minimum=0)
+    batch_size: int = option("users per update, and each other's negatives", 128, minimum=1)
+    epochs: int = option("at most", 200, minimum=1)
+    patience: int = option("validations without improvement before training stops", 10, minimum=1)
+    every: int = option("epochs from one validation to the next", 1, minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.dropout >= 1:
+            raise InputError(f"--dropout {self.dropout}: it must be below 1")
+        if self.id_only and self.content_only:
+            raise InputError("--id-only and --content-only leave nothing; give one of them")
+        if self.id_only and self.text_encoder is not None:
+            raise InputError("--id-only reads no texts; leave out --text-encoder")
+
+
+class Streams(NamedTuple):
+    """What a sequence becomes, [batch, length, dim] each.
+
+    Attributes:
+        states: what the next item is told by.
+        identity: F_id; None with the stream of contents alone.
+        content: F_con; None with the stream of ids alone.
+    """
+
+    states: torch.Tensor
+    identity: torch.Tensor | None
+    content: torch.Tensor | None
+
+
+class Network(nn.Module):
+    """Both streams, from item ids and content vectors to scores."""
+
+    def __init__(self, num_items: int, settings: TSSRSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        dim, dropout = settings.dim, settings.dropout
+        shape = (dim, settings.heads, settings.hidden, dropout, dropout)
+        self.items = nn.Embedding(num_items + 1, dim, padding_idx=num_items)
+        self.positions = nn.Parameter(torch.empty(settings.max_history, dim))
+        both = not (settings.id_only or settings.content_only)
+        self.identity = None if settings.content_only else _encoder(settings.layers, shape)
+        self.content = None if settings.id_only else _encoder(settings.layers, shape)
+        crossing = settings.cross_layers if both and settings.cross else 0
+        self.cross_identity, self.cross_content = (
+            nn.ModuleList(Block(*shape, residual_scale=SCALE_AT_START) for _ in range(crossing))
+            for _ in range(2)
+        )
+        self.gate = nn.Linear(2 * dim, dim) if both and settings.gate else None
+        self.output = nn.Linear(dim, num_items)
+        initialise(self, num_items)
+
+    def forward(
+        self, items: torch.Tensor, content: torch.Tensor | None, real: torch.Tensor
+    ) -> Streams:
+        """Read sequences.
+
+        Args:
+            items: int64 [batch, length], padded at the end with the size of the catalogue.
+            content: [batch, length, dim], the items' content vectors; None with ids alone.
+            real: bool [batch, length], False at padding.
+        """
+        places = self.positions[: items.shape[1]]
+        one = two = None
+        if self.identity is not None:
+            one = self.identity(self.items(items) + places, real, causal=True)
+        if self.content is not None:
+            assert content is not None
+            two = self.content(content + places, real, causal=True)
+        if one is None or two is None:
+            alone = one if two is None else two
+            assert alone is not None
+            return Streams(alone, one, two)
+        x, y = one, two
+        allowed = allowed_keys(real, causal=True)
+        for reads_content, reads_ids in zip(self.cross_identity, self.cross_content, strict=True):
+            x, y = reads_content(x, allowed, two), reads_ids(y, allowed, one)
+        if self.gate is None:
+            return Streams((x + y) / 2, one, two)
+        share = torch.sigmoid(self.gate(torch.cat((x, y), dim=-1)))
+        return Streams(share * x + (1 - share) * y, one, two)
+
+
+class TSSR(Baseline):
+    """Two streams of a history, what its items are called and what they are about."""
+
+    Settings: ClassVar[type] = TSSRSettings
+    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    tuned: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
+    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "learning_rate": (1e-4, 1e-3),
+        "batch_size": (32, 128, 512),
+    }
+
+    network: Network
+    contents: torch.Tensor | None  # [items + 1, dim], projected; None with ids alone
+
+    @classmethod
+    def needs_with(cls, settings: TSSRSettings) -> frozenset[Need]:
+        """Return the embeddings, the titles for a text encoder, nothing for ids alone."""
+        if settings.id_only:
+            return frozenset()
+        return frozenset({"texts"}) if settings.text_encoder is not None else cls.needs
+
+    def fit(self, data: TrainingData) -> None:
+        """Train to the best validation NDCG@10.
+
+        Raises:
+            InputError: no user has two items to train on, contents are missing, or
+                the text encoder cannot be loaded.
+        """
+        chosen = self.settings
+        torch.manual_seed(self.seed)
+        windows = cut_windows(data.train, chosen.max_history)
+        network = Network(data.num_items, chosen)
+        content = self._content(data)
+        parts = nn.ModuleList([network] if content is None else [network, content]).to(self.device)
+        optimizer = torch.optim.Adam(parts.parameters(), lr=chosen.learning_rate)
+        rng = np.random.default_rng(self.seed)
+
+        def losses() -> Iterator[Step]:
+            for sequences in _batches(windows, chosen.batch_size, data.num_items, rng):
+                yield self._loss(network, content, sequences.to(self.device)), len(sequences)
+
+        self.log = train_epochs(
+            parts,
+            optimizer,
+            losses,
+            validator(self, data, lambda: self._keep(network, content)),
+            epochs=chosen.epochs,
+            patience=chosen.patience,
+            every=chosen.every,
+            label="TSSR",
+            deadline=data.deadline,
+        )
+        self._keep(network, content)
+
+    @torch.no_grad()
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Return the logits of the next item after each history, float32 [batch, num_items]."""
+        num_items = self.network.output.out_features
+        batch = pad_histories(users, histories, num_items, self.settings.max_history)
+        batch = batch.to(self.device)
+        content = None if self.contents is None else self.contents[batch.items]
+        states = self.network(batch.items, content, batch.real).states
+        return self.network.output(states[batch.rows, batch.columns]).cpu().numpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the weights, and the items' content vectors in place of what made them."""
+        arrays = {name: value.cpu().numpy() for name, value in self.network.state_dict().items()}
+        if self.contents is not None:
+            arrays["contents"] = self.contents.cpu().numpy()
+        return arrays
+
+    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
+        """Take the weights and content vectors."""
+        tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+        contents = None if self.settings.id_only else tensors.pop("contents").to(self.device)
+        network = Network(data.num_items, self.settings).to(self.device)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[0]) from None
+        self.network, self.contents = network.eval(), contents
+
+    def _content(self, data: TrainingData) -> Content | None:
+        """Return what makes content vectors, None with the stream of ids alone."""
+        chosen = self.settings
+        if chosen.id_only:
+            return None
+        source: Any
+        if chosen.text_encoder is not None:
+            if data.items is None:
+                raise InputError("--text-encoder reads titles, and this data set comes without")
+            titles = [data.items.title(item) for item in range(data.num_items)]
+            source = load_texts(chosen.text_encoder, titles, chosen.max_tokens)
+        else:
+            source = FixedVectors(torch.from_numpy(require_embeddings(data, "tssr")))
+        content = Content(source, data.num_items, chosen.dim)
+        _initialise_linear(content.project)
+        return content
+
+    def _loss(
+        self, network: Network, content: Content | None, sequences: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of padded sequences, int64 [batch, length + 1]."""
+        chosen = self.settings
+        pad = network.output.out_features
+        targets = sequences[:, 1:]
+        real = targets != pad
+        items = sequences[:, :-1].masked_fill(~real, pad)  # the last item is a target alone
+        vectors = None if content is None else content(sequences)
+        streams = network(items, None if vectors is None else vectors[:, :-1], real)
+        loss = functional.cross_entropy(network.output(streams.states[real]), targets[real])
+        one, two = streams.identity, streams.content
+        if one is None or two is None:
+            return loss
+        assert vectors is not None
+        if chosen.user_contrast:
+            users = masked_mean(one, real), masked_mean(two, real)
+            loss = loss + user_contrast(users[1], users[0], USER_TEMPERATURE)
+            loss = loss + user_contrast(users[0], users[1], USER_TEMPERATURE)
+        if chosen.item_contrast:
+            loss = loss + item_contrast(two, network.items(targets), targets, real)
+            loss = loss + item_contrast(one, vectors[:, 1:], targets, real)
+        return loss
+
+    def _keep(self, network: Network, content: Content | None) -> None:
+        self.network = network.eval()
+        self.contents = None
+        if content is not None:
+            table = content.eval().table()
+            # One more row, of zeros, for the id that pads.
+            self.contents = functional.pad(table, (0, 0, 0, 1))
+
+
+def cut_windows(train: Interactions, max_history: int) -> list[np.ndarray]:
+    """Return the last `max_history` + 1 train items of every user who has two or more.
+
+    Raises:
+        InputError: nobody has two.
+    """
+    windows = [items[-max_history - 1 :] for items in train if len(items) > 1]
+    if not windows:
+        raise InputError(
+            "every user has one item to train on, so there is nothing to learn an order from; "
+            "keep users with 4 items or more, such as with python -m lcrec.prepare "
+            "--min-user-items 5"
+        )
+    return windows
+
+
+def initialise(network: Network, num_items: int) -> None:
+    """Draw the weights as the released code does: ids and positions within +-sqrt(1 / items)."""
+    bound = num_items**-0.5
+    nn.init.uniform_(network.items.weight, -bound, bound)
+    nn.init.uniform_(network.positions, -bound, bound)
+    with torch.no_grad():
+        network.items.weight[num_items] = 0
+    for part in network.modules():
+        if isinstance(part, nn.Linear):
+            _initialise_linear(part)
+
+
+def _initialise_linear(layer: nn.Linear) -> None:
+    nn.init.xavier_normal_(layer.weight)
+    nn.init.constant_(layer.bias, BIAS_AT_START)
+
+
+def _encoder(layers: int, shape: tuple[Any, ...]) -> Encoder:
+    return Encoder(layers, *shape, residual_scale=SCALE_AT_START)
+
+
+def _batches(
+    windows: list[np.ndarray], batch_size: int, pad: int, rng: np.random.Generator
+) -> Iterator[torch.Tensor]:
+    """Yield shuffled windows, int64 [batch, longest], padded at the end; a user once an epoch."""
+    order = rng.permutation(len(windows))
+    for start in range(0, len(order), batch_size):
+        rows = [torch.from_numpy(windows[row]) for row in order[start : start + batch_size]]
+        yield nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).long()

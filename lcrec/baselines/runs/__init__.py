@@ -1,0 +1,1 @@
+"""One run of a method and many: settings, inputs, ranking, what is kept of a trained method."""

@@ -1,0 +1,150 @@
+"""The one way in which every method ranks the catalogue, to stop training and to be judged.
+
+One rule for masking: what the split forbids (`Cases.exclude`) is left out, and with
+`exclude_history` the items of a user's history too, but never an item that is held out as the
+truth. (The released code of several methods masks other items in validation than in test, which
+makes their figures incomparable.)
+
+Reads and writes nothing. Public names: `rank_cases`, `ranked_matrix`, `excluded`, `validate`,
+`validator`, `Scorer`, `SCORES_AT_ONCE`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from lcrec.baselines.base import TrainingData, positions
+from lcrec.core.errors import InputError
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases
+from lcrec.rankings.metrics import PAD, ndcg_at_k
+from lcrec.rankings.predictions import top_items
+
+SCORES_AT_ONCE = 2**22  # 16 MB, and a few times that while they are ranked
+
+
+class Scorer(Protocol):
+    """What can be ranked by: a fitted `Baseline`, or a view of one."""
+
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Score the whole catalogue for each user; see `Baseline.score`."""
+        ...
+
+
+def rank_cases(
+    method: Scorer,
+    cases: Cases,
+    train: Interactions,
+    num_items: int,
+    *,
+    top: int,
+    exclude_history: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rank the catalogue for every case, batch by batch, with a fitted method.
+
+    Args:
+        method: fitted.
+        cases: the users, their histories and targets.
+        train: what it was fitted on, to know the users by.
+        num_items: the size of the catalogue.
+        top: how many items to list; all of them where the catalogue is smaller, and fewer where
+            the method reaches fewer (`Baseline.listed`), of which none may be left.
+        exclude_history: leave out the items of each user's history that are no target.
+
+    Yields:
+        per case, in order, item ids int64 [length] and scores float32 [length], best first; of
+        equal scores the lower id comes first.
+
+    Raises:
+        InputError: a user's history leaves nothing to list.
+    """
+    users = positions(train, cases.users)
+    batch = max(1, SCORES_AT_ONCE // num_items)
+    for start in range(0, len(cases), batch):
+        rows = slice(start, start + batch)
+        exclude = excluded(cases, rows, exclude_history)
+        for place, ids in enumerate(exclude or ()):
+            if len(ids) >= num_items and len(np.unique(ids)) == num_items:
+                raise InputError(
+                    f"user {cases.users[start + place]!r} already has every item, so none is left "
+                    "to list; run again without --exclude-history"
+                )
+        yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
+
+
+def ranked_matrix(
+    method: Scorer,
+    cases: Cases,
+    train: Interactions,
+    num_items: int,
+    *,
+    top: int,
+    exclude_history: bool = False,
+) -> np.ndarray:
+    """Return what `rank_cases`, whose arguments these are, lists: int64 [cases, top], -1 pads."""
+    ranked = np.full((len(cases), top), PAD, dtype=np.int64)
+    lists = rank_cases(method, cases, train, num_items, top=top, exclude_history=exclude_history)
+    for row, (items, _) in zip(ranked, lists, strict=True):
+        row[: len(items)] = items
+    return ranked
+
+
+def validate(
+    method: Scorer,
+    cases: Cases,
+    train: Interactions,
+    num_items: int,
+    *,
+    exclude_history: bool = False,
+) -> float:
+    """Return NDCG@10 over the full ranking: what training stops on, for every method alike.
+
+    Arguments are those of `rank_cases`.
+    """
+    ranked = ranked_matrix(method, cases, train, num_items, top=10, exclude_history=exclude_history)
+    return float(ndcg_at_k(ranked, cases.targets, 10).mean())
+
+
+def validator(
+    method: Scorer, data: TrainingData, refresh: Callable[[], None] | None = None
+) -> Callable[[], float] | None:
+    """Return what `lcrec.baselines.shared.training.train_epochs` asks for a score; None without cases.
+
+    Args:
+        method: in training.
+        data: what it is trained on; its lists will be masked as the validation's are.
+        refresh: brings what `score` works with up to the weights of now, where that is needed.
+    """
+    cases = data.valid
+    if cases is None:
+        return None
+
+    def score_now() -> float:
+        if refresh is not None:
+            refresh()
+        return validate(
+            method, cases, data.train, data.num_items, exclude_history=data.exclude_history
+        )
+
+    return score_now
+
+
+def excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
+    """Return what must not be listed, per case, never a target; None where nothing is excluded.
+
+    Args:
+        cases: of which the split may forbid items of its own.
+        rows: the cases wanted.
+        exclude_history: whether the items of a history must not be listed either.
+    """
+    sources = [cases.exclude] if cases.exclude is not None else []
+    sources += [cases.histories] if exclude_history else []
+    if not sources:
+        return None
+    return [
+        np.concatenate([ids[~np.isin(ids, targets)] for ids in lists])
+        for targets, *lists in zip(
+            cases.targets[rows], *(source[rows] for source in sources), strict=True
+        )
+    ]

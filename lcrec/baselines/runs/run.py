@@ -1,0 +1,190 @@
+"""One run of one method: from the words of its command to a predictions file.
+
+Reads a data folder, and embeddings or an index for the methods that need them; writes
+`predictions.jsonl` (the form of `lcrec.rankings.predictions`) with the users and targets of the chosen
+split, and its provenance beside it, which tells what the run cost.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from lcrec.baselines import find_method
+from lcrec.baselines.base import Baseline
+from lcrec.baselines.runs.inputs import input_files, load_inputs
+from lcrec.baselines.runs.ranking import rank_cases
+from lcrec.baselines.runs.settings import (
+    default_device,
+    method_settings,
+    parse_method_config,
+    settings_files,
+)
+from lcrec.baselines.runs.store import fit_and_measure, fit_once, is_saved, most, peak_mb
+from lcrec.core.config import config_dict, option
+from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.data.splits import PROTOCOLS, Cases
+from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
+
+PROG = "python -m lcrec.baselines"
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Settings of `python -m lcrec.baselines NAME` that all methods share."""
+
+    data: Path = option("the data folder")
+    output: Path = option("the predictions file to write, *.jsonl")
+    embeddings: Path | None = option(
+        "the folder that holds embeddings.npy, for the methods that need it", None
+    )
+    index: Path | None = option(
+        "the folder that holds index.json, or such a file, for the methods that need it", None
+    )
+    protocol: Literal["leave-one-out", "random"] = option(
+        "leave-one-out: the last item of a user is to test on, the one before to validate on; "
+        "random: a tenth of each user's items each, the same ones in every run, what the user has "
+        "never listed",
+        "leave-one-out",
+    )
+    split: Literal["valid", "test"] = option("which held-out items to predict", "test")
+    top: int = option("how many items to list per user", 100, minimum=100)
+    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    paper_family: bool = option(
+        "the method's own settings start from those of its paper, or of the library its family of "
+        "papers used; the default",
+        False,
+    )
+    tuned: bool = option("they start from the best known settings instead", False)
+    max_minutes: float | None = option(
+        "leave off training after so long and keep what was best by then, for a first look: how "
+        "far that is depends on the machine; none: no bound",
+        None,
+        minimum=0,
+    )
+    save: Path | None = option(
+        "a folder to keep the fitted method in; one of the same settings and data there is taken "
+        "as it is",
+        None,
+    )
+    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    seed: int = option("of whatever the method draws at random", 0, minimum=0)
+
+
+class MethodRun:
+    """A run that may be done already.
+
+    Args:
+        name: of the method.
+        argv: what stands after it on the command line.
+
+    Attributes:
+        kind: the method's class.
+        config: what was given, `BaselineConfig` and the method's own settings in one.
+        needs: what the method needs with these settings.
+
+    Raises:
+        InputError: as `parse_config`; no such method; no data folder.
+    """
+
+    def __init__(self, name: str, argv: list[str]) -> None:
+        entry = find_method(name)
+        self.name, self.prog = name, f"{PROG} {name}"
+        self.kind: type[Baseline] = entry.load()
+        self.config: Any = parse_method_config(
+            BaselineConfig, self.kind, argv, description=entry.summary, prog=self.prog
+        )
+        require_predictions_path(self.config.output)
+        self.chosen = method_settings(self.kind, self.config)
+        self.needs = self.kind.needs_with(self.chosen)
+        self.files = input_files(
+            self.config.data, self.config.embeddings, self.needs, self.config.index
+        ) | settings_files(self.chosen)
+        self.settings = {
+            key: value for key, value in config_dict(self.config).items() if key != "device"
+        }
+        # Which part is ranked does not shape what is fitted.
+        shared = ("protocol", "exclude_history", "max_minutes", "seed")
+        self.fitted_by = config_dict(self.chosen) | {key: self.settings[key] for key in shared}
+
+    def facts(self) -> dict[str, Any] | None:
+        """Return the provenance of the file that an equal run left; None where there is none."""
+        config = self.config
+        if config.save and not is_saved(config.save, self.prog, self.fitted_by, self.files):
+            return None
+        whole = config.output.exists() and is_current(
+            config.output, self.prog, self.settings, self.files
+        )
+        return read_provenance(config.output) if whole else None
+
+    def run(self) -> None:
+        """Fit and rank, unless an equal run left its file; say so either way."""
+        config, output = self.config, self.config.output
+        after = f"Next: python -m lcrec.evaluate --predictions {output}"
+        if self.facts() is not None:
+            print(f"{output} is up to date.\n{after}")
+            return
+        inputs = load_inputs(
+            config.data,
+            config.embeddings,
+            self.needs,
+            self.name,
+            index=config.index,
+            split=PROTOCOLS[config.protocol],
+        )
+        cases: Cases = getattr(inputs.split, config.split)
+        num_items = inputs.training.num_items
+        leaves_out = config.exclude_history or cases.exclude is not None
+        without = ", leaving out what the user already has" if leaves_out else ""
+        print(
+            f"{self.name} on {inputs.name}: fit on the train part of "
+            f"{len(inputs.training.train):,} users, then rank all {num_items:,} items for the "
+            f"{config.split} split{without}.",
+            flush=True,
+        )
+        method = self.kind(self.chosen, seed=config.seed, device=config.device or default_device())
+        deadline = None
+        if config.max_minutes is not None:
+            deadline = time.perf_counter() + 60 * config.max_minutes
+        training = dataclasses.replace(
+            inputs.training, exclude_history=config.exclude_history, deadline=deadline
+        )
+        if config.save is not None:
+            cost = fit_once(config.save, self.prog, method, self.fitted_by, self.files, training)
+        else:
+            cost = fit_and_measure(method, training)
+        fitted = time.perf_counter()
+        lists = rank_cases(
+            method,
+            cases,
+            training.train,
+            num_items,
+            top=config.top,
+            exclude_history=config.exclude_history,
+        )
+        rows = (
+            Prediction(user, target, ranked, scores)
+            for user, target, (ranked, scores) in zip(
+                cases.users, cases.targets, lists, strict=True
+            )
+        )
+        write_predictions(output, tqdm(rows, total=len(cases), desc=self.name, unit=" users"))
+        write_provenance(
+            output,
+            self.prog,
+            self.settings,
+            self.files,
+            fit_seconds=cost["fit_seconds"],
+            rank_seconds=round(time.perf_counter() - fitted, 1),
+            peak_mb=most([cost["peak_mb"], peak_mb()]),
+            training=cost["training"],
+        )
+        length = min(config.top, num_items, method.listed or num_items)
+        up_to = "up to " if leaves_out or method.listed else ""
+        if config.save is not None:
+            print(f"{config.save} holds the fitted method.")
+        wrote = f"Wrote {output}: {up_to}{length} items per user."
+        print(f"Fitted in {cost['fit_seconds']:,.0f} s. {wrote}\n{after}")

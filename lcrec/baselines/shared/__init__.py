@@ -1,0 +1,1 @@
+"""What several methods share: networks, losses, negatives, sequences, the training loop."""

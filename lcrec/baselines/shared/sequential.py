@@ -1,0 +1,200 @@
+"""What the methods share that read a history and name the next item.
+
+A network turns histories into a state at every place that is asked for, and an item's score is the
+state times the item's output vector. One loop trains them all, with one switch for the loss.
+
+Reads and writes nothing. Public names: `SequenceSettings`, `SequenceNetwork`,
+`SequentialBaseline`, `Users`, `ExampleForm`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from lcrec.baselines.base import Baseline, TrainingData
+from lcrec.baselines.runs.ranking import validator
+from lcrec.baselines.shared.graph import purchases
+from lcrec.baselines.shared.losses import NextItemLoss, next_item_loss
+from lcrec.baselines.shared.negatives import NegativeSampler
+from lcrec.baselines.shared.sequences import Batch, SequenceBatches, pad_histories
+from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.core.config import option
+
+ExampleForm = Literal["prefixes", "windows"]
+LENGTHS = 4  # groups that a batch's histories are read in, so that short ones are not padded to 20
+
+
+@dataclass(frozen=True)
+class SequenceSettings:
+    """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
+
+    dim: int = option("numbers per item vector", 64, minimum=1)
+    max_history: int = option("the last items of a history that are read", 20, minimum=1)
+    loss: NextItemLoss = option(
+        "ce: softmax over the catalogue; sampled: over --negatives items; bce, bpr: one", "ce"
+    )
+    negatives: int = option("sampled: items drawn per target", 256, minimum=1)
+    learning_rate: float = option("of Adam", 1e-3, minimum=0)
+    batch_size: int = option("targets per update", 2048, minimum=1)
+    epochs: int = option("at most", 300, minimum=1)
+    patience: int = option("validations without improvement before training stops", 10, minimum=1)
+    every: int = option("epochs from one validation to the next", 1, minimum=1)
+    # Not for setting, but in methods whose states know nothing of later items.
+    examples: ExampleForm = field(default="prefixes", init=False)
+
+
+class SequenceNetwork(nn.Module):
+    """From histories to states, and from states to scores.
+
+    Args:
+        num_items: the size of the catalogue; the id after the last pads.
+        dim: numbers per item vector.
+        extra: ids after the padding, such as one that masks.
+    """
+
+    def __init__(self, num_items: int, dim: int, *, extra: int = 0) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.items = nn.Embedding(num_items + 1 + extra, dim, padding_idx=num_items)
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the states [predictions, dim] at the places that the batch asks for."""
+
+    def output(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what states are matched with: vectors [items, dim] and a bias [items] or None."""
+        return self.items.weight[: self.num_items], None
+
+
+class Users(nn.Module):
+    """A vector per user; a stranger's is the mean of all."""
+
+    def __init__(self, num_users: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_users, dim)
+
+    def forward(self, users: torch.Tensor) -> torch.Tensor:
+        """Return [batch, dim] for int64 [batch], -1 for a stranger."""
+        vectors = self.table(users.clamp(min=0))
+        if (users >= 0).all():
+            return vectors
+        return torch.where(users[:, None] >= 0, vectors, self.table.weight.mean(dim=0))
+
+
+class SequentialBaseline(Baseline):
+    """A method that is a `SequenceNetwork`. It fills in `build`; the rest is here.
+
+    Attributes:
+        network: trained by `fit`.
+        sampler: of items to tell targets from, while training with a loss that needs them.
+    """
+
+    Settings: ClassVar[type] = SequenceSettings
+    network: SequenceNetwork
+    sampler: NegativeSampler | None
+
+    @abstractmethod
+    def build(self, data: TrainingData) -> SequenceNetwork:
+        """Return the network with weights as they start."""
+
+    def start(self, data: TrainingData) -> SequenceNetwork:
+        """Return the network that `fit` goes on from; methods with a stage before it add it."""
+        return self.build(data).to(self.device)
+
+    def asked(
+        self, network: SequenceNetwork, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what a batch is trained on: states, targets and users, as `loss_of` takes them."""
+        return network(batch), batch.targets, batch.users[batch.rows]
+
+    def loss(self, network: SequenceNetwork, batch: Batch) -> torch.Tensor:
+        """Return the mean loss of a batch, which is on its device, of the network in training."""
+        parts = (self.asked(network, part) for part in batch.by_length(LENGTHS))
+        return self.loss_of(network, *map(torch.cat, zip(*parts, strict=True)))
+
+    def loss_of(
+        self,
+        network: SequenceNetwork,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        users: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the mean loss of states, by the loss that was chosen.
+
+        Args:
+            network: whose output vectors score.
+            states: [predictions, dim].
+            targets: int64 [predictions], the items that belong there.
+            users: int64 [predictions], whose items are not drawn against the targets.
+        """
+        chosen, drawn = self.settings, None
+        if self.sampler is not None:
+            count = chosen.negatives if chosen.loss == "sampled" else 1
+            drawn = torch.from_numpy(self.sampler.draw(users.cpu().numpy(), count)).to(self.device)
+        vectors, bias = network.output()
+        return next_item_loss(chosen.loss, states, vectors, targets, drawn, bias)
+
+    def fit(self, data: TrainingData) -> None:
+        """Train to the best validation NDCG@10."""
+        chosen = self.settings
+        torch.manual_seed(self.seed)
+        self.sampler = None
+        if chosen.loss != "ce":
+            self.sampler = NegativeSampler(purchases(data.train, data.num_items), self.seed + 1)
+        self.network = network = self.start(data)
+        optimizer = torch.optim.Adam(network.parameters(), lr=chosen.learning_rate)
+        batches = SequenceBatches(
+            data.train,
+            data.num_items,
+            max_history=chosen.max_history,
+            form=chosen.examples,
+            batch_size=chosen.batch_size,
+            seed=self.seed,
+        )
+
+        def losses() -> Iterator[Step]:
+            for batch in batches:
+                yield self.loss(network, batch.to(self.device)), len(batch.targets)
+
+        self.log = train_epochs(
+            network,
+            optimizer,
+            losses,
+            validator(self, data),
+            epochs=chosen.epochs,
+            patience=chosen.patience,
+            every=chosen.every,
+            label=type(self).__name__,
+            deadline=data.deadline,
+        )
+
+    @torch.no_grad()
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Return state times output vector, float32 [batch, num_items]."""
+        network = self.network
+        batch = pad_histories(users, histories, network.num_items, self.settings.max_history)
+        vectors, bias = network.output()
+        scores = network(batch.to(self.device)) @ vectors.T
+        return (scores if bias is None else scores + bias).cpu().numpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the network's weights."""
+        return {name: value.cpu().numpy() for name, value in self.network.state_dict().items()}
+
+    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
+        """Take the weights.
+
+        Raises:
+            ValueError: they are not of a network of these settings and this catalogue.
+        """
+        network = self.build(data)
+        try:
+            network.load_state_dict({name: torch.from_numpy(part) for name, part in state.items()})
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[-1].strip()) from None
+        self.network = network.to(self.device).eval()

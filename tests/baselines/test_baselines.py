@@ -1,0 +1,472 @@
+"""Baselines: counts done by hand, the contract for all of them, the command and its errors."""
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcrec.baselines import METHODS
+from lcrec.baselines.__main__ import main
+from lcrec.baselines.base import Baseline, TrainingData, positions
+from lcrec.baselines.methods.cooccurrence import Cooccurrence, CooccurrenceSettings
+from lcrec.baselines.methods.popularity import Popularity
+from lcrec.baselines.runs import ranking
+from lcrec.baselines.runs.inputs import load_inputs
+from lcrec.baselines.runs.ranking import rank_cases, validate
+from lcrec.baselines.runs.store import is_saved, load_method, save_method
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import provenance_path
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.splits import Cases, leave_one_out
+from lcrec.evaluate.__main__ import measure
+from lcrec.index.item_index import ItemIndex
+from lcrec.rankings.predictions import read_predictions
+
+SHARED = Path(os.environ.get("LCREC_SHARED") or Path(__file__).parents[3] / "shared")
+OFFICE = SHARED / "data" / "Office"
+
+SHOP = {"ann": [0, 1, 2, 3], "bob": [0, 1, 3, 2], "cat": [4, 0, 1, 5, 1]}
+ITEMS = 7  # item 6 is never bought
+UNTRAINED = {"popularity", "cooccurrence", "itemknn", "ease", "text-cosine"}
+
+
+@pytest.fixture
+def shop(tmp_path):
+    folder = tmp_path / "Shop"
+    folder.mkdir()
+    (folder / "Shop.inter.json").write_text(json.dumps(SHOP))
+    titles = {str(item): {"title": f"thing {item}"} for item in range(ITEMS)}
+    (folder / "Shop.item.json").write_text(json.dumps(titles))
+    return folder
+
+
+def training(sequences, num_items):
+    return TrainingData(Interactions.from_sequences(sequences), num_items)
+
+
+def names_of(kind):
+    return {field.name for field in dataclasses.fields(kind.Settings) if field.init}
+
+
+def quick(kind):
+    """Settings under which a method trains in a moment."""
+    names = names_of(kind)
+    small = {"epochs": 2, "dim": 8, "batch_size": 16, "hidden": 8, "pretrain_epochs": 1}
+    return kind.Settings(**{name: value for name, value in small.items() if name in names})
+
+
+def lists(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_popularity_by_hand():
+    method = Popularity()
+    method.fit(training({"a": [2, 0], "b": [2, 2, 1]}, 4))
+    assert (
+        method.score(np.arange(2), [np.array([0]), np.array([1, 3])]).tolist() == [[1, 1, 3, 0]] * 2
+    )
+
+
+def test_cooccurrence_by_hand():
+    settings = CooccurrenceSettings(
+        window=2, distance_decay=0.5, backward=0.25, last=2, history_decay=0.1
+    )
+    method = Cooccurrence(settings)
+    method.fit(training({"a": [0, 1, 2, 3], "b": [1, 2]}, 5))
+    expected = np.array(
+        [
+            [0, 1, 0.5, 0, 0],
+            [0.25, 0, 2, 0.5, 0],  # 2 follows 1 in both sequences; 0 stands before it once
+            [0.125, 0.5, 0, 1, 0],
+            [0, 0.125, 0.25, 0, 0],  # 0 and 3 are three apart, beyond the window
+            [0, 0, 0, 0, 0],
+        ]
+    )
+    assert method.counts.toarray() == pytest.approx(expected)
+    scores = method.score(np.arange(2), [np.array([3, 0, 1]), np.array([4])])
+    assert scores[0] == pytest.approx(expected[1] + 0.1 * expected[0])  # 3 is too long ago
+    assert scores[1].tolist() == [0] * 5
+
+
+def slow_cooccurrence(sequences, history, num_items, settings):
+    scores = np.zeros(num_items)
+    for k, item in enumerate(history[::-1][: settings.last]):
+        for sequence in sequences:
+            for p, here in enumerate(sequence):
+                for q, there in enumerate(sequence):
+                    if here == item and 1 <= abs(p - q) <= settings.window:
+                        weight = settings.distance_decay ** (abs(p - q) - 1)
+                        weight *= 1 if q > p else settings.backward
+                        scores[there] += settings.history_decay**k * weight
+    return scores
+
+
+SEQUENCES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=14), min_size=1, max_size=4)
+
+
+@given(SEQUENCES, st.lists(st.integers(0, 4), min_size=1, max_size=7))
+def test_cooccurrence_agrees_with_plain_loops(sequences, history):
+    method = Cooccurrence()
+    named = {str(user): sequence for user, sequence in enumerate(sequences)}
+    method.fit(training(named, 5))
+    expected = slow_cooccurrence(sequences, history, 5, method.settings)
+    assert method.score(np.array([0]), [np.array(history)])[0] == pytest.approx(expected, rel=1e-5)
+
+
+def enough():
+    """Return a split of twelve users, and data on which every method can train.
+
+    Item 11 stands only in held-out places.
+    """
+    rng = np.random.default_rng(0)
+    sequences = {f"u{user}": [*rng.permutation(11)[:6].tolist(), 11] for user in range(12)}
+    split = leave_one_out(Interactions.from_sequences(sequences))
+    data = TrainingData(
+        split.train,
+        12,
+        split.valid,
+        embeddings=rng.normal(size=(12, 8)).astype(np.float32),
+        items=Items([{"title": f"thing {item}", "brand": "ab"[item % 2]} for item in range(12)]),
+        index=ItemIndex(np.column_stack(np.unravel_index(np.arange(12), (3, 4))), (3, 4)),
+    )
+    return split, data
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_leaves_off_when_time_is_up(name):
+    split, data = enough()
+    kind = METHODS[name].load()
+    method = kind(quick(kind), seed=0)
+    method.fit(dataclasses.replace(data, deadline=time.perf_counter()))
+    if method.training is not None:
+        stages = {"collabcontext": 2}.get(name, 1)  # each takes a step at least
+        assert method.training["out_of_time"]
+        assert method.training["epochs"] == method.training["updates"] == stages
+    elif name not in UNTRAINED:
+        pytest.fail(f"{name} does not say how far it was trained")
+    scores = method.score(np.array([0]), [split.test.histories[0]])
+    assert scores.shape == (1, 12)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_validated_under_the_mask_it_will_be_judged_by(name, mask, monkeypatch):
+    seen = []
+
+    def validate(*args, exclude_history, **kwargs):
+        seen.append(exclude_history)
+        return original(*args, exclude_history=exclude_history, **kwargs)
+
+    original = ranking.validate
+    monkeypatch.setattr(ranking, "validate", validate)
+    _, data = enough()
+    kind = METHODS[name].load()
+    kind(quick(kind)).fit(dataclasses.replace(data, exclude_history=mask))
+    assert set(seen) == ({mask} if "epochs" in names_of(kind) else set())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_the_contract(name, tmp_path):
+    """Shapes, determinism, users apart and unknown, what is held out, and a copy on disk."""
+    split, data = enough()
+    kind = METHODS[name].load()
+    method = kind(quick(kind), seed=1)
+    method.fit(data)
+    users = positions(split.train, split.test.users)
+    scores = method.score(users, split.test.histories)
+    assert scores.shape == (12, 12)
+    assert scores.dtype == np.float32
+    assert not np.isnan(scores).any()
+    rows = [
+        method.score(users[[row]], [history]) for row, history in enumerate(split.test.histories)
+    ]
+    assert np.concatenate(rows) == pytest.approx(scores, abs=1e-5)  # whatever the batch
+    stranger = method.score(np.array([-1]), [np.array([3, 4])])
+    assert stranger.shape == (1, 12)
+    assert not np.isnan(stranger).any()
+
+    again = kind(quick(kind), seed=1)
+    again.fit(data)
+    assert (again.score(users, split.test.histories) == scores).all()
+    other = kind(quick(kind), seed=2)
+    other.fit(data)
+    assert kind.draws == (other.score(users, split.test.histories) != scores).any()
+
+    inputs = {"inter": tmp_path / "some.txt"}
+    inputs["inter"].write_text("x")
+    save_method(tmp_path / "m", "stage", method, {"a": 1}, inputs)
+    assert is_saved(tmp_path / "m", "stage", {"a": 1}, inputs)
+    assert not is_saved(tmp_path / "m", "stage", {"a": 2}, inputs)
+    copy = kind(quick(kind), seed=1)
+    load_method(tmp_path / "m", copy, data, inputs)
+    assert (copy.score(users, split.test.histories) == scores).all()
+    inputs["inter"].write_text("y")
+    with pytest.raises(InputError, match="fitted on another inter file"):
+        load_method(tmp_path / "m", copy, data, inputs)
+    with pytest.raises(InputError, match="holds no fitted method"):
+        load_method(tmp_path, copy, data, inputs)
+
+
+def test_a_count_never_sees_what_is_held_out():
+    """Item 5 stands only in held-out places, so no count may know it."""
+    split = leave_one_out(Interactions.from_sequences({"a": [0, 1, 2, 5], "b": [1, 0, 5, 2]}))
+    for name in ("popularity", "cooccurrence"):
+        method = METHODS[name].load()()
+        method.fit(TrainingData(split.train, 6))
+        assert method.score(np.arange(2), split.valid.histories)[:, 5].tolist() == [0, 0]
+
+
+def test_the_command(shop, tmp_path, capsys):
+    output = tmp_path / "runs" / "popularity.jsonl"
+    main(["popularity", "--data", str(shop), "--output", str(output)])
+    screen = capsys.readouterr().out
+    assert f"python -m lcrec.evaluate --predictions {output}" in screen
+    rows = lists(output)
+    assert [(row["user"], row["target"]) for row in rows] == [("ann", 3), ("bob", 2), ("cat", 1)]
+    # Train is ann 0 1, bob 0 1, cat 4 0 1: of equal counts the lower id first, and all 7 listed.
+    assert [row["ranked"] for row in rows] == [[0, 1, 4, 2, 3, 5, 6]] * 3
+    assert rows[0]["scores"] == [3, 3, 1, 0, 0, 0, 0]
+    assert rows[0]["template_id"] is None
+    assert json.loads(provenance_path(output).read_text())["config"]["split"] == "test"
+
+    stamp = output.stat().st_mtime_ns
+    main(["popularity", "--data", str(shop), "--output", str(output)])
+    assert "up to date" in capsys.readouterr().out
+    assert output.stat().st_mtime_ns == stamp
+    main(["popularity", "--data", str(shop), "--output", str(output), "--split", "valid"])
+    assert [row["target"] for row in lists(output)] == [2, 3, 5]
+
+
+def test_save_keeps_the_fitted_method(shop, tmp_path, capsys, monkeypatch):
+    output, folder = tmp_path / "p.jsonl", tmp_path / "method"
+    command = ["cooccurrence", "--data", str(shop), "--output", str(output), "--save", str(folder)]
+    main(command)
+    assert f"{folder} holds the fitted method" in capsys.readouterr().out
+    expected = output.read_text()
+    stamp = (folder / "method.safetensors").stat().st_mtime_ns
+    main(command)
+    assert "up to date" in capsys.readouterr().out
+
+    def refit(self, data):
+        raise AssertionError("fitted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cooccurrence, "fit", refit)
+        output.unlink()
+        main(command)  # from what was kept
+        assert output.read_text() == expected
+        main([*command, "--split", "valid"])  # which says nothing of what was fitted
+        with pytest.raises(AssertionError, match="fitted again"):
+            main([*command, "--window", "3"])
+    assert (folder / "method.safetensors").stat().st_mtime_ns == stamp
+    main([*command, "--window", "1"])
+    assert (folder / "method.safetensors").stat().st_mtime_ns != stamp
+
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds notes\.txt"):
+        main([*command, "--window", "2"])
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="is a file"):
+        main([*command[:-1], str(output)])
+
+
+def test_exclude_history(shop, tmp_path, capsys):
+    output = tmp_path / "c.jsonl"
+    main(["cooccurrence", "--data", str(shop), "--output", str(output), "--exclude-history"])
+    for row in lists(output):
+        *history, target = SHOP[row["user"]]  # cat's target is one that cat has: it stays
+        assert sorted(row["ranked"]) == sorted(set(range(ITEMS)) - set(history) | {target})
+    everything = Cases(["ann"], [np.array([0, 1])], np.array([2]))
+    method = Popularity()
+    train = Interactions.from_sequences({"ann": [1]})
+    method.fit(TrainingData(train, 2))
+    with pytest.raises(InputError, match="'ann' already has every item"):
+        list(rank_cases(method, everything, train, 2, top=100, exclude_history=True))
+
+
+def test_a_folder_without_a_catalogue(shop, tmp_path):
+    """The items are then those of the sequences; who needs texts is told."""
+    (shop / "Shop.item.json").unlink()
+    inputs = load_inputs(shop, None, [], "popularity")
+    assert inputs.training.num_items == 6  # item 6 is never bought, and nothing else knows it
+    assert inputs.training.items is None
+    assert inputs.files.keys() == {"inter"}
+    output = tmp_path / "p.jsonl"
+    main(["popularity", "--data", str(shop), "--output", str(output)])
+    assert sorted(lists(output)[0]["ranked"]) == list(range(6))
+    with pytest.raises(InputError, match=r"Shop\.item\.json: no such file"):
+        load_inputs(shop, None, ["texts"], "fdsa")
+    for wrong, message in (
+        ({"a": [0, 1, 3]}, "item 2 is in no sequence, and there is no .*number the items"),
+        ({"a": [0, 1, -2]}, "item -2 is not an item id"),
+        ({"a": [0, 1, 2**40]}, "is not an item id"),
+    ):
+        (shop / "Shop.inter.json").write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=message):
+            load_inputs(shop, None, [], "popularity")
+
+
+def test_an_index_is_read_and_its_conflicts_are_numbered(shop, tmp_path, capsys):
+    path = tmp_path / "some.json"
+    paths = [[0, 0], [0, 1], [0, 0], [1, 0], [0, 0], [2, 1], [1, 0]]
+    tokens = {item: [f"<a_{a}>", f"<b_{b}>"] for item, (a, b) in enumerate(paths)}
+    path.write_text(json.dumps(tokens))
+    inputs = load_inputs(shop, None, ["index"], "tiger", index=path)
+    assert "3 items have the path of another" in capsys.readouterr().out
+    assert inputs.training.index.codes[:, 2].tolist() == [0, 0, 1, 0, 2, 0, 1]
+    assert inputs.training.index.codes[:, :2].tolist() == paths
+    assert inputs.training.index.level_sizes == (3, 2, 3)
+    assert inputs.files["index"] == path
+
+    path.write_text(json.dumps({item: [f"<a_{item}>"] for item in range(7)}))
+    assert load_inputs(shop, None, ["index"], "x", index=path).training.index.num_levels == 1
+    path.write_text(json.dumps({item: [f"<a_{item}>"] for item in range(8)}))
+    with pytest.raises(InputError, match="has 8 items but the catalogue has 7"):
+        load_inputs(shop, None, ["index"], "tiger", index=path)
+    with pytest.raises(InputError, match="tiger: --index DIR is needed"):
+        load_inputs(shop, None, ["index"], "tiger")
+
+
+class Narrow(Baseline):
+    """Reaches items 3 and 1 only."""
+
+    listed = 2
+
+    def fit(self, data):
+        self.num_items = data.num_items
+
+    def score(self, users, histories):
+        scores = np.full((len(histories), self.num_items), -np.inf, dtype=np.float32)
+        scores[:, [3, 1]] = [2, 1]
+        return scores
+
+    def state(self):
+        return {}
+
+    def load_state(self, state, data):
+        pass
+
+
+def test_lists_of_a_method_that_reaches_few_items():
+    train = Interactions.from_sequences({"a": [3], "b": [3, 1]})
+    method = Narrow()
+    method.fit(TrainingData(train, 5))
+    cases = Cases(["a", "b"], [np.array([3]), np.array([3, 1])], np.array([1, 2]))
+    ranked = [items.tolist() for items, _ in rank_cases(method, cases, train, 5, top=100)]
+    assert ranked == [[3, 1], [3, 1]]
+    without = rank_cases(method, cases, train, 5, top=100, exclude_history=True)
+    assert [items.tolist() for items, _ in without] == [[1], []]  # an empty list is one too
+    # a: place 2 of 2; b: not found.
+    assert validate(method, cases, train, 5) == pytest.approx(1 / np.log2(3) / 2)
+
+
+def test_where_settings_start_from(shop, tmp_path, monkeypatch):
+    output = tmp_path / "p.jsonl"
+    monkeypatch.setattr(Cooccurrence, "tuned", {"last": 3})
+    base = ["cooccurrence", "--data", str(shop), "--output", str(output)]
+    recipe = tmp_path / "c.yaml"
+    recipe.write_text("tuned: true\n")
+    for argv, last in (
+        ([], 5),
+        (["--paper-family"], 5),
+        (["--tuned"], 3),
+        (["--config", str(recipe)], 3),
+        (["--tuned", "--last", "2"], 2),
+    ):
+        main([*base, *argv])
+        assert json.loads(provenance_path(output).read_text())["config"]["last"] == last
+    with pytest.raises(InputError, match=r"--tuned and --paper-family .* give one"):
+        main([*base, "--tuned", "--paper-family"])
+
+
+def test_a_truth_is_never_masked():
+    train = Interactions.from_sequences({"ann": [1, 0]})
+    method = Popularity()
+    method.fit(TrainingData(train, 3))
+    cases = Cases(["ann"], [np.array([1, 0])], np.array([1]))
+    ((ranked, _),) = rank_cases(method, cases, train, 3, top=3, exclude_history=True)
+    assert ranked.tolist() == [1, 2]
+
+
+def test_validation_is_ndcg_of_the_full_ranking():
+    train = Interactions.from_sequences({"a": [0, 0, 1], "b": [2]})
+    method = Popularity()  # ranks 0, 1, 2, 3
+    method.fit(TrainingData(train, 4))
+    cases = Cases(["a", "b"], [np.array([0])] * 2, np.array([0, 2]))
+    assert validate(method, cases, train, 4) == pytest.approx((1 + 1 / 2) / 2)
+    several = Cases(["a"], [np.array([3])], np.array([[1, 2, -1]]))
+    gains = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3))
+    assert validate(method, several, train, 4) == pytest.approx(gains)
+
+
+def test_batches_do_not_change_the_lists(monkeypatch):
+    split = leave_one_out(Interactions.from_sequences(SHOP))
+    method = Cooccurrence()
+    method.fit(TrainingData(split.train, ITEMS))
+    found = []
+    for size in (1, 2 * ITEMS, 100):
+        monkeypatch.setattr("lcrec.baselines.runs.ranking.SCORES_AT_ONCE", size)
+        lists = rank_cases(method, split.test, split.train, ITEMS, top=3)
+        found.append([ranked.tolist() for ranked, _ in lists])
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 3
+    assert all(len(ranked) == 3 for ranked in found[0])
+
+
+def test_help_lists_every_method(capsys):
+    for argv in ([], ["--help"]):
+        main(argv)
+        screen = capsys.readouterr().out
+        for name in METHODS:
+            (line,) = [line for line in screen.splitlines() if line.startswith(f"  {name} ")]
+            assert len(line) <= 100
+
+
+def test_what_the_command_refuses(shop, tmp_path):
+    output = ["--output", str(tmp_path / "p.jsonl")]
+    data = ["--data", str(shop)]
+    cases = [
+        (["popularty", *data, *output], "did you mean 'popularity'"),
+        ([*data, *output, "popularity"], "the method comes first"),
+        (["popularity", *output], "--data is required"),
+        (["popularity", *data], "--output is required"),
+        (["popularity", "--data", str(tmp_path / "no"), *output], "no such folder"),
+        (["popularity", *data, "--output", str(tmp_path)], r"named \*.jsonl"),
+        (["popularity", *data, *output, "--top", "20"], "--top: 20 is too small.*100"),
+        (["popularity", *data, *output, "--split", "train"], "'train' is none of valid, test"),
+        (["popularity", *data, *output, "--botom", "1"], "unknown argument '--botom'"),
+    ]
+    for argv, message in cases:
+        with pytest.raises(InputError, match=message):
+            main(argv)
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "split", "hit", "ndcg"),
+    [
+        ("popularity", "test", 0.0136, 0.0053),
+        ("cooccurrence", "valid", 0.2074, 0.1613),
+        ("cooccurrence", "test", 0.1427, 0.1062),
+        ("itemknn", "test", 0.1086, 0.0725),
+        ("ease", "test", 0.1244, 0.0846),
+    ],
+)
+def test_the_documented_figures_on_office(name, split, hit, ndcg, tmp_path):
+    if not OFFICE.is_dir():
+        pytest.skip(f"no Office data in {OFFICE}; LCREC_SHARED names the folder that holds data/")
+    output = tmp_path / "p.jsonl"
+    main([name, "--data", str(OFFICE), "--output", str(output), "--split", split])
+    predictions = read_predictions(output)
+    assert len(predictions) == 3231
+    assert predictions.length == 100
+    overall = measure(predictions, depth=100)["overall"]
+    assert overall["HR@10"]["mean"] == pytest.approx(hit, abs=0.003)
+    assert overall["NDCG@10"]["mean"] == pytest.approx(ndcg, abs=0.003)

@@ -1,0 +1,104 @@
+"""LightGCN: it can learn by heart, it learns what is planted, its regularisation, its seeds."""
+
+import numpy as np
+import pytest
+import torch
+
+from lcrec.baselines.base import TrainingData
+from lcrec.baselines.methods.lightgcn import LightGCN, LightGCNSettings, Network
+from lcrec.baselines.methods.popularity import Popularity
+from lcrec.baselines.runs.ranking import validate
+from lcrec.baselines.shared.graph import normalised_adjacency, purchases
+from lcrec.baselines.shared.training import Epoch, TrainingLog
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Cases, leave_one_out
+from lcrec.planted import make_planted
+
+TWO_TASTES = {
+    f"u{user}": [user % 2 * 4 + (user // 2 + k) % 4 for k in range(3)] for user in range(16)
+}
+
+
+def fitted(settings, data, seed=0):
+    method = LightGCN(settings, seed=seed)
+    method.fit(data)
+    return method
+
+
+@pytest.mark.parametrize("loss", ["bpr", "info_nce"])
+def test_it_learns_its_train_purchases_by_heart(loss):
+    train = Interactions.from_sequences(TWO_TASTES)
+    settings = LightGCNSettings(
+        loss=loss, epochs=100, batch_size=16, learning_rate=0.02, negatives=4
+    )
+    method = fitted(settings, TrainingData(train, 8))
+    scores = method.score(np.arange(16), [np.array([0])] * 16)
+    for user, items in enumerate(train):
+        assert set(np.argsort(-scores[user])[:3].tolist()) == set(items.tolist())
+    assert method.log.epochs[-1].loss < method.log.epochs[0].loss / 2
+
+
+def test_it_beats_popularity_on_planted_data():
+    planted = make_planted(users=300, items=100, taste=6.0, seed=0)
+    split = leave_one_out(planted.interactions)
+    data = TrainingData(split.train, planted.num_items, split.valid)
+    settings = LightGCNSettings(epochs=40, patience=5, every=2, batch_size=512, learning_rate=0.01)
+    popularity = Popularity()
+    popularity.fit(data)
+    found = [
+        validate(method, split.test, split.train, planted.num_items, exclude_history=True)
+        for method in (fitted(settings, data), popularity)
+    ]
+    assert found[0] > 1.5 * found[1]
+
+
+def test_regularisation_is_on_the_unsmoothed_vectors_of_the_batch():
+    bought = purchases(Interactions.from_sequences({"a": [0, 1], "b": [1, 2]}), 4)
+    users, items, drawn = torch.tensor([0, 1]), torch.tensor([2, 4]), torch.tensor([[5], [2]])
+    losses = []
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        network = Network(normalised_adjacency(bought), dim=5, layers=2)
+        method = LightGCN(LightGCNSettings(regularisation=weight))
+        losses.append(method._loss(network, users, items, drawn))
+    own = network.vectors.detach()[[0, 1, 2, 4, 5, 2]]  # item 2 stands in the batch twice
+    assert (losses[1] - losses[0]).item() == pytest.approx(
+        3 * float(own.square().sum()) / 4, rel=1e-5
+    )
+
+
+def test_the_seed_decides():
+    split = leave_one_out(make_planted(users=40, items=30, seed=1).interactions)
+    data = TrainingData(split.train, 30, split.valid)
+    settings = LightGCNSettings(epochs=2, batch_size=64)
+    first, again, other = (fitted(settings, data, seed).item_vectors for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert not np.allclose(first, other)
+
+
+def test_a_stranger_is_the_mean_of_their_items():
+    train = Interactions.from_sequences(TWO_TASTES)
+    method = fitted(LightGCNSettings(epochs=2), TrainingData(train, 8))
+    (scores,) = method.score(np.array([-1]), [np.array([1, 5])])
+    assert scores == pytest.approx(method.item_vectors @ method.item_vectors[[1, 5]].mean(axis=0))
+
+
+def test_validation_without_history_of_training_users_is_by_vectors():
+    """A user it knows is their vector, whatever history is shown."""
+    train = Interactions.from_sequences(TWO_TASTES)
+    method = fitted(LightGCNSettings(epochs=1), TrainingData(train, 8))
+    one, other = (
+        validate(method, Cases(["u3"], [np.array(history)], np.array([4])), train, 8)
+        for history in ([0], [1, 2, 7])
+    )
+    assert one == other
+
+
+def test_epochs_until_nearly_the_best():
+    scores = [None, 0.5, 0.97, 0.99, 1.0, 0.9]
+    epochs = [Epoch(number, 1.0, score, 1.0) for number, score in enumerate(scores, start=1)]
+    log = TrainingLog(epochs, best_epoch=5, best_score=1.0)
+    assert log.epochs_until(0.01) == 4
+    assert log.epochs_until(0.0) == 5
+    assert log.epochs_until(0.5) == 2
+    assert TrainingLog(epochs[:1]).epochs_until(0.01) is None
