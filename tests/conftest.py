@@ -157,9 +157,10 @@ def load_script():
 
 
 @pytest.fixture(scope="session")
-def recipe(load_script):
-    """The module `recipes/finetune.py`."""
-    module = load_script("recipes/finetune.py")
+def recipe():
+    """The module `lcrec.finetune`."""
+    from lcrec import finetune as module
+
     # Every run collects garbage: without this, among all objects of the libraries just imported.
     gc.freeze()
     return module

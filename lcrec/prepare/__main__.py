@@ -24,13 +24,13 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.splits import cold_parts, random_parts, time_parts
-from lcrec.formats import COLUMN_HELP, ITEM_ROLES, Options, parse_columns
 from lcrec.prepare.card import card_page, make_card
 from lcrec.prepare.engines import open_engine
 from lcrec.prepare.folder import JSON_MOST, Numbered, number, sort_interactions, write_data_folder
 from lcrec.prepare.inputs import find_inputs
 from lcrec.prepare.pipeline import Refined, refine
 from lcrec.prepare.published import READERS
+from lcrec.prepare.tables import COLUMN_HELP, ITEM_ROLES, Options, parse_columns
 
 STAGE = "python -m lcrec.prepare"
 DRY_RUN_ROWS = 1_000_000

@@ -25,14 +25,7 @@ from lcrec.core.errors import InputError
 from lcrec.prepare.files import COMPRESSIONS, Delimited
 from lcrec.prepare.layouts import Layout, Paths, as_paths, read_layouts
 from lcrec.prepare.sequences import read_lcrec, read_minionerec
-from lcrec.prepare.tables import COLUMN_HELP as COLUMN_HELP
-from lcrec.prepare.tables import EXTRA_ROLES as EXTRA_ROLES
-from lcrec.prepare.tables import ITEM_ROLES as ITEM_ROLES
-from lcrec.prepare.tables import REVIEW_ROLES as REVIEW_ROLES
-from lcrec.prepare.tables import TEXT_ROLES as TEXT_ROLES
 from lcrec.prepare.tables import Options, RawTables
-from lcrec.prepare.tables import load_table as load_table
-from lcrec.prepare.tables import parse_columns as parse_columns
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lcrec.core.artifacts import PROMPTS
-from lcrec.core.errors import InputError, closest
+from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.prompts.intent_wording import read_intent_prompts
 from lcrec.prompts.preview import print_differences, read_task_data, show_task
 from lcrec.prompts.prompt_set import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts

@@ -5,7 +5,7 @@ fresh wording; rows of all epochs are drawn up front by seed, shuffled within th
 trained once in order, so a run is the same for any number of processes and resumes exactly. What is
 drawn are numbers; words are made of them one row at a time.
 
-`python -m lcrec.dataset` writes the rows to a file, to train elsewhere (see `lcrec.dataset_cli`).
+`python -m lcrec.dataset` writes the rows to a file, to train elsewhere (see `lcrec.dataset`).
 
 Prompt and answer are tokenised apart and their ids joined: what is trained is token for token
 what inference sees. The answer ends in EOS, also where the pad token is the same.

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from planted import make_planted
 
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.methods.alpharec import (
@@ -24,7 +25,6 @@ from lcrec.baselines.shared.graph import purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import leave_one_out
-from lcrec.planted import make_planted
 
 QUICK = AlphaRecSettings(epochs=2, dim=8, hidden=6, batch_size=64, negatives=8, every=1)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from planted import make_planted
 from torch.nn import functional
 
 from lcrec.baselines.base import TrainingData
@@ -20,7 +21,6 @@ from lcrec.baselines.shared.graph import normalised_adjacency, purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import Cases, leave_one_out
-from lcrec.planted import make_planted
 
 ITEMS = 12  # item 11 is bought in held-out places alone
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import make_planted
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
@@ -24,7 +25,6 @@ from lcrec.baselines.shared.losses import sampled_dots
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import leave_one_out
-from lcrec.planted import make_planted
 from lcrec.rankings.overlap import compare_lists
 
 USERS, ITEMS = 6, 9

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from planted import make_planted
 
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.methods.lightgcn import LightGCN, LightGCNSettings, Network
@@ -12,7 +13,6 @@ from lcrec.baselines.shared.graph import normalised_adjacency, purchases
 from lcrec.baselines.shared.training import Epoch, TrainingLog
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import Cases, leave_one_out
-from lcrec.planted import make_planted
 
 TWO_TASTES = {
     f"u{user}": [user % 2 * 4 + (user // 2 + k) % 4 for k in range(3)] for user in range(16)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import make_planted
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
@@ -23,7 +24,6 @@ from lcrec.baselines.methods.fusion import Fusion, FusionSettings
 from lcrec.baselines.runs.ranking import validate
 from lcrec.core.errors import InputError
 from lcrec.data.splits import leave_one_out
-from lcrec.planted import make_planted
 
 
 def gaussians(seed, rows=600, dim=6):

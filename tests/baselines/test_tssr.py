@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from planted import make_planted
 from torch.nn import functional
 
 from lcrec.baselines.base import TrainingData
@@ -24,7 +25,6 @@ from lcrec.baselines.runs.ranking import validate
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import leave_one_out
-from lcrec.planted import make_planted
 
 ITEMS, DIM = 9, 8
 SMALL = TSSRSettings(dim=DIM, heads=2, hidden=16, cross_layers=2, max_history=5, dropout=0.0)

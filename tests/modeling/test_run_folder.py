@@ -97,7 +97,7 @@ def test_a_run_killed_while_claiming_can_be_claimed(tmp_path):
 # Each is put before the recipe: SIGKILL leaves no time for anything.
 MOMENTS = {
     "in an update before the first checkpoint": """
-        import lcrec.trainer
+        import lcrec.modeling.trainer
         step = lcrec.modeling.trainer.RecommenderTrainer.training_step
         def training_step(self, *args, **kwargs):
             if self.state.global_step == 2:
@@ -118,7 +118,7 @@ MOMENTS = {
         import lcrec.modeling
         def write(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGKILL)
-        lcrec.modeling.write_provenance = write
+        lcrec.modeling.checkpoint.write_provenance = write
     """,
 }
 

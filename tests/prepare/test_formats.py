@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcrec.formats import Options, parse_columns
 
 from lcrec.core.errors import InputError
 from lcrec.prepare.published import read_recbole, read_table
-from lcrec.prepare.tables import load_table
+from lcrec.prepare.tables import Options, load_table, parse_columns
 
 LOG = "user,item,time\nann,lamp,1\n"
 ITEMS = "item,title\nlamp,Lamp\n"

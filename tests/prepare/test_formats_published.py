@@ -7,12 +7,12 @@ import zipfile
 import ibis
 import pyarrow as pa
 import pytest
-from lcrec.formats import Options
 
 from lcrec.core.errors import InputError
 from lcrec.prepare.files import convert_literals
 from lcrec.prepare.inputs import FOLDERS, find_in, unpack
 from lcrec.prepare.published import READERS
+from lcrec.prepare.tables import Options
 
 # Seconds of 2014-01-02 and 2014-01-03, as Amazon rounds them to days.
 DAY, NEXT_DAY = 1388620800, 1388707200

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import ibis
 import pytest
-from lcrec.formats import Options
 
 from lcrec.core.errors import InputError
 from lcrec.prepare.inputs import find_in
 from lcrec.prepare.sequences import read_lcrec, read_minionerec
+from lcrec.prepare.tables import Options
 
 SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[3] / "shared"))
 OFFICE = SHARED / "data" / "Office"

@@ -7,12 +7,11 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lcrec.formats import Options
 
 from lcrec.core.errors import InputError
 from lcrec.prepare.engines import open_engine
 from lcrec.prepare.published import READERS
-from lcrec.prepare.tables import load_table
+from lcrec.prepare.tables import Options, load_table
 
 pytestmark = [
     pytest.mark.slow,

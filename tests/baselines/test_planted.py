@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from lcrec.planted import MIN_LENGTH, make_planted
+from planted import MIN_LENGTH, make_planted
 
 
 @settings(max_examples=25)
@@ -47,7 +46,7 @@ def test_the_seed_decides():
 
 
 def test_blocks_only_save_memory(monkeypatch):
-    monkeypatch.setattr("lcrec.planted.LOGITS_AT_ONCE", 7 * 400)
+    monkeypatch.setattr("planted.LOGITS_AT_ONCE", 7 * 400)
     planted = make_planted(users=20, cold=10)
     assert len(planted.interactions) == 20
     ends = [sequence[-1] in planted.cold for sequence in planted.interactions]
