@@ -14,8 +14,8 @@ from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Items
-from lcrec.prompts import Template
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.templates import Template
 from lcrec.tinylm import build_model, collect_corpus, main, pretrain, train_tokenizer
 
 TEXTS = [f"the {colour} desk is {colour}" for colour in ("red", "blue", "grey", "green")] * 8

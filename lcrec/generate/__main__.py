@@ -58,8 +58,8 @@ from lcrec.generate.one_request import (
 )
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import DTYPES
-from lcrec.prompts import Template
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.templates import Template
 from lcrec.rankings.predictions import require_predictions_path
 
 STAGE = "python -m lcrec.generate"

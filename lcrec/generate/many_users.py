@@ -19,7 +19,7 @@ from lcrec.core.artifacts import atomic_path, read_json, write_json, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.recommender import Recommender
-from lcrec.prompts import Template
+from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import Prediction, write_predictions
 

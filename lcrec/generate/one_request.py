@@ -13,8 +13,8 @@ from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
 from lcrec.data.splits import Cases
 from lcrec.generate.recommender import Recommender
-from lcrec.prompts import Template
 from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions
 

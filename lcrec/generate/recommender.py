@@ -33,10 +33,10 @@ from lcrec.generate.search import search
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.checkpoint import load_checkpoint
-from lcrec.prompts import Template
 from lcrec.prompts.encoder import item_token_ids, vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import parse_mixture
+from lcrec.prompts.templates import Template
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from lcrec.core.errors import InputError
 from lcrec.generate.item_filter import ItemIds
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts import Template
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import Record, history_record, search_record
+from lcrec.prompts.templates import Template
 
 
 class Questions:
