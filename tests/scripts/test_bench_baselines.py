@@ -9,7 +9,7 @@ import pytest
 
 from lcrec.core.errors import InputError
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 
 
 def run(*words):

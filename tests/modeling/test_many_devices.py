@@ -19,7 +19,7 @@ from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import load_base
 from lcrec.rankings.metrics import ndcg_at_k
 
-FILES = sorted((Path(__file__).parents[1] / "recipes" / "accelerate").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.yaml"))
 
 
 def launch(file):

@@ -20,7 +20,7 @@ from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.rankings.metrics import measure_lists
 from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 ROAD = TOP / "recipes" / "lcrec_paper.sh"
 
 

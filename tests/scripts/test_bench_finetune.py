@@ -10,7 +10,7 @@ import pytest
 
 from lcrec.core.errors import InputError
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 SCRIPT = TOP / "scripts" / "bench_finetune.py"
 
 
