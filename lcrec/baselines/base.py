@@ -2,7 +2,8 @@
 
 Reads and writes nothing. To add a method, write one file with a class that fills in `fit` and
 `score`, and name it in `METHODS` in `lcrec/baselines/__init__.py`. What can be set of it stands in
-a frozen dataclass of its own, made with `lcrec.core.config.option`, and becomes flags of its command.
+a frozen dataclass of its own, made with `lcrec.core.config.option`, and becomes flags of its
+command.
 
 Public names: `Baseline`, `TrainingData`, `NoSettings`, `Need`, `positions`, `require_embeddings`.
 """

@@ -228,6 +228,7 @@ def _as_text(value: object) -> str:
 
 
 def kind_of_value(value: object) -> str:
+    """Say in words what a JSON value is, for an error."""
     names = {dict: "an object", list: "a list", str: "text", type(None): "nothing"}
     text = names.get(type(value), "a number")
     return f"an empty {text.split()[-1]}" if value in ({}, []) else text

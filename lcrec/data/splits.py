@@ -170,8 +170,8 @@ def load_split(folder: Path, num_items: int) -> Split:
     Where there is a split file, `train` has every user, in the order of the file, with what there
     is of theirs to train on, perhaps nothing. A case of `valid` has what the user trained on as its
     history, one of `test` that and then what was to validate on; `targets` is [cases, n], distinct
-    ids padded with -1, as `lcrec.rankings.metrics` takes it. Who has no target in a part, or no history, is
-    no case of it.
+    ids padded with -1, as `lcrec.rankings.metrics` takes it. Who has no target in a part, or no
+    history, is no case of it.
 
     Args:
         folder: the data folder.

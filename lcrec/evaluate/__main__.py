@@ -6,12 +6,12 @@ Three more commands judge what the tasks taught a checkpoint, each in a module o
     python -m lcrec.evaluate search --help     items for what a customer looks for
     python -m lcrec.evaluate language --help   titles, descriptions and preferences in words
 
-Reads one or more `predictions.jsonl` (see `lcrec.rankings.predictions`) that answer for the same users and
-targets; prints a table; writes `metrics.json`:
-{"users", "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
-{metric: {"mean", "low", "high"}}, "templates": {template_id: {metric: mean over users}},
-"across_templates": {metric: {"mean", "min", "max"}} or null}}}. The metrics are `METRICS` of
-`lcrec.rankings.metrics`, or `METRICS_OF_SEVERAL` where a user has several targets.
+Reads one or more `predictions.jsonl` (see `lcrec.rankings.predictions`) that answer for the same
+users and targets; prints a table; writes `metrics.json`: {"users", "seed", "samples", "level",
+"mrr_depth", "runs": {label: {"list_length", "overall": {metric: {"mean", "low", "high"}},
+"templates": {template_id: {metric: mean over users}}, "across_templates": {metric: {"mean", "min",
+"max"}} or null}}}. The metrics are `METRICS` of `lcrec.rankings.metrics`, or `METRICS_OF_SEVERAL`
+where a user has several targets.
 
 Where users were asked in several wordings, a user's value is the mean over the templates.
 """

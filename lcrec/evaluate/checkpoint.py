@@ -88,8 +88,8 @@ def format_values(rows: dict[str, dict[str, Summary | None]], heading: str) -> s
     """Return a table: two lines per row, the values and below them their intervals.
 
     Args:
-        rows: {label: {column: result of `lcrec.rankings.metrics.summarise`, None where there is none}}.
-        heading: what stands above the labels.
+        rows: {label: {column: result of `lcrec.rankings.metrics.summarise`, None where there is
+        none}}. heading: what stands above the labels.
     """
     columns = list(next(iter(rows.values())))
     width = max(map(len, (heading, *rows))) + 2

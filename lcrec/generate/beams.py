@@ -57,8 +57,8 @@ def beam_search(
 ) -> BeamOutput:
     """Search with one encoded prompt for all its beams.
 
-    The arguments are those of `lcrec.generate.search.search`, which checks them; `first_row` is the number
-    that an error gives to the first row.
+    The arguments are those of `lcrec.generate.search.search`, which checks them; `first_row` is the
+    number that an error gives to the first row.
     """
     config = model.config.get_text_config(decoder=True)
     device, batch = input_ids.device, len(input_ids)

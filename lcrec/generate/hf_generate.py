@@ -1,7 +1,7 @@
 """What transformers' `generate` is used for: models that share no prefix, and answers in words.
 
-`generate_search` gives the items that `lcrec.generate.beams` gives, for any model, with work on a prompt
-done once per beam. `write_answers` lets the model answer a prompt in its own words.
+`generate_search` gives the items that `lcrec.generate.beams` gives, for any model, with work on a
+prompt done once per beam. `write_answers` lets the model answer a prompt in its own words.
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
 `search` returns, for every prompt, the items whose tokens the model finds most likely, best first,
 by beam search over the prefix tree of real items. A model that can share an encoded prompt between
-its beams (`supports_shared_prefix` tries it once) is decoded by `lcrec.generate.beams`, any other by
-transformers' `generate` under the same constraint: the same answers, with more of the work done
+its beams (`supports_shared_prefix` tries it once) is decoded by `lcrec.generate.beams`, any other
+by transformers' `generate` under the same constraint: the same answers, with more of the work done
 once per beam.
 
 A score is the sum of the item tokens' log-probabilities under the softmax over the whole

@@ -48,8 +48,8 @@ def load_base(
         model = AutoModelForCausalLM.from_pretrained(name, **arguments)
     except LOAD_ERRORS as error:
         raise InputError(
-            f"--base {name}: cannot be loaded as a causal language model ({reason_of(error)}); name "
-            "a model on the hub, a folder that holds one, or make a small one with "
+            f"--base {name}: cannot be loaded as a causal language model ({reason_of(error)}); "
+            "name a model on the hub, a folder that holds one, or make a small one with "
             "python -m lcrec.tinylm"
         ) from None
     return model, tokenizer

@@ -1,10 +1,10 @@
 """A trial that tells whether a model can be decoded with one prompt shared by all beams.
 
 Whether a model takes a 4-D mask or lets its cache be copied to the beams, and means by it what
-`lcrec.generate.beams` does, depends on its family, on the attention implementation and on the version of
-transformers. So it is tried: every item of a small tree is scored by the search and by plain
-forward passes, for a prompt with padding and one without, both longer than the model's sliding
-window, which is narrowed meanwhile, and for a batch whose prompts begin alike.
+`lcrec.generate.beams` does, depends on its family, on the attention implementation and on the
+version of transformers. So it is tried: every item of a small tree is scored by the search and by
+plain forward passes, for a prompt with padding and one without, both longer than the model's
+sliding window, which is narrowed meanwhile, and for a batch whose prompts begin alike.
 """
 
 import logging

@@ -1,10 +1,10 @@
 """Stage: raw interactions and item texts -> the data folder everything else starts from.
 
-Reads what `lcrec.prepare.published` can read. Writes `<Name>.inter.json` and `<Name>.item.json` (of large
-data Parquet, read alike), `<Name>.user2id` and `<Name>.item2id` (raw id, tab, number), where there
-are reviews `<Name>.review.json`, with another split than leave-one-out `<Name>.split.json`, and
-`data_card.json`, `data_card.html` and the sidecar `lcrec.json` into the folder `--output`. All is
-computed by an embedded DuckDB, or by Spark, from the same Ibis expressions:
+Reads what `lcrec.prepare.published` can read. Writes `<Name>.inter.json` and `<Name>.item.json` (of
+large data Parquet, read alike), `<Name>.user2id` and `<Name>.item2id` (raw id, tab, number), where
+there are reviews `<Name>.review.json`, with another split than leave-one-out `<Name>.split.json`,
+and `data_card.json`, `data_card.html` and the sidecar `lcrec.json` into the folder `--output`. All
+is computed by an embedded DuckDB, or by Spark, from the same Ibis expressions:
 
     read -> time window -> ratings -> repeats -> k-core -> text -> length -> split -> numbers
 

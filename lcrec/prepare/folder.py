@@ -1,7 +1,7 @@
 """Writing a data folder: all files under temporary names, then renamed, the interactions last.
 
-Writes the files of `lcrec.core.artifacts.DataPaths`, as JSON or, where a data set is large, as Parquet.
-What is written is never held as Python objects all at once.
+Writes the files of `lcrec.core.artifacts.DataPaths`, as JSON or, where a data set is large, as
+Parquet. What is written is never held as Python objects all at once.
 
 Ids -> numbers: users and items of interactions that lie sorted on disk, batch by batch.
 

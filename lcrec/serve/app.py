@@ -1,8 +1,8 @@
 """The HTTP service: a `Recommender` behind `/recommend`, `/search` and `/items/{item}`.
 
-A request is checked and turned into a prompt (`lcrec.serve.requests`) and queued; one thread answers whatever
-has gathered (`lcrec.serve.batching`). Requests of both kinds, with any `k`, lists, filters and wordings,
-share a batch, and each gets what `Recommender` would give it alone.
+A request is checked and turned into a prompt (`lcrec.serve.requests`) and queued; one thread
+answers whatever has gathered (`lcrec.serve.batching`). Requests of both kinds, with any `k`, lists,
+filters and wordings, share a batch, and each gets what `Recommender` would give it alone.
 """
 
 import asyncio

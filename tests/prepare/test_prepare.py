@@ -526,7 +526,8 @@ def test_a_disk_that_fills_up(tmp_path, shop):
     rows = [(f"u{u}", f"i{(u + k) % 300}", k) for u in range(300) for k in range(5)]
     write_csv(log, ("user", "item", "time"), rows)
     write_csv(items, ("item", "title"), [(f"i{i}", "x" * 9_000) for i in range(300)])
-    lines = "import resource, sys; from lcrec.core.errors import run_stage; import lcrec.prepare.folder\n"
+    lines = "import resource, sys; from lcrec.core.errors import run_stage\n"
+    lines += "import lcrec.prepare.folder\n"
     lines += "from lcrec.prepare.__main__ import main; made = lcrec.prepare.folder._write_items\n"
     lines += "def limited(*args):\n"
     lines += "    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); made(*args)\n"

@@ -9,8 +9,8 @@ Reads and writes nothing. Public names: `ColdSplit`, `draw_cold`, `renumber`.
 Command: find out which methods find items that nobody has bought yet.
 
 Reads a data folder, and embeddings for the methods that need them; takes a share of the items away
-(`lcrec.baselines.commands.cold`) and fits every method on the rest. Prints a table and writes a JSON
-file {"data", "counts", "chance": Recall@10 of a random order of the cold items, "methods": {as
+(`lcrec.baselines.commands.cold`) and fits every method on the rest. Prints a table and writes a
+JSON file {"data", "counts", "chance": Recall@10 of a random order of the cold items, "methods": {as
 given: {"cold", "all", "warm": {metric: {"mean", "low", "high"}}, "fit_seconds"}}}: the purchases of
 cold items ranked among the cold items alone and among all, and the warm test items among the warm.
 

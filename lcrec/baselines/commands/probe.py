@@ -15,8 +15,9 @@ Command: how much of one set of item vectors can be told from another, by maps o
 
 Reads item vectors from a `.npy` file, a folder of `python -m lcrec.embed`, or a folder that a
 method was kept in with --save; prints a table; writes {"items", "distribution", "maps": {map:
-figures}} with --output (the figures of `lcrec.baselines.commands.probe.judge_map`). A fifth of the items
-is kept from the maps and tells how they carry over: drawn at random, or the least popular ones.
+figures}} with --output (the figures of `lcrec.baselines.commands.probe.judge_map`). A fifth of the
+items is kept from the maps and tells how they carry over: drawn at random, or the least popular
+ones.
 """
 
 import itertools

@@ -18,11 +18,11 @@ Reads and writes nothing. Public names: `collaborative_index`, `spectral_parts`.
 
 P5-CID: a T5 over paths of items made from who bought what (Hua et al. 2023).
 
-SIGIR-AP 2023, arXiv 2305.06569; the paths are those of `lcrec.baselines.methods.p5cid`. As in P5, the tokens
-of the k-th item of a history share one more embedding, number k ("whole word"). The published runs
-start from the weights of T5-small: `--base DIR` takes such a folder, whose history is then followed
-by a question in words. Without it the weights are random, of the shape that the settings give,
-which is T5-small's.
+SIGIR-AP 2023, arXiv 2305.06569; the paths are those of `lcrec.baselines.methods.p5cid`. As in P5,
+the tokens of the k-th item of a history share one more embedding, number k ("whole word"). The
+published runs start from the weights of T5-small: `--base DIR` takes such a folder, whose history
+is then followed by a question in words. Without it the weights are random, of the shape that the
+settings give, which is T5-small's.
 
 Reads and writes nothing but `--base`. Public names: `P5CID`, `P5CIDSettings`, `WholeWords`.
 """

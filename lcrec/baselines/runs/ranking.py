@@ -109,7 +109,7 @@ def validate(
 def validator(
     method: Scorer, data: TrainingData, refresh: Callable[[], None] | None = None
 ) -> Callable[[], float] | None:
-    """Return what `lcrec.baselines.shared.training.train_epochs` asks for a score; None without cases.
+    """Return the score that `train_epochs` asks for; None without cases.
 
     Args:
         method: in training.

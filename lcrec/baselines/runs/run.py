@@ -1,8 +1,8 @@
 """One run of one method: from the words of its command to a predictions file.
 
 Reads a data folder, and embeddings or an index for the methods that need them; writes
-`predictions.jsonl` (the form of `lcrec.rankings.predictions`) with the users and targets of the chosen
-split, and its provenance beside it, which tells what the run cost.
+`predictions.jsonl` (the form of `lcrec.rankings.predictions`) with the users and targets of the
+chosen split, and its provenance beside it, which tells what the run cost.
 """
 
 import dataclasses
