@@ -12,14 +12,21 @@ checkpoint when the same command is given again.
 import functools
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from accelerate.state import PartialState
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from trl import SFTConfig
 
 from lcrec.core.artifacts import INDEX, RQVAE_WEIGHTS, find_data
@@ -30,6 +37,7 @@ from lcrec.core.provenance import fingerprint, is_current, require_same_input
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.data.user_texts import load_user_texts
+from lcrec.generate.recommender import Recommender
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
 from lcrec.modeling.base import add_adapter, load_base, set_attention_dropout, use_liger
@@ -37,7 +45,7 @@ from lcrec.modeling.checkpoint import STAGE, copy_rows, save_checkpoint
 from lcrec.modeling.cost import load_shape, plan
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
-from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer
+from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.rows import Row, collate_left, draw_rows, parse_mixture, tokenise_rows
@@ -299,7 +307,9 @@ def _run(config: FinetuneConfig, state: PartialState) -> None:
         eval_dataset=valid,
         data_collator=functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
         ranking=RankingValidation(
-            held_out, index, prompts, config.max_history, min(config.num_beams, len(items))
+            held_out,
+            catalogue_ranker(tokenizer, index, prompts, config.max_history),
+            min(config.num_beams, len(items)),
         ),
         max_tokens_per_batch=config.max_tokens_per_batch,
         callbacks=[EarlyStoppingCallback(config.patience)],
@@ -365,6 +375,20 @@ def _run(config: FinetuneConfig, state: PartialState) -> None:
             f"Next: python -m lcrec.generate --model {config.output} --data {config.data} "
             "--output DIR/predictions.jsonl"
         )
+
+
+def catalogue_ranker(
+    tokenizer: PreTrainedTokenizerBase, index: ItemIndex, prompts: PromptSet, max_history: int
+) -> Ranker:
+    """Return what validation ranks the catalogue with: the search that `generate` uses."""
+
+    def rank(
+        model: PreTrainedModel | PeftModel, histories: Sequence[np.ndarray], beams: int
+    ) -> np.ndarray:
+        recommender = Recommender(model, tokenizer, index, prompts, max_history=max_history)
+        return recommender.recommend(histories, beams, num_beams=beams).items
+
+    return rank
 
 
 def validation_rows(

@@ -23,6 +23,7 @@ from trl import SFTConfig
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import leave_one_out
+from lcrec.finetune import catalogue_ranker
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import DTYPES, add_adapter, load_base
 from lcrec.modeling.cost import measure_shape, measure_work, operations
@@ -125,7 +126,9 @@ def train(job: Job) -> Figures:
             processing_class=tokenizer,
             train_dataset=rows,
             data_collator=functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
-            ranking=RankingValidation(split.valid, index, prompts, max_history=20, num_beams=10),
+            ranking=RankingValidation(
+                split.valid, catalogue_ranker(tokenizer, index, prompts, 20), num_beams=10
+            ),
             args=SFTConfig(
                 **arguments(job),
                 dataset_kwargs={"skip_prepare_dataset": True},

@@ -22,7 +22,7 @@ from lcrec.core.errors import InputError
 from lcrec.generate.beams import BeamOutput, Model, beam_search, seq2seq_search
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.item_filter import LeafFilter
-from lcrec.generate.trie import Constraint, LooseTrie
+from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
 from lcrec.modeling.probe import passes_trial
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,14 @@ def supports_shared_prefix(model: Model) -> bool:
 
     Tried once per model (see `lcrec.modeling.probe`); if it does not, one logged warning says why.
     """
-    return passes_trial(model, _sharing(model))
+
+    def search_items(
+        model: Model, input_ids: Tensor, attention_mask: Tensor, items: Tensor, num_beams: int
+    ) -> BeamOutput:
+        trie = ItemTrie.build(items.numpy()).to(input_ids.device)
+        return _sharing(model)(model, input_ids, attention_mask, trie, num_beams)
+
+    return passes_trial(model, search_items)
 
 
 def _sharing(model: Model) -> Callable[..., BeamOutput]:

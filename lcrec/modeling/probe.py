@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
-from lcrec.generate.trie import ItemTrie
-
 _log = logging.getLogger(__name__)
 _verdicts: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -44,8 +42,9 @@ def passes_trial(model: Any, beam_search: Callable[..., Any]) -> bool:
 
     Args:
         model: a causal language model or encoder-decoder in eval mode, with or without adapters.
-        beam_search: the search on trial, called with model, input_ids, attention_mask, trie and
-            number of beams.
+        beam_search: the search on trial, called with model, input_ids `[batch, length]`,
+            attention_mask of that shape, the items' tokens `[items, depth]` (int64, on the CPU)
+            and the number of beams; it returns `items` and `scores`, both `[batch, beams]`.
 
     Raises:
         torch.OutOfMemoryError: the trial (8 sequences of 19 tokens at a time) does not fit.
@@ -115,11 +114,10 @@ def _compare(model: Any, beam_search: Callable[..., Any], vocab: int) -> tuple[f
     if model.config.is_encoder_decoder:  # an encoder may look at all ids, as P5-CID's, to count
         prompts[1, :_PADDING] = model.config.pad_token_id
 
-    trie = ItemTrie.build(items.numpy()).to(model.device)
     found = []
     for repeats in (1, 2):  # two prompts are too few for the search to read a beginning once
         batch = (tensor.repeat(repeats, 1).to(model.device) for tensor in (prompts, mask))
-        output = beam_search(model, *batch, trie, len(items))
+        output = beam_search(model, *batch, items, len(items))
         found.append(torch.empty_like(output.scores).scatter_(1, output.items, output.scores))
     shared = torch.stack([found[0], *found[1].view(2, *found[0].shape)])
     whole = _plain_scores(model, prompts[0], items)

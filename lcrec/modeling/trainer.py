@@ -7,7 +7,7 @@ go.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,26 +31,30 @@ from trl import SFTTrainer
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
-from lcrec.generate.recommender import Recommender
-from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.run_folder import ASIDE, publish_checkpoint, told_when_full
-from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
 FEATURES = ("input_ids", "attention_mask", "position_ids")
+# Ranks the catalogue: (model in eval mode, histories, beams) -> item ids, int64 [users, beams].
+Ranker = Callable[[PreTrainedModel | PeftModel, Sequence[np.ndarray], int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class RankingValidation:
-    """Held-out users to rank the whole catalogue for, and what ranking needs."""
+    """Held-out users to rank the whole catalogue for.
+
+    Attributes:
+        cases: the users' histories and the item that each bought next.
+        ranker: ranks the catalogue with the model as it stands; searching is the business of
+            `lcrec.generate`, so the caller hands it in.
+        num_beams: how many items to rank for each user.
+    """
 
     cases: Cases
-    index: ItemIndex
-    prompts: PromptSet
-    max_history: int
+    ranker: Ranker
     num_beams: int
 
 
@@ -159,14 +163,6 @@ class RecommenderTrainer(SFTTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-        recommender = Recommender(
-            model,
-            self.processing_class,
-            self.ranking.index,
-            self.ranking.prompts,
-            max_history=self.ranking.max_history,
-        )
         histories = self.ranking.cases.histories
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         if self._is_zero3():  # processes meet in every forward, so each ranks all
@@ -174,8 +170,8 @@ class RecommenderTrainer(SFTTrainer):
         mine = range(process, len(histories), processes)
         beams = self.ranking.num_beams
         with whole_weights(model):
-            own = recommender.recommend([histories[row] for row in mine], beams, num_beams=beams)
-        shares = gather_object([(list(mine), own.items)])
+            own = self.ranking.ranker(model, [histories[row] for row in mine], beams)
+        shares = gather_object([(list(mine), own)])
         ranked = np.full((len(histories), beams), -1, dtype=np.int64)
         for rows, items in shares:
             ranked[rows] = items

@@ -115,7 +115,7 @@ MOMENTS = {
         transformers.Trainer._save_optimizer_and_scheduler = save
     """,
     "while the result is written": """
-        import lcrec.modeling
+        import lcrec.modeling.checkpoint
         def write(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGKILL)
         lcrec.modeling.checkpoint.write_provenance = write

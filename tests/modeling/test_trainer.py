@@ -11,6 +11,7 @@ from trl import SFTConfig
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
+from lcrec.finetune import catalogue_ranker
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import add_adapter, load_base
 from lcrec.modeling.item_rows import resize_embeddings
@@ -72,7 +73,9 @@ def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
             train_dataset=rows,
             eval_dataset=rows.select(range(12)),
             data_collator=functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
-            ranking=RankingValidation(cases or split.valid, index, prompts, 4, BEAMS),
+            ranking=RankingValidation(
+                cases or split.valid, catalogue_ranker(tokenizer, index, prompts, 4), BEAMS
+            ),
             args=SFTConfig(
                 output_dir=str(tmp_path / "work"),
                 train_sampling_strategy="sequential",
