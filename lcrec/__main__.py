@@ -1,68 +1,71 @@
-"""`python -m lcrec`: the stages in order, a line each.
+"""`lcrec`: the stages in order, a line each; `lcrec STAGE ...` runs one.
 
-Reads and writes nothing, and loads no stage, so it answers at once.
-
-Public names: `STAGES`, `main`.
+`lcrec STAGE ...` and `python -m lcrec STAGE ...` do what `python -m lcrec.STAGE ...` does. The
+overview loads no stage, so it answers at once.
 """
 
-import difflib
-import re
+import importlib
+import importlib.util
 
-from lcrec.core.errors import InputError, run_stage
+from lcrec.core.errors import InputError, closest, run_stage
+from lcrec.core.version import __version__
 
-# In the order of the way through it: command, what it reads, what it writes.
+# In the order of the pipeline: stage, what it reads, what it writes.
 STAGES: tuple[tuple[str, str, str], ...] = (
-    ("python -m lcrec.synthetic", "nothing", "a small made-up shop, as a data folder"),
-    ("python -m lcrec.prepare", "raw interactions and item texts", "the data folder"),
-    ("python -m lcrec.add_items", "data, new items", "a data folder with them added"),
-    ("python -m lcrec.intents", "data, reviews", "user.json: what users like and look for"),
-    ("python -m lcrec.tinylm", "item.json, prompts", "a small base model, for want of a hub"),
-    ("python -m lcrec.embed", "item.json", "embeddings.npy"),
-    ("python -m lcrec.quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.html"),
-    ("python -m lcrec.index_report", "an index made anywhere", "report.json, report.html"),
-    (
-        "python -m lcrec.prompts",
-        "prompts, data, checkpoint",
-        "faults, preview and scores of the wording",
-    ),
-    (
-        "python -m lcrec.dataset",
-        "data, index.json, prompts",
-        "the instruction data set, to train elsewhere",
-    ),
-    (
-        "accelerate launch recipes/finetune.py",
-        "data, index.json, prompts, base model",
-        "the checkpoint folder",
-    ),
-    ("python -m lcrec.modeling", "checkpoint", "merge: one plain model, for other software"),
-    ("python -m lcrec.generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
-    ("python -m lcrec.serve", "checkpoint, data", "nothing: answers requests over HTTP"),
-    ("python -m lcrec.baselines", "data", "predictions.jsonl of a simpler method"),
-    ("python -m lcrec.evaluate", "predictions.jsonl", "metrics.json, a table"),
+    ("synthetic", "nothing", "a small made-up shop, as a data folder"),
+    ("prepare", "raw interactions and item texts", "the data folder"),
+    ("add_items", "data, new items", "a data folder with them added"),
+    ("intents", "data, reviews", "user.json: what users like and look for"),
+    ("tinylm", "item.json, prompts", "a small base model, for want of a hub"),
+    ("embed", "item.json", "embeddings.npy"),
+    ("quantize", "embeddings.npy", "index.json, rqvae.safetensors, report.html"),
+    ("index_report", "an index made anywhere", "report.json, report.html"),
+    ("prompts", "prompts, data, checkpoint", "faults, preview and scores of prompt templates"),
+    ("dataset", "data, index.json, prompts", "the instruction data set, to train elsewhere"),
+    ("finetune", "data, index.json, prompts, base model", "the checkpoint folder"),
+    ("modeling", "checkpoint", "merge: one plain model, for other software"),
+    ("generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
+    ("serve", "checkpoint, data", "nothing: answers requests over HTTP"),
+    ("baselines", "data", "predictions.jsonl of a simpler method"),
+    ("evaluate", "predictions.jsonl", "metrics.json, a table"),
 )
 
 
 def main(argv: list[str]) -> None:
-    """Print the stages.
+    """Print the stages, or run the one that the first word names.
 
     Raises:
-        InputError: there is an argument other than `--help`.
+        InputError: there is no such stage, or its own arguments are wrong.
     """
-    if argv and argv[0] not in ("-h", "--help"):
-        commands = {
-            re.split("[./]", command.removesuffix(".py"))[-1]: command for command, _, _ in STAGES
-        }
-        (meant,) = difflib.get_close_matches(argv[0], commands, n=1) or ["embed"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: lcrec STAGE [option ...], or: lcrec --version\n")
+        print("The stages, in order; each explains itself with --help:\n")
+        rows = [(f"lcrec {name}", read, written) for name, read, written in STAGES]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        for command, read, written in rows:
+            print(f"{command:<{widths[0]}}  {read:<{widths[1]}}  ->  {written}")
+        return
+    name, *rest = argv
+    if name == "--version":
+        print(f"lcrec {__version__}")
+        return
+    names = [stage for stage, _, _ in STAGES]
+    if name not in names:
+        what = "option" if name.startswith("-") else "stage"
         raise InputError(
-            f"python -m lcrec takes no argument {argv[0]!r}; each stage is a command of its own, "
-            f"such as: {commands[meant]} --help"
+            f"no {what} {name!r}{closest(name, names)} (lcrec --help lists the stages)"
         )
-    print("The stages, in order; each explains itself with --help:\n")
-    widths = [max(len(stage[column]) for stage in STAGES) for column in (0, 1)]
-    for command, read, written in STAGES:
-        print(f"{command:<{widths[0]}}  {read:<{widths[1]}}  ->  {written}")
+    module = f"lcrec.{name}"
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations is not None:
+        module += ".__main__"  # a package
+    importlib.import_module(module).main(rest)
+
+
+def console() -> None:
+    """Run `main` on the command line: what the console script `lcrec` calls."""
+    run_stage(main)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    console()

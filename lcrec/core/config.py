@@ -96,7 +96,9 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}{where}: not valid YAML ({reason})") from None
 
 
-def parse_config(config_type: type[T], argv: list[str], *, description: str, prog: str) -> T:
+def parse_config(
+    config_type: type[T], argv: list[str], *, description: str, prog: str, example: str = ""
+) -> T:
     """Fill `config_type` from `--config FILE.yaml` and flags; a flag overrides the file.
 
     Args:
@@ -106,13 +108,14 @@ def parse_config(config_type: type[T], argv: list[str], *, description: str, pro
         argv: the command line without the program's name.
         description: what the stage does, shown by `--help`.
         prog: the command as the user types it.
+        example: flags of one worked example, shown behind `prog` at the end of `--help`.
 
     Raises:
         InputError: an unknown key or flag, a wrong type, a missing required value.
     """
     fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(config_type)
-    parser = _argument_parser(fields, hints, description, prog)
+    parser = _argument_parser(fields, hints, description, prog, example)
     given, unknown = parser.parse_known_args(argv)
     flags = {name: value for name, value in vars(given).items() if value is not None}
     config_file = flags.pop("config", None)
@@ -145,10 +148,7 @@ def parse_config(config_type: type[T], argv: list[str], *, description: str, pro
         values[name] = _convert(value, hints[name], fields[name], _shown(name, fields[name]))
 
     for name, field in fields.items():
-        has_default = (
-            field.default is not REQUIRED or field.default_factory is not dataclasses.MISSING
-        )
-        if name not in values and not has_default:
+        if name not in values and not _has_default(field):
             raise InputError(f"{_shown(name, field)} is required: {field.metadata['help']}")
     return config_type(**values)
 
@@ -194,40 +194,68 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _argument_parser(
-    fields: dict[str, Any], hints: dict[str, Any], description: str, prog: str
+    fields: dict[str, Any], hints: dict[str, Any], description: str, prog: str, example: str
 ) -> argparse.ArgumentParser:
+    required = [
+        _value_shown(name, field, hints)
+        for name, field in fields.items()
+        if not _has_default(field)
+    ]
     parser = _Parser(
         prog=prog,
-        # A stage passes its module's docstring, whose last paragraph is for readers of the code.
+        # argparse would put all options here, and the required ones, which YAML can give, in
+        # brackets.
+        usage=" ".join([prog, *required, "[option ...]"]).replace("%", "%%"),
         description=description.split("\n\nPublic names")[0],
+        epilog=f"example:\n  {prog} {example}".replace("%", "%%") if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="read settings from a flat YAML file")
     for name, field in fields.items():
         kind, _ = _strip_optional(hints[name])
-        text = field.metadata["help"].replace("%", "%%")
-        if field.default_factory is not dataclasses.MISSING:
-            text += f" (default: {' '.join(map(str, field.default_factory()))})"
-        elif field.default is REQUIRED:
+        text = field.metadata["help"]
+        if not _has_default(field):
             text += " (required)"
-        elif field.default is not None:  # what happens without a value stands in the help itself
+        elif field.default_factory is not dataclasses.MISSING:
+            text += f" (default: {' '.join(map(str, field.default_factory()))})"
+        elif field.default is True:
+            text += " (on by default)"
+        # What happens without a value stands in the help itself.
+        elif field.default is not None and field.default is not False:
             text += f" (default: {field.default})"
-        flag = _shown(name, field)
+        text, flag = text.replace("%", "%%"), _shown(name, field)
         if field.metadata.get("words"):
             parser.add_argument(name, nargs="*", help=text, metavar=flag)
         elif kind is bool:
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=None, help=text)
-        elif typing.get_origin(kind) is list:
-            parser.add_argument(flag, nargs="+", default=None, help=text, metavar="ITEM")
-        elif typing.get_origin(kind) is typing.Literal:
-            metavar = "{" + ",".join(typing.get_args(kind)) + "}"
-            parser.add_argument(flag, default=None, help=text, metavar=metavar)
         else:
-            metavar = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
-            parser.add_argument(flag, default=None, help=text, metavar=metavar)
+            nargs = "+" if typing.get_origin(kind) is list else None
+            parser.add_argument(flag, nargs=nargs, default=None, help=text, metavar=_metavar(kind))
     return parser
+
+
+def _has_default(field: Any) -> bool:
+    return field.default is not REQUIRED or field.default_factory is not dataclasses.MISSING
+
+
+def _metavar(kind: Any) -> str:
+    """Return what stands for a value in the help."""
+    if typing.get_origin(kind) is list:
+        return "ITEM"
+    if typing.get_origin(kind) is typing.Literal:
+        return "{" + ",".join(typing.get_args(kind)) + "}"
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _value_shown(name: str, field: Any, hints: dict[str, Any]) -> str:
+    """Return a required field as the usage line has it, such as `--data PATH`."""
+    kind, _ = _strip_optional(hints[name])
+    shown = _shown(name, field)
+    if field.metadata.get("words"):
+        return f"{shown} [{shown} ...]"
+    return f"{shown} {_metavar(kind)}" + " ..." * (typing.get_origin(kind) is list)
 
 
 def _shown(name: str, field: Any) -> str:

@@ -46,6 +46,8 @@ class MergeConfig:
 
 def main(argv: list[str]) -> None:
     """Merge, compare, write."""
+    if argv[:1] in (["-h"], ["--help"]):  # of the only command
+        argv = ["merge", *argv]
     if argv[:1] != ["merge"]:
         raise InputError(
             f"python -m lcrec.modeling: expected the word merge, found {argv[:1] or 'nothing'}; "

@@ -153,10 +153,51 @@ def test_help_tells_meaning_and_default(capsys):
     assert "the folder to write to (required)" in text
     assert "text fields (default: title description)" in text
     assert "the most rows, all by default" in text
+    assert "mix the rows (on by default)" in text
     assert "(default: none)" not in text
     assert "Public names" not in text
     assert "--no-shuffle" in text
     assert "{lora,full}" in text
+
+
+def test_the_usage_has_what_is_required_without_brackets(capsys):
+    @dataclass(frozen=True)
+    class Config:
+        files: list[Path] = option("what to join", words=True)
+        data: Path = option("the data folder")
+        methods: list[str] = option("what to try")
+        mode: Literal["lora", "full"] = option("what to train")
+        seed: int = option("seed", 0)
+
+    with pytest.raises(SystemExit):
+        parse("--help", config_type=Config)
+    (usage,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("usage: ")]
+    assert usage == (
+        "usage: python -m toy FILES [FILES ...] --data PATH --methods ITEM ... "
+        "--mode {lora,full} [option ...]"
+    )
+
+
+def test_a_switch_that_is_off_says_nothing_of_its_default(capsys):
+    @dataclass(frozen=True)
+    class Config:
+        quick: bool = option("be quick", False)
+
+    with pytest.raises(SystemExit):
+        parse("--help", config_type=Config)
+    assert "be quick\n" in capsys.readouterr().out
+
+
+def test_help_ends_in_the_worked_example(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(
+            ToyConfig,
+            ["--help"],
+            description="A toy.",
+            prog="python -m toy",
+            example="--output out --rate 0.5",
+        )
+    assert capsys.readouterr().out.endswith("example:\n  python -m toy --output out --rate 0.5\n")
 
 
 def test_config_dict_leaves_paths_out_and_is_json():

@@ -1,0 +1,147 @@
+"""The command line: the overview, `lcrec STAGE`, and provenance that names the commands."""
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcrec.__main__ import STAGES, main
+from lcrec.baselines.__main__ import COMMANDS
+from lcrec.core.errors import InputError
+from lcrec.core.version import __version__
+
+TOP = Path(__file__).parents[1]
+NAMES = [name for name, _, _ in STAGES]
+HEAVY = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers"]
+
+
+def is_main_guard(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def stages_in_the_code():
+    """Return {stage: its file} of every file below lcrec/ that a person runs."""
+    found = {}
+    for path in sorted((TOP / "lcrec").rglob("*.py")):
+        if any(map(is_main_guard, ast.parse(path.read_text(encoding="utf-8")).body)):
+            words = path.relative_to(TOP / "lcrec").with_suffix("").parts
+            found[".".join(words).removesuffix("__main__").rstrip(".")] = path
+    del found[""]  # the overview
+    return found
+
+
+def run(*words):
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
+
+
+# The overview.
+
+
+def test_the_overview_lists_every_stage_and_no_other():
+    assert sorted(NAMES) == sorted(stages_in_the_code())
+
+
+def test_the_overview_is_in_order_a_line_each(capsys):
+    main([])
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if "->" in line]
+    assert max(map(len, lines)) <= 130
+    assert [line.split("  ")[0] for line in lines] == [f"lcrec {name}" for name in NAMES]
+    order = ["prepare", "embed", "quantize", "finetune", "generate", "evaluate"]
+    places = [NAMES.index(name) for name in order]
+    assert places == sorted(places)
+    main(["--help"])
+    assert capsys.readouterr().out == shown
+
+
+def test_the_overview_loads_nothing_heavy():
+    script = (
+        "import runpy, sys\n"
+        "sys.argv = ['lcrec']\n"
+        "runpy.run_module('lcrec', run_name='__main__')\n"
+        f"assert not set(sys.modules) & {{'numpy', 'yaml', *{HEAVY}}}\n"
+    )
+    result = run("-c", script)
+    assert result.returncode == 0, result.stderr
+    assert "lcrec quantize" in result.stdout
+
+
+def test_the_names_in_provenance_are_those_of_the_stages():
+    commands = {f"python -m lcrec.{name}" for name in NAMES}
+    commands |= {f"python -m lcrec.baselines {name}" for name in COMMANDS}
+    commands.add("accelerate launch recipes/finetune.py")
+    found = {}
+    for path in (TOP / "lcrec").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if (
+                isinstance(node, ast.Assign)
+                and ast.unparse(node.targets[0]) in ("STAGE", "PROG")
+                and isinstance(node.value, ast.Constant)
+            ):
+                found[path] = node.value.value
+    assert len(found) >= 7
+    assert set(found.values()) <= commands
+    for name, path in stages_in_the_code().items():
+        if path in found and name != "finetune":
+            assert found[path] == f"python -m lcrec.{name}"
+
+
+# `lcrec STAGE`.
+
+
+def test_the_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"lcrec {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("quantise", "no stage 'quantise'; did you mean 'quantize'? (lcrec --help"),
+        ("--data", "no option '--data' (lcrec --help"),
+        ("core", "no stage 'core' (lcrec --help"),
+    ],
+)
+def test_an_unknown_stage_is_answered_with_the_one_that_was_meant(word, message):
+    with pytest.raises(InputError) as error:
+        main([word, "--data", "data/shop"])
+    assert str(error.value).startswith(message)
+
+
+def test_a_stage_runs_as_its_module_does(tmp_path, monkeypatch):
+    settings = ["--users", "40", "--items", "30", "--output"]
+    by_name = run("-m", "lcrec", "synthetic", *settings, str(tmp_path / "a" / "shop"))
+    by_module = run("-m", "lcrec.synthetic", *settings, str(tmp_path / "b" / "shop"))
+    assert (by_name.returncode, by_module.returncode) == (0, 0), by_name.stderr + by_module.stderr
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / run_name / "shop").iterdir()}
+        for run_name in "ab"
+    ]
+    assert len(files[0]) > 2
+    assert files[0] == files[1]
+
+
+def test_a_package_is_run_by_its_main(capsys):
+    main(["prompts", "vars", "seqrec"])
+    assert "history" in capsys.readouterr().out
+
+
+def test_a_wrong_stage_and_a_wrong_option_end_in_one_line_and_2():
+    for words in (["quantise"], ["evaluate", "--prediction", "x"], ["baselines", "sasrecc"]):
+        result = run("-m", "lcrec", *words)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_console_script_is_declared():
+    text = (TOP / "pyproject.toml").read_text(encoding="utf-8")
+    assert '[project.scripts]\nlcrec = "lcrec.__main__:console"\n' in text
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="lcrec") or [None]
+    if script is not None:  # an environment that was made before it is still one to test in
+        assert script.value == "lcrec.__main__:console"
