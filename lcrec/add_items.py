@@ -25,7 +25,13 @@ from lcrec.core.artifacts import (
 )
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
+from lcrec.core.provenance import (
+    fingerprint,
+    is_current,
+    kind_of,
+    read_provenance,
+    write_provenance,
+)
 from lcrec.data.folder import item_texts, load_items, read_texts, write_texts
 from lcrec.data.new_items import ADD_STAGE, read_new_items
 
@@ -112,7 +118,7 @@ def _check_output(output: Path, data: Path) -> None:
     if output.is_file():
         raise InputError(f"--output {output}: there is a file of that name; name a folder")
     record: dict[str, Any] = (read_provenance(output) if output.is_dir() else None) or {}
-    if output.is_dir() and any(output.iterdir()) and record.get("stage") != ADD_STAGE:
+    if output.is_dir() and any(output.iterdir()) and record.get("kind") != kind_of(ADD_STAGE):
         raise InputError(
             f"--output {output}: it was not made by {ADD_STAGE}; choose another folder"
         )

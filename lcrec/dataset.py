@@ -43,7 +43,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import (
     fingerprint,
     is_current,
-    read_provenance,
+    is_kind,
     require_same_input,
     write_provenance,
 )
@@ -237,8 +237,7 @@ def refuse_foreign(output: Path) -> None:
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    record = read_provenance(output) if output.is_dir() else None
-    if record is None or record["stage"] != STAGE:
+    if not is_kind(output, STAGE):
         raise InputError(
             f"--output {output} holds something else, which {STAGE} did not make; name another "
             "folder"

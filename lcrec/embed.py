@@ -38,6 +38,7 @@ from lcrec.core.processes import processes
 from lcrec.core.provenance import (
     fingerprint,
     is_current,
+    kind_of,
     read_provenance,
     require_same_input,
     write_provenance,
@@ -149,7 +150,7 @@ def read_old(
     if folder.resolve() == config.output.resolve():
         raise InputError(f"--output {config.output}: holds the old embeddings; name another folder")
     record = read_provenance(folder)
-    if record is None or record["stage"] != STAGE:
+    if record is None or record["kind"] != kind_of(STAGE):
         raise InputError(
             f"--embeddings {folder}: no record of {STAGE}, so how to encode the new items is "
             f"unknown; encode all of {config.data} where they were made, and give the folder to "

@@ -28,7 +28,7 @@ from lcrec.core.artifacts import (
 )
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
+from lcrec.core.provenance import kind_of, read_provenance, require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths
 from lcrec.index.page import print_verdict, write_index_report
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     inputs = {"index": path}
     if not own_folder:
         record = read_provenance(config.output)
-        if record and record["stage"] != STAGE:
+        if record and record["kind"] != kind_of(STAGE):
             raise InputError(
                 f"--output {config.output} holds the result of {record['stage']}; name another "
                 "folder, or the index's own"

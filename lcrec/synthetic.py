@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lcrec.core.artifacts import PROVENANCE, atomic_path, data_paths, write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import is_current, provenance_path, read_provenance, write_provenance
+from lcrec.core.provenance import is_current, is_kind, provenance_path, write_provenance
 from lcrec.data.shop import TASTES, Shop, make_shop, taste_probabilities
 from lcrec.data.shop_texts import (
     DEPARTMENT_OF,
@@ -91,8 +91,7 @@ def _require_replaceable(folder: Path) -> None:
         raise InputError(f"--output {folder}: name a folder, not a file, such as data/shop")
     if not folder.exists():
         return
-    record = read_provenance(folder)
-    ours = _files(folder) if record is not None and record.get("stage") == STAGE else []
+    ours = _files(folder) if is_kind(folder, STAGE) else []
     strangers = sorted(path.name for path in folder.iterdir() if path not in ours)
     if strangers:
         raise InputError(

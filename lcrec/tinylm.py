@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from lcrec.core.artifacts import atomic_path, find_data
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.core.provenance import is_current, is_kind, write_provenance
 from lcrec.data.folder import Items, load_items
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.tasks import plain_text
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     holds_other = config.output.is_file() or (
         config.output.is_dir()
         and any(config.output.iterdir())
-        and (read_provenance(config.output) or {}).get("stage") != STAGE
+        and not is_kind(config.output, STAGE)
     )
     if holds_other:
         raise InputError(f"--output {config.output}: something else lies there; name a new folder")

@@ -222,7 +222,7 @@ def test_a_base_in_four_bits(finetune, tmp_path, base, mode):
     ).save_pretrained(folder)
     output = finetune(tmp_path / "model", "--base", folder, "--quantize", "4bit", "--mode", mode)
     checkpoint = load_checkpoint(output)
-    assert checkpoint.facts["config"]["quantize"] == "4bit"
+    assert checkpoint.facts.quantize == "4bit"
     packed = [m for m in checkpoint.model.modules() if type(m) is bitsandbytes.nn.Linear4bit]
     assert len(packed) == 7  # every linear layer of the block, the head not
     ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)

@@ -1,4 +1,9 @@
-"""What an artifact was made of: the sidecar `lcrec.json`, written last and checked before use."""
+"""Where an artifact came from: the sidecar `lcrec.json`, written last and checked before use.
+
+It records what the artifact is (`kind` and `format`), its settings and the sha256 of its inputs:
+these decide whether it is current. The command and the version of lcrec are recorded for people;
+a renamed command or a new release makes nothing stale.
+"""
 
 import hashlib
 import json
@@ -8,6 +13,26 @@ from typing import Any
 from lcrec.core.artifacts import PROVENANCE, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
+
+# The kind of what a command makes. A renamed command gets a line of its own with the same kind, so
+# that what it made under its old name stays current. What is not named here (a baseline's
+# predictions, a metrics file) has a kind called after its command.
+KINDS = {
+    "python -m lcrec.synthetic": "synthetic data",
+    "python -m lcrec.prepare": "data",
+    "python -m lcrec.add_items": "extended data",
+    "python -m lcrec.intents": "intents",
+    "python -m lcrec.tinylm": "base",
+    "python -m lcrec.embed": "embeddings",
+    "python -m lcrec.quantize": "index",
+    "python -m lcrec.index_report": "index report",
+    "python -m lcrec.dataset": "instructions",
+    "accelerate launch recipes/finetune.py": "checkpoint",
+    "python -m lcrec.generate": "predictions",
+    "python -m lcrec.evaluate": "metrics",
+}
+# The layout of a kind's files, raised when an older one can no longer be read; 1 where absent.
+FORMATS: dict[str, int] = {}
 
 
 def sha256(path: Path) -> str:
@@ -47,12 +72,16 @@ def write_provenance(
 
     Args:
         artifact: the folder or file that was made.
-        stage: the command that made it, as typed (`python -m lcrec.embed`).
+        stage: the command that made it, as typed (`python -m lcrec.embed`); it says which kind of
+            artifact this is.
         config: the resolved settings, JSON values only, without paths (see `config_dict`).
         inputs: what was read, by role; each is hashed.
         **facts: anything a later stage needs to know, JSON values only.
     """
+    kind = kind_of(stage)
     record = {
+        "kind": kind,
+        "format": format_of(kind),
         "lcrec": __version__,
         "stage": stage,
         "config": config,
@@ -64,19 +93,35 @@ def write_provenance(
     write_json(provenance_path(artifact), record, indent=2)
 
 
+def kind_of(stage: str) -> str:
+    """Return the kind of artifact that a command makes."""
+    return KINDS.get(stage) or stage.removeprefix("python -m lcrec.")
+
+
+def format_of(kind: str) -> int:
+    """Return the number of the layout that this version writes a kind of artifact in."""
+    return FORMATS.get(kind, 1)
+
+
 def read_provenance(artifact: Path) -> dict[str, Any] | None:
     """Return the artifact's provenance, or None where there is none.
 
+    A sidecar of version 0.1.0, which has no kind, gets that of its command, in format 1.
+
     Raises:
-        InputError: the sidecar is damaged.
+        InputError: the sidecar is damaged, or of a format that this version does not know.
     """
     path = provenance_path(artifact)
     if not path.exists():
         return None
     record = read_json(path)
+    if isinstance(record, dict) and isinstance(record.get("stage"), str):
+        record = {"kind": kind_of(record["stage"]), "format": 1} | record
     whole = (
         isinstance(record, dict)
-        and record.keys() >= {"lcrec", "stage", "config", "inputs"}
+        and record.keys() >= {"kind", "format", "lcrec", "stage", "config", "inputs"}
+        and isinstance(record["kind"], str)
+        and isinstance(record["format"], int)
         and isinstance(record["inputs"], dict)
         and all(
             isinstance(entry, dict) and entry.keys() >= {"path", "sha256"}
@@ -87,15 +132,31 @@ def read_provenance(artifact: Path) -> dict[str, Any] | None:
         raise InputError(
             f"{path}: not an lcrec provenance file; delete it and rebuild what it belongs to"
         )
+    if record["format"] != format_of(record["kind"]):
+        raise InputError(
+            f"{path}: format {record['format']!r} of {record['kind']!r}, made by lcrec "
+            f"{record['lcrec']}, cannot be read by lcrec {__version__}, which knows format "
+            f"{format_of(record['kind'])}; use that version, or delete it and rebuild"
+        )
     return record
 
 
+def is_kind(artifact: Path, stage: str) -> bool:
+    """Tell whether `artifact` is a folder of the kind that `stage` makes, in whatever state."""
+    record = read_provenance(artifact) if artifact.is_dir() else None
+    return record is not None and record["kind"] == kind_of(stage)
+
+
 def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
-    """Tell whether `artifact` is what `stage` would make of these settings and inputs."""
-    record = read_provenance(artifact)
+    """Tell whether `artifact` is what `stage` would make of these settings and inputs.
+
+    Kind, format, settings and inputs decide; neither how the command was called then nor the
+    version of lcrec does.
+    """
+    record = read_provenance(artifact)  # which refuses another format
     return (
         record is not None
-        and (record["lcrec"], record["stage"]) == (__version__, stage)
+        and record["kind"] == kind_of(stage)
         and record["config"] == json.loads(json.dumps(config))
         and {role: entry["sha256"] for role, entry in record["inputs"].items()}
         == {role: fingerprint(path) for role, path in inputs.items() if path.exists()}

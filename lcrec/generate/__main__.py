@@ -30,8 +30,8 @@ from lcrec.core.processes import processes
 from lcrec.core.provenance import (
     fingerprint,
     is_current,
+    is_kind,
     provenance_path,
-    read_provenance,
     write_provenance,
 )
 from lcrec.core.version import __version__
@@ -230,10 +230,10 @@ def rank_everyone(
     output = config.output
     assert output is not None
     settings, inputs = recorded(config)
-    record = read_provenance(output) if output.is_dir() else None
-    if output.exists() and (record or {}).get("stage") != STAGE and any(output.iterdir()):
+    ours = is_kind(output, STAGE)
+    if output.exists() and not ours and any(output.iterdir()):
         raise InputError(f"--output {output}: holds something else; name another folder")
-    current = record is not None and is_current(output, STAGE, settings, inputs)
+    current = ours and is_current(output, STAGE, settings, inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{output} is up to date.")

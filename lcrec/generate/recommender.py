@@ -238,9 +238,9 @@ class Recommender:
             checkpoint.tokenizer,
             checkpoint.index if index is None else checkpoint.index.load_extension(Path(index)),
             prompts or checkpoint.prompts,
-            max_history=checkpoint.facts["max_history"],
-            max_text_words=checkpoint.facts["config"]["max_text_words"],
-            tasks=parse_mixture(checkpoint.facts["config"]["tasks"]),
+            max_history=checkpoint.facts.max_history,
+            max_text_words=checkpoint.facts.max_text_words,
+            tasks=parse_mixture(list(checkpoint.facts.tasks)),
             max_batch_tokens=max_batch_tokens,
             constraint=constraint,
         )

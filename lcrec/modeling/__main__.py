@@ -1,4 +1,4 @@
-"""Leaving with the model: a checkpoint's adapter merged into one plain Hugging Face model.
+"""Stage: merge a checkpoint's adapter into one plain Hugging Face model, for export.
 
     python -m lcrec.modeling merge --model runs/shop/model --output runs/shop/merged
 
@@ -22,7 +22,7 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.modeling.base import DTYPES
-from lcrec.modeling.checkpoint import ADAPTER_CONFIG, Checkpoint, load_checkpoint
+from lcrec.modeling.checkpoint import ADAPTER_CONFIG, Checkpoint, CheckpointFacts, load_checkpoint
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.tasks import history_record
 
@@ -57,8 +57,7 @@ def main(argv: list[str]) -> None:
     if config.output.exists():
         raise InputError(f"--output {config.output} exists already; name a new folder")
     metrics = read_json(config.metrics) if config.metrics else None
-    facts = read_provenance(config.model) or {}
-    quantised = facts.get("config", {}).get("quantize", "none") != "none"
+    quantised = CheckpointFacts.read(config.model).quantize != "none"
     print(f"Merging {config.model}" + (" into its dequantised base" if quantised else ""))
     live = load_checkpoint(config.model)
     prompts = probe_prompts(live)
@@ -134,21 +133,30 @@ def write_merged(
     live.index.save(partial)
     live.prompts.save(partial / PROMPTS)
     shutil.copy(config.model / RECIPE, partial / RECIPE)
-    facts = live.facts | {"config": live.facts["config"] | {"quantize": "none"}}
-    write_json(partial / PROVENANCE, facts | {"merged_from": str(config.model)}, indent=2)
-    (partial / "README.md").write_text(model_card(config, live, metrics), encoding="utf-8")
+    record = read_provenance(config.model)
+    assert record is not None  # it was loaded
+    merged = record | {"config": record["config"] | {"quantize": "none"}}
+    write_json(partial / PROVENANCE, merged | {"merged_from": str(config.model)}, indent=2)
+    card = model_card(config, live, record, metrics)
+    (partial / "README.md").write_text(card, encoding="utf-8")
     partial.rename(config.output)
 
 
-def model_card(config: MergeConfig, live: Checkpoint, metrics: Any) -> str:
-    """Return the card of the merged model: what it is, what made it, how good it was."""
-    facts = live.facts
+def model_card(config: MergeConfig, live: Checkpoint, record: dict[str, Any], metrics: Any) -> str:
+    """Return the card of the merged model: what it is, what made it, how good it was.
+
+    Args:
+        config: which checkpoint was merged into which folder.
+        live: the checkpoint, loaded.
+        record: its provenance.
+        metrics: a metrics file, read; None for none.
+    """
     base = "unknown"
     if (config.model / ADAPTER_CONFIG).exists():
         base = read_json(config.model / ADAPTER_CONFIG)["base_model_name_or_path"]
-    elif "base" in facts["inputs"]:
-        base = facts["inputs"]["base"]["path"]
-    sizes = " x ".join(map(str, facts["level_sizes"]))
+    elif "base" in record["inputs"]:
+        base = record["inputs"]["base"]["path"]
+    sizes = " x ".join(map(str, record["level_sizes"]))
     lines = [
         "---",
         "library_name: transformers",
@@ -157,12 +165,12 @@ def model_card(config: MergeConfig, live: Checkpoint, metrics: Any) -> str:
         "---",
         f"# {config.output.name}",
         "",
-        f"A recommender: {base}, fine-tuned by lcrec {facts['lcrec']} to read and write the item "
+        f"A recommender: {base}, fine-tuned by lcrec {record['lcrec']} to read and write the item "
         f"tokens of a catalogue of {len(live.index):,} items ({sizes} codes). `index.json` says "
         "which tokens an item has; `prompts/` holds the wording it was asked with.",
         "",
         "```bash",
-        f"{facts['stage']} --config recipe.yaml --prompts prompts \\",
+        f"{record['stage']} --config recipe.yaml --prompts prompts \\",
         f"    --data DATA --index INDEX --base {base} --output MODEL",
         f"{STAGE} merge --model MODEL --output {config.output.name}",
         "python -m lcrec.generate --model . --data DATA --history 12 7 33",
@@ -170,14 +178,14 @@ def model_card(config: MergeConfig, live: Checkpoint, metrics: Any) -> str:
         "",
         "| Made from | sha256 |",
         "|---|---|",
-        *(f"| {role} | `{entry['sha256']}` |" for role, entry in facts["inputs"].items()),
-        f"| prompts | `{facts['prompts_hash']}` |",
+        *(f"| {role} | `{entry['sha256']}` |" for role, entry in record["inputs"].items()),
+        f"| prompts | `{record['prompts_hash']}` |",
         "",
-        f"NDCG@10 on the held-out users of validation: {facts['validation_ndcg_at_10']:.4f}.",
+        f"NDCG@10 on the held-out users of validation: {record['validation_ndcg_at_10']:.4f}.",
     ]
     if metrics:
         lines += ["", "```json", json.dumps(_means(metrics), indent=2), "```"]
-    lines += ["", "Settings:", "", "```json", json.dumps(facts["config"], indent=2), "```", ""]
+    lines += ["", "Settings:", "", "```json", json.dumps(record["config"], indent=2), "```", ""]
     return "\n".join(lines)
 
 

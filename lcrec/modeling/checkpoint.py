@@ -24,7 +24,7 @@ from transformers import (
 
 from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import read_provenance, require_same_input, write_provenance
+from lcrec.core.provenance import is_kind, read_provenance, require_same_input, write_provenance
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import loading, reason_of
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
@@ -36,17 +36,66 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A fine-tuned model with everything it needs to recommend.
+class CheckpointFacts:
+    """What a checkpoint's `lcrec.json` and recipe say of it.
 
-    `facts` is what `lcrec.json` says, `max_history` among it.
+    Attributes:
+        max_history: how many of a user's latest items a prompt showed in training.
+        max_text_words: the length, in words, that titles and descriptions were cut to.
+        tasks: the tasks it was trained on, each with its share or cap, as `parse_mixture` reads it.
+        base: the base model, on the hub or in a folder; None where the recipe does not say.
+        quantize: what the frozen base is stored in, `none`, `8bit` or `4bit`.
+        validation_ndcg_at_10: NDCG@10 over the whole catalogue on held-out users.
     """
+
+    max_history: int
+    max_text_words: int
+    tasks: tuple[str, ...]
+    base: str | None
+    quantize: str
+    validation_ndcg_at_10: float
+
+    @classmethod
+    def read(cls, folder: Path) -> "CheckpointFacts":
+        """Read the facts of a checkpoint, of any version of lcrec.
+
+        Raises:
+            InputError: the folder is no checkpoint of ours, or its record lacks a fact.
+        """
+        if not is_kind(folder, STAGE):
+            raise InputError(
+                f"--model {folder}: not a checkpoint of lcrec (no {PROVENANCE} of "
+                "recipes/finetune.py in it); train one with: accelerate launch "
+                "recipes/finetune.py --output DIR"
+            )
+        record = read_provenance(folder)
+        assert record is not None
+        recipe = record["config"]
+        try:
+            return cls(
+                max_history=record["max_history"],
+                max_text_words=recipe["max_text_words"],
+                tasks=tuple(recipe["tasks"]),
+                base=recipe.get("base"),
+                quantize=recipe.get("quantize", "none"),
+                validation_ndcg_at_10=record["validation_ndcg_at_10"],
+            )
+        except KeyError as error:
+            raise InputError(
+                f"{folder / PROVENANCE}: not a checkpoint's record, it does not tell {error}; "
+                f"train the checkpoint again with: {STAGE}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fine-tuned model with everything it needs to recommend."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     index: ItemIndex
     prompts: PromptSet
-    facts: dict[str, Any]
+    facts: CheckpointFacts
 
 
 @torch.no_grad()
@@ -94,17 +143,22 @@ def save_checkpoint(
     recipe: dict[str, Any],
     inputs: dict[str, Path],
     weights: dict[str, Any] | None = None,
-    **facts: Any,
+    *,
+    max_history: int,
+    validation_ndcg_at_10: float | None,
+    trainable_parameters: int,
 ) -> None:
     """Write a self-contained checkpoint into `folder`; `lcrec.json` comes last.
 
     Args:
         folder: where to write; made if missing.
         model, tokenizer, index, prompts: what was trained.
-        recipe: the resolved settings.
+        recipe: the resolved settings, `tasks` and `max_text_words` among them.
         inputs: the files it was trained on, by role.
         weights: the model's weights by name, where `model` holds but a share of them.
-        **facts: what inference must know, such as `max_history`.
+        max_history: how many of a user's latest items a prompt shows.
+        validation_ndcg_at_10: of the weights that are saved.
+        trainable_parameters: how many numbers were trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
@@ -123,7 +177,9 @@ def save_checkpoint(
         inputs,
         level_sizes=index.level_sizes,
         prompts_hash=prompts.content_hash,
-        **facts,
+        max_history=max_history,
+        validation_ndcg_at_10=validation_ndcg_at_10,
+        trainable_parameters=trainable_parameters,
     )
 
 
@@ -135,18 +191,13 @@ def load_checkpoint(
     Args:
         folder: the checkpoint.
         dtype: of the weights, or of the arithmetic where they are quantised.
-        dequantize: write a base in few bits out in full, as one that is merged must be.
+        dequantize: expand a quantised base to full precision, as one that is merged must be.
 
     Raises:
         InputError: the folder is no checkpoint of ours, its weights are damaged, or its base model
             is gone or is another one now.
     """
-    facts = read_provenance(folder) if folder.is_dir() else None
-    if facts is None or facts.get("stage") != STAGE:
-        raise InputError(
-            f"--model {folder}: not a checkpoint of lcrec (no {PROVENANCE} of recipes/finetune.py "
-            "in it); train one with: accelerate launch recipes/finetune.py --output DIR"
-        )
+    facts = CheckpointFacts.read(folder)
     index = ItemIndex.load(folder)
     prompts = PromptSet.load(folder / PROMPTS)
     model: PreTrainedModel | PeftModel
@@ -157,7 +208,7 @@ def load_checkpoint(
             base = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
             if Path(base).is_dir():
                 require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
-            arguments = loading(dtype, facts["config"].get("quantize", "none"))
+            arguments = loading(dtype, facts.quantize)
             model = AutoModelForCausalLM.from_pretrained(base, **arguments)
             if dequantize and arguments.get("quantization_config"):
                 model = model.dequantize()

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import read_provenance
+from lcrec.core.provenance import kind_of, read_provenance
 from lcrec.modeling.checkpoint import STAGE
 
 WORK = ".training"  # inside the output folder, until the run is finished
@@ -40,7 +40,7 @@ def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
         finished = read_provenance(output)
         if note.exists():
             found = read_json(note)
-        elif finished is not None and finished["stage"] == STAGE:
+        elif finished is not None and finished["kind"] == kind_of(STAGE):
             hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
             found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
         else:

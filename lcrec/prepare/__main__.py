@@ -22,7 +22,7 @@ import numpy as np
 from lcrec.core.artifacts import DataPaths, data_paths
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.core.provenance import is_current, kind_of, read_provenance, write_provenance
 from lcrec.data.splits import cold_parts, random_parts, time_parts
 from lcrec.prepare.card import card_page, make_card
 from lcrec.prepare.engines import open_engine
@@ -296,7 +296,7 @@ def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[
             f"--output {folder}: it holds another data set, {others[0].name}; choose another folder"
         )
     record = read_provenance(folder)
-    ours = record is not None and record.get("stage") == STAGE
+    ours = record is not None and record["kind"] == kind_of(STAGE)
     if there and not ours:
         raise InputError(
             f"--output {folder}: {there[0].name} was not made by {STAGE}; choose another folder"

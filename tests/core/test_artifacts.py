@@ -28,6 +28,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import (
     fingerprint,
     is_current,
+    is_kind,
     provenance_path,
     read_provenance,
     require_same_input,
@@ -361,14 +362,14 @@ def test_where_the_sidecar_lies(tmp_path):
 def test_what_the_sidecar_tells(made):
     folder, source = made
     record = read_provenance(folder)
-    assert record["stage"] == STAGE
+    assert (record["kind"], record["format"], record["stage"]) == ("toy", 1, STAGE)
     assert record["config"] == {"dim": 3, "sizes": [4, 4]}
     assert record["inputs"] == {"item": {"path": str(source), "sha256": sha256(source)}}
     assert record["rows"] == 1
     assert read_provenance(source.parent) is None
 
 
-def test_is_current(made, monkeypatch):
+def test_is_current(made):
     folder, source = made
     config = {"dim": 3, "sizes": (4, 4)}
     inputs = {"item": source}
@@ -381,8 +382,43 @@ def test_is_current(made, monkeypatch):
     assert not is_current(folder, STAGE, config, {**inputs, "prompts": source})
     assert not is_current(folder, STAGE, config, {"item": source.parent / "gone"})
     assert not is_current(source.parent, STAGE, config, inputs)
+
+
+def test_neither_a_release_nor_a_new_name_makes_an_artifact_stale(made, monkeypatch):
+    folder, source = made
+    ask = {"dim": 3, "sizes": (4, 4)}, {"item": source}
     monkeypatch.setattr(provenance, "__version__", "99.0")
-    assert not is_current(folder, STAGE, config, inputs)
+    assert is_current(folder, STAGE, *ask)
+    monkeypatch.setitem(provenance.KINDS, "lcrec play", "toy")
+    assert is_current(folder, "lcrec play", *ask)
+    assert is_kind(folder, "lcrec play")
+    assert not is_kind(folder, "python -m lcrec.embed")
+    assert not is_kind(source, STAGE)
+    assert not is_kind(source.parent, STAGE)
+
+
+def test_a_sidecar_without_a_kind_has_that_of_its_command(made):
+    folder, source = made
+    path = folder / PROVENANCE
+    for stage, kind in (
+        ("accelerate launch recipes/finetune.py", "checkpoint"),
+        ("python -m lcrec.embed", "embeddings"),
+        ("python -m lcrec.baselines sasrec", "baselines sasrec"),
+    ):
+        record = json.loads(path.read_text()) | {"stage": stage}
+        record.pop("kind", None), record.pop("format", None)
+        path.write_text(json.dumps(record))
+        found = read_provenance(folder)
+        assert (found["kind"], found["format"]) == (kind, 1)
+        assert is_current(folder, stage, {"dim": 3, "sizes": (4, 4)}, {"item": source})
+
+
+def test_an_unknown_format_is_refused(made, monkeypatch):
+    folder, source = made
+    monkeypatch.setitem(provenance.FORMATS, "toy", 2)
+    assert provenance.format_of("toy") == 2
+    with pytest.raises(InputError, match=r"lcrec.json: format 1 of 'toy'.*knows format 2"):
+        is_current(folder, STAGE, {"dim": 3, "sizes": (4, 4)}, {"item": source})
 
 
 def test_a_changed_input_is_noticed_and_a_moved_one_is_not(made):
@@ -423,6 +459,8 @@ def test_inputs_must_exist(tmp_path):
         lambda record: {key: value for key, value in record.items() if key != "stage"},
         lambda record: {key: value for key, value in record.items() if key != "config"},
         lambda record: {key: value for key, value in record.items() if key != "lcrec"},
+        lambda record: {**record, "kind": 1},
+        lambda record: {**record, "format": None},
         lambda record: {**record, "inputs": []},
         lambda record: {**record, "inputs": {"item": "abc"}},
         lambda record: {**record, "inputs": {"item": {"path": "x"}}},

@@ -18,7 +18,7 @@ from transformers import (
 
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import add_adapter, load_base, set_attention_dropout
-from lcrec.modeling.checkpoint import STAGE, load_checkpoint, save_checkpoint
+from lcrec.modeling.checkpoint import CheckpointFacts, load_checkpoint, save_checkpoint
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
 
@@ -62,6 +62,9 @@ def prepare(folder, index, mode="lora"):
     return model, tokenizer, new_ids
 
 
+SETTINGS = {"base": "b", "tasks": ["seqrec=24"], "max_text_words": 60}
+
+
 def train_a_little(model, new_ids):
     """Take three steps on a sequence that ends in item tokens."""
     ids = torch.tensor([[5, 6, 7, *new_ids[:4]]])
@@ -82,7 +85,8 @@ def logits(model, new_ids):
 
 def save(folder, model, tokenizer, index, prompts, base):
     inputs = {"base": base} if base else {}
-    save_checkpoint(folder, model, tokenizer, index, prompts, {"epochs": 3}, inputs, max_history=7)
+    facts = {"max_history": 7, "validation_ndcg_at_10": 0.5, "trainable_parameters": 9}
+    save_checkpoint(folder, model, tokenizer, index, prompts, SETTINGS, inputs, **facts)
     return folder
 
 
@@ -192,9 +196,8 @@ def test_a_checkpoint_comes_back_whole(any_base, index, prompts, tmp_path, mode)
     assert (loaded.index.codes == index.codes).all()
     assert loaded.index.level_sizes == index.level_sizes
     assert loaded.prompts == prompts
-    assert loaded.facts["max_history"] == 7
-    assert loaded.facts["stage"] == STAGE
-    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {"epochs": 3}
+    assert loaded.facts == CheckpointFacts(7, 60, ("seqrec=24",), "b", "none", 0.5)
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == SETTINGS
 
 
 def test_an_adapter_holds_neither_full_matrix(any_base, index, prompts, tmp_path):

@@ -141,7 +141,7 @@ def _require_other_split(config: FuseConfig, read: Predictions, valid: Predictio
         record, sidecar = read_provenance(path), read_provenance(other)
         if record is None or sidecar is None:
             continue
-        if record["stage"] != sidecar["stage"]:
+        if record["kind"] != sidecar["kind"]:
             raise InputError(
                 f"--valid {other}: was made by {sidecar['stage']!r}, but {path} by "
                 f"{record['stage']!r}; give each method's own, in the same order"
