@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -39,6 +38,7 @@ from lcrec.core.artifacts import (
     write_jsonl,
 )
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import (
     fingerprint,
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
         for epoch in range(config.epochs):
             drawn = draw_rows(data, prompts, mixture, config.seed, epoch)
             label = f"epoch {epoch + 1} of {config.epochs}"
-            for row in tqdm(drawn, desc=label, unit=" rows", mininterval=0.5):
+            for row in progress(drawn, label, "rows"):
                 counts[epoch, row.task, row.template_id] += 1
                 yield form(row)
 

@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 from accelerate.state import PartialState
-from tqdm import tqdm
 
 from lcrec.core.artifacts import (
     EMBEDDINGS,
@@ -33,6 +32,7 @@ from lcrec.core.artifacts import (
     write_json,
 )
 from lcrec.core.config import config_dict, option, parse_config, refuse_settings
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.processes import processes
 from lcrec.core.provenance import (
@@ -198,8 +198,12 @@ def _encode_in_parts(
     ]
     mine = range(state.process_index, len(parts), state.num_processes)
     # Longest first: an estimate made on short texts would be far too low.
-    for part in tqdm(
-        reversed(mine), total=len(mine), desc="embed", disable=not state.is_main_process
+    for part in progress(
+        reversed(mine),
+        "embed",
+        "parts",
+        total=len(mine),
+        disable=not state.is_main_process,
     ):
         path = folder / f"{part}.npy"
         if not path.exists():

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.core.artifacts import PROVENANCE, atomic_path, data_paths, write_json
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, is_kind, provenance_path, write_provenance
 from lcrec.data.shop import TASTES, Shop, make_shop, taste_probabilities
@@ -57,7 +57,7 @@ def write_shop(shop: Shop, folder: Path) -> None:
     reviews: dict[str, dict[str, str]] = {}
     preferences: dict[str, list[str]] = {}
     intentions: dict[str, dict[str, dict[str, Any]]] = {"train": {}, "test": {}}
-    for user in tqdm(range(len(shop.sequences)), desc="texts", unit=" users", disable=None):
+    for user in progress(range(len(shop.sequences)), "texts", "users"):
         sequence, taste = shop.sequences[user], TASTES[shop.tastes[user]]
         wares = [shop.wares[item] for item in sequence]
         for length, item in enumerate(sequence, start=1):

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.core.artifacts import atomic_path, find_data
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, is_kind, write_provenance
 from lcrec.data.folder import Items, load_items
@@ -187,8 +187,8 @@ def pretrain(
     )
     losses = []
     model.train()
-    bar = tqdm(itertools.islice(batches(), steps), total=steps, desc="pre-train", unit="step")
-    for rows in bar:
+    bar = ProgressBar(steps, "pre-train", "steps")
+    for rows in itertools.islice(batches(), steps):
         loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -196,7 +196,9 @@ def pretrain(
         optimizer.zero_grad()
         schedule.step()
         losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.2f}")
+        bar.update()
+        bar.note(loss=f"{losses[-1]:.2f}")
+    bar.close()
     model.eval()
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 

@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from lcrec.core.console import quiet_libraries
+
 # What the system says of a path that a person gave; each names the path.
 UNUSABLE_PATH = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -21,6 +23,7 @@ class InputError(ValueError):
 
 def run_stage(main: Callable[[list[str]], None]) -> None:
     """Run a stage's `main(argv)` on the command line; exit with 2 on an `InputError`."""
+    quiet_libraries()
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

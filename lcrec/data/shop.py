@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.data.shop_texts import (
     Ware,
@@ -89,7 +89,7 @@ def make_shop(num_users: int = 2000, num_items: int = 600, seed: int = 0) -> Sho
     tastes = rng.integers(len(TASTES), size=num_users)
     lengths = np.minimum(MIN_LENGTH - 1 + rng.geometric(1 / MEAN_EXTRA, num_users), MAX_LENGTH)
     sequences = []
-    for user in tqdm(range(num_users), desc="purchases", unit=" users", disable=None):
+    for user in progress(range(num_users), "purchases", "users"):
         bought: list[int] = []
         for _ in range(lengths[user]):
             chances = _step_probabilities(kinds, choice[tastes[user], None], popularity, bought)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.rankings.metrics import (
@@ -162,14 +162,14 @@ def main(argv: list[str]) -> None:
     print(f"Judging {', '.join(str(path) for path in files.values())}.")
     predictions = {
         label: read_predictions(path)
-        for label, path in tqdm(files.items(), desc="read", unit=" files", leave=False)
+        for label, path in progress(files.items(), "read", "files", leave=False)
     }
     require_comparable({str(files[label]): content for label, content in predictions.items()})
     # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
     depth = min(content.length for content in predictions.values())
     runs = {
         label: measure(content, depth=depth, seed=config.seed)
-        for label, content in tqdm(predictions.items(), desc="measure", unit=" files", leave=False)
+        for label, content in progress(predictions.items(), "measure", "files", leave=False)
     }
     users = len(next(iter(predictions.values())))
     print(f"\n{users:,} users. Below each value: its 95 % bootstrap interval over users.", end="")

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.evaluate.checkpoint import (
     PROG,
@@ -246,7 +246,7 @@ def answer_questions(
     device, tokenizer = recommender.trie.device, recommender.tokenizer
     prompt_ids = recommender.questions.encode(questions, max_new_tokens)
     answers = [""] * len(questions)
-    for rows in tqdm(recommender.plan_batches(prompt_ids), desc=label, unit=" batches"):
+    for rows in progress(recommender.plan_batches(prompt_ids), label, "batches"):
         input_ids, mask = recommender.questions.pad([prompt_ids[row] for row in rows])
         found = write_answers(
             recommender.model,

@@ -22,10 +22,10 @@ from typing import Literal
 
 import numpy as np
 from scipy import sparse
-from tqdm import tqdm
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import Interactions
@@ -249,7 +249,7 @@ def pairwise_accuracy(
         [template.ask(records[case]) for case in can_ask], recommender.index.num_levels
     )
     scores = np.full(items.shape, np.nan)
-    for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
+    for rows in progress(recommender.plan_batches(prompt_ids), template.id, "batches"):
         chosen = can_ask[rows]
         batch = [prompt_ids[row] for row in rows]
         scores[chosen] = score_items(subject, batch, items[chosen])

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.evaluate.checkpoint import (
@@ -182,7 +182,7 @@ def rank_by_model(subject: Subject, template: Template, queries: list[Query], k:
         [template.ask(query.record) for query in queries], recommender.index.num_levels
     )
     items = np.full((len(queries), k), -1, dtype=np.int64)
-    for rows in tqdm(recommender.plan_batches(prompt_ids), desc=template.id, unit=" batches"):
+    for rows in progress(recommender.plan_batches(prompt_ids), template.id, "batches"):
         items[rows], _ = recommender.rank_batch([prompt_ids[row] for row in rows], k)
     return items
 
@@ -198,7 +198,7 @@ def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[Query], k: 
     """
     unit = _unit(vectors)
     items = np.empty((len(queries), k), dtype=np.int64)
-    for start in tqdm(range(0, len(queries), BLOCK), desc=RETRIEVAL, unit=" batches"):
+    for start in progress(range(0, len(queries), BLOCK), RETRIEVAL, "batches"):
         found = _unit(encode([query.text for query in queries[start : start + BLOCK]])) @ unit.T
         items[start : start + BLOCK] = np.argsort(-found, axis=1, kind="stable")[:, :k]
     return items

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.core.artifacts import find_data
+from lcrec.core.console import ProgressBar
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Cases, leave_one_out
@@ -111,7 +111,7 @@ def score_templates(
     scores = []
     asks = [recommender.prompt_ids(cases.histories, template) for template in templates]
     plans = [recommender.plan_batches(prompt_ids) for prompt_ids in asks]
-    bar = tqdm(total=len(templates) * len(cases), desc="rank", unit=" lists", leave=False)
+    bar = ProgressBar(len(templates) * len(cases), "rank", "rankings", leave=False)
     for template, prompt_ids, batches in zip(templates, asks, plans, strict=True):
         ranked = np.full((len(cases), min(DEPTH, len(recommender.index))), -1, dtype=np.int64)
         for rows in batches:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from accelerate.state import PartialState
-from tqdm import tqdm
 
 from lcrec.core.artifacts import atomic_path, read_json, write_json, write_jsonl
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.recommender import Recommender
@@ -114,9 +114,10 @@ def rank_in_parts(
     mine = range(state.process_index, len(paths), state.num_processes)
     missing = [number for number in mine if not paths[number].exists()]
     counts = [min(size, len(demand.users) - starts[number]) for number in missing]
-    with tqdm(
-        total=sum(counts) * len(demand.templates),
-        unit=" lists",
+    with ProgressBar(
+        sum(counts) * len(demand.templates),
+        "rank",
+        "rankings",
         disable=not state.is_main_process,
     ) as bar:
         for number, count in zip(missing, counts, strict=True):
@@ -126,7 +127,9 @@ def rank_in_parts(
     return paths
 
 
-def _rank_part(recommender: Recommender, demand: Demand, first: int, end: int, bar: tqdm) -> Part:
+def _rank_part(
+    recommender: Recommender, demand: Demand, first: int, end: int, bar: ProgressBar
+) -> Part:
     histories, count = demand.histories[first:end], end - first
     leaf_filter = LeafFilter.build(
         recommender.trie,

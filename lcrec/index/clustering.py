@@ -24,7 +24,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from tqdm import tqdm
+
+from lcrec.core.console import progress
 
 SLICE = 65_536  # rows whose distances to all codes are held at once
 BALANCED_ITEMS = 8192  # items that share a codebook evenly at once
@@ -75,7 +76,7 @@ def residual_kmeans(
     codebooks = np.empty((num_levels, num_codes, points.shape[1]), dtype=np.float32)
     codes = np.empty((len(points), num_levels), dtype=np.int64)
     residual = points
-    for level in tqdm(range(num_levels), desc="k-means", unit="level"):
+    for level in progress(range(num_levels), "k-means", "levels"):
         weights = _weights(residual) if weighted and level else None
         centres = _centres(residual, num_codes, seed + level, weights)
         if balanced[level]:

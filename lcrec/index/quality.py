@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.index.assignment import shared_rows
@@ -146,7 +146,7 @@ def nearest_neighbours(embeddings: np.ndarray, queries: np.ndarray, count: int) 
     scale = 1 / np.maximum(norms, 1e-12)
     found = np.empty((len(queries), count), dtype=np.int64)
     step = max(1, CELLS // len(embeddings))
-    bar = tqdm(total=len(queries), desc="neighbours", unit="item", delay=1, leave=False)
+    bar = ProgressBar(len(queries), "neighbours", "items", delay=1, leave=False)
     with bar:
         for start in range(0, len(queries), step):
             part = queries[start : start + step]

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from lcrec.core.artifacts import atomic_path
+from lcrec.core.console import ProgressBar
 from lcrec.core.version import __version__
 from lcrec.index.assignment import shared_rows
 from lcrec.index.clustering import SLICE
@@ -152,16 +152,15 @@ def train_rqvae(
         if not parity:
             _judge(model, embeddings, progress, state)
 
-    bar = tqdm(
-        range(progress.epoch + 1, epochs + 1),
-        desc="RQ-VAE",
-        unit="epoch",
+    bar = ProgressBar(
+        epochs,
+        "RQ-VAE",
+        "epochs",
         initial=progress.epoch,
-        total=epochs,
         disable=epochs == 0 or not state.is_main_process,
     )
     saved = time.monotonic()
-    for epoch in bar:
+    for epoch in range(progress.epoch + 1, epochs + 1):
         if progress.stale == patience:
             break
         model.train()
@@ -179,11 +178,12 @@ def train_rqvae(
         if not parity and (epoch % EPOCHS_PER_CHECK == 0 or epoch == epochs):
             model.eval()
             score = _judge(model, embeddings, progress, state)
-            bar.set_postfix(loss=f"{loss.item():.3f}", score=f"{score:.3f}")
+            bar.note(loss=f"{loss.item():.3f}", score=f"{score:.3f}")
             if state.is_main_process:
                 model.revive_dead_codes(model.encode_all(embeddings), generator)
             for codebook in model.codebook_weights():
                 broadcast(codebook.data)
+        bar.update()
         due = time.monotonic() - saved >= SECONDS_BETWEEN_SAVES
         if resume_from and due and state.is_main_process:
             save_state(resume_from, call, progress, model, optimizer)

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tqdm import tqdm
-
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import Review
@@ -262,7 +261,7 @@ def write_texts(
 
 def _ask(writer: Writer, missing: dict[str, Messages], journal: Journal, label: str) -> None:
     keys = list(missing)
-    with tqdm(total=len(keys), desc=label, unit="answer", disable=not keys) as bar:
+    with ProgressBar(len(keys), label, "answers", disable=not keys) as bar:
 
         def keep(number: int, answer: Answer) -> None:
             journal.add(keys[number], answer)

@@ -35,8 +35,8 @@ import pyarrow.parquet as pq
 from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 from ibis.util import gen_name
-from tqdm import tqdm
 
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.prepare.tables import reason
 
@@ -355,7 +355,7 @@ def _rows(path: Path, names: Sequence[str]) -> Iterator[list[str | None]]:
     try:
         with (
             open_bytes(path) as file,
-            tqdm(desc=f"converting {path.name}", unit=" rows", mininterval=1) as bar,
+            ProgressBar(None, f"convert {path.name}", "rows") as bar,
         ):
             for line in file:
                 if line.strip():

@@ -28,9 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ibis import _
 from ibis.expr.types import Table
-from tqdm import tqdm
 
 from lcrec.core.artifacts import DataPaths, atomic_path, is_parquet
+from lcrec.core.console import ProgressBar, progress
 from lcrec.core.errors import InputError
 from lcrec.data.folder import write_lists, write_texts
 from lcrec.data.splits import PARTS
@@ -217,8 +217,8 @@ def _write_reviews(path: Path, folder: Path, numbered: Numbered) -> None:
         opening, user, latest = "", 0, {}  # type: str, int, dict[int, dict[str, str]]
         texts = _reviews(folder)
         rows = zip(owners, numbered.items, texts, strict=True)
-        for owner, item, (summary, review) in tqdm(
-            rows, desc="reviews", unit="row", total=len(owners), leave=False
+        for owner, item, (summary, review) in progress(
+            rows, "reviews", "rows", total=len(owners), leave=False
         ):
             if owner != user:
                 opening = _write_user(file, user, latest, opening)
@@ -314,7 +314,7 @@ def read_batches(folder: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of Parquet files in the order of the files' names, with a progress bar."""
     files = [pq.ParquetFile(path) for path in sorted(folder.glob("*.parquet"))]
     total = sum(file.metadata.num_rows for file in files)
-    with tqdm(desc="numbers", unit="row", total=total, leave=False) as bar:
+    with ProgressBar(total, "numbers", "rows", leave=False) as bar:
         for file in files:
             for batch in file.iter_batches(BATCH, columns=columns):
                 bar.update(len(batch))

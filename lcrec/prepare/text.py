@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ibis.expr.types import Table
-from tqdm import tqdm
 
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.prepare.engines import write_sorted
 from lcrec.prepare.tables import EXTRA_ROLES, TEXT_ROLES
@@ -140,7 +140,7 @@ def make_catalogue(
     ids = pq.read_table(folder / "wanted")["item"]
     made = Catalogue(pa.table({}))
     kept, described = [], []
-    with tqdm(desc="texts", unit="item", total=len(ids), leave=False) as bar:
+    with ProgressBar(len(ids), "texts", "items", leave=False) as bar:
         for written in _one_per_item(folder / "items", roles, path, differing_items):
             bar.update(len(written))
             described.append(written["item"])

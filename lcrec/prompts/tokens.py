@@ -4,9 +4,9 @@ Reads a tokenizer from a folder or the hub; writes to the screen only.
 """
 
 import numpy as np
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import LOAD_ERRORS, PromptEncoder, extend_tokenizer, vocabulary_ids
@@ -79,7 +79,7 @@ def print_stats(
             continue
         templates = [template for template in prompts.templates if template.task == name]
         rows = {}
-        for template in tqdm(templates, desc=name, unit=" templates", leave=False):
+        for template in progress(templates, name, "templates", leave=False):
             fitting = [record for record in records if template.fits(record)]
             rows[template.id] = _lengths(template, fitting, encoder, count), len(fitting)
         whole = np.concatenate([lengths for lengths, _ in rows.values()]) if rows else np.array([])

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.runs.inputs import input_files, load_inputs
@@ -33,6 +32,7 @@ from lcrec.baselines.runs.ranking import ranked_matrix
 from lcrec.baselines.runs.settings import default_device, parse_entries
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, provenance_path, write_provenance
 from lcrec.data.folder import Interactions, Items
@@ -262,7 +262,7 @@ def main(argv: list[str]) -> None:
         exclude_history=config.exclude_history,
     )
     figures: dict[str, dict[str, Any]] = {}
-    for label, (kind, own) in tqdm(chosen.items(), desc="cold", unit=" methods", leave=False):
+    for label, (kind, own) in progress(chosen.items(), "cold", "methods", leave=False):
         device = config.device or default_device()
         method = kind(own, seed=config.seed, device=device)
         started = time.perf_counter()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.baselines import METHODS
 from lcrec.baselines.base import positions
@@ -26,6 +25,7 @@ from lcrec.baselines.runs.settings import MethodEntry, parse_entries
 from lcrec.baselines.runs.store import most
 from lcrec.core.artifacts import atomic_path, find_data, write_json
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.data.splits import PROTOCOLS, Cases
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     left_out |= failed
     if config.reference in failed:
         raise InputError(f"--reference {config.reference}: {failed[config.reference]}")
-    for label in tqdm(dict.fromkeys(run.label for run in done), desc="judge", unit=" methods"):
+    for label in progress(dict.fromkeys(run.label for run in done), "judge", "methods"):
         own = [run for run in done if run.label == label]
         facts = [found for run in own if (found := run.facts())]
         entries[label] = dataclasses.replace(

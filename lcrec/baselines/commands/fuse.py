@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.rankings.comparison import lists_of, read_comparable
@@ -73,7 +72,7 @@ def main(argv: list[str]) -> None:
             read[0].users, read[0].targets, joint, strict=True
         )
     )
-    write_predictions(config.output, tqdm(rows, total=len(joint), desc="write", unit=" users"))
+    write_predictions(config.output, progress(rows, "write", "users", total=len(joint)))
     write_provenance(config.output, COMMAND, settings, inputs, weights=list(weights), **facts)
     print(f"Wrote {config.output}: up to {config.top} items for {len(joint):,} users.\n{after}")
 

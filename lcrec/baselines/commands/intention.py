@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from lcrec.baselines.base import positions
 from lcrec.baselines.methods.alpharec import AlphaRec, AlphaRecSettings
@@ -25,6 +24,7 @@ from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.settings import default_device, method_settings
 from lcrec.core.artifacts import find_data, read_jsonl
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import load_interactions
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
                 yield Prediction(user, int(target), ranked, scores, f"alpha={alpha:g}")
 
     total = len(config.alpha) * len(cases)
-    write_predictions(config.output, tqdm(rows(), total=total, desc="rank", unit=" lists"))
+    write_predictions(config.output, progress(rows(), "rank", "rankings", total=total))
     write_provenance(config.output, COMMAND, settings, files, fit_seconds=round(seconds, 1))
     _show(config)
     print(f"Fitted in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
@@ -177,7 +177,8 @@ def _encode(encode: Encoder, users: list[str], queries: dict[str, list[str]]) ->
     counts = np.array([len(queries[user]) for user in users])
     blocks = range(0, len(texts), 256)
     vectors = [
-        encode(texts[start : start + 256]) for start in tqdm(blocks, desc="encode", leave=False)
+        encode(texts[start : start + 256])
+        for start in progress(blocks, "encode", "batches", leave=False)
     ]
     starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
     summed = np.add.reduceat(np.concatenate(vectors).astype(np.float32), starts, axis=0)

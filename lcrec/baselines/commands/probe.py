@@ -33,12 +33,12 @@ from safetensors.numpy import load_file
 from scipy import stats
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.store import WEIGHTS
 from lcrec.core.artifacts import EMBEDDINGS, read_array, write_json
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError, closest
 from lcrec.core.provenance import provenance_path, write_provenance
 
@@ -305,7 +305,7 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     found = {}
-    for kind in tqdm(config.maps, desc="maps", unit=" maps", leave=False):
+    for kind in progress(config.maps, "fit", "maps", leave=False):
         mapping = fit_map(
             kind, source[train], target[train], epochs=config.epochs, seed=config.seed
         )

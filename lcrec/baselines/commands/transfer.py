@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from lcrec.baselines.methods.alpharec import AlphaRec, AlphaRecSettings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.settings import default_device, method_settings
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.splits import Cases
@@ -102,7 +101,7 @@ def main(argv: list[str]) -> None:
         Prediction(user, int(item), ranked, scores)
         for user, item, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True)
     )
-    write_predictions(config.output, tqdm(rows, total=len(cases), desc="rank", unit=" users"))
+    write_predictions(config.output, progress(rows, "rank", "users", total=len(cases)))
     write_provenance(config.output, COMMAND, settings, files, fit_seconds=round(seconds, 1))
     print(f"Trained in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lcrec.baselines import METHODS, find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
@@ -30,6 +28,7 @@ from lcrec.baselines.runs.settings import (
 )
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option
+from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
@@ -95,7 +94,7 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     shared = {key: value for key, value in config_dict(config).items() if key != "device"}
-    for cell in tqdm(cells, desc=f"tune {name}", unit=" cells"):
+    for cell in progress(cells, f"tune {name}", "cells"):
         folder = config.output / _cell_name(cell)
         if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
             continue

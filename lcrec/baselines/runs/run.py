@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.runs.inputs import input_files, load_inputs
@@ -25,6 +23,7 @@ from lcrec.baselines.runs.settings import (
 )
 from lcrec.baselines.runs.store import fit_and_measure, fit_once, is_saved, most, peak_mb
 from lcrec.core.config import config_dict, option
+from lcrec.core.console import progress
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.splits import PROTOCOLS, Cases
 from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
@@ -171,7 +170,7 @@ class MethodRun:
                 cases.users, cases.targets, lists, strict=True
             )
         )
-        write_predictions(output, tqdm(rows, total=len(cases), desc=self.name, unit=" users"))
+        write_predictions(output, progress(rows, self.name, "users", total=len(cases)))
         write_provenance(
             output,
             self.prog,

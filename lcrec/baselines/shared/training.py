@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from lcrec.core.console import ProgressBar
 
 Step = tuple[torch.Tensor, int]  # the mean loss of a batch, and its size
 SHOWN_EVERY = 5.0  # seconds within an epoch that takes longer
@@ -97,8 +98,8 @@ def train_epochs(
     log = TrainingLog()
     best: dict[str, torch.Tensor] | None = None
     without = 0
-    progress = tqdm(range(1, epochs + 1), desc=label, unit=" epochs", leave=False)
-    for number in progress:
+    bar = ProgressBar(epochs, label, "epochs", leave=False)
+    for number in range(1, epochs + 1):
         started = shown_at = time.perf_counter()
         module.train()
         total, count = 0.0, 0
@@ -113,7 +114,7 @@ def train_epochs(
             if log.out_of_time:
                 break
             if now - shown_at >= SHOWN_EVERY:
-                progress.set_postfix(loss=f"{total / count:.4f}", updates=f"{log.updates:,}")
+                bar.note(loss=f"{total / count:.4f}", updates=f"{log.updates:,}")
                 shown_at = now
         mean = total / count
         if not math.isfinite(mean):
@@ -134,11 +135,13 @@ def train_epochs(
             else:
                 without += 1
             shown |= {"ndcg": f"{score:.4f}", "best": f"{log.best_score:.4f}"}
-        progress.set_postfix(shown)
+        bar.update()
+        bar.note(**shown)
         if log.out_of_time:
-            tqdm.write(f"{label}: time is up in epoch {number}, after {log.updates:,} updates.")
+            bar.print(f"{label}: time is up in epoch {number}, after {log.updates:,} updates.")
         if log.out_of_time or without >= patience:
             break
+    bar.close()
     if best is None:
         log.best_epoch = len(log.epochs)
     else:
