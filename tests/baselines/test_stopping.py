@@ -61,6 +61,7 @@ def test_a_deadline_ends_it_within_an_epoch_and_what_was_learnt_is_judged():
 
 def test_a_long_epoch_says_how_it_goes(monkeypatch, capfd):
     monkeypatch.setattr(stopping, "SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("lcrec.core.console.on_terminal", lambda: True)
     train(Weight(), lambda: 0.0, steps=3, epochs=1)
     shown = capfd.readouterr().err
     assert "loss=9.5000, updates=2" in shown  # the second of three steps: of 10 and 9
