@@ -20,9 +20,11 @@ import gzip
 import io
 import itertools
 import json
+import re
+import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +47,8 @@ UNREADABLE = "lcrec_unreadable"
 FILE = "lcrec_file"
 # DuckDB allows 2 MB for a line; a page of HTML as a description may be longer.
 LONGEST_LINE = 64 * 2**20
+# What DuckDB says where lines end in more than one way, or a field holds a carriage return.
+MIXED_LINE_ENDS = "state machine reached an invalid state"
 COMPRESSIONS = (".gz", ".zst")
 KINDS = {
     ".csv": "delimited",
@@ -110,6 +114,27 @@ def open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def with_plain_line_ends(path: Path, copy: Path) -> None:
+    """Copy a delimited file, uncompressed, so that every line ends in a line feed.
+
+    A carriage return that ends no line belongs to a field and becomes a space there, unless the
+    file has no line feed at all: then it is what ends the lines.
+
+    Raises:
+        InputError: the file cannot be read to its end.
+    """
+    try:
+        with open_bytes(path) as source, copy.open("wb") as target:
+            first = source.readline()
+            if not first.endswith(b"\n"):  # no line feed in the whole file
+                target.write(first.replace(b"\r", b"\n"))
+            for line in itertools.chain([first] if first.endswith(b"\n") else [], source):
+                end = b"\n" if line.endswith(b"\n") else b""
+                target.write(line.rstrip(b"\r\n").replace(b"\r", b" ") + end)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
+
+
 def first_lines(path: Path, count: int) -> list[bytes]:
     """Return a file's first lines, without their ends, or all of them where there are fewer.
 
@@ -124,7 +149,10 @@ def first_lines(path: Path, count: int) -> list[bytes]:
 
 
 def header(paths: Sequence[Path], how: Delimited) -> list[str]:
-    """Return the names in the first line, stripped and all different, the same in every file."""
+    """Return the names in the first line, stripped and all different, the same in every file.
+
+    A column without a name, such as the index that pandas writes, is "" and nobody's.
+    """
     names = _header(paths[0], how)
     for path in paths[1:]:
         if _header(path, how) != names:
@@ -140,7 +168,8 @@ def _header(path: Path, how: Delimited) -> list[str]:
     encoding = "utf-8-sig" if how.encoding == "utf-8" else how.encoding
     lines = first_lines(path, 1)
     try:
-        text = lines[0].decode(encoding) if lines else ""
+        # Of a file whose lines end in carriage returns alone, `first_lines` makes one line.
+        text = lines[0].decode(encoding).partition("\r")[0] if lines else ""
         names = next(csv.reader([text], delimiter=how.delimiter, quoting=quoting), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as {how.encoding} text ({error})") from None
@@ -149,7 +178,7 @@ def _header(path: Path, how: Delimited) -> list[str]:
         raise InputError(
             f"{path}: the file is empty or begins with an empty line; line 1 must name the columns"
         )
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name in names if name and names.count(name) > 1}
     if twice:
         raise InputError(f"{path}, line 1: column {min(twice)!r} stands there twice")
     return names
@@ -167,7 +196,7 @@ def open_delimited(
     Args:
         con: the DuckDB or Spark connection.
         paths: the files, in order.
-        names: all their columns.
+        names: all their columns; one without a name ("") is not read.
         how: how they are written.
         limit: read so many rows, the first; None reads all.
 
@@ -177,7 +206,8 @@ def open_delimited(
     # Columns are renamed afterwards because DuckDB takes names that differ in case only for the
     # same.
     plain = [f"c{position}" for position in range(len(names))]
-    renamed = dict(zip(names, plain, strict=True))
+    renamed = {name: place for name, place in zip(names, plain, strict=True) if name}
+    nameless = [place for name, place in zip(names, plain, strict=True) if not name]
     if con.name != "duckdb":
         if len(how.delimiter) > 1 and not how.quote:
             how = Delimited(how.delimiter, "\0", "\0", how.encoding, how.names)
@@ -195,25 +225,41 @@ def open_delimited(
             columnNameOfCorruptRecord=UNREADABLE,
         )
         table = table.mutate(**{UNREADABLE: table[UNREADABLE].notnull()})
-        return Opened(table.rename(renamed).limit(limit))
+        return Opened(table.drop(nameless).rename(renamed).limit(limit))
     scan, errors = gen_name("lcrec_scan"), gen_name("lcrec_rejects")
-    table = con.read_csv(
-        [str(path) for path in paths],
-        header=how.names is None,
-        delim=how.delimiter,
-        quote=how.quote,
-        escape=how.escape,
-        encoding=how.encoding,
-        auto_detect=False,
-        columns=dict.fromkeys(plain, "VARCHAR"),
-        max_line_size=LONGEST_LINE,
-        filename=FILE if len(paths) > 1 else False,
-        store_rejects=True,
-        rejects_limit=0,
-        rejects_scan=scan,
-        rejects_table=errors,
-    )
-    loaded = _load(con, table.rename(renamed).limit(limit), paths)
+
+    def load(files: Sequence[Path]) -> Table:
+        table = con.read_csv(
+            [str(path) for path in files],
+            header=how.names is None,
+            delim=how.delimiter,
+            quote=how.quote,
+            escape=how.escape,
+            encoding=how.encoding,
+            auto_detect=False,
+            columns=dict.fromkeys(plain, "VARCHAR"),
+            max_line_size=LONGEST_LINE,
+            filename=FILE if len(files) > 1 else False,
+            store_rejects=True,
+            rejects_limit=0,
+            rejects_scan=scan,
+            rejects_table=errors,
+        )
+        return _load(con, table.drop(nameless).rename(renamed).limit(limit), files)
+
+    try:
+        loaded = load(paths)
+    except InputError as error:
+        if MIXED_LINE_ENDS not in str(error):
+            raise
+        # The names of the copies are those of the files, for what is said of their rows.
+        with tempfile.TemporaryDirectory() as folder:
+            copies = [Path(folder) / str(number) / path.stem for number, path in enumerate(paths)]
+            for path, copy in zip(paths, copies, strict=True):
+                copy.parent.mkdir()
+                with_plain_line_ends(path, copy)
+            scan, errors = gen_name("lcrec_scan"), gen_name("lcrec_rejects")
+            loaded = load(copies)
     # A line may be at fault in several ways; it is one line all the same.
     found = con.raw_sql(
         f"SELECT s.file_path, e.line, min(e.error_message) FROM {errors} e JOIN {scan} s "
@@ -317,19 +363,56 @@ def _numbered(stored: Table) -> Table:
 
 ROWS = 20_000
 NOT_A_LITERAL = (ValueError, SyntaxError, MemoryError, RecursionError)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_PAIR = re.compile(rb"%b(?!%b)|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})%b" % (_HIGH, _LOW, _LOW))
+_CONSTANT = re.compile(rb"[:\[,]\s*-?(NaN|Infinity)\s*[,}\]]")
+# A cheap mark, and what it is found in that makes it matter.
+NOT_FOR_DUCKDB = (
+    (b"\\ud", _HALF_PAIR),
+    (b"\\uD", _HALF_PAIR),
+    (b"NaN", _CONSTANT),
+    (b"Infinity", _CONSTANT),
+)
 
 
 def is_literal(line: bytes) -> bool:
     """Tell whether a line is a Python dict and no JSON object."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return evaluate(line) is not None
+    return evaluate_json(line) is None and evaluate(line) is not None
+
+
+def needs_python(paths: Sequence[Path]) -> bool:
+    """Tell whether JSON lines hold what DuckDB reads otherwise than Python, or not at all.
+
+    That is a byte order mark, half of a surrogate pair, or a NaN or infinity, which are no JSON
+    but are what pandas and Python write for a missing value.
+
+    Raises:
+        InputError: a file cannot be read to its end.
+    """
+    for path in paths:
+        try:
+            with open_bytes(path) as file:
+                tail = b""
+                while chunk := file.read(2**22):
+                    text = tail + chunk
+                    if (not tail and text.startswith(BYTE_ORDER_MARK)) or any(
+                        mark in text and pattern.search(text) for mark, pattern in NOT_FOR_DUCKDB
+                    ):
+                        return True
+                    tail = chunk[-16:]
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
     return False
 
 
-def convert_literals(
-    paths: Sequence[Path], names: Sequence[str], target: Path, limit: int | None = None
+def convert_lines(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    target: Path,
+    limit: int | None = None,
+    *,
+    evaluate: Callable[[bytes], dict[str, Any] | None],
 ) -> None:
     """Write the given keys of every line as text columns of one Parquet file.
 
@@ -338,20 +421,23 @@ def convert_literals(
         names: the keys; what a line does not have is null.
         target: the Parquet file to write.
         limit: convert so many rows, the first; None converts all.
+        evaluate: `evaluate` for Python literals, `evaluate_json` for JSON objects.
 
     Raises:
         InputError: a file cannot be read to its end, such as a truncated gz.
     """
     schema = pa.schema([(name, pa.string()) for name in names])
     with pq.ParquetWriter(target, schema) as writer:
-        every = itertools.chain.from_iterable(_rows(path, names) for path in paths)
+        every = itertools.chain.from_iterable(_rows(path, names, evaluate) for path in paths)
         rows = itertools.islice(every, limit)
         while batch := list(itertools.islice(rows, ROWS)):
             columns = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def _rows(path: Path, names: Sequence[str]) -> Iterator[list[str | None]]:
+def _rows(
+    path: Path, names: Sequence[str], evaluate: Callable[[bytes], dict[str, Any] | None]
+) -> Iterator[list[str | None]]:
     try:
         with (
             open_bytes(path) as file,
@@ -377,6 +463,22 @@ def evaluate(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and all(isinstance(key, str) for key in value) else None
 
 
+def evaluate_json(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a line holds, or None where it holds none.
+
+    NaN and infinities are missing values; a decimal number is the text that it is written as.
+    """
+    try:
+        value = json.loads(
+            line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"),
+            parse_constant=lambda _: None,
+            parse_float=str,
+        )
+    except NOT_A_LITERAL:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _text(value: Any) -> str | None:
     if value is None:
         return None
@@ -386,4 +488,4 @@ def _text(value: Any) -> str | None:
         except TypeError:  # sets and bytes, which JSON does not know
             value = repr(value)
     # Old Pythons wrote an emoji as two halves, which make one again; a half alone has no bytes.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")

@@ -4,8 +4,7 @@ A `Layout` says which column plays which role; `read_layouts` opens the files th
 on DuckDB or Spark, and sifts their rows. Writes nothing but tables in DuckDB and temporary files.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from lcrec.prepare.files import (
     UNREADABLE,
     Delimited,
     Opened,
-    convert_literals,
+    convert_lines,
     evaluate,
+    evaluate_json,
     first_lines,
     header,
     is_literal,
     kind_of,
+    needs_python,
     open_delimited,
     open_json,
     open_parquet,
@@ -108,13 +109,15 @@ def read_layouts(
     if con.name == "duckdb":
         con.raw_sql("SET TimeZone = 'UTC'")  # a date without a zone is the same on every machine
     wanted = INTERACTION_ROLES + (REVIEW_ROLES if options.reviews else ())
-    action_names = _names(actions, interaction_layout)
+    action_columns = _names(actions, interaction_layout)
+    action_names = [name for name in action_columns if name]
     needed = ("user", "item") + (("time",) if options.order == "time" else ())
     action_roles = find_columns(
         action_names, wanted, options.columns, interaction_layout.roles, actions[0], needed
     )
     given = {role: name for role, name in options.columns.items() if role != "item"}
-    item_names = _names(catalogue, item_layout)
+    item_columns = _names(catalogue, item_layout)
+    item_names = [name for name in item_columns if name]
     if "id" in options.columns:
         given["item"] = options.columns["id"]
     elif options.columns.get("item") in item_names or not item_layout.roles:
@@ -126,8 +129,8 @@ def read_layouts(
     )
     if not {"title", "description"} & set(item_roles):
         raise _no_column("title or description", item_names, catalogue[0], "title=...")
-    sifted_actions = _read(con, actions, action_names, action_roles, interaction_layout, options)
-    sifted_items = _read(con, catalogue, item_names, item_roles, item_layout, options)
+    sifted_actions = _read(con, actions, action_columns, action_roles, interaction_layout, options)
+    sifted_items = _read(con, catalogue, item_columns, item_roles, item_layout, options)
     return RawTables(
         sifted_actions.table,
         sifted_items.table,
@@ -278,11 +281,7 @@ def _written_as_literals(lines: Sequence[bytes]) -> bool:
 
 
 def _keys(line: bytes, *, literal: bool) -> list[str]:
-    try:
-        value: Any = evaluate(line) if literal else json.loads(line)
-    except ValueError:
-        return []
-    return list(value) if isinstance(value, dict) else []
+    return list((evaluate(line) if literal else evaluate_json(line)) or {})
 
 
 def _read(
@@ -307,7 +306,9 @@ def _read(
     elif kind == "parquet":
         opened = open_parquet(con, paths, list(used), limit)
     elif _written_as_literals([line for line in first_lines(paths[0], SAMPLE) if line.strip()]):
-        opened = _open_literals(con, paths, list(used), options, limit)
+        opened = _open_converted(con, paths, list(used), options, limit, evaluate)
+    elif con.name == "duckdb" and needs_python(paths):
+        opened = _open_converted(con, paths, list(used), options, limit, evaluate_json)
     else:
         opened = open_json(con, paths, list(used), limit)
     return sift(con, opened, roles, paths, options, unit=layout.unit, list_mark=layout.list_mark)
@@ -318,21 +319,22 @@ def _with_flags(table: Table, flags: Sequence[str]) -> Table:
     return table.mutate(flags=ibis.array(words).filter(lambda word: word.notnull()).join(", "))
 
 
-def _open_literals(
+def _open_converted(
     con: BaseBackend,
     paths: Sequence[Path],
     names: Sequence[str],
     options: Options,
     limit: int | None,
+    evaluate_line: Callable[[bytes], dict[str, Any] | None],
 ) -> Opened:
     if con.name != "duckdb":
         raise InputError(
             f"{paths[0]}: lines of Python literals are read with --engine duckdb only; prepare "
             "this data there, or convert it to JSON lines first"
         )
-    target = options.spill_folder("lines of Python literals are converted first")
+    target = options.spill_folder("lines that DuckDB cannot read are converted first")
     target = target / f"{paths[0].name}.parquet"
-    convert_literals(paths, names, target, limit)
+    convert_lines(paths, names, target, limit, evaluate=evaluate_line)
     opened = open_parquet(con, [target], names)
     unreadable = ibis.and_(*(opened.table[name].isnull() for name in names))
     return Opened(opened.table.mutate(**{UNREADABLE: unreadable}), stored=opened.stored)

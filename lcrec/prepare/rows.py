@@ -5,8 +5,10 @@ that cannot be used has one reason, the first that applies: nothing of it can be
 user or item, its id would break a line of the files that map ids to numbers, or its time is none.
 """
 
+import ast
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +121,9 @@ def _select(table: Table, roles: Roles, path: Path, list_mark: str | None) -> Ta
                     raise InputError(f"{where} holds {kind}; ids must be text or whole numbers")
                 column = column.cast("string")
             elif role == "time":
+                if "TIMESTAMPTZ_NS" in str(kind):  # which Ibis has no name for
+                    column = column.cast(UTC)
+                    kind = column.type()
                 sortable = kind.is_string() or kind.is_timestamp() or kind.is_date()
                 if not sortable and (kind.is_boolean() or not kind.is_numeric()):
                     raise InputError(f"{where} holds {kind}; times must be numbers or dates")
@@ -156,30 +161,48 @@ def _plain(text: str, separator: str) -> str:
 
 
 def _plain_text(text: str, separator: str) -> str:
-    """Write a JSON list of texts, or a JSON object, as a text; leave any other text alone."""
+    """Write a list of texts, or an object, as a text; leave any other text alone.
+
+    They are written in JSON, or as Python prints them, as pandas does into a CSV cell. What is
+    missing in them (null, None, NaN) is left out.
+    """
     try:
-        value = json.loads(text)
-    except ValueError:
-        return text
+        value = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(re.sub(r"(?<=[\[, ])nan(?=\s*[,\]])", "None", text))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return text
+    joined = join_leaves(value, separator)
+    return text if joined is None else joined
+
+
+def join_leaves(value: Any, separator: str) -> str | None:
+    """Join the parts of a nested list, or of an object's entries; None where no part is a text.
+
+    "[1984]" is a title.
+    """
     if isinstance(value, dict):
         parts = [f"{key}: {_leaf(part)}" for key, part in value.items() if part not in (None, "")]
         return "; ".join(parts)
     leaves: list[str] = []
+    others = 0
     pending = [value]
     while pending:
         part = pending.pop()
-        if isinstance(part, list):
+        if isinstance(part, list | tuple):
             pending.extend(reversed(part))
         elif isinstance(part, str):
             leaves.append(part)
-        else:
-            return text  # "[1984]" is a title
-    return separator.join(leaves)
+        elif part is not None and part == part:  # NaN is what is missing, too
+            leaves.append(json.dumps(part))
+            others += 1
+    return None if leaves and others == len(leaves) else separator.join(filter(None, leaves))
 
 
 def _leaf(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_leaf, value))
+        return ", ".join(map(_leaf, (part for part in value if part is not None)))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

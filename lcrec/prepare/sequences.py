@@ -18,7 +18,7 @@ from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
 from lcrec.prepare.files import UNREADABLE, Delimited, Opened, header, open_delimited
 from lcrec.prepare.layouts import Layout, Paths, as_paths, find_columns
-from lcrec.prepare.rows import Roles, Sifted, sift
+from lcrec.prepare.rows import Roles, Sifted, join_leaves, sift
 from lcrec.prepare.tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables
 
 LCREC_ITEM = Layout({role: role for role in ITEM_ROLES})
@@ -188,7 +188,9 @@ def _raw_ids(path: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     raw_ids = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1
+    ):
         raw_id, tab, key = line.rpartition("\t")
         if not tab or key in raw_ids:
             raise InputError(
@@ -208,7 +210,10 @@ def _raw(raw_ids: dict[str, str] | None, key: str, path: Path) -> str:
 
 def _field(value: Any) -> str | None:
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        joined = join_leaves(value, " ")
+        return " ".join(map(str, value)) if joined is None else joined
+    if value != value:  # NaN, which Python and pandas write for a missing value
+        return None
     return value if value is None or isinstance(value, str) else str(value)
 
 

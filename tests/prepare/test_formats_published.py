@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.prepare.files import convert_literals
+from lcrec.prepare.files import convert_lines, evaluate
 from lcrec.prepare.inputs import FOLDERS, find_in, unpack
 from lcrec.prepare.published import READERS
 from lcrec.prepare.tables import Options
@@ -399,7 +399,7 @@ def test_a_truncated_literal_file_leaves_no_rows(tmp_path, write):
     path = tmp_path / "meta.json.gz"
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"meta.json.gz: cannot be read to its end"):
-        convert_literals([path], ["asin"], tmp_path / "x.parquet")
+        convert_lines([path], ["asin"], tmp_path / "x.parquet", evaluate=evaluate)
 
 
 def test_every_format_is_read_and_found():
