@@ -1,5 +1,6 @@
-"""Every command a person is shown can be typed: README, prompts/README.md, scripts, recipes."""
+"""Every command a person is shown can be typed: README files, CONTRIBUTING, scripts, recipes."""
 
+import argparse
 import dataclasses
 import importlib
 import importlib.util
@@ -7,6 +8,7 @@ import itertools
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,49 +20,73 @@ from lcrec.baselines.runs.run import BaselineConfig
 from lcrec.baselines.runs.settings import method_config
 from lcrec.core.config import parse_config
 from lcrec.evaluate import __main__ as evaluate
+from lcrec.finetune import FinetuneConfig
 from lcrec.prompts import __main__ as prompts_cli
+from lcrec.prompts.rows import parse_mixture
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
+PAGE_FOLDERS = ("prompts", "recipes", "scripts")
+PAGES = [
     ROOT / "README.md",
-    ROOT / "prompts" / "README.md",
+    *sorted(ROOT.glob(".github/*.md")),
+    *sorted(ROOT.glob("lcrec/**/README.md")),
+    *(page for page in sorted(ROOT.glob("*/README.md")) if page.parent.name in PAGE_FOLDERS),
+]
+DOCUMENTS = [
+    *PAGES,
     *sorted((ROOT / "scripts").glob("*.sh")),
     *sorted((ROOT / "recipes").glob("*.sh")),
 ]
-# Where the settings of a command are, if not in the module of its name.
-COMMAND_MODULES = {"dataset": "dataset_cli"}
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-LINKS = [ROOT / "README.md", ROOT / "prompts" / "README.md"]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+A_COMMAND = re.compile(
+    r"-m lcrec\.\w+ |(^|\W)lcrec \w|recipes/finetune\.py |^(\w+=\S+ )*python scripts/\w+\.py"
+)
 
 
-@pytest.fixture(scope="module")
-def finetune(load_script):
-    return load_script("recipes/finetune.py")
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Return the code blocks of a page that are in one of the languages."""
+    found = re.findall(
+        r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    return [block for language, block in found if language in languages]
 
 
 def commands(document: Path) -> list[list[str]]:
     """Return the lcrec commands in a document, split as a shell would."""
-    text = document.read_text(encoding="utf-8")
     if document.suffix == ".md":
-        blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-        text = "\n".join(block for language, block in blocks if language in ("", "bash"))
+        text = "\n".join(blocks(document, "", "bash"))
+    else:
+        text = document.read_text(encoding="utf-8")
     text = text.replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if not line.strip().startswith("#")]
-    found = []
-    for line in lines:
-        if re.search(r"-m lcrec\.\w+ |recipes/finetune\.py ", line) and "echo" not in line:
-            found.append(shlex.split(line, comments=True))
-    return found
+    return [
+        shlex.split(line, comments=True)
+        for line in lines
+        if A_COMMAND.search(line) and "echo" not in line
+    ]
 
 
 def stage_and_arguments(words: list[str]) -> tuple[str, list[str]]:
-    """Return the stage ("embed", "recipes/finetune.py") and what follows it."""
+    """Return the stage ("embed") or the script ("scripts/ablation.py") and what follows it."""
     for position, word in enumerate(words):
         if word == "recipes/finetune.py":
+            return "finetune", words[position + 1 :]
+        if word.startswith("scripts/"):
             return word, words[position + 1 :]
         if word == "-m" and words[position + 1].startswith("lcrec."):
             return words[position + 1].removeprefix("lcrec."), words[position + 2 :]
+        if word == "lcrec":
+            return words[position + 1], words[position + 2 :]
     raise AssertionError(words)
+
+
+def settings_module(stage: str):
+    """Return the module that holds a stage's settings: a package has them in its `__main__`."""
+    name = f"lcrec.{stage}"
+    if (ROOT / "lcrec" / stage).is_dir():
+        name += ".__main__"
+    return importlib.import_module(name)
 
 
 def config_type(module):
@@ -88,16 +114,21 @@ def test_there_are_commands_to_check():
     assert {"prepare", "embed", "quantize", "generate", "evaluate", "baselines"} <= stages
 
 
-@pytest.mark.parametrize("words", ALL_COMMANDS)
-def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_the_pages_are_found():
+    assert {ROOT / "README.md", ROOT / "prompts" / "README.md"} <= set(PAGES)
+
+
+class Parsed(Exception):
+    """Ends a script as soon as its arguments are read."""
+
+
+def parse(words: list[str], monkeypatch, load_script):
+    """Read a command's arguments as its stage or script would; return the settings."""
     stage, arguments = stage_and_arguments(words)
-    if stage == "prompts":
-        prompts_cli.build_parser().parse_args(arguments)
-        return
     # A shell variable stands for a value: one of a few, a number, more flags, or else a path.
     values = {
         "$format": "recbole",
+        "$published": "Instruments",
         "$split": "test",
         "$constraint": "level",
         "$seed": "42",
@@ -110,60 +141,84 @@ def test_a_command_in_a_document_is_accepted(words, finetune, monkeypatch):
         for word in arguments
         if word not in ("...", "$@") and not re.fullmatch(r"\$\w+_flags", word)
     ]
-    if stage == "recipes/finetune.py":
-        module = finetune
+    if stage == "prompts":
+        return prompts_cli.build_parser().parse_args(arguments)
+    if stage.startswith("scripts/"):
+        module = load_script(stage)
+        if not hasattr(module, "parse_config"):
+            return parse_with_argparse(module, arguments, monkeypatch)
     elif stage == "baselines":
         name, *arguments = arguments
         if name == "tune":  # a method's name comes next, and its settings may follow
             kind, *arguments = arguments
             kind = METHODS[kind].load()
             made = method_config(tune.TuneConfig, kind, without=kind.grid)
-            parse_config(made, arguments, description="", prog=stage)
-            return
-        if name in COMMANDS:
-            module = importlib.import_module(COMMANDS[name][0])
-        else:
+            return parse_config(made, arguments, description="", prog=stage)
+        if name not in COMMANDS:
             assert name in METHODS or name.startswith("$")
             kind = METHODS.get(name, METHODS["popularity"]).load()
             made = method_config(BaselineConfig, kind)
-            parse_config(made, arguments, description="", prog=stage)
-            return
+            return parse_config(made, arguments, description="", prog=stage)
+        module = importlib.import_module(COMMANDS[name][0])
     elif stage == "modeling":
         assert arguments[0] == "merge"
-        module, arguments = importlib.import_module("lcrec.modeling.__main__"), arguments[1:]
+        module, arguments = settings_module(stage), arguments[1:]
     elif stage == "evaluate" and arguments[0] in evaluate.COMMANDS:
         module = importlib.import_module(evaluate.COMMANDS[arguments[0]])
         arguments = arguments[1:]
     else:
-        module = importlib.import_module(f"lcrec.{COMMAND_MODULES.get(stage, stage)}")
-    parse_config(config_type(module), arguments, description="", prog=stage)
+        module = settings_module(stage)
+    return parse_config(config_type(module), arguments, description="", prog=stage)
+
+
+def parse_with_argparse(module, arguments: list[str], monkeypatch) -> argparse.Namespace:
+    """Read the arguments of a script that uses argparse in its `main`, and go no further."""
+    read = argparse.ArgumentParser.parse_args
+
+    def read_only(parser, *_):
+        raise Parsed(read(parser, arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read_only)
+    with pytest.raises(Parsed) as parsed:
+        module.main()
+    return parsed.value.args[0]
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_a_command_in_a_document_is_accepted(words, load_script, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parse(words, monkeypatch, load_script)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_extra_that_a_page_installs_exists(page):
+    for names in re.findall(r"pip install [^\n]*\[([\w,]+)\]", page.read_text(encoding="utf-8")):
+        assert set(names.split(",")) <= set(EXTRAS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_fits_the_settings(recipe, finetune):
+def test_a_recipe_fits_the_settings(recipe):
     paths = ["--data", "d", "--index", "i", "--base", "b", "--output", "o"]
     config = parse_config(
-        finetune.FinetuneConfig, ["--config", str(recipe), *paths], description="", prog="finetune"
+        FinetuneConfig, ["--config", str(recipe), *paths], description="", prog="finetune"
     )
-    finetune.parse_mixture(config.tasks)
+    parse_mixture(config.tasks)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_says_what_it_takes_and_how_that_was_found_out(recipe, finetune):
+def test_a_recipe_says_what_it_takes_and_how_that_was_found_out(recipe, load_script, monkeypatch):
+    monkeypatch.chdir(ROOT)
     lines = itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text().splitlines())
     head = "\n".join(line.removeprefix("#").strip() for line in lines)
     assert re.search(r"^Hardware and time: .*\d", head, flags=re.MULTILINE)
     assert ("(measured" in head) != ("(estimated" in head)
-    (source,) = re.findall(
-        r"\((?:measured|estimated)[^()]*?((?:bash|python) [^()]*\.(?:sh|py)[^()]*)\)", head
-    )
+    (source,) = re.findall(r"\((?:measured|estimated)[^()]*?((?:bash|python|lcrec) [^()]*)\)", head)
     words = shlex.split(source)
-    assert (ROOT / words[1]).exists()
+    for word in words[1:2]:
+        assert (ROOT / word).exists() or word in ("-m", "plan")
     if "(estimated" in head:
-        config = parse_config(finetune.FinetuneConfig, words[2:], description="", prog="finetune")
         assert words[words.index("--config") + 1] == f"recipes/{recipe.name}"
-        assert config.dry_run
-        assert config.tflops
+        assert parse(words, monkeypatch, load_script).tflops
 
 
 def test_every_recipe_is_found():
@@ -182,19 +237,20 @@ def test_a_script_is_valid_bash(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.parametrize("document", LINKS, ids=lambda path: path.parent.name)
-def test_links_to_files_lead_somewhere(document):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8"))
-    for link in links:
-        assert (document.parent / link).exists(), link
+def anchors(page: Path) -> set[str]:
+    """Return the headings of a page as GitHub writes them in links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_map_names_every_module_once():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text[text.index("## The map") : text.index("## Troubles")]
-    named = re.findall(r"(\w+)\.py`", table)
-    modules = {path.stem for path in (ROOT / "lcrec").glob("*.py")} - {"__init__", "__main__"}
-    assert sorted(name for name in named if name != "finetune") == sorted(modules)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8"))
+    for link, anchor in links:
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
 
 
 def normal(name: str) -> str:
@@ -202,8 +258,6 @@ def normal(name: str) -> str:
 
 
 def test_constraints_pin_every_direct_dependency():
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = list(
         itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
