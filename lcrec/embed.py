@@ -8,8 +8,6 @@ decoder, mean-pooled over its tokens (see `lcrec.index.encoders`).
 
 With `--add NEW.item.json --embeddings OLD`, for a catalogue that `lcrec.add_items` extended, the
 old rows are taken from OLD as they are and the new items are encoded with OLD's own settings.
-
-Public names: `EmbedConfig`, `average_by_owner`.
 """
 
 import dataclasses
@@ -45,7 +43,7 @@ from lcrec.core.provenance import (
 )
 from lcrec.data.folder import Items, load_items
 from lcrec.data.new_items import count_old_items, require_same_past
-from lcrec.index.encoders import Encoder, Lsa, collect_texts, fit_lsa, load_encoder
+from lcrec.index.encoders import Encoder, Lsa, collect_texts, fit_lsa, load_encoder, mean_by_owner
 
 STAGE = "python -m lcrec.embed"
 TEXTS_PER_PART = 1024
@@ -118,7 +116,7 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
         vectors = _encode_in_parts(texts, encoder, config.output / ".parts", made_of, state)
     if state.is_main_process:
         assert vectors is not None
-        embeddings = average_by_owner(vectors, owners, len(items) - first)
+        embeddings = mean_by_owner(vectors, owners).astype(np.float32)
         if old is not None:
             embeddings = np.concatenate([old, embeddings])
         (config.output / EMBEDDINGS).unlink(missing_ok=True)
@@ -169,14 +167,6 @@ def read_old(
             f"before those of {add} were added; name the embeddings of these {before}"
         )
     return config, rows
-
-
-def average_by_owner(vectors: np.ndarray, owners: np.ndarray, num_items: int) -> np.ndarray:
-    """Return float32 [items, dim], the mean of each item's text vectors [texts, dim]."""
-    sums = np.zeros((num_items, vectors.shape[1]))
-    np.add.at(sums, owners, vectors)
-    counts = np.bincount(owners, minlength=num_items)
-    return (sums / counts[:, None]).astype(np.float32)
 
 
 def _encode_in_parts(

@@ -395,7 +395,7 @@ def validation_rows(
     cases: Cases, index: ItemIndex, prompts: PromptSet, max_history: int
 ) -> list[Row]:
     """Return the rows that the validation loss is taken on: the wording that ranking uses."""
-    template = prompts.for_task("seqrec", "eval")[0]
+    template = prompts.evaluation_templates("seqrec")[0]
     return [
         Row(
             template.ask(history_record(index, history, max_history)),

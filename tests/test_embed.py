@@ -26,8 +26,8 @@ from lcrec.core.artifacts import read_array, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Items
-from lcrec.embed import average_by_owner, main
-from lcrec.index.encoders import collect_texts, fit_lsa, load_encoder
+from lcrec.embed import main
+from lcrec.index.encoders import collect_texts, fit_lsa, load_encoder, mean_by_owner
 from lcrec.tinylm import train_tokenizer
 
 TEXTS = [
@@ -138,11 +138,11 @@ def test_bad_fields():
         collect_texts(items, ["description"], joined=False)
 
 
-def test_average_by_owner_by_hand():
+def test_mean_by_owner_by_hand():
     vectors = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
-    averaged = average_by_owner(vectors, np.array([1, 1, 0]), 2)
-    assert averaged.tolist() == [[5, 5], [2, 1]]
-    assert averaged.dtype == np.float32
+    assert mean_by_owner(vectors, np.array([1, 1, 0])).tolist() == [[5, 5], [2, 1]]
+    # Of users with several values, one without any is left out.
+    assert mean_by_owner(np.array([1.0, 0.0, 1.0]), np.array([0, 0, 2])).tolist() == [0.5, 1.0]
 
 
 # lsa.
@@ -391,7 +391,7 @@ def test_a_lost_part_is_made_again(shop, counted, monkeypatch):
         def killed(*args):
             raise KeyboardInterrupt
 
-        patch.setattr(lcrec.embed, "average_by_owner", killed)
+        patch.setattr(lcrec.embed, "mean_by_owner", killed)
         with pytest.raises(KeyboardInterrupt):
             main(argv(shop, *flags))
     (shop / "embeddings" / ".parts" / "1.npy").unlink()

@@ -1,9 +1,4 @@
-"""ROUGE-L of generated text, for any language.
-
-`rouge-score` (the extra `rouge`) computes it; its own tokenizer keeps nothing but a-z and 0-9, so
-words are cut here. Reads and writes nothing. Public names: `RougeL`, `words_of`.
-
-Titles, descriptions and preferences in words: what a checkpoint writes, and how near it comes.
+"""Titles, descriptions and preferences in words: what a checkpoint writes, and how near it comes.
 
 Reads a checkpoint and the data folder. The model answers without any constraint, the likeliest
 token first, in the first wording that serves evaluation for each kind of answer (of the tasks it
@@ -16,11 +11,9 @@ was trained on):
   and those were in training too.
 
 Exact is the share of answers that are the right text but for case and spaces; ROUGE-L is the
-F-measure of the longest common subsequence of words (`lcrec.evaluate.language`), for any language.
+F-measure of the longest common subsequence of words, for any language (needs the extra `rouge`).
 """
 
-import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +24,7 @@ import numpy as np
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
+from lcrec.data.words import words_of
 from lcrec.evaluate.checkpoint import (
     PROG,
     Subject,
@@ -45,15 +39,12 @@ from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, pla
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
 
-# Scripts that put no space between words: each character counts as a word, as is usual for ROUGE.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-
 
 class RougeL:
     """The F-measure of the longest common subsequence of words (Lin 2004).
+
+    `rouge-score` computes it. It is wrapped because its own tokenizer keeps nothing but a-z and
+    0-9, so that a Japanese answer would score 0.
 
     Raises:
         InputError: the package `rouge-score` is missing.
@@ -69,26 +60,11 @@ class RougeL:
     @staticmethod
     def tokenize(text: str) -> list[str]:
         """Return the words, as `rouge-score` asks for them."""
-        return words_of(text)
+        return words_of(text, symbols=True)
 
     def score(self, text: str, references: list[str]) -> float:
         """Return the best F-measure of `text` against any reference, 0 to 1."""
-        return max(self._scorer.score(each, text)["rougeL"].fmeasure for each in references)
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in any script, without case, form of width, or punctuation.
-
-    A word is a run of letters, marks and digits; a symbol, such as an emoji, is a word of its own.
-    """
-    marked = []
-    for sign in unicodedata.normalize("NFKC", text).casefold():
-        kind = unicodedata.category(sign)[0]
-        if kind == "S" or UNSPACED.match(sign):
-            marked.append(f" {sign} " if kind != "M" else sign)
-        else:
-            marked.append(sign if kind in "LMN" else " ")
-    return "".join(marked).split()
+        return self._scorer.score_multi(references, text)["rougeL"].fmeasure
 
 
 LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")
@@ -167,34 +143,27 @@ def main(argv: list[str]) -> None:
 
 
 def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:
-    """Return the wordings to ask in, by default one for each kind of answer that was trained.
+    """Return the templates to ask with, by default one for each kind of answer that was trained.
 
     Raises:
-        InputError: an unknown id, a wording whose answer is an item, or a model that was trained
+        InputError: an unknown id, a template whose answer is an item, or a model that was trained
             on no task with answers in words.
     """
-    prompts = subject.recommender.prompts
-    if wanted is not None:
-        templates = [prompts.get(template_id) for template_id in wanted]
-        for template in templates:
-            if template.task not in LANGUAGE_TASKS or template.is_item_answer:
-                raise InputError(
-                    f"--templates {template.id}: its answer is an item; name wordings with an "
-                    f"answer in words, of {', '.join(LANGUAGE_TASKS)}"
-                )
-        return templates
-    first: dict[tuple[str, frozenset[str]], Template] = {}
-    for task in LANGUAGE_TASKS:
-        if task in subject.recommender.tasks:
-            for template in prompts.for_task(task, "eval"):
-                if not template.is_item_answer:
-                    first.setdefault((task, template.answer_variables), template)
-    if not first:
-        raise InputError(
-            f"--model was trained on {', '.join(sorted(subject.recommender.tasks))}, none of which "
-            "answers in words; name --templates to ask all the same"
-        )
-    return list(first.values())
+    tasks = LANGUAGE_TASKS
+    if wanted is None:
+        tasks = tuple(task for task in LANGUAGE_TASKS if task in subject.recommender.tasks)
+        if not tasks:
+            raise InputError(
+                f"--model was trained on {', '.join(sorted(subject.recommender.tasks))}, none of "
+                "which answers in words; name --templates to ask all the same"
+            )
+    return subject.recommender.prompts.evaluation_templates(
+        tasks,
+        wanted or ["first"],
+        accepts=lambda template: not template.is_item_answer,
+        that="whose answer is in words",
+        kind=lambda template: template.answer_variables,
+    )
 
 
 def sample_questions(subject: Subject, template: Template, count: int, seed: int) -> list[Question]:

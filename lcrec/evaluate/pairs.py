@@ -194,26 +194,20 @@ def main(argv: list[str]) -> None:
 
 
 def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:
-    """Return the wordings to ask in.
+    """Return the templates to ask with.
 
     Raises:
-        InputError: an unknown id, or a wording that does not go from a history to the next item.
+        InputError: an unknown id, or a template that does not go from a history to the next item.
     """
-    prompts = subject.recommender.prompts
-    if wanted is None:
-        found = prompts.for_task("seqrec", "eval")[:1]
-        if "fusionseqrec" in subject.recommender.tasks:
-            mixed = prompts.for_task("fusionseqrec", "eval")
-            found += [template for template in mixed if template.is_item_answer][:1]
-        return found
-    templates = [prompts.get(template_id) for template_id in wanted]
-    for template in templates:
-        if template.task not in ("seqrec", "fusionseqrec") or not template.is_item_answer:
-            raise InputError(
-                f"--templates {template.id}: does not ask for the next item after a history; take "
-                "one of seqrec, or one of fusionseqrec whose answer is {{ target }}"
-            )
-    return templates
+    tasks = ["seqrec", "fusionseqrec"]
+    if wanted is None and "fusionseqrec" not in subject.recommender.tasks:
+        tasks = ["seqrec"]
+    return subject.recommender.prompts.evaluation_templates(
+        tasks,
+        wanted or ["first"],
+        accepts=lambda template: template.is_item_answer,
+        that="whose answer is {{ target }}",
+    )
 
 
 def seen_items(subject: Subject, cases: Cases) -> list[np.ndarray]:

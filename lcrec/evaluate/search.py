@@ -28,7 +28,7 @@ from lcrec.evaluate.checkpoint import (
     require_json_path,
     write_result,
 )
-from lcrec.index.encoders import Encoder, encoder_of
+from lcrec.index.encoders import Encoder, encoder_of, mean_by_owner
 from lcrec.prompts.tasks import Record, search_record
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import measure_lists, summarise
@@ -119,28 +119,18 @@ def main(argv: list[str]) -> None:
 
 
 def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:
-    """Return the wordings to ask in, by default one for each set of things to ask with.
+    """Return the templates to ask with, by default one for each set of things to ask with.
 
     Raises:
-        InputError: an unknown id, or a wording without an intention.
+        InputError: an unknown id, or a template without an intention.
     """
-    prompts = subject.recommender.prompts
-    if wanted is None:
-        first: dict[frozenset[str], Template] = {}
-        for template in prompts.for_task("itemsearch", "eval"):
-            if "intention" in template.question_variables:
-                first.setdefault(template.question_variables, template)
-        if not first:
-            raise InputError("no itemsearch wording that serves evaluation uses {{ intention }}")
-        return list(first.values())
-    templates = [prompts.get(template_id) for template_id in wanted]
-    for template in templates:
-        if template.task != "itemsearch" or "intention" not in template.question_variables:
-            raise InputError(
-                f"--templates {template.id}: is no wording of itemsearch that asks with an "
-                "intention"
-            )
-    return templates
+    return subject.recommender.prompts.evaluation_templates(
+        "itemsearch",
+        wanted or ["first"],
+        accepts=lambda template: "intention" in template.question_variables,
+        that="that asks with {{ intention }}",
+        kind=lambda template: template.question_variables,
+    )
 
 
 def make_queries(subject: Subject, users: int | None, seed: int) -> tuple[list[Query], np.ndarray]:
@@ -206,9 +196,3 @@ def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[Query], k: 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def mean_by_owner(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Return the mean of each owner's values, in the order of the owners who have some."""
-    counts = np.bincount(owners)
-    return (np.bincount(owners, values) / np.maximum(counts, 1))[counts > 0]

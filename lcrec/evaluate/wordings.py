@@ -65,7 +65,7 @@ def score_model(
     retrain = f"{STAGE} --data {data} --output DIR"
     require_same_input(folder, "item", find_data(data).item, retrain)
     trained = Recommender.from_pretrained(folder)
-    default = trained.prompts.for_task("seqrec", "eval")[0]
+    default = trained.prompts.evaluation_templates("seqrec")[0]
     asked = trained
     if prompts is not None:
         asked = Recommender(

@@ -51,7 +51,6 @@ from lcrec.generate.one_request import (
     Wish,
     answer_wish,
     check_counts,
-    choose_templates,
     find_history,
     load_allowed,
     show_examples,
@@ -164,8 +163,15 @@ def answer(
     templates: list[Template | None] = [None]  # the recommender's own choice
     if config.templates != ["first"]:
         task = "seqrec" if config.query is None else "itemsearch"
-        known = {"intention", *(["history"] if history else [])} if config.query else None
-        templates = [*choose_templates(recommender.prompts, config.templates, task, known)]
+        known = ["history", "intention"] if history else ["intention"]
+        templates = [
+            *recommender.prompts.evaluation_templates(
+                task,
+                config.templates,
+                accepts=lambda t: config.query is None or t.question_variables <= {*known},
+                that=f"that asks with {' and '.join(known)} alone" if config.query else "",
+            )
+        ]
     if state.is_main_process:
         answer_wish(recommender, items, wish, templates)
 
@@ -280,7 +286,7 @@ def prepare(
     demand = Demand(
         users,
         histories,
-        choose_templates(recommender.prompts, config.templates),
+        recommender.prompts.evaluation_templates("seqrec", config.templates),
         config.k,
         config.beams,
         config.exclude_history,

@@ -13,7 +13,6 @@ from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
 from lcrec.data.splits import Cases
 from lcrec.generate.recommender import Recommender
-from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions
@@ -90,41 +89,6 @@ def find_history(
                 f"{num_items - 1}"
             )
     return history or []
-
-
-def choose_templates(
-    prompts: PromptSet, wanted: list[str], task: str = "seqrec", known: set[str] | None = None
-) -> list[Template]:
-    """Return the wordings named by `--templates`.
-
-    Args:
-        prompts: the wording.
-        wanted: ids, or `first` or `all` of those that serve evaluation.
-        task: what they must belong to.
-        known: what there is to ask with, None for everything.
-
-    Raises:
-        InputError: an unknown id, one named twice, or one that is no wording of the task.
-    """
-    serving = [
-        template
-        for template in prompts.for_task(task, "eval")
-        if known is None or template.question_variables <= known
-    ]
-    if not serving:
-        given = " and ".join(sorted(known or ()))
-        raise InputError(f"no wording of {task} asks with {given} alone; add one to prompts/")
-    if wanted == ["first"]:
-        return serving[:1]
-    if wanted == ["all"]:
-        return serving
-    templates = [prompts.get(template_id) for template_id in wanted]
-    for place, template in enumerate(templates):
-        if template.task != task:
-            raise InputError(f"--templates {template.id}: belongs to {template.task}, not {task}")
-        if template in templates[:place]:
-            raise InputError(f"--templates {template.id}: is named twice")
-    return templates
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,14 @@ class Questions:
     def next_item(
         self, histories: Sequence[ItemIds], template: Template | None = None
     ) -> list[list[int]]:
-        """Ask what comes after each history, by default in the first wording of `seqrec`.
+        """Ask what comes after each history, by default with the first template of `seqrec`.
 
         Raises:
             InputError: an empty history, an item that is not in the catalogue, a wording of another
                 task, or a prompt longer than the model's context.
         """
-        template = template or self.prompts.for_task("seqrec", "eval")[0]
-        _require_wording(template, "seqrec")
+        template = template or self.prompts.evaluation_templates("seqrec")[0]
+        _require_template_of(template, "seqrec")
         self.check_items("history", histories)
         for position, history in enumerate(histories):
             if len(history) == 0:
@@ -136,16 +136,16 @@ class Questions:
 
     def _choose(self, task: str, record: Record, wanted: Template | None = None) -> Template:
         """Return the wanted template, or the first for the task that says most of the record."""
-        if wanted is not None:
-            _require_wording(wanted, task)
-        serving = [wanted] if wanted else self.prompts.for_task(task, "eval")
-        asking = [template for template in serving if template.can_ask(record)]
-        if not asking:
-            given = ", ".join(name for name, value in record.items() if value)
-            raise InputError(
-                f"no wording of {task} can ask with {given} alone; add one to prompts/"
+        that = f"that asks with {', '.join(name for name in record if record[name])} alone"
+        if wanted is None:
+            asking = self.prompts.evaluation_templates(
+                task, ["all"], accepts=lambda template: template.can_ask(record), that=that
             )
-        return max(asking, key=lambda template: len(template.question_variables))
+            return max(asking, key=lambda template: len(template.question_variables))
+        _require_template_of(wanted, task)
+        if not wanted.can_ask(record):
+            raise InputError(f"template {wanted.id}: is no template of {task} {that}")
+        return wanted
 
     def encode(self, questions: list[str], answer: int) -> list[list[int]]:
         """Return the prompts of questions in words, each with an answer of at most `answer` tokens.
@@ -164,9 +164,9 @@ class Questions:
         return prompt_ids
 
 
-def _require_wording(template: Template, task: str) -> None:
+def _require_template_of(template: Template, task: str) -> None:
     if template.task != task:
-        raise InputError(f"template {template.id}: is a wording of {template.task}, not of {task}")
+        raise InputError(f"template {template.id}: belongs to {template.task}, not {task}")
 
 
 def plan_batches(prompt_ids: list[list[int]], max_tokens: int) -> list[np.ndarray]:

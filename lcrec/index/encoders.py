@@ -57,6 +57,23 @@ def collect_texts(items: Items, fields: list[str], *, joined: bool) -> tuple[lis
     return texts, np.asarray(owners)
 
 
+def mean_by_owner(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Return the mean of each owner's values, in the order of the owners who have some.
+
+    Args:
+        values: float `[values, ...]`, such as the vectors of texts.
+        owners: int `[values]`, whose each is.
+
+    Returns:
+        float64 `[owners with a value, ...]`.
+    """
+    counts = np.bincount(owners)
+    sums = np.zeros((len(counts), *values.shape[1:]))
+    np.add.at(sums, owners, values)
+    some = counts > 0
+    return sums[some] / counts[some].reshape(-1, *[1] * (values.ndim - 1))
+
+
 def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
     """Return a function from texts to vectors, float32 [texts, dim].
 

@@ -14,8 +14,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
+from lcrec.data.words import words_of
 from lcrec.intents.requests import TARGETS, Outcome
-from lcrec.intents.title_leaks import TitleGuard, words_of
+from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import IntentPrompts
 from lcrec.prompts.tasks import plain_text
 

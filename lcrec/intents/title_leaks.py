@@ -4,20 +4,12 @@ An intention is the question of `itemsearch` and the item its answer: one that q
 would teach to look words up instead of meaning. Reads and writes nothing.
 """
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-# Chinese and Japanese put no space between words, so there every character counts as one.
-IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-WORD = re.compile(f"[{IDEOGRAPHS}]|[^\\W{IDEOGRAPHS}]+")
+from lcrec.data.words import words_of
+
 QUOTE_LENGTH = 4
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in order, without case, punctuation and width of characters."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 class TitleGuard:

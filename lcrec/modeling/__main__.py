@@ -96,7 +96,7 @@ def merge_checkpoint(folder: Path) -> PreTrainedModel:
 def probe_prompts(checkpoint: Checkpoint) -> list[list[int]]:
     """Return some prompts with their answers, as the model sees them."""
     index, prompts = checkpoint.index, checkpoint.prompts
-    template = prompts.for_task("seqrec", "eval")[0]
+    template = prompts.evaluation_templates("seqrec")[0]
     encoder = PromptEncoder(checkpoint.tokenizer, prompts)
     chosen = range(0, len(index), -(-len(index) // PROBES))
     asked = encoder.prompt_ids([template.ask(history_record(index, [i], 1)) for i in chosen])

@@ -12,6 +12,7 @@ checkpoint carries its own copy.
 import hashlib
 import json
 import re
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +93,54 @@ class PromptSet:
         if not found:
             raise InputError(f"no {use} templates for task {task!r}{closest(task, TASKS)}")
         return found
+
+    def evaluation_templates(
+        self,
+        tasks: str | Sequence[str],
+        wanted: Sequence[str] = ("first",),
+        *,
+        accepts: Callable[[Template], bool] = lambda template: True,
+        that: str = "",
+        kind: Callable[[Template], Hashable] = lambda template: None,
+    ) -> list[Template]:
+        """Return the templates that a model is evaluated and asked with, in their order.
+
+        Every command and the validation in training choose here, so that "the first template" is
+        the same one everywhere.
+
+        Args:
+            tasks: the task that a template must belong to, or several.
+            wanted: ids; or `first` or `all` of those that serve evaluation.
+            accepts: what else a template must fulfil.
+            that: `accepts` in words for errors, such as "that asks with an intention".
+            kind: `first` is the first template of each task and each kind.
+
+        Raises:
+            InputError: an unknown id, one named twice, one that is of another task or not
+                accepted, or no template that serves evaluation.
+        """
+        tasks = [tasks] if isinstance(tasks, str) else tasks
+        any_task, behind = " or ".join(tasks), that and f" {that}"
+        if list(wanted) not in (["first"], ["all"]):
+            templates = [self.get(template_id) for template_id in wanted]
+            for place, template in enumerate(templates):
+                named = f"--templates {template.id}"
+                if template.task not in tasks:
+                    raise InputError(f"{named}: belongs to {template.task}, not {any_task}")
+                if not accepts(template):
+                    raise InputError(f"{named}: is no template of {any_task}{behind}")
+                if template in templates[:place]:
+                    raise InputError(f"{named}: is named twice")
+            return templates
+        serving = [t for task in tasks for t in self.for_task(task, "eval") if accepts(t)]
+        if not serving:
+            raise InputError(f"no template of {any_task}{behind}; add one to prompts/")
+        if list(wanted) == ["all"]:
+            return serving
+        first: dict[Hashable, Template] = {}
+        for template in serving:
+            first.setdefault((template.task, kind(template)), template)
+        return list(first.values())
 
     def get(self, template_id: str) -> Template:
         """Return the template of this id.

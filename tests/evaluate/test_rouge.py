@@ -5,27 +5,7 @@ import sys
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.evaluate.language import RougeL, words_of
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('A red-ish  LAMP, 19"!', ["a", "red", "ish", "lamp", "19"]),
-        ("Größe ＡＢＣ", ["grösse", "abc"]),
-        ("吉他弦 6根", ["吉", "他", "弦", "6", "根"]),
-        ("ギター guitar", ["ギ", "タ", "ー", "guitar"]),
-        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
-        ("ภาษา", ["ภ", "า", "ษ", "า"]),
-        ("기타 줄", ["기타", "줄"]),
-        ("قيثارة، גיטרה", ["قيثارة", "גיטרה"]),
-        ("🎸 top🎸", ["🎸", "top", "🎸"]),
-        ("... -- !", []),
-        ("<a_1><b_2>", ["<", "a", "1", ">", "<", "b", "2", ">"]),
-    ],
-)
-def test_words_by_hand(text, words):
-    assert words_of(text) == words
+from lcrec.evaluate.language import RougeL
 
 
 @pytest.mark.parametrize(

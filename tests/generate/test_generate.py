@@ -523,7 +523,7 @@ def test_a_query_that_no_wording_asks(run, taught, tmp_path):
         '    answer: "{{ target }}"\n'
     )
     for wanted in ("first", "all"):
-        with pytest.raises(InputError, match=r"no wording of itemsearch .* intention alone"):
+        with pytest.raises(InputError, match=r"no template of itemsearch .* intention alone"):
             run("--query", "a lamp", "--prompts", own, "--templates", wanted)
 
 

@@ -352,9 +352,9 @@ def test_too_many_items_or_too_few_beams(recommender):
 
 def test_wordings_of_another_task(recommender, prompts):
     search, nxt = prompts.for_task("itemsearch", "eval")[0], prompts.for_task("seqrec", "eval")[0]
-    with pytest.raises(InputError, match=f"{search.id}: is a wording of itemsearch, not of seqrec"):
+    with pytest.raises(InputError, match=f"{search.id}: belongs to itemsearch, not seqrec"):
         recommender.recommend([[0]], template=search)
-    with pytest.raises(InputError, match=f"{nxt.id}: is a wording of seqrec, not of itemsearch"):
+    with pytest.raises(InputError, match=f"{nxt.id}: belongs to seqrec, not itemsearch"):
         recommender.search(["a desk"], template=nxt)
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
+from lcrec.data.words import words_of
 from lcrec.intents.keywords import keyword_texts
-from lcrec.intents.title_leaks import TitleGuard, words_of
+from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import IntentPrompts
 
 SHIPPED = Path(__file__).parents[2] / "prompts"

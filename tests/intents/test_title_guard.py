@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lcrec.intents.title_leaks import TitleGuard, words_of
+from lcrec.data.words import words_of
+from lcrec.intents.title_leaks import TitleGuard
 
 TITLES = [
     "Brother TN330 Mono Laser Toner Cartridge",

@@ -463,3 +463,25 @@ def test_the_plain_chat_template_in_a_tokenizer(prompts, bos):
     assert whole == prompt + "<a_1></s>"
     alone = tokenizer.apply_chat_template(asked[1:], tokenize=False, add_generation_prompt=True)
     assert alone == f"{bos or ''}Q: Next?\nA:\n"
+
+
+def test_templates_to_evaluate_with(prompts):
+    serving = prompts.for_task("seqrec", "eval")
+    assert prompts.evaluation_templates("seqrec") == serving[:1]
+    assert prompts.evaluation_templates("seqrec", ["all"]) == serving
+    wanted = [serving[2].id, serving[0].id]  # the order is the caller's
+    assert prompts.evaluation_templates("seqrec", wanted) == [serving[2], serving[0]]
+    mixed = prompts.evaluation_templates(
+        ["seqrec", "fusionseqrec"], accepts=lambda template: template.is_item_answer
+    )
+    assert [t.task for t in mixed] == ["seqrec", "fusionseqrec"]
+    kinds = prompts.evaluation_templates("itemsearch", kind=lambda t: t.question_variables)
+    assert len({t.question_variables for t in kinds}) == len(kinds) > 1
+    with pytest.raises(InputError, match=r"no template of seqrec that rhymes; add one to prompts/"):
+        prompts.evaluation_templates("seqrec", accepts=lambda t: False, that="that rhymes")
+    with pytest.raises(InputError, match=r"next-short: is no template of seqrec that rhymes"):
+        prompts.evaluation_templates(
+            "seqrec", ["next-short"], accepts=lambda t: False, that="that rhymes"
+        )
+    with pytest.raises(InputError, match=r"next-short: is named twice"):
+        prompts.evaluation_templates("seqrec", ["next-short", "next-short"])
