@@ -149,7 +149,7 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
         InputError: an unknown id, a template whose answer is an item, or a model that was trained
             on no task with answers in words.
     """
-    tasks = LANGUAGE_TASKS
+    tasks: tuple[str, ...] = LANGUAGE_TASKS
     if wanted is None:
         tasks = tuple(task for task in LANGUAGE_TASKS if task in subject.recommender.tasks)
         if not tasks:
