@@ -72,7 +72,7 @@ class DatasetConfig:
     index: Path = option("the folder that holds index.json")
     output: Path = option("the folder to write")
     prompts: Path = option(
-        "the wording; what the folder lacks comes from prompts/", SHIPPED_PROMPTS
+        "prompt templates; what the folder lacks comes from the shipped ones", SHIPPED_PROMPTS
     )
     tasks: list[str] | None = option(
         "tasks, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000 (default: "

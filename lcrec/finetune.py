@@ -61,7 +61,7 @@ class FinetuneConfig:
     base: str = option("the base model, on the hub or in a folder")
     output: Path = option("the folder to write the checkpoint to")
     prompts: Path = option(
-        "the wording; what the folder lacks comes from prompts/", SHIPPED_PROMPTS
+        "prompt templates; what the folder lacks comes from the shipped ones", SHIPPED_PROMPTS
     )
     tasks: list[str] = option(
         "tasks to train, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000",

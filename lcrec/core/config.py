@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from lcrec.core.errors import InputError, closest
+from lcrec.core.shipped import find_recipe
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -136,7 +137,7 @@ def parse_config(
 
     values: dict[str, Any] = {}
     if config_file is not None:
-        path = Path(config_file)
+        path = find_recipe(config_file)
         document = read_yaml(path)
         if not isinstance(document, dict):
             raise InputError(f"{path}: expected 'key: value' lines, found {document!r}")

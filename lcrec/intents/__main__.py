@@ -56,7 +56,9 @@ class IntentsConfig:
     method: Literal["keywords", "local", "openai"] = option("who writes the texts")
     model: str | None = option("the chat model (local: a folder or on the hub)", None)
     base_url: str | None = option("the endpoint (openai only; OpenAI's if left out)", None)
-    prompts: Path = option("the folder with intents.yaml, or prompts/ has it", SHIPPED_PROMPTS)
+    prompts: Path = option(
+        "the folder of intents.yaml; without one, the shipped file", SHIPPED_PROMPTS
+    )
     trial: int | None = option(
         "the first N users only: show their texts, keep the answers, write no user.json",
         None,

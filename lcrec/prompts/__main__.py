@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
             type=Path,
             default=SHIPPED_PROMPTS,
             metavar="DIR",
-            help="the folder to read; what it lacks comes from ./prompts (default: prompts)",
+            help="the folder to read; what it lacks comes from the shipped one (default: that)",
         )
     show.add_argument("task", metavar="TASK", help=", ".join(TASKS))
     show.add_argument("--template", metavar="ID", help="this template only")
@@ -193,22 +193,30 @@ def print_diff(checkpoint: Path, folder: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Print every fault of a folder, or how many templates each task has; exit with 1 on faults."""
-    prompts, faults = read_prompts(folder, base=SHIPPED_PROMPTS)
-    if any((place / INTENTS).is_file() for place in (folder, SHIPPED_PROMPTS)):
-        faults += read_intent_prompts(folder, base=SHIPPED_PROMPTS)[1]
+    base = _from_here(SHIPPED_PROMPTS)
+    folder = base if folder == SHIPPED_PROMPTS else folder
+    prompts, faults = read_prompts(folder, base=base)
+    if any((place / INTENTS).is_file() for place in (folder, base)):
+        faults += read_intent_prompts(folder, base=base)[1]
     for fault in faults:
         print(fault)
     if faults:
         print(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {folder}", file=sys.stderr)
         sys.exit(1)
     print(f"{folder}: {len(prompts.templates)} templates, no fault")
-    files = prompt_files(folder, SHIPPED_PROMPTS)
+    files = prompt_files(folder, base)
     for task in TASKS:
         uses = [template.use for template in prompts.templates if template.task == task]
         counts = ", ".join(f"{uses.count(use)} {use}" for use in ("both", "train", "eval"))
         origins = [path for name, path in files.items() if name.split(".")[0] == task]
         print(f"  {task:<17}{counts:<27}{', '.join(map(str, origins))}")
     print(f"Next: python -m lcrec.prompts show seqrec --prompts {folder}")
+
+
+def _from_here(path: Path) -> Path:
+    """Return a path as an editor types it: relative, if it lies below the current folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def print_variables(task: str) -> None:

@@ -20,14 +20,15 @@ from typing import Any, Literal
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lcrec.core.artifacts import PROMPTS, atomic_path
+from lcrec.core.artifacts import atomic_path
 from lcrec.core.config import read_yaml
 from lcrec.core.errors import InputError, closest
+from lcrec.core.shipped import shipped
 from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.prompts.tasks import TASKS, Task
 from lcrec.prompts.templates import Template, read_template, text_faults
 
-SHIPPED_PROMPTS = Path(PROMPTS)
+SHIPPED_PROMPTS = shipped("prompts")
 SYSTEM = "system.yaml"
 CHAT_TEMPLATE = "chat_template.jinja"
 INTENTS = "intents.yaml"  # no task's: lcrec.prompts.intent_wording reads it
@@ -171,8 +172,8 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
     """
     if not folder.is_dir():
         raise InputError(
-            f"--prompts {folder}: no such folder; the shipped one is prompts/ in the top folder "
-            "of lcrec: run from there, or name another"
+            f"--prompts {folder}: no such folder; leave it out for the shipped templates, "
+            f"{SHIPPED_PROMPTS}"
         )
     files = prompt_files(folder, base)
     known = [*(f"{name}.yaml" for name in TASKS), SYSTEM, CHAT_TEMPLATE]

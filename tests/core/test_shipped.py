@@ -1,0 +1,42 @@
+"""Where the kit's own folders lie, and how a recipe is named."""
+
+from pathlib import Path
+
+import pytest
+
+from lcrec.core import shipped as module
+from lcrec.core.errors import InputError
+from lcrec.core.shipped import find_recipe, shipped
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS
+
+TOP = Path(__file__).parents[2]
+
+
+def test_in_a_checkout_its_own_folders_are_used_wherever_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "prompts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    shipped.cache_clear()
+    assert shipped("prompts") == SHIPPED_PROMPTS == TOP / "prompts"
+    assert shipped("recipes") == TOP / "recipes"
+
+
+@pytest.mark.parametrize("project", [None, '[project]\nname = "other"', "[project", "a = 1"])
+def test_beside_another_project_the_package_has_them(tmp_path, monkeypatch, project):
+    (tmp_path / "prompts").mkdir()
+    if project is not None:
+        (tmp_path / "pyproject.toml").write_text(project)
+    monkeypatch.setattr(module, "PACKAGE", tmp_path / "lcrec")
+    shipped.cache_clear()
+    assert shipped("prompts") == tmp_path / "lcrec" / "_prompts"
+    shipped.cache_clear()
+
+
+def test_a_recipe_is_a_file_or_else_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml"):
+        assert find_recipe(name) == TOP / "recipes" / "quickstart.yaml"
+    Path("quickstart.yaml").write_text("epochs: 1\n")
+    assert find_recipe("quickstart.yaml") == Path("quickstart.yaml")
+    for name in ("quikstart", "other/quickstart.yaml", "quickstart.json"):
+        with pytest.raises(InputError, match=rf"{name}: no such file.*did you mean .*office, "):
+            find_recipe(name)
