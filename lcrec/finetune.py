@@ -312,6 +312,7 @@ def _run(config: FinetuneConfig, state: PartialState) -> None:
             min(config.num_beams, len(items)),
         ),
         max_tokens_per_batch=config.max_tokens_per_batch,
+        epochs=config.epochs,
         callbacks=[EarlyStoppingCallback(config.patience)],
         args=SFTConfig(
             output_dir=str(work),

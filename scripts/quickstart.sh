@@ -40,3 +40,20 @@ echo "== 7. Compare"
 python -m lcrec.evaluate --output $run/comparison.json --predictions \
     $run/predictions/popularity.jsonl $run/predictions/cooccurrence.jsonl \
     $run/predictions/lc-rec.jsonl
+
+cat <<END
+
+== What to look at next
+  $run/index/report.html       how good the item index is, as a page
+  $run/model                   the checkpoint; lcrec.json in it says what it was made from
+  $run/predictions/            ranked items for every user, by each method
+  $run/comparison.json         the table above, with its intervals
+
+Try, in this folder:
+  source .venv/bin/activate
+  lcrec generate --model $run/model --data $data --user 0
+  pip install --constraint scripts/constraints.txt --editable '.[serve]'
+  lcrec serve --model $run/model --data $data
+and, while it serves, from another shell:
+  curl http://127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d '{"history": [35, 136], "k": 5}'
+END

@@ -27,7 +27,7 @@ from lcrec.core.artifacts import write_json
 from lcrec.core.config import option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError, closest, run_stage
-from lcrec.core.provenance import provenance_path, write_provenance
+from lcrec.core.provenance import provenance_path, read_provenance, write_provenance
 from lcrec.rankings.metrics import (
     LEVEL,
     METRICS,
@@ -46,6 +46,7 @@ COMMANDS = {
     "search": "lcrec.evaluate.search",
     "language": "lcrec.evaluate.language",
 }
+OURS = "lc-rec"  # what predictions of a fine-tuned checkpoint are called
 LINE = 99  # the least width of a table, in characters; longer labels widen it
 
 
@@ -59,7 +60,9 @@ class EvaluateConfig:
         "it, for several files only where given",
         None,
     )
-    labels: list[str] | None = option("a name per file, for the table", None)
+    labels: list[str] | None = option(
+        "a name per file, for the table; by default the method that made it", None
+    )
     seed: int = option("of the bootstrap", 0, minimum=0)
 
 
@@ -204,14 +207,23 @@ def main(argv: list[str]) -> None:
 
 
 def _label(config: EvaluateConfig) -> dict[str, Path]:
-    """Return {label: file}, labels short and distinct."""
+    """Return {label: file}, distinct: the method that made the file, or the file's own name."""
     paths = [Path(file) for file in config.predictions]
     labels = config.labels
     if labels is None:
-        labels = [
+        names = [
             path.resolve().parent.name if path.stem == "predictions" else path.stem
             for path in paths
         ]
+        methods = [_method(path) for path in paths]
+        labels = []
+        for method, name in zip(methods, names, strict=True):
+            if method is None:
+                labels.append(name)
+            elif methods.count(method) == 1 or method == name:
+                labels.append(method)
+            else:
+                labels.append(f"{method} ({name})")
     elif len(labels) != len(paths):
         raise InputError(
             f"--labels has {len(labels)} names for {len(paths)} files; give one for each file"
@@ -223,6 +235,15 @@ def _label(config: EvaluateConfig) -> dict[str, Path]:
                 "name the files with --labels A B ..."
             )
     return dict(zip(labels, paths, strict=True))
+
+
+def _method(path: Path) -> str | None:
+    """Return the method that made a predictions file by its sidecar, None where there is none."""
+    record = read_provenance(path) if path.is_file() else None
+    if record is None:
+        return None
+    stage, _, name = str(record["stage"]).removeprefix("python -m lcrec.").partition(" ")
+    return {"generate": OURS, "baselines": name}.get(stage)
 
 
 def _output(config: EvaluateConfig) -> Path | None:

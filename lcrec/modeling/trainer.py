@@ -23,12 +23,18 @@ from torch.nn import functional as F
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
 
+from lcrec.core.console import ProgressBar, on_terminal
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
 from lcrec.modeling.item_rows import show_frozen_weights
@@ -59,16 +65,28 @@ class RankingValidation:
 
 
 class RecommenderTrainer(SFTTrainer):
-    """`SFTTrainer` over left-padded rows from `collate_left`, with full-ranking validation."""
+    """`SFTTrainer` over left-padded rows from `collate_left`, with full-ranking validation.
+
+    Args:
+        ranking: whom to rank the catalogue for in every validation.
+        max_tokens_per_batch: tokens on a device at once; a larger batch is computed in parts.
+        epochs: passes over the samples that the rows hold; what is logged counts to it.
+    """
 
     def __init__(
         self,
         *args: Any,
         ranking: RankingValidation,
         max_tokens_per_batch: int | None = None,
+        epochs: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.epochs = epochs
+        if not on_terminal():
+            for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
+                self.remove_callback(callback)
+            self.add_callback(TrainingLines(epochs))
         self.ranking = ranking
         self.max_tokens_per_batch = max_tokens_per_batch
         # Per task the summed loss and the number of answer tokens since the last log.
@@ -139,14 +157,18 @@ class RecommenderTrainer(SFTTrainer):
         self.task_losses.index_add_(0, inputs["task"], per_row.float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean loss of each task since the last log to what is logged of training."""
+        """Add the mean loss of each task since the last log, and count the epoch to `epochs`."""
         if "loss" in logs:
             sums = self.accelerator.reduce(self.task_losses, "sum")
             for name, (total, tokens) in zip(TASKS, sums.tolist(), strict=True):
                 if tokens:
                     logs[f"loss_{name}"] = total / tokens
             self.task_losses.zero_()
+        passed = self.state.epoch
+        if passed is not None:  # the Trainer makes one pass over the rows of all epochs
+            self.state.epoch = passed * self.epochs
         super().log(logs, start_time)
+        self.state.epoch = passed
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Add `eval_hr@10` and `eval_ndcg@10` over the whole catalogue to the loss."""
@@ -246,6 +268,74 @@ class RecommenderTrainer(SFTTrainer):
             # PEFT's default would write both resized matrices whole beside the trained rows.
             folder = output_dir or str(self.args.output_dir)
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+
+
+class TrainingLines(TrainerCallback):
+    """Logs training where no terminal shows a bar: a line every 30 s and one per validation.
+
+    Args:
+        epochs: passes over the samples that the rows hold.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._loss: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start counting, where the run is continued at the updates done before."""
+        self._bar = ProgressBar(
+            state.max_steps,
+            "fine-tune",
+            "updates",
+            initial=state.global_step,
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Print a line if the last one is 30 seconds old."""
+        self._bar.note(epoch=self._epoch(state), **self._loss)
+        self._bar.update()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Note the mean loss since the last log."""
+        if logs is not None and "loss" in logs:
+            self._loss = {"loss": f"{logs['loss']:.3f}"}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print what a validation found."""
+        if metrics is not None and state.is_world_process_zero:
+            print(
+                f"Validation after {state.global_step:,} updates: loss {metrics['eval_loss']:.3f}, "
+                f"HR@10 {metrics['eval_hr@10']:.4f}, NDCG@10 {metrics['eval_ndcg@10']:.4f}",
+                flush=True,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Print how long training took, if that was over 30 seconds."""
+        self._bar.close()
+
+    def _epoch(self, state: TrainerState) -> str:
+        return f"{(state.epoch or 0) * self.epochs:.2f} of {self.epochs}"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import provenance_path
+from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.evaluate.__main__ import main
 from lcrec.rankings.predictions import Prediction, write_predictions
 
@@ -163,3 +163,22 @@ def test_several_targets(tmp_path, capsys):
     write_predictions(single, [Prediction(row.user, 1, row.ranked, scores) for row in lists])
     with pytest.raises(InputError, match="different targets for 2 users"):
         main(["--predictions", str(path), str(single)])
+
+
+@pytest.mark.parametrize(
+    ("stages", "labels"),
+    [
+        (["lcrec.generate", "lcrec.baselines popularity"], ["lc-rec", "popularity"]),
+        (["lcrec.generate", "lcrec.generate"], ["lc-rec (a)", "lc-rec (b)"]),
+        (["lcrec.generate", None], ["lc-rec", "b"]),
+    ],
+)
+def test_a_row_is_called_after_the_method(tmp_path, capsys, stages, labels):
+    paths = [make(tmp_path / name / "predictions.jsonl", [1, 2, None]) for name in "ab"]
+    for path, stage in zip(paths, stages, strict=True):
+        if stage is not None:
+            write_provenance(path, f"python -m {stage}", {}, {})
+    main(["--predictions", *map(str, paths)])
+    screen = capsys.readouterr().out
+    for label in labels:
+        row_of(screen, label)

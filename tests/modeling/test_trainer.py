@@ -1,6 +1,8 @@
 """The loss against transformers' own, validation against offline ranking, complete checkpoints."""
 
 import functools
+import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
+from lcrec.core import console
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
 from lcrec.finetune import catalogue_ranker
@@ -65,7 +68,7 @@ def make_model(base, index, *, tied=True, mode="lora"):
 
 @pytest.fixture
 def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
-    def make(model, cases=None, **settings):
+    def make(model, cases=None, epochs=1, **settings):
         settings = {"per_device_train_batch_size": 8, "max_steps": 3, **settings}
         return RecommenderTrainer(
             model=model,
@@ -76,6 +79,7 @@ def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
             ranking=RankingValidation(
                 cases or split.valid, catalogue_ranker(tokenizer, index, prompts, 4), BEAMS
             ),
+            epochs=epochs,
             args=SFTConfig(
                 output_dir=str(tmp_path / "work"),
                 train_sampling_strategy="sequential",
@@ -288,3 +292,32 @@ def test_ranks_are_catalogue_ids(make_trainer, base, index):
     assert ranked.min() >= 0
     assert ranked.max() < len(index)
     assert all(len(set(row)) == BEAMS for row in ranked.tolist())
+
+
+# The screen.
+
+
+def test_a_log_counts_to_the_epochs_and_gets_a_line_now_and_then(
+    make_trainer, base, index, monkeypatch, capsys
+):
+    now = itertools.count(step=20)
+    monkeypatch.setattr(console, "monotonic", lambda: float(next(now)))
+    trainer = make_trainer(
+        make_model(base, index),
+        epochs=4,
+        max_steps=-1,
+        num_train_epochs=1,
+        logging_steps=1,
+        eval_strategy="epoch",
+    )
+    trainer.train()
+    steps = trainer.state.global_step
+    assert trainer.state.epoch == 1
+    epochs = [entry["epoch"] for entry in trainer.state.log_history]
+    assert epochs == sorted(epochs)
+    assert epochs[-1] == 4
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"Validation after {steps:,} updates: loss ")
+    lines = [line for line in captured.err.splitlines() if line.startswith("fine-tune: ")]
+    assert re.match(rf"fine-tune: 2 of {steps} updates, .* left, epoch 1.60 of 4, loss", lines[1])
+    assert re.match(rf"fine-tune: {steps} updates in .*, epoch 4.00 of 4, loss", lines[-1])
