@@ -1,20 +1,34 @@
 """What a user sees when an input is wrong.
 
 `InputError` is raised wherever a value a person gave (a file, a flag, a row) cannot be used; its
-message names the file or flag, the value seen and the remedy. `run_stage` turns it, and a path that
-cannot be written to, into one line on standard error and exit status 2, so that no user reads a
-traceback for a typing mistake.
+message names the file or flag, the value seen and the remedy. `run_stage` turns it, and whatever
+the system says of a path, a disk or a device, into one line on standard error, so that no user
+reads a traceback for a typing mistake or a full disk.
 """
 
 import difflib
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
 from lcrec.core.console import quiet_libraries
 
-# What the system says of a path that a person gave; each names the path.
-UNUSABLE_PATH = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+# What the system says of a path or a disk, and what a person can do about it.
+REMEDIES = {
+    errno.EEXIST: "name another path",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name another path",
+    errno.EACCES: "ask for the right to it, or name another path",
+    errno.EPERM: "ask for the right to it, or name another path",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.EROFS: "name a path on a disk that can be written to",
+    errno.ENOSPC: "make room and give the same command again",
+    errno.EDQUOT: "make room within the quota and give the same command again",
+    errno.EFBIG: "raise the limit on the size of files, and give the same command again",
+}
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 class InputError(ValueError):
@@ -22,7 +36,11 @@ class InputError(ValueError):
 
 
 def run_stage(main: Callable[[list[str]], None]) -> None:
-    """Run a stage's `main(argv)` on the command line; exit with 2 on an `InputError`."""
+    """Run a stage's `main(argv)` on the command line.
+
+    It exits with 2 on an `InputError` or what the system says of a path or disk, with 130 on
+    Ctrl-C, each with one line on standard error.
+    """
     quiet_libraries()
     try:
         main(sys.argv[1:])
@@ -30,9 +48,41 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (InputError, *UNUSABLE_PATH) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        _end("interrupted; the same command goes on from what is complete, or starts anew")
+        sys.exit(INTERRUPTED)
+    except InputError as error:
+        _end(f"error: {error}")
         sys.exit(2)
+    except Exception as error:
+        found = _from_system(error)
+        if found is None:
+            raise
+        _end(f"error: {found}")
+        sys.exit(2)
+
+
+def _end(line: str) -> None:
+    """Print a last line, on a line of its own even where a progress bar stands."""
+    sys.stdout.flush()
+    print(("\n" if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)
+
+
+def _from_system(error: BaseException | None) -> str | None:
+    """Return in one line what the system says of a path or disk, if that is behind an error.
+
+    Libraries wrap it: the number in their text, or the cause behind them, is looked at as well.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and not isinstance(error, OSError):
+            named = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(named[1]) if named else None
+        if number in REMEDIES:
+            text = (str(error).strip() or os.strerror(number)).splitlines()[0]
+            return f"{text}; {REMEDIES[number]}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def closest(word: str, known: Iterable[str]) -> str:
