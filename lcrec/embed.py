@@ -12,9 +12,10 @@ old rows are taken from OLD as they are and the new items are encoded with OLD's
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from accelerate.state import PartialState
@@ -25,13 +26,11 @@ from lcrec.core.artifacts import (
     LSA_WEIGHTS,
     find_data,
     read_array,
-    read_json,
     write_array,
-    write_json,
 )
 from lcrec.core.config import config_dict, option, parse_config, refuse_settings
-from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.parts import make_parts
 from lcrec.core.processes import processes
 from lcrec.core.provenance import (
     fingerprint,
@@ -112,8 +111,8 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     else:
         encoder = load_encoder(config.encoder, config.max_tokens, config.batch_tokens)
         hashes = {role: fingerprint(path) for role, path in inputs.items()}
-        made_of = {"config": config_dict(config), "inputs": hashes}
-        vectors = _encode_in_parts(texts, encoder, config.output / ".parts", made_of, state)
+        made_from = {"config": config_dict(config), "inputs": hashes}
+        vectors = _encode_in_parts(texts, encoder, config.output / ".parts", made_from, state)
     if state.is_main_process:
         assert vectors is not None
         embeddings = mean_by_owner(vectors, owners).astype(np.float32)
@@ -170,38 +169,36 @@ def read_old(
 
 
 def _encode_in_parts(
-    texts: list[str], encode: Encoder, folder: Path, made_of: dict, state: PartialState
+    texts: list[str], encode: Encoder, folder: Path, inputs: dict[str, Any], state: PartialState
 ) -> np.ndarray | None:
-    """Encode by length, one file per part, so that a killed run goes on where it stopped.
+    """Encode by length, in parts that a killed run keeps.
 
-    Each process takes every n-th part; the main process joins them and returns the vectors in
-    the order of `texts`, the others None.
+    Returns:
+        the vectors in the order of `texts` in the main process, None in the others.
     """
-    note = folder / "parts.json"
-    if state.is_main_process and (not note.exists() or read_json(note) != made_of):
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(note, made_of)
-    state.wait_for_everyone()
     order = np.argsort([len(text) for text in texts], kind="stable")
     parts = [
         order[start : start + TEXTS_PER_PART] for start in range(0, len(order), TEXTS_PER_PART)
     ]
-    mine = range(state.process_index, len(parts), state.num_processes)
-    # Longest first: an estimate made on short texts would be far too low.
-    for part in progress(
-        reversed(mine),
-        "embed",
-        "parts",
-        total=len(mine),
-        disable=not state.is_main_process,
-    ):
-        path = folder / f"{part}.npy"
-        if not path.exists():
-            write_array(path, encode([texts[text] for text in parts[part]]))
-    state.wait_for_everyone()
+    paths = [folder / f"{part}.npy" for part in range(len(parts))]
+
+    def encode_part(part: int, count_done: Callable[[int], None]) -> None:
+        write_array(paths[part], encode([texts[text] for text in parts[part]]))
+        count_done(len(parts[part]))
+
+    make_parts(
+        paths,
+        [len(part) for part in parts],
+        encode_part,
+        inputs=inputs,
+        state=state,
+        desc="embed",
+        unit="texts",
+        last_first=True,  # longest first: an estimate made on short texts would be far too low
+    )
     if not state.is_main_process:
         return None
-    joined = np.concatenate([read_array(folder / f"{part}.npy") for part in range(len(parts))])
+    joined = np.concatenate([read_array(path) for path in paths])
     vectors = np.empty_like(joined)
     vectors[order] = joined
     return vectors

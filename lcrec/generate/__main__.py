@@ -26,6 +26,7 @@ from accelerate.state import PartialState
 from lcrec.core.artifacts import atomic_path, find_data, index_path
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.parts import NOTE
 from lcrec.core.processes import processes
 from lcrec.core.provenance import (
     fingerprint,
@@ -40,7 +41,6 @@ from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.generate.many_users import (
     FORMATS,
-    NOTE,
     Demand,
     ensemble_path,
     join_split_parts,

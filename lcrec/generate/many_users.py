@@ -1,11 +1,9 @@
 """Rank for many users: in parts, by any number of processes, going on where a killed run stopped.
 
-A part is the lists of so many consecutive users, in a file of its own. Its batches are planned from
-its own users alone, so a part is the same whichever process makes it; the processes take turns, and
-a part that is there already is left as it is. On several machines, all must see the same folder.
+A part is the rankings of so many consecutive users, in a file of its own (`lcrec.core.parts`). Its
+batches are planned from its own users alone, so a part is the same whichever process makes it.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import Any
 import numpy as np
 from accelerate.state import PartialState
 
-from lcrec.core.artifacts import atomic_path, read_json, write_json, write_jsonl
-from lcrec.core.console import ProgressBar
+from lcrec.core.artifacts import atomic_path, write_jsonl
 from lcrec.core.errors import InputError
+from lcrec.core.parts import make_parts
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.recommender import Recommender
 from lcrec.prompts.templates import Template
@@ -24,7 +22,6 @@ from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import Prediction, write_predictions
 
 ENSEMBLE = "ensemble"  # the template id of joint lists
-NOTE = "parts.json"
 
 
 @dataclass(frozen=True)
@@ -99,36 +96,32 @@ def rank_in_parts(
     Raises:
         InputError: a user for whom nothing is left to rank, or what `Recommender` raises.
     """
-    note, starts = folder / NOTE, range(0, len(demand.users), size)
+    starts = range(0, len(demand.users), size)
+    ends = [min(start + size, len(demand.users)) for start in starts]
     paths = [folder / f"part-{number:05}{suffix}" for number in range(len(starts))]
-    if state.is_main_process:
-        if folder.exists() and (not note.exists() or read_json(note) != made_of):
-            print(f"Starting anew: the parts in {folder} were made of something else.")
-            shutil.rmtree(folder)
-        if not folder.exists():
-            write_json(note, made_of)
-        there = sum(path.exists() for path in paths)
-        if there:
-            print(f"Going on: {there} of {len(paths)} parts are there.")
-    state.wait_for_everyone()
-    mine = range(state.process_index, len(paths), state.num_processes)
-    missing = [number for number in mine if not paths[number].exists()]
-    counts = [min(size, len(demand.users) - starts[number]) for number in missing]
-    with ProgressBar(
-        sum(counts) * len(demand.templates),
-        "rank",
-        "rankings",
-        disable=not state.is_main_process,
-    ) as bar:
-        for number, count in zip(missing, counts, strict=True):
-            first = starts[number]
-            write(paths[number], _rank_part(recommender, demand, first, first + count, bar))
-    state.wait_for_everyone()
+
+    def rank_part(number: int, count_done: Callable[[int], None]) -> None:
+        part = _rank_part(recommender, demand, starts[number], ends[number], count_done)
+        write(paths[number], part)
+
+    make_parts(
+        paths,
+        [(end - start) * len(demand.templates) for start, end in zip(starts, ends, strict=True)],
+        rank_part,
+        inputs=made_of,
+        state=state,
+        desc="rank",
+        unit="rankings",
+    )
     return paths
 
 
 def _rank_part(
-    recommender: Recommender, demand: Demand, first: int, end: int, bar: ProgressBar
+    recommender: Recommender,
+    demand: Demand,
+    first: int,
+    end: int,
+    count_done: Callable[[int], None],
 ) -> Part:
     histories, count = demand.histories[first:end], end - first
     leaf_filter = LeafFilter.build(
@@ -158,7 +151,7 @@ def _rank_part(
                 leaf_filter=leaf_filter and leaf_filter.rows(rows),
                 num_beams=demand.num_beams,
             )
-            bar.update(len(rows))
+            count_done(len(rows))
         lists[template.id] = items, scores
     if demand.ensemble:
         all_items, all_scores = map(np.stack, zip(*lists.values(), strict=True))
