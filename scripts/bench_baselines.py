@@ -151,7 +151,7 @@ def sasrec(config: BenchConfig) -> Figures:
 
 def epochs_of(module: str, name: str, config: BenchConfig) -> Figures:
     """Time the epochs of a method that keeps a `log` of them."""
-    kind = getattr(importlib.import_module(f"lcrec.baselines.{module}"), name)
+    kind = getattr(importlib.import_module(f"lcrec.baselines.methods.{module}"), name)
     split, num_items = inputs(config)
     method = kind(kind.Settings(epochs=config.epochs + 1), seed=config.seed)
     before, started = peak_mb(), Clock()
