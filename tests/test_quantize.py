@@ -381,6 +381,16 @@ def test_arrays_that_are_no_embeddings(tmp_path, array, message):
         check_embeddings(array, 3, tmp_path / "x.npy")
 
 
+@pytest.mark.parametrize("value", [1e30, -3.4e38, 1.1e6])
+def test_values_whose_squares_leave_float32_are_refused(value, tmp_path):
+    array = np.ones((3, 2), dtype=np.float32)
+    array[1, 0] = value
+    with pytest.raises(
+        InputError, match=rf"x.npy: a value of {abs(value):.3g}".replace("+", r"\+")
+    ):
+        check_embeddings(array, 3, tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_all_float_types_become_float32(tmp_path, dtype):
     checked = check_embeddings(np.ones((3, 2), dtype=dtype), 3, tmp_path / "x.npy")

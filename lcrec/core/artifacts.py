@@ -9,9 +9,12 @@ next stage reads is removed first and written last: a mixture of old and new is 
 """
 
 import contextlib
+import ctypes
+import glob
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -112,24 +115,87 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
 
     Works for a file or a folder. A folder replaces the one that stood there. On any exception the
-    temporary is removed and what stood at `path` is untouched.
+    temporary is removed and what stood at `path` is untouched. What is renamed has reached the
+    disk, so that a power cut leaves the old or the new, whole. What killed processes left beside
+    `path` is cleared away; where one died between two renames, the old comes back to its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
     replaced = path.parent / f".{path.name}.{os.getpid()}.replaced"
+    clear_leftovers(path)
     try:
         _remove(temporary)  # a killed process may have had this number
         yield temporary
-        if temporary.is_dir() and path.is_dir():
+        _flush(temporary)
+        if not (temporary.is_dir() and path.is_dir()):
+            temporary.replace(path)
+        elif not _exchange(temporary, path):
             # Set aside whole: removing takes time, and half of a folder looks like a folder.
             _remove(replaced)
             path.replace(replaced)
-        temporary.replace(path)
+            temporary.replace(path)
+        _flush_names(path.parent)
     finally:
         if replaced.exists() and not path.exists():
             replaced.replace(path)
         _remove(temporary)
         _remove(replaced)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what processes that no longer live left beside `path`, or put it in its place.
+
+    Their names are `.NAME.PID.partial`, which nobody needs, and `.NAME.PID.replaced`, which is the
+    old content where the new one did not come to stand at `path`.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        process, _, kind = leftover.name.removeprefix(f".{path.name}.").partition(".")
+        if kind not in ("partial", "replaced") or not process.isdecimal() or _lives(int(process)):
+            continue
+        if kind == "replaced" and not path.exists():
+            leftover.replace(path)
+        else:
+            _remove(leftover)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's process; no process
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or all of a folder, is on the disk."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    for folder in [path, *path.rglob("*")]:
+        if folder.is_dir():
+            _flush_names(folder)
+
+
+def _flush_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, where the system and its file system know how to."""
+    if not sys.platform.startswith("linux") or other.is_symlink():
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, see renameat2(2)
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _remove(path: Path) -> None:
@@ -152,6 +218,8 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: lists or objects within each other are too many") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
@@ -196,6 +264,10 @@ def read_jsonl(path: Path) -> list[Any]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+        except RecursionError:
+            raise InputError(
+                f"{path}, line {number}: lists or objects within each other are too many"
+            ) from None
     return rows
 
 

@@ -25,6 +25,8 @@ from lcrec.core.errors import InputError
 
 MOST_ITEMS = 2**31 - 1  # ids are int32
 
+LARGEST_VALUE = 1e6  # of an embedding; no encoder comes near it
+
 
 @dataclass(frozen=True)
 class Items:
@@ -193,7 +195,8 @@ def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.n
     """Return the embeddings as float32 [items, dim], refusing what cannot be indexed.
 
     Raises:
-        InputError: wrong shape, a row count that is not the catalogue's, or a value not finite.
+        InputError: wrong shape, a row count that is not the catalogue's, or a value not finite or
+            beyond `LARGEST_VALUE`.
     """
     is_table = embeddings.ndim == 2 and embeddings.shape[1] > 0
     if not is_table or not np.issubdtype(embeddings.dtype, np.floating):
@@ -213,6 +216,12 @@ def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.n
         raise InputError(
             f"{path}: {len(bad)} rows hold values that are not finite (first: item {bad[0]}); "
             "rebuild it with python -m lcrec.embed"
+        )
+    largest = float(np.abs(embeddings).max(initial=0))
+    if largest > LARGEST_VALUE:
+        raise InputError(
+            f"{path}: a value of {largest:.3g}; beyond {LARGEST_VALUE:,.0f} squares and their sums "
+            "leave float32; scale the embeddings down"
         )
     return embeddings
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,7 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
 
 
 def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
     folder = tmp_path / "model"
     with atomic_path(folder) as temporary:
         write_json(temporary / "a.json", "old")
@@ -145,6 +147,67 @@ def test_what_a_killed_process_of_the_same_number_left_is_not_mixed_in(tmp_path)
         assert temporary == leftover
         write_json(temporary / "fresh.json", 2)
     assert names(folder) == ["fresh.json"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_what_dead_processes_left_is_cleared_and_the_old_comes_back(
+    tmp_path, monkeypatch, exchange
+):
+    if not exchange:  # a file system that cannot exchange two names
+        monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
+    folder = tmp_path / "model"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    write_json(tmp_path / f".model.{dead.pid}.partial" / "half.json", 1)
+    write_json(tmp_path / f".model.{dead.pid}.replaced" / "old.json", 2)
+    write_json(tmp_path / ".model.notes" / "mine.json", 3)
+    artifacts.clear_leftovers(folder)
+    assert names(tmp_path) == [".model.notes", "model"]
+    assert names(folder) == ["old.json"]
+    with atomic_path(folder) as temporary:
+        write_json(temporary / "new.json", 4)
+    assert names(folder) == ["new.json"]
+    assert names(tmp_path) == [".model.notes", "model"]
+
+
+def test_what_a_living_process_is_writing_stays(tmp_path):
+    other = tmp_path / f".model.{os.getppid()}.partial"
+    write_json(other / "half.json", 1)
+    with atomic_path(tmp_path / "model") as temporary:
+        temporary.mkdir()
+    assert names(other) == ["half.json"]
+
+
+def test_two_folders_change_places_in_one_step(tmp_path):
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "name.json", name)
+    if not artifacts._exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system cannot exchange two names")
+    assert [read_json(tmp_path / name / "name.json") for name in "ab"] == ["b", "a"]
+
+
+def test_all_of_a_folder_is_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(descriptor):
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("the names of open files are read from /proc")
+    monkeypatch.setattr(artifacts.os, "fsync", fsync)
+    folder = tmp_path / "model"
+    with atomic_path(folder) as temporary:
+        write_json(temporary / "inner" / "a.json", 1)
+    kept = [str(temporary / "inner" / "a.json"), str(temporary / "inner"), str(temporary)]
+    assert [path for path in kept if path not in flushed] == []
+    assert flushed[-1] == str(tmp_path)
+
+
+def test_brackets_without_end_are_an_input_error(tmp_path):
+    for name, read in (("deep.json", read_json), ("deep.jsonl", read_jsonl)):
+        (tmp_path / name).write_text("[" * 100_000 + "]" * 100_000)
+        with pytest.raises(InputError, match=r"within each other are too many"):
+            read(tmp_path / name)
 
 
 def test_a_linked_folder_is_unlinked_and_not_emptied(tmp_path):
