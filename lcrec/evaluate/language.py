@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lcrec.core.config import config_dict, option, parse_config
-from lcrec.core.console import progress
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.data.words import words_of
 from lcrec.evaluate.checkpoint import (
@@ -33,7 +33,6 @@ from lcrec.evaluate.checkpoint import (
     require_json_path,
     write_result,
 )
-from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.recommender import Recommender
 from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
 from lcrec.prompts.templates import Template
@@ -212,22 +211,11 @@ def answer_questions(
     Returns:
         [questions] texts; item tokens in them are shown as they are.
     """
-    device, tokenizer = recommender.trie.device, recommender.tokenizer
     prompt_ids = recommender.questions.encode(questions, max_new_tokens)
-    answers = [""] * len(questions)
-    for rows in progress(recommender.plan_batches(prompt_ids), label, "batches"):
-        input_ids, mask = recommender.questions.pad([prompt_ids[row] for row in rows])
-        found = write_answers(
-            recommender.model,
-            input_ids.to(device),
-            mask.to(device),
-            max_new_tokens,
-            end=tokenizer.eos_token_id,
-            banned=[],
+    with ProgressBar(len(questions), label, "answers") as bar:
+        return recommender.write_texts(
+            prompt_ids, max_new_tokens, words_only=False, count_done=bar.update
         )
-        for row, ids in zip(rows, found, strict=True):
-            answers[row] = str(tokenizer.decode(ids)).strip()
-    return answers
 
 
 def is_exact(text: str, references: list[str]) -> bool:

@@ -25,7 +25,7 @@ from scipy import sparse
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.config import config_dict, option, parse_config
-from lcrec.core.console import progress
+from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import Interactions
@@ -243,10 +243,13 @@ def pairwise_accuracy(
         [template.ask(records[case]) for case in can_ask], recommender.index.num_levels
     )
     scores = np.full(items.shape, np.nan)
-    for rows in progress(recommender.plan_batches(prompt_ids), template.id, "batches"):
+
+    def score(rows: np.ndarray, batch: list[list[int]]) -> None:
         chosen = can_ask[rows]
-        batch = [prompt_ids[row] for row in rows]
         scores[chosen] = score_items(subject, batch, items[chosen])
+
+    with ProgressBar(len(prompt_ids), template.id, "users") as bar:
+        recommender.run_in_batches(prompt_ids, score, bar.update)
     true = scores[:, 0]
     return {
         kind: np.where(

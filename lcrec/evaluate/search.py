@@ -16,7 +16,7 @@ import numpy as np
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.config import config_dict, option, parse_config
-from lcrec.core.console import progress
+from lcrec.core.console import ProgressBar, progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.evaluate.checkpoint import (
@@ -171,9 +171,8 @@ def rank_by_model(subject: Subject, template: Template, queries: list[Query], k:
     prompt_ids = recommender.questions.encode(
         [template.ask(query.record) for query in queries], recommender.index.num_levels
     )
-    items = np.full((len(queries), k), -1, dtype=np.int64)
-    for rows in progress(recommender.plan_batches(prompt_ids), template.id, "batches"):
-        items[rows], _ = recommender.rank_batch([prompt_ids[row] for row in rows], k)
+    with ProgressBar(len(queries), template.id, "queries") as bar:
+        items, _ = recommender.rank_prompts(prompt_ids, k, count_done=bar.update)
     return items
 
 

@@ -110,14 +110,10 @@ def score_templates(
     """
     scores = []
     asks = [recommender.prompt_ids(cases.histories, template) for template in templates]
-    plans = [recommender.plan_batches(prompt_ids) for prompt_ids in asks]
+    k = min(DEPTH, len(recommender.index))
     bar = ProgressBar(len(templates) * len(cases), "rank", "rankings", leave=False)
-    for template, prompt_ids, batches in zip(templates, asks, plans, strict=True):
-        ranked = np.full((len(cases), min(DEPTH, len(recommender.index))), -1, dtype=np.int64)
-        for rows in batches:
-            batch = [prompt_ids[row] for row in rows]
-            ranked[rows], _ = recommender.rank_batch(batch, ranked.shape[1])
-            bar.update(len(rows))
+    for template, prompt_ids in zip(templates, asks, strict=True):
+        ranked, _ = recommender.rank_prompts(prompt_ids, k, count_done=bar.update)
         hits = hit_at_k(ranked, cases.targets, DEPTH)
         ndcg = ndcg_at_k(ranked, cases.targets, DEPTH)
         scores.append(Score(template, _kind(template, known), hits, ndcg))

@@ -138,21 +138,17 @@ def _rank_part(
             )
     lists = {}
     for template in demand.templates:
-        items = np.full((count, demand.k), -1, dtype=np.int64)
-        scores = np.full((count, demand.k), -np.inf, dtype=np.float32)
         try:
             prompt_ids = recommender.prompt_ids(histories, template)
         except InputError as error:
             raise InputError(f"among users {first} to {end - 1}: {error}") from None
-        for rows in recommender.plan_batches(prompt_ids):
-            items[rows], scores[rows] = recommender.rank_batch(
-                [prompt_ids[row] for row in rows],
-                demand.k,
-                leaf_filter=leaf_filter and leaf_filter.rows(rows),
-                num_beams=demand.num_beams,
-            )
-            count_done(len(rows))
-        lists[template.id] = items, scores
+        lists[template.id] = recommender.rank_prompts(
+            prompt_ids,
+            demand.k,
+            leaf_filter=leaf_filter,
+            num_beams=demand.num_beams,
+            count_done=count_done,
+        )
     if demand.ensemble:
         all_items, all_scores = map(np.stack, zip(*lists.values(), strict=True))
         lists[ENSEMBLE] = join_lists(all_items, all_scores, demand.k)

@@ -1,20 +1,17 @@
-"""What a model has to say, in words, about a customer and about items.
+"""A checkpoint that recommends: what `generate`, the validation in training and Python callers use.
 
-It reads an item's title from the item's tokens (the task `index2item`) and says what a customer
-likes from what they have (`preferenceobtain`), as far as it was trained on these tasks.
-
-A checkpoint that recommends: what `generate`, the validation in training and Python callers use.
-
-    from lcrec.recommender import Recommender
+    from lcrec import Recommender
 
     recommender = Recommender.from_pretrained("runs/shop/model")
     ranking = recommender.recommend([[12, 7, 33]], k=10)
     print(ranking.items[0], ranking.scores[0])
 
-Requests of one call may differ in everything: each gets what it would get alone.
+Requests of one call may differ in everything: each gets what it would get alone. `explain` says in
+words what the model knows: an item's title, read from the item's tokens (the task `index2item`),
+and what a customer likes (`preferenceobtain`), as far as it was trained on these tasks.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +22,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
-from lcrec.generate.beams import Model
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
 from lcrec.generate.requests import Questions, plan_batches
@@ -52,58 +48,6 @@ class Explanation:
     preference: str | None
 
 
-def explain(
-    model: Model,
-    questions: Questions,
-    tasks: Collection[str],
-    histories: Sequence[ItemIds],
-    items: Sequence[ItemIds],
-    *,
-    max_new_tokens: int,
-    max_batch_tokens: int,
-) -> list[Explanation]:
-    """Say in words what the model knows of each history and of the items beside it.
-
-    Args:
-        model: in eval mode.
-        questions: what turns items and histories into prompts.
-        tasks: the tasks the model was trained on.
-        histories: item ids, oldest first; an empty one has no preference.
-        items: per history the items to name.
-        max_new_tokens: tokens of a text at most.
-        max_batch_tokens: prompt tokens per batch, padding included.
-
-    Raises:
-        InputError: an unknown item, not one list of items per history, or a model that learnt
-            neither `index2item` nor `preferenceobtain`.
-    """
-    names, likes = "index2item" in tasks, "preferenceobtain" in tasks
-    if not names and not likes:
-        require_task(tasks, "index2item")
-    if len(items) != len(histories):
-        raise InputError(f"{len(items)} lists of items for {len(histories)} histories")
-    questions.check_items("history", histories)
-    questions.check_items("list of items", items)
-
-    def answer(prompt_ids: list[list[int]]) -> list[str]:
-        return _answer(model, questions, prompt_ids, max_new_tokens, max_batch_tokens)
-
-    titles: dict[int, str] = {}
-    if names:
-        distinct = sorted({int(item) for row in items for item in row})
-        texts = answer(questions.titles(distinct, max_new_tokens))
-        titles = dict(zip(distinct, texts, strict=True))
-    preferences: dict[int, str] = {}
-    if likes:
-        known = [row for row, history in enumerate(histories) if len(history)]
-        texts = answer(questions.preferences([histories[row] for row in known], max_new_tokens))
-        preferences = dict(zip(known, texts, strict=True))
-    return [
-        Explanation([titles[int(item)] for item in own] if names else None, preferences.get(row))
-        for row, own in enumerate(items)
-    ]
-
-
 def require_task(tasks: Collection[str], task: str) -> None:
     """Refuse what a model never learnt.
 
@@ -115,31 +59,6 @@ def require_task(tasks: Collection[str], task: str) -> None:
             f"the model was not trained on {task} (but on {', '.join(sorted(tasks))}); "
             f"add it: recipes/finetune.py --tasks {' '.join(sorted({*tasks, task}))}"
         )
-
-
-def _answer(
-    model: Model,
-    questions: Questions,
-    prompt_ids: list[list[int]],
-    max_new_tokens: int,
-    max_batch_tokens: int,
-) -> list[str]:
-    """Return the model's answer to each prompt in words."""
-    tokenizer = questions.encoder.tokenizer
-    texts = [""] * len(prompt_ids)
-    for rows in plan_batches(prompt_ids, max_batch_tokens):
-        input_ids, mask = questions.pad([prompt_ids[row] for row in rows])
-        answers = write_answers(
-            model,
-            input_ids.to(model.device),
-            mask.to(model.device),
-            max_new_tokens,
-            end=tokenizer.eos_token_id,
-            banned=vocabulary_ids(tokenizer, questions.index).tolist(),
-        )
-        for row, answer in zip(rows, answers, strict=True):
-            texts[row] = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
-    return texts
 
 
 CONSTRAINTS = ("trie", "level", "none")
@@ -336,15 +255,33 @@ class Recommender:
             InputError: an unknown item, not one list of items per history, or a model that learnt
                 neither `index2item` nor `preferenceobtain`.
         """
-        return explain(
-            self.model,
-            self.questions,
-            self.tasks,
-            histories,
-            items,
-            max_new_tokens=max_new_tokens,
-            max_batch_tokens=self.max_batch_tokens,
-        )
+        names, likes = "index2item" in self.tasks, "preferenceobtain" in self.tasks
+        if not names and not likes:
+            self.require_task("index2item")
+        if len(items) != len(histories):
+            raise InputError(f"{len(items)} lists of items for {len(histories)} histories")
+        self.questions.check_items("history", histories)
+        self.questions.check_items("list of items", items)
+        titles: dict[int, str] = {}
+        if names:
+            distinct = sorted({int(item) for row in items for item in row})
+            prompt_ids = self.questions.titles(distinct, max_new_tokens)
+            texts = self.write_texts(prompt_ids, max_new_tokens, words_only=True)
+            titles = dict(zip(distinct, texts, strict=True))
+        preferences: dict[int, str] = {}
+        if likes:
+            known = [row for row, history in enumerate(histories) if len(history)]
+            prompt_ids = self.questions.preferences(
+                [histories[row] for row in known], max_new_tokens
+            )
+            texts = self.write_texts(prompt_ids, max_new_tokens, words_only=True)
+            preferences = dict(zip(known, texts, strict=True))
+        return [
+            Explanation(
+                [titles[int(item)] for item in own] if names else None, preferences.get(row)
+            )
+            for row, own in enumerate(items)
+        ]
 
     def require_task(self, task: str) -> None:
         """Refuse what the model never learnt.
@@ -368,6 +305,24 @@ class Recommender:
     def plan_batches(self, prompt_ids: list[list[int]]) -> list[np.ndarray]:
         """Return the rows of each batch, alike in length and within the token budget."""
         return plan_batches(prompt_ids, self.max_batch_tokens)
+
+    def run_in_batches(
+        self,
+        prompt_ids: list[list[int]],
+        run: Callable[[np.ndarray, list[list[int]]], None],
+        count_done: Callable[[int], None] = lambda prompts: None,
+    ) -> None:
+        """Run something on all prompts, batch by batch.
+
+        Args:
+            prompt_ids: the prompts.
+            run: takes the rows of a batch, int64 `[batch]`, and their prompts; it puts what it
+                finds into those rows of its result.
+            count_done: told how many prompts each batch had, such as `ProgressBar.update`.
+        """
+        for rows in self.plan_batches(prompt_ids):
+            run(rows, [prompt_ids[row] for row in rows])
+            count_done(len(rows))
 
     def rank_batch(
         self,
@@ -398,6 +353,70 @@ class Recommender:
             leaf_filter=leaf_filter,
         )
         return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
+
+    def rank_prompts(
+        self,
+        prompt_ids: list[list[int]],
+        k: int,
+        *,
+        leaf_filter: LeafFilter | None = None,
+        num_beams: int | None = None,
+        count_done: Callable[[int], None] = lambda prompts: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k best items for each prompt and their scores, -1 and -inf where fewer.
+
+        Args:
+            prompt_ids, count_done: see `run_in_batches`.
+            k, leaf_filter, num_beams: see `rank_batch`, which also says what is raised.
+
+        Returns:
+            items int64 `[prompts, k]` and scores float32 `[prompts, k]`.
+        """
+        items = np.full((len(prompt_ids), k), -1, dtype=np.int64)
+        scores = np.full((len(prompt_ids), k), -np.inf, dtype=np.float32)
+
+        def run(rows: np.ndarray, batch: list[list[int]]) -> None:
+            items[rows], scores[rows] = self.rank_batch(
+                batch, k, leaf_filter=leaf_filter and leaf_filter.rows(rows), num_beams=num_beams
+            )
+
+        self.run_in_batches(prompt_ids, run, count_done)
+        return items, scores
+
+    def write_texts(
+        self,
+        prompt_ids: list[list[int]],
+        max_new_tokens: int,
+        *,
+        words_only: bool,
+        count_done: Callable[[int], None] = lambda prompts: None,
+    ) -> list[str]:
+        """Let the model answer each prompt in words: the likeliest token, one after the other.
+
+        Args:
+            prompt_ids, count_done: see `run_in_batches`.
+            max_new_tokens: tokens of an answer at most.
+            words_only: rule item tokens out and leave special tokens out; else both are shown.
+        """
+        banned = vocabulary_ids(self.tokenizer, self.index).tolist() if words_only else []
+        texts = [""] * len(prompt_ids)
+
+        def run(rows: np.ndarray, batch: list[list[int]]) -> None:
+            input_ids, mask = self.questions.pad(batch)
+            answers = write_answers(
+                self.model,
+                input_ids.to(self.trie.device),
+                mask.to(self.trie.device),
+                max_new_tokens,
+                end=self.tokenizer.eos_token_id,
+                banned=banned,
+            )
+            for row, answer in zip(rows, answers, strict=True):
+                text = self.tokenizer.decode(answer, skip_special_tokens=words_only)
+                texts[row] = str(text).strip()
+
+        self.run_in_batches(prompt_ids, run, count_done)
+        return texts
 
     def rank(
         self,
@@ -442,14 +461,12 @@ class Recommender:
         for own in np.unique(beams).tolist():
             group = np.flatnonzero(beams == own)
             most = int(wanted[group].max())
-            for batch in self.plan_batches([prompt_ids[row] for row in group]):
-                rows = group[batch]
-                items[rows, :most], scores[rows, :most] = self.rank_batch(
-                    [prompt_ids[row] for row in rows],
-                    most,
-                    leaf_filter=leaf_filter and leaf_filter.rows(rows),
-                    num_beams=own,
-                )
+            items[group, :most], scores[group, :most] = self.rank_prompts(
+                [prompt_ids[row] for row in group],
+                most,
+                leaf_filter=leaf_filter and leaf_filter.rows(group),
+                num_beams=own,
+            )
         beyond = np.arange(width) >= wanted[:, None]
         items[beyond], scores[beyond] = -1, -np.inf
         return Ranking(items, scores)

@@ -20,6 +20,7 @@ from lcrec.evaluate.checkpoint import Subject, format_values, load_subject
 from lcrec.evaluate.language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate.pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate.search import Query, make_queries, rank_by_text
+from lcrec.generate.recommender import Recommender
 from lcrec.prompts.tasks import TaskData, plain_text
 
 
@@ -90,6 +91,8 @@ class PrefersLowIds:
 
     index = SimpleNamespace(num_levels=3)
     questions = SimpleNamespace(encode=lambda questions, answer: [[1]] * len(questions))
+
+    run_in_batches = Recommender.run_in_batches
 
     def plan_batches(self, prompt_ids):
         return [np.arange(len(prompt_ids))[:2], np.arange(len(prompt_ids))[2:]]

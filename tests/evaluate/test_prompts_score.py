@@ -27,6 +27,7 @@ class Oracle:
     """Ranks the target first for `good`, fourth for u and not at all for v otherwise."""
 
     index = range(30)
+    run_in_batches, rank_prompts = Recommender.run_in_batches, Recommender.rank_prompts
 
     def prompt_ids(self, histories, template):
         return [[history[0], template.id == "good"] for history in histories]
@@ -34,7 +35,7 @@ class Oracle:
     def plan_batches(self, prompt_ids):
         return [np.array([1]), np.array([0])]  # not in the order of the users
 
-    def rank_batch(self, batch, k):
+    def rank_batch(self, batch, k, **more):
         lists = {(0, True): [3, 5], (1, True): [4, 5], (0, False): [7, 8, 9, 3], (1, False): [3]}
         ranked = np.full((len(batch), k), -1)
         for row, ids in enumerate(batch):
