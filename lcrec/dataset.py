@@ -53,8 +53,8 @@ from lcrec.data.user_texts import load_user_texts
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import CHAT_SETTINGS, SENTINEL, PromptEncoder, split_markup
 from lcrec.prompts.prompt_set import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
-from lcrec.prompts.rows import Row, draw_rows, parse_mixture
-from lcrec.prompts.tasks import TASKS, TaskData
+from lcrec.prompts.rows import Row, draw_rows
+from lcrec.prompts.tasks import TASKS, TaskData, parse_mixture
 
 STAGE = "python -m lcrec.dataset"
 NEEDS_USER_TEXTS = ("itemsearch", "preferenceobtain")

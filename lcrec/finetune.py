@@ -1,380 +1,253 @@
 """Stage: base model + index + tasks + prompts -> a model that recommends.
 
-    accelerate launch recipes/finetune.py --config recipes/quickstart.yaml
+    lcrec finetune --config recipes/lora_7b.yaml --data DATA --index INDEX --base BASE --output OUT
 
-Reads the data folder, the item index, the prompts and a base model; adds the item tokens to the
-vocabulary, draws the instruction rows of all epochs, trains (LoRA and the new rows, or everything)
-and writes a self-contained checkpoint. Validation ranks the whole catalogue for held-out users;
-the best checkpoint by NDCG@10 is the one that is kept. A killed run resumes from its last complete
+Reads the data folder, the item index, the prompt templates and a base model; adds the item tokens
+to the vocabulary, draws the instruction rows of all epochs, trains (LoRA and the new rows, or
+everything) and writes a self-contained checkpoint. Validation ranks the whole catalogue for
+held-out users; the best checkpoint by NDCG@10 is kept. A killed run resumes from its last complete
 checkpoint when the same command is given again.
+
+Everything but the base model is checked at once. On several CUDA devices the command then launches
+itself on all of them; `accelerate launch recipes/finetune.py` takes Accelerate's own settings, such
+as those for FSDP.
 """
 
-import functools
+from __future__ import annotations
+
 import os
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from accelerate.state import PartialState
-from peft import PeftModel
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
+from lcrec.core.config import option, parse_config
+from lcrec.core.errors import run_stage
+from lcrec.core.provenance import fingerprint, is_current
+from lcrec.modeling.recipe import (
+    STAGE,
+    TrainingInputs,
+    TrainingSettings,
+    check_settings,
+    load_inputs,
+    recipe_of,
 )
-from trl import SFTConfig
+from lcrec.modeling.run_folder import (
+    WORK,
+    check_output,
+    claim_output,
+    explain_disk_full,
+    latest_checkpoint,
+)
 
-from lcrec.core.artifacts import INDEX, RQVAE_WEIGHTS, find_data
-from lcrec.core.config import config_dict, option, parse_config
-from lcrec.core.errors import InputError, run_stage
-from lcrec.core.processes import processes
-from lcrec.core.provenance import fingerprint, is_current, require_same_input
-from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import Cases, leave_one_out
-from lcrec.data.user_texts import load_user_texts
-from lcrec.generate.recommender import Recommender
-from lcrec.index.item_index import ItemIndex
-from lcrec.index.rqvae import read_codebooks
-from lcrec.modeling.base import add_adapter, load_base, set_attention_dropout, use_liger
-from lcrec.modeling.checkpoint import STAGE, copy_rows, save_checkpoint
-from lcrec.modeling.cost import load_shape, plan
-from lcrec.modeling.item_rows import resize_embeddings
-from lcrec.modeling.run_folder import WORK, claim_output, latest_checkpoint, told_when_full
-from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
-from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
-from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
-from lcrec.prompts.rows import Row, collate_left, draw_rows, parse_mixture, tokenise_rows
-from lcrec.prompts.tasks import TaskData, history_record
+if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
+    import numpy as np
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lcrec.index.item_index import ItemIndex
+    from lcrec.modeling.finetuning import TrainingModel
+    from lcrec.modeling.trainer import Ranker, RecommenderTrainer
+    from lcrec.prompts.prompt_set import PromptSet
+
+# What launchers tell a process of its place among the others, and Accelerate any process.
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+LAUNCHED = (*RANKS, "ACCELERATE_DYNAMO_BACKEND")
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Settings of `recipes/finetune.py`."""
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingSettings):
+    """Settings of `python -m lcrec.finetune` and `recipes/finetune.py`."""
 
-    data: Path = option("the data folder")
-    index: Path = option("the folder that holds index.json")
-    base: str = option("the base model, on the hub or in a folder")
     output: Path = option("the folder to write the checkpoint to")
-    prompts: Path = option(
-        "prompt templates; what the folder lacks comes from the shipped ones", SHIPPED_PROMPTS
-    )
-    tasks: list[str] = option(
-        "tasks to train, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000",
-        ["seqrec", "item2index", "index2item"],
-    )
-    mode: Literal["lora", "rows", "full"] = option(
-        "train adapters and the new rows, the new rows alone, or everything", "lora"
-    )
-    lora_rank: int = option("rank of the adapters", 8, minimum=1)
-    lora_alpha: int = option("scale of the adapters", 32, minimum=1)
-    lora_dropout: float = option("dropout in the adapters", 0.05, minimum=0)
-    dora: bool = option("DoRA: split an adapter's update into length and direction", False)
-    rslora: bool = option("rank-stabilised LoRA: scale by the root of the rank", False)
-    quantize: Literal["none", "8bit", "4bit"] = option(
-        "store the frozen base in fewer bits (QLoRA), by bitsandbytes", "none"
-    )
-    dropout: float = option("dropout on the attention weights of the model", 0.0, minimum=0)
-    rows: str = option(
-        "what the item tokens' rows start from: text (item titles), codebook (the RQ-VAE's codes), "
-        "random (noise), or the folder of a model trained with --mode rows",
-        "text",
-    )
-    epochs: int = option("passes over the samples, each with fresh wording", 4, minimum=1)
-    learning_rate: float = option("peak step size of AdamW", 5e-5, minimum=1e-12)
-    weight_decay: float = option("AdamW's weight decay", 0.01, minimum=0)
-    warmup: float = option("share of the steps to warm up in", 0.01, minimum=0)
-    batch_size: int = option("samples per step and process", 8, minimum=1)
-    accumulate: int = option("steps to add up before an update", 1, minimum=1)
-    max_length: int = option("tokens of a sample at most", 2048, minimum=8)
-    max_tokens_per_batch: int | None = option(
-        "tokens on a device at once, padding included; a larger batch is computed in parts, to the "
-        "same result (default: the batch as it is)",
-        None,
-        minimum=1,
-    )
-    max_history: int = option("items of a history shown at most", 20, minimum=1)
-    history_dropout: float = option(
-        "chance that an item of a seqrec history is left out, anew each epoch", 0.0, minimum=0
-    )
-    max_text_words: int = option("words of a title or description shown at most", 60, minimum=1)
-    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of training", "fp32")
-    gradient_checkpointing: bool = option("save memory, spend a third more time", False)
-    liger: bool = option("Liger's kernels where installed, on CUDA: faster, less memory", False)
-    validation_users: int = option("held-out users to rank the catalogue for", 1000, minimum=1)
-    validate_every: float = option("epochs between validations", 1.0, minimum=0.01)
-    patience: int = option("stop after this many validations without a gain", 3, minimum=1)
-    num_beams: int = option("beams in validation", 20, minimum=10)
-    report_to: str = option("where metrics go: none, tensorboard, wandb, trackio", "none")
-    seed: int = option("decides everything drawn", 42, minimum=0)
-    dry_run: bool = option(
-        "print what the run would cost (see lcrec/plan.py), and train nothing", False
-    )
-    tflops: float | None = option(
-        "for --dry-run: the device's peak in TFLOPS; the model's weights are then not needed "
-        "(default: time a few steps here)",
-        None,
-        minimum=0.001,
-    )
-    mfu: float = option(
-        "for --dry-run with --tflops: the share of the peak reached", 0.4, minimum=0.001
-    )
-    devices: int | None = option(
-        "for --dry-run: how many devices will share the work (default: the processes started)",
-        None,
-        minimum=1,
-    )
     overwrite: bool = option("throw away another run that lies in the output folder", False)
 
 
+@dataclass(frozen=True)
+class FinetuneRun:
+    """A run that is checked but for its base model.
+
+    Attributes:
+        config: its settings.
+        inputs: what it reads.
+        recipe: the settings that decide the result.
+        current: whether the output folder holds this very result.
+    """
+
+    config: FinetuneConfig
+    inputs: TrainingInputs
+    recipe: dict[str, Any]
+    current: bool
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The inputs' fingerprints by role."""
+        return {role: fingerprint(path) for role, path in self.inputs.files.items()}
+
+    def identity(self, processes: int) -> dict[str, Any]:
+        """Return all that decides the result, to tell this run from another one."""
+        return self.recipe | {"inputs": self.hashes, "processes": processes}
+
+
 def main(argv: list[str]) -> None:
-    """Run the stage."""
+    """Run the stage, on every CUDA device where no launcher has started this process."""
     config = parse_config(FinetuneConfig, argv, description=__doc__ or "", prog=STAGE)
-    for flag in ("lora_dropout", "dropout", "warmup"):
-        if getattr(config, flag) >= 1:
-            name = flag.replace("_", "-")
-            raise InputError(f"--{name} {getattr(config, flag)}: give a share below 1")
-    if config.mode == "full" and config.quantize != "none":
-        raise InputError(
-            f"--quantize {config.quantize}: a base in few bits stays frozen, so --mode full cannot "
-            "train it; take --mode lora"
-        )
-    if config.mode != "lora" and (config.dora or config.rslora):
-        raise InputError(f"--dora and --rslora are forms of --mode lora, not of {config.mode}")
-    with processes() as state:
-        _run(config, state)
+    job = prepare(config)
+    devices = 1 if job.current or is_launched(os.environ) else count_devices()
+    if devices == 1:
+        _finetune(job)
+        return
+    check_output(config.output, job.identity(devices), overwrite=config.overwrite)
+    print(f"Launching on {devices} devices", flush=True)
+    status = subprocess.run(launch_command(argv, devices), check=False).returncode
+    if status:
+        sys.exit(status)
 
 
-def _run(config: FinetuneConfig, state: PartialState) -> None:
-    if config.quantize != "none" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise InputError(
-            f"--quantize {config.quantize}: a base in few bits is not shared out; launch with "
-            "recipes/accelerate/multi_gpu.yaml, or leave the base whole"
-        )
-    set_seed(config.seed)
+def run(config: FinetuneConfig) -> Path:
+    """Fine-tune a model in this process and return the checkpoint's folder.
 
-    # What to train on.
-    paths = find_data(config.data)
-    items = load_items(config.data)
-    interactions = load_interactions(config.data, len(items))
-    split = leave_one_out(interactions)
-    rebuild = f"python -m lcrec.quantize --data {config.data} --output {config.index}"
-    index_path = config.index if config.index.is_file() else config.index / INDEX
-    require_same_input(index_path.parent, "item", paths.item, rebuild)
-    index = ItemIndex.load(index_path, len(items))
-    prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
-    mixture = parse_mixture(config.tasks)
-    inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
-    codebooks = None
-    if config.rows == "codebook":
-        inputs["codebooks"] = index_path.parent / RQVAE_WEIGHTS
-        codebooks = read_codebooks(inputs["codebooks"], index.level_sizes)
-    elif config.rows not in ("text", "random"):
-        inputs["rows"] = Path(config.rows)
-        if not inputs["rows"].is_dir():
-            raise InputError(
-                f"--rows {config.rows}: expected text, codebook, random, or the folder of a model "
-                "trained with --mode rows"
-            )
-    if paths.user.exists():
-        inputs["user"] = paths.user
-    if Path(config.base).is_dir():
-        inputs["base"] = Path(config.base)
-    recipe = config_dict(config) | {"prompts": prompts.content_hash}
-    for name in ("overwrite", "dry_run", "tflops", "mfu", "devices"):  # which change no result
-        recipe.pop(name)
+    Where a launcher started several processes, each of them must call this.
+
+    Args:
+        config: the settings; only `data`, `index`, `base` and `output` have no default.
+
+    Raises:
+        InputError: a setting or a file cannot be used.
+    """
+    return _finetune(prepare(config))
+
+
+def prepare(config: FinetuneConfig) -> FinetuneRun:
+    """Check all that can be checked without the base model, importing no torch.
+
+    Raises:
+        InputError: a setting or a file cannot be used.
+    """
+    check_settings(config)
+    inputs = load_inputs(config)
+    recipe = recipe_of(config, inputs.prompts)
+    current = is_current(config.output, STAGE, recipe, inputs.files)
+    return FinetuneRun(config, inputs, recipe, current)
+
+
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Tell whether Accelerate, torchrun or MPI started this process."""
+    return any(name in environment for name in LAUNCHED)
+
+
+def count_devices() -> int:
+    """Return how many devices can share the work: the visible CUDA devices, at least 1."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def launch_command(argv: Sequence[str], devices: int) -> list[str]:
+    """Return the command that starts this stage once per device, through Accelerate.
+
+    Args:
+        argv: the stage's own arguments.
+        devices: how many CUDA devices of this machine to use.
+    """
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    shape = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(devices)]
+    # Port 0: any free one. Precision is the trainer's business, see --precision.
+    rest = ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*launcher, *shape, *rest, "-m", "lcrec.finetune", *argv]
+
+
+def _finetune(job: FinetuneRun) -> Path:
+    from transformers import set_seed
+
+    from lcrec.core.processes import processes
+    from lcrec.modeling.finetuning import (
+        count_trainable,
+        describe_run,
+        draw_training_rows,
+        load_model,
+        make_trainer,
+    )
+
+    config, inputs = job.config, job.inputs
     work = config.output / WORK
-    current = is_current(config.output, STAGE, recipe, inputs)
-    state.wait_for_everyone()  # all have looked before one writes
-    if current and not config.dry_run:
-        state.print(f"{config.output} is up to date.")
+    with processes() as state:
+        state.wait_for_everyone()  # all have looked at the output before one writes
+        if job.current:
+            state.print(f"{config.output} is up to date.")
+            if state.is_main_process:
+                # Left where a run was killed at its very end.
+                shutil.rmtree(work, ignore_errors=True)
+            return config.output
+        identity = job.identity(state.num_processes) if state.is_main_process else {}
         if state.is_main_process:
-            shutil.rmtree(work, ignore_errors=True)  # left where a run was killed at its very end
-        return
+            check_output(config.output, identity, overwrite=config.overwrite)
 
-    # The model, with the item tokens in its vocabulary.
-    model: PreTrainedModel | PeftModel
-    if config.dry_run and config.tflops:
-        model, tokenizer = load_shape(config.base)
-        new_ids = extend_tokenizer(tokenizer, index)
-        size = max(len(tokenizer), model.config.get_text_config().vocab_size)
-        model.resize_token_embeddings(size, mean_resizing=False)
-    else:
-        # Frozen weights need no more than the precision of the arithmetic; trained ones do.
-        frozen = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        model, tokenizer = load_base(
-            config.base,
-            torch.float32 if config.mode == "full" else frozen[config.precision],
-            quantize=config.quantize,
-        )
-        new_ids = extend_tokenizer(tokenizer, index)
-        titles = [items.title(item) for item in range(len(items))]
-        resize_embeddings(
-            model,
-            tokenizer,
-            index,
-            texts=titles if config.rows == "text" else None,
-            codebooks=codebooks,
-        )
-        if "rows" in inputs:
-            copy_rows(inputs["rows"], model, tokenizer, index)
-    if config.dropout:
-        set_attention_dropout(model, config.dropout)
-    if config.liger:
-        use_liger(model)
-    if config.mode != "full":
-        model = add_adapter(
-            model,
-            new_ids,
-            rank=config.lora_rank if config.mode == "lora" else 0,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            dora=config.dora,
-            rslora=config.rslora,
-        )
+        set_seed(config.seed)
+        trained = load_model(config, inputs)
+        texts = inputs.user_texts
+        if texts is not None and {"itemsearch", "preferenceobtain"} & inputs.mixture.keys():
+            state.print(f"{inputs.files['user'].name}: {texts.describe()}")
+        rows = draw_training_rows(config, inputs, trained.tokenizer)
 
-    # Every epoch's rows, drawn up front: the same for any number of processes, and resumable.
-    encoder = PromptEncoder(tokenizer, prompts)
-    data = TaskData(
-        items,
-        split.train,
-        index,
-        max_history=config.max_history,
-        max_text_words=config.max_text_words,
-        user_texts=load_user_texts(config.data, interactions),
-        history_dropout=config.history_dropout,
-        seed=config.seed,
-    )
-    if data.user_texts is not None and {"itemsearch", "preferenceobtain"} & mixture.keys():
-        state.print(f"{paths.user.name}: {data.user_texts.describe()}")
-    epochs = [
-        draw_rows(data, prompts, mixture, config.seed, epoch) for epoch in range(config.epochs)
-    ]
-    train = tokenise_rows(epochs, encoder, config.max_length, config.batch_size)
-    held_out = split.valid.sample(config.validation_users, config.seed)
-    valid = tokenise_rows(
-        [validation_rows(held_out, index, prompts, config.max_history)],
-        encoder,
-        config.max_length,
-        config.batch_size,
-    )
-
-    if config.dry_run:
-        state.print(
-            plan(
-                model,
-                train,
-                mode=config.mode,
-                precision=config.precision,
-                quantize=config.quantize,
-                checkpointing=config.gradient_checkpointing,
-                batch_size=config.batch_size,
-                accumulate=config.accumulate,
-                max_tokens=config.max_tokens_per_batch,
-                pad_token_id=tokenizer.pad_token_id,
-                processes=config.devices or state.num_processes,
-                device=state.device,
-                tflops=config.tflops,
-                mfu=config.mfu,
+        # The output folder is claimed only now that nothing is wrong with the rest.
+        if state.is_main_process:
+            claim_output(config.output, identity, overwrite=config.overwrite)
+        state.wait_for_everyone()
+        state.print(describe_run(config, trained, rows, state.num_processes))
+        trainable = count_trainable(trained.model)
+        trainer = make_trainer(
+            config,
+            trained,
+            rows,
+            catalogue_ranker(trained.tokenizer, inputs.index, inputs.prompts, config.max_history),
+            num_items=len(inputs.items),
+            work=work,
+            processes=state.num_processes,
+        )
+        with state.main_process_first():  # which clears away what a killed run left unfinished
+            resume_from = latest_checkpoint(work)
+        trainer.train(resume_from_checkpoint=resume_from)
+        state.wait_for_everyone()  # all have read the best weights before they are cleared away
+        weights = trainer.whole_state()  # all take part
+        if state.is_main_process:
+            _save(job, trained, trainer, weights, trainable)
+            shutil.rmtree(work)
+            print(
+                f"Wrote {config.output} (NDCG@10 {trainer.state.best_metric:.4f} on "
+                f"{len(rows.held_out):,} held-out users). Next: python -m lcrec.generate "
+                f"--model {config.output} --data {config.data} --output DIR/predictions.jsonl"
             )
-        )
-        return
+    return config.output
 
-    # The output folder, taken only now that nothing is wrong with the rest.
-    if state.is_main_process:
-        hashes = {role: fingerprint(path) for role, path in inputs.items()}
-        run = recipe | {"inputs": hashes, "processes": state.num_processes}
-        claim_output(config.output, run, overwrite=config.overwrite)
-    state.wait_for_everyone()
 
-    global_batch = config.batch_size * config.accumulate * state.num_processes
-    steps_per_epoch = max(1, len(epochs[0]) // global_batch)
-    validate_steps = max(1, round(config.validate_every * steps_per_epoch))
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    state.print(
-        f"Training {trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters on "
-        f"{len(train):,} samples ({len(epochs[0]):,} per epoch, {global_batch} per update, "
-        f"{sum(map(len, train['input_ids'])):,} tokens) in {state.num_processes} process(es)"
-    )
-    trainer = RecommenderTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=train,
-        eval_dataset=valid,
-        data_collator=functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
-        ranking=RankingValidation(
-            held_out,
-            catalogue_ranker(tokenizer, index, prompts, config.max_history),
-            min(config.num_beams, len(items)),
-        ),
-        max_tokens_per_batch=config.max_tokens_per_batch,
-        epochs=config.epochs,
-        callbacks=[EarlyStoppingCallback(config.patience)],
-        args=SFTConfig(
-            output_dir=str(work),
-            # One pass over the rows of all epochs, in their order.
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
-            max_length=config.max_length,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.accumulate,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            lr_scheduler_type="cosine",
-            warmup_steps=config.warmup,
-            bf16=config.precision == "bf16",
-            fp16=config.precision == "fp16",
-            activation_checkpointing=config.gradient_checkpointing,
-            eval_strategy="steps",
-            eval_steps=validate_steps,
-            save_strategy="steps",
-            save_steps=validate_steps,
-            save_total_limit=2,
-            load_best_model_at_end=True,
-            # A resumed run must stop early where an uninterrupted one would have.
-            restore_callback_states_from_checkpoint=True,
-            metric_for_best_model="eval_ndcg@10",
-            greater_is_better=True,
-            logging_steps=max(1, validate_steps // 5),
-            report_to=config.report_to,
-            seed=config.seed,
-            use_cpu=not torch.accelerator.is_available(),
-        ),
-    )
-    with state.main_process_first():  # which clears away what a killed run left unfinished
-        resume_from = latest_checkpoint(work)
-    trainer.train(resume_from_checkpoint=resume_from)
-    state.wait_for_everyone()  # all have read the best weights before they are cleared away
+def _save(
+    job: FinetuneRun,
+    trained: TrainingModel,
+    trainer: RecommenderTrainer,
+    weights: dict[str, Any] | None,
+    trainable: int,
+) -> None:
+    """Write the best weights, which training ended with, as a checkpoint."""
+    from lcrec.modeling.checkpoint import save_checkpoint
 
-    weights = trainer.whole_state()
-    if state.is_main_process:
-        best = trainer.state.best_metric
-        with told_when_full(config.output):
-            save_checkpoint(
-                config.output,
-                trainer.accelerator.unwrap_model(trainer.model),
-                tokenizer,
-                index,
-                prompts,
-                recipe,
-                inputs,
-                weights=weights,
-                max_history=config.max_history,
-                validation_ndcg_at_10=best,
-                trainable_parameters=trainable,
-            )
-        shutil.rmtree(work)
-        print(
-            f"Wrote {config.output} (NDCG@10 {best:.4f} on {len(held_out):,} held-out users). "
-            f"Next: python -m lcrec.generate --model {config.output} --data {config.data} "
-            "--output DIR/predictions.jsonl"
+    with explain_disk_full(job.config.output):
+        save_checkpoint(
+            job.config.output,
+            trainer.accelerator.unwrap_model(trainer.model),
+            trained.tokenizer,
+            job.inputs.index,
+            job.inputs.prompts,
+            job.recipe,
+            job.inputs.files,
+            weights=weights,
+            max_history=job.config.max_history,
+            validation_ndcg_at_10=trainer.state.best_metric,
+            trainable_parameters=trainable,
         )
 
 
@@ -382,6 +255,7 @@ def catalogue_ranker(
     tokenizer: PreTrainedTokenizerBase, index: ItemIndex, prompts: PromptSet, max_history: int
 ) -> Ranker:
     """Return what validation ranks the catalogue with: the search that `generate` uses."""
+    from lcrec.generate.recommender import Recommender
 
     def rank(
         model: PreTrainedModel | PeftModel, histories: Sequence[np.ndarray], beams: int
@@ -390,22 +264,6 @@ def catalogue_ranker(
         return recommender.recommend(histories, beams, num_beams=beams).items
 
     return rank
-
-
-def validation_rows(
-    cases: Cases, index: ItemIndex, prompts: PromptSet, max_history: int
-) -> list[Row]:
-    """Return the rows that the validation loss is taken on: the wording that ranking uses."""
-    template = prompts.evaluation_templates("seqrec")[0]
-    return [
-        Row(
-            template.ask(history_record(index, history, max_history)),
-            index.texts[target],
-            "seqrec",
-            template.id,
-        )
-        for history, target in zip(cases.histories, cases.targets.tolist(), strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
-from lcrec.prompts.rows import IGNORED, collate_left, draw_rows, parse_mixture, tokenise_rows
-from lcrec.prompts.tasks import TaskData
+from lcrec.prompts.rows import IGNORED, collate_left, draw_rows, tokenise_rows
+from lcrec.prompts.tasks import TaskData, parse_mixture
 
 TASKS = ["seqrec", "item2index", "index2item"]  # the recipe's default
 RANK, ALPHA = 8, 32

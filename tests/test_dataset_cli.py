@@ -19,8 +19,8 @@ from lcrec.dataset import main, write_rows
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.rows import IGNORED, draw_rows, parse_mixture
-from lcrec.prompts.tasks import TASKS, TaskData
+from lcrec.prompts.rows import IGNORED, draw_rows
+from lcrec.prompts.tasks import TASKS, TaskData, parse_mixture
 from lcrec.tinylm import train_tokenizer
 
 COLUMNS = ["prompt", "completion", "task", "template_id"]

@@ -22,7 +22,7 @@ from lcrec.core.config import parse_config
 from lcrec.evaluate import __main__ as evaluate
 from lcrec.finetune import FinetuneConfig
 from lcrec.prompts import __main__ as prompts_cli
-from lcrec.prompts.rows import parse_mixture
+from lcrec.prompts.tasks import parse_mixture
 
 ROOT = Path(__file__).parents[1]
 PAGE_FOLDERS = ("prompts", "recipes", "scripts")

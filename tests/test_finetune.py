@@ -1,11 +1,15 @@
 """The recipe: what it trains and keeps; runs killed, resumed, stopped early, refused, repeated."""
 
+import dataclasses
 import shutil
+import subprocess
+import sys
 
 import bitsandbytes
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
@@ -16,10 +20,12 @@ from transformers import (
 )
 
 from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_items
 from lcrec.generate.recommender import Recommender
+from lcrec.modeling import checkpoint as checkpoint_module
 from lcrec.modeling.base import load_base
 from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.modeling.run_folder import latest_checkpoint
@@ -274,17 +280,17 @@ def test_half_a_checkpoint_is_not_resumed_from(finetune, checkpoint, tmp_path, k
     assert_same_weights(finetune(tmp_path / "model"), checkpoint)
 
 
-def test_a_run_killed_while_saving(finetune, checkpoint, tmp_path, recipe, monkeypatch):
-    save = recipe.save_checkpoint
+def test_a_run_killed_while_saving(finetune, checkpoint, tmp_path, monkeypatch):
+    save = checkpoint_module.save_checkpoint
 
     def die(folder, model, *args, **kwargs):
         model.save_pretrained(str(folder), save_embedding_layers=False)
         raise Killed
 
-    monkeypatch.setattr(recipe, "save_checkpoint", die)
+    monkeypatch.setattr(checkpoint_module, "save_checkpoint", die)
     with pytest.raises(Killed):
         finetune(tmp_path / "model")
-    monkeypatch.setattr(recipe, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoint_module, "save_checkpoint", save)
     assert_same_weights(finetune(tmp_path / "model"), checkpoint)
 
 
@@ -443,6 +449,112 @@ def test_unknown_tasks_and_keys(recipe, shop, index_folder, base, tmp_path):
     with pytest.raises(InputError, match="unknown key 'epohcs'; did you mean 'epochs'"):
         recipe.main([*map(str, words), "--config", str(tmp_path / "c.yaml")])
     assert not (tmp_path / "m").exists()
+
+
+# Several devices: the command launches itself.
+
+
+@pytest.fixture
+def launches(recipe, monkeypatch):
+    """Three devices and no launcher; returns the commands that are launched instead of run."""
+    commands = []
+
+    def remember(command, check):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, returncode=0)
+
+    for name in recipe.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(recipe, "count_devices", lambda: 3)
+    monkeypatch.setattr(recipe.subprocess, "run", remember)
+    return commands
+
+
+def test_the_launched_command_is_one_that_accelerate_takes(
+    recipe, launches, finetune_words, tmp_path, capsys
+):
+    words = finetune_words(tmp_path / "model")
+    recipe.main(words)
+    (command,) = launches
+    assert command == recipe.launch_command(words, 3)
+    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    parsed = launch_command_parser().parse_args(command[3:])
+    assert (parsed.module, parsed.training_script) == (True, "lcrec.finetune")
+    assert parsed.training_script_args == words
+    assert (parsed.multi_gpu, parsed.num_processes, parsed.num_machines) == (True, 3, 1)
+    assert capsys.readouterr().out == "Launching on 3 devices\n"
+    assert not (tmp_path / "model").exists()  # the launched processes claim it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--warmup", 10), "--warmup 10.0"),
+        (("--prompts", "nowhere"), "--prompts nowhere: no such folder"),
+        (("--data", "nowhere"), "--data nowhere: no such folder"),
+        (("--index", "nowhere"), "nowhere/index.json"),
+        (("--rows", "codebook"), r"--rows codebook: .*rqvae.safetensors: no such file; make"),
+    ],
+)
+def test_nothing_is_launched_that_would_be_refused(
+    recipe, launches, finetune_words, tmp_path, options, message
+):
+    with pytest.raises(InputError, match=message):
+        recipe.main(finetune_words(tmp_path / "model", *options))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds something else"):
+        recipe.main(finetune_words(tmp_path / "taken"))
+    assert launches == []
+
+
+def test_a_current_run_launches_nothing(recipe, launches, finetune_words, checkpoint, capsys):
+    recipe.main(finetune_words(checkpoint))
+    assert "is up to date" in capsys.readouterr().out
+    assert launches == []
+
+
+def test_a_failed_launch_fails_the_command(recipe, launches, finetune_words, tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], returncode=3)
+    monkeypatch.setattr(recipe.subprocess, "run", lambda command, check: failed)
+    with pytest.raises(SystemExit) as ended:
+        recipe.main(finetune_words(tmp_path / "model"))
+    assert ended.value.code == 3
+
+
+@pytest.mark.parametrize("name", ["RANK", "ACCELERATE_DYNAMO_BACKEND"])
+def test_a_launched_process_trains_itself(
+    recipe, launches, finetune_words, checkpoint, monkeypatch, name
+):
+    monkeypatch.setenv(name, "0")
+    assert recipe.is_launched({name: "0"})
+    assert not recipe.is_launched({"PATH": "/bin"})
+    monkeypatch.setattr(recipe, "_finetune", lambda job: launches.append(job.config.epochs))
+    recipe.main(finetune_words(checkpoint, "--epochs", 9))
+    assert launches == [9]
+
+
+@pytest.mark.parametrize(
+    "script", [["recipes/finetune.py"], ["-m", "lcrec.finetune"]], ids=" ".join
+)
+def test_under_a_launcher_the_error_stands_before_its_words(run_command, tmp_path, script):
+    words = ["--data", "nowhere", "--index", "i", "--base", "b", "--output", tmp_path / "m"]
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1]
+    said = run_command(*launcher, *script, *words, status=1).splitlines()
+    (place,) = (number for number, line in enumerate(said) if line.startswith("error: "))
+    assert said[place].startswith("error: --data nowhere: no such folder")
+    assert said[place + 1] == "Traceback (most recent call last):"
+    assert said[-1].startswith("subprocess.CalledProcessError: ")
+    assert sum(line.startswith("Traceback") for line in said) == 1
+
+
+def test_a_run_from_python(recipe, finetune_words, checkpoint, tmp_path):
+    words = finetune_words(tmp_path / "model")
+    config = parse_config(recipe.FinetuneConfig, words, description="", prog="")
+    assert recipe.run(config) == tmp_path / "model"
+    assert_same_weights(tmp_path / "model", checkpoint)
+    with pytest.raises(InputError, match=r"--dropout 1\.5: give a share below 1"):
+        recipe.run(dataclasses.replace(config, dropout=1.5))
 
 
 # Several processes.

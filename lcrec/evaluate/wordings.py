@@ -16,7 +16,7 @@ from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.generate.recommender import Recommender
-from lcrec.modeling.checkpoint import STAGE
+from lcrec.modeling.recipe import STAGE
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k

@@ -31,7 +31,7 @@ from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.prompts.encoder import item_token_ids, vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.rows import parse_mixture
+from lcrec.prompts.tasks import parse_mixture
 from lcrec.prompts.templates import Template
 
 

@@ -28,10 +28,10 @@ from lcrec.core.provenance import is_kind, read_provenance, require_same_input, 
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import loading, reason_of
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
+from lcrec.modeling.recipe import STAGE
 from lcrec.prompts.encoder import LOAD_ERRORS, vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
 
-STAGE = "accelerate launch recipes/finetune.py"
 ADAPTER_CONFIG = "adapter_config.json"
 
 

@@ -1,4 +1,4 @@
-"""What a fine-tune will cost: parameters, tokens, memory per device, hours (`--dry-run`).
+"""What a fine-tune will cost: parameters, tokens, memory per device, hours (`lcrec plan`).
 
 A model is planned from its shape alone (weights on PyTorch's `meta` device), so one that no
 laptop could hold is planned on a laptop.
@@ -30,6 +30,7 @@ from transformers import (
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import DTYPES
 from lcrec.modeling.item_rows import weight_of
+from lcrec.modeling.recipe import TrainingSettings
 from lcrec.modeling.trainer import answer_losses, split_batch
 from lcrec.prompts.rows import collate_left
 
@@ -239,42 +240,48 @@ def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
     return work.tokens * shape.linear * through + scored
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What a run is planned for.
+
+    Attributes:
+        devices: how many share the work.
+        device: what this process computes on, where steps are timed.
+        tflops: a device's peak, in 10^12 operations per second; None to time steps instead.
+        mfu: the share of the peak that is reached.
+    """
+
+    devices: int
+    device: torch.device
+    tflops: float | None
+    mfu: float
+
+
 def plan(
     model: PreTrainedModel | PeftModel,
     train: Dataset,
-    *,
-    mode: str,
-    precision: str,
-    quantize: str,
-    checkpointing: bool,
-    batch_size: int,
-    accumulate: int,
-    max_tokens: int | None,
+    settings: TrainingSettings,
+    hardware: Hardware,
     pad_token_id: int,
-    processes: int,
-    device: torch.device,
-    tflops: float | None,
-    mfu: float,
 ) -> str:
-    """Return what `--dry-run` prints.
+    """Return what `lcrec plan` prints.
 
     Args:
-        model: as it will be trained; on the meta device where `tflops` is given.
+        model: as it will be trained; on the meta device where `hardware.tflops` is given.
         train: the rows of all epochs.
-        mode, precision, quantize, checkpointing, batch_size, accumulate, max_tokens: the run's
-            settings.
+        settings: the run's.
+        hardware: what it will run on.
         pad_token_id: the tokenizer's.
-        processes, device: how many take part, and what this one computes on.
-        tflops: the device's peak, in 10^12 operations per second; without it steps are timed.
-        mfu: the share of the peak that is reached.
     """
+    precision, quantize = settings.precision, settings.quantize
+    checkpointing, processes = settings.gradient_checkpointing, hardware.devices
     shape = measure_shape(model)
     work = measure_work(
         train,
-        batch_size=batch_size,
-        accumulate=accumulate,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
         processes=processes,
-        max_tokens=max_tokens,
+        max_tokens=settings.max_tokens_per_batch,
     )
     base_bits = "" if quantize == "none" else f", base in {quantize.removesuffix('bit')} bits"
     lines = [
@@ -285,7 +292,7 @@ def plan(
         f"Updates           {work.steps:,}",
         f"Largest batch     {work.batch_tokens:,} tokens on a device",
         "",
-        f"Memory per device, estimated ({mode}, {precision}{base_bits}"
+        f"Memory per device, estimated ({settings.mode}, {precision}{base_bits}"
         f"{', gradient checkpointing' if checkpointing else ''}):",
     ]
     ways = {
@@ -305,22 +312,25 @@ def plan(
         )
         lines.append(f"  {name:<23} {needed / GIB:8.2f} GiB")
     lines.append("")
-    if tflops is None:
+    if hardware.tflops is None:
         if checkpointing:
             base_model(model).gradient_checkpointing_enable()
         seconds = time_steps(
-            model.to(device),  # type: ignore[arg-type]
+            model.to(hardware.device),  # type: ignore[arg-type]
             train,
-            batch_size=batch_size,
+            batch_size=settings.batch_size,
             pad_token_id=pad_token_id,
             precision=precision,
-            max_tokens=max_tokens,
+            max_tokens=settings.max_tokens_per_batch,
         )
         source = "from timed steps"
     else:
         amount = operations(shape, work, checkpointing=checkpointing)
-        seconds = amount / (tflops * 1e12 * mfu)
-        source = f"estimated from {amount:.2e} operations at {mfu:.0%} of {tflops:g} TFLOPS"
+        seconds = amount / (hardware.tflops * 1e12 * hardware.mfu)
+        source = (
+            f"estimated from {amount:.2e} operations at {hardware.mfu:.0%} of "
+            f"{hardware.tflops:g} TFLOPS"
+        )
     lines.append(
         f"Time              {_time(seconds / processes)} on {processes} device(s), {source}, "
         "without validation"

@@ -11,66 +11,84 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers.trainer_utils import get_last_checkpoint
 
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import kind_of, read_provenance
-from lcrec.modeling.checkpoint import STAGE
+from lcrec.modeling.recipe import STAGE
 
 WORK = ".training"  # inside the output folder, until the run is finished
+NOTE = "run.json"  # inside it: all that decides the result
 COMPLETE = "complete"  # the mark in a checkpoint folder
-ASIDE = "partial"  # beside the checkpoints, holds the one that is being written
+STAGED = "partial"  # beside the checkpoints, holds the one that is being written
+
+
+def check_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
+    """Refuse an output folder that this run may not take; change nothing.
+
+    Args:
+        output: the folder.
+        run: all that decides the result: settings, hashes of the inputs, number of processes.
+        overwrite: whether another run there may be thrown away.
+
+    Returns:
+        Whether another run lies there, which must be thrown away first.
+
+    Raises:
+        InputError: it holds a run of other settings or inputs, or files that are no run at all.
+    """
+    note = output / WORK / NOTE
+    files = [path for path in output.rglob("*") if path.is_file() and path.suffix != ".partial"]
+    if not files:
+        return False
+    finished = read_provenance(output)
+    if note.exists():
+        found = read_json(note)
+    elif finished is not None and finished["kind"] == kind_of(STAGE):
+        hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
+        found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
+    else:
+        raise InputError(
+            f"--output {output} holds something else (such as {files[0].name}), which no run "
+            "of this recipe made; name another folder"
+        )
+    if note.exists() and found == run:
+        return False
+    if not overwrite:
+        differing = [key for key in run if found.get(key) != run[key]]
+        raise InputError(
+            f"--output {output} holds something else: a run that differs in "
+            f"{', '.join(differing) or 'settings that this version does not know'}; name another "
+            "folder, or throw that run away with --overwrite"
+        )
+    return True
 
 
 def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
     """Take the output folder for this run, or refuse it.
 
     Args:
-        output: the folder.
-        run: all that decides the result: settings, hashes of the inputs, number of processes.
+        output, run: as for `check_output`, which also says what is raised.
         overwrite: throw another run away.
-
-    Raises:
-        InputError: it holds a run of other settings or inputs, or files that are no run at all.
     """
-    note = output / WORK / "run.json"
-    files = [path for path in output.rglob("*") if path.is_file() and path.suffix != ".partial"]
-    if files:
-        finished = read_provenance(output)
-        if note.exists():
-            found = read_json(note)
-        elif finished is not None and finished["kind"] == kind_of(STAGE):
-            hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
-            found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
-        else:
-            raise InputError(
-                f"--output {output} holds something else (such as {files[0].name}), which no run "
-                "of this recipe made; name another folder"
-            )
-        if note.exists() and found == run:
-            return
-        if not overwrite:
-            differing = [key for key in run if found.get(key) != run[key]]
-            raise InputError(
-                f"--output {output} holds something else: a run that differs in "
-                f"{', '.join(differing) or 'the version of lcrec'}; name another folder, or throw "
-                "that run away with --overwrite"
-            )
+    if check_output(output, run, overwrite=overwrite):
         # Set aside whole: half of a run, were this killed, would look like a stranger's files.
         doomed = output.with_name(f".{output.name}.replaced")
         shutil.rmtree(doomed, ignore_errors=True)
         output.rename(doomed)
         shutil.rmtree(doomed)
-    write_json(note, run)
+    write_json(output / WORK / NOTE, run)
 
 
 def latest_checkpoint(folder: Path) -> str | None:
     """Return the latest complete checkpoint in `folder`, removing incomplete ones."""
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    shutil.rmtree(folder / STAGED, ignore_errors=True)
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / COMPLETE).exists():
             shutil.rmtree(checkpoint)
+    # Imported late: before training nothing here needs transformers.
+    from transformers.trainer_utils import get_last_checkpoint
+
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
@@ -82,7 +100,7 @@ def publish_checkpoint(written: Path, place: Path) -> None:
 
 
 @contextlib.contextmanager
-def told_when_full(output: Path) -> Iterator[None]:
+def explain_disk_full(output: Path) -> Iterator[None]:
     """Say what to do where weights cannot be written into the output folder.
 
     Raises:

@@ -38,7 +38,7 @@ from lcrec.core.console import ProgressBar, on_terminal
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Cases
 from lcrec.modeling.item_rows import show_frozen_weights
-from lcrec.modeling.run_folder import ASIDE, publish_checkpoint, told_when_full
+from lcrec.modeling.run_folder import STAGED, explain_disk_full, publish_checkpoint
 from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
@@ -231,8 +231,8 @@ class RecommenderTrainer(SFTTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir or ".")
-        name, aside = f"checkpoint-{self.state.global_step}", folder / ASIDE
-        with told_when_full(folder.parent):
+        name, aside = f"checkpoint-{self.state.global_step}", folder / STAGED
+        with explain_disk_full(folder.parent):
             self._aside = str(aside)
             try:
                 super()._save_checkpoint(*args, **kwargs)

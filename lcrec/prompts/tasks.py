@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from lcrec.core.errors import InputError
+from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import UserTexts
 from lcrec.index.item_index import ItemIndex
@@ -378,3 +378,32 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
+
+
+def parse_mixture(tasks: list[str]) -> dict[str, float]:
+    """Read `seqrec`, `seqrec=0.5` (a share of its samples) or `fusionseqrec=20000` (a cap).
+
+    Raises:
+        InputError: no task at all, an unknown one, one named twice, or an amount that is no
+            positive number.
+    """
+    if not tasks:
+        raise InputError(f"--tasks: the list is empty; name some of {', '.join(TASKS)}")
+    mixture: dict[str, float] = {}
+    for entry in tasks:
+        name, _, amount = entry.partition("=")
+        if name not in TASKS:
+            raise InputError(f"--tasks: no task {name!r}{closest(name, TASKS)}")
+        if name in mixture:
+            raise InputError(f"--tasks: {name!r} is named twice")
+        try:
+            value = float(amount or 1.0)
+        except ValueError:
+            value = -1.0
+        if not 0 < value < float("inf") or (value > 1 and value != int(value)):
+            raise InputError(
+                f"--tasks {entry}: expected a share in (0, 1] such as {name}=0.5, or a whole "
+                f"number of samples such as {name}=20000"
+            )
+        mixture[name] = value
+    return mixture

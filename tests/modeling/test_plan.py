@@ -1,4 +1,4 @@
-"""`--dry-run`: parameters, tokens, memory and time, by hand and on shapes too large to hold."""
+"""`lcrec plan`: parameters, tokens, memory and time, by hand and on shapes too large to hold."""
 
 import re
 
@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
+from lcrec import plan
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import add_adapter, load_base
 from lcrec.modeling.cost import (
@@ -144,10 +145,22 @@ def number(text, pattern):
     return float(re.search(pattern, text)[1].replace(",", ""))
 
 
+@pytest.fixture
+def planning(finetune_words, tmp_path, capsys):
+    """Plan the run of the fixture `finetune`: `planning("--tflops", 1)` returns what is printed."""
+
+    def run(*options):
+        words = finetune_words(tmp_path / "model", *options)
+        place = words.index("--output")
+        plan.main(words[:place] + words[place + 2 :])
+        return capsys.readouterr().out
+
+    return run
+
+
 @pytest.mark.parametrize("options", [(), ("--tflops", 1)], ids=["timed", "estimated"])
-def test_the_recipe_plans(recipe, finetune_words, tmp_path, capsys, options):
-    recipe.main([*finetune_words(tmp_path / "model", *options), "--dry-run"])
-    out = capsys.readouterr().out
+def test_a_run_is_planned(planning, tmp_path, options):
+    out = planning(*options)
     assert not (tmp_path / "model").exists()  # a plan leaves nothing behind
     assert number(out, r"Samples, tokens +([\d,]+)") == 64
     assert number(out, r"Updates +([\d,]+)") == 8
@@ -155,19 +168,23 @@ def test_the_recipe_plans(recipe, finetune_words, tmp_path, capsys, options):
     assert ("from timed steps" if not options else "estimated from") in out
 
 
-def test_a_plan_for_more_devices_than_there_are(recipe, finetune_words, tmp_path, capsys):
-    words = finetune_words(tmp_path / "model", "--tflops", 1, "--devices", 4)
-    recipe.main([*words, "--dry-run"])
-    out = capsys.readouterr().out
+def test_a_plan_for_more_devices_than_there_are(planning):
+    out = planning("--tflops", 1, "--devices", 4)
     assert number(out, r"Updates +([\d,]+)") == 2
     assert "FSDP or ZeRO-3 on 4" in out
     assert "on 4 device(s)" in out
 
 
-def test_a_plan_says_what_training_then_says(recipe, finetune, finetune_words, tmp_path, capsys):
-    recipe.main([*finetune_words(tmp_path / "model"), "--dry-run"])
-    planned = capsys.readouterr().out
+def test_a_plan_says_what_training_then_says(planning, finetune, tmp_path, capsys):
+    planned = planning()
     finetune(tmp_path / "model")
     trained = capsys.readouterr().out
     assert number(planned, r"of which trained ([\d,]+)") == number(trained, r"Training ([\d,]+)")
     assert number(planned, r"and ([\d,]+), of which answers") == number(trained, r"([\d,]+) tokens")
+
+
+def test_what_a_plan_refuses(planning):
+    with pytest.raises(InputError, match=r"--warmup 1\.0: give a share below 1"):
+        planning("--warmup", 1)
+    with pytest.raises(InputError, match="--devices: 0 is too small"):
+        planning("--devices", 0)

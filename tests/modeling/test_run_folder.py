@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lcrec.core.errors import InputError
-from lcrec.modeling.run_folder import claim_output, latest_checkpoint, told_when_full
+from lcrec.modeling.run_folder import claim_output, explain_disk_full, latest_checkpoint
 
 
 def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
@@ -189,7 +189,7 @@ def test_what_a_full_disk_is_told_apart_from(tmp_path):
     def disk_full():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(RuntimeError, match="CUDA"), told_when_full(tmp_path):
+    with pytest.raises(RuntimeError, match="CUDA"), explain_disk_full(tmp_path):
         out_of_memory()
-    with pytest.raises(InputError, match="No space left on device"), told_when_full(tmp_path):
+    with pytest.raises(InputError, match="No space left on device"), explain_disk_full(tmp_path):
         disk_full()

@@ -21,10 +21,9 @@ from lcrec.prompts.rows import (
     collate_left,
     draw_rows,
     group_by_length,
-    parse_mixture,
     tokenise_rows,
 )
-from lcrec.prompts.tasks import TASKS, TaskData, history_record, plain_text
+from lcrec.prompts.tasks import TASKS, TaskData, history_record, parse_mixture, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.tinylm import train_tokenizer
 

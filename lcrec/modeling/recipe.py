@@ -1,0 +1,181 @@
+"""What a fine-tune is told and what it reads, known before any model is loaded.
+
+`TrainingSettings` are the settings that training and its cost depend on; `load_inputs` reads and
+checks every file but the base model. Nothing here imports torch, so that a wrong setting or a
+wrong file is refused at once.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lcrec.core.artifacts import INDEX, RQVAE_WEIGHTS, find_data
+from lcrec.core.config import config_dict, option
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import require_same_input
+from lcrec.data.folder import Items, load_interactions, load_items
+from lcrec.data.splits import Split, leave_one_out
+from lcrec.data.user_texts import UserTexts, load_user_texts
+from lcrec.index.item_index import ItemIndex
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.tasks import parse_mixture
+
+STAGE = "accelerate launch recipes/finetune.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What shapes a fine-tuned model, and what training it costs."""
+
+    data: Path = option("the data folder")
+    index: Path = option("the folder that holds index.json")
+    base: str = option("the base model, on the hub or in a folder")
+    prompts: Path = option(
+        "prompt templates; what the folder lacks comes from the shipped ones", SHIPPED_PROMPTS
+    )
+    tasks: list[str] = option(
+        "tasks to train, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000",
+        ["seqrec", "item2index", "index2item"],
+    )
+    mode: Literal["lora", "rows", "full"] = option(
+        "train adapters and the new rows, the new rows alone, or everything", "lora"
+    )
+    lora_rank: int = option("rank of the adapters", 8, minimum=1)
+    lora_alpha: int = option("scale of the adapters", 32, minimum=1)
+    lora_dropout: float = option("dropout in the adapters", 0.05, minimum=0)
+    dora: bool = option("DoRA: split an adapter's update into length and direction", False)
+    rslora: bool = option("rank-stabilised LoRA: scale by the root of the rank", False)
+    quantize: Literal["none", "8bit", "4bit"] = option(
+        "quantise the frozen base (QLoRA), by bitsandbytes", "none"
+    )
+    dropout: float = option("dropout on the attention weights of the model", 0.0, minimum=0)
+    rows: str = option(
+        "what the item tokens' rows start from: text (item titles), codebook (the RQ-VAE's codes), "
+        "random (noise), or the folder of a model trained with --mode rows",
+        "text",
+    )
+    epochs: int = option(
+        "passes over the samples, each with prompt templates drawn anew", 4, minimum=1
+    )
+    learning_rate: float = option("peak step size of AdamW", 5e-5, minimum=1e-12)
+    weight_decay: float = option("AdamW's weight decay", 0.01, minimum=0)
+    warmup: float = option("share of the steps to warm up in", 0.01, minimum=0)
+    batch_size: int = option("samples per step and process", 8, minimum=1)
+    accumulate: int = option("steps to add up before an update", 1, minimum=1)
+    max_length: int = option("tokens of a sample at most", 2048, minimum=8)
+    max_tokens_per_batch: int | None = option(
+        "tokens on a device at once, padding included; a larger batch is computed in parts, to the "
+        "same result (default: the batch as it is)",
+        None,
+        minimum=1,
+    )
+    max_history: int = option("items of a history shown at most", 20, minimum=1)
+    history_dropout: float = option(
+        "chance that an item of a seqrec history is left out, anew each epoch", 0.0, minimum=0
+    )
+    max_text_words: int = option("words of a title or description shown at most", 60, minimum=1)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of training", "fp32")
+    gradient_checkpointing: bool = option("save memory, spend a third more time", False)
+    liger: bool = option("Liger's kernels where installed, on CUDA: faster, less memory", False)
+    validation_users: int = option("held-out users to rank the catalogue for", 1000, minimum=1)
+    validate_every: float = option("epochs between validations", 1.0, minimum=0.01)
+    patience: int = option("stop after this many validations without a gain", 3, minimum=1)
+    num_beams: int = option("beams in validation", 20, minimum=10)
+    report_to: str = option("where metrics go: none, tensorboard, wandb, trackio", "none")
+    seed: int = option("decides everything drawn", 42, minimum=0)
+
+
+def check_settings(settings: TrainingSettings) -> None:
+    """Refuse settings that contradict each other or the way the run was launched.
+
+    Raises:
+        InputError: a share of 1 or more, or settings that do not go together.
+    """
+    for flag in ("lora_dropout", "dropout", "warmup"):
+        if getattr(settings, flag) >= 1:
+            name = flag.replace("_", "-")
+            raise InputError(f"--{name} {getattr(settings, flag)}: give a share below 1")
+    if settings.mode == "full" and settings.quantize != "none":
+        raise InputError(
+            f"--quantize {settings.quantize}: a quantised base stays frozen, so --mode full cannot "
+            "train it; take --mode lora"
+        )
+    if settings.mode != "lora" and (settings.dora or settings.rslora):
+        raise InputError(f"--dora and --rslora are forms of --mode lora, not of {settings.mode}")
+    if settings.quantize != "none" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise InputError(
+            f"--quantize {settings.quantize}: FSDP cannot shard a quantised base; launch with "
+            "recipes/accelerate/multi_gpu.yaml, or use --quantize none"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a fine-tune reads besides the base model.
+
+    Attributes:
+        files: every file and folder read, by its role in the provenance.
+        items, split, user_texts: the data folder's; the users' texts are None without intents.
+        index: each item's tokens.
+        prompts: the prompt templates.
+        mixture: the tasks with their share or cap, see `parse_mixture`.
+    """
+
+    files: dict[str, Path]
+    items: Items
+    split: Split
+    user_texts: UserTexts | None
+    index: ItemIndex
+    prompts: PromptSet
+    mixture: dict[str, float]
+
+
+def load_inputs(settings: TrainingSettings) -> TrainingInputs:
+    """Read and check the data folder, the item index and the prompt templates.
+
+    Raises:
+        InputError: a file is missing or wrong, or the index belongs to another catalogue.
+    """
+    paths = find_data(settings.data)
+    items = load_items(settings.data)
+    interactions = load_interactions(settings.data, len(items))
+    rebuild = f"python -m lcrec.quantize --data {settings.data} --output {settings.index}"
+    index_path = settings.index if settings.index.is_file() else settings.index / INDEX
+    require_same_input(index_path.parent, "item", paths.item, rebuild)
+    index = ItemIndex.load(index_path, len(items))
+    files = {"item": paths.item, "inter": paths.inter, "index": index_path}
+    if settings.rows == "codebook":
+        files["codebooks"] = index_path.parent / RQVAE_WEIGHTS
+        if not files["codebooks"].is_file():
+            raise InputError(
+                f"--rows codebook: {files['codebooks']}: no such file; make index and codebooks "
+                f"with: {rebuild}"
+            )
+    elif settings.rows not in ("text", "random"):
+        files["rows"] = Path(settings.rows)
+        if not files["rows"].is_dir():
+            raise InputError(
+                f"--rows {settings.rows}: expected text, codebook, random, or the folder of a "
+                "model trained with --mode rows"
+            )
+    if paths.user.exists():
+        files["user"] = paths.user
+    if Path(settings.base).is_dir():
+        files["base"] = Path(settings.base)
+    return TrainingInputs(
+        files=files,
+        items=items,
+        split=leave_one_out(interactions),
+        user_texts=load_user_texts(settings.data, interactions),
+        index=index,
+        prompts=PromptSet.load(settings.prompts, base=SHIPPED_PROMPTS),
+        mixture=parse_mixture(settings.tasks),
+    )
+
+
+def recipe_of(settings: TrainingSettings, prompts: PromptSet) -> dict[str, Any]:
+    """Return the settings that decide the result, as a checkpoint records them."""
+    recipe = config_dict(settings) | {"prompts": prompts.content_hash}
+    recipe.pop("overwrite", None)  # decides what may be deleted, not what is trained
+    return recipe
