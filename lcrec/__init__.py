@@ -1,7 +1,41 @@
 """lcrec: turn an open language model into a recommender.
 
-Every stage is a command, `python -m lcrec` lists them in order. Importing this package loads
-neither torch nor transformers.
+Every stage is a command, `lcrec --help` lists them in order. From Python, after
+`bash scripts/quickstart.sh`:
+
+    import lcrec
+
+    data = lcrec.load_data("data/shop")
+    recommender = lcrec.Recommender.from_pretrained("runs/quickstart/model")
+    histories = data.split.test.histories[:3]
+    ranking = recommender.recommend(histories, k=5, exclude_history=True)
+    for items in ranking.items.tolist():
+        print([data.items.title(item) for item in items])
+    metrics = lcrec.evaluate_predictions(["runs/quickstart/predictions/lc-rec.jsonl"])
+    print(metrics["runs"]["lc-rec"]["overall"]["NDCG@10"]["mean"])
+
+The names below are loaded when they are first used: `import lcrec` loads neither torch nor
+transformers.
 """
 
+from typing import TYPE_CHECKING
+
+from lcrec.core.lazy import lazy_exports
 from lcrec.core.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from lcrec.data.data_set import load_data as load_data
+    from lcrec.generate.recommender import Recommender as Recommender
+    from lcrec.index.item_index import ItemIndex as ItemIndex
+    from lcrec.prompts.prompt_set import PromptSet as PromptSet
+    from lcrec.rankings.evaluation import evaluate_predictions as evaluate_predictions
+
+_HOMES = {
+    "ItemIndex": "index.item_index",
+    "PromptSet": "prompts.prompt_set",
+    "Recommender": "generate.recommender",
+    "evaluate_predictions": "rankings.evaluation",
+    "load_data": "data.data_set",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+__getattr__ = lazy_exports(__name__, _HOMES)

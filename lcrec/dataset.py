@@ -47,9 +47,7 @@ from lcrec.core.provenance import (
     require_same_input,
     write_provenance,
 )
-from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import leave_one_out
-from lcrec.data.user_texts import load_user_texts
+from lcrec.data.data_set import load_data
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import CHAT_SETTINGS, SENTINEL, PromptEncoder, split_markup
 from lcrec.prompts.prompt_set import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
@@ -97,15 +95,14 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     config = parse_config(DatasetConfig, argv, description=__doc__ or "", prog=STAGE)
     paths = find_data(config.data)
-    items = load_items(config.data)
-    interactions = load_interactions(config.data, len(items))
+    data = load_data(config.data)
     rebuild = f"python -m lcrec.quantize --data {config.data} --output {config.index}"
     index_path = config.index if config.index.is_file() else config.index / INDEX
     require_same_input(index_path.parent, "item", paths.item, rebuild)
-    index = ItemIndex.load(index_path, len(items))
+    index = ItemIndex.load(index_path, len(data.items))
     prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
-    texts = load_user_texts(config.data, interactions)
-    known = [task for task in TASKS if texts is not None or task not in NEEDS_USER_TEXTS]
+    has_texts = data.user_texts is not None
+    known = [task for task in TASKS if has_texts or task not in NEEDS_USER_TEXTS]
     mixture = parse_mixture(known if config.tasks is None else config.tasks)
     form = choose_form(config.tokenizer, prompts)
 
@@ -120,26 +117,27 @@ def main(argv: list[str]) -> None:
         return
     refuse_foreign(config.output)
 
-    data = TaskData(
-        items,
-        leave_one_out(interactions).train,
+    task_data = TaskData(
+        data.items,
+        data.split.train,
         index,
         max_history=config.max_history,
         max_text_words=config.max_text_words,
-        user_texts=texts,
+        user_texts=data.user_texts,
         history_dropout=config.history_dropout,
         seed=config.seed,
     )
     print(
-        f"Writing {config.epochs} epoch(s) of {', '.join(mixture)} for {len(interactions):,} users "
-        f"and {len(items):,} items, as {'chat messages' if config.tokenizer else 'text'}"
+        f"Writing {config.epochs} epoch(s) of {', '.join(mixture)} for {len(data.interactions):,} "
+        f"users and {len(data.items):,} items, as "
+        f"{'chat messages' if config.tokenizer else 'text'}"
     )
     name = f"train.{config.format}"
     counts: Counter[tuple[int, str, str]] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
         for epoch in range(config.epochs):
-            drawn = draw_rows(data, prompts, mixture, config.seed, epoch)
+            drawn = draw_rows(task_data, prompts, mixture, config.seed, epoch)
             label = f"epoch {epoch + 1} of {config.epochs}"
             for row in progress(drawn, label, "rows"):
                 counts[epoch, row.task, row.template_id] += 1

@@ -9,11 +9,13 @@ from lcrec.core.lazy import lazy_exports
 
 _HOMES = {
     "Cases": "splits",
+    "DataSet": "data_set",
     "Interactions": "folder",
     "Items": "folder",
     "Split": "splits",
     "UserTexts": "user_texts",
     "leave_one_out": "splits",
+    "load_data": "data_set",
     "load_interactions": "folder",
     "load_items": "folder",
     "load_split": "splits",

@@ -21,32 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import option, parse_config
-from lcrec.core.console import progress
 from lcrec.core.errors import InputError, closest, run_stage
-from lcrec.core.provenance import provenance_path, read_provenance, write_provenance
-from lcrec.rankings.metrics import (
-    LEVEL,
-    METRICS,
-    METRICS_OF_SEVERAL,
-    SAMPLES,
-    measure_lists,
-    summarise_all,
-)
-from lcrec.rankings.predictions import Predictions, read_predictions, require_comparable
+from lcrec.core.provenance import provenance_path, write_provenance
+from lcrec.rankings.evaluation import evaluate_files, label_files
 
 PROG = "python -m lcrec.evaluate"
-NO_TEMPLATE = "(no template)"
 # Loaded when asked for: they need a language model, and judging files needs none.
 COMMANDS = {
     "pairs": "lcrec.evaluate.pairs",
     "search": "lcrec.evaluate.search",
     "language": "lcrec.evaluate.language",
 }
-OURS = "lc-rec"  # what predictions of a fine-tuned checkpoint are called
 LINE = 99  # the least width of a table, in characters; longer labels widen it
 
 
@@ -64,45 +51,6 @@ class EvaluateConfig:
         "a name per file, for the table; by default the method that made it", None
     )
     seed: int = option("of the bootstrap", 0, minimum=0)
-
-
-def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str, Any]:
-    """Return every metric of one predictions file.
-
-    Args:
-        predictions: as read by `read_predictions`.
-        depth: how far down the lists MRR looks, in items.
-        seed: of the bootstrap over users.
-
-    Returns:
-        one entry of "runs" in `metrics.json`, JSON values only.
-    """
-    metrics = METRICS if predictions.targets.ndim == 1 else METRICS_OF_SEVERAL
-    by_template = {
-        template: measure_lists(ranked, predictions.targets, depth, metrics)
-        for template, ranked in predictions.ranked.items()
-    }
-    of_users, across = {}, {}
-    for metric in metrics:
-        values = np.stack([values[metric] for values in by_template.values()])
-        of_users[metric] = values.mean(axis=0)
-        means = values.mean(axis=1)
-        across[metric] = {
-            "mean": float(values.mean()),
-            "min": float(means.min()),
-            "max": float(means.max()),
-        }
-    return {
-        "list_length": predictions.length,
-        "overall": summarise_all(of_users, seed),
-        "templates": {
-            NO_TEMPLATE if template is None else template: {
-                metric: float(values[metric].mean()) for metric in metrics
-            }
-            for template, values in by_template.items()
-        },
-        "across_templates": across if len(by_template) > 1 else None,
-    }
 
 
 def format_table(runs: dict[str, dict[str, Any]], depth: int) -> str:
@@ -160,21 +108,11 @@ def main(argv: list[str]) -> None:
         f"{PROG} {name} --help" for name in COMMANDS
     )
     config = parse_config(EvaluateConfig, argv, description=description, prog=PROG)
-    files = _label(config)
+    files = label_files([Path(file) for file in config.predictions], config.labels)
     output = _output(config)
     print(f"Judging {', '.join(str(path) for path in files.values())}.")
-    predictions = {
-        label: read_predictions(path)
-        for label, path in progress(files.items(), "read", "files", leave=False)
-    }
-    require_comparable({str(files[label]): content for label, content in predictions.items()})
-    # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
-    depth = min(content.length for content in predictions.values())
-    runs = {
-        label: measure(content, depth=depth, seed=config.seed)
-        for label, content in progress(predictions.items(), "measure", "files", leave=False)
-    }
-    users = len(next(iter(predictions.values())))
+    result = evaluate_files(files, config.seed)
+    runs, users, depth = result["runs"], result["users"], result["mrr_depth"]
     print(f"\n{users:,} users. Below each value: its 95 % bootstrap interval over users.", end="")
     print(" * marks the best of a column.\n" if len(runs) > 1 else "\n")
     print(format_table(runs, depth))
@@ -190,60 +128,12 @@ def main(argv: list[str]) -> None:
     if output is None:
         print("\nNothing was written; --output FILE.json keeps these numbers.")
         return
-    result = {
-        "users": users,
-        "seed": config.seed,
-        "samples": SAMPLES,
-        "level": LEVEL,
-        "mrr_depth": depth,
-        "runs": runs,
-    }
     provenance_path(output).unlink(missing_ok=True)
     write_json(output, result, indent=2)
     write_provenance(output, PROG, {"seed": config.seed}, files)
     print(f"\nWrote {output}.")
     if len(files) == 1:
         print(f"Next: compare: {PROG} --predictions {config.predictions[0]} OTHER.jsonl")
-
-
-def _label(config: EvaluateConfig) -> dict[str, Path]:
-    """Return {label: file}, distinct: the method that made the file, or the file's own name."""
-    paths = [Path(file) for file in config.predictions]
-    labels = config.labels
-    if labels is None:
-        names = [
-            path.resolve().parent.name if path.stem == "predictions" else path.stem
-            for path in paths
-        ]
-        methods = [_method(path) for path in paths]
-        labels = []
-        for method, name in zip(methods, names, strict=True):
-            if method is None:
-                labels.append(name)
-            elif methods.count(method) == 1 or method == name:
-                labels.append(method)
-            else:
-                labels.append(f"{method} ({name})")
-    elif len(labels) != len(paths):
-        raise InputError(
-            f"--labels has {len(labels)} names for {len(paths)} files; give one for each file"
-        )
-    for place, label in enumerate(labels):
-        if label in labels[:place]:
-            raise InputError(
-                f"{paths[labels.index(label)]} and {paths[place]} would both be called {label!r}; "
-                "name the files with --labels A B ..."
-            )
-    return dict(zip(labels, paths, strict=True))
-
-
-def _method(path: Path) -> str | None:
-    """Return the method that made a predictions file by its sidecar, None where there is none."""
-    record = read_provenance(path) if path.is_file() else None
-    if record is None:
-        return None
-    stage, _, name = str(record["stage"]).removeprefix("python -m lcrec.").partition(" ")
-    return {"generate": OURS, "baselines": name}.get(stage)
 
 
 def _output(config: EvaluateConfig) -> Path | None:

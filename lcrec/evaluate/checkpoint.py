@@ -10,9 +10,8 @@ from typing import Any
 from lcrec.core.artifacts import find_data, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
-from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import Split, leave_one_out
-from lcrec.data.user_texts import load_user_texts
+from lcrec.data.data_set import load_data
+from lcrec.data.splits import Split
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import DTYPES
 from lcrec.prompts.tasks import TaskData
@@ -54,28 +53,25 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
         InputError: either is missing or damaged, or they do not belong together.
     """
     paths = find_data(folder)
-    items = load_items(folder)
-    interactions = load_interactions(folder, len(items))
-    texts = load_user_texts(folder, interactions)
-    split = leave_one_out(interactions)
+    data = load_data(folder)
     if model.is_dir():
         retrain = f"accelerate launch recipes/finetune.py --data {folder} --output DIR"
         require_same_input(model, "item", paths.item, retrain)
     recommender = Recommender.from_pretrained(
         model, dtype=DTYPES[precision], max_batch_tokens=batch_tokens
     )
-    data = TaskData(
-        items,
-        split.train,
+    task_data = TaskData(
+        data.items,
+        data.split.train,
         recommender.index,
         max_history=recommender.questions.max_history,
         max_text_words=recommender.questions.max_text_words,
-        user_texts=texts,
+        user_texts=data.user_texts,
     )
     inputs = {"model": model, "item": paths.item, "inter": paths.inter}
-    if texts is not None:
+    if data.user_texts is not None:
         inputs["user"] = paths.user
-    return Subject(recommender, data, split, inputs)
+    return Subject(recommender, task_data, data.split, inputs)
 
 
 def require_json_path(output: Path | None) -> None:

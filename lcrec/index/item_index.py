@@ -99,7 +99,7 @@ class ItemIndex:
         write_json(folder / INDEX, {str(item): self.tokens(item) for item in range(len(self))})
 
     @classmethod
-    def load(cls, folder: Path, num_items: int | None = None) -> "ItemIndex":
+    def load(cls, folder: str | Path, num_items: int | None = None) -> "ItemIndex":
         """Read `index.json` from `folder`, or the file itself where a file is named.
 
         An index made elsewhere has no record of its level sizes: the largest code seen counts.
@@ -108,7 +108,7 @@ class ItemIndex:
             InputError: missing or malformed file, a gap in the ids, an unknown token, paths of
                 different depth, items that share a path, or a size that is not `num_items`.
         """
-        path = index_path(folder)
+        path = index_path(Path(folder))
         codes = read_codes(path, num_items)
         record = read_provenance(path.parent) or {}
         sizes = record.get("level_sizes", (codes.max(axis=0) + 1).tolist())

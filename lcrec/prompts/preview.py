@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from lcrec.core.errors import InputError
-from lcrec.data.folder import Interactions, Items, load_interactions, load_items
-from lcrec.data.splits import leave_one_out
-from lcrec.data.user_texts import UserTexts, load_user_texts
+from lcrec.data.data_set import load_data
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.user_texts import UserTexts
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import TASKS, TaskData
@@ -114,14 +114,12 @@ def read_task_data(folder: Path | None, index_folder: Path | None, **limits: int
         if index_folder is not None:
             raise InputError(f"--index {index_folder} needs the --data DIR it was made for")
         return example_data()
-    items = load_items(folder)
-    interactions = load_interactions(folder, len(items))
+    data = load_data(folder)
     if index_folder is None:
-        index = example_index(len(items))
+        index = example_index(len(data.items))
     else:
-        index = ItemIndex.load(index_folder, len(items))
-    texts = load_user_texts(folder, interactions)
-    return TaskData(items, leave_one_out(interactions).train, index, user_texts=texts, **limits)
+        index = ItemIndex.load(index_folder, len(data.items))
+    return TaskData(data.items, data.split.train, index, user_texts=data.user_texts, **limits)
 
 
 def example_index(num_items: int) -> ItemIndex:

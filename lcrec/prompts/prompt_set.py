@@ -51,18 +51,18 @@ class PromptSet:
     sources: dict[str, str]
 
     @classmethod
-    def load(cls, folder: Path, base: Path | None = None) -> "PromptSet":
+    def load(cls, folder: str | Path = SHIPPED_PROMPTS, base: Path | None = None) -> "PromptSet":
         """Read and check a folder.
 
         Args:
-            folder: the prompts to use.
+            folder: the prompt templates to use; by default those that are shipped with lcrec.
             base: where to find what `folder` lacks, if it exists; usually `SHIPPED_PROMPTS`. A
                 checkpoint's own copy is complete and needs none.
 
         Raises:
             InputError: no such folder, or anything in it is wrong.
         """
-        prompts, faults = read_prompts(folder, base)
+        prompts, faults = read_prompts(Path(folder), base)
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             raise InputError(

@@ -1,7 +1,8 @@
 """Ranked items on disk, and everything that is measured or made of them.
 
 Whatever recommends writes `predictions.jsonl` (`predictions`): users, targets, ranked items. From
-there on the method does not matter: `metrics` measures them, `comparison` tests one against another
+there on the method does not matter: `metrics` measures
+them, `evaluation` measures whole files side by side, `comparison` tests one against another
 and `comparison_page` shows it, `overlap` counts what two find together and apart, and `fusion`
 joins several rankings into one.
 """
@@ -12,6 +13,7 @@ _HOMES = {
     "METRICS": "metrics",
     "Predictions": "predictions",
     "compare_entries": "comparison",
+    "evaluate_predictions": "evaluation",
     "fuse": "fusion",
     "join_lists": "fusion",
     "measure_lists": "metrics",

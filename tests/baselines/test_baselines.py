@@ -24,8 +24,8 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import Cases, leave_one_out
-from lcrec.evaluate.__main__ import measure
 from lcrec.index.item_index import ItemIndex
+from lcrec.rankings.evaluation import measure
 from lcrec.rankings.predictions import read_predictions
 
 SHARED = Path(os.environ.get("LCREC_SHARED") or Path(__file__).parents[3] / "shared")

@@ -11,7 +11,7 @@ from lcrec.baselines.methods.cooccurrence import Cooccurrence
 from lcrec.baselines.methods.itemknn import ItemKNN
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.evaluate.__main__ import measure
+from lcrec.rankings.evaluation import measure
 from lcrec.rankings.predictions import read_predictions
 
 # Item 4 follows item 1 and item 5 follows item 2, for whoever is asked on validation.
