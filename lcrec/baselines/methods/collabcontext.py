@@ -30,10 +30,9 @@ from scipy import sparse
 from torch import nn
 
 from lcrec.baselines.base import Need, TrainingData, require_embeddings
-from lcrec.baselines.runs.ranking import validator
 from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.shared.losses import alignment, uniformity
-from lcrec.baselines.shared.training import Step, TrainingLog, train_epochs
+from lcrec.baselines.shared.training import Step, TrainingLog, train_baseline
 from lcrec.baselines.shared.vectors import VectorBaseline, dot_scores
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
@@ -230,16 +229,14 @@ class CollabContext(VectorBaseline):
                 )
                 yield loss, len(users)
 
-        log = train_epochs(
+        log = train_baseline(
+            self,
+            data,
             network,
             optimizer,
             losses,
-            validator(self, data, lambda: self._keep(network, phase)),
-            epochs=chosen.epochs,
-            patience=chosen.patience,
-            every=chosen.every,
+            refresh=lambda: self._keep(network, phase),
             label=f"CollabContext, {phase}",
-            deadline=data.deadline,
         )
         self.logs.append((phase, log))
         self.history += [(phase, epoch.number, epoch.score) for epoch in log.epochs]

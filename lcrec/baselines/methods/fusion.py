@@ -24,10 +24,9 @@ from torch import nn
 from torch.nn import functional
 
 from lcrec.baselines.base import Need, TrainingData
-from lcrec.baselines.runs.ranking import validator
 from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.shared.losses import info_nce, sampled_dots
-from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.baselines.shared.vectors import VectorBaseline
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
@@ -173,18 +172,11 @@ class Fusion(VectorBaseline):
                 drawn = draw_others(batch[:, 1], chosen.candidates, data.num_items, rng)
                 yield self._loss(network, batch, drawn, num_users), len(batch)
 
-        self.log = train_epochs(
-            network,
-            optimizer,
-            losses,
-            validator(self, data, lambda: self._keep(network, num_users)),
-            epochs=chosen.epochs,
-            patience=chosen.patience,
-            every=chosen.every,
-            label="fusion",
-            deadline=data.deadline,
-        )
-        self._keep(network, num_users)
+        def refresh() -> None:
+            self._keep(network, num_users)
+
+        self.log = train_baseline(self, data, network, optimizer, losses, refresh=refresh)
+        refresh()
 
     def _loss(
         self, network: FusedNetwork, batch: np.ndarray, drawn: np.ndarray, num_users: int

@@ -27,11 +27,10 @@ from torch import nn
 from torch.nn import functional
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.runs.ranking import validator
 from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
 from lcrec.baselines.shared.losses import bpr, candidate_scores, info_nce
 from lcrec.baselines.shared.negatives import NegativeSampler
-from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.baselines.shared.vectors import VectorBaseline
 from lcrec.core.config import option
 
@@ -127,18 +126,11 @@ class LightGCN(VectorBaseline):
                 loss = self._loss(network, users, items + num_users, drawn + num_users)
                 yield loss, len(users)
 
-        self.log = train_epochs(
-            network,
-            optimizer,
-            losses,
-            validator(self, data, lambda: self._keep(network, num_users)),
-            epochs=chosen.epochs,
-            patience=chosen.patience,
-            every=chosen.every,
-            label=type(self).__name__,
-            deadline=data.deadline,
-        )
-        self._keep(network, num_users)
+        def refresh() -> None:
+            self._keep(network, num_users)
+
+        self.log = train_baseline(self, data, network, optimizer, losses, refresh=refresh)
+        refresh()
 
     def _loss(
         self, network: Network, users: torch.Tensor, items: torch.Tensor, drawn: torch.Tensor

@@ -41,9 +41,8 @@ from torch import nn
 from torch.nn import functional
 
 from lcrec.baselines.base import Baseline, Need, TrainingData, require_embeddings
-from lcrec.baselines.runs.ranking import validator
 from lcrec.baselines.shared.sequences import pad_histories
-from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
@@ -378,18 +377,11 @@ class TSSR(Baseline):
             for sequences in _batches(windows, chosen.batch_size, data.num_items, rng):
                 yield self._loss(network, content, sequences.to(self.device)), len(sequences)
 
-        self.log = train_epochs(
-            parts,
-            optimizer,
-            losses,
-            validator(self, data, lambda: self._keep(network, content)),
-            epochs=chosen.epochs,
-            patience=chosen.patience,
-            every=chosen.every,
-            label="TSSR",
-            deadline=data.deadline,
-        )
-        self._keep(network, content)
+        def refresh() -> None:
+            self._keep(network, content)
+
+        self.log = train_baseline(self, data, parts, optimizer, losses, refresh=refresh)
+        refresh()
 
     @torch.no_grad()
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:

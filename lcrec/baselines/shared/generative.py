@@ -22,8 +22,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration, get_scheduler
 
 from lcrec.baselines.base import Baseline, TrainingData
-from lcrec.baselines.runs.ranking import validator
-from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
@@ -165,18 +164,8 @@ class GenerativeBaseline(Baseline):
             optimizer.step()
             schedule.step()
 
-        self.log = train_epochs(
-            self.network,
-            optimizer,
-            losses,
-            validator(self, replace(data, valid=asked)),
-            epochs=chosen.epochs,
-            patience=chosen.patience,
-            every=chosen.every,
-            label=type(self).__name__,
-            deadline=data.deadline,
-            step=step,
-        )
+        data = replace(data, valid=asked)
+        self.log = train_baseline(self, data, self.network, optimizer, losses, step=step)
 
     def _set_up(self, index: ItemIndex) -> None:
         """Make the network for an index, with fresh weights."""

@@ -17,12 +17,11 @@ import torch
 from torch import nn
 
 from lcrec.baselines.base import Baseline, TrainingData
-from lcrec.baselines.runs.ranking import validator
 from lcrec.baselines.shared.graph import purchases
 from lcrec.baselines.shared.losses import NextItemLoss, next_item_loss
 from lcrec.baselines.shared.negatives import NegativeSampler
 from lcrec.baselines.shared.sequences import Batch, SequenceBatches, pad_histories
-from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.config import option
 
 ExampleForm = Literal["prefixes", "windows"]
@@ -161,17 +160,7 @@ class SequentialBaseline(Baseline):
             for batch in batches:
                 yield self.loss(network, batch.to(self.device)), len(batch.targets)
 
-        self.log = train_epochs(
-            network,
-            optimizer,
-            losses,
-            validator(self, data),
-            epochs=chosen.epochs,
-            patience=chosen.patience,
-            every=chosen.every,
-            label=type(self).__name__,
-            deadline=data.deadline,
-        )
+        self.log = train_baseline(self, data, network, optimizer, losses)
 
     @torch.no_grad()
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:

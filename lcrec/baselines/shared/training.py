@@ -1,6 +1,7 @@
-"""Epochs until the validation stops improving; the best weights are the ones that stay.
+"""Trains by epochs until the validation stops improving, and keeps the best weights.
 
-Reads and writes nothing. Public names: `Epoch`, `Step`, `TrainingLog`, `train_epochs`.
+`train_epochs` is the loop; `train_baseline` runs it for a method, by the method's own settings and
+on the validation cases of its data. Reads and writes nothing.
 """
 
 import math
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lcrec.baselines.base import Baseline, TrainingData
+from lcrec.baselines.runs.ranking import validator
 from lcrec.core.console import ProgressBar
 
 Step = tuple[torch.Tensor, int]  # the mean loss of a batch, and its size
@@ -148,3 +151,44 @@ def train_epochs(
         module.load_state_dict(best)
     module.eval()
     return log
+
+
+def train_baseline(
+    method: Baseline,
+    data: TrainingData,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Callable[[], Iterable[Step]],
+    *,
+    refresh: Callable[[], None] | None = None,
+    step: Callable[[], object] | None = None,
+    label: str | None = None,
+) -> TrainingLog:
+    """Train a method's weights to its best validation NDCG@10.
+
+    Without validation cases it trains for all epochs, and the last weights stay.
+
+    Args:
+        method: in training; its settings have `epochs`, `patience` and `every`.
+        data: what it is fitted on, with the validation cases and the deadline.
+        module: the weights.
+        optimizer, losses, step: as `train_epochs` takes them.
+        refresh: brings what `method.score` works with up to the current weights, where that is
+            not the module itself.
+        label: before the progress bar; None: the name of the method's class.
+
+    Raises:
+        FloatingPointError: a loss is not finite; the epoch is named.
+    """
+    return train_epochs(
+        module,
+        optimizer,
+        losses,
+        validator(method, data, refresh),
+        epochs=method.settings.epochs,
+        patience=method.settings.patience,
+        every=method.settings.every,
+        label=type(method).__name__ if label is None else label,
+        deadline=data.deadline,
+        step=step,
+    )
