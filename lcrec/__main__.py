@@ -52,9 +52,10 @@ def main(argv: list[str]) -> None:
         return
     names = [stage for stage, _, _ in STAGES]
     if name not in names:
-        what = "option" if name.startswith("-") else "stage"
+        is_option = name.startswith("-")
+        what, known = ("option", ["--help", "--version"]) if is_option else ("stage", names)
         raise InputError(
-            f"no {what} {name!r}{closest(name, names)} (lcrec --help lists the stages)"
+            f"no {what} {name!r}{closest(name, known)} (lcrec --help lists the stages)"
         )
     module = f"lcrec.{name}"
     spec = importlib.util.find_spec(module)

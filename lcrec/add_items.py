@@ -5,8 +5,6 @@ the same users and the longer catalogue. The new items' numbers continue the old
 index, history and prediction that speaks of an old item still means the same. Where the folder
 has `<Name>.item2id`, the ids of the new items are raw ids; where it has none, they are the numbers
 themselves. The old folder stays as it is: what was made from it still belongs to it.
-
-Public names: `AddItemsConfig`, `main`.
 """
 
 import shutil
@@ -35,6 +33,8 @@ from lcrec.core.provenance import (
 from lcrec.data.folder import item_texts, load_items, read_texts, write_texts
 from lcrec.data.new_items import ADD_STAGE, read_new_items
 
+EXAMPLE = "--data data/shop --add new.item.json --output data/shop2"
+
 
 @dataclass(frozen=True)
 class AddItemsConfig:
@@ -47,7 +47,9 @@ class AddItemsConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(AddItemsConfig, argv, description=__doc__ or "", prog=ADD_STAGE)
+    config = parse_config(
+        AddItemsConfig, argv, description=__doc__ or "", prog=ADD_STAGE, example=EXAMPLE
+    )
     data, add, output = config.data, config.add, config.output
     old = find_data(data)
     num_items = len(load_items(data))

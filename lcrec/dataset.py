@@ -15,18 +15,15 @@ They are the rows that `recipes/finetune.py` trains on for the same data, prompt
 Rows go to the file as they are made, so memory does not grow with their number.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from transformers import AutoTokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
+from typing import TYPE_CHECKING, Any, Literal
 
 from lcrec.core.artifacts import (
     CARD,
@@ -39,7 +36,7 @@ from lcrec.core.artifacts import (
 )
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
-from lcrec.core.errors import InputError
+from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import (
     fingerprint,
     is_current,
@@ -49,12 +46,14 @@ from lcrec.core.provenance import (
 )
 from lcrec.data.data_set import load_data
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts.encoder import CHAT_SETTINGS, SENTINEL, PromptEncoder, split_markup
 from lcrec.prompts.prompt_set import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet
-from lcrec.prompts.rows import Row, draw_rows
 from lcrec.prompts.tasks import TASKS, TaskData, parse_mixture
 
+if TYPE_CHECKING:
+    from lcrec.prompts.rows import Row
+
 STAGE = "python -m lcrec.dataset"
+EXAMPLE = "--data data/shop --index runs/shop/index --output runs/shop/instructions"
 NEEDS_USER_TEXTS = ("itemsearch", "preferenceobtain")
 ROWS_PER_GROUP = 8192  # rows that are in memory at once
 # A word in brackets, such as [INST] or [PAD]: to some tokenizers a special token. Those in angle
@@ -93,7 +92,9 @@ class DatasetConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(DatasetConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        DatasetConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+    )
     paths = find_data(config.data)
     data = load_data(config.data)
     rebuild = f"python -m lcrec.quantize --data {config.data} --output {config.index}"
@@ -105,6 +106,7 @@ def main(argv: list[str]) -> None:
     known = [task for task in TASKS if has_texts or task not in NEEDS_USER_TEXTS]
     mixture = parse_mixture(known if config.tasks is None else config.tasks)
     form = choose_form(config.tokenizer, prompts)
+    from lcrec.prompts.rows import draw_rows
 
     inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
     if paths.user.exists():
@@ -172,6 +174,11 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
     Raises:
         InputError: the tokenizer cannot be loaded, or a chat template that cannot be applied.
     """
+    from transformers import AutoTokenizer
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    from lcrec.prompts.encoder import SENTINEL, PromptEncoder, split_markup
+
     if tokenizer is None:
         rendered = render_jinja_template(
             [prompts.messages(SENTINEL)],
@@ -216,6 +223,9 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, is_chat: bool) -> 
     if path.suffix == ".jsonl":
         write_jsonl(path, rows)
         return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     side: pa.DataType = pa.string()
     if is_chat:
         side = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -260,6 +270,8 @@ def data_card(
         hashes: sha256 of every input, by role.
         prompts_hash: `PromptSet.content_hash`.
     """
+    from lcrec.prompts.encoder import CHAT_SETTINGS
+
     by_epoch, by_task, by_template = Counter[int](), Counter[str](), Counter[tuple[str, str]]()
     for (epoch, task, template), count in counts.items():
         by_epoch[epoch] += count
@@ -346,3 +358,7 @@ dropout {config.history_dropout}; words of a text at most {config.max_text_words
 {sources}
 | wording | `{prompts_hash}` |
 """
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -10,15 +10,16 @@ With `--add NEW.item.json --embeddings OLD`, for a catalogue that `lcrec.add_ite
 old rows are taken from OLD as they are and the new items are encoded with OLD's own settings.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from accelerate.state import PartialState
 
 from lcrec.core.artifacts import (
     EMBEDDINGS,
@@ -42,9 +43,14 @@ from lcrec.core.provenance import (
 )
 from lcrec.data.folder import Items, load_items
 from lcrec.data.new_items import count_old_items, require_same_past
-from lcrec.index.encoders import Encoder, Lsa, collect_texts, fit_lsa, load_encoder, mean_by_owner
+
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
+
+    from lcrec.index.encoders import Encoder
 
 STAGE = "python -m lcrec.embed"
+EXAMPLE = "--data data/shop --output runs/shop/embeddings"
 TEXTS_PER_PART = 1024
 ENCODING = ("encoder", "fields", "text", "max_tokens", "lsa_dim", "seed")  # what shapes a vector
 
@@ -70,7 +76,9 @@ class EmbedConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the texts."""
-    config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
+    if (config.add is None) != (config.embeddings is None):
+        raise InputError("--add NEW.item.json and --embeddings OLD go together")
     with processes() as state:
         _run(config, state)
 
@@ -82,8 +90,6 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     if add is not None and old_folder is not None:
         config, old = read_old(config, items, add, old_folder)
         inputs |= {"added": add, "embeddings": old_folder / EMBEDDINGS}
-    elif add is not None or old_folder is not None:
-        raise InputError("--add NEW.item.json and --embeddings OLD go together")
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
     files = [EMBEDDINGS, *((LSA_TERMS, LSA_WEIGHTS) if config.encoder == "lsa" else ())]
@@ -93,6 +99,8 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     if current:
         state.print(f"{config.output} is up to date.")
         return
+    from lcrec.index.encoders import Lsa, collect_texts, fit_lsa, load_encoder, mean_by_owner
+
     texts, owners = collect_texts(items, config.fields, joined=config.text == "joined")
     first = 0 if old is None else len(old)
     texts, owners = texts[np.searchsorted(owners, first) :], owners[owners >= first] - first

@@ -6,15 +6,12 @@ far items alike share their codes, with `--data` it names examples and looks at 
 the weights of an RQ-VAE it says what the codes explain. What cannot be known without is left out.
 
 `python -m lcrec.quantize` makes this report of every index by itself.
-
-Public names: `IndexReportConfig`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lcrec.core.artifacts import (
     EMBEDDINGS,
@@ -31,10 +28,9 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import kind_of, read_provenance, require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths
-from lcrec.index.page import print_verdict, write_index_report
-from lcrec.index.quality import load_rqvae, measure_fit, measure_index
 
 STAGE = "python -m lcrec.index_report"
+EXAMPLE = "--index runs/shop/index --data data/shop --output runs/shop/report"
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,15 @@ class IndexReportConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(IndexReportConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        IndexReportConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+    )
+    # Torch is loaded here: help and wrong options need none.
+    import torch
+
+    from lcrec.index.page import print_verdict, write_index_report
+    from lcrec.index.quality import load_rqvae, measure_fit, measure_index
+
     path = index_path(config.index)
     own_folder = config.output.resolve() == path.parent.resolve()
     codes, level_sizes = read_codes(config.index)

@@ -9,21 +9,18 @@ something, `rqvae.safetensors`.
 Two other uses write such a folder, and train nothing:
   --add NEW.item.json --index OLD   add the new items that --data ends in to the index in OLD
   --repair OLD/index.json           make an index unique in which items share a path
-
-Public names: `QuantizeConfig`, `describe_index`.
 """
+
+from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from accelerate.state import PartialState
-from torch import Tensor
 
 from lcrec.core.artifacts import (
     EMBEDDINGS,
@@ -40,17 +37,19 @@ from lcrec.core.config import config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.processes import processes
 from lcrec.core.provenance import is_current, require_same_input, write_provenance
-from lcrec.core.report import Verdict
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.data.new_items import count_old_items, require_same_past
 from lcrec.index.item_index import LEVEL_LETTERS, ItemIndex
-from lcrec.index.methods import INDEXERS, TRAINED, WITHOUT_MODEL, Indexing, require_paths
-from lcrec.index.page import print_verdict, write_index_report
-from lcrec.index.quality import measure_fit, measure_index
-from lcrec.index.revise import extend_index, repair_index, require_same_space
-from lcrec.index.rqvae_training import train_rqvae
+
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
+    from torch import Tensor
+
+    from lcrec.core.report import Verdict
+    from lcrec.index.methods import Indexing
 
 STAGE = "python -m lcrec.quantize"
+EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/index"
 UNFINISHED = ".training.safetensors"
 # The others wait while one does k-means on the whole catalogue, or the assignment.
 PATIENCE = timedelta(hours=12)
@@ -122,6 +121,8 @@ def one_thread() -> Iterator[None]:
     On several, matrix products add up in the order in which threads come, which changes the last
     digits and in the end the codes. More processes (torchrun) or a GPU are the way to more speed.
     """
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -132,7 +133,13 @@ def one_thread() -> Iterator[None]:
 
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the training."""
-    config = parse_config(QuantizeConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        QuantizeConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+    )
+    if config.repair is None:  # refused before torch is loaded
+        for flag, folder in (("data", config.data), ("embeddings", config.embeddings)):
+            if folder is None:
+                raise InputError(f"--{flag} is required")
     with one_thread(), processes(PATIENCE) as state:
         _run(config, state)
 
@@ -142,9 +149,6 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
         if state.is_main_process:
             repair(config, config.repair)
         return
-    for flag, folder in (("data", config.data), ("embeddings", config.embeddings)):
-        if folder is None:
-            raise InputError(f"--{flag} is required")
     assert config.data is not None
     assert config.embeddings is not None
     item_path = find_data(config.data).item
@@ -165,6 +169,8 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
         if state.is_main_process:
             extend(config, embeddings, inputs)
         return
+    from lcrec.index.methods import INDEXERS, TRAINED, WITHOUT_MODEL, require_paths
+
     require_paths(config.kind, num_items, config.levels, config.codes)
     if config.levels > len(LEVEL_LETTERS):
         raise InputError(f"--levels {config.levels}: at most {len(LEVEL_LETTERS)} can be named")
@@ -181,6 +187,11 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
         f"Indexing {num_items:,} items by {config.kind}: {config.levels} levels of {config.codes} "
         f"codes from {embeddings.shape[1]}-wide embeddings on {state.num_processes} process(es)"
     )
+    import torch
+
+    from lcrec.index.page import print_verdict
+    from lcrec.index.rqvae_training import train_rqvae
+
     model = None
     if config.kind in TRAINED:
         model = train_rqvae(
@@ -220,6 +231,8 @@ def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Pat
     data, folder = config.data, config.embeddings
     if config.add is None or config.index is None or data is None or folder is None:
         raise InputError("--add NEW.item.json and --index OLD go together")
+    from lcrec.index.revise import extend_index, require_same_space
+
     heeded = {"data", "embeddings", "output", "add", "index"}
     refuse_settings(config, heeded, "--add trains nothing: leave it out")
     items = load_items(data)
@@ -241,6 +254,8 @@ def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Pat
 
 def repair(config: QuantizeConfig, source: Path) -> None:
     """Make an index unique (`--repair`)."""
+    from lcrec.index.revise import repair_index
+
     heeded = {"data", "embeddings", "output", "repair"}
     refuse_settings(config, heeded, "--repair trains nothing: leave it out")
     inputs, items, embeddings = {}, None, None
@@ -292,6 +307,8 @@ def write_index(
 
     `index.json`, which the next stage reads, is removed first and written last.
     """
+    from lcrec.index.page import write_index_report
+
     index = ItemIndex(indexing.codes, indexing.level_sizes)
     (folder / INDEX).unlink(missing_ok=True)
     (folder / RQVAE_WEIGHTS).unlink(missing_ok=True)  # another kind's
@@ -312,6 +329,8 @@ def describe_index(
 
     Those on what the codes stand for are there only where there is a model.
     """
+    from lcrec.index.quality import measure_fit, measure_index
+
     fit = None
     if indexing.model:
         fit = measure_fit(indexing.model, embeddings, indexing.codes, indexing.nearest)

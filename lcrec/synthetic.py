@@ -28,6 +28,7 @@ from lcrec.data.shop_words import KINDS
 
 NAME = "Shop"
 STAGE = "python -m lcrec.synthetic"
+EXAMPLE = "--output data/shop --users 2000 --items 600"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def main(argv: list[str]) -> None:
         description="Write a small, readable shop whose users follow a known process of taste and "
         "next needs.",
         prog=STAGE,
+        example=EXAMPLE,
     )
     settings = config_dict(config)
     # Resolved, since a folder is replaced whole, and neither "." nor a link can be.

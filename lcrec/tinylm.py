@@ -4,20 +4,18 @@ For machines without a model hub, and for experiments that must end in minutes. 
 `<Name>.item.json` and the wording in `prompts/`; trains a byte-level BPE tokenizer and a small
 Qwen3 on them, and writes a plain Hugging Face folder that `--base` takes. It knows the words of
 one shop and little else: say so wherever its numbers stand.
-
-Public names: `TinyLMConfig`, `collect_corpus`, `train_tokenizer`, `build_model`, `pretrain`.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.core.artifacts import atomic_path, find_data
 from lcrec.core.config import config_dict, option, parse_config
@@ -28,7 +26,12 @@ from lcrec.data.folder import Items, load_items
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.tasks import plain_text
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
 STAGE = "python -m lcrec.tinylm"
+EXAMPLE = "--data data/shop --output runs/shop/base"
 END = "<|endoftext|>"
 
 
@@ -54,7 +57,9 @@ class TinyLMConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(TinyLMConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        TinyLMConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+    )
     if config.hidden_size % 32:
         raise InputError(f"--hidden-size {config.hidden_size}: take a multiple of 32")
     inputs = {"item": find_data(config.data).item}
@@ -73,6 +78,8 @@ def main(argv: list[str]) -> None:
     if holds_other:
         raise InputError(f"--output {config.output}: something else lies there; name a new folder")
     texts = collect_corpus(items, prompts, config.max_words)
+    import torch
+
     print(f"Training a tokenizer on {len(texts):,} texts")
     tokenizer = train_tokenizer(texts, config.vocab_size)
     torch.manual_seed(config.seed)
@@ -103,6 +110,9 @@ def collect_corpus(items: Items, prompts: PromptSet, max_words: int) -> list[str
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer: any text survives the round trip, none is unknown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -120,6 +130,8 @@ def build_model(
     tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int, context: int
 ) -> Qwen3ForCausalLM:
     """Return a randomly initialised Qwen3 of this size with a tied head."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -164,6 +176,8 @@ def pretrain(
     Returns:
         The loss per token, averaged over the last tenth of the steps; NaN without any step.
     """
+    import torch
+
     rng = np.random.default_rng(seed)
 
     def batches() -> Iterator[torch.Tensor]:

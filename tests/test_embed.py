@@ -22,6 +22,7 @@ from transformers import (
 
 import lcrec.add_items
 import lcrec.embed
+import lcrec.index.encoders
 from lcrec.core.artifacts import read_array, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
@@ -358,7 +359,7 @@ def counted(monkeypatch):
 
     encode.killed_after = None
     monkeypatch.setattr(lcrec.embed, "TEXTS_PER_PART", 2)
-    monkeypatch.setattr(lcrec.embed, "load_encoder", lambda *_: encode)
+    monkeypatch.setattr(lcrec.index.encoders, "load_encoder", lambda *_: encode)
     return encode, seen
 
 
@@ -391,7 +392,7 @@ def test_a_lost_part_is_made_again(shop, counted, monkeypatch):
         def killed(*args):
             raise KeyboardInterrupt
 
-        patch.setattr(lcrec.embed, "mean_by_owner", killed)
+        patch.setattr(lcrec.index.encoders, "mean_by_owner", killed)
         with pytest.raises(KeyboardInterrupt):
             main(argv(shop, *flags))
     (shop / "embeddings" / ".parts" / "1.npy").unlink()

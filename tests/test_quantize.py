@@ -163,7 +163,8 @@ def test_a_killed_run_leaves_no_mixture(shop, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        module = "lcrec.index.rqvae" if step == "RQVAE.save" else "lcrec.quantize"
+        homes = {"RQVAE.save": "lcrec.index.rqvae", "write_index_report": "lcrec.index.page"}
+        module = homes.get(step, "lcrec.quantize")
         patch.setattr(f"{module}.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             main(argv(shop, codes=5))
@@ -351,7 +352,7 @@ def test_the_embeddings_folder_is_not_overwritten(shop):
 
 
 def test_settings_that_cannot_work_are_refused_before_training(refused, monkeypatch):
-    monkeypatch.setattr(lcrec.quantize, "train_rqvae", None)
+    monkeypatch.setattr(lcrec.index.rqvae_training, "train_rqvae", None)
     refused("spell 4 items, the catalogue has 24: use --levels 5 or --codes 5", levels=2, codes=2)
     refused("--levels 27: at most 26", levels=27)
     refused("--codes: 1 is too small", codes=1)

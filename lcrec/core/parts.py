@@ -4,15 +4,18 @@ A part is a file of its own, the same whichever process makes it. The processes 
 part that is there already is left as it is. On several machines, all must see the same folder.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from accelerate.state import PartialState
+from typing import TYPE_CHECKING, Any
 
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.console import ProgressBar
+
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
 
 NOTE = "parts.json"  # what the parts of a folder were made from
 

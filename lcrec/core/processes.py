@@ -3,17 +3,16 @@
 torchrun and `accelerate launch` start them; a stage that was started by itself is one process.
 """
 
+from __future__ import annotations
+
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
-
-# Its functions have, as their default, the group of the moment when they are imported: none, here.
-# Imported later, they would keep the group, and with it its threads, until the interpreter ends.
-import torch.distributed.nn
-from accelerate.state import PartialState
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
 
 
 @contextmanager
@@ -33,6 +32,15 @@ def processes(patience: timedelta | None = None) -> Iterator[PartialState]:
     Yields:
         Which of the processes this is, of how many, and its device.
     """
+    # Here, so that a stage can read its options without torch.
+    import torch
+
+    # Its functions have, as their default, the group of the moment when they are imported: none,
+    # now. Imported later, they would keep the group, and with it its threads, until the
+    # interpreter ends.
+    import torch.distributed.nn
+    from accelerate.state import PartialState
+
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience)
     yield state

@@ -28,6 +28,7 @@ from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.rankings.evaluation import evaluate_files, label_files
 
 PROG = "python -m lcrec.evaluate"
+EXAMPLE = "--predictions runs/shop/predictions.jsonl runs/shop/sasrec/predictions.jsonl"
 # Loaded when asked for: they need a language model, and judging files needs none.
 COMMANDS = {
     "pairs": "lcrec.evaluate.pairs",
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> None:
     description += "What the tasks taught a checkpoint: " + ", ".join(
         f"{PROG} {name} --help" for name in COMMANDS
     )
-    config = parse_config(EvaluateConfig, argv, description=description, prog=PROG)
+    config = parse_config(EvaluateConfig, argv, description=description, prog=PROG, example=EXAMPLE)
     files = label_files([Path(file) for file in config.predictions], config.labels)
     output = _output(config)
     print(f"Judging {', '.join(str(path) for path in files.values())}.")

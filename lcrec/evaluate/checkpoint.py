@@ -3,19 +3,22 @@
 Reads a checkpoint and the data folder; writes one JSON file of numbers with its sidecar.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcrec.core.artifacts import find_data, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.data.data_set import load_data
 from lcrec.data.splits import Split
-from lcrec.generate.recommender import Recommender
-from lcrec.modeling.base import DTYPES
 from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import LEVEL, SAMPLES
+
+if TYPE_CHECKING:
+    from lcrec.generate.recommender import Recommender
 
 PROG = "python -m lcrec.evaluate"
 CELL = 14  # characters
@@ -52,6 +55,10 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
     Raises:
         InputError: either is missing or damaged, or they do not belong together.
     """
+    # Here, so that the commands can read their options without torch.
+    from lcrec.generate.recommender import Recommender
+    from lcrec.modeling.base import DTYPES
+
     paths = find_data(folder)
     data = load_data(folder)
     if model.is_dir():

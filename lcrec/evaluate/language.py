@@ -14,10 +14,12 @@ Exact is the share of answers that are the right text but for case and spaces; R
 F-measure of the longest common subsequence of words, for any language (needs the extra `rouge`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,10 +35,14 @@ from lcrec.evaluate.checkpoint import (
     require_json_path,
     write_result,
 )
-from lcrec.generate.recommender import Recommender
 from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
+
+if TYPE_CHECKING:
+    from lcrec.generate.recommender import Recommender
+
+EXAMPLE = "--model runs/shop/model --data data/shop --output runs/shop/language.json"
 
 
 class RougeL:
@@ -95,7 +101,9 @@ class Question:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(LanguageConfig, argv, description=__doc__ or "", prog=f"{PROG} language")
+    config = parse_config(
+        LanguageConfig, argv, description=__doc__ or "", prog=f"{PROG} language", example=EXAMPLE
+    )
     require_json_path(config.output)
     rouge = RougeL()
     subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)

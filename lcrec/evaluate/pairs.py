@@ -39,11 +39,11 @@ from lcrec.evaluate.checkpoint import (
     require_json_path,
     write_result,
 )
-from lcrec.generate.item_filter import LeafFilter
 from lcrec.prompts.tasks import mixed_record
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
 
+EXAMPLE = "--model runs/shop/model --data data/shop --embeddings runs/shop/embeddings"
 BLOCK = 256  # cases whose similarities to the whole catalogue are held at once
 Seen = Sequence[np.ndarray]
 
@@ -142,7 +142,9 @@ class PairsConfig:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(PairsConfig, argv, description=__doc__ or "", prog=f"{PROG} pairs")
+    config = parse_config(
+        PairsConfig, argv, description=__doc__ or "", prog=f"{PROG} pairs", example=EXAMPLE
+    )
     require_json_path(config.output)
     path = config.embeddings / EMBEDDINGS if config.embeddings.is_dir() else config.embeddings
     vectors = read_array(path)
@@ -272,6 +274,8 @@ def score_items(subject: Subject, prompt_ids: list[list[int]], items: np.ndarray
     Returns:
         float32 [batch, width], log-probabilities as in ranking; -inf where the item is -1.
     """
+    from lcrec.generate.item_filter import LeafFilter
+
     recommender = subject.recommender
     allow = [np.unique(own[own >= 0]) for own in items]
     leaf_filter = LeafFilter.build(recommender.trie, len(items), allow)

@@ -8,9 +8,11 @@ preference); and by the cosine between the intention and the item embeddings, en
 encoder they were made with. A user with several intentions counts as their mean.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -28,11 +30,14 @@ from lcrec.evaluate.checkpoint import (
     require_json_path,
     write_result,
 )
-from lcrec.index.encoders import Encoder, encoder_of, mean_by_owner
 from lcrec.prompts.tasks import Record, search_record
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import measure_lists, summarise
 
+if TYPE_CHECKING:
+    from lcrec.index.encoders import Encoder
+
+EXAMPLE = "--model runs/shop/model --data data/shop --embeddings runs/shop/embeddings"
 RETRIEVAL = "text retrieval"
 BLOCK = 256  # queries encoded at once
 
@@ -67,7 +72,9 @@ class Query:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(SearchConfig, argv, description=__doc__ or "", prog=f"{PROG} search")
+    config = parse_config(
+        SearchConfig, argv, description=__doc__ or "", prog=f"{PROG} search", example=EXAMPLE
+    )
     require_json_path(config.output)
     item_path = find_data(config.data).item
     rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
@@ -79,6 +86,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--k {config.k}: the catalogue has only {num_items} items")
     templates = choose_templates(subject, config.templates)
     queries, targets = make_queries(subject, config.users, config.seed)
+    from lcrec.index.encoders import encoder_of, mean_by_owner
+
     encode = encoder_of(config.embeddings, config.encoder)
     print(
         f"Ranking {num_items:,} items for {len(queries):,} intentions of {len(targets):,} users, "

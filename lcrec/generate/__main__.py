@@ -12,16 +12,17 @@ Under torchrun or accelerate the processes share the users, and the result is th
 was killed goes on where it stopped when its command is given again.
 """
 
+from __future__ import annotations
+
 import math
 import shutil
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from accelerate.state import PartialState
 
 from lcrec.core.artifacts import atomic_path, find_data, index_path
 from lcrec.core.config import config_dict, option, parse_config
@@ -39,29 +40,18 @@ from lcrec.core.version import __version__
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import Cases, leave_one_out
-from lcrec.generate.many_users import (
-    FORMATS,
-    Demand,
-    ensemble_path,
-    join_split_parts,
-    rank_in_parts,
-    write_split_part,
-)
-from lcrec.generate.one_request import (
-    Wish,
-    answer_wish,
-    check_counts,
-    find_history,
-    load_allowed,
-    show_examples,
-)
-from lcrec.generate.recommender import Recommender
-from lcrec.modeling.base import DTYPES
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
-from lcrec.prompts.templates import Template
 from lcrec.rankings.predictions import require_predictions_path
 
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
+
+    from lcrec.generate.many_users import Demand
+    from lcrec.generate.recommender import Recommender
+    from lcrec.prompts.templates import Template
+
 STAGE = "python -m lcrec.generate"
+EXAMPLE = "--model runs/shop/model --data data/shop --output runs/shop/predictions.jsonl"
 # Users of a split per part: small, so that a few processes get nearly equal shares.
 SPLIT_PART, SPLIT_PARTS = 256, 16
 # How long a process waits for the others: those that are done wait until all are.
@@ -122,8 +112,12 @@ class GenerateConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(GenerateConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        GenerateConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+    )
     check_ways(config)
+    from lcrec.generate.one_request import check_counts, load_allowed
+
     items = load_items(config.data)
     check_counts(config.k, config.beams, len(items))
     allowed = load_allowed(config.allow, config.deny, config.k, len(items))
@@ -149,6 +143,8 @@ def answer(
     state: PartialState,
 ) -> None:
     """Answer one request on the screen."""
+    from lcrec.generate.one_request import Wish, answer_wish, find_history
+
     history = find_history(config.user, config.history, cases, len(items))
     recommender = load_recommender(config, len(items), state)
     wish = Wish(
@@ -187,6 +183,14 @@ def rank_split(
     state: PartialState,
 ) -> None:
     """Write predictions for the users of a split."""
+    from lcrec.generate.many_users import (
+        ensemble_path,
+        join_split_parts,
+        rank_in_parts,
+        write_split_part,
+    )
+    from lcrec.generate.one_request import show_examples
+
     output = config.output
     assert output is not None
     settings, inputs = recorded(config)
@@ -233,6 +237,8 @@ def rank_everyone(
     state: PartialState,
 ) -> None:
     """Write the lists of all users, in files that appear all at once when the last is done."""
+    from lcrec.generate.many_users import FORMATS, rank_in_parts
+
     output = config.output
     assert output is not None
     settings, inputs = recorded(config)
@@ -282,6 +288,8 @@ def prepare(
     state: PartialState,
 ) -> tuple[Recommender, Demand]:
     """Load the model, say what is about to happen, and put together what is asked of it."""
+    from lcrec.generate.many_users import Demand
+
     recommender = load_recommender(config, num_items, state)
     demand = Demand(
         users,
@@ -308,6 +316,9 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
     Raises:
         InputError: it is none, or was trained on another catalogue.
     """
+    from lcrec.generate.recommender import Recommender
+    from lcrec.modeling.base import DTYPES
+
     own_prompts = None
     if config.prompts is not None:
         own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)

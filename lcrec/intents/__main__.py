@@ -22,7 +22,6 @@ from lcrec.core.provenance import fingerprint, is_current, read_provenance, writ
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import load_reviews, load_user_texts
-from lcrec.intents.keywords import keyword_texts
 from lcrec.intents.requests import (
     TARGETS,
     Answer,
@@ -40,6 +39,7 @@ from lcrec.prompts.intent_wording import IntentPrompts, Messages
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS
 
 STAGE = "python -m lcrec.intents"
+EXAMPLE = "--data data/shop --method keywords"
 KEYWORDS_NOTE = "lists of keywords (TF-IDF of titles and categories); no language model wrote them"
 # Where nothing is known yet: what a question takes and an answer holds.
 ASSUMED_SECONDS, ASSUMED_TOKENS, CHARACTERS_PER_TOKEN = 3.0, 120, 4
@@ -83,7 +83,9 @@ class IntentsConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(IntentsConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        IntentsConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+    )
     if config.method != "keywords" and config.model is None:
         raise InputError(f"--method {config.method} needs --model NAME")
     paths = find_data(config.data)
@@ -107,6 +109,8 @@ def main(argv: list[str]) -> None:
     limits = {"max_history": config.max_history, "max_text_words": config.max_text_words}
     outcome: Outcome | None
     if config.method == "keywords":
+        from lcrec.intents.keywords import keyword_texts
+
         print(f"Writing {KEYWORDS_NOTE}, about {len(chosen):,} users")
         outcome = keyword_texts(items, chosen, prompts, guard, **limits)
     else:

@@ -7,26 +7,29 @@ servers such as vLLM load, with a model card, and that is a checkpoint of lcrec 
 judged before anything is written: the merged model's logits are compared with the live one's.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, Literal
 
 from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, write_json
 from lcrec.core.config import option, parse_config
-from lcrec.core.errors import InputError
+from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import read_provenance
-from lcrec.modeling.base import DTYPES
-from lcrec.modeling.checkpoint import ADAPTER_CONFIG, Checkpoint, CheckpointFacts, load_checkpoint
-from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.tasks import history_record
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from lcrec.modeling.checkpoint import Checkpoint
+
 STAGE = "python -m lcrec.modeling"
+EXAMPLE = "--model runs/shop/model --output runs/shop/merged"
 # Rounding of float32 sums moves logits by less than this share of their spread.
 TOLERANCE = 1e-3
 PROBES = 16
@@ -53,10 +56,14 @@ def main(argv: list[str]) -> None:
             f"python -m lcrec.modeling: expected the word merge, found {argv[:1] or 'nothing'}; "
             f"see {STAGE} merge --help"
         )
-    config = parse_config(MergeConfig, argv[1:], description=__doc__ or "", prog=f"{STAGE} merge")
+    config = parse_config(
+        MergeConfig, argv[1:], description=__doc__ or "", prog=f"{STAGE} merge", example=EXAMPLE
+    )
     if config.output.exists():
         raise InputError(f"--output {config.output} exists already; name a new folder")
     metrics = read_json(config.metrics) if config.metrics else None
+    from lcrec.modeling.checkpoint import CheckpointFacts, load_checkpoint
+
     quantised = CheckpointFacts.read(config.model).quantize != "none"
     print(f"Merging {config.model}" + (" into its dequantised base" if quantised else ""))
     live = load_checkpoint(config.model)
@@ -89,12 +96,18 @@ def merge_checkpoint(folder: Path) -> PreTrainedModel:
     A base in few bits is dequantised first: rounding the sum to few bits again would lose much of
     what the adapter has learned.
     """
+    from peft import PeftModel
+
+    from lcrec.modeling.checkpoint import load_checkpoint
+
     model = load_checkpoint(folder, dequantize=True).model
     return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
 
 
 def probe_prompts(checkpoint: Checkpoint) -> list[list[int]]:
     """Return some prompts with their answers, as the model sees them."""
+    from lcrec.prompts.encoder import PromptEncoder
+
     index, prompts = checkpoint.index, checkpoint.prompts
     template = prompts.evaluation_templates("seqrec")[0]
     encoder = PromptEncoder(checkpoint.tokenizer, prompts)
@@ -104,11 +117,13 @@ def probe_prompts(checkpoint: Checkpoint) -> list[list[int]]:
     return [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
 
 
-@torch.no_grad()
 def logits_of(model: PreTrainedModel | PeftModel, prompts: list[list[int]]) -> torch.Tensor:
     """Return the logits at every position of every prompt, float32 [positions, vocabulary]."""
+    import torch
+
     model.eval()
-    rows = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in prompts]
+    with torch.no_grad():
+        rows = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in prompts]
     return torch.cat([row[0].float().cpu() for row in rows])
 
 
@@ -125,6 +140,8 @@ def write_merged(
     config: MergeConfig, live: Checkpoint, model: PreTrainedModel, metrics: Any
 ) -> None:
     """Write the folder under another name, then rename it: there is never half of one."""
+    from lcrec.modeling.base import DTYPES
+
     partial = config.output.with_name(f".{config.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -151,6 +168,8 @@ def model_card(config: MergeConfig, live: Checkpoint, record: dict[str, Any], me
         record: its provenance.
         metrics: a metrics file, read; None for none.
     """
+    from lcrec.modeling.checkpoint import ADAPTER_CONFIG
+
     base = "unknown"
     if (config.model / ADAPTER_CONFIG).exists():
         base = read_json(config.model / ADAPTER_CONFIG)["base_model_name_or_path"]
@@ -201,3 +220,7 @@ def _means(metrics: Any) -> Any:
         raise InputError(
             "--metrics: not a metrics file of python -m lcrec.evaluate --output"
         ) from None
+
+
+if __name__ == "__main__":
+    run_stage(main)

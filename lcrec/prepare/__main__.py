@@ -13,9 +13,11 @@ users are numbered by their first interaction, ties by raw id; a user's items ar
 ties by raw id; items are numbered by first appearance, reading the users in that order.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,16 +26,21 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, kind_of, read_provenance, write_provenance
 from lcrec.data.splits import cold_parts, random_parts, time_parts
-from lcrec.prepare.card import card_page, make_card
-from lcrec.prepare.engines import open_engine
-from lcrec.prepare.folder import JSON_MOST, Numbered, number, sort_interactions, write_data_folder
-from lcrec.prepare.inputs import find_inputs
-from lcrec.prepare.pipeline import Refined, refine
-from lcrec.prepare.published import READERS
-from lcrec.prepare.tables import COLUMN_HELP, ITEM_ROLES, Options, parse_columns
+
+if TYPE_CHECKING:
+    from lcrec.prepare.folder import Numbered
+    from lcrec.prepare.pipeline import Refined
 
 STAGE = "python -m lcrec.prepare"
+EXAMPLE = "--format recbole --input downloads/ml-100k --output data/ml-100k"
 DRY_RUN_ROWS = 1_000_000
+JSON_MOST = 2_000_000  # interactions; what has more is written as Parquet
+COLUMN_HELP = (
+    "which columns to read, as role=column,role=column; roles: user item time rating title "
+    "description brand categories features details review_title review_text, and id for the item "
+    "column of the items file where it is called otherwise than in the interactions; a role left "
+    "out is the format's own or, for tables, guessed from usual names; 'brand=' reads none"
+)
 # What decides how the work is done, but not what comes of it.
 MEANS = ("engine", "spark_master", "memory_gb", "dry_run")
 
@@ -43,7 +50,7 @@ class PrepareConfig:
     """Settings of this stage."""
 
     output: Path = option("the data folder to write")
-    # mypy wants the names spelled out; they are the keys of READERS.
+    # mypy wants the names spelled out; they are the keys of published.READERS.
     # fmt: off
     format: Literal[
         "amazon2014", "amazon2018", "amazon2023", "bookcrossing", "hm", "lcrec", "minionerec",
@@ -147,8 +154,21 @@ def main(argv: list[str]) -> None:
         "Make a data folder of raw interactions and item texts: clean the texts, drop what is too "
         "rare to learn from, order every user's items by time and number all."
     )
-    config = parse_config(PrepareConfig, argv, description=description, prog=STAGE)
+    config = parse_config(PrepareConfig, argv, description=description, prog=STAGE, example=EXAMPLE)
     _check_settings(config)
+    _run(config)
+
+
+def _run(config: PrepareConfig) -> None:
+    # Here, so that options are read without any engine.
+    from lcrec.prepare.card import card_page, make_card
+    from lcrec.prepare.engines import open_engine
+    from lcrec.prepare.folder import number, sort_interactions, write_data_folder
+    from lcrec.prepare.inputs import find_inputs
+    from lcrec.prepare.pipeline import refine
+    from lcrec.prepare.published import READERS
+    from lcrec.prepare.tables import ITEM_ROLES, Options, parse_columns
+
     columns = parse_columns(config.columns or "")
     found = find_inputs(
         config.format,

@@ -60,7 +60,6 @@ class Numbered:
     is_date: bool
 
 
-JSON_MOST = 2_000_000  # interactions; what has more is written as Parquet
 BLOCK = 10_000  # users or rows turned into Python objects at a time
 # One for all: `json.dumps` would make a new one at every call.
 ENCODER = json.JSONEncoder(ensure_ascii=False)

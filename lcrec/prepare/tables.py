@@ -19,12 +19,6 @@ REVIEW_ROLES = ("review_title", "review_text")
 TEXT_ROLES = ("title", "description", "brand", "categories")
 EXTRA_ROLES = ("features", "details")  # texts that few formats have
 ITEM_ROLES = ("item", *TEXT_ROLES, *EXTRA_ROLES)
-COLUMN_HELP = (
-    "which columns to read, as role=column,role=column; roles: user item time rating title "
-    "description brand categories features details review_title review_text, and id for the item "
-    "column of the items file where it is called otherwise than in the interactions; a role left "
-    "out is the format's own or, for tables, guessed from usual names; 'brand=' reads none"
-)
 
 
 @dataclass(frozen=True)

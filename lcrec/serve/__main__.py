@@ -6,6 +6,8 @@ the environment variable LCREC_TOKEN is set, clients must send `Authorization: B
 requests are explained on the page /docs; needs the extra `serve`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ipaddress
 import os
@@ -14,20 +16,20 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.generate.recommender import Recommender
+
+if TYPE_CHECKING:
+    from lcrec.generate.recommender import Recommender
 
 STAGE = "python -m lcrec.serve"
+EXAMPLE = "--model runs/shop/model --data data/shop --port 8000"
 TOKEN = "LCREC_TOKEN"
 BEARER_TOKEN = re.compile(r"[\w\-.~+/]+=*", re.ASCII)  # RFC 6750, section 2.1
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class ServeConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(ServeConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(ServeConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
     try:
         import uvicorn
 
@@ -70,6 +72,9 @@ def main(argv: list[str]) -> None:
         if config.data is not None:
             items = load_items(config.data)
             require_same_catalogue(config.data, config.model, config.index)
+        from lcrec.generate.recommender import Recommender
+        from lcrec.modeling.base import DTYPES
+
         print(f"Loading {config.model}")
         recommender = Recommender.from_pretrained(
             config.model,

@@ -11,6 +11,7 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions
 from lcrec.data.splits import leave_one_out
 from lcrec.generate import __main__ as generate
+from lcrec.generate import many_users
 from lcrec.generate.recommender import Recommender
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.fusion import join_lists
@@ -226,7 +227,7 @@ def counting(rank, asked):
 def test_parts_made_of_something_else_are_not_joined(run, tmp_path, monkeypatch, capsys):
     path, parts = tmp_path / "p.jsonl", tmp_path / ".p.jsonl.parts"
     run("--output", tmp_path / "five.jsonl", "--k", 5)
-    monkeypatch.setattr(generate, "join_split_parts", lambda *_: 1 / 0)
+    monkeypatch.setattr(many_users, "join_split_parts", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("--output", path, "--k", 4)
     assert len(list(parts.iterdir())) == 16
@@ -489,7 +490,7 @@ def taught(monkeypatch):
         recommender.tasks = set(TASKS)
         return recommender
 
-    monkeypatch.setattr(generate.Recommender, "from_pretrained", call)
+    monkeypatch.setattr(Recommender, "from_pretrained", call)
     return call
 
 

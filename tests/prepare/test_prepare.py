@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lcrec.prepare.__main__
+import lcrec.prepare.card
 from lcrec.core.artifacts import PROVENANCE, read_json
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
@@ -49,7 +50,7 @@ SEQUENCES = {"0": [0, 1, 2], "1": [2, 0, 3], "2": [2, 0, 3]}
 @pytest.fixture(autouse=True)
 def plain_page(monkeypatch):
     """Drawing takes longer than all the rest of a toy shop; tests/test_data_card.py looks at it."""
-    monkeypatch.setattr(lcrec.prepare.__main__, "card_page", json.dumps)
+    monkeypatch.setattr(lcrec.prepare.card, "card_page", json.dumps)
 
 
 def write_csv(path, header, rows):
