@@ -76,7 +76,7 @@ class DatasetConfig:
         "every task that the data set has text for)",
         None,
     )
-    epochs: int = option("passes over the samples, each with fresh wording", 4, minimum=1)
+    epochs: int = option("passes over the samples, each with freshly drawn templates", 4, minimum=1)
     max_history: int = option("items of a history shown at most", 20, minimum=1)
     history_dropout: float = option(
         "chance that an item of a seqrec history is left out, anew each epoch", 0.0, minimum=0
@@ -169,7 +169,7 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
 
     Args:
         tokenizer: whose chat template will be used; None for text with the prompt set's markup.
-        prompts: the wording.
+        prompts: the prompt templates.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or a chat template that cannot be applied.
@@ -206,7 +206,7 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
     encoder = PromptEncoder(loaded, prompts)
 
     def as_messages(row: Row) -> dict[str, Any]:
-        answer = [{"role": "assistant", "content": encoder.defuse(row.completion)}]
+        answer = [{"role": "assistant", "content": encoder.escape_markup(row.completion)}]
         return {**vars(row), "prompt": encoder.messages(row.prompt), "completion": answer}
 
     return as_messages
@@ -342,9 +342,9 @@ An answer of `seqrec`, `item2index`, `itemsearch`, and of `fusionseqrec` from ti
 |---|---|---|
 {tasks}
 
-## Rows by wording
+## Rows by template
 
-| task | wording | rows |
+| task | template | rows |
 |---|---|---|
 {templates}
 
@@ -356,7 +356,7 @@ dropout {config.history_dropout}; words of a text at most {config.max_text_words
 | source | sha256 |
 |---|---|
 {sources}
-| wording | `{prompts_hash}` |
+| templates | `{prompts_hash}` |
 """
 
 

@@ -7,7 +7,7 @@ kept beside the embeddings), any sentence-transformers model, or any Hugging Fac
 decoder, mean-pooled over its tokens (see `lcrec.index.encoders`).
 
 With `--add NEW.item.json --embeddings OLD`, for a catalogue that `lcrec.add_items` extended, the
-old rows are taken from OLD as they are and the new items are encoded with OLD's own settings.
+old rows are copied from OLD and the new items are encoded with OLD's own settings.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class SyntheticConfig:
 
 def write_shop(shop: Shop, folder: Path) -> None:
     """Write the four data files into `folder`; each is complete or absent."""
-    # Words have a stream of their own: rewording a review must not change what anyone buys.
+    # Words have a stream of their own: rewriting a review must not change what anyone buys.
     rng = np.random.default_rng([shop.seed, 1])
     paths = data_paths(folder, NAME)
     items = {
@@ -93,10 +93,10 @@ def _require_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
     ours = _files(folder) if is_kind(folder, STAGE) else []
-    strangers = sorted(path.name for path in folder.iterdir() if path not in ours)
-    if strangers:
+    others = sorted(path.name for path in folder.iterdir() if path not in ours)
+    if others:
         raise InputError(
-            f"--output {folder}: holds {strangers[0]}, which {STAGE} did not make; name another "
+            f"--output {folder}: holds {others[0]}, which {STAGE} did not make; name another "
             "folder, or move it away"
         )
 

@@ -1,7 +1,7 @@
 """Stage: a small base language model made from the catalogue's own text.
 
 For machines without a model hub, and for experiments that must end in minutes. Reads
-`<Name>.item.json` and the wording in `prompts/`; trains a byte-level BPE tokenizer and a small
+`<Name>.item.json` and the templates in `prompts/`; trains a byte-level BPE tokenizer and a small
 Qwen3 on them, and writes a plain Hugging Face folder that `--base` takes. It knows the words of
 one shop and little else: say so wherever its numbers stand.
 """

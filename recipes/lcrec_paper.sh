@@ -113,7 +113,7 @@ $launch recipes/finetune.py --config recipes/full_7b.yaml \
     --tasks seqrec item2index index2item "fusionseqrec=$fusion" itemsearch preferenceobtain \
     $finetune_flags
 
-echo "== 6. Rank for every user, in every wording: as published (level) and items only (trie)"
+echo "== 6. Rank for every user, with every template: as published (level) and items only (trie)"
 for constraint in level trie; do
     $many -m lcrec.generate --model "$run/model" --data "$data" --constraint $constraint \
         --output "$run/predictions/$constraint.jsonl" --templates all --precision bf16 \

@@ -60,7 +60,7 @@ TABLES = {
         Cell("random", "--kind random", "--rows text"),
         Cell("one token per item", "--kind vanilla", "--rows text"),
     ],
-    # The same number of samples in every row: what a task is given is taken from seqrec.
+    # The same number of samples in every row: what a task gets, seqrec loses.
     "tasks": [
         Cell("SEQ", finetune="--tasks seqrec=12500"),
         Cell("+ MUT", finetune="--tasks seqrec=10500 item2index=1000 index2item=1000"),

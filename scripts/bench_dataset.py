@@ -1,4 +1,4 @@
-"""Bench: check the shipped wording, and write every sample of a data set of Instruments' size.
+"""Bench: check the shipped templates, and write every sample of a data set of Instruments' size.
 
     python scripts/bench_dataset.py
     python scripts/bench_dataset.py --interactions FOLDER
@@ -30,7 +30,7 @@ TOP = Path(__file__).parents[1]
 USERS, ITEMS, INTERACTIONS, SHORTEST = 24_772, 9_922, 206_153, 5
 LEVEL_SIZES = (256, 256, 256, 256)
 # Words of the made-up texts: a title, a description, what a user likes or looks for.
-TITLE, DESCRIPTION, WISH = 12, 60, 25
+TITLE, DESCRIPTION, INTENTION = 12, 60, 25
 
 
 def main() -> None:
@@ -83,10 +83,10 @@ def write_data(folder: Path, interactions: Interactions, rng: np.random.Generato
 
     names = zip(texts(ITEMS, TITLE), texts(ITEMS, DESCRIPTION), strict=True)
     items = {str(i): {"title": t, "description": d} for i, (t, d) in enumerate(names)}
-    users, wishes = interactions.users, texts(4 * len(interactions), WISH)
-    likes = {user: wishes[4 * u : 4 * u + 3] for u, user in enumerate(users)}
+    users, intentions = interactions.users, texts(4 * len(interactions), INTENTION)
+    likes = {user: intentions[4 * u : 4 * u + 3] for u, user in enumerate(users)}
     seeks = {
-        user: {"item": int(interactions.sequence(u)[-3]), "querys": [wishes[4 * u + 3]]}
+        user: {"item": int(interactions.sequence(u)[-3]), "querys": [intentions[4 * u + 3]]}
         for u, user in enumerate(users)
     }
     paths = data_paths(folder, "Bench")

@@ -23,7 +23,7 @@ Each runs in a process of its own, in turn, round after round. The last line is 
   sample comes twice, so every loss is one of samples not trained on yet;
 - `same_rows_difference`: the same, but the plain way trains what the kit trains, the item tokens'
   rows by PEFT's `trainable_token_indices` (once, in the first round): what remains is arithmetic;
-- `shapes`, with `--shapes` where CUDA is at hand: tokens per second, MFU (of what a large matrix
+- `shapes`, with `--shapes` where CUDA is available: tokens per second, MFU (of what a large matrix
   product in bf16 reaches) and peak memory of LoRA and QLoRA on a random model of that size, in
   bf16 with gradient checkpointing, batches of 16.
 """
@@ -135,7 +135,7 @@ def prepare(folder: Path, data: Path, vocabulary: int) -> None:
 
 
 def stage(name: str, *words: str | Path) -> None:
-    """Run a stage of the road, from the top folder."""
+    """Run a stage of the pipeline, from the top folder."""
     command = [sys.executable, "-m", f"lcrec.{name}", *words]
     subprocess.run(command, cwd=TOP, check=True, stdout=subprocess.DEVNULL)
 

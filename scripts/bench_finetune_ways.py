@@ -240,7 +240,7 @@ def start_peak() -> float:
 
 
 def peak_memory() -> float:
-    """Return the most memory held since `start_peak`, in MB: of the GPU, or resident."""
+    """Return the peak memory since `start_peak`, in MB: of the GPU, or resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()

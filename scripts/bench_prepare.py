@@ -37,7 +37,7 @@ from lcrec.prepare.text import clean_text
 
 PARTS = ("gz", "parquet", "python")
 SIZES = {"gz": 10_000_000, "parquet": 50_000_000, "python": 1_000_000}
-# Few users act often and few items are taken often: the id grows with a power of a random number.
+# Few users act often and few items are bought often: the id grows with a power of a random number.
 SKEW = 1.6
 FILES = 8  # of Parquet
 WORDS = "light strong small paper desk color case easy good black print steel soft ring home blue"

@@ -198,7 +198,7 @@ def distance_ranks(
 
     The rank is that of the assigned last code by distance among the codes that no conflict-free
     item of the prefix holds (for such an item: no other), 1 for the nearest. Items whose prefix
-    had no room have none: 0. A group is the items with the same nearest path.
+    did not fit have none: 0. A group is the items with the same nearest path.
     """
     codes, nearest = assignment.codes, assignment.nearest
     _, inverse, sizes = np.unique(nearest, axis=0, return_inverse=True, return_counts=True)
@@ -207,14 +207,14 @@ def distance_ranks(
     order = np.argsort(prefix.reshape(-1), kind="stable")
     rank = np.zeros(len(codes), dtype=np.int64)
     for group in np.split(order, np.flatnonzero(np.diff(prefix.reshape(-1)[order])) + 1):
-        held = np.zeros(codebooks.shape[1], dtype=bool)
-        held[codes[group[size[group] == 1], -1]] = True
+        occupied = np.zeros(codebooks.shape[1], dtype=bool)
+        occupied[codes[group[size[group] == 1], -1]] = True
         start = sum(codebooks[level][code] for level, code in enumerate(nearest[group[0], :-1]))
         for item in group:
             if (codes[item, :-1] != nearest[item, :-1]).any():
                 continue
             distance = np.linalg.norm(latents[item] - start - codebooks[-1], axis=1)
-            free = ~held
+            free = ~occupied
             free[codes[item, -1]] = True
             rank[item] = 1 + (distance[free] < distance[codes[item, -1]]).sum()
     return rank, size

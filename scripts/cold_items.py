@@ -2,8 +2,8 @@
 
     python scripts/cold_items.py --data D --embeddings E --base B --output RUN
 
-Holds a share of the items out: they are taken from the catalogue and from every sequence, an index
-is made and a model trained without them. Then they are added by the stages' own `--add`, and the
+Removes a share of the items from the catalogue and from every sequence; an index is made and a
+model trained without them. Then they are added by the stages' own `--add`, and the
 unchanged checkpoint ranks for the users whose last item is one of them: among these cold items
 alone (an allow list), and among all items. Beside it the semantic nearest neighbour: the cosine of
 an item's embedding with the mean of the history's.

@@ -8,11 +8,11 @@
 
 `data` counts a data folder. `baselines` sets the `comparison.json` of `python -m lcrec.baselines
 compare` beside the published line of the same method. `results` reads predictions files, and shows
-for each the mean, the lowest and the highest over its wordings, and how far the mean lies from the
+for each the mean, the lowest and the highest over its templates, and how far the mean lies from the
 published LC-Rec.
 
 With `--index FILE`, an index in which items may share a path (the published ones: `lcrec` refuses
-to train on them), lists are scored in two ways. By item: the target's own id must be listed. By
+to train on them), lists are scored in two ways. By item: the target's own id must be ranked. By
 index, as the published evaluation does: an item with the target's index will do, and each index
 takes one place, that of its first item. The index says nothing about how the lists came about:
 they may be of any model on that catalogue.
@@ -295,7 +295,7 @@ def summarise(predictions: Predictions, published: tuple[int, ...]) -> dict[str,
     """Return the figures of one file: {"wordings", "mean", "min", "max", "difference"}.
 
     Args:
-        predictions: lists under one wording or more.
+        predictions: rankings by one template or more.
         published: what the mean is compared with, in ten-thousandths, in the order of `METRICS`.
 
     Returns:
@@ -304,15 +304,15 @@ def summarise(predictions: Predictions, published: tuple[int, ...]) -> dict[str,
     measured = [
         measure_lists(lists, predictions.targets, 10) for lists in predictions.ranked.values()
     ]
-    per_wording = {
+    per_template = {
         metric: [float(values[metric].mean()) for values in measured] for metric in METRICS
     }
-    means = {metric: float(np.mean(values)) for metric, values in per_wording.items()}
+    means = {metric: float(np.mean(values)) for metric, values in per_template.items()}
     return {
         "wordings": len(predictions.ranked),
         "mean": means,
-        "min": {metric: min(values) for metric, values in per_wording.items()},
-        "max": {metric: max(values) for metric, values in per_wording.items()},
+        "min": {metric: min(values) for metric, values in per_template.items()},
+        "max": {metric: max(values) for metric, values in per_template.items()},
         "difference": {
             metric: means[metric] / (value / 10_000) - 1
             for metric, value in zip(METRICS, published, strict=True)
@@ -330,8 +330,8 @@ def format_results(
     for label, run in runs.items():
         rows = {
             f"{label}, mean of {run['wordings']}": "mean",
-            "  lowest wording": "min",
-            "  highest wording": "max",
+            "  lowest template": "min",
+            "  highest template": "max",
         }
         lines.append(lines[1])
         for name, key in rows.items():

@@ -1,11 +1,11 @@
-"""The files of the road: their names, atomic reading and writing, and where each came from.
+"""The files of the pipeline: their names, atomic reading and writing, and where each came from.
 
 This is the only module that knows file names. Every write goes to a temporary name in the same
 folder and is renamed when complete, so a killed stage leaves no half file. Every artifact folder
 carries `lcrec.json`: the version, the stage, its settings and the sha256 of its inputs; a stage
 that is asked for what already lies there does nothing, and one whose input has changed since
 refuses, naming the command that rebuilds it. Where an artifact is several files, the one that the
-next stage reads is removed first and written last: a mixture of old and new is never taken for one.
+next stage reads is removed first and written last, so that nobody reads a mixture of old and new.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if not (temporary.is_dir() and path.is_dir()):
             temporary.replace(path)
         elif not _exchange(temporary, path):
-            # Set aside whole: removing takes time, and half of a folder looks like a folder.
+            # Renamed first: removing takes time, and half of a folder looks like a folder.
             _remove(replaced)
             path.replace(replaced)
             temporary.replace(path)
@@ -210,7 +210,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         InputError: the file is missing, not UTF-8, not JSON (with line and column), or writes a
-            key twice, of which JSON would keep the last silently.
+            key twice, where JSON would keep the last silently.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)

@@ -169,7 +169,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def refuse_settings(config: Any, keep: set[str], why: str) -> None:
-    """Refuse settings that this use of a stage would not heed.
+    """Refuse settings that this use of a stage would ignore.
 
     Args:
         config: the filled dataclass.

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def processes(patience: timedelta | None = None) -> Iterator[PartialState]:
-    """Join the other processes, and part from them when all have done the work.
+    """Join the process group, and shut it down when all ranks have done the work.
 
-    The group's threads have ended then. A thread of Gloo that still lets go of a tensor while the
-    interpreter is being taken down aborts its process, and with it the whole launch, after the
-    work was done (https://github.com/pytorch/pytorch/issues/190489).
+    The group's threads have ended by then. A thread of Gloo that frees a tensor while the
+    interpreter exits aborts its process, and with it the whole launch, after the work was done
+    (https://github.com/pytorch/pytorch/issues/190489).
 
-    After an error nobody is waited for: the others may be in the middle of the work, and are ended
-    by what started them.
+    After an error it waits for no rank: the others may be in the middle of the work, and the
+    launcher ends them.
 
     Args:
-        patience: how long a process waits for the others at any one point; None for torch's own.
+        patience: how long a rank waits for the others at any one point; None for torch's own.
 
     Yields:
         Which of the processes this is, of how many, and its device.
@@ -46,5 +46,5 @@ def processes(patience: timedelta | None = None) -> Iterator[PartialState]:
     yield state
     if torch.distributed.is_initialized():
         state.wait_for_everyone()
-        gc.collect()  # models and trainers that hold the group are often held in circles
+        gc.collect()  # reference cycles often keep models and trainers, and so the group, alive
         state.destroy_process_group()

@@ -68,7 +68,7 @@ def provenance_path(artifact: Path) -> Path:
 def write_provenance(
     artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path], **facts: Any
 ) -> None:
-    """Write the sidecar: last, or before the one file without which the artifact is none.
+    """Write the sidecar: last, or before the one file that makes the artifact complete.
 
     Args:
         artifact: the folder or file that was made.
@@ -167,7 +167,7 @@ def require_same_input(artifact: Path, role: str, path: Path, rebuild: str) -> N
     """Refuse an artifact that was made from another file than the one now in use.
 
     Args:
-        artifact: the folder or file; one without a sidecar (made elsewhere) is taken as it is.
+        artifact: the folder or file; one without a sidecar (made elsewhere) is accepted as it is.
         role: the input's role in the sidecar, such as "item".
         path: the file in use now.
         rebuild: the command that makes the artifact anew.

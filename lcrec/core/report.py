@@ -135,7 +135,7 @@ def render_page(title: str, blocks: Sequence[Block]) -> str:
 
     Args:
         title: of the page, plain text.
-        blocks: from top to bottom; figures in succession stand side by side where there is room.
+        blocks: from top to bottom; figures in succession stand side by side where they fit.
     """
     return TEMPLATE.render(title=title, blocks=blocks, palette=PALETTE)
 

@@ -3,7 +3,7 @@
 The file has the form of `<Name>.item.json` and holds the new items alone. Their numbers continue
 the catalogue's without a gap, so nothing that speaks of an old item changes. `lcrec.add_items`
 writes the extended data folder; `lcrec.embed --add` and `lcrec.quantize --add` extend what was
-made of the old one.
+a copy of the old one.
 
 Reads the new items; writes nothing. Public names: `ADD_STAGE`, `read_new_items`,
 `count_old_items`, `require_same_past`, `require_same_catalogue`.
@@ -57,7 +57,7 @@ def count_old_items(items: Items, data: Path, add: Path) -> int:
 def require_same_past(data: Path, artifact: Path) -> None:
     """Refuse to extend an artifact of another catalogue than the one that `data` extends.
 
-    A data folder or an artifact without a record of its making is taken as it is.
+    A data folder or an artifact without a sidecar is accepted as it is.
 
     Raises:
         InputError: the records disagree.

@@ -117,7 +117,7 @@ def preference(history: Sequence[Ware], taste: Taste, rng: np.random.Generator) 
         f"just now it is about {departments[-1].lower()}, and about what goes with a {last}",
         f"the latest need was a {last}, so what is used along with it comes next",
     )
-    return [_sentence(_pick(rng, wordings)) for wordings in (overall, long_term, short_term)]
+    return [_sentence(_pick(rng, texts)) for texts in (overall, long_term, short_term)]
 
 
 def _occasion(bought: Sequence[Ware]) -> str:

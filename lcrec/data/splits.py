@@ -43,7 +43,7 @@ def random_parts(offsets: np.ndarray, seed: int) -> np.ndarray:
 
     Args:
         offsets: int64 [users + 1], where each user's interactions begin.
-        seed: draws the order.
+        seed: of the order.
     """
     lengths = np.diff(offsets)
     owners = np.repeat(np.arange(len(lengths)), lengths)
@@ -214,7 +214,7 @@ def _cases(targets: Interactions, before: list[Interactions]) -> Cases:
         if len(history):
             users.append(targets.users[user])
             histories.append(history)
-            # As often as it was taken, an item is one target.
+            # However often it was bought, an item is one target.
             rows.append(list(dict.fromkeys(targets.sequence(user).tolist())))
     padded = np.full((len(rows), max(map(len, rows), default=1)), -1, dtype=np.int32)
     for case, row in enumerate(rows):
@@ -232,7 +232,7 @@ def random_split(interactions: Interactions, seed: int) -> Split:
     than three items are only learnt from. An item that a user had several times counts where it
     came first. Histories are what the user has in train, in the order of time, for test too: a
     method that reads histories knows no more than one that keeps a vector per user. What is in
-    train, and at test what was validated on, is never listed.
+    train, and at test what was validated on, is never ranked.
 
     Args:
         interactions: every user's items, oldest first.

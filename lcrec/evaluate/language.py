@@ -182,7 +182,9 @@ def sample_questions(subject: Subject, template: Template, count: int, seed: int
         record, others = records[place]
         answers = [template.render({**record, **other})[1] for other in others]
         # As they were trained.
-        answers = [subject.recommender.questions.encoder.defuse(answer) for answer in answers]
+        answers = [
+            subject.recommender.questions.encoder.escape_markup(answer) for answer in answers
+        ]
         questions.append(Question(template.ask(record), answers))
     return questions
 

@@ -2,7 +2,7 @@
 
 An item whose nearest path nobody shares keeps it. Within each prefix (all levels but the last) the
 others get distinct free last codes at the least total squared distance. Items that a full prefix
-cannot hold go to the next nearest prefix that has room.
+cannot take go to the next nearest prefix with a free path.
 """
 
 from dataclasses import dataclass
@@ -82,10 +82,10 @@ def assign_unique(
         rows, columns = _match(residual, codebooks[-1][free])
         codes[items[rows], -1] = np.flatnonzero(free)[columns]
         left_over.append(np.delete(items, rows))
-    homeless = np.concatenate([*left_over, np.empty(0, dtype=np.int64)])
-    if len(homeless):
-        held = np.concatenate([taken, np.delete(codes, homeless, axis=0)])
-        codes[homeless] = _place(latents[homeless], codebooks, held)
+    unplaced = np.concatenate([*left_over, np.empty(0, dtype=np.int64)])
+    if len(unplaced):
+        occupied = np.concatenate([taken, np.delete(codes, unplaced, axis=0)])
+        codes[unplaced] = _place(latents[unplaced], codebooks, occupied)
     return Assignment(codes, nearest)
 
 
@@ -157,27 +157,27 @@ def _nearest_points(points: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return np.unique(best)
 
 
-def _place(latents: np.ndarray, codebooks: np.ndarray, held: np.ndarray) -> np.ndarray:
+def _place(latents: np.ndarray, codebooks: np.ndarray, occupied: np.ndarray) -> np.ndarray:
     """Return a free path for each latent, int32 [items, levels], one after the other.
 
-    Each goes down the tree by the nearest code that still has room below it.
+    Each goes down the tree by the nearest code that still has capacity below it.
 
     Args:
         latents: float [items, dim].
         codebooks: float [levels, codes, dim].
-        held: int [others, levels], the paths that are not free.
+        occupied: int [others, levels], the paths that are not free.
     """
     num_levels = len(codebooks)
     norms = (codebooks**2).sum(axis=2) / 2
-    tree = _Branch(held[np.lexsort(held.T[::-1])], codebooks.shape[1])
+    tree = _Branch(occupied[np.lexsort(occupied.T[::-1])], codebooks.shape[1])
     paths = np.empty((len(latents), num_levels), dtype=np.int32)
     for path, residual in zip(paths, latents, strict=True):
         branch = tree
         for level, codebook in enumerate(codebooks):
             # Half the squared distance, up to what all codes share.
-            distance = np.where(branch.room > 0, norms[level] - codebook @ residual, np.inf)
+            distance = np.where(branch.capacity > 0, norms[level] - codebook @ residual, np.inf)
             path[level] = code = int(distance.argmin())
-            branch.room[code] -= 1
+            branch.capacity[code] -= 1
             if level < num_levels - 1:
                 residual = residual - codebook[code]
                 branch = branch.below(code)
@@ -185,19 +185,19 @@ def _place(latents: np.ndarray, codebooks: np.ndarray, held: np.ndarray) -> np.n
 
 
 class _Branch:
-    """A branch of the tree of paths: how many more items each of its codes has room for.
+    """A branch of the tree of paths: the capacity left below each of its codes.
 
     Args:
-        held: the paths held in this branch from here on, int [held, levels left], in order.
+        occupied: the occupied paths of this branch, int [paths, levels left], in order.
         num_codes: how many codes each level has.
     """
 
-    def __init__(self, held: np.ndarray, num_codes: int) -> None:
-        capacity = num_codes ** (held.shape[1] - 1)
-        self.held, self.num_codes = held, num_codes
-        counts = np.bincount(held[:, 0], minlength=num_codes)
-        # What the whole tree holds may exceed 64 bits; no catalogue does.
-        self.room = min(capacity, np.iinfo(np.int64).max) - counts
+    def __init__(self, occupied: np.ndarray, num_codes: int) -> None:
+        whole = num_codes ** (occupied.shape[1] - 1)
+        self.occupied, self.num_codes = occupied, num_codes
+        counts = np.bincount(occupied[:, 0], minlength=num_codes)
+        # The capacity of the whole tree may exceed 64 bits; no catalogue does.
+        self.capacity = min(whole, np.iinfo(np.int64).max) - counts
         self.ends = np.cumsum(counts)
         self.branches: dict[int, _Branch] = {}
 
@@ -205,6 +205,6 @@ class _Branch:
         """Return the branch below a code, counted when it is first visited."""
         if code not in self.branches:
             start = self.ends[code - 1] if code else 0
-            held = self.held[start : self.ends[code], 1:]
-            self.branches[code] = _Branch(held, self.num_codes)
+            occupied = self.occupied[start : self.ends[code], 1:]
+            self.branches[code] = _Branch(occupied, self.num_codes)
         return self.branches[code]

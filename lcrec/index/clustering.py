@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lcrec.core.console import progress
 
-SLICE = 65_536  # rows whose distances to all codes are held at once
+SLICE = 65_536  # rows whose distances to all codes are in memory at once
 BALANCED_ITEMS = 8192  # items that share a codebook evenly at once
 BALANCED_EPSILON = 0.001
 BALANCED_ROUNDS = 10
@@ -219,7 +219,7 @@ def balanced_codes(plan: TransportPlan, slack: float = 2.0) -> Tensor:
 
 
 def _even_out(log_mass: np.ndarray, codes: np.ndarray, fewest: int, most: int) -> np.ndarray:
-    """Return codes [batch] of which each has `fewest` to `most` rows."""
+    """Return codes [batch], where each code has `fewest` to `most` rows."""
     load = np.bincount(codes, minlength=log_mass.shape[1])
     for crowded in np.flatnonzero(load > most):
         rows = np.flatnonzero(codes == crowded)

@@ -1,7 +1,7 @@
 """The figures of an item index as a page for a person, and both as files.
 
 Reads what `lcrec.index.quality.measure_index` returns; writes `report.json`, all of it with the
-verdict, and `report.html`, the page. The page is made of the figures alone.
+verdict, and `report.html`, the page. The page needs the figures alone.
 """
 
 from collections.abc import Callable
@@ -210,7 +210,7 @@ def _tree_picture(report: Report) -> Picture:
 
 
 def _has_room(report: Report, depth: int = 0) -> bool:
-    """Tell whether enough neighbours have room under the prefixes to speak of their share."""
+    """Tell whether enough neighbours fit under the prefixes to report their share."""
     if "neighbours" not in report:
         return False
     facts = report["neighbours"]
@@ -228,13 +228,13 @@ def _neighbour_picture(report: Report) -> Picture:
                 for depth, most in enumerate(facts["most"])
             ]
             _plot_known(axes, shares, label)
-        axes.set_ylabel("share of the room for them")
+        axes.set_ylabel("share of the capacity for them")
         _as_percent(axes)
         _mark_depths(axes, report, label="depth of the prefix (codes)")
         axes.legend(loc="center right")
 
     text = (
-        f"How much of the room under an item's prefix its {facts['count']} nearest items take up, "
+        f"How much of the capacity under an item's prefix its {facts['count']} nearest items use, "
         f"asked of {facts['queries']:,} items; a random index has the same tree."
     )
     return Picture(draw_svg(draw, text), text)

@@ -2,7 +2,7 @@
 
 Works on the codes alone, however they were made; embeddings, labels and titles add what can be
 known with them. A depth is a number of leading codes: items that share them share a prefix, a
-branch of the tree. Wherever chance alone would give a figure above nought, the figure of chance
+branch of the tree. Wherever chance alone gives a non-zero figure, the chance level
 stands beside it: of the same tree with its items shuffled.
 
 How well a trained RQ-VAE's codes stand for the embeddings, and what uniqueness cost.
@@ -32,7 +32,7 @@ NEIGHBOURS = 10
 # items it asks for at least, however many there are.
 SEARCH_BUDGET = 1e11
 LEAST_QUERIES = 500
-CELLS = 2**24  # similarities held at once
+CELLS = 2**24  # similarities in memory at once
 SHUFFLES = 5
 LEAST_SHARING = 10  # items that share a prefix; of fewer nothing is said
 EXAMPLES = 3
@@ -184,9 +184,9 @@ def neighbours_kept(
 def choose_labels(items: Items) -> tuple[str, np.ndarray]:
     """Return the field that tells kinds of items apart, and the label it gives each item.
 
-    `categories` run from general to special, by commas. As few of the leading ones are taken as
+    `categories` run from general to special, by commas. As few of the leading ones are used as
     leave at most half of the items under one label: the name of a shop's one department tells
-    nothing. Where no two items, or all of them, share their categories, the `brand` is taken.
+    nothing. Where no two items, or all of them, share their categories, the `brand` is used.
 
     Returns:
         The field, empty where neither will do, and int64 [items], -1 for an item without.

@@ -12,7 +12,7 @@ An index in which items share a path, made unique: `python -m lcrec.quantize --r
 
 Published indices leave some items with the path of another. Of each such group one item keeps the
 path, and the others move to the nearest free one; every item without a conflict keeps its own.
-What "nearest" means depends on what is at hand, best first:
+What "nearest" means depends on what is available, best first:
 
 - embeddings and the RQ-VAE: distance in the latent, the item closest to its codes keeps the path;
 - embeddings alone: the same, each code standing for the mean of what its items leave it;
@@ -116,7 +116,7 @@ def _next_numbers(old: ItemIndex, nearest: np.ndarray) -> np.ndarray:
         used[path] += 1
     if codes[:, -1].max() >= old.level_sizes[-1]:
         raise InputError(
-            f"the last level's {old.level_sizes[-1]} codes are all taken by items that share a "
+            f"the last level's {old.level_sizes[-1]} codes are all used by items that share a "
             "path; make a new index, with more codes, and train a model on it"
         )
     return codes
@@ -205,7 +205,7 @@ def extend_index(
 def require_same_space(embeddings: Path, index: Path) -> None:
     """Refuse embeddings that do not extend those which the index was made from.
 
-    Records that are missing, because something was made elsewhere, are taken as agreeing.
+    Where a sidecar is missing, because something was made elsewhere, it counts as agreeing.
 
     Raises:
         InputError: the embeddings extend others, or were fitted anew (`lsa`), so that no vector
@@ -249,7 +249,7 @@ def mean_codebooks(points: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
     Returns:
         float32 [levels, codes, dim]: level by level, the mean of what the levels before left of
-        the code's items. A code that no item has lies far away, to be taken last.
+        the code's items. A code that no item has lies far away, to be used last.
     """
     size = int(codes.max()) + 1
     residual = points.astype(np.float64)
@@ -315,7 +315,7 @@ def repair_codes(
 
 
 def _least_used(wanted: np.ndarray, kept: np.ndarray, level_sizes: tuple[int, ...]) -> np.ndarray:
-    """Return free paths, int32 [moving, levels], that share as long a prefix as there is room for.
+    """Return free paths, int32 [moving, levels], that share the longest prefix with a free path.
 
     Below it, each level takes the code that fewest of the kept items have.
     """

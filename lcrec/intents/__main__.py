@@ -240,7 +240,7 @@ def estimate(
         config: the settings.
         num_requests: questions in all.
         chats: those that must be asked; the rest is answered already, or is the same question.
-        answers: what the model answered before, from which seconds and tokens are taken.
+        answers: what the model answered before, which seconds and tokens are counted from.
     """
     asked = len(chats)
     seconds, tokens, base = ASSUMED_SECONDS, float(ASSUMED_TOKENS), "assumed"
@@ -310,7 +310,7 @@ def user_json(interactions: Interactions, texts: Texts) -> dict[str, Any]:
 
 
 def show_questions(requests: list[Request], prompts: IntentPrompts) -> None:
-    """Print the first question of each wording."""
+    """Print the first question of each template."""
     for name in ("preference", "intention"):
         request = next((request for request in requests if request.name == name), None)
         if request is not None:

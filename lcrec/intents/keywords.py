@@ -1,8 +1,8 @@
 """What users like and look for without any language model: lists of keywords.
 
-The weightiest words, by TF-IDF, of the titles and categories of a user's items. It lets every task
-train anywhere, and claims no more: a list of words is no sentence, knows no reason, and draws no
-conclusion. Reads and writes nothing.
+The words with the highest TF-IDF weight in the titles and categories of a user's items. Every task
+can so be trained without a language model; a list of words is no sentence, gives no reason and
+draws no conclusion. Reads and writes nothing.
 """
 
 import html
@@ -36,10 +36,10 @@ def keyword_texts(
 ) -> Outcome:
     """Return every user's texts; `leaked` counts intentions for whose item no word was left.
 
-    An intention looks at its item alone: once at its weightiest words, once at those that most
-    items share. At most half of a title's words are said, no word that a single item has and none
-    with a digit. A preference looks at the latest items before [-3]: at all of them, at what two of
-    them at least share, and at the last three.
+    An intention looks at its item alone: once at its words of highest weight, once at those that
+    most items share. It says at most half of a title's words, no word that only one item has and
+    none with a digit. A preference looks at the latest items before [-3]: at all of them, at what
+    two of them at least share, and at the last three.
 
     Args:
         items: the catalogue.
@@ -111,7 +111,7 @@ def keyword_texts(
 
 
 def _liked(weights: csr_matrix, history: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the terms of each preference, the weightiest first."""
+    """Return the terms of each preference, highest weight first."""
     terms, sums, counts = _sums(weights[history])
     found = {
         "overall": _by(sums, terms)[:LIKED_TERMS],
@@ -138,7 +138,7 @@ def _by(rank: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _harmless(guard: TitleGuard, item: int, terms: Iterable[str]) -> list[str]:
-    """Return the first terms of which at most half of the title can be put together."""
+    """Return the first terms that together give away at most half of the title."""
     title = set(guard.title_words(item))
     left = len(title) // 2
     chosen: list[str] = []

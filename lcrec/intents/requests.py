@@ -1,10 +1,10 @@
 """What a chat model is asked about every user, and what becomes of its answers.
 
-An answer is a JSON object. One that is none, lacks a text or gives the item's title away is asked
+An answer is a JSON object. One that is not, lacks a text or gives the item's title away is asked
 for again; what still gives the title away after the last attempt is dropped and counted. Every
 answer that arrives goes into a journal (`<Name>.answers.jsonl`, one line each, found again by the
 question's hash), so nothing is asked or paid for twice: not after a kill, not for other users, not
-for the texts that a change of wording leaves as they were.
+for the texts that a change of the template leaves as they were.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import Review
 from lcrec.intents.title_leaks import TitleGuard
-from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts, Messages, Variables
+from lcrec.prompts.intent_wording import INTENT_TEMPLATES, IntentPrompts, Messages, Variables
 from lcrec.prompts.tasks import plain_text
 
 Section = Literal["preference", "train", "test"]
@@ -37,8 +37,8 @@ class Request:
 
     Attributes:
         user, section: whom and which part of `<Name>.user.json` it is for.
-        name: the wording, `intention` or `preference`.
-        variables: what the wording may use.
+        name: the template, `intention` or `preference`.
+        variables: what the template may use.
         item: the item whose title must not be given away, for an intention.
     """
 
@@ -244,7 +244,7 @@ def write_texts(
                 outcome.unanswered += 1
                 continue
             request = requests[number]
-            texts = parse_answer(answer.text, WORDINGS[request.name].keys)
+            texts = parse_answer(answer.text, INTENT_TEMPLATES[request.name].keys)
             leaks = [_leak(guard, request, text) for text in texts]
             clean = [text for text, leak in zip(texts, leaks, strict=True) if not leak]
             best[number] = max(best.get(number, []), clean, key=len)

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     if quantised:
         print(
             f"Its logits lie within {distance:.3g} of the live model's at a spread of "
-            f"{spread:.3g}: the base's layers computed in few bits, the merged ones do not"
+            f"{spread:.3g}: the base's layers computed quantised, the merged ones do not"
         )
     elif not distance <= TOLERANCE * spread:
         raise InputError(
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
 def merge_checkpoint(folder: Path) -> PreTrainedModel:
     """Return a checkpoint's model with its adapter and its new rows merged in, in fp32.
 
-    A base in few bits is dequantised first: rounding the sum to few bits again would lose much of
+    A quantised base is dequantised first: quantising the sum again would lose much of
     what the adapter has learned.
     """
     from peft import PeftModel
@@ -186,7 +186,7 @@ def model_card(config: MergeConfig, live: Checkpoint, record: dict[str, Any], me
         "",
         f"A recommender: {base}, fine-tuned by lcrec {record['lcrec']} to read and write the item "
         f"tokens of a catalogue of {len(live.index):,} items ({sizes} codes). `index.json` says "
-        "which tokens an item has; `prompts/` holds the wording it was asked with.",
+        "which tokens an item has; `prompts/` holds the prompt templates it was asked with.",
         "",
         "```bash",
         f"{record['stage']} --config recipe.yaml --prompts prompts \\",

@@ -37,7 +37,7 @@ def load_base(
     Args:
         name: folder, or name on the hub.
         dtype: of the weights, or of the arithmetic where they are quantised.
-        quantize: `4bit` or `8bit` to keep the linear layers in few bits, `none` not to.
+        quantize: `4bit` or `8bit` to quantise the linear layers, `none` not to.
 
     Raises:
         InputError: it is not there, or is no causal language model, or a package is missing.

@@ -44,7 +44,7 @@ GIB = 2**30
 class Shape:
     """A model in numbers of parameters.
 
-    `linear` counts the blocks' weights (those that few bits apply to), `ends` the embedding and
+    `linear` counts the blocks' weights (those that are quantised), `ends` the embedding and
     an untied head, `block` the largest block.
     """
 
@@ -99,7 +99,7 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def measure_shape(model: PreTrainedModel | PeftModel) -> Shape:
-    """Count the parameters of a model as it will be trained, those in few bits one by one."""
+    """Count the parameters of a model as it will be trained, the quantised ones one by one."""
     base = base_model(model)
     config = base.config.get_text_config()
     table = weight_of(base.get_input_embeddings())
@@ -285,9 +285,9 @@ def plan(
     )
     base_bits = "" if quantize == "none" else f", base in {quantize.removesuffix('bit')} bits"
     lines = [
-        f"Parameters        {shape.total:,}, of which trained {shape.trainable:,} "
+        f"Parameters        {shape.total:,}, trained {shape.trainable:,} "
         f"({100 * shape.trainable / shape.total:.2f} %)",
-        f"Samples, tokens   {work.samples:,} and {work.tokens:,}, of which answers "
+        f"Samples, tokens   {work.samples:,} and {work.tokens:,}, in answers "
         f"{work.answer_tokens:,} (all epochs)",
         f"Updates           {work.steps:,}",
         f"Largest batch     {work.batch_tokens:,} tokens on a device",

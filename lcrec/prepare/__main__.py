@@ -129,7 +129,7 @@ class PrepareConfig:
         "leave-one-out",
     )
     cold_share: float = option("cold-items: the share of items to test on", 0.05, minimum=0)
-    seed: int = option("draws the random split and the cold items", 0, minimum=0)
+    seed: int = option("of the random split and of the cold items", 0, minimum=0)
     output_format: Literal["auto", "json", "parquet"] = option(
         f"how to write interactions, items and split; auto: JSON up to {JSON_MOST:,} "
         "interactions, then Parquet",
@@ -325,8 +325,8 @@ def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[
     whole = any(_is_whole(paths, settings, has_reviews) for paths in forms)
     if whole and is_current(folder, STAGE, settings, inputs):
         return True
-    strangers = [forms[0].user, *([] if has_reviews else [forms[0].review])]
-    for path in strangers:
+    others = [forms[0].user, *([] if has_reviews else [forms[0].review])]
+    for path in others:
         if path.exists():
             raise InputError(
                 f"{path} goes by the old numbers of users and items, which other settings or "

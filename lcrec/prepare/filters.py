@@ -117,7 +117,7 @@ def rated_at_least(interactions: Table, minimum: float, path: Path) -> Table:
 
 
 def no_number(rated: Table) -> BooleanColumn:
-    """Tell of which rows the rating in `stars` is none."""
+    """Return which rows have no readable rating in `stars`."""
     return rated.stars.isnull() | rated.stars.isnan()
 
 
@@ -143,7 +143,7 @@ def k_core(
     """Keep the largest part in which every user and every item has enough of the other.
 
     Users with fewer than `min_user_items` different items and items with fewer than
-    `min_item_users` different users are taken away, again and again until none is left to take.
+    `min_item_users` different users are removed, again and again until none is left to remove.
     What is left does not depend on the order of taking.
 
     Args:
@@ -218,9 +218,11 @@ def hold_out(
     Raises:
         InputError: without the cold items nothing is left.
     """
-    held = store(interactions.get_backend(), pa.table({"item": cold}))
+    cold_items = store(interactions.get_backend(), pa.table({"item": cold}))
     rest = materialise(
-        k_core(materialise(interactions.anti_join(held, "item")), min_user_items, min_item_users)
+        k_core(
+            materialise(interactions.anti_join(cold_items, "item")), min_user_items, min_item_users
+        )
     )
-    of_cold = interactions.semi_join(held, "item")
+    of_cold = interactions.semi_join(cold_items, "item")
     return rest.union(of_cold.semi_join(rest, "user"))

@@ -1,14 +1,14 @@
 """Writing a data folder: all files under temporary names, then renamed, the interactions last.
 
 Writes the files of `lcrec.core.artifacts.DataPaths`, as JSON or, where a data set is large, as
-Parquet. What is written is never held as Python objects all at once.
+Parquet. The data is never in memory as Python objects all at once.
 
 Ids -> numbers: users and items of interactions that lie sorted on disk, batch by batch.
 
 Users are numbered by their first interaction, ties by raw id; a user's items are ordered by time,
 ties by raw id; items are numbered by first appearance, reading the users' sequences in that order.
 So numbers depend on the data alone, and not on the order of its rows. The engine numbers users and
-items and sorts the rows; what is held here is a few bytes per interaction: no engine numbers all
+items and sorts the rows; memory here is a few bytes per interaction: no engine numbers all
 rows in order across machines fast.
 """
 
@@ -135,7 +135,7 @@ def write_data_folder(
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        # Set aside whole: removing takes time, and half of a folder looks like a data set.
+        # Renamed first: removing takes time, and half of a folder looks like a data set.
         doomed = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(doomed, ignore_errors=True)
         shutil.rmtree(path.replace(doomed))

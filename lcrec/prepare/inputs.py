@@ -15,7 +15,7 @@ from pathlib import Path
 from lcrec.core.errors import InputError
 from lcrec.prepare.published import PUBLISHED, bare_name
 
-# Format -> patterns of interactions and of items, the surest first.
+# Format -> patterns of interactions and of items, most specific first.
 FOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "recbole": (("*.inter",), ("*.item",)),
     "lcrec": (("*.inter.json",), ("*.item.json",)),

@@ -36,7 +36,7 @@ from lcrec.prepare.tables import INTERACTION_ROLES, ITEM_ROLES, REVIEW_ROLES, Op
 Paths = Path | Sequence[Path]
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 SAMPLE = 1000  # lines whose keys say which keys a JSON file has
-# Usual column names per role, the surest first; compared in lower case.
+# Usual column names per role, most specific first; compared in lower case.
 USUAL_NAMES = {
     "user": "user user_id userid reviewerid reviewer_id customer_id uid",
     "item": "item item_id itemid parent_asin asin product_id productid movie_id movieid book_id "

@@ -1,11 +1,11 @@
 """Raw tables -> the interactions and the items that stay, and an account of the rest.
 
 The order is fixed: read, time window, ratings, duplicates and repeats, k-core, text, length, cold
-items. Whatever takes rows away after the k-core is followed by the k-core again, so that the result
-is always one. Text comes after the k-core because it is dear: the largest core of the items that
-have text is the same either way.
+items. Whatever removes rows after the k-core is followed by the k-core again, so that the result is
+always a core. Text comes after the k-core because it is expensive: the largest core of the items
+that have text is the same either way.
 
-What every filter took away: rows by reason, which add up to the input.
+What every filter removed: rows by reason, which add up to the input.
 
 Reads and writes nothing.
 """
@@ -113,7 +113,7 @@ class Ledger:
             name: of the filter; also the reason for what it took, unless `reasons` says more.
             left: the interactions after it.
             flag: what a person may change where nothing is left.
-            reasons: reason -> interactions taken for it.
+            reasons: reason -> interactions removed for it.
             same_ids: by its nature it leaves every user and every item something.
 
         Raises:
@@ -126,7 +126,7 @@ class Ledger:
                 f"{flag}: nothing is left; before, there were {before.interactions:,} "
                 f"interactions of {before.users:,} users with {before.items:,} items"
             )
-        # Counting different ids is dear, and needless where none can have gone.
+        # Counting distinct ids is expensive, and needless where none can have gone.
         if same_ids or rows == before.interactions:
             after = replace(before, interactions=rows)
         else:
@@ -202,7 +202,7 @@ def refine(
         max_user_items: keep so many of a user's interactions, the latest; None keeps all.
         keep_reviews: carry the reviews' texts along, where there are any.
         cold_share: the share of items to hold out; None holds out none.
-        seed: draws the cold items.
+        seed: of the cold items.
         say: takes the lines that tell how much each step leaves.
 
     Raises:

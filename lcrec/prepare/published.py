@@ -1,7 +1,7 @@
 """The published data sets: how their files are called and written, one entry each.
 
 Says nothing by itself; `lcrec.prepare.published` reads by it. File names are patterns without a
-compression's suffix, the surest first; a file by another name that is given for a role is taken
+compression's suffix, most specific first; a file by another name that is given for a role is used
 for the last pattern with its suffix.
 
 Raw data as people publish it: one reader for each format, two tables out.

@@ -208,19 +208,19 @@ def _one_per_item(
     folder: Path, roles: list[str], path: Path, differing: Literal["error", "longest"]
 ) -> Iterator[pa.RecordBatch]:
     """Yield batches of Parquet files that are sorted by item, one row of each."""
-    held: pa.RecordBatch | None = None  # the last row, whose item may go on in the next batch
+    last: pa.RecordBatch | None = None  # the last row, whose item may go on in the next batch
     for file in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
-            whole = batch if held is None else pa.concat_batches([held, batch])
+            whole = batch if last is None else pa.concat_batches([last, batch])
             items = whole["item"]
             if pc.any(pc.equal(items[1:], items[:-1])).as_py():
                 groups = itertools.groupby(whole.to_pylist(), key=itemgetter("item"))
                 rows = [_one_of(list(group), roles, path, differing) for _, group in groups]
                 whole = pa.RecordBatch.from_pylist(rows, whole.schema)
             yield whole[:-1]
-            held = whole[-1:]
-    if held is not None:
-        yield held
+            last = whole[-1:]
+    if last is not None:
+        yield last
 
 
 def _one_of(

@@ -1,4 +1,4 @@
-"""The editor's bench for `prompts/`: check the wording, look at it, count it, score it.
+"""Prompt tools: check the templates in `prompts/`, preview them, count tokens, score them.
 
     python -m lcrec.prompts check|show|vars|diff|stats|score
 
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     variables = commands.add_parser("vars", help="list what the templates of a task may use")
     diff = commands.add_parser("diff", help="what changed since a model was trained")
     stats = commands.add_parser("stats", help="how many tokens samples have, by template")
-    score = commands.add_parser("score", help="which wording a trained model answers best")
+    score = commands.add_parser("score", help="which template a trained model answers best")
     for command in (check, show, diff, stats):
         command.add_argument(
             "--prompts",
@@ -100,13 +100,13 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--model", type=Path, metavar="DIR", required=True, help="the checkpoint")
     score.add_argument("--data", type=Path, metavar="DIR", required=True, help="its data folder")
     score.add_argument(
-        "--prompts", type=Path, metavar="DIR", help="other wording than the checkpoint's own"
+        "--prompts", type=Path, metavar="DIR", help="other templates than the checkpoint's own"
     )
     score.add_argument(
         "--split",
         choices=("valid", "test"),
         default="valid",
-        help="the held-out items to ask for; choose wording on valid (default)",
+        help="the held-out items to ask for; choose templates on valid (default)",
     )
     score.add_argument(
         "--users",
@@ -174,7 +174,7 @@ def preview(given: argparse.Namespace) -> None:
 
 
 def print_diff(checkpoint: Path, folder: Path) -> None:
-    """Print what changed from a checkpoint's wording to that of a folder.
+    """Print what changed from a checkpoint's templates to those of a folder.
 
     Raises:
         InputError: one of them holds no prompts, or has faults.
@@ -188,7 +188,7 @@ def print_diff(checkpoint: Path, folder: Path) -> None:
     new = PromptSet.load(folder, base=SHIPPED_PROMPTS)
     print(f"{checkpoint} -> {folder}: - is what the model was trained on, + what stands there now")
     count = print_differences(old, new)
-    print(f"\n{count} differences" if count else "No difference: the wording is the same.")
+    print(f"\n{count} differences" if count else "No difference: the templates are the same.")
 
 
 def check_folder(folder: Path) -> None:

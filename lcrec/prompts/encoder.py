@@ -63,19 +63,19 @@ class PromptEncoder:
         self.before, self.after = split_markup(text, "the tokenizer's chat template")
         if wants_start and not text.startswith(start):
             self.before = start + self.before
-        marks = {mark.strip() for mark in _special_tokens(tokenizer)}
-        marks |= set(BRACKETED.findall(self.before + self.after))
+        markup = {token.strip() for token in _special_tokens(tokenizer)}
+        markup |= set(BRACKETED.findall(self.before + self.after))
         # One character cannot be broken up; as a token it is the one that plain text has too.
-        self.marks = tuple(
-            mark for mark in marks if len(mark) > 1 and not ITEM_TOKEN.fullmatch(mark)
+        self.markup_tokens = tuple(
+            token for token in markup if len(token) > 1 and not ITEM_TOKEN.fullmatch(token)
         )
-        first = "".join(sorted({re.escape(mark[0]) for mark in self.marks}))
+        first = "".join(sorted({re.escape(token[0]) for token in self.markup_tokens}))
         # Most brackets of a prompt open an item token: passed over here, for speed alone.
-        self.openings = re.compile(f"[{first}](?!{ITEM_TOKEN.pattern[1:]})") if first else None
+        self.prefixes = re.compile(f"[{first}](?!{ITEM_TOKEN.pattern[1:]})") if first else None
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return the conversation that this tokenizer's chat template turns into the prompt."""
-        question = self.defuse(question)
+        question = self.escape_markup(question)
         return [
             {**message, "content": message["content"].replace(SENTINEL, question)}
             for message in self.conversation
@@ -83,21 +83,21 @@ class PromptEncoder:
 
     def prompt_ids(self, questions: list[str]) -> list[list[int]]:
         """Return the prompt of each question as token ids."""
-        texts = [self.before + self.defuse(question) + self.after for question in questions]
+        texts = [self.before + self.escape_markup(question) + self.after for question in questions]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def answer_ids(self, answers: list[str]) -> list[list[int]]:
         """Return each answer as token ids that end in EOS."""
-        texts = [self.defuse(answer) for answer in answers]
+        texts = [self.escape_markup(answer) for answer in answers]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [[*answer, self.tokenizer.eos_token_id] for answer in ids]
 
-    def defuse(self, text: str) -> str:
+    def escape_markup(self, text: str) -> str:
         """Return the text of a question or answer with a space inside all that would be markup."""
-        if self.openings is None:
+        if self.prefixes is None:
             return text
-        return self.openings.sub(
-            lambda found: found[0] + " " * text.startswith(self.marks, found.start()), text
+        return self.prefixes.sub(
+            lambda found: found[0] + " " * text.startswith(self.markup_tokens, found.start()), text
         )
 
 

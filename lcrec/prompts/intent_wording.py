@@ -1,7 +1,7 @@
-"""The wording of `lcrec.intents`: how a chat model is asked, and how lists of keywords read.
+"""The prompt templates of `lcrec.intents`: questions to a chat model, and sentences of keywords.
 
 Reads `intents.yaml` of a prompts folder, or of a base folder where that has none. Writes nothing.
-Unlike the wording of the tasks it is not kept with a checkpoint: what it brings forth is.
+Unlike the templates of the tasks they are not kept with a checkpoint: what they yield is.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Wording:
+class IntentTemplate:
     """One text of `intents.yaml`.
 
     Attributes:
@@ -34,10 +34,10 @@ class Wording:
     keys: tuple[str, ...] = ()
 
 
-_TERMS = Wording({"terms": "a list of words, the weightiest first"}, ("terms",))
-WORDINGS: dict[str, Wording] = {
-    "system": Wording({}),
-    "intention": Wording(
+_TERMS = IntentTemplate({"terms": "a list of words, highest weight first"}, ("terms",))
+INTENT_TEMPLATES: dict[str, IntentTemplate] = {
+    "system": IntentTemplate({}),
+    "intention": IntentTemplate(
         {
             "title": "the item that was chosen",
             "description": "its description; may be empty",
@@ -50,7 +50,7 @@ WORDINGS: dict[str, Wording] = {
         ("title", "review"),
         ("wish", "traits"),
     ),
-    "preference": Wording(
+    "preference": IntentTemplate(
         {"titles": "a list of the titles so far, oldest first"},
         ("titles",),
         ("overall", "long_term", "short_term"),
@@ -69,7 +69,7 @@ def _compile(text: str) -> jinja2.Template:
 
 @dataclass(frozen=True)
 class IntentPrompts:
-    """The texts of one `intents.yaml`, by the names in `WORDINGS`; `path` is where they stand."""
+    """The texts of one `intents.yaml`, by the names in `INTENT_TEMPLATES`; `path` is the file."""
 
     path: Path
     texts: dict[str, str]
@@ -118,18 +118,18 @@ def read_intent_prompts(folder: Path, base: Path) -> tuple[IntentPrompts, list[s
         raise InputError(f"--prompts {folder}: no such folder; leave it out for {base}")
     path = folder / INTENTS if (folder / INTENTS).is_file() else base / INTENTS
     faults: list[str] = []
-    document = read_mapping(path, tuple(WORDINGS), faults)
+    document = read_mapping(path, tuple(INTENT_TEMPLATES), faults)
     if not document:
         return IntentPrompts(path, {}), faults
-    texts = {name: document.get(name) for name in WORDINGS}
+    texts = {name: document.get(name) for name in INTENT_TEMPLATES}
     prompts = IntentPrompts(path, {k: v for k, v in texts.items() if isinstance(v, str)})
-    for name, wording in WORDINGS.items():
-        found = _faults(prompts, name, wording)
+    for name, template in INTENT_TEMPLATES.items():
+        found = _faults(prompts, name, template)
         faults += [f"{path}: {name}: {fault}" for fault in found]
     return prompts, faults
 
 
-def _faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[str]:
+def _faults(prompts: IntentPrompts, name: str, template: IntentTemplate) -> list[str]:
     """Return what is wrong with one text."""
     text = prompts.texts.get(name)
     if text is None or (not text.strip() and name != "system"):
@@ -143,30 +143,30 @@ def _faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[str]:
         return [f"not valid Jinja, line {error.lineno}: {error.message}"]
     except RecursionError:
         return ["not valid Jinja: brackets stand too deep within each other"]
-    known = ", ".join(wording.variables) or "none"
+    known = ", ".join(template.variables) or "none"
     faults = [
-        f"uses {variable!r}, which it does not have{closest(variable, wording.variables)} "
+        f"uses {variable!r}, which it does not have{closest(variable, template.variables)} "
         f"(all: {known})"
-        for variable in sorted(used - wording.variables.keys())
+        for variable in sorted(used - template.variables.keys())
     ]
-    if not faults and wording.needs and not used.intersection(wording.needs):
-        faults.append(f"uses none of {', '.join(wording.needs)}")
+    if not faults and template.needs and not used.intersection(template.needs):
+        faults.append(f"uses none of {', '.join(template.needs)}")
     faults += [
         f'does not ask for "{key}", a key of the JSON object that is read from the answer'
-        for key in wording.keys
+        for key in template.keys
         if f'"{key}"' not in text
     ]
-    return faults or _render_faults(prompts, name, wording)
+    return faults or _render_faults(prompts, name, template)
 
 
-def _render_faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[str]:
+def _render_faults(prompts: IntentPrompts, name: str, template: IntentTemplate) -> list[str]:
     """Return what goes wrong with hostile texts, and with nothing but what is always there."""
     lists = {"titles", "terms"}
     for text in HOSTILE_TEXTS:
         for filled in (True, False):
             variables: Variables = {}
-            for variable in wording.variables:
-                value = text if filled or variable in wording.needs else ""
+            for variable in template.variables:
+                value = text if filled or variable in template.needs else ""
                 variables[variable] = [value, value] if variable in lists else value
             try:
                 result = prompts.render(name, variables)
@@ -175,6 +175,6 @@ def _render_faults(prompts: IntentPrompts, name: str, wording: Wording) -> list[
             for variable in lists & variables.keys():
                 if str(variables[variable]) in result:
                     return [f"needs {{{{ {variable} | join(', ') }}}}: it is a list"]
-            if not result and wording.needs:
+            if not result and template.needs:
                 return ["can be empty"]
     return []

@@ -3,7 +3,7 @@
 Reads a data folder and an item index, or makes up a shop; writes to the screen only. Loads neither
 torch nor transformers, so that it answers at once.
 
-What changed in the wording since a model was trained.
+What changed in the templates since a model was trained.
 
 Compares two `PromptSet`s and reads nothing itself; writes to the screen only.
 """
@@ -52,7 +52,7 @@ def show_task(
     """Print examples: the templates in turn, each on another record it fits.
 
     Args:
-        prompts: the wording.
+        prompts: the prompt templates.
         task: the task to show.
         data: where the records come from.
         template_id: this template only.
@@ -123,7 +123,7 @@ def read_task_data(folder: Path | None, index_folder: Path | None, **limits: int
 
 
 def example_index(num_items: int) -> ItemIndex:
-    """Return item tokens that mean nothing, for looking at wording before there is an index."""
+    """Return item tokens that mean nothing, to preview templates before there is an index."""
     codes = np.stack([np.arange(num_items) // 64, np.arange(num_items) % 64], axis=1)
     return ItemIndex(codes.astype(np.int32), (int(codes[:, 0].max()) + 1, 64))
 
@@ -174,15 +174,15 @@ def _task_differences(task: str, old: PromptSet, new: PromptSet) -> list[tuple[s
     for template in after.values():
         known = before.get(template.id)
         if known is None:
-            same = (name for name, t in gone.items() if _wording(t) == _wording(template))
+            same = (name for name, t in gone.items() if _words(t) == _words(template))
             was = next(same, None)
             if was is None:
                 entries.append([f"+ {template.id}: added (use: {template.use})", *_text(template)])
             else:
                 use = _use(gone.pop(was), template)
                 entries.append([f"= {template.id}: was called {was}", *use])
-        elif _wording(known) != _wording(template):
-            note = "reworded; under its old id it is not the wording that results speak of"
+        elif _words(known) != _words(template):
+            note = "reworded; results under its id are those of the old text"
             entries.append([f"~ {template.id}: {note}", *_use(known, template)])
             for side in ("question", "answer"):
                 texts = getattr(known, side).strip(), getattr(template, side).strip()
@@ -193,7 +193,7 @@ def _task_differences(task: str, old: PromptSet, new: PromptSet) -> list[tuple[s
     return [(task, entry) for entry in entries]
 
 
-def _wording(template: Template) -> tuple[str, str]:
+def _words(template: Template) -> tuple[str, str]:
     return template.question.strip(), template.answer.strip()
 
 
@@ -202,12 +202,12 @@ def _use(old: Template, new: Template) -> list[str]:
 
 
 def _text(template: Template) -> list[str]:
-    question, answer = _wording(template)
+    question, answer = _words(template)
     return [question, f"> {answer}"]
 
 
 def word_diff(old: str, new: str) -> str:
-    """Return the new text with what was taken out as [-...-] and what was put in as {+...+}.
+    """Return the new text with what was removed as [-...-] and what was added as {+...+}.
 
     On a terminal, red and green stand for the brackets.
     """
@@ -217,8 +217,8 @@ def word_diff(old: str, new: str) -> str:
         if kind == "equal":
             result += after[c:d]
             continue
-        if taken := "".join(before[a:b]):
-            result.append(paint(taken, "red", f"[-{taken}-]"))
+        if removed := "".join(before[a:b]):
+            result.append(paint(removed, "red", f"[-{removed}-]"))
         if put := "".join(after[c:d]):
             result.append(paint(put, "green", f"{{+{put}+}}"))
     return "".join(result)

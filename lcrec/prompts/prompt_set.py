@@ -1,4 +1,4 @@
-"""The wording of the tasks: Jinja templates, one YAML file per task, that editors own.
+"""The prompt templates of the tasks: Jinja, one YAML file per task, that editors own.
 
 Reads a folder of `<task>.yaml`, `<task>.<any name>.yaml`, `system.yaml` and `chat_template.jinja`.
 In a folder of one's own, a file replaces the one of the same name in a base folder, one of a new
@@ -36,7 +36,7 @@ INTENTS = "intents.yaml"  # no task's: lcrec.prompts.intent_wording reads it
 
 @dataclass(frozen=True)
 class PromptSet:
-    """All wordings in use.
+    """All prompt templates in use.
 
     Attributes:
         templates: by task in the order of `TASKS`, within a task in the order of its file.
@@ -79,7 +79,7 @@ class PromptSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """A sha256 of all wording; comments and layout of the files do not count."""
+        """A sha256 of all templates; comments and layout of the files do not count."""
         rows = [[t.task, t.id, t.use, t.question, t.answer] for t in self.templates]
         content = json.dumps([self.system, self.chat_template, rows])
         return hashlib.sha256(content.encode()).hexdigest()

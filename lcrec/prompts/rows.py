@@ -1,9 +1,9 @@
 """Tasks x prompts -> training rows, and the token ids that training and inference share.
 
 A row is a prompt, its completion, the task and the template. For every epoch each sample gets a
-fresh wording; rows of all epochs are drawn up front by seed, shuffled within their epoch and
-trained once in order, so a run is the same for any number of processes and resumes exactly. What is
-drawn are numbers; words are made of them one row at a time.
+freshly drawn template; rows of all epochs are drawn up front by seed, shuffled within their epoch
+and trained once in order, so a run is the same for any number of processes and resumes exactly.
+What is drawn are numbers; they become words one row at a time.
 
 `python -m lcrec.dataset` writes the rows to a file, to train elsewhere (see `lcrec.dataset`).
 
@@ -46,8 +46,8 @@ class DrawnRows:
     """One epoch's rows in their order, put into words one by one as they are asked for.
 
     Attributes:
-        data, epoch: what records are made of.
-        templates: all wordings of the prompt set.
+        data, epoch: the source of the records.
+        templates: all templates of the prompt set.
         chosen: each row's place in `templates`, int64 [rows].
         places: each row's place among the records of its template's task, int64 [rows].
     """
@@ -74,12 +74,12 @@ def draw_rows(
 ) -> DrawnRows:
     """Draw one epoch's rows, shuffled.
 
-    Each sample gets one wording, drawn from those that can say it; a sample that none can say is
-    left out before shares and caps are taken. The draw depends on seed, epoch and task alone.
+    Each sample gets one template, drawn from those that fit it; a sample that none fits is
+    left out before shares and caps apply. The draw depends on seed, epoch and task alone.
 
     Args:
         data: what the records are made from.
-        prompts: the wordings.
+        prompts: the prompt templates.
         mixture: tasks with their share (at most 1) or cap (above 1), from `parse_mixture`.
         seed: decides the draw.
         epoch: 0 for the first.
@@ -96,9 +96,9 @@ def _draw_task(
     data: TaskData, prompts: PromptSet, name: str, amount: float, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the `chosen` and `places` of one task, in the order of its records."""
-    wordings = {template.id for template in prompts.for_task(name, "train")}
-    numbers = [n for n, template in enumerate(prompts.templates) if template.id in wordings]
-    # Which wordings fit depends on which variables are known, and there are few such cases.
+    allowed = {template.id for template in prompts.for_task(name, "train")}
+    numbers = [n for n, template in enumerate(prompts.templates) if template.id in allowed]
+    # Which templates fit depends on which variables are known, and there are few such cases.
     fitting: dict[tuple[bool, ...], np.ndarray] = {}
     places, options = [], []
     for place, record in enumerate(TASKS[name].records(data, epoch)):
@@ -111,13 +111,13 @@ def _draw_task(
             options.append(fitting[known])
     rng = np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
     count = min(len(places), int(amount) if amount > 1 else round(amount * len(places)))
-    taken = np.sort(rng.permutation(len(places))[:count])
-    draws = rng.random(count)
+    kept = np.sort(rng.permutation(len(places))[:count])
+    uniform = rng.random(count)
     chosen = [
         options[sample][int(draw * len(options[sample]))]
-        for sample, draw in zip(taken.tolist(), draws.tolist(), strict=True)
+        for sample, draw in zip(kept.tolist(), uniform.tolist(), strict=True)
     ]
-    return np.asarray(chosen, dtype=np.int64), np.asarray(places, dtype=np.int64)[taken]
+    return np.asarray(chosen, dtype=np.int64), np.asarray(places, dtype=np.int64)[kept]
 
 
 def tokenise_rows(

@@ -6,7 +6,7 @@ A record holds every variable of its task, empty where the data has nothing: a t
 for a record only if all it uses is non-empty. Any record can be made on its own, so an epoch of
 millions is shuffled as numbers and put into words one by one.
 
-Item text is written by strangers, so every text passes through `plain_text` on its way in.
+Item text is not to be trusted, so every text passes through `plain_text` on its way in.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""One wording of a task: rendering it, and all that can be wrong with it.
+"""One prompt template of a task: rendering it, and all that can be wrong with it.
 
 A template is checked when it is read, against hostile texts too: one that was read renders for
 every item, spells no item token of its own and gives no answer away.
@@ -25,7 +25,7 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(
 # Templates see the variables of their task and nothing else.
 ENVIRONMENT.globals.clear()
 
-# What strangers write into titles. A template must carry each of them as it is.
+# What sellers and customers write into titles. A template must carry each of them as it is.
 HOSTILE_TEXTS = tuple(
     plain_text(text, 60)
     for text in (
@@ -57,10 +57,10 @@ def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], bool]:
 
 @dataclass(frozen=True)
 class Template:
-    """One wording of a task.
+    """One prompt template of a task.
 
     Attributes:
-        id: stable name, unique in the set; a new wording gets a new id.
+        id: stable name, unique in the set; a new template gets a new id.
         task: the task it belongs to.
         use: where it serves.
         question, answer: the Jinja text of both sides.
@@ -167,7 +167,7 @@ def _entry_faults(entry: object) -> Iterator[str]:
 
 
 def text_faults(text: str, name: str) -> Iterator[str]:
-    """Yield what is wrong with wording wherever it stands; `name` is what to call it."""
+    """Yield what is wrong with a text of any prompts file; `name` is what to call it."""
     if any(line != line.rstrip() for line in text.split("\n")):
         yield f"{name} has spaces at the end of a line"
     if markup := MARKUP.search(text):

@@ -21,7 +21,7 @@ def load_encoder(name: str, prompts: PromptSet, index: ItemIndex) -> PromptEncod
 
     Args:
         name: a folder, a checkpoint's too, or a name on the hub.
-        prompts: the wording, whose chat template serves where the tokenizer has none.
+        prompts: the prompt templates; their chat template serves where the tokenizer has none.
         index: the item index.
 
     Raises:
@@ -61,7 +61,7 @@ def print_stats(
     """Print how many tokens samples have, by task and template.
 
     Args:
-        prompts: the wording.
+        prompts: the prompt templates.
         data: where the records come from.
         encoder: what makes tokens of them.
         max_length: the limit of fine-tuning, in tokens.

@@ -1,4 +1,4 @@
-"""Ranked items on disk, and everything that is measured or made of them.
+"""Ranked items on disk, and everything that is measured on them or derived from them.
 
 Whatever recommends writes `predictions.jsonl` (`predictions`): users, targets, ranked items. From
 there on the method does not matter: `metrics` measures

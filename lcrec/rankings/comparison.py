@@ -18,7 +18,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.rankings.metrics import (
     LEVEL,
-    METRICS_OF_SEVERAL,
+    MULTI_TARGET_METRICS,
     PAD,
     SAMPLES,
     holm,
@@ -32,7 +32,7 @@ from lcrec.rankings.predictions import Predictions, read_predictions, require_co
 # By protocol; of each the metric that methods are ordered by and its companion.
 METRICS_COMPARED: dict[str, tuple[str, ...]] = {
     "leave-one-out": ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10", "NDCG@20"),
-    "random": METRICS_OF_SEVERAL,
+    "random": MULTI_TARGET_METRICS,
 }
 FIRST = {"leave-one-out": ("NDCG@10", "HR@10"), "random": ("NDCG@10", "Recall@10")}
 CUT = 20  # places of a list that are judged
@@ -272,7 +272,7 @@ def read_comparable(files: Sequence[Path]) -> list[Predictions]:
     return [one.in_order_of(read[0].users) for one in read]
 
 
-def lists_of(
+def single_lists(
     read: Sequence[Predictions], files: Sequence[Path]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each file's lists, int64 [users, length], and their scores, float32 likewise.

@@ -1,7 +1,7 @@
-"""One list from several: what a user gets when they were asked about in several wordings.
+"""Rankings fused into one: those of several prompt templates, or of several methods.
 
 The joint list holds the items of all lists (their union), ordered by the mean of their scores. An
-item that a wording left out counts there with that wording's last score: by beam search's own
+item that a template did not rank counts there with that template's last score: by beam search's own
 account it is worth at most that.
 
 Several rankings into one, whoever made them: weights from validation, or given.
@@ -10,8 +10,8 @@ Several rankings into one, whoever made them: weights from validation, or given.
     score  sum over files of  weight * (score - lowest) / (highest - lowest)   of the user's list
                                                          (CombSUM: Fox and Shaw 1994; Lee 1997)
 
-An item that a file does not list gets nothing from it; a file of weight 0 takes no part, so that
-items of its lists alone are not listed either. Weights are searched on a grid over those that add
+An item that a file does not rank gets nothing from it; a file of weight 0 takes no part, so that
+items of its lists alone are not ranked either. Weights are searched on a grid over those that add
 up to 1, for the best NDCG@10.
 
 Reads and writes nothing. Public names: `Pool`, `pool`, `fuse`, `weight_grid`, `best_weights`,
@@ -33,27 +33,29 @@ def join_lists(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarra
     """Return the k best items of several rankings of the same users.
 
     Args:
-        items: int64 `[wordings, users, length]`, distinct ids, best first; -1 where there is none.
-        scores: float32 `[wordings, users, length]`, log-probabilities; -inf where the item is -1.
+        items: int64 `[templates, users, length]`, distinct ids, best first; -1 where there is none.
+        scores: float32 `[templates, users, length]`, log-probabilities; -inf where the item is -1.
         k: how many items to keep.
 
     Returns:
         items int64 `[users, k]`, -1 where the union is smaller, and their mean scores float32
         `[users, k]`, -inf there. Of equal scores the lower id comes first.
     """
-    wordings, users, _ = items.shape
+    templates, users, _ = items.shape
     joint = np.full((users, k), -1, dtype=np.int64)
     means = np.full((users, k), -np.inf, dtype=np.float32)
     for user in range(users):
         own, own_scores = items[:, user], scores[:, user]
         union = np.unique(own[own >= 0])
-        table = np.full((wordings, len(union)), np.nan)
-        for wording in range(wordings):
-            found = own[wording] >= 0
+        table = np.full((templates, len(union)), np.nan)
+        for template in range(templates):
+            found = own[template] >= 0
             if not found.any():
-                continue  # a wording that found nothing says nothing
-            table[wording] = own_scores[wording][found].min()
-            table[wording, np.searchsorted(union, own[wording][found])] = own_scores[wording][found]
+                continue  # a template that found nothing says nothing
+            table[template] = own_scores[template][found].min()
+            table[template, np.searchsorted(union, own[template][found])] = own_scores[template][
+                found
+            ]
         if len(union):
             total = np.nanmean(table, axis=0).astype(np.float32)
             best = np.argsort(-total, kind="stable")[:k]
@@ -76,14 +78,14 @@ class Pool:
         users: int64 [entries], positions.
         items: int64 [entries], ids.
         shares: float64 [entries, files], what each file gives the item.
-        listed: bool [entries, files], whether it lists it.
+        is_ranked: bool [entries, files], whether the file ranks the entry.
     """
 
     num_users: int
     users: np.ndarray
     items: np.ndarray
     shares: np.ndarray
-    listed: np.ndarray
+    is_ranked: np.ndarray
 
 
 def pool(files: Sequence[Lists], how: Literal["rrf", "score"]) -> Pool:
@@ -108,10 +110,10 @@ def pool(files: Sequence[Lists], how: Literal["rrf", "score"]) -> Pool:
     width = int(item.max(initial=0)) + 1
     keys, entry = np.unique(user * width + item, return_inverse=True)
     shares = np.zeros((len(keys), len(files)))
-    listed = np.zeros(shares.shape, dtype=bool)
+    is_ranked = np.zeros(shares.shape, dtype=bool)
     shares[entry, source] = np.concatenate(values)
-    listed[entry, source] = True
-    return Pool(len(files[0][0]), keys // width, keys % width, shares, listed)
+    is_ranked[entry, source] = True
+    return Pool(len(files[0][0]), keys // width, keys % width, shares, is_ranked)
 
 
 def fuse(pooled: Pool, weights: Sequence[float], top: int) -> list[Lists]:
@@ -150,7 +152,7 @@ def weight_grid(files: int) -> list[tuple[float, ...]]:
 def best_weights(pooled: Pool, targets: np.ndarray) -> tuple[tuple[float, ...], float]:
     """Return the weights of the best NDCG@10 over all users, and that value.
 
-    Of equal ones the most even are taken.
+    Of equal ones the most even win.
 
     Args:
         pooled: what the files list for validation.
@@ -173,9 +175,9 @@ def _scaled(scores: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def _fused(pooled: Pool, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return every entry's fused score as it is written, and whether it is listed at all."""
+    """Return every entry's fused score as it is written, and whether any file ranks it."""
     given = np.asarray(weights, dtype=np.float64)
-    takes_part = np.asarray((pooled.listed & (given > 0)).any(axis=1))
+    takes_part = np.asarray((pooled.is_ranked & (given > 0)).any(axis=1))
     return (pooled.shares @ given).astype(np.float32), takes_part
 
 
@@ -188,7 +190,7 @@ def _ndcg(pooled: Pool, weights: Sequence[float], targets: np.ndarray) -> float:
         found = np.flatnonzero(takes_part & (pooled.items == column[pooled.users]))
         own = np.full(pooled.num_users, np.nan, dtype=np.float32)
         own[pooled.users[found]] = scores[found]
-        theirs = own[pooled.users]  # NaN, so below nothing, where the target is not listed
+        theirs = own[pooled.users]  # NaN, so below nothing, where the target is not ranked
         above = (scores > theirs) | ((scores == theirs) & (pooled.items < column[pooled.users]))
         ranks = np.bincount(pooled.users[above & takes_part], minlength=pooled.num_users)
         gains += np.where(~np.isnan(own) & (ranks < 10), 1 / np.log2(ranks + 2), 0)

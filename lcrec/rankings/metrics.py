@@ -3,7 +3,7 @@
 Works on integer item ids, never on text. Reads and writes nothing. A ranked list is a row of
 distinct item ids, best first, padded with -1 at its end; the truth of a user is one id, or a row
 of distinct ids padded with -1. Every metric returns one value per user, so that means, intervals
-and paired comparisons can be taken from the same numbers.
+and paired comparisons use the same numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ import numpy as np
 
 # What a table of ranked lists shows, where every user has one target and where some have several.
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
-METRICS_OF_SEVERAL = ("Recall@10", "Recall@20", "NDCG@10", "NDCG@20")
+MULTI_TARGET_METRICS = ("Recall@10", "Recall@20", "NDCG@10", "NDCG@20")
 # Of the bootstrap.
 SAMPLES = 1000
 LEVEL = 0.95
 PAD = -1
-BLOCK = 2**22  # resampled values held at once
+BLOCK = 2**22  # resampled values in memory at once
 
 
 def hit_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:

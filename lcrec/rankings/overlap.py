@@ -1,6 +1,6 @@
 """What two rankings of the same users have in common, and what only one of them finds.
 
-Lists are ranked items A and B of a user, of which the first K count, against the held-out items T
+Rankings are items A and B of a user, whose first K count, against the held-out items T
 (arXiv 2604.22195):
 
     overlap      mean over users of |A and B| / |A or B|

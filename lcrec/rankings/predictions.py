@@ -1,4 +1,4 @@
-"""The one currency of recommendation: `predictions.jsonl`, written and read here only.
+"""The common format of recommendations: `predictions.jsonl`, written and read here only.
 
 Each line is one ranked list: {"user": text, "target": item id, "ranked": [item ids, best first],
 "scores": [falling numbers, one per item], "template_id": text or null}. A user may have one line
@@ -34,8 +34,8 @@ class Prediction:
 
     `target` is the item that was held out, or all of them, padded with -1 or not. `ranked` holds
     distinct item ids, best first, none where the method found no item; `scores` as many finite
-    numbers that never rise; `template_id` names the wording that asked for it, None where there is
-    no wording.
+    numbers that never rise; `template_id` names the template that asked for it, None where there is
+    no template.
     """
 
     user: str
@@ -200,7 +200,7 @@ def top_items(
     Args:
         scores: float32 [batch, items]; -inf rules an item out.
         top: how many items to keep, at least 1; fewer where fewer are left.
-        exclude: per row, ids of items that must not be listed.
+        exclude: per row, ids of items that must not be ranked.
 
     Returns:
         per row the item ids, int64 [length], and their scores, float32 [length].
@@ -213,7 +213,7 @@ def top_items(
         scores[row, ids] = -np.inf
     items = scores.shape[1]
     top = min(top, items)
-    # A lower bound of each row's last listed score, for a fraction of the price of a partial sort:
+    # A lower bound of each row's last ranked score, much cheaper than a partial sort:
     # of several times `top` groups of items the best of each, and the `top`-th best of these.
     groups = min(items, 4 * top)
     blocks = items // groups
@@ -316,7 +316,7 @@ def _check_row(row: Any, where: str) -> None:
         raise InputError(f"{where}: {len(ranked)} items need as many scores, found {found}")
     if not _are_finite(scores):
         score = next(score for score in scores if not _are_finite([score]))
-        raise InputError(f"{where}: score {score!r} is no finite number")
+        raise InputError(f"{where}: score {score!r} is NaN or infinite")
     if not all(map(operator.ge, scores, scores[1:])):
         place = next(place for place in range(1, len(scores)) if scores[place] > scores[place - 1])
         raise InputError(

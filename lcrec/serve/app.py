@@ -2,7 +2,7 @@
 
 A request is checked and turned into a prompt (`lcrec.serve.requests`) and queued; one thread
 answers whatever has gathered (`lcrec.serve.batching`). Requests of both kinds, with any `k`, lists,
-filters and wordings, share a batch, and each gets what `Recommender` would give it alone.
+filters and templates, share a batch, and each gets what `Recommender` would give it alone.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
 from lcrec.serve.middleware import (
     CLIENT_GONE,
     PROBLEM_TYPE,
-    Gate,
     Meters,
     Problem,
     ProblemDetails,
+    ServiceMiddleware,
     http_problem,
     validation_problem,
 )
@@ -86,8 +86,8 @@ def create_app(
         timeout: seconds after which a request is given up (504), and that its body may take.
         max_body: the largest request body, in bytes.
         max_k: the most items of an answer.
-        max_history: the longest history taken, in items.
-        max_query: the longest query taken, in characters.
+        max_history: the longest history allowed, in items.
+        max_query: the longest query allowed, in characters.
 
     Raises:
         InputError: the catalogue is not the index's.
@@ -122,7 +122,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
-        # The token is checked at the gate; here it is only declared, for the page and for clients.
+        # The middleware checks the token; here it is only declared, for the page and for clients.
         dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [],
         responses=_problems(401, 500) if token else _problems(500),
         exception_handlers={
@@ -131,7 +131,7 @@ def create_app(
         },
     )
     app.add_middleware(
-        Gate,
+        ServiceMiddleware,
         routes=ROUTES,
         meters=meters,
         token=token,
@@ -149,7 +149,9 @@ def create_app(
         return await rank(request, wish)
 
     @app.post(
-        "/search", responses=refusals | _problems(501), summary="The items that fit a wish in words"
+        "/search",
+        responses=refusals | _problems(501),
+        summary="The items that fit a request in words",
     )
     async def search(request: Request, wish: SearchRequest) -> RankingAnswer:
         try:
@@ -168,7 +170,7 @@ def create_app(
             raise Problem(503, "the model's thread has stopped: start the service again")
         return HealthAnswer(status="ok")
 
-    @app.get("/readyz", responses=_problems(503), summary="Whether a request now would be taken")
+    @app.get("/readyz", responses=_problems(503), summary="Whether a request would be accepted now")
     async def readyz() -> HealthAnswer:
         if not (batcher.alive and batcher.accepts):
             raise Problem(503, f"{batcher.depth} requests are waiting", headers=_retry(1))

@@ -34,7 +34,7 @@ class QueueFull(Exception):
 
 
 class ShuttingDown(Exception):
-    """No new requests are taken; those in the queue are still answered."""
+    """No new requests are accepted; those in the queue are still answered."""
 
 
 @dataclass(eq=False)
@@ -94,7 +94,7 @@ class Batcher(Generic[Request, Answer]):
 
     @property
     def accepts(self) -> bool:
-        """Whether a request submitted now would be taken."""
+        """Whether a request submitted now would be accepted."""
         return not self._closing and self.depth < self.max_queue
 
     @property

@@ -1,6 +1,6 @@
 """What every request passes before and after it is served: token, limits, errors, metrics.
 
-`Gate` is ASGI middleware around the whole service. It refuses a request without the token, and a
+`ServiceMiddleware` is around the whole service. It refuses a request without the token, and a
 body that is too large or too slow, before any of it is parsed; it turns whatever goes wrong into
 problem details (RFC 9457, `application/problem+json`) and counts every answer. Errors say what was
 seen, but never repeat more than a few characters of it.
@@ -103,13 +103,13 @@ class Meters:
         self.batch_seconds.observe(seconds)
 
 
-class Gate:
-    """Middleware that checks, limits, explains and counts.
+class ServiceMiddleware:
+    """ASGI middleware that checks the token, limits bodies, explains errors and counts answers.
 
     Args:
         app: what it stands before.
         routes: the paths that are counted by name, such as `/items/{item}`; all else is "other",
-            so that strangers cannot invent labels.
+            so that clients cannot invent labels.
         meters: where answers are counted.
         token: what a client must send as `Authorization: Bearer TOKEN`; None for no check.
         max_body: the largest request body, in bytes.
@@ -267,6 +267,6 @@ async def validation_problem(request: Request, error: Exception) -> JSONResponse
 
 
 def _pointer(keys: list[str | int]) -> str:
-    """Return a JSON pointer (RFC 6901) as a URI fragment; keys, which strangers choose, are cut."""
+    """Return a JSON pointer (RFC 6901) as a URI fragment; keys, which clients choose, are cut."""
     parts = (str(key)[:40].replace("~", "~0").replace("/", "~1") for key in keys)
     return "#" + "".join(f"/{quote(part, safe='~', errors='replace')}" for part in parts)

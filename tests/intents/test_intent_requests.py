@@ -19,9 +19,9 @@ from lcrec.intents.requests import (
     write_texts,
 )
 from lcrec.intents.title_leaks import TitleGuard
-from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts
+from lcrec.prompts.intent_wording import INTENT_TEMPLATES, IntentPrompts
 
-TEXTS = dict.fromkeys(WORDINGS, "{{ leaked }}") | {
+TEXTS = dict.fromkeys(INTENT_TEMPLATES, "{{ leaked }}") | {
     "system": "",
     "intention": "{{ title }} {{ review }} [{{ leaked }}]",
     "preference": "{{ titles | join('/') }}",

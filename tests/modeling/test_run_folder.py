@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up(finetune, finetune_words, tmp_path, whole):
     told = full.stderr[full.stderr.index("error: ") :]  # behind the progress bar
     assert told.startswith(f"error: --output {output}: weights could not be written")
     assert "MB are free" in told
-    assert "make room and give the same command again" in told
+    assert "free some space and give the same command again" in told
     assert latest_checkpoint(output / ".training") is None
     resumed = load_file(finetune(output, "--dropout", 0.2) / "adapter_model.safetensors")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

@@ -8,7 +8,7 @@ import yaml
 
 from lcrec.core.errors import InputError
 from lcrec.prompts.__main__ import main
-from lcrec.prompts.intent_wording import WORDINGS, IntentPrompts, read_intent_prompts
+from lcrec.prompts.intent_wording import INTENT_TEMPLATES, IntentPrompts, read_intent_prompts
 from lcrec.prompts.prompt_set import PromptSet
 
 SHIPPED = Path(__file__).parents[2] / "prompts"
@@ -134,6 +134,6 @@ def test_check_asks_for_no_intents_where_there_are_none(tmp_path, monkeypatch, c
 
 def test_the_editors_page_lists_every_text_and_variable():
     page = (SHIPPED / "README.md").read_text()
-    for name, wording in WORDINGS.items():
+    for name, wording in INTENT_TEMPLATES.items():
         for word in (name, *wording.variables, *wording.keys):
             assert f"`{word}`" in page, word

@@ -37,7 +37,7 @@ def test_every_kind_of_difference_is_told(capsys):
     assert print_differences(OLD, NEW) == 6
     assert capsys.readouterr().out == (
         "\nseqrec\n"
-        "  ~ reworded: reworded; under its old id it is not the wording that results speak of\n"
+        "  ~ reworded: reworded; results under its id are those of the old text\n"
         "      use: both -> eval\n"
         "      question: After {{ history | [-last-]{+first+} }}, what?\n"
         "  ~ moved:\n"

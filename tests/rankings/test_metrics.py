@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.rankings.metrics import (
-    METRICS_OF_SEVERAL,
+    MULTI_TARGET_METRICS,
     SAMPLES,
     bootstrap_interval,
     hit_at_k,
@@ -178,7 +178,7 @@ def test_interval_refuses_what_has_no_mean(values, level, message):
 def test_several_targets_by_name():
     ranked = np.array([[4, 1, 7, 2], [5, 6, 0, 3]])
     targets = np.array([[1, 2, 9], [3, -1, -1]])
-    values = measure_lists(ranked, targets, 4, METRICS_OF_SEVERAL)
+    values = measure_lists(ranked, targets, 4, MULTI_TARGET_METRICS)
     assert list(values) == ["Recall@10", "Recall@20", "NDCG@10", "NDCG@20"]
     assert values["Recall@10"].tolist() == [2 / 3, 1]
     best = 1 + 1 / np.log2(3) + 1 / 2

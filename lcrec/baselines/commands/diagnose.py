@@ -18,7 +18,7 @@ from lcrec.core.artifacts import find_data, write_json
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
-from lcrec.rankings.comparison import lists_of, read_comparable
+from lcrec.rankings.comparison import read_comparable, single_lists
 from lcrec.rankings.metrics import PAD
 from lcrec.rankings.overlap import GROUPS, compare_lists
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     read = read_comparable(config.predictions)
     inputs = load_inputs(config.data, None, (), "diagnose")
     train, num_items = inputs.training.train, inputs.training.num_items
-    (a, _), (b, _) = lists_of(read, config.predictions)
+    (a, _), (b, _) = single_lists(read, config.predictions)
     targets, users = read[0].targets, read[0].users
     places = positions(train, users)
     strange = next((user for user, place in zip(users, places, strict=True) if place < 0), None)

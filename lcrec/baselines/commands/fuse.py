@@ -15,7 +15,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.rankings.comparison import lists_of, read_comparable
+from lcrec.rankings.comparison import read_comparable, single_lists
 from lcrec.rankings.fusion import MOST_WEIGHTS, best_weights, fuse, pool, weight_grid
 from lcrec.rankings.metrics import ndcg_at_k
 from lcrec.rankings.predictions import (
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     by = {"rrf": "rank", "score": "score"}[config.how]
     print(f"Joining by {by}: {', '.join(map(str, files))}.", flush=True)
     read = read_comparable(files)
-    pooled = pool(lists_of(read, files), config.how)
+    pooled = pool(single_lists(read, files), config.how)
     weights, facts = _weights(config, read[0])
     joint = fuse(pooled, weights, config.top)
     rows = (
@@ -111,7 +111,7 @@ def _weights(config: FuseConfig, read: Predictions) -> tuple[tuple[float, ...], 
         return tuple(given), {}
     valid = read_comparable(config.valid)
     _require_other_split(config, read, valid[0])
-    pooled = pool(lists_of(valid, config.valid), config.how)
+    pooled = pool(single_lists(valid, config.valid), config.how)
     weights, value = best_weights(pooled, valid[0].targets)
     alone = [
         float(ndcg_at_k(ranked, one.targets, 10).mean())
