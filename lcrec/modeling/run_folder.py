@@ -20,7 +20,7 @@ from lcrec.modeling.recipe import STAGE
 WORK = ".training"  # inside the output folder, until the run is finished
 NOTE = "run.json"  # inside it: all that decides the result
 COMPLETE = "complete"  # the mark in a checkpoint folder
-STAGED = "partial"  # beside the checkpoints, holds the one that is being written
+STAGED = "partial"  # beside the checkpoints: the one that is being written is staged there
 
 
 def check_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
@@ -72,7 +72,7 @@ def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
         overwrite: throw another run away.
     """
     if check_output(output, run, overwrite=overwrite):
-        # Set aside whole: half of a run, were this killed, would look like a stranger's files.
+        # Renamed first: half of a run, if this is killed, would look like somebody else's files.
         doomed = output.with_name(f".{output.name}.replaced")
         shutil.rmtree(doomed, ignore_errors=True)
         output.rename(doomed)
@@ -101,7 +101,7 @@ def publish_checkpoint(written: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def explain_disk_full(output: Path) -> Iterator[None]:
-    """Say what to do where weights cannot be written into the output folder.
+    """Explain what to do when weights cannot be written into the output folder.
 
     Raises:
         InputError: writing failed; what was complete before still is.
@@ -117,6 +117,6 @@ def explain_disk_full(output: Path) -> Iterator[None]:
         free = shutil.disk_usage(output).free / 2**20
         raise InputError(
             f"--output {output}: weights could not be written ({reason}; {free:,.0f} MB are free "
-            "there); make room and give the same command again: it goes on from the last complete "
+            "there); free some space and give the same command again: it goes on from the last complete "
             "checkpoint"
         ) from None

@@ -1,8 +1,8 @@
-"""TRL's `SFTTrainer`, with what training a recommender adds.
+"""TRL's `SFTTrainer`, extended for training a recommender.
 
 The head scores answer positions only; a batch too large for the device is computed in parts, with
-the same result; the loss is told per task; validation ranks the whole catalogue beside the loss,
-on all processes; and a checkpoint is written aside, marked complete and renamed, before older ones
+the same result; the loss is logged per task; validation ranks the whole catalogue beside the loss,
+on all processes; and a checkpoint is written staged, marked complete and renamed, before older ones
 go.
 """
 
@@ -91,7 +91,7 @@ class RecommenderTrainer(SFTTrainer):
         self.max_tokens_per_batch = max_tokens_per_batch
         # Per task the summed loss and the number of answer tokens since the last log.
         self.task_losses = torch.zeros(len(TASKS), 2, device=self.args.device)
-        self._aside: str | None = None  # where a checkpoint is being written
+        self._staged: str | None = None  # where a checkpoint is being written
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
             show_frozen_weights(self.model)
 
@@ -140,7 +140,7 @@ class RecommenderTrainer(SFTTrainer):
         """Add a batch to the losses per task.
 
         Raises:
-            InputError: a loss is no finite number; nothing has been learned from it yet.
+            InputError: a loss is NaN or infinite; nothing has been learned from it yet.
         """
         per_row = torch.stack((losses.sum(1), answers.sum(1)), 1)
         bad = ~per_row[:, 0].isfinite()
@@ -150,7 +150,7 @@ class RecommenderTrainer(SFTTrainer):
             assert isinstance(self.processing_class, PreTrainedTokenizerBase)
             task = list(TASKS)[int(inputs["task"][row])]
             raise InputError(
-                f"the loss of update {self.state.global_step + 1} is no finite number, first in "
+                f"the loss of update {self.state.global_step + 1} is NaN or infinite, first in "
                 f"the {task} sample {self.processing_class.decode(sample)[:200]!r}; lower "
                 "--learning-rate, raise --warmup, or compute in fp32 or bf16 instead of fp16"
             )
@@ -227,23 +227,23 @@ class RecommenderTrainer(SFTTrainer):
 
     def _get_output_dir(self, trial: Any = None) -> str:
         # The Trainer asks this for the folder to write a checkpoint in, and to look for others in.
-        return self._aside or super()._get_output_dir(trial)
+        return self._staged or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir or ".")
-        name, aside = f"checkpoint-{self.state.global_step}", folder / STAGED
+        name, staged = f"checkpoint-{self.state.global_step}", folder / STAGED
         with explain_disk_full(folder.parent):
-            self._aside = str(aside)
+            self._staged = str(staged)
             try:
                 super()._save_checkpoint(*args, **kwargs)
             finally:
-                self._aside = None
-            if self.state.best_model_checkpoint == str(aside / name):
+                self._staged = None
+            if self.state.best_model_checkpoint == str(staged / name):
                 self.state.best_model_checkpoint = str(folder / name)
             self.accelerator.wait_for_everyone()  # every process writes its random state there
             if self.args.should_save:
-                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
-                publish_checkpoint(aside / name, folder / name)
+                self.state.save_to_json(str(staged / name / TRAINER_STATE_NAME))
+                publish_checkpoint(staged / name, folder / name)
                 # Only now: the Trainer's own turn came while this checkpoint was not there yet.
                 rotate_checkpoints(
                     output_dir=str(folder),
@@ -340,7 +340,7 @@ class TrainingLines(TrainerCallback):
 
 @contextlib.contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Hold all weights on every process for a while, where FSDP2 shares them out.
+    """Hold all weights on every process for a while, where FSDP2 shards them.
 
     Processes then need not meet in every forward, so that each can rank its own users.
     """
