@@ -10,7 +10,7 @@ Reads one or more `predictions.jsonl` (see `lcrec.rankings.predictions`) that an
 users and targets; prints a table; writes `metrics.json`: {"users", "seed", "samples", "level",
 "mrr_depth", "runs": {label: {"list_length", "overall": {metric: {"mean", "low", "high"}},
 "templates": {template_id: {metric: mean over users}}, "across_templates": {metric: {"mean", "min",
-"max"}} or null}}}. The metrics are `METRICS` of `lcrec.rankings.metrics`, or `METRICS_OF_SEVERAL`
+"max"}} or null}}}. The metrics are `METRICS` of `lcrec.rankings.metrics`, or `MULTI_TARGET_METRICS`
 where a user has several targets.
 
 Where users were asked in several wordings, a user's value is the mean over the templates.

@@ -117,6 +117,6 @@ def explain_disk_full(output: Path) -> Iterator[None]:
         free = shutil.disk_usage(output).free / 2**20
         raise InputError(
             f"--output {output}: weights could not be written ({reason}; {free:,.0f} MB are free "
-            "there); free some space and give the same command again: it goes on from the last complete "
-            "checkpoint"
+            "there); free some space and give the same command again: it goes on from the last "
+            "complete checkpoint"
         ) from None

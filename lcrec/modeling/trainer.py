@@ -2,7 +2,7 @@
 
 The head scores answer positions only; a batch too large for the device is computed in parts, with
 the same result; the loss is logged per task; validation ranks the whole catalogue beside the loss,
-on all processes; and a checkpoint is written staged, marked complete and renamed, before older ones
+on all processes; and a checkpoint is staged, marked complete and renamed, before older ones
 go.
 """
 

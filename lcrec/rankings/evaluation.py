@@ -12,7 +12,7 @@ from lcrec.core.provenance import read_provenance
 from lcrec.rankings.metrics import (
     LEVEL,
     METRICS,
-    METRICS_OF_SEVERAL,
+    MULTI_TARGET_METRICS,
     SAMPLES,
     measure_lists,
     summarise_all,
@@ -78,7 +78,7 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
     Returns:
         one entry of "runs" in `metrics.json`, JSON values only.
     """
-    metrics = METRICS if predictions.targets.ndim == 1 else METRICS_OF_SEVERAL
+    metrics = METRICS if predictions.targets.ndim == 1 else MULTI_TARGET_METRICS
     by_template = {
         template: measure_lists(ranked, predictions.targets, depth, metrics)
         for template, ranked in predictions.ranked.items()
