@@ -19,6 +19,7 @@ from lcrec.core.shipped import find_recipe
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
+MOST_NODES = 100_000  # values in a YAML file, aliases written out
 LARGEST_INT = 2**31 - 1  # scikit-learn's seeds have 32 bits, and catalogues 32-bit ids
 
 
@@ -48,7 +49,34 @@ def option(
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that refuses a key written twice; PyYAML would keep the last silently."""
+    """`yaml.SafeLoader` that refuses a key written twice; PyYAML would keep the last silently.
+
+    It also refuses a document whose aliases stand for more than `MOST_NODES` values: a kilobyte of
+    aliases of aliases can stand for billions.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._nodes = 0  # composed so far, each alias counted as all that it stands for
+        self._sizes: dict[int, int] = {}  # the same of each finished node, by its id
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose the next node, raising `InputError` with the line of an alias too many."""
+        alias = self.check_event(yaml.AliasEvent)
+        line = self.peek_event().start_mark.line + 1
+        before = self._nodes
+        node = super().compose_node(parent, index)
+        if alias and id(node) not in self._sizes:
+            raise InputError(f"{self.name}, line {line}: an alias stands within what it stands for")
+        self._nodes += self._sizes[id(node)] if alias else 1
+        if not alias:
+            self._sizes[id(node)] = self._nodes - before
+        if self._nodes > MOST_NODES:
+            raise InputError(
+                f"{self.name}, line {line}: with its aliases the file stands for more than "
+                f"{MOST_NODES:,} values; write out what is needed"
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping, raising `InputError` with the line of the second key."""

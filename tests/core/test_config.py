@@ -406,3 +406,21 @@ def test_settings_that_a_use_does_not_heed():
     with pytest.raises(InputError, match="--batch-size 3: not here"):
         refuse_settings(config, {"output", "fields"}, "not here")
     refuse_settings(parse("--output", "out"), {"output"}, "not here")
+
+
+def test_a_kilobyte_of_aliases_is_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"bomb.yaml, line 6: .* more than 100,000 values"):
+        read_yaml(path)
+    path.write_text("a: &a {x: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: *b}\n")
+    assert read_yaml(path)["c"] == {"x": 1, "y": 2}
+
+
+def test_an_alias_within_what_it_stands_for_is_refused(tmp_path):
+    path = tmp_path / "loop.yaml"
+    path.write_text("key: &a [*a]\n")
+    with pytest.raises(InputError, match=r"loop.yaml, line 1: an alias stands within"):
+        read_yaml(path)
