@@ -190,12 +190,11 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
     import torch
 
     from lcrec.index.page import print_verdict
-    from lcrec.index.rqvae_training import train_rqvae
+    from lcrec.index.rqvae_training import TrainingSettings, train_rqvae
 
     model = None
     if config.kind in TRAINED:
-        model = train_rqvae(
-            torch.from_numpy(embeddings),
+        settings = TrainingSettings(
             num_levels=config.levels,
             num_codes=config.codes,
             latent_dim=config.latent_dim,
@@ -210,8 +209,8 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
             seed=config.seed,
             parity=config.parity,
             bf16=config.bf16,
-            resume_from=config.output / UNFINISHED,
         )
+        model = train_rqvae(torch.from_numpy(embeddings), settings, config.output / UNFINISHED)
     if state.is_main_process:
         indexing = INDEXERS[config.kind](
             torch.from_numpy(embeddings), config.levels, config.codes, config.seed, model

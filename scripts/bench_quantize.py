@@ -39,7 +39,7 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.index.assignment import Assignment, assign_unique, shared_rows
 from lcrec.index.clustering import balanced_codes, sinkhorn
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.rqvae_training import explained_variance, train_rqvae
+from lcrec.index.rqvae_training import TrainingSettings, explained_variance, train_rqvae
 
 Figures = dict[str, Any]
 # What `python -m lcrec.quantize` trains with unless told otherwise.
@@ -102,7 +102,7 @@ def clusters(items: int, width: int, seed: int) -> np.ndarray:
 def train(embeddings: Tensor, **settings: Any) -> tuple[RQVAE, float]:
     """Return what `python -m lcrec.quantize` would train, and the seconds that took."""
     start = time.perf_counter()
-    model = train_rqvae(embeddings, **{**SETTINGS, **settings})
+    model = train_rqvae(embeddings, TrainingSettings(**SETTINGS | settings))
     return model, time.perf_counter() - start
 
 

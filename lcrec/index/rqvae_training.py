@@ -53,24 +53,83 @@ WORTHWHILE = 1e-3  # a smaller gain of the score does not count against patience
 SECONDS_BETWEEN_SAVES = 60
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How an RQ-VAE is built and trained.
+
+    Attributes:
+        num_levels, num_codes: the model's paths.
+        latent_dim, hidden_dims: its widths; None: a latent as wide as the embeddings behind
+            `HIDDEN_WIDTHS`, with `parity` one of 32 behind `PUBLISHED_WIDTHS`.
+        commitment_weight, sinkhorn_epsilons: the model's losses and balanced levels.
+        epochs: passes over the items at most; None: 60, with `parity` 5000.
+        patience: checks without a gain of `WORTHWHILE` before training stops.
+        batch_size: items per step, all processes together.
+        learning_rate, weight_decay: AdamW's.
+        seed: decides the result on a given machine.
+        parity: train as the published code does.
+        bf16: encode and decode in bfloat16; distances and losses stay in float32.
+    """
+
+    num_levels: int
+    num_codes: int
+    latent_dim: int | None = None
+    hidden_dims: Sequence[int] | None = None
+    commitment_weight: float
+    sinkhorn_epsilons: Sequence[float]
+    epochs: int | None = None
+    patience: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    parity: bool = False
+    bf16: bool = False
+
+    def build(self, width: int) -> RQVAE:
+        """Return the untrained model for embeddings of this width."""
+        latent_dim = self.latent_dim
+        if latent_dim is None:
+            latent_dim = 32 if self.parity else width
+        hidden_dims = self.hidden_dims
+        if hidden_dims is None:
+            hidden_dims = PUBLISHED_WIDTHS if self.parity else HIDDEN_WIDTHS
+        return RQVAE(
+            width,
+            hidden_dims=hidden_dims,
+            latent_dim=latent_dim,
+            num_levels=self.num_levels,
+            num_codes=self.num_codes,
+            commitment_weight=self.commitment_weight,
+            sinkhorn_epsilons=self.sinkhorn_epsilons,
+            parity=self.parity,
+        )
+
+    @property
+    def max_epochs(self) -> int:
+        """Passes over the items at most."""
+        if self.epochs is not None:
+            return self.epochs
+        return 5000 if self.parity else 60
+
+    def fingerprint(self, model: RQVAE, embeddings: Tensor) -> dict[str, Any]:
+        """Return what decides the result of training, as JSON values."""
+        return {
+            **model.settings,
+            "epochs": self.max_epochs,
+            "patience": self.patience,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "seed": self.seed,
+            "bf16": self.bf16,
+            "lcrec": __version__,
+            "embeddings": hashlib.sha256(embeddings.contiguous().numpy().data).hexdigest(),
+        }
+
+
 def train_rqvae(
-    embeddings: Tensor,
-    *,
-    num_levels: int,
-    num_codes: int,
-    latent_dim: int | None = None,
-    hidden_dims: Sequence[int] | None = None,
-    commitment_weight: float,
-    sinkhorn_epsilons: Sequence[float],
-    epochs: int | None = None,
-    patience: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    seed: int,
-    parity: bool = False,
-    bf16: bool = False,
-    resume_from: Path | None = None,
+    embeddings: Tensor, settings: TrainingSettings, resume_from: Path | None = None
 ) -> RQVAE:
     """Train on all items; return the best model, on the CPU, ready to encode.
 
@@ -84,52 +143,18 @@ def train_rqvae(
 
     Args:
         embeddings: float32 [items, dim].
-        num_levels, num_codes: the model's paths.
-        latent_dim, hidden_dims: its widths; by default a latent as wide as the embeddings behind
-            `HIDDEN_WIDTHS`, with `parity` one of 32 behind `PUBLISHED_WIDTHS`.
-        commitment_weight, sinkhorn_epsilons: the model's losses and balanced levels.
-        epochs: passes over the items at most; 60 by default, with `parity` 5000.
-        patience: checks without a gain of `WORTHWHILE` before training stops.
-        batch_size: items per step, all processes together.
-        learning_rate, weight_decay: AdamW's.
-        seed: decides the result on a given machine.
-        parity: train as the published code does.
-        bf16: encode and decode in bfloat16; distances and losses stay in float32.
+        settings: of the model and its training.
         resume_from: a file to keep the state of training in. One that is there is gone on from if
             it was left by the same call, and replaced otherwise. Whoever calls deletes it.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
-    width = embeddings.shape[1]
-    if latent_dim is None:
-        latent_dim = 32 if parity else width
-    if hidden_dims is None:
-        hidden_dims = PUBLISHED_WIDTHS if parity else HIDDEN_WIDTHS
-    if epochs is None:
-        epochs = 5000 if parity else 60
+    seed, parity, epochs = settings.seed, settings.parity, settings.max_epochs
     torch.manual_seed(seed)
-    model = RQVAE(
-        width,
-        hidden_dims=hidden_dims,
-        latent_dim=latent_dim,
-        num_levels=num_levels,
-        num_codes=num_codes,
-        commitment_weight=commitment_weight,
-        sinkhorn_epsilons=sinkhorn_epsilons,
-        parity=parity,
-    ).to(state.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    call = {
-        **model.settings,
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "seed": seed,
-        "bf16": bf16,
-        "lcrec": __version__,
-        "embeddings": hashlib.sha256(embeddings.contiguous().numpy().data).hexdigest(),
-    }
+    model = settings.build(embeddings.shape[1]).to(state.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    call = settings.fingerprint(model, embeddings)
     progress = load_state(resume_from, call, model, optimizer) if resume_from else None
     if progress:
         state.print(f"Going on after epoch {progress.epoch}, where {resume_from} stands.")
@@ -138,7 +163,9 @@ def train_rqvae(
             print(f"{resume_from} was left by another call: starting anew.")
         model.cpu()
         if parity:
-            first = torch.randperm(len(embeddings), generator=_generator(seed, 0))[:batch_size]
+            first = torch.randperm(len(embeddings), generator=_generator(seed, 0))[
+                : settings.batch_size
+            ]
             model.initialise_as_published(embeddings[first], seed)
         else:
             model.initialise(embeddings, seed)
@@ -161,15 +188,17 @@ def train_rqvae(
     )
     saved = time.monotonic()
     for epoch in range(progress.epoch + 1, epochs + 1):
-        if progress.stale == patience:
+        if progress.stale == settings.patience:
             break
         model.train()
         generator = _generator(seed, epoch)
-        for batch in torch.randperm(len(embeddings), generator=generator).split(batch_size):
+        for batch in torch.randperm(len(embeddings), generator=generator).split(
+            settings.batch_size
+        ):
             # Equal shares, so that the mean of the processes' gradients is the batch's.
             filled = -(-len(batch) // state.num_processes) * state.num_processes
             rows = torch.arange(state.process_index, filled, state.num_processes) % len(batch)
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=settings.bf16):
                 loss = whole(embeddings[batch[rows]])
             optimizer.zero_grad()
             loss.backward()

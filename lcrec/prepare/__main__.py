@@ -165,7 +165,7 @@ def _run(config: PrepareConfig) -> None:
     from lcrec.prepare.engines import open_engine
     from lcrec.prepare.folder import number, sort_interactions, write_data_folder
     from lcrec.prepare.inputs import find_inputs
-    from lcrec.prepare.pipeline import refine
+    from lcrec.prepare.pipeline import FilterSettings, refine
     from lcrec.prepare.published import READERS
     from lcrec.prepare.tables import ITEM_ROLES, Options, parse_columns
 
@@ -206,9 +206,7 @@ def _run(config: PrepareConfig) -> None:
         print("columns:", *(f"{role}={column}" for role, column in raw.interaction_columns.items()))
         texts = {role: raw.item_columns.get(role, "(none)") for role in ITEM_ROLES}
         print("of items:", *(f"{role}={column}" for role, column in texts.items()), flush=True)
-        refined = refine(
-            raw,
-            work,
+        filters = FilterSettings(
             min_user_items=config.min_user_items,
             min_item_users=config.min_item_users,
             min_rating=config.min_rating,
@@ -223,8 +221,8 @@ def _run(config: PrepareConfig) -> None:
             keep_reviews=config.reviews == "keep",
             cold_share=config.cold_share if config.split == "cold-items" else None,
             seed=config.seed,
-            say=lambda line: print(line, flush=True),
         )
+        refined = refine(raw, work, filters, say=lambda line: print(line, flush=True))
         has_reviews = "review" in refined.interactions.columns
         sort_interactions(refined.interactions, work / "sorted")
         items = refined.catalogue.items

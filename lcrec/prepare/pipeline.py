@@ -162,31 +162,11 @@ class Refined:
     ledger: Ledger
 
 
-def refine(
-    raw: RawTables,
-    folder: Path,
-    *,
-    min_user_items: int,
-    min_item_users: int,
-    min_rating: float | None,
-    since: str | None,
-    until: str | None,
-    repeats: Literal["drop", "keep", "all"],
-    items_without_text: Literal["drop", "error"],
-    differing_items: Literal["error", "longest"],
-    min_text: int,
-    max_title_words: int | None,
-    max_user_items: int | None,
-    keep_reviews: bool,
-    cold_share: float | None,
-    seed: int,
-    say: Callable[[str], None],
-) -> Refined:
-    """Run all filters on what a reader opened.
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings:
+    """What stays of the raw tables.
 
-    Args:
-        raw: the two tables.
-        folder: for rows on their way between the engine and Python.
+    Attributes:
         min_user_items: fewest different items per user.
         min_item_users: fewest different users per item.
         min_rating: drop interactions rated lower; None keeps all.
@@ -202,7 +182,34 @@ def refine(
         max_user_items: keep so many of a user's interactions, the latest; None keeps all.
         keep_reviews: carry the reviews' texts along, where there are any.
         cold_share: the share of items to hold out; None holds out none.
-        seed: of the cold items.
+        seed: draws the cold items.
+    """
+
+    min_user_items: int
+    min_item_users: int
+    min_rating: float | None
+    since: str | None
+    until: str | None
+    repeats: Literal["drop", "keep", "all"]
+    items_without_text: Literal["drop", "error"]
+    differing_items: Literal["error", "longest"]
+    min_text: int
+    max_title_words: int | None
+    max_user_items: int | None
+    keep_reviews: bool
+    cold_share: float | None
+    seed: int
+
+
+def refine(
+    raw: RawTables, folder: Path, settings: FilterSettings, say: Callable[[str], None]
+) -> Refined:
+    """Run all filters on what a reader opened.
+
+    Args:
+        raw: the two tables.
+        folder: for rows on their way between the engine and Python.
+        settings: what stays.
         say: takes the lines that tell how much each step leaves.
 
     Raises:
@@ -214,30 +221,35 @@ def refine(
         items=load_table(raw.items, raw.items_path),
     )
     ledger = Ledger(raw.interactions, raw.lost, say)
-    interactions = _with_review(raw.interactions) if keep_reviews else raw.interactions
-    if since is not None or until is not None:
-        interactions = in_time_window(interactions, since, until)
+    interactions = _with_review(raw.interactions) if settings.keep_reviews else raw.interactions
+    if settings.since is not None or settings.until is not None:
+        interactions = in_time_window(interactions, settings.since, settings.until)
         ledger.step("time window", interactions, "--since and --until")
-    if min_rating is not None:
-        interactions = rated_at_least(interactions, min_rating, raw.interactions_path)
-        ledger.step(f"ratings from {min_rating:g}", interactions, "--min-rating")
+    if settings.min_rating is not None:
+        interactions = rated_at_least(interactions, settings.min_rating, raw.interactions_path)
+        ledger.step(f"ratings from {settings.min_rating:g}", interactions, "--min-rating")
     columns = ["user", "item", "time", *({"review"} & set(interactions.columns))]
     interactions = interactions.select(columns)
-    if repeats != "all":
+    if settings.repeats != "all":
         interactions = materialise(without_duplicates(interactions))
         ledger.step("duplicates", interactions, "--repeats", same_ids=True)
-    if repeats == "drop":
+    if settings.repeats == "drop":
         interactions = materialise(first_of_repeats(interactions))
         ledger.step("first of repeats", interactions, "--repeats", same_ids=True)
 
     def core(table: Table, step: str) -> Table:
         """Take the k-core, and write down what it took."""
-        kept = k_core(table, min_user_items, min_item_users, repeats=repeats != "drop")
+        kept = k_core(
+            table,
+            settings.min_user_items,
+            settings.min_item_users,
+            repeats=settings.repeats != "drop",
+        )
         table = materialise(kept)
         ledger.step(step, table, "--min-user-items and --min-item-users")
         return table
 
-    name = f"core {min_user_items} items, {min_item_users} users"
+    name = f"core {settings.min_user_items} items, {settings.min_item_users} users"
     interactions = core(interactions, name)
     found = materialise(interactions.select("item").distinct())
     catalogue = make_catalogue(
@@ -245,31 +257,40 @@ def refine(
         found,
         folder,
         raw.items_path,
-        differing_items=differing_items,
-        min_text=min_text,
-        max_title_words=max_title_words,
+        differing_items=settings.differing_items,
+        min_text=settings.min_text,
+        max_title_words=settings.max_title_words,
     )
     if catalogue.left_out:
-        interactions = _leave_out(interactions, catalogue, raw, items_without_text, ledger)
-    if max_user_items is not None:
-        interactions = materialise(latest(interactions, max_user_items))
-        ledger.step(f"latest {max_user_items} of a user", interactions, "--max-user-items")
+        interactions = _leave_out(interactions, catalogue, raw, settings.items_without_text, ledger)
+    if settings.max_user_items is not None:
+        interactions = materialise(latest(interactions, settings.max_user_items))
+        ledger.step(f"latest {settings.max_user_items} of a user", interactions, "--max-user-items")
     if ledger.steps[-1][0] != name:
         interactions = core(interactions, f"{name} again")
     cold: list[str] = []
-    if cold_share is not None:
-        ids = interactions.select("item").distinct().order_by("item").to_pyarrow()["item"]
-        drawn = np.random.default_rng(seed).permutation(len(ids))[: round(cold_share * len(ids))]
-        if not len(drawn):
-            raise InputError(
-                f"--cold-share {cold_share:g}: of {len(ids):,} items that is none; give more"
-            )
-        cold = ids.take(pa.array(np.sort(drawn))).to_pylist()
-        interactions = materialise(hold_out(interactions, cold, min_user_items, min_item_users))
+    if settings.cold_share is not None:
+        cold = _draw_cold_items(interactions, settings.cold_share, settings.seed)
+        interactions = materialise(
+            hold_out(interactions, cold, settings.min_user_items, settings.min_item_users)
+        )
         ledger.step("core without cold items", interactions, "--cold-share")
     stay = interactions.select("item").distinct().to_pyarrow()["item"].combine_chunks()
     items = catalogue.items.filter(pc.is_in(catalogue.items["item"], value_set=stay))
     return Refined(interactions, replace(catalogue, items=items), cold, ledger)
+
+
+def _draw_cold_items(interactions: Table, share: float, seed: int) -> list[str]:
+    """Return the ids of a random share of the items, ascending.
+
+    Raises:
+        InputError: the share is less than one item.
+    """
+    ids = interactions.select("item").distinct().order_by("item").to_pyarrow()["item"]
+    drawn = np.random.default_rng(seed).permutation(len(ids))[: round(share * len(ids))]
+    if not len(drawn):
+        raise InputError(f"--cold-share {share:g}: of {len(ids):,} items that is none; give more")
+    return ids.take(pa.array(np.sort(drawn))).to_pylist()
 
 
 def _with_review(interactions: Table) -> Table:

@@ -8,7 +8,7 @@ import torch
 
 import lcrec.index.rqvae_training
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.rqvae_training import explained_variance, train_rqvae
+from lcrec.index.rqvae_training import TrainingSettings, explained_variance, train_rqvae
 
 
 def toy_clusters(seed=0, per_leaf=4, noise=0.02):
@@ -20,7 +20,7 @@ def toy_clusters(seed=0, per_leaf=4, noise=0.02):
     return torch.from_numpy(points + noise * rng.normal(size=points.shape)).float()
 
 
-def train(embeddings, **settings):
+def train(embeddings, resume_from=None, **settings):
     defaults = {
         "num_levels": 2,
         "num_codes": 4,
@@ -35,7 +35,7 @@ def train(embeddings, **settings):
         "weight_decay": 1e-4,
         "seed": 0,
     }
-    return train_rqvae(embeddings, **{**defaults, **settings})
+    return train_rqvae(embeddings, TrainingSettings(**defaults | settings), resume_from)
 
 
 def equal(one, two):
