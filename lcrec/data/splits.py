@@ -1,15 +1,13 @@
-"""Ways to part interactions into train, valid and test, besides leave-one-out.
+"""Splits interactions into what is learnt from, validated on and tested on.
 
-Reads and writes nothing. Each returns which part every interaction belongs to: int8 [interactions],
-`TRAIN`, `VALID` or `TEST`, for interactions that lie user by user, each user's oldest first.
+`leave_one_out` is LC-Rec's protocol and that of the sequential methods. The methods that match
+users and items were published on random parts of every user's items, 8:1:1 (as RecBole 1.2.1 has
+them, grouped by user), ranking what the user does not have: `random_split`. `load_split` reads the
+split that a data folder brings along.
 
-How interactions are parted into what is learnt from, validated on and tested on.
-
-`leave_one_out` of `lcrec.data` is LC-Rec's protocol and that of the sequential methods. The
-methods that match users and items were published on random parts of every user's items, 8:1:1 (as
-RecBole 1.2.1 parts them, grouped by user), ranking what the user does not have: `random_split`.
-
-Reads and writes nothing. Public names: `PROTOCOLS`, `random_split`.
+`random_parts`, `time_parts` and `cold_parts` say which part every interaction belongs to: int8
+[interactions], `TRAIN`, `VALID` or `TEST`, for interactions that lie user by user, each user's
+oldest first. Only `load_split` reads files; nothing is written.
 """
 
 from collections.abc import Callable
@@ -36,10 +34,7 @@ TEST = 2
 
 
 def random_parts(offsets: np.ndarray, seed: int) -> np.ndarray:
-    """Part every user's interactions 8:1:1 at random.
-
-    A tenth, rounded down but at least one, goes to valid and as many to test, as RecBole's ratio
-    split has it; the rest is to train on. Users have at least 3 interactions.
+    """Split every user's interactions 8:1:1 at random, as `parts_in_order` does.
 
     Args:
         offsets: int64 [users + 1], where each user's interactions begin.
@@ -48,15 +43,30 @@ def random_parts(offsets: np.ndarray, seed: int) -> np.ndarray:
     lengths = np.diff(offsets)
     owners = np.repeat(np.arange(len(lengths)), lengths)
     order = np.lexsort((np.random.default_rng(seed).random(len(owners)), owners))
+    return parts_in_order(order, offsets)
+
+
+def parts_in_order(order: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Split every user's interactions 8:1:1: in a drawn order, first test, then valid, then train.
+
+    A tenth, rounded down but at least one, goes to test and as many to valid, as RecBole's ratio
+    split has it; the rest is to train on. Of fewer than three interactions all are.
+
+    Args:
+        order: int64 [interactions], the interactions of each user in the order drawn, user by user.
+        offsets: int64 [users + 1], where each user's interactions begin.
+    """
+    lengths = np.diff(offsets)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
     rank = np.arange(len(owners)) - offsets[owners]
-    share = np.maximum(1, lengths // 10)[owners]
+    share = np.where(lengths >= 3, np.maximum(1, lengths // 10), 0)[owners]
     parts = np.empty(len(owners), dtype=np.int8)
     parts[order] = np.where(rank < share, TEST, np.where(rank < 2 * share, VALID, TRAIN))
     return parts
 
 
 def time_parts(times: np.ndarray) -> np.ndarray:
-    """Part all interactions 8:1:1 at two moments, the same for all users.
+    """Split all interactions 8:1:1 at two moments, the same for all users.
 
     Interactions at the very moment of a cut come after it.
 
@@ -226,42 +236,51 @@ SEED = 0  # of the one random split, so that whatever is run on it can be compar
 
 
 def random_split(interactions: Interactions, seed: int) -> Split:
-    """Part every user's distinct items 8:1:1 at random.
+    """Split every user's distinct items 8:1:1 at random, as `parts_in_order` does.
 
-    A tenth, rounded down but at least one, is to test on, as many to validate on; users with fewer
-    than three items are only learnt from. An item that a user had several times counts where it
-    came first. Histories are what the user has in train, in the order of time, for test too: a
-    method that reads histories knows no more than one that keeps a vector per user. What is in
-    train, and at test what was validated on, is never ranked.
+    An item that a user had several times counts where it came first. Histories are what the user
+    has in train, in the order of time, for test too: a method that reads histories knows no more
+    than one that keeps a vector per user. What is in train, and at test what was validated on, is
+    never listed.
 
     Args:
         interactions: every user's items, oldest first.
         seed: of the draw.
 
     Returns:
-        train with every user; cases with `targets` int32 [cases, most targets], padded with -1.
+        train with every user; cases with `targets` int32 [cases, most targets], padded with -1, of
+        the users with at least three items.
 
     Raises:
         InputError: no user has three items.
     """
     rng = np.random.default_rng(seed)
+    distinct = []
+    for sequence in interactions:
+        _, first = np.unique(sequence, return_index=True)
+        distinct.append(sequence[np.sort(first)])
+    drawn = [rng.permutation(len(items)) for items in distinct]
+    offsets = np.concatenate(([0], np.cumsum([len(items) for items in distinct], dtype=np.int64)))
+    order = np.empty(offsets[-1], dtype=np.int64)
+    for start, own in zip(offsets[:-1], drawn, strict=True):
+        order[start : start + len(own)] = start + own
+    parts = parts_in_order(order, offsets)
     train: dict[str, list[int]] = {}
     users, histories, valid, test = [], [], [], []
-    for user, sequence in zip(interactions.users, interactions, strict=True):
-        _, first = np.unique(sequence, return_index=True)
-        items = sequence[np.sort(first)]
-        share = max(1, len(items) // 10) if len(items) >= 3 else 0
-        drawn = rng.permutation(len(items))
-        kept = np.delete(items, drawn[: 2 * share])
+    for place, (user, items, own) in enumerate(
+        zip(interactions.users, distinct, drawn, strict=True)
+    ):
+        part = parts[offsets[place] : offsets[place + 1]]
+        kept = items[part == TRAIN]
         train[user] = kept.tolist()
-        if share:
+        if len(kept) < len(items):
             users.append(user)
             histories.append(kept)
-            valid.append(items[drawn[share : 2 * share]])
-            test.append(items[drawn[:share]])
+            valid.append(items[own[part[own] == VALID]])
+            test.append(items[own[part[own] == TEST]])
     if not users:
         raise InputError(
-            "no user has 3 different items, so none can be parted into train, valid and test; "
+            "no user has 3 different items, so none can be split into train, valid and test; "
             "use more data, or --protocol leave-one-out"
         )
     seen = [np.concatenate(both) for both in zip(histories, valid, strict=True)]

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -194,6 +194,23 @@ def test_a_bad_row_is_not_written(tmp_path, rows, message):
     with pytest.raises(InputError, match=message):
         write_predictions(path, rows)
     assert list(tmp_path.iterdir()) == []
+
+
+@given(arrays.arrays(np.float32, 20, elements=st.floats(width=32, allow_nan=False)))
+@example(np.float32(2.0) ** np.arange(-149, 128, dtype=np.float32))
+@example(np.array([0.1, 3e-7, 1 / 3, 16777216.0, 0.0, -0.0, -7.25], dtype=np.float32))
+def test_scores_are_the_shortest_text_that_reads_as_the_same_float32(tmp_path_factory, numbers):
+    scores = np.sort(numbers[np.isfinite(numbers)])[::-1]
+    path = tmp_path_factory.mktemp("scores") / "p.jsonl"
+    write_predictions(path, [Prediction("ann", 1, range(len(scores)), scores)])
+    texts = (
+        re.search(r'"scores": \[(.*?)\]', path.read_text())[1].split(", ") if len(scores) else []
+    )
+    assert [float(text) for text in texts] == [float(str(score)) for score in scores]
+    (read,) = read_predictions(path).scores.values()
+    if len(scores):
+        np.testing.assert_array_equal(read[0], scores)
+        assert (np.signbit(read[0]) == np.signbit(scores)).all()
 
 
 def test_writing_removes_the_sidecar_of_the_file_before(tmp_path):
