@@ -36,7 +36,7 @@ class TrainingData:
         index: the items' paths of codes, for methods that need them.
         exclude_history: whether lists will leave out what the user already has, so that
             validation judges them alike.
-        deadline: when, on `time.perf_counter`, to leave off training and keep what is best so
+        deadline: when, on `time.perf_counter`, to stop training and keep what is best so
             far; None: never.
     """
 

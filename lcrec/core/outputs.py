@@ -119,10 +119,10 @@ def _require_replaceable(
     found = output.name
     if folder:
         # Hidden names are what killed runs leave, and what file managers put everywhere.
-        strangers = sorted(path.name for path in output.iterdir() if path.name[0] != ".")
-        if not strangers:
+        others = sorted(path.name for path in output.iterdir() if path.name[0] != ".")
+        if not others:
             return
-        found = strangers[0]
+        found = others[0]
     raise InputError(
         f"{flag} {output}: {found} has no {PROVENANCE if folder else provenance_path(output).name} "
         f"beside it, so {stage} did not make it; name another place, or move it away"

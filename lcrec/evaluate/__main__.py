@@ -13,7 +13,7 @@ users and targets; prints a table; writes `metrics.json`: {"users", "seed", "sam
 "max"}} or null}}}. The metrics are `METRICS` of `lcrec.rankings.metrics`, or `MULTI_TARGET_METRICS`
 where a user has several targets.
 
-Where users were asked in several wordings, a user's value is the mean over the templates.
+Where users were asked with several templates, a user's value is the mean over the templates.
 """
 
 import importlib

@@ -31,8 +31,8 @@ class Subject:
     """A checkpoint on trial, with the data it is asked about.
 
     Attributes:
-        recommender: the model, its index and its wording.
-        data: what records are made of, limited as they were in training.
+        recommender: the model, its index and its prompt templates.
+        data: the source of the records, limited as they were in training.
         split: the leave-one-out split.
         inputs: what was read, by role.
     """

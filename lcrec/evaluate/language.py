@@ -1,7 +1,7 @@
 """Titles, descriptions and preferences in words: what a checkpoint writes, and how near it comes.
 
 Reads a checkpoint and the data folder. The model answers without any constraint, the likeliest
-token first, in the first wording that serves evaluation for each kind of answer (of the tasks it
+token first, with the first template that serves evaluation for each kind of answer (of the tasks it
 was trained on):
 
 - `index2item`: the title, the description or both of items. All of them were in training, so this
@@ -82,10 +82,12 @@ class LanguageConfig:
     model: Path = option("the checkpoint folder")
     data: Path = option("the data folder")
     output: Path | None = option("where to write the numbers, *.json", None)
-    templates: list[str] | None = option("wordings whose answer is text (default: see above)", None)
-    users: int = option("users, or items, to sample for each wording", 500, minimum=1)
+    templates: list[str] | None = option(
+        "templates whose answer is text (default: see above)", None
+    )
+    users: int = option("users, or items, to sample for each template", 500, minimum=1)
     max_new_tokens: int = option("tokens of an answer at most", 128, minimum=1)
-    show: int = option("answers to print for each wording", 2, minimum=0)
+    show: int = option("answers to print for each template", 2, minimum=0)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
     batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
     seed: int = option("of sampling and the bootstrap", 0, minimum=0)
@@ -108,7 +110,7 @@ def main(argv: list[str]) -> None:
     rouge = RougeL()
     subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
     templates = choose_templates(subject, config.templates)
-    print(f"Writing answers to {len(templates)} wording(s), {config.users:,} of each at most")
+    print(f"Writing answers to {len(templates)} template(s), {config.users:,} of each at most")
     rows: dict[str, dict[str, Any]] = {}
     result: dict[str, dict[str, Any]] = {}
     for template in templates:
@@ -140,9 +142,9 @@ def main(argv: list[str]) -> None:
             print(f"  {template.id}\n    right  {question.references[0]!r:.110}")
             print(f"    model  {answer!r:.110}")
     if not rows:
-        raise InputError("no wording has anything to ask about in this data set; see the notes")
+        raise InputError("no template has anything to ask about in this data set; see the notes")
     print("\nBelow each value, its 95 % interval over users or items.\n")
-    print(format_values(rows, "wording"))
+    print(format_values(rows, "template"))
     for name, entry in result.items():
         print(f"  {name}: {entry['task']}, {' and '.join(entry['asks_for'])}, {entry['answers']:,}")
     record = {"templates": result}
@@ -174,7 +176,7 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
 
 
 def sample_questions(subject: Subject, template: Template, count: int, seed: int) -> list[Question]:
-    """Return at most `count` questions in this wording, drawn by seed, in their order."""
+    """Return at most `count` questions with this template, drawn by seed, in their order."""
     records = [(r, others) for r, others in _records(subject, template.task) if template.fits(r)]
     drawn = np.sort(np.random.default_rng(seed).permutation(len(records))[:count])
     questions = []

@@ -11,8 +11,8 @@ nearest by SASRec's embedding), and one drawn at random. The item with the highe
 after the prompt is the model's choice; equal ones count half. Accuracy is the share of users for
 whom that is the item that came next.
 
-By default the model is asked in the first wording of `seqrec` that serves evaluation and, where it
-was trained on `fusionseqrec`, in the first one that shows titles (LC-Rec's "Title").
+By default the model is asked with the first template of `seqrec` that serves evaluation and, where
+it was trained on `fusionseqrec`, with the first one that shows titles (LC-Rec's "Title").
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
 
 EXAMPLE = "--model runs/shop/model --data data/shop --embeddings runs/shop/embeddings"
-BLOCK = 256  # cases whose similarities to the whole catalogue are held at once
+BLOCK = 256  # cases whose similarities to the whole catalogue are in memory at once
 Seen = Sequence[np.ndarray]
 
 
@@ -73,7 +73,7 @@ def bought_alike(
 ) -> np.ndarray:
     """Return the item that most of the target's customers bought in training, int64 [cases].
 
-    Of items with equally many shared customers, the one with the fewest others is taken. Shared
+    Of items with equally many shared customers, the one with the fewest others wins. Shared
     customers come first because the few decide otherwise: by cosine, most of Amazon Office's
     negatives are items bought twice, which a model tells apart by rarity alone. Arguments as for
     `similar_in_text`.
@@ -132,7 +132,7 @@ class PairsConfig:
     output: Path | None = option("where to write the numbers, *.json", None)
     split: Literal["valid", "test"] = option("which held-out item is the next one", "test")
     templates: list[str] | None = option(
-        "wordings to ask in, of seqrec or of fusionseqrec from titles (default: see above)", None
+        "templates to ask with, of seqrec or of fusionseqrec from titles (default: see above)", None
     )
     users: int | None = option("users to sample (default: all)", None, minimum=1)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
@@ -162,8 +162,8 @@ def main(argv: list[str]) -> None:
     cases = cases.sample(config.users, config.seed)
     seen = seen_items(subject, cases)
     print(
-        f"Asking {len(cases):,} users' next item against three others, in {len(templates)} "
-        "wording(s)"
+        f"Asking {len(cases):,} users' next item against three others, with {len(templates)} "
+        "template(s)"
     )
     negatives = {
         "language": similar_in_text(vectors, cases.targets, seen),
@@ -184,7 +184,7 @@ def main(argv: list[str]) -> None:
             for kind, values in asked.items()
         }
     print("\nAccuracy against each kind of negative; below, its 95 % interval over users.\n")
-    print(format_values(rows, "wording"))
+    print(format_values(rows, "template"))
     for kind, meaning in NEGATIVES.items():
         counts = {template: result[template][kind]["pairs"] for template in result}
         pairs = ", ".join(f"{count:,}" for count in dict.fromkeys(counts.values()))
@@ -226,12 +226,12 @@ def pairwise_accuracy(
 
     Args:
         subject: the model and its data.
-        template: the wording.
+        template: the prompt template.
         cases: the users.
         negatives: by kind, an item per case, int64 [cases]; -1 where there is none.
 
     Returns:
-        by kind, float64 [cases]; NaN where there is no negative, or the wording cannot ask because
+        by kind, float64 [cases]; NaN where there is no negative, or the template cannot ask because
         no title of the history is known.
     """
     recommender = subject.recommender

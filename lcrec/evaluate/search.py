@@ -1,8 +1,8 @@
 """Items for what a customer looks for: `itemsearch` of a checkpoint against text retrieval.
 
 Reads a checkpoint, the data folder with its `<Name>.user.json`, and item embeddings. Every test
-intention (LC-Rec, Fig. 3) is a query, the item the user then took the only right answer, and the
-whole catalogue is ranked: by the model, in the first wording that serves evaluation for each of the
+intention (LC-Rec, Fig. 3) is a query, the item the user then bought the only right answer, and
+the whole catalogue is ranked: by the model, with the first evaluation template for each of the
 things `itemsearch` can be asked with (the intention alone, with the history, with both history and
 preference); and by the cosine between the intention and the item embeddings, encoded by the very
 encoder they were made with. A user with several intentions counts as their mean.
@@ -52,7 +52,7 @@ class SearchConfig:
     encoder: str | None = option("their encoder, if it lies elsewhere now", None)
     output: Path | None = option("where to write the numbers, *.json", None)
     templates: list[str] | None = option(
-        "itemsearch wordings that use the intention (default: see above)", None
+        "itemsearch templates that use the intention (default: see above)", None
     )
     users: int | None = option("users to sample (default: all with an intention)", None, minimum=1)
     k: int = option("items to rank per query, the depth of MRR", 20, minimum=10)
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     encode = encoder_of(config.embeddings, config.encoder)
     print(
         f"Ranking {num_items:,} items for {len(queries):,} intentions of {len(targets):,} users, "
-        f"by text and in {len(templates)} wording(s)"
+        f"by text and with {len(templates)} template(s)"
     )
     if "itemsearch" not in subject.recommender.tasks:
         print("Note: this model was not trained on itemsearch; it is asked what it never learnt.")

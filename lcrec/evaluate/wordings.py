@@ -1,6 +1,6 @@
-"""The editor's bench with a trained model: which wording of `seqrec` works best, without training.
+"""Scores the prompt templates of `seqrec` on a trained model: which works best, without training.
 
-Asks a checkpoint with every wording, those never trained on and freshly edited ones too, and ranks
+Asks a checkpoint with every template, those never trained on and freshly edited ones too, and ranks
 the whole catalogue for the same held-out users each time. Reads a checkpoint, a data folder and,
 where given, a prompts folder; writes to the screen only.
 """
@@ -22,16 +22,16 @@ from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 
 DEPTH = 10
-# Enough for the far tails that a choice among many wordings asks for.
+# Enough for the far tails that a choice among many templates asks for.
 SAMPLES = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How a wording did.
+    """How a template did.
 
     Attributes:
-        template: the wording.
+        template: the prompt template.
         kind: what the model knows of it: "trained", "eval-only", "reworded" or "new".
         hits, ndcg: HR@10 and NDCG@10 of each user, float64 [users].
     """
@@ -45,12 +45,12 @@ class Score:
 def score_model(
     folder: Path, data: Path, own: Path | None, split: str, users: int, seed: int
 ) -> None:
-    """Load a checkpoint, score every wording of `seqrec` on the same users, print the table.
+    """Load a checkpoint, score every template of `seqrec` on the same users, print the table.
 
     Args:
         folder: the checkpoint.
         data: the data folder it was trained on.
-        own: a prompts folder to score; by default the checkpoint's own wording.
+        own: a prompts folder to score; by default the checkpoint's own templates.
         split: "valid" or "test".
         users: how many users to ask for, drawn by `seed`.
         seed: of the draw and of the intervals.
@@ -77,7 +77,7 @@ def score_model(
         )
     templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(
-        f"Asking {folder} with {len(templates)} wordings of seqrec for the {split} items of "
+        f"Asking {folder} with {len(templates)} templates of seqrec for the {split} items of "
         f"{len(cases):,} users, ranking {len(items):,} items"
     )
     scores = score_templates(asked, templates, cases, trained.prompts)
@@ -88,11 +88,11 @@ def score_model(
     if not same:
         print("The system message is not the one that the model was trained with.")
     chosen = print_scores(scores, baseline, seed)
-    wording = f"--templates {chosen.template.id}"
+    flags = f"--templates {chosen.template.id}"
     if own is not None and chosen is not baseline:
-        wording = f"--prompts {own} {wording}"
+        flags = f"--prompts {own} {flags}"
     print(
-        f"Next: python -m lcrec.generate --model {folder} --data {data} {wording} "
+        f"Next: python -m lcrec.generate --model {folder} --data {data} {flags} "
         "--output DIR/predictions.jsonl"
     )
 
@@ -104,7 +104,7 @@ def score_templates(
 
     Args:
         recommender: the model, with the prompt set (its system message) to ask with.
-        templates: wordings of `seqrec`.
+        templates: those of `seqrec`.
         cases: whom to ask for.
         known: what the model was trained on.
     """
@@ -122,19 +122,19 @@ def score_templates(
 
 
 def print_scores(scores: list[Score], baseline: Score, seed: int) -> Score:
-    """Print a line per wording, best first, and return the one to use.
+    """Print a line per template, best first, and return the one to use.
 
     That is the best by NDCG@10 if it beats the baseline beyond chance, else the baseline.
 
     Args:
         scores: at least one.
-        baseline: the wording that the model answers with when none is named; also among `scores`,
+        baseline: the template that the model answers with when none is named; also among `scores`,
             or not.
         seed: of the bootstrap.
     """
     others = [score for score in scores if score is not baseline]
     rows = sorted([*others, baseline], key=lambda score: -score.ndcg.mean())
-    print(f"\n{'':<30}{'use':<7}{'wording':<11}{'HR@10':>7}{'':<13}{'NDCG@10':>9}")
+    print(f"\n{'':<30}{'use':<7}{'text':<11}{'HR@10':>7}{'':<13}{'NDCG@10':>9}")
     for score in rows:
         cells = []
         for values in (score.hits, score.ndcg):
@@ -165,7 +165,7 @@ def print_scores(scores: list[Score], baseline: Score, seed: int) -> Score:
 
 
 def _kind(template: Template, known: PromptSet) -> str:
-    """Return what a model trained on `known` has seen of this wording."""
+    """Return what a model trained on `known` has seen of this template."""
     same = [t for t in known.templates if _asks_alike(t, template)]
     if any(t.use != "eval" for t in same):
         return "trained"

@@ -82,13 +82,13 @@ class GenerateConfig:
     k: int = option("items to rank per user", 20, minimum=1)
     beams: int | None = option("beams to search with (default: k, at least 20)", None, minimum=1)
     templates: list[str] = option(
-        "wordings to ask with: ids, or 'all' that serve evaluation; the first by default; one "
+        "templates to ask with: ids, or 'all' that serve evaluation; the first by default; one "
         "request asked in several gets their joint list",
         ["first"],
     )
     ensemble: bool = option(
-        "join the lists of several wordings into one (mean of scores, union of items): for a split "
-        "in X.ensemble.jsonl beside the lists of each",
+        "join the rankings of several templates into one (mean of scores, union of items): for a "
+        "split in X.ensemble.jsonl beside the lists of each",
         False,
     )
     constraint: Literal["trie", "level", "none"] = option(
@@ -99,7 +99,7 @@ class GenerateConfig:
     allow: Path | None = option("a file of the only items to recommend, an id per line", None)
     deny: Path | None = option("a file of items never to recommend, an id per line", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
-    prompts: Path | None = option("other wording than the checkpoint's own", None)
+    prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
     batch_tokens: int | None = option(
@@ -302,10 +302,10 @@ def prepare(
         config.ensemble,
     )
     if config.ensemble and len(demand.templates) < 2:
-        raise InputError("--ensemble joins several wordings; name them, or give --templates all")
+        raise InputError("--ensemble joins several templates; name them, or give --templates all")
     state.print(
         f"Ranking {len(recommender.index):,} items for {len(users):,} users with "
-        f"{len(demand.templates)} wording(s) on {state.num_processes} process(es)"
+        f"{len(demand.templates)} template(s) on {state.num_processes} process(es)"
     )
     return recommender, demand
 

@@ -264,8 +264,8 @@ def _best(scores: Tensor, k: int) -> Tensor:
     """
     least = scores.topk(k, dim=1).values[:, -1:]
     better, equal = scores > least, scores == least
-    room = k - better.sum(dim=1, keepdim=True)
-    chosen = better | (equal & (equal.cumsum(dim=1) <= room))
+    free = k - better.sum(dim=1, keepdim=True)
+    chosen = better | (equal & (equal.cumsum(dim=1) <= free))
     return chosen.nonzero()[:, 1].view(len(scores), k)
 
 

@@ -31,7 +31,7 @@ class Demand:
     Attributes:
         users: their names.
         histories: int `[length]` each, oldest first.
-        templates: `seqrec` wordings, each answers for every user.
+        templates: of `seqrec`, each answers for every user.
         k: items per list.
         num_beams: beams to search with; None for the recommender's own choice.
         exclude_history: never list what the user has; a list may then be shorter than k.

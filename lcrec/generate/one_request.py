@@ -117,13 +117,13 @@ class Wish:
 def answer_wish(
     recommender: Recommender, items: Items, wish: Wish, templates: Sequence[Template | None]
 ) -> None:
-    """Print the items for one request, by title; asked in several wordings, their joint list.
+    """Print the items for one request, by title; asked with several templates, their joint ranking.
 
     Args:
         recommender: what ranks.
         items: the catalogue, for the titles.
         wish: the request.
-        templates: wordings of `itemsearch` where there is a query, else of `seqrec`; None for the
+        templates: those of `itemsearch` where there is a query, else of `seqrec`; None for the
             recommender's own choice.
 
     Raises:

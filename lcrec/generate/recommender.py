@@ -85,7 +85,7 @@ class Recommender:
         model: in eval mode, on the device to use.
         tokenizer: with the index's tokens.
         index: the item index.
-        prompts: the wording.
+        prompts: the prompt templates.
         max_history: how many of the latest items a prompt shows.
         max_text_words: the length, in words, that a query is cut to.
         tasks: the tasks the model was trained on.
@@ -143,7 +143,7 @@ class Recommender:
             index: an index that adds items to the checkpoint's own (`lcrec.quantize --add`).
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
-            prompts: other wording than the checkpoint's own.
+            prompts: other templates than the checkpoint's own.
             max_batch_tokens, constraint: as for the class.
 
         Raises:
@@ -185,12 +185,12 @@ class Recommender:
             deny: per request items it must not get, or None.
             exclude_history: never return an item of the history, all of it counts; a list may then
                 be shorter than k.
-            template: a `seqrec` wording; by default the first that serves evaluation.
+            template: a `seqrec` template; by default the first that serves evaluation.
             num_beams: beams to search with, at least k; default `max(k, 20)`, at most all items.
 
         Raises:
             InputError: an empty history, an unknown item, more items wanted than there are or than
-                allow and deny leave, a wording of another task, or a prompt longer than the
+                allow and deny leave, a template of another task, or a prompt longer than the
                 model's context.
         """
         return self.rank(
@@ -219,7 +219,7 @@ class Recommender:
         Args:
             queries: what is looked for, in words; the first `max_text_words` words count.
             histories: what each customer has, oldest first; empty where nothing is known.
-            template: an `itemsearch` wording; by default the first that serves evaluation and uses
+            template: an `itemsearch` template; by default the first that serves evaluation and uses
                 the history where there is one.
             k, allow, deny, exclude_history, num_beams: as for `recommend`.
 

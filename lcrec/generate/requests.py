@@ -20,12 +20,12 @@ from lcrec.prompts.templates import Template
 
 
 class Questions:
-    """Asks a model about histories, queries and items, in the wording of a prompt set.
+    """Asks a model about histories, queries and items, with the templates of a prompt set.
 
     Args:
         tokenizer: with the index's tokens.
         index: the item index.
-        prompts: the wording.
+        prompts: the prompt templates.
         max_history: how many of the latest items a prompt shows.
         max_text_words: the length, in words, that a query is cut to.
         context: the tokens that the model can take, answer included; None if it has no limit.
@@ -51,8 +51,8 @@ class Questions:
         """Ask what comes after each history, by default with the first template of `seqrec`.
 
         Raises:
-            InputError: an empty history, an item that is not in the catalogue, a wording of another
-                task, or a prompt longer than the model's context.
+            InputError: an empty history, an item that is not in the catalogue, a template of
+                another task, or a prompt longer than the model's context.
         """
         template = template or self.prompts.evaluation_templates("seqrec")[0]
         _require_template_of(template, "seqrec")
@@ -69,7 +69,7 @@ class Questions:
         histories: Sequence[ItemIds],
         template: Template | None = None,
     ) -> list[list[int]]:
-        """Ask what each customer looks for, by default in the wording that says most of a request.
+        """Ask what each customer looks for, by default with the most informative template.
 
         Raises:
             InputError: an empty query, not one history per query, an item that is not in the
@@ -151,7 +151,7 @@ class Questions:
         """Return the prompts of questions in words, each with an answer of at most `answer` tokens.
 
         Raises:
-            InputError: a prompt that leaves no room for its answer in the model's context.
+            InputError: a prompt whose answer does not fit in the model's context.
         """
         prompt_ids = self.encoder.prompt_ids(questions) if questions else []
         for row, ids in enumerate(prompt_ids):

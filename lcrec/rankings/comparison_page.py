@@ -330,7 +330,7 @@ def _group_picture(figures: Figures) -> tuple[Any, str]:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    # A method with many flags would leave no room to draw in; the tables have it whole.
+    # A method with many flags would leave no space to draw in; the tables have it whole.
     short = [textwrap.shorten(name, NAME, placeholder=" …") for name in names]
     axes.set_yticks(np.arange(len(names)), short)
     axes.invert_yaxis()

@@ -33,7 +33,7 @@ class _Wishes(BaseModel):
         description="recommend items only whose field is one of the values, for every field named",
     )
     exclude_history: bool = Field(False, description="never recommend an item of the history")
-    template: str | None = Field(None, description="the id of the wording to ask with")
+    template: str | None = Field(None, description="the id of the prompt template to ask with")
 
 
 class RecommendRequest(_Wishes):
@@ -138,8 +138,8 @@ class Desk:
         if len(history) > self.max_history:
             raise _fault(
                 "history",
-                f"{len(history)} items; at most {self.max_history} are taken (--max-history), and "
-                f"the model reads the latest {self.recommender.questions.max_history}",
+                f"{len(history)} items; at most {self.max_history} are allowed (--max-history), "
+                f"and the model reads the latest {self.recommender.questions.max_history}",
             )
         if wish.k > self.max_k:
             raise _fault("k", f"{wish.k} items wanted; the most here is {self.max_k} (--max-k)")
@@ -212,7 +212,7 @@ class Desk:
             if field not in self.by_value:
                 known = ", ".join(self.by_value) or "none, for it runs without --data"
                 raise _fault("filters", f"{field[:40]!a} is no field to filter by here: {known}")
-            # Keyed by value: a body has room to name one so often that no memory holds its items.
+            # Keyed by value: a body may name one so often that its items do not fit in memory.
             named = {}
             for value in values:
                 folded = value.strip().casefold()
@@ -234,14 +234,14 @@ class Desk:
             known = {t.id: t for t in self.recommender.prompts.templates if t.task == task}
             if wish.template not in known:
                 near = closest(wish.template[:80], known)
-                raise _fault("template", f"{task} has no wording {wish.template[:80]!a}{near}")
+                raise _fault("template", f"{task} has no template {wish.template[:80]!a}{near}")
             template = known[wish.template]
         try:
             if not isinstance(wish, SearchRequest):
                 return self.recommender.prompt_ids([wish.history], template)[0]
             if len(wish.query) > self.max_query:
                 raise InputError(
-                    f"{len(wish.query)} characters; at most {self.max_query} are taken "
+                    f"{len(wish.query)} characters; at most {self.max_query} are allowed "
                     "(--max-query)"
                 )
             return self.recommender.questions.search([wish.query], [wish.history], template)[0]

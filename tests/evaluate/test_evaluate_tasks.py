@@ -76,8 +76,8 @@ def test_a_table_by_hand():
         "one": {"a": {"mean": 0.5, "low": 0.25, "high": 0.75}, "b": None},
         "another": {"a": {"mean": 1.0, "low": 1.0, "high": 1.0}, "b": None},
     }
-    lines = format_values(rows, "wording").splitlines()
-    assert lines[0].split() == ["wording", "a", "b"]
+    lines = format_values(rows, "template").splitlines()
+    assert lines[0].split() == ["template", "a", "b"]
     assert lines[2].split() == ["one", "0.5000", "-"]
     assert lines[3].split() == ["0.250-0.750"]
     assert lines[4].split() == ["another", "1.0000", "-"]

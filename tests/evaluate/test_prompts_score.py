@@ -116,7 +116,7 @@ def test_on_a_checkpoint(checkpoint, shop, split, capsys):
     shown = capsys.readouterr().out
     recommender = Recommender.from_pretrained(checkpoint)
     templates = [t for t in recommender.prompts.templates if t.task == "seqrec"]
-    assert f"with {len(templates)} wordings of seqrec for the valid items of 20 users" in shown
+    assert f"with {len(templates)} templates of seqrec for the valid items of 20 users" in shown
     cases = split.valid.sample(20, 0)
     for template in templates:
         found = recommender.recommend(cases.histories, 10, template=template).items

@@ -105,7 +105,7 @@ def test_several_processes_give_the_same(run, run_command, checkpoint, shop, pre
         *("-m", "torch.distributed.run", "--nproc_per_node", 3, "-m", "lcrec.generate"),
         *("--model", checkpoint, "--data", shop, "--output", path, "--batch-tokens", 100),
     )
-    assert "for 60 users with 1 wording(s) on 3 process(es)" in out
+    assert "for 60 users with 1 template(s) on 3 process(es)" in out
     assert out.count("Wrote") == 1
     # Parts are dealt out unevenly.
     alone = tmp_path / "alone.jsonl"

@@ -287,7 +287,7 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
         ("/recommend", {"history": [1], "filters": {"colour": ["red"]}}, ["brand, categories"]),
         ("/recommend", {"history": [1], "filters": {"brand": ["Acne"]}}, ["no item has", "'Acne'"]),
         ("/recommend", {"history": [1], "filters": {"brand": []}}, ["#/filters/brand", "at least"]),
-        ("/recommend", {"history": [1], "template": "search-box"}, ["no wording 'search-box'"]),
+        ("/recommend", {"history": [1], "template": "search-box"}, ["no template 'search-box'"]),
         ("/search", {"query": ""}, ["#/query", "at least 1 character"]),
         ("/search", {"query": " \n\t "}, ["#/query", "empty"]),
         ("/search", {"query": "x" * 301}, ["301 characters; at most 300"]),

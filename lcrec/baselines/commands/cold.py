@@ -1,4 +1,4 @@
-"""A data set of which some items are taken away, to be found by what is known of them besides.
+"""Cold start: some items are removed from the sequences and must be found by their content.
 
 The protocol of CARec (CIKM 2024): a share of the items is drawn at random and all their purchases
 are removed to a cold test set; of the rest, users and items with too few purchases are dropped

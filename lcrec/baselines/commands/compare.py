@@ -67,7 +67,7 @@ class CompareConfig:
     exclude_history: bool = option("never list what the user already has, but for a target", False)
     tuned: bool = option("start from the methods' best known settings", False)
     max_minutes: float | None = option(
-        "leave off each training after so long and keep what was best by then; none: no bound",
+        "stop each training after so long and keep what was best by then; none: no bound",
         None,
         minimum=0,
     )

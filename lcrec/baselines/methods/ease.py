@@ -4,7 +4,7 @@
     score(u, j) = sum over items i of the history of weight(i) * B[i, j]
 
 (WWW 2019, arXiv 1905.03375, equation 8.) R is 1 where the user has the item in the train sequences.
-The weights are 1 in the paper; `history_decay` lets the last items speak louder.
+The weights are 1 in the paper; `history_decay` lets the last items weigh more.
 
 B is dense, [items, items]: this is the one method here whose memory grows with the square of the
 catalogue, so a limit is set on it.

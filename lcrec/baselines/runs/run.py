@@ -59,7 +59,7 @@ class BaselineConfig:
     )
     tuned: bool = option("they start from the best known settings instead", False)
     max_minutes: float | None = option(
-        "leave off training after so long and keep what was best by then, for a first look: how "
+        "stop training after so long and keep what was best by then, for a first look: how "
         "far that is depends on the machine; none: no bound",
         None,
         minimum=0,

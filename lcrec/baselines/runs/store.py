@@ -81,10 +81,10 @@ def require_replaceable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a fitted method goes into a folder")
     if folder.is_dir():
-        strangers = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, PROVENANCE})
-        if strangers:
+        others = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, PROVENANCE})
+        if others:
             raise InputError(
-                f"{folder} holds {strangers[0]}, which no fitted method has; name another folder"
+                f"{folder} holds {others[0]}, which no fitted method has; name another folder"
             )
 
 

@@ -98,7 +98,7 @@ def smooth(adjacency: torch.Tensor, embeddings: torch.Tensor, layers: int) -> to
 
 
 def own_share(adjacency: torch.Tensor, layers: int) -> torch.Tensor:
-    """Return how much of each node's own embedding is in what `smooth` makes of it.
+    """Return how much of each node's own embedding is in its output of `smooth`.
 
     It is the mean over k = 0 .. K of the diagonal of A_hat^k. The graph has two sides, so that
     odd powers have none; of an even one it is the squared length of the rows of the half power.

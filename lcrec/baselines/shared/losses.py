@@ -121,8 +121,8 @@ def full_softmax(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of softmax(states @ vectors^T + bias) at the targets.
 
-    Equal to `cross_entropy` of the whole matrix of logits, of which only `LOGITS_AT_ONCE` numbers
-    are ever held, whatever the batch and the catalogue. The gradient of a chunk, p - 1 at the
+    Equal to `cross_entropy` of the whole matrix of logits, but only `LOGITS_AT_ONCE` numbers
+    are ever in memory, whatever the batch and the catalogue. The gradient of a chunk, p - 1 at the
     target, is taken while the chunk is there, which saves the second forward pass that
     checkpointing needs.
 

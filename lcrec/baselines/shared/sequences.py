@@ -7,7 +7,7 @@ Examples are cut from the train sequences in one of two ways:
 - `windows`: a user's items once, with a target after every item, for methods whose state at a place
   knows nothing of later ones. For a user with no more than `max_history` + 1 items the loss is the
   same sum over the same targets, at a fraction of the cost. They differ in that one draw of dropout
-  serves a whole window, and that a longer sequence is cut into windows half of which overlap: each
+  serves a whole window, and that a longer sequence is cut into windows that overlap by half: each
   target counts once, with at least `max_history` / 2 items before it rather than all `max_history`.
 
 Sequences are padded at their end with an id that no item has, the size of the catalogue.
@@ -33,7 +33,7 @@ class Batch:
     """Padded histories, and at which of their places a next item is asked for.
 
     Attributes:
-        users: int64 [batch], positions in the train sequences, -1 for a stranger.
+        users: int64 [batch], positions in the train sequences, -1 for an unseen user.
         items: int64 [batch, length], oldest first, padded at the end.
         lengths: int64 [batch], how many items are real; at least 1.
         rows, columns: int64 [predictions], places of `items` whose next item is asked for, row by
@@ -213,7 +213,7 @@ def pad_histories(
     """Return the last `max_history` items of each history, asking for what comes next.
 
     Args:
-        users: int64 [batch], -1 for a stranger.
+        users: int64 [batch], -1 for an unseen user.
         histories: ids [length] each, oldest first, at least one.
         num_items: the size of the catalogue, and the id that pads.
         max_history: the most items of a history.

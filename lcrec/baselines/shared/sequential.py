@@ -71,14 +71,14 @@ class SequenceNetwork(nn.Module):
 
 
 class Users(nn.Module):
-    """A vector per user; a stranger's is the mean of all."""
+    """A vector per user; an unseen user's is the mean of all."""
 
     def __init__(self, num_users: int, dim: int) -> None:
         super().__init__()
         self.table = nn.Embedding(num_users, dim)
 
     def forward(self, users: torch.Tensor) -> torch.Tensor:
-        """Return [batch, dim] for int64 [batch], -1 for a stranger."""
+        """Return [batch, dim] for int64 [batch], -1 for an unseen user."""
         vectors = self.table(users.clamp(min=0))
         if (users >= 0).all():
             return vectors

@@ -91,7 +91,7 @@ def train_epochs(
         patience: validations without a better score, a tie being none, after which to stop.
         every: epochs from one validation to the next.
         label: before the progress bar.
-        deadline: when on `time.perf_counter` to leave off, be it within an epoch, after a step at
+        deadline: when on `time.perf_counter` to stop, also within an epoch, after one step at
             least; what has been learnt by then is validated too. None: never.
         step: updates the weights once the gradients are there; None: `optimizer.step`.
 
