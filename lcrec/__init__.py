@@ -25,16 +25,20 @@ from lcrec.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lcrec.data.data_set import load_data as load_data
+    from lcrec.finetune import FinetuneConfig as FinetuneConfig
+    from lcrec.finetune import run as fine_tune
     from lcrec.generate.recommender import Recommender as Recommender
     from lcrec.index.item_index import ItemIndex as ItemIndex
     from lcrec.prompts.prompt_set import PromptSet as PromptSet
     from lcrec.rankings.evaluation import evaluate_predictions as evaluate_predictions
 
 _HOMES = {
+    "FinetuneConfig": "finetune",
     "ItemIndex": "index.item_index",
     "PromptSet": "prompts.prompt_set",
     "Recommender": "generate.recommender",
     "evaluate_predictions": "rankings.evaluation",
+    "fine_tune": "finetune:run",
     "load_data": "data.data_set",
 }
 __all__ = sorted([*_HOMES, "__version__"])

@@ -16,17 +16,17 @@ TOP = Path(__file__).parents[1]
 def test_every_name_is_there_and_typed():
     tree = ast.parse((TOP / "lcrec" / "__init__.py").read_text())
     typed = {
-        alias.asname: node.module
+        alias.asname: (node.module, alias.name)
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.name == alias.asname
+        if alias.asname
     }
     assert sorted(typed) == lcrec.__all__
-    for name, module in typed.items():
+    for name, (module, inner) in typed.items():
         value = getattr(lcrec, name)
         if name != "__version__":
-            assert (value.__name__, value.__module__) == (name, module)
+            assert (value.__module__, value.__name__) == (module, inner)
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         _ = lcrec.Recomender
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from lcrec.core.errors import InputError, closest
-from lcrec.core.shipped import find_recipe
+from lcrec.core.shipped import find_recipe, find_templates
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -173,6 +173,8 @@ def parse_config(
             if key not in fields:
                 raise InputError(f"{path}: unknown key {key!r}{closest(str(key), fields)}")
             values[key] = _convert(value, hints[key], fields[key], f"{path}: {key}")
+            if isinstance(values[key], Path):
+                values[key] = find_templates(values[key], path)
     for name, value in flags.items():
         values[name] = _convert(value, hints[name], fields[name], _shown(name, fields[name]))
 

@@ -14,12 +14,14 @@ def lazy_exports(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: the package's `__name__`.
-        homes: {exported name: the module below the package that defines it}.
+        homes: {exported name: the module below the package that defines it}, or "module:name"
+            where it has another name there.
     """
 
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        module, _, inner = homes[name].partition(":")
+        return getattr(importlib.import_module(f"{package}.{module}"), inner or name)
 
     return load

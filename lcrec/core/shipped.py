@@ -47,6 +47,20 @@ def find_recipe(given: str) -> Path:
     )
 
 
+def find_templates(given: Path, recipe: Path) -> Path:
+    """Return the folder that a settings file means by a path.
+
+    Args:
+        given: the path. In a shipped recipe `prompts/short` is the shipped folder, wherever the
+            command is given; any other path is as it stands.
+        recipe: the settings file.
+    """
+    is_shipped = recipe.resolve().parent == shipped("recipes").resolve()
+    if is_shipped and given.parts[:1] == ("prompts",):
+        return shipped("prompts").joinpath(*given.parts[1:])
+    return given
+
+
 def _is_checkout(folder: Path) -> bool:
     """Return whether a folder's `pyproject.toml` is that of lcrec."""
     try:

@@ -6,7 +6,7 @@ import pytest
 
 from lcrec.core import shipped as module
 from lcrec.core.errors import InputError
-from lcrec.core.shipped import find_recipe, shipped
+from lcrec.core.shipped import find_recipe, find_templates, shipped
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS
 
 TOP = Path(__file__).parents[2]
@@ -40,3 +40,14 @@ def test_a_recipe_is_a_file_or_else_a_shipped_one(tmp_path, monkeypatch):
     for name in ("quikstart", "other/quickstart.yaml", "quickstart.json"):
         with pytest.raises(InputError, match=rf"{name}: no such file.*did you mean .*office, "):
             find_recipe(name)
+
+
+def test_a_shipped_recipe_means_the_shipped_templates(tmp_path, monkeypatch):
+    (tmp_path / "prompts" / "short").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    short = Path("prompts/short")
+    assert find_templates(short, find_recipe("quickstart")) == TOP / "prompts" / "short"
+    assert find_templates(Path("data"), find_recipe("quickstart")) == Path("data")
+    assert find_templates(short, tmp_path / "quickstart.yaml") == short
+    monkeypatch.chdir(TOP)
+    assert find_templates(short, Path("recipes/quickstart.yaml")) == TOP / "prompts" / "short"
