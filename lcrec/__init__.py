@@ -21,25 +21,40 @@ transformers.
 from typing import TYPE_CHECKING
 
 from lcrec.core.lazy import lazy_exports
-from lcrec.core.version import __version__ as __version__
+from lcrec.core.version import __version__
 
 if TYPE_CHECKING:
-    from lcrec.data.data_set import load_data as load_data
-    from lcrec.finetune import FinetuneConfig as FinetuneConfig
+    from lcrec.data.data_set import load_data
+    from lcrec.finetune import FinetuneConfig
     from lcrec.finetune import run as fine_tune
-    from lcrec.generate.recommender import Recommender as Recommender
-    from lcrec.index.item_index import ItemIndex as ItemIndex
-    from lcrec.prompts.prompt_set import PromptSet as PromptSet
-    from lcrec.rankings.evaluation import evaluate_predictions as evaluate_predictions
+    from lcrec.generate.recommender import Recommender
+    from lcrec.index.item_index import ItemIndex
+    from lcrec.prompts.prompt_set import PromptSet
+    from lcrec.quantize import IndexSettings, build_index
+    from lcrec.rankings.evaluation import evaluate_predictions
 
 _HOMES = {
     "FinetuneConfig": "finetune",
+    "IndexSettings": "quantize",
     "ItemIndex": "index.item_index",
     "PromptSet": "prompts.prompt_set",
     "Recommender": "generate.recommender",
+    "build_index": "quantize",
     "evaluate_predictions": "rankings.evaluation",
     "fine_tune": "finetune:run",
     "load_data": "data.data_set",
 }
-__all__ = sorted([*_HOMES, "__version__"])
+# Written out, because type checkers read it.
+__all__ = [
+    "FinetuneConfig",
+    "IndexSettings",
+    "ItemIndex",
+    "PromptSet",
+    "Recommender",
+    "__version__",
+    "build_index",
+    "evaluate_predictions",
+    "fine_tune",
+    "load_data",
+]
 __getattr__ = lazy_exports(__name__, _HOMES)

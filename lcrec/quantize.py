@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from lcrec.core.report import Verdict
     from lcrec.index.methods import Indexing
+    from lcrec.index.rqvae import RQVAE
 
 STAGE = "python -m lcrec.quantize"
 EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/index"
@@ -56,21 +57,9 @@ PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """Settings of `python -m lcrec.quantize`."""
+class IndexSettings:
+    """How items get their codes."""
 
-    data: Path | None = option(
-        "the data folder, to check that the embeddings belong to its catalogue (with --repair only "
-        "for titles, and not needed)",
-        None,
-    )
-    embeddings: Path | None = option(
-        "the folder that holds embeddings.npy (with --repair not needed, but better)", None
-    )
-    output: Path = option("the folder to write the index to")
-    add: Path | None = option("new items to add to the index in --index", None)
-    index: Path | None = option("with --add: the folder of the index to extend", None)
-    repair: Path | None = option("an index.json to make unique, LC-Rec's for example", None)
     kind: Literal["rq-vae", "rq-kmeans", "balanced-kmeans", "tiger", "random", "vanilla"] = option(
         "how to index: rq-vae (LC-Rec's), rq-kmeans and balanced-kmeans (no training), tiger (no "
         "uniform mapping, one more token tells apart), random paths, vanilla (a token per item)",
@@ -112,6 +101,24 @@ class QuantizeConfig:
     weight_decay: float = option("AdamW's weight decay", 1e-4, minimum=0)
     bf16: bool = option("encode and decode in bfloat16 while training", False)
     seed: int = option("decides initialisation and order", 0, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig(IndexSettings):
+    """Settings of `python -m lcrec.quantize`."""
+
+    data: Path | None = option(
+        "the data folder, to check that the embeddings belong to its catalogue (with --repair only "
+        "for titles, and not needed)",
+        None,
+    )
+    embeddings: Path | None = option(
+        "the folder that holds embeddings.npy (with --repair not needed, but better)", None
+    )
+    output: Path = option("the folder to write the index to")
+    add: Path | None = option("new items to add to the index in --index", None)
+    index: Path | None = option("with --add: the folder of the index to extend", None)
+    repair: Path | None = option("an index.json to make unique, LC-Rec's for example", None)
 
 
 @contextlib.contextmanager
@@ -169,12 +176,9 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
         if state.is_main_process:
             extend(config, embeddings, inputs)
         return
-    from lcrec.index.methods import INDEXERS, TRAINED, WITHOUT_MODEL, require_paths
+    from lcrec.index.methods import WITHOUT_MODEL
 
-    require_paths(config.kind, num_items, config.levels, config.codes)
-    if config.levels > len(LEVEL_LETTERS):
-        raise InputError(f"--levels {config.levels}: at most {len(LEVEL_LETTERS)} can be named")
-    epsilons = level_epsilons(config.kind, config.sinkhorn_epsilon, config.levels)
+    check_settings(config, num_items)
     names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * (config.kind not in WITHOUT_MODEL)
     made = all((config.output / name).exists() for name in names)
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
@@ -190,32 +194,12 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
     import torch
 
     from lcrec.index.page import print_verdict
-    from lcrec.index.rqvae_training import TrainingSettings, train_rqvae
 
-    model = None
-    if config.kind in TRAINED:
-        settings = TrainingSettings(
-            num_levels=config.levels,
-            num_codes=config.codes,
-            latent_dim=config.latent_dim,
-            hidden_dims=config.hidden_dims,
-            commitment_weight=config.commitment_weight,
-            sinkhorn_epsilons=epsilons,
-            epochs=config.epochs,
-            patience=config.patience,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            seed=config.seed,
-            parity=config.parity,
-            bf16=config.bf16,
-        )
-        model = train_rqvae(torch.from_numpy(embeddings), settings, config.output / UNFINISHED)
+    vectors = torch.from_numpy(embeddings)
+    model = train_model(vectors, config, config.output / UNFINISHED)
     if state.is_main_process:
-        indexing = INDEXERS[config.kind](
-            torch.from_numpy(embeddings), config.levels, config.codes, config.seed, model
-        )
-        report = describe_index(indexing, torch.from_numpy(embeddings), items, config.seed)
+        indexing = index_items(vectors, config, model)
+        report = describe_index(indexing, vectors, items, config.seed)
         name = f"{find_data(config.data).name} by {config.kind}"
         verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
         print_verdict(verdict)
@@ -223,6 +207,83 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
             f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
             f"{config.data} --index {config.output} --base MODEL --output DIR"
         )
+
+
+def build_index(embeddings: np.ndarray, settings: IndexSettings | None = None) -> ItemIndex:
+    """Give every item its own path of codes, as `lcrec quantize` does, and write nothing.
+
+    Args:
+        embeddings: float32 [items, dim]; row i is item i.
+        settings: how; by default LC-Rec's RQ-VAE with 4 levels of 256 codes.
+
+    Raises:
+        InputError: an embedding is NaN or infinite, or the settings allow fewer paths than items.
+    """
+    import torch
+
+    settings = settings or IndexSettings()
+    rows = check_embeddings(np.asarray(embeddings), len(embeddings), Path(EMBEDDINGS))
+    check_settings(settings, len(rows))
+    with one_thread():
+        vectors = torch.from_numpy(rows)
+        indexing = index_items(vectors, settings, train_model(vectors, settings))
+    return ItemIndex(indexing.codes, indexing.level_sizes)
+
+
+def check_settings(settings: IndexSettings, num_items: int) -> None:
+    """Check that these settings give every item a path of its own.
+
+    Raises:
+        InputError: they do not; the remedy is named.
+    """
+    from lcrec.index.methods import require_paths
+
+    require_paths(settings.kind, num_items, settings.levels, settings.codes)
+    if settings.levels > len(LEVEL_LETTERS):
+        raise InputError(f"--levels {settings.levels}: at most {len(LEVEL_LETTERS)} can be named")
+    level_epsilons(settings.kind, settings.sinkhorn_epsilon, settings.levels)
+
+
+def train_model(
+    embeddings: Tensor, settings: IndexSettings, resume_from: Path | None = None
+) -> RQVAE | None:
+    """Train the RQ-VAE of a kind that has one, on all processes together, else return None.
+
+    Args:
+        embeddings: float32 [items, dim].
+        settings: of the index.
+        resume_from: a file to keep the state of training in.
+    """
+    from lcrec.index.methods import TRAINED
+    from lcrec.index.rqvae_training import TrainingSettings, train_rqvae
+
+    if settings.kind not in TRAINED:
+        return None
+    training = TrainingSettings(
+        num_levels=settings.levels,
+        num_codes=settings.codes,
+        latent_dim=settings.latent_dim,
+        hidden_dims=settings.hidden_dims,
+        commitment_weight=settings.commitment_weight,
+        sinkhorn_epsilons=level_epsilons(settings.kind, settings.sinkhorn_epsilon, settings.levels),
+        epochs=settings.epochs,
+        patience=settings.patience,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        parity=settings.parity,
+        bf16=settings.bf16,
+    )
+    return train_rqvae(embeddings, training, resume_from)
+
+
+def index_items(embeddings: Tensor, settings: IndexSettings, model: RQVAE | None) -> Indexing:
+    """Give every item its path, from embeddings [items, dim] and what `train_model` returned."""
+    from lcrec.index.methods import INDEXERS
+
+    index = INDEXERS[settings.kind]
+    return index(embeddings, settings.levels, settings.codes, settings.seed, model)
 
 
 def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:

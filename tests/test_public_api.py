@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lcrec
+from lcrec.core.errors import InputError
 
 TOP = Path(__file__).parents[1]
 
@@ -16,17 +18,16 @@ TOP = Path(__file__).parents[1]
 def test_every_name_is_there_and_typed():
     tree = ast.parse((TOP / "lcrec" / "__init__.py").read_text())
     typed = {
-        alias.asname: (node.module, alias.name)
+        alias.asname or alias.name: (node.module, alias.name)
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.asname
     }
-    assert sorted(typed) == lcrec.__all__
-    for name, (module, inner) in typed.items():
+    assert {*lcrec.__all__, "TYPE_CHECKING", "lazy_exports"} == set(typed)
+    assert set(lcrec._HOMES) == {*lcrec.__all__} - {"__version__"}
+    for name in lcrec._HOMES:
         value = getattr(lcrec, name)
-        if name != "__version__":
-            assert (value.__module__, value.__name__) == (module, inner)
+        assert (value.__module__, value.__name__) == typed[name]
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         _ = lcrec.Recomender
 
@@ -65,3 +66,31 @@ def test_the_metrics_are_those_of_the_command(tmp_path):
     assert lcrec.evaluate_predictions([str(tmp_path / "mine.jsonl")]) == written
     (named,) = lcrec.evaluate_predictions([tmp_path / "mine.jsonl"], labels=["A"])["runs"]
     assert named == "A"
+
+
+def test_an_index_is_that_of_the_command(shop, tmp_path):
+    from lcrec import embed, quantize
+
+    embed.main(["--data", str(shop), "--output", str(tmp_path / "vectors"), "--lsa-dim", "16"])
+    words = ["--data", shop, "--embeddings", tmp_path / "vectors", "--output", tmp_path / "index"]
+    words += ["--levels", 3, "--codes", 6, "--epochs", 5, "--latent-dim", 8, "--seed", 3]
+    quantize.main(list(map(str, words)))
+    settings = lcrec.IndexSettings(levels=3, codes=6, epochs=5, latent_dim=8, seed=3)
+    built = lcrec.build_index(np.load(tmp_path / "vectors" / "embeddings.npy"), settings)
+    written = lcrec.ItemIndex.load(tmp_path / "index")
+    assert built.codes.tolist() == written.codes.tolist()
+    assert built.level_sizes == written.level_sizes == (6, 6, 6)
+    with pytest.raises(InputError, match="48"):
+        lcrec.build_index(np.eye(48), lcrec.IndexSettings(levels=2, codes=6))
+
+
+def test_fine_tuning_returns_the_checkpoint(shop, index_folder, base, tmp_path):
+    small = {"tasks": ["seqrec=16"], "epochs": 1, "max_history": 3, "validation_users": 10}
+    config = lcrec.FinetuneConfig(
+        data=shop, index=index_folder, base=str(base), output=tmp_path / "model", **small
+    )
+    folder = lcrec.fine_tune(config)
+    assert folder == tmp_path / "model"
+    data = lcrec.load_data(shop)
+    ranking = lcrec.Recommender.from_pretrained(folder).recommend(data.split.test.histories[:2], 5)
+    assert ranking.items.shape == (2, 5)
