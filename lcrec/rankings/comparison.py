@@ -1,14 +1,14 @@
-"""The figures of a comparison: every method on the same users, judged by the same measures.
+"""Compares methods on the same users by the same metrics.
 
-Reads predictions files; writes nothing. The figures are one JSON object, from which the table and
-the page are made (`lcrec.rankings.comparison_page`).
-
-Predictions files of the same users and targets, read to be set against each other.
+`read_entry` reads the predictions files of a method, `compare_entries` makes the figures: a
+`Comparison`, from which `lcrec.rankings.comparison_page` makes the table and the page.
+`read_comparable` reads files of the same users and targets for other uses, such as fusion. Reads
+predictions files and their sidecars; writes nothing.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Entry:
 
     Attributes:
         seeds: a name per run: seeds, or the names of files made elsewhere.
-        lists: per run and wording, int32 [users, up to `CUT`], padded with -1.
+        lists: per run and prompt template, int32 [users, up to `CUT`], padded with -1.
         length: of the shortest run's longest list, in items.
         seconds: mean time of a run, None where it is not known.
         peak_mb: the most memory of any run, likewise.
@@ -103,91 +103,221 @@ def _without(ranked: np.ndarray, hidden: Sequence[np.ndarray] | None) -> np.ndar
     return shown
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What all methods were judged under.
+
+    Attributes:
+        data: the name of the data set.
+        protocol: "leave-one-out" or "random".
+        exclude_history: whether what a user has was never ranked, but for a target.
+        repeats: the share of users with a target that they have already.
+        tuned: whether methods started from their best known settings.
+        items: the size of the catalogue.
+    """
+
+    data: str
+    protocol: str
+    exclude_history: bool
+    repeats: float
+    tuned: bool
+    items: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of a metric over seeds and users, its interval over users, and each run's mean."""
+
+    mean: float
+    low: float
+    high: float
+    by_seed: list[float]
+
+
+@dataclass(frozen=True)
+class Test:
+    """A paired bootstrap test against the reference; `p_holm` is adjusted for all the tests."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class MethodFigures:
+    """The figures of one method.
+
+    Attributes:
+        seeds, length, seconds, peak_mb, training: as `Entry` has them.
+        overall: {metric: its estimate}.
+        groups: {group of items: {metric: mean, None where no user has a target in it}}.
+        against: {metric: test against the reference}; None for the reference.
+    """
+
+    seeds: list[str]
+    length: int
+    overall: dict[str, Estimate]
+    groups: dict[str, dict[str, float | None]]
+    against: dict[str, Test] | None
+    seconds: float | None
+    peak_mb: int | None
+    training: list[dict[str, Any] | None] | None
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """How many items a group has, and how many users have a target in it."""
+
+    items: int
+    users: int
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """Methods `a` and `b`, and what `lcrec.rankings.overlap.compare_lists` says of their lists."""
+
+    a: str
+    b: str
+    overlap: float
+    hits: dict[str, Any]
+    users: dict[str, Any]
+    all: dict[str, float]
+    groups: dict[str, dict[str, float] | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All figures of a comparison.
+
+    Attributes:
+        conditions: what all methods were judged under.
+        users: how many were judged.
+        metrics: those that were measured.
+        first: the two to look at first; methods are ordered by the one before.
+        samples: resamples behind the intervals of `MethodFigures.overall`.
+        test_samples: resamples behind each test.
+        level: of the intervals.
+        reference: the method that every other is tested against.
+        methods: {name: its figures}, best first.
+        groups: {group of items: its size}.
+        pairs: of each two methods the first run and prompt template, lists cut at `PAIR_CUT`.
+        left_out: {method: why it could not be compared}.
+    """
+
+    conditions: Conditions
+    users: int
+    metrics: list[str]
+    first: tuple[str, str]
+    samples: int
+    test_samples: int
+    level: float
+    reference: str
+    methods: dict[str, MethodFigures]
+    groups: dict[str, GroupSize]
+    pairs: list[PairFigures]
+    left_out: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values by name, those of the conditions first among the others."""
+        values = asdict(self)
+        return values.pop("conditions") | values
+
+
+ByUser = dict[str, np.ndarray]  # {metric: float64 [runs, users]}
+
+
 def compare_entries(
     entries: Mapping[str, Entry],
     truth: Predictions,
-    protocol: str,
+    conditions: Conditions,
     *,
     popularity: np.ndarray,
     activity: np.ndarray,
     reference: str | None = None,
-) -> dict[str, Any]:
+    left_out: Mapping[str, str] | None = None,
+) -> Comparison:
     """Return all figures.
 
     Args:
         entries: {name: its lists}.
         truth: users and targets.
-        protocol: "leave-one-out" or "random".
+        conditions: what all entries were made under.
         popularity: int64 [items], how often each item stands in the train sequences.
         activity: int64 [users], how many items each user of `truth` has there.
         reference: the method that every other is tested against; None: the best of them.
-
-    Returns:
-        JSON values only: `users`, `metrics`, `first` (the metrics to look at first), `samples`
-        (resamples behind the intervals of `overall`), `test_samples` (behind `against`), `level`,
-        `reference`, `methods` {name: `seeds`, `length`, `overall` {metric: `mean`, `low`, `high`
-        (over users, of the mean over seeds), `by_seed`}, `groups` {group: {metric: mean or None}},
-        `against` {metric: `difference`, `low`, `high`, `p`, `p_holm`} (None for the reference),
-        `seconds`, `peak_mb`, `training`}, best first; `groups` {group: `items`, `users`}; `pairs`
-        [{`a`, `b` and the figures of `lcrec.rankings.overlap.compare_lists`}], of the first
-        run and wording of each, lists cut at `PAIR_CUT`.
+        left_out: {method: why it could not be compared}.
     """
-    metrics, first = METRICS_COMPARED[protocol], FIRST[protocol]
+    metrics, first = METRICS_COMPARED[conditions.protocol], FIRST[conditions.protocol]
     by_user = {name: _by_user(entry, truth.targets, metrics) for name, entry in entries.items()}
+    overall = {name: _estimates(values) for name, values in by_user.items()}
+    order = sorted(entries, key=lambda name: -overall[name][first[0]].mean)
+    reference = reference or order[0]
+    test_samples = max(SAMPLES, SAMPLES_PER_TEST * (len(entries) - 1))
+    tests = _tests_against(reference, by_user, first, test_samples)
     groups = item_groups(popularity)
     targets_of = {group: _within(truth.targets, items) for group, items in groups.items()}
-    methods: dict[str, dict[str, Any]] = {}
-    for name, entry in entries.items():
-        values = by_user[name]
-        overall = summarise_all({metric: rows.mean(axis=0) for metric, rows in values.items()}, 0)
-        methods[name] = {
-            "seeds": entry.seeds,
-            "length": entry.length,
-            "overall": {
-                metric: overall[metric] | {"by_seed": rows.mean(axis=1).tolist()}
-                for metric, rows in values.items()
-            },
-            "groups": {
-                group: _means_within(entry, targets, first) for group, targets in targets_of.items()
-            },
-            "against": None,
-            "seconds": entry.seconds,
-            "peak_mb": entry.peak_mb,
-            "training": entry.training,
-        }
-    order = sorted(methods, key=lambda name: -methods[name]["overall"][first[0]]["mean"])
-    best = reference or order[0]
-    test_samples = max(SAMPLES, SAMPLES_PER_TEST * (len(methods) - 1))
-    _test_against(best, by_user, methods, first, test_samples)
-    return {
-        "users": len(truth),
-        "metrics": list(metrics),
-        "first": list(first),
-        "samples": SAMPLES,
-        "test_samples": test_samples,
-        "level": LEVEL,
-        "reference": best,
-        "methods": {name: methods[name] for name in order},
-        "groups": {
-            group: {
-                "items": int(items.sum()),
-                "users": int((targets_of[group] != PAD).any(axis=1).sum()),
-            }
+    return Comparison(
+        conditions=conditions,
+        users=len(truth),
+        metrics=list(metrics),
+        first=first,
+        samples=SAMPLES,
+        test_samples=test_samples,
+        level=LEVEL,
+        reference=reference,
+        methods={
+            name: MethodFigures(
+                seeds=entry.seeds,
+                length=entry.length,
+                overall=overall[name],
+                groups={
+                    group: _means_within(entry, targets, first)
+                    for group, targets in targets_of.items()
+                },
+                against=tests.get(name),
+                seconds=entry.seconds,
+                peak_mb=entry.peak_mb,
+                training=entry.training,
+            )
+            for name, entry in ((name, entries[name]) for name in order)
+        },
+        groups={
+            group: GroupSize(int(items.sum()), int((targets_of[group] != PAD).any(axis=1).sum()))
             for group, items in groups.items()
         },
-        "pairs": [
-            {"a": a, "b": b}
-            | compare_lists(
-                entries[a].lists[0][0],
-                entries[b].lists[0][0],
-                truth.targets,
-                PAIR_CUT,
-                popularity=popularity,
-                activity=activity,
-            )
-            for a, b in itertools.combinations(order, 2)
-        ],
+        pairs=_pairs({name: entries[name] for name in order}, truth, popularity, activity),
+        left_out=dict(left_out or {}),
+    )
+
+
+def _estimates(by_user: ByUser) -> dict[str, Estimate]:
+    """Return each metric's mean over seeds and users, with its interval over users."""
+    means = {metric: rows.mean(axis=0) for metric, rows in by_user.items()}
+    overall = summarise_all(means, 0)
+    return {
+        metric: Estimate(**overall[metric], by_seed=rows.mean(axis=1).tolist())
+        for metric, rows in by_user.items()
     }
+
+
+def _pairs(
+    entries: Mapping[str, Entry], truth: Predictions, popularity: np.ndarray, activity: np.ndarray
+) -> list[PairFigures]:
+    """Return what each two of the entries have in common, in their order."""
+    pairs = []
+    for a, b in itertools.combinations(entries, 2):
+        found = compare_lists(
+            entries[a].lists[0][0],
+            entries[b].lists[0][0],
+            truth.targets,
+            PAIR_CUT,
+            popularity=popularity,
+            activity=activity,
+        )
+        pairs.append(PairFigures(a, b, **found))
+    return pairs
 
 
 def item_groups(popularity: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,11 +331,11 @@ def item_groups(popularity: np.ndarray) -> dict[str, np.ndarray]:
     return groups | {"new": popularity == 0, "known": popularity > 0}
 
 
-def _by_user(entry: Entry, targets: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return metrics, float64 [runs, users] each, a user's value the mean over the wordings."""
+def _by_user(entry: Entry, targets: np.ndarray, metrics: Sequence[str]) -> ByUser:
+    """Return metrics, float64 [runs, users] each, a user's value the mean over the templates."""
     runs = []
-    for wordings in entry.lists:
-        measured = [measure_lists(ranked, targets, CUT, metrics) for ranked in wordings]
+    for lists in entry.lists:
+        measured = [measure_lists(ranked, targets, CUT, metrics) for ranked in lists]
         runs.append({name: np.mean([one[name] for one in measured], axis=0) for name in metrics})
     return {name: np.stack([run[name] for run in runs]) for name in metrics}
 
@@ -223,30 +353,26 @@ def _means_within(
     users = np.flatnonzero((targets != PAD).any(axis=1))
     if not len(users):
         return dict.fromkeys(metrics)
-    lists = [[ranked[users] for ranked in wordings] for wordings in entry.lists]
-    part = _by_user(Entry(entry.seeds, lists, entry.length), targets[users], metrics)
+    own = [[ranked[users] for ranked in lists] for lists in entry.lists]
+    part = _by_user(Entry(entry.seeds, own, entry.length), targets[users], metrics)
     return {metric: float(values.mean()) for metric, values in part.items()}
 
 
-def _test_against(
-    reference: str,
-    by_user: Mapping[str, dict[str, np.ndarray]],
-    methods: dict[str, dict[str, Any]],
-    metrics: Sequence[str],
-    samples: int,
-) -> None:
-    """Add `against` to every method but the reference, each test on so many resamples."""
-    others = [name for name in methods if name != reference]
-    for name in others:
-        methods[name]["against"] = {}
+def _tests_against(
+    reference: str, by_user: Mapping[str, ByUser], metrics: Sequence[str], samples: int
+) -> dict[str, dict[str, Test]]:
+    """Return {method: {metric: test}} of every method but the reference."""
+    others = [name for name in by_user if name != reference]
+    tests: dict[str, dict[str, Test]] = {name: {} for name in others}
     if not others:
-        return
+        return tests
     for metric in metrics:
         base, *means = (by_user[name][metric].mean(axis=0) for name in (reference, *others))
         found = paired_bootstrap(means, base, 0, samples)
         adjusted = holm([test["p"] for test in found])
         for name, test, p in zip(others, found, adjusted, strict=True):
-            methods[name]["against"][metric] = test | {"p_holm": p}
+            tests[name][metric] = Test(**test, p_holm=p)
+    return tests
 
 
 def read_comparable(files: Sequence[Path]) -> list[Predictions]:

@@ -1,6 +1,6 @@
-"""A comparison for a person: a table in Markdown, and a page.
+"""Shows a `Comparison` to a person: tables in Markdown, and a page.
 
-Made of the figures of `lcrec.rankings.comparison` alone. Reads and writes nothing.
+Reads and writes nothing.
 """
 
 import textwrap
@@ -20,8 +20,8 @@ from lcrec.core.report import (
     draw_svg,
     render_page,
 )
+from lcrec.rankings.comparison import Comparison, Estimate, Test
 
-Figures = dict[str, Any]
 MISSING = "–"
 NAME = 30  # characters of a name in a picture
 GROUPS = {
@@ -33,11 +33,11 @@ GROUPS = {
 }
 
 
-def comparison_markdown(figures: Figures) -> str:
+def comparison_markdown(figures: Comparison) -> str:
     """Return the tables as Markdown."""
     parts = [f"# {_title(figures)}", *_facts(figures)]
     tables = [_main_table(figures, "**{}**"), _test_table(figures), _group_table(figures)]
-    tables += [_pair_table(figures)] if figures["pairs"] else []
+    tables += [_pair_table(figures)] if figures.pairs else []
     tables += [_cost_table(figures), *_left_out(figures)]
     for table in tables:
         rule = ["---"] * table.text_columns
@@ -47,9 +47,9 @@ def comparison_markdown(figures: Figures) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comparison_page(figures: Figures) -> str:
+def comparison_page(figures: Comparison) -> str:
     """Return the page."""
-    first, companion = figures["first"]
+    first, companion = figures.first
     blocks: list[Block] = [Paragraph(text) for text in _facts(figures)]
     blocks.append(_main_table(figures, "{} ★"))
     for metric in (first, companion):
@@ -57,8 +57,8 @@ def comparison_page(figures: Figures) -> str:
     blocks += [
         Heading("Is the difference more than chance?"),
         Paragraph(
-            f"Every method is laid beside {figures['reference']}, user by user. The interval is of "
-            f"the mean difference over {figures['test_samples']:,} draws of the users; p is the "
+            f"Every method is laid beside {figures.reference}, user by user. The interval is of "
+            f"the mean difference over {figures.test_samples:,} draws of the users; p is the "
             "share of draws that contradict the sign, twice. With many methods some seem to differ "
             "by chance: the last column is p after Holm's correction. What another seed changes is "
             "not in it; the table above shows that."
@@ -72,7 +72,7 @@ def comparison_page(figures: Figures) -> str:
         _group_table(figures),
         Picture(*_group_picture(figures)),
     ]
-    if figures["pairs"]:
+    if figures.pairs:
         blocks += [
             Heading("What two find together"),
             Paragraph(
@@ -91,17 +91,18 @@ def comparison_page(figures: Figures) -> str:
     return render_page(_title(figures), blocks)
 
 
-def _title(figures: Figures) -> str:
-    return f"{len(figures['methods'])} methods on {figures['data']}"
+def _title(figures: Comparison) -> str:
+    return f"{len(figures.methods)} methods on {figures.conditions.data}"
 
 
-def _facts(figures: Figures) -> list[str]:
+def _facts(figures: Comparison) -> list[str]:
     """Return what a reader must know to read the tables, a paragraph each."""
     splits = {
         "leave-one-out": "leave-one-out (the last item of every user is the target)",
         "random": "a random tenth of every user's items as targets (8:1:1)",
     }
-    masks = figures["exclude_history"] or figures["protocol"] == "random"
+    conditions = figures.conditions
+    masks = conditions.exclude_history or conditions.protocol == "random"
     masking = (
         "What a user already has is never listed, but for a target."
         if masks
@@ -109,122 +110,120 @@ def _facts(figures: Figures) -> list[str]:
     )
     # The mask spares a target: among what its user has it then stands alone.
     given = (
-        f" {figures['repeats']:.1%} of the users have their target already; it alone of what they "
+        f" {conditions.repeats:.1%} of the users have their target already; it alone of what they "
         "have is left in the lists, and so easily found."
-        if masks and figures["repeats"]
+        if masks and conditions.repeats
         else ""
     )
-    short = [name for name, one in figures["methods"].items() if one["length"] < 20]
+    short = [name for name, one in figures.methods.items() if one.length < 20]
     note = f" The lists of {', '.join(short)} end before 20 items." if short else ""
-    seeds = max(len(one["seeds"]) for one in figures["methods"].values())
+    seeds = max(len(one.seeds) for one in figures.methods.values())
     spread = (
         " After ± the standard deviation over the seeds; a method without it drew nothing at "
         "random, or ran once."
         if seeds > 1
         else ""
     )
-    settings = "the best known" if figures["tuned"] else "their papers' or RecBole's"
+    settings = "the best known" if conditions.tuned else "their papers' or RecBole's"
     late = [
         name
-        for name, one in figures["methods"].items()
-        if any(run and run["out_of_time"] for run in one["training"] or [])
+        for name, one in figures.methods.items()
+        if any(run and run["out_of_time"] for run in one.training or [])
     ]
     cut = f" Training was cut short of {', '.join(late)} (--max-minutes)." if late else ""
     return [
-        f"{figures['users']:,} users, {figures['items']:,} items, {splits[figures['protocol']]}, "
-        f"ranking of the whole catalogue. {masking}{given} Settings of the methods: {settings}.",
+        f"{figures.users:,} users, {conditions.items:,} items, "
+        f"{splits[conditions.protocol]}, ranking of the whole catalogue. "
+        f"{masking}{given} Settings of the methods: {settings}.",
         f"Means over the users.{spread} The best of a column is marked.{note}{cut}",
     ]
 
 
-def _main_table(figures: Figures, mark: str) -> Table:
-    methods, metrics = figures["methods"], figures["metrics"]
-    best = {
-        metric: max(one["overall"][metric]["mean"] for one in methods.values())
-        for metric in metrics
-    }
+def _main_table(figures: Comparison, mark: str) -> Table:
+    methods, metrics = figures.methods, figures.metrics
+    best = {metric: max(one.overall[metric].mean for one in methods.values()) for metric in metrics}
     rows = []
     for name, one in methods.items():
         cells = []
         for metric in metrics:
-            value = one["overall"][metric]
-            text = _number(value["mean"])
-            if len(value["by_seed"]) > 1:
-                text += f" ± {_number(float(np.std(value['by_seed'], ddof=1)))}"
-            cells.append(mark.format(text) if value["mean"] == best[metric] else text)
-        rows.append([name, str(len(one["seeds"])), *cells])
+            value = one.overall[metric]
+            text = _number(value.mean)
+            if len(value.by_seed) > 1:
+                text += f" ± {_number(float(np.std(value.by_seed, ddof=1)))}"
+            cells.append(mark.format(text) if value.mean == best[metric] else text)
+        rows.append([name, str(len(one.seeds)), *cells])
     return Table("All methods, best first.", ["method", "runs", *metrics], rows)
 
 
-def _test_table(figures: Figures) -> Table:
+def _test_table(figures: Comparison) -> Table:
     rows = []
-    for name, one in figures["methods"].items():
-        for metric in figures["first"]:
-            value = one["overall"][metric]
-            test = None if one["against"] is None else one["against"][metric]
+    for name, one in figures.methods.items():
+        for metric in figures.first:
+            value = one.overall[metric]
+            test = None if one.against is None else one.against[metric]
             rows.append(
                 [
                     name,
                     metric,
-                    _number(value["mean"]),
+                    _number(value.mean),
                     _interval(value),
                     *([MISSING] * 4 if test is None else _test_cells(test)),
                 ]
             )
-    level = f"{figures['level']:.0%}".replace("%", " %")
+    level = f"{figures.level:.0%}".replace("%", " %")
     return Table(
         f"Mean over seeds and users; {level} bootstrap intervals over users; against "
-        f"{figures['reference']}, paired.",
+        f"{figures.reference}, paired.",
         ["method", "metric", "mean", "interval", "difference", "its interval", "p", "p (Holm)"],
         rows,
         text_columns=2,
     )
 
 
-def _test_cells(test: dict[str, float]) -> list[str]:
-    interval = f"{test['low']:+.4f} to {test['high']:+.4f}"
-    chances = [f"{p:.3f}" if p >= 0.001 else "< .001" for p in (test["p"], test["p_holm"])]
-    return [f"{test['difference']:+.4f}", interval, *chances]
+def _test_cells(test: Test) -> list[str]:
+    interval = f"{test.low:+.4f} to {test.high:+.4f}"
+    chances = [f"{p:.3f}" if p >= 0.001 else "< .001" for p in (test.p, test.p_holm)]
+    return [f"{test.difference:+.4f}", interval, *chances]
 
 
-def _group_table(figures: Figures) -> Table:
-    first, companion = figures["first"]
-    columns = [f"{group}, {metric}" for group in figures["groups"] for metric in (first, companion)]
+def _group_table(figures: Comparison) -> Table:
+    first, companion = figures.first
+    columns = [f"{group}, {metric}" for group in figures.groups for metric in (first, companion)]
     rows = [
         [
             name,
             *(
-                _number(one["groups"][group][metric])
-                for group in figures["groups"]
+                _number(one.groups[group][metric])
+                for group in figures.groups
                 for metric in (first, companion)
             ),
         ]
-        for name, one in figures["methods"].items()
+        for name, one in figures.methods.items()
     ]
     sizes = "; ".join(
-        f"{GROUPS[group]} ({size['items']:,} items, {size['users']:,} users)"
-        for group, size in figures["groups"].items()
+        f"{GROUPS[group]} ({size.items:,} items, {size.users:,} users)"
+        for group, size in figures.groups.items()
     )
     return Table(f"By how often train has the target. {sizes}.", ["method", *columns], rows)
 
 
-def _cold_note(figures: Figures) -> str:
-    users = figures["groups"]["new"]["users"]
+def _cold_note(figures: Comparison) -> str:
+    users = figures.groups["new"].users
     if users:
         return f"{users:,} users have a target that train does not have."
     return "No user's target is missing from train, so there is nothing to say of new items."
 
 
-def _matrix(figures: Figures, key: str, caption: str) -> Table:
+def _matrix(figures: Comparison, key: str, caption: str) -> Table:
     """Return a square table; methods are numbered, so that many fit."""
-    names = list(figures["methods"])
-    metric = figures["first"][1]
+    names = list(figures.methods)
+    metric = figures.first[1]
     cells: dict[tuple[str, str], float] = {}
-    for pair in figures["pairs"]:
-        value = pair["overlap"] if key == "overlap" else pair["all"]["oracle"]
-        cells[pair["a"], pair["b"]] = cells[pair["b"], pair["a"]] = value
+    for pair in figures.pairs:
+        value = pair.overlap if key == "overlap" else pair.all["oracle"]
+        cells[pair.a, pair.b] = cells[pair.b, pair.a] = value
     for name in names:
-        own = figures["methods"][name]["overall"][metric]["by_seed"][0]
+        own = figures.methods[name].overall[metric].by_seed[0]
         cells[name, name] = 1.0 if key == "overlap" else own
     rows = [
         [f"{number} {name}", *(_short(cells[name, other]) for other in names)]
@@ -233,16 +232,16 @@ def _matrix(figures: Figures, key: str, caption: str) -> Table:
     return Table(f"{caption}.", ["method", *map(str, range(1, len(names) + 1))], rows)
 
 
-def _pair_table(figures: Figures) -> Table:
-    pairs = sorted(figures["pairs"], key=lambda pair: -pair["all"]["oracle"])[:10]
+def _pair_table(figures: Comparison) -> Table:
+    pairs = sorted(figures.pairs, key=lambda pair: -pair.all["oracle"])[:10]
     rows = [
         [
-            pair["a"],
-            pair["b"],
-            _number(pair["overlap"]),
-            *(f"{pair['hits'][side]:,}" for side in ("both", "a_only", "b_only")),
-            _number(pair["all"]["oracle"]),
-            f"{pair['all']['gain']:+.4f}",
+            pair.a,
+            pair.b,
+            _number(pair.overlap),
+            *(f"{pair.hits[side]:,}" for side in ("both", "a_only", "b_only")),
+            _number(pair.all["oracle"]),
+            f"{pair.all['gain']:+.4f}",
         ]
         for pair in pairs
     ]
@@ -251,15 +250,15 @@ def _pair_table(figures: Figures) -> Table:
     return Table("The pairs with the highest oracle Recall@10, lists cut at 10.", columns, rows, 2)
 
 
-def _cost_table(figures: Figures) -> Table:
+def _cost_table(figures: Comparison) -> Table:
     rows = [
         [
             name,
-            MISSING if one["seconds"] is None else f"{one['seconds']:,.0f}",
-            MISSING if one["peak_mb"] is None else f"{one['peak_mb']:,}",
-            ", ".join(map(_epochs, one["training"] or [None])),
+            MISSING if one.seconds is None else f"{one.seconds:,.0f}",
+            MISSING if one.peak_mb is None else f"{one.peak_mb:,}",
+            ", ".join(map(_epochs, one.training or [None])),
         ]
-        for name, one in figures["methods"].items()
+        for name, one in figures.methods.items()
     ]
     return Table(
         "Seconds per run, fitting and ranking; the most memory of its process; the epochs of each "
@@ -276,18 +275,18 @@ def _epochs(training: dict[str, Any] | None) -> str:
     return f"{training['epochs']}{late} ({training['best_epoch']})"
 
 
-def _left_out(figures: Figures) -> list[Table]:
-    rows = [[name, reason] for name, reason in figures["left_out"].items()]
+def _left_out(figures: Comparison) -> list[Table]:
+    rows = [[name, reason] for name, reason in figures.left_out.items()]
     return [Table("Left out.", ["method", "why"], rows, 2)] if rows else []
 
 
-def _bars(figures: Figures, metric: str) -> tuple[Any, str]:
-    methods = figures["methods"]
-    values = [one["overall"][metric] for one in methods.values()]
-    means = np.array([value["mean"] for value in values])
+def _bars(figures: Comparison, metric: str) -> tuple[Any, str]:
+    methods = figures.methods
+    values = [one.overall[metric] for one in methods.values()]
+    means = np.array([value.mean for value in values])
     reach = [
-        [value["mean"] - value["low"] for value in values],
-        [value["high"] - value["mean"] for value in values],
+        [value.mean - value.low for value in values],
+        [value.high - value.mean for value in values],
     ]
 
     def draw(axes: Axes) -> None:
@@ -305,14 +304,14 @@ def _bars(figures: Figures, metric: str) -> tuple[Any, str]:
     return svg, f"{metric} of every method, with its bootstrap interval over users."
 
 
-def _group_picture(figures: Figures) -> tuple[Any, str]:
-    methods, metric = figures["methods"], figures["first"][0]
+def _group_picture(figures: Comparison) -> tuple[Any, str]:
+    methods, metric = figures.methods, figures.first[0]
 
     def draw(axes: Axes) -> None:
         _name_rows(axes, list(methods))
         places = np.arange(len(methods))
         for group, marker, colour in zip(("cold", "mid", "hot"), "o^s", SERIES, strict=True):
-            values = [one["groups"][group][metric] for one in methods.values()]
+            values = [one.groups[group][metric] for one in methods.values()]
             known = [value if value is not None else np.nan for value in values]
             axes.plot(known, places, marker, color=colour, label=group, linestyle="none")
         axes.set_xlim(left=0)
@@ -351,8 +350,8 @@ def _short(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def _interval(value: dict[str, float]) -> str:
-    return f"{_number(value['low'])} to {_number(value['high'])}"
+def _interval(value: Estimate) -> str:
+    return f"{_number(value.low)} to {_number(value.high)}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lcrec.baselines.__main__ import main
 from lcrec.baselines.runs.many import Run, carry_out, plan_runs
 from lcrec.baselines.runs.settings import parse_entries
 from lcrec.core.errors import InputError
-from lcrec.rankings.comparison import Entry, compare_entries, item_groups
+from lcrec.rankings.comparison import Conditions, Entry, compare_entries, item_groups
 from lcrec.rankings.comparison_page import comparison_markdown, comparison_page
 from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 
@@ -42,15 +43,23 @@ def compare(shop, output, *words):
     return json.loads((output / "comparison.json").read_text())
 
 
-def figures_of(entries, truth, counts, protocol="leave-one-out", reference=None):
+CONDITIONS = Conditions("Shop <&>", "leave-one-out", False, 0.25, False, 7)
+
+
+def compared(entries, truth, counts, protocol="leave-one-out", reference=None):
     return compare_entries(
         entries,
         truth,
-        protocol,
+        replace(CONDITIONS, protocol=protocol),
         popularity=np.asarray(counts),
         activity=np.ones(len(truth), dtype=int),
         reference=reference,
+        left_out={"alpharec": "needs | texts"},
     )
+
+
+def figures_of(*words, **named):
+    return json.loads(json.dumps(compared(*words, **named).to_json()))
 
 
 def text_of(page):
@@ -115,7 +124,8 @@ def test_seeds_wordings_and_a_chosen_reference():
         "x": Entry(["0", "1"], [[hit], [miss]], 1),
         "y": Entry(["p.jsonl"], [[hit, miss, miss, miss]], 1),
     }
-    figures = figures_of(entries, truth, [1] * 7, reference="y")
+    comparison = compared(entries, truth, [1] * 7, reference="y")
+    figures = comparison.to_json()
     x, y = figures["methods"]["x"], figures["methods"]["y"]
     assert x["overall"]["HR@10"]["by_seed"] == [1, 0]
     assert x["overall"]["HR@10"]["mean"] == 0.5
@@ -123,7 +133,7 @@ def test_seeds_wordings_and_a_chosen_reference():
     assert figures["reference"] == "y"
     assert y["against"] is None
     assert x["against"]["HR@10"]["difference"] == 0.25
-    text = comparison_markdown({**figures, **FACTS})
+    text = comparison_markdown(comparison)
     assert ".5000 ± .7071" in text
 
 
@@ -152,16 +162,6 @@ def test_groups_part_the_catalogue():
 
 # The page.
 
-FACTS = {
-    "data": "Shop <&>",
-    "protocol": "leave-one-out",
-    "exclude_history": False,
-    "repeats": 0.25,
-    "tuned": False,
-    "items": 7,
-    "left_out": {"alpharec": "needs | texts"},
-}
-
 
 def toy_figures(names=("x", "y")):
     rng = np.random.default_rng(0)
@@ -170,7 +170,7 @@ def toy_figures(names=("x", "y")):
         name: Entry(["0"], [[np.stack([rng.permutation(7) for _ in range(20)])]], 7, 90.4, 321)
         for name in names
     }
-    return figures_of(entries, truth, np.arange(1, 8)) | FACTS
+    return compared(entries, truth, np.arange(1, 8))
 
 
 def test_the_page():
@@ -183,9 +183,9 @@ def test_the_page():
     assert "No user's target is missing from train" in text
     assert "needs | texts" in text
     assert "The lists of" in text  # they end before 20 items
-    assert text.count("★") >= len(figures["metrics"])
-    for pair in figures["pairs"]:
-        assert f"{pair['all']['oracle']:.4f}".removeprefix("0") in text
+    assert text.count("★") >= len(figures.metrics)
+    for pair in figures.pairs:
+        assert f"{pair.all['oracle']:.4f}".removeprefix("0") in text
     single = comparison_page(toy_figures(["x"]))
     assert "What two find together" not in single
 
@@ -294,14 +294,12 @@ def test_a_target_that_its_user_has_is_told_of(tmp_path, capsys):
         "u3": [0, 4, 2, 4],
     }
     (folder / "Again.inter.json").write_text(json.dumps(sequences))
-    words = ["--methods", "popularity", "--exclude-history"]
-    figures = compare(folder, tmp_path / "runs", *words)
-    assert figures["repeats"] == 0.5
-    text = (tmp_path / "runs" / "comparison.md").read_text()
-    assert "50.0% of the users have their target already" in text
-    assert "users have their target already" not in comparison_markdown(
-        figures | {"exclude_history": False}
-    )
+    told = "50.0% of the users have their target already"
+    for flags in (["--exclude-history"], []):
+        output = tmp_path / "runs"
+        figures = compare(folder, output, "--methods", "popularity", *flags)
+        assert figures["repeats"] == 0.5
+        assert (told in (output / "comparison.md").read_text()) == bool(flags)
 
 
 def test_what_cannot_run_is_named(shop, tmp_path, capsys, monkeypatch):

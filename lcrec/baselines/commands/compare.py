@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
 from lcrec.data.splits import PROTOCOLS, Cases
-from lcrec.rankings.comparison import Entry, compare_entries, read_entry
+from lcrec.rankings.comparison import Comparison, Conditions, Entry, compare_entries, read_entry
 from lcrec.rankings.predictions import Predictions
 
 STAGE = f"{PROG} compare"
@@ -132,23 +132,22 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--methods {' '.join(config.methods)}: none could be run ({reasons})")
     train = inputs.training.train
     lengths = np.diff(train.offsets)
-    figures = {
-        "data": inputs.name,
-        "protocol": config.protocol,
-        "exclude_history": config.exclude_history,
-        "repeats": repeats,
-        "tuned": config.tuned,
-        "items": inputs.training.num_items,
-        **compare_entries(
-            entries,
-            truth,
-            config.protocol,
-            popularity=np.bincount(train.items, minlength=inputs.training.num_items),
-            activity=lengths[positions(train, truth.users)],
-            reference=config.reference,
+    figures = compare_entries(
+        entries,
+        truth,
+        Conditions(
+            data=inputs.name,
+            protocol=config.protocol,
+            exclude_history=config.exclude_history,
+            repeats=repeats,
+            tuned=config.tuned,
+            items=inputs.training.num_items,
         ),
-        "left_out": left_out,
-    }
+        popularity=np.bincount(train.items, minlength=inputs.training.num_items),
+        activity=lengths[positions(train, truth.users)],
+        reference=config.reference,
+        left_out=left_out,
+    )
     _write(config, figures, inputs, {f"{run.label} {run.seed}": run.predictions for run in done})
 
 
@@ -229,7 +228,7 @@ def _shared_flags(config: CompareConfig) -> list[str]:
 
 
 def _write(
-    config: CompareConfig, figures: dict[str, Any], inputs: Inputs, files: Mapping[str, Path]
+    config: CompareConfig, figures: Comparison, inputs: Inputs, files: Mapping[str, Path]
 ) -> None:
     # Late: drawing costs a second that an error should not wait for.
     from lcrec.rankings.comparison_page import comparison_markdown, comparison_page
@@ -240,7 +239,7 @@ def _write(
             temporary.write_text(text, encoding="utf-8")
     result = config.output / "comparison.json"
     provenance_path(result).unlink(missing_ok=True)
-    write_json(result, figures, indent=2)
+    write_json(result, figures.to_json(), indent=2)
     given = {
         f"{word.partition('=')[0]} {place}": Path(word.partition("=")[2])
         for place, word in enumerate(config.predictions or [])
