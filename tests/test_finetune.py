@@ -25,6 +25,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_items
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import checkpoint as checkpoint_module
 from lcrec.modeling.base import load_base
 from lcrec.modeling.checkpoint import load_checkpoint
@@ -600,7 +601,9 @@ def test_a_model_of_qwen3s_kind(finetune, real_data, tmp_path):
     output = finetune(tmp_path / "model", "--base", folder, "--epochs", 1)
     loaded = Recommender.from_pretrained(output)
     assert loaded.model.get_input_embeddings().weight.shape[0] == 151_936
-    assert loaded.tokenizer.decode(loaded.prompt_ids([[1, 2]])[0]).endswith("</think>\n\n")
+    assert loaded.tokenizer.decode(loaded.encode([RankingRequest([1, 2])])[0]).endswith(
+        "</think>\n\n"
+    )
     ranking = loaded.recommend([[1, 2], [3]], 48)
     assert all(sorted(row) == list(range(48)) for row in ranking.items.tolist())
     assert sum(path.stat().st_size for path in output.glob("*.safetensors")) < 100_000

@@ -71,8 +71,8 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
         data.items,
         data.split.train,
         recommender.index,
-        max_history=recommender.questions.max_history,
-        max_text_words=recommender.questions.max_text_words,
+        max_history=recommender.request_encoder.max_history,
+        max_text_words=recommender.request_encoder.max_text_words,
         user_texts=data.user_texts,
     )
     inputs = {"model": model, "item": paths.item, "inter": paths.inter}

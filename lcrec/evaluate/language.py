@@ -185,7 +185,8 @@ def sample_questions(subject: Subject, template: Template, count: int, seed: int
         answers = [template.render({**record, **other})[1] for other in others]
         # As they were trained.
         answers = [
-            subject.recommender.questions.encoder.escape_markup(answer) for answer in answers
+            subject.recommender.request_encoder.prompt_encoder.escape_markup(answer)
+            for answer in answers
         ]
         questions.append(Question(template.ask(record), answers))
     return questions
@@ -223,7 +224,7 @@ def answer_questions(
     Returns:
         [questions] texts; item tokens in them are shown as they are.
     """
-    prompt_ids = recommender.questions.encode(questions, max_new_tokens)
+    prompt_ids = recommender.request_encoder.encode(questions, max_new_tokens)
     with ProgressBar(len(questions), label, "answers") as bar:
         return recommender.write_texts(
             prompt_ids, max_new_tokens, words_only=False, count_done=bar.update

@@ -241,7 +241,7 @@ def pairwise_accuracy(
         for history, target in zip(cases.histories, cases.targets, strict=True)
     ]
     can_ask = np.flatnonzero([template.can_ask(record) for record in records])
-    prompt_ids = recommender.questions.encode(
+    prompt_ids = recommender.request_encoder.encode(
         [template.ask(records[case]) for case in can_ask], recommender.index.num_levels
     )
     scores = np.full(items.shape, np.nan)

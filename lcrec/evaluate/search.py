@@ -10,7 +10,7 @@ encoder they were made with. A user with several intentions counts as their mean
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,11 +30,12 @@ from lcrec.evaluate.checkpoint import (
     require_json_path,
     write_result,
 )
-from lcrec.prompts.tasks import Record, search_record
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import measure_lists, summarise
 
 if TYPE_CHECKING:
+    from lcrec.generate.recommender import Recommender
+    from lcrec.generate.requests import RankingRequest
     from lcrec.index.encoders import Encoder
 
 EXAMPLE = "--model runs/shop/model --data data/shop --embeddings runs/shop/embeddings"
@@ -61,15 +62,6 @@ class SearchConfig:
     seed: int = option("of sampling and the bootstrap", 0, minimum=0)
 
 
-@dataclass(frozen=True)
-class Query:
-    """One intention: the row of its user in the targets, what it says, what a prompt may say."""
-
-    row: int
-    text: str
-    record: Record
-
-
 def main(argv: list[str]) -> None:
     """Run the command."""
     config = parse_config(
@@ -85,7 +77,7 @@ def main(argv: list[str]) -> None:
     if config.k > num_items:
         raise InputError(f"--k {config.k}: the catalogue has only {num_items} items")
     templates = choose_templates(subject, config.templates)
-    queries, targets = make_queries(subject, config.users, config.seed)
+    queries, owners, targets = make_queries(subject, config.users, config.seed)
     from lcrec.index.encoders import encoder_of, mean_by_owner
 
     encode = encoder_of(config.embeddings, config.encoder)
@@ -95,21 +87,24 @@ def main(argv: list[str]) -> None:
     )
     if "itemsearch" not in subject.recommender.tasks:
         print("Note: this model was not trained on itemsearch; it is asked what it never learnt.")
-    ranked = {RETRIEVAL: (queries, rank_by_text(encode, vectors, queries, config.k))}
+    texts = [query.query or "" for query in queries]
+    ranked = {RETRIEVAL: (owners, rank_by_text(encode, vectors, texts, config.k))}
+    records = [subject.recommender.request_encoder.record(query) for query in queries]
     for template in templates:
-        asked = [query for query in queries if template.can_ask(query.record)]
-        if asked:
-            ranked[template.id] = (asked, rank_by_model(subject, template, asked, config.k))
+        asked = np.flatnonzero([template.can_ask(record) for record in records])
+        if len(asked):
+            own = [queries[row] for row in asked]
+            lists = rank_by_model(subject.recommender, template, own, config.k)
+            ranked[template.id] = (owners[asked], lists)
         else:
             print(f"Note: {template.id} asks with what no user has; left out.")
     rows: dict[str, dict[str, Summary | None]] = {}
     counts = {}
-    for name, (asked, lists) in ranked.items():
-        owners = np.asarray([query.row for query in asked])
-        by_query = measure_lists(lists, targets[owners], config.k)
-        counts[name] = len(np.unique(owners))
+    for name, (users, lists) in ranked.items():
+        by_query = measure_lists(lists, targets[users], config.k)
+        counts[name] = len(np.unique(users))
         rows[name] = {
-            metric: summarise(mean_by_owner(values, owners), config.seed)
+            metric: summarise(mean_by_owner(values, users), config.seed)
             for metric, values in by_query.items()
         }
     print(f"\nMRR looks {config.k} items deep. Below each value, its 95 % interval over users.\n")
@@ -142,12 +137,20 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
     )
 
 
-def make_queries(subject: Subject, users: int | None, seed: int) -> tuple[list[Query], np.ndarray]:
-    """Return the queries of a sample of users who have a test intention, and the users' targets.
+def make_queries(
+    subject: Subject, users: int | None, seed: int
+) -> tuple[list[RankingRequest], np.ndarray, np.ndarray]:
+    """Return the intentions of a sample of users who have a test intention, as requests.
+
+    Returns:
+        the requests, the row of each one's user in the targets int64 [requests], and the users'
+        targets int64 [users].
 
     Raises:
         InputError: the data set has no test intentions.
     """
+    from lcrec.generate.requests import RankingRequest
+
     texts = subject.data.user_texts
     if texts is None or not texts.test_intentions:
         raise InputError(
@@ -157,35 +160,26 @@ def make_queries(subject: Subject, users: int | None, seed: int) -> tuple[list[Q
     test = subject.split.test
     known = [case for case, user in enumerate(test.users) if user in texts.test_intentions]
     drawn = np.sort(np.random.default_rng(seed).permutation(known)[:users])
-    queries = []
+    queries, owners = [], []
     for row, case in enumerate(drawn.tolist()):
         user = test.users[case]
         preference = texts.preferences.get(user, [""])[0]
         for text in texts.test_intentions[user]:
-            record = search_record(
-                subject.data.index,
-                test.histories[case],
-                subject.data.max_history,
-                preference=preference,
-                intention=text,
-                max_text_words=subject.data.max_text_words,
-            )
-            queries.append(Query(row, text, record))
-    return queries, test.targets[drawn].astype(np.int64)
+            queries.append(RankingRequest(test.histories[case], text, preference))
+            owners.append(row)
+    return queries, np.asarray(owners), test.targets[drawn].astype(np.int64)
 
 
-def rank_by_model(subject: Subject, template: Template, queries: list[Query], k: int) -> np.ndarray:
-    """Return the model's k best items for each query, int64 [queries, k]."""
-    recommender = subject.recommender
-    prompt_ids = recommender.questions.encode(
-        [template.ask(query.record) for query in queries], recommender.index.num_levels
-    )
-    with ProgressBar(len(queries), template.id, "queries") as bar:
-        items, _ = recommender.rank_prompts(prompt_ids, k, count_done=bar.update)
-    return items
+def rank_by_model(
+    recommender: Recommender, template: Template, requests: list[RankingRequest], k: int
+) -> np.ndarray:
+    """Return the model's k best items for each request, int64 [requests, k]."""
+    requests = [replace(request, template=template, k=k) for request in requests]
+    with ProgressBar(len(requests), template.id, "queries") as bar:
+        return recommender.rank(requests, count_done=bar.update).items
 
 
-def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[Query], k: int) -> np.ndarray:
+def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[str], k: int) -> np.ndarray:
     """Return the k items nearest to each query by cosine, int64 [queries, k].
 
     Args:
@@ -197,7 +191,7 @@ def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[Query], k: 
     unit = _unit(vectors)
     items = np.empty((len(queries), k), dtype=np.int64)
     for start in progress(range(0, len(queries), BLOCK), RETRIEVAL, "batches"):
-        found = _unit(encode([query.text for query in queries[start : start + BLOCK]])) @ unit.T
+        found = _unit(encode(queries[start : start + BLOCK])) @ unit.T
         items[start : start + BLOCK] = np.argsort(-found, axis=1, kind="stable")[:, :k]
     return items
 

@@ -16,6 +16,7 @@ from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import Cases, leave_one_out
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.modeling.recipe import STAGE
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.templates import Template
@@ -73,7 +74,7 @@ def score_model(
             trained.tokenizer,
             trained.index,
             prompts,
-            max_history=trained.questions.max_history,
+            max_history=trained.request_encoder.max_history,
         )
     templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(
@@ -109,7 +110,10 @@ def score_templates(
         known: what the model was trained on.
     """
     scores = []
-    asks = [recommender.prompt_ids(cases.histories, template) for template in templates]
+    asks = [
+        recommender.encode([RankingRequest(own, template=template) for own in cases.histories])
+        for template in templates
+    ]
     k = min(DEPTH, len(recommender.index))
     bar = ProgressBar(len(templates) * len(cases), "rank", "rankings", leave=False)
     for template, prompt_ids in zip(templates, asks, strict=True):

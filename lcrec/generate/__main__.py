@@ -46,7 +46,7 @@ from lcrec.rankings.predictions import require_predictions_path
 if TYPE_CHECKING:
     from accelerate.state import PartialState
 
-    from lcrec.generate.many_users import Demand
+    from lcrec.generate.many_users import RankingJob
     from lcrec.generate.recommender import Recommender
     from lcrec.prompts.templates import Template
 
@@ -143,18 +143,18 @@ def answer(
     state: PartialState,
 ) -> None:
     """Answer one request on the screen."""
-    from lcrec.generate.one_request import Wish, answer_wish, find_history
+    from lcrec.generate.one_request import answer_request, find_history
+    from lcrec.generate.requests import RankingRequest
 
     history = find_history(config.user, config.history, cases, len(items))
     recommender = load_recommender(config, len(items), state)
-    wish = Wish(
+    request = RankingRequest(
         history,
         config.query,
-        config.k,
-        config.beams,
-        config.exclude_history,
-        allowed,
-        config.explain,
+        k=config.k,
+        num_beams=config.beams,
+        allow=allowed,
+        exclude_history=config.exclude_history,
     )
     templates: list[Template | None] = [None]  # the recommender's own choice
     if config.templates != ["first"]:
@@ -169,7 +169,7 @@ def answer(
             )
         ]
     if state.is_main_process:
-        answer_wish(recommender, items, wish, templates)
+        answer_request(recommender, items, request, templates, explain=config.explain)
 
 
 # Many users.
@@ -204,11 +204,11 @@ def rank_split(
         if state.is_main_process:
             show_examples(output, cases, items, config.show)
         return
-    recommender, demand = prepare(config, len(items), cases.users, cases.histories, allowed, state)
+    recommender, job = prepare(config, len(items), cases.users, cases.histories, allowed, state)
     folder = parts_folder(output)
     parts = rank_in_parts(
         recommender,
-        demand,
+        job,
         folder,
         suffix=".jsonl",
         size=min(SPLIT_PART, math.ceil(len(cases) / SPLIT_PARTS)),
@@ -220,7 +220,7 @@ def rank_split(
         made = [output, *([ensemble_path(output)] if config.ensemble else [])]
         for path in made:  # a sidecar left by an earlier run would speak for another file
             provenance_path(path).unlink(missing_ok=True)
-        join_split_parts(parts, demand.list_names, output)
+        join_split_parts(parts, job.list_names, output)
         for path in made:
             write_provenance(path, STAGE, settings, inputs)
         shutil.rmtree(folder)
@@ -257,13 +257,13 @@ def rank_everyone(
             f"--data {config.data}: {len(empty)} users have no items (first: user "
             f"{interactions.users[empty[0]]!r}), so there is nothing to go by; leave them out"
         )
-    recommender, demand = prepare(
+    recommender, job = prepare(
         config, num_items, interactions.users, list(interactions), allowed, state
     )
     folder = parts_folder(output)
     parts = rank_in_parts(
         recommender,
-        demand,
+        job,
         folder,
         suffix=f".{config.format}",
         size=config.shard_users,
@@ -286,28 +286,31 @@ def prepare(
     histories: list[np.ndarray],
     allowed: np.ndarray | None,
     state: PartialState,
-) -> tuple[Recommender, Demand]:
+) -> tuple[Recommender, RankingJob]:
     """Load the model, say what is about to happen, and put together what is asked of it."""
-    from lcrec.generate.many_users import Demand
+    from lcrec.generate.many_users import RankingJob
+    from lcrec.generate.requests import RankingRequest
 
     recommender = load_recommender(config, num_items, state)
-    demand = Demand(
-        users,
-        histories,
-        recommender.prompts.evaluation_templates("seqrec", config.templates),
-        config.k,
-        config.beams,
-        config.exclude_history,
-        allowed,
-        config.ensemble,
-    )
-    if config.ensemble and len(demand.templates) < 2:
+    requests = [
+        RankingRequest(
+            history,
+            k=config.k,
+            num_beams=config.beams,
+            allow=allowed,
+            exclude_history=config.exclude_history,
+        )
+        for history in histories
+    ]
+    templates = recommender.prompts.evaluation_templates("seqrec", config.templates)
+    job = RankingJob(users, requests, templates, config.ensemble)
+    if config.ensemble and len(job.templates) < 2:
         raise InputError("--ensemble joins several templates; name them, or give --templates all")
     state.print(
         f"Ranking {len(recommender.index):,} items for {len(users):,} users with "
-        f"{len(demand.templates)} template(s) on {state.num_processes} process(es)"
+        f"{len(job.templates)} template(s) on {state.num_processes} process(es)"
     )
-    return recommender, demand
+    return recommender, job
 
 
 def load_recommender(config: GenerateConfig, num_items: int, state: PartialState) -> Recommender:
@@ -378,8 +381,8 @@ def parts_folder(output: Path) -> Path:
 
 def check_ways(config: GenerateConfig) -> None:
     """Refuse flags that do not go together, before anything is read."""
-    wishes = [config.user, config.history, config.query]
-    is_one = any(wish is not None for wish in wishes)
+    ways = [config.user, config.history, config.query]
+    is_one = any(way is not None for way in ways)
     if (config.output is not None) == is_one or (
         config.user is not None and config.history is not None
     ):

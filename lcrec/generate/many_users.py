@@ -5,7 +5,7 @@ batches are planned from its own users alone, so a part is the same whichever pr
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from accelerate.state import PartialState
 from lcrec.core.artifacts import atomic_path, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.core.parts import make_parts
-from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import Prediction, write_predictions
@@ -25,27 +25,19 @@ ENSEMBLE = "ensemble"  # the template id of joint lists
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What is asked of a recommender for many users.
+class RankingJob:
+    """Rankings for many users.
 
     Attributes:
         users: their names.
-        histories: int `[length]` each, oldest first.
+        requests: a request per user, all with the same k; their templates are not looked at.
         templates: of `seqrec`, each answers for every user.
-        k: items per list.
-        num_beams: beams to search with; None for the recommender's own choice.
-        exclude_history: never list what the user has; a list may then be shorter than k.
-        allowed: the only items that anybody may get; None for all of them.
-        ensemble: also join each user's lists into one.
+        ensemble: also join each user's rankings into one.
     """
 
     users: list[str]
-    histories: Sequence[np.ndarray]
+    requests: Sequence[RankingRequest]
     templates: list[Template]
-    k: int
-    num_beams: int | None
-    exclude_history: bool
-    allowed: np.ndarray | None
     ensemble: bool
 
     @property
@@ -70,7 +62,7 @@ class Part:
 
 def rank_in_parts(
     recommender: Recommender,
-    demand: Demand,
+    job: RankingJob,
     folder: Path,
     *,
     suffix: str,
@@ -85,7 +77,7 @@ def rank_in_parts(
 
     Args:
         recommender: what ranks.
-        demand: for whom, and what.
+        job: for whom, and what.
         folder: where the parts lie; parts made of something else are removed first.
         suffix: of the files' names.
         size: users per part.
@@ -96,17 +88,17 @@ def rank_in_parts(
     Raises:
         InputError: a user for whom nothing is left to rank, or what `Recommender` raises.
     """
-    starts = range(0, len(demand.users), size)
-    ends = [min(start + size, len(demand.users)) for start in starts]
+    starts = range(0, len(job.users), size)
+    ends = [min(start + size, len(job.users)) for start in starts]
     paths = [folder / f"part-{number:05}{suffix}" for number in range(len(starts))]
 
     def rank_part(number: int, count_done: Callable[[int], None]) -> None:
-        part = _rank_part(recommender, demand, starts[number], ends[number], count_done)
+        part = _rank_part(recommender, job, starts[number], ends[number], count_done)
         write(paths[number], part)
 
     make_parts(
         paths,
-        [(end - start) * len(demand.templates) for start, end in zip(starts, ends, strict=True)],
+        [(end - start) * len(job.templates) for start, end in zip(starts, ends, strict=True)],
         rank_part,
         inputs=made_of,
         state=state,
@@ -118,40 +110,31 @@ def rank_in_parts(
 
 def _rank_part(
     recommender: Recommender,
-    demand: Demand,
+    job: RankingJob,
     first: int,
     end: int,
     count_done: Callable[[int], None],
 ) -> Part:
-    histories, count = demand.histories[first:end], end - first
-    leaf_filter = LeafFilter.build(
-        recommender.trie,
-        count,
-        [demand.allowed] * count,
-        histories if demand.exclude_history else None,
-    )
-    if leaf_filter is not None:
-        for row in np.flatnonzero(leaf_filter.totals() == 0)[:1]:
+    requests = job.requests[first:end]
+    item_filter = recommender.item_filter(requests)
+    if item_filter is not None:
+        for row in np.flatnonzero(item_filter.totals() == 0)[:1]:
             raise InputError(
-                f"user {demand.users[first + row]!r}: nothing is left to recommend; leave the user "
+                f"user {job.users[first + row]!r}: nothing is left to recommend; leave the user "
                 "out, or give no --exclude-history"
             )
     lists = {}
-    for template in demand.templates:
+    for template in job.templates:
+        asked = [replace(request, template=template) for request in requests]
         try:
-            prompt_ids = recommender.prompt_ids(histories, template)
+            prompt_ids = recommender.encode(asked)
         except InputError as error:
             raise InputError(f"among users {first} to {end - 1}: {error}") from None
-        lists[template.id] = recommender.rank_prompts(
-            prompt_ids,
-            demand.k,
-            leaf_filter=leaf_filter,
-            num_beams=demand.num_beams,
-            count_done=count_done,
-        )
-    if demand.ensemble:
+        ranking = recommender.rank(asked, prompt_ids, count_done=count_done)
+        lists[template.id] = ranking.items, ranking.scores
+    if job.ensemble:
         all_items, all_scores = map(np.stack, zip(*lists.values(), strict=True))
-        lists[ENSEMBLE] = join_lists(all_items, all_scores, demand.k)
+        lists[ENSEMBLE] = join_lists(all_items, all_scores, all_items.shape[-1])
     return Part(first, lists)
 
 

@@ -4,7 +4,7 @@ One request on the screen: what a customer had or looks for, and what the model 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
 from lcrec.data.splits import Cases
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions
@@ -91,80 +92,43 @@ def find_history(
     return history or []
 
 
-@dataclass(frozen=True)
-class Wish:
-    """One request.
-
-    Attributes:
-        history: what the customer has, oldest first; may be empty where there is a query.
-        query: what they look for, in words.
-        k: how many items to recommend.
-        num_beams: beams to search with; None for the recommender's own choice.
-        exclude_history: never recommend what they have.
-        allowed: the only items they may get; None for all of them.
-        explain: whether the model shall also say in words what it makes of them.
-    """
-
-    history: list[int]
-    query: str | None
-    k: int
-    num_beams: int | None
-    exclude_history: bool
-    allowed: np.ndarray | None
-    explain: bool
-
-
-def answer_wish(
-    recommender: Recommender, items: Items, wish: Wish, templates: Sequence[Template | None]
+def answer_request(
+    recommender: Recommender,
+    items: Items,
+    request: RankingRequest,
+    templates: Sequence[Template | None],
+    *,
+    explain: bool,
 ) -> None:
-    """Print the items for one request, by title; asked with several templates, their joint ranking.
+    """Print the items for one request, by title; asked with several templates, the joint ranking.
 
     Args:
         recommender: what ranks.
         items: the catalogue, for the titles.
-        wish: the request.
-        templates: those of `itemsearch` where there is a query, else of `seqrec`; None for the
+        request: what to rank; its own template is not looked at.
+        templates: of `itemsearch` where there is a query, else of `seqrec`; None for the
             recommender's own choice.
+        explain: also print what the model says in words of the customer and of the items.
 
     Raises:
         InputError: what `Recommender.recommend`, `search` and `explain` raise.
     """
-    rankings = []
-    for template in templates:
-        allow = None if wish.allowed is None else [wish.allowed]
-        if wish.query is None:
-            ranking = recommender.recommend(
-                [wish.history],
-                wish.k,
-                allow=allow,
-                exclude_history=wish.exclude_history,
-                template=template,
-                num_beams=wish.num_beams,
-            )
-        else:
-            ranking = recommender.search(
-                [wish.query],
-                histories=[wish.history],
-                k=wish.k,
-                allow=allow,
-                exclude_history=wish.exclude_history,
-                template=template,
-                num_beams=wish.num_beams,
-            )
-        rankings.append(ranking)
+    if request.query is not None:
+        recommender.require_task("itemsearch")
+    rankings = [recommender.rank([replace(request, template=own)]) for own in templates]
     ranked, scores = rankings[0].items, rankings[0].scores
     if len(rankings) > 1:
         ranked, scores = join_lists(
             np.stack([ranking.items for ranking in rankings]),
             np.stack([ranking.scores for ranking in rankings]),
-            wish.k,
+            request.k,
         )
     found = ranked[0][ranked[0] >= 0]
-    if wish.query is not None:
-        print(f"  looks for: {wish.query}")
-    show_ranking(items, wish.history, found, scores[0])
-    if wish.explain:
-        (words,) = recommender.explain([wish.history], [found])
+    if request.query is not None:
+        print(f"  looks for: {request.query}")
+    show_ranking(items, request.history, found, scores[0])
+    if explain:
+        (words,) = recommender.explain([request.history], [found])
         if words.preference is not None:
             print(f"  the model takes them to like: {words.preference}")
         if words.titles is not None:

@@ -14,6 +14,7 @@ and what a customer likes (`preferenceobtain`), as far as it was trained on thes
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcrec.core.errors import InputError
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
-from lcrec.generate.requests import Questions, plan_batches
+from lcrec.generate.requests import RankingRequest, RequestEncoder, plan_batches
 from lcrec.generate.search import search
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
 from lcrec.index.item_index import ItemIndex
@@ -113,7 +114,7 @@ class Recommender:
         self.tasks = set(tasks)
         by_device = 4096 if model.device.type == "cpu" else 32_768
         self.max_batch_tokens = max_batch_tokens or by_device
-        self.questions = Questions(
+        self.request_encoder = RequestEncoder(
             tokenizer,
             index,
             prompts,
@@ -194,12 +195,17 @@ class Recommender:
                 model's context.
         """
         return self.rank(
-            self.prompt_ids(histories, template),
-            k,
-            allow,
-            deny,
-            exclude=histories if exclude_history else None,
-            num_beams=num_beams,
+            _requests(
+                histories,
+                [None] * len(histories),
+                k,
+                allow,
+                deny,
+                exclude_history=exclude_history,
+                template=template,
+                num_beams=num_beams,
+            ),
+            width=int(np.max(k, initial=0)),  # of no requests too
         )
 
     def search(
@@ -228,13 +234,23 @@ class Recommender:
         """
         self.require_task("itemsearch")
         histories = [()] * len(queries) if histories is None else histories
+        if len(histories) != len(queries):
+            raise InputError(f"{len(histories)} histories for {len(queries)} queries")
+        for position, query in enumerate(queries):
+            if not isinstance(query, str):
+                raise InputError(f"query {position}: expected text, found {query!r:.60}")
         return self.rank(
-            self.questions.search(queries, histories, template),
-            k,
-            allow,
-            deny,
-            exclude=histories if exclude_history else None,
-            num_beams=num_beams,
+            _requests(
+                histories,
+                queries,
+                k,
+                allow,
+                deny,
+                exclude_history=exclude_history,
+                template=template,
+                num_beams=num_beams,
+            ),
+            width=int(np.max(k, initial=0)),  # of no requests too
         )
 
     def explain(
@@ -260,18 +276,18 @@ class Recommender:
             self.require_task("index2item")
         if len(items) != len(histories):
             raise InputError(f"{len(items)} lists of items for {len(histories)} histories")
-        self.questions.check_items("history", histories)
-        self.questions.check_items("list of items", items)
+        self.request_encoder.check_items("history", histories)
+        self.request_encoder.check_items("list of items", items)
         titles: dict[int, str] = {}
         if names:
             distinct = sorted({int(item) for row in items for item in row})
-            prompt_ids = self.questions.titles(distinct, max_new_tokens)
+            prompt_ids = self.request_encoder.titles(distinct, max_new_tokens)
             texts = self.write_texts(prompt_ids, max_new_tokens, words_only=True)
             titles = dict(zip(distinct, texts, strict=True))
         preferences: dict[int, str] = {}
         if likes:
             known = [row for row, history in enumerate(histories) if len(history)]
-            prompt_ids = self.questions.preferences(
+            prompt_ids = self.request_encoder.preferences(
                 [histories[row] for row in known], max_new_tokens
             )
             texts = self.write_texts(prompt_ids, max_new_tokens, words_only=True)
@@ -291,16 +307,9 @@ class Recommender:
         """
         require_task(self.tasks, task)
 
-    def prompt_ids(
-        self, histories: Sequence[ItemIds], template: Template | None = None
-    ) -> list[list[int]]:
-        """Return the `seqrec` prompt of each history as token ids.
-
-        Raises:
-            InputError: an empty history, an item that is not in the catalogue, or a prompt longer
-                than the model's context.
-        """
-        return self.questions.next_item(histories, template)
+    def encode(self, requests: Sequence[RankingRequest]) -> list[list[int]]:
+        """Return the prompt of each request as token ids; raises as `RequestEncoder` does."""
+        return self.request_encoder.encode_requests(requests)
 
     def plan_batches(self, prompt_ids: list[list[int]]) -> list[np.ndarray]:
         """Return the rows of each batch, alike in length and within the token budget."""
@@ -343,7 +352,7 @@ class Recommender:
         Raises:
             InputError: more items wanted than there are, or fewer beams than items wanted.
         """
-        input_ids, mask = self.questions.pad(prompt_ids)
+        input_ids, mask = self.request_encoder.pad(prompt_ids)
         output = search(
             self.model,
             input_ids.to(self.trie.device),
@@ -402,7 +411,7 @@ class Recommender:
         texts = [""] * len(prompt_ids)
 
         def run(rows: np.ndarray, batch: list[list[int]]) -> None:
-            input_ids, mask = self.questions.pad(batch)
+            input_ids, mask = self.request_encoder.pad(batch)
             answers = write_answers(
                 self.model,
                 input_ids.to(self.trie.device),
@@ -418,46 +427,58 @@ class Recommender:
         self.run_in_batches(prompt_ids, run, count_done)
         return texts
 
+    def item_filter(self, requests: Sequence[RankingRequest]) -> LeafFilter | None:
+        """Return which items each request may get, None if all of them may get everything.
+
+        Raises:
+            InputError: more items wanted than a request's allow and deny lists leave, or one of
+                them holds something else than items.
+        """
+        allow, deny = [own.allow for own in requests], [own.deny for own in requests]
+        leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)
+        if leaf_filter is not None:
+            for row, left in enumerate(leaf_filter.totals().tolist()):
+                if left < requests[row].k:
+                    raise InputError(
+                        f"request {row}: {requests[row].k} items wanted, but its allow and deny "
+                        f"lists leave {left} of the {len(self.index)}"
+                    )
+        if any(own.exclude_history for own in requests):
+            deny = [
+                _join(own.deny, own.history) if own.exclude_history else own.deny
+                for own in requests
+            ]
+            leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)
+        return leaf_filter
+
     def rank(
         self,
-        prompt_ids: list[list[int]],
-        k: int | Sequence[int],
-        allow: Sequence[ItemIds | None] | None,
-        deny: Sequence[ItemIds | None] | None,
+        requests: Sequence[RankingRequest],
+        prompt_ids: list[list[int]] | None = None,
         *,
-        exclude: Sequence[ItemIds] | None,
-        num_beams: int | None = None,
+        width: int = 0,
+        count_done: Callable[[int], None] = lambda prompts: None,
     ) -> Ranking:
-        """Return the k best items for each prompt, of whatever task that asks for an item.
+        """Return the best items for each request.
 
         Args:
-            prompt_ids: the prompts, from `prompt_ids` or `questions.search`.
-            exclude: per request further items it must not get; they may leave fewer than k.
-            k, allow, deny, num_beams: as for `recommend`, which also says what is raised.
+            requests: of any kinds, in any order.
+            prompt_ids: their prompts, where `encode` was called before.
+            width: the columns of the ranking, where that is more than the largest k.
+            count_done: see `run_in_batches`.
+
+        Raises:
+            InputError: as `recommend` and `search`.
         """
-        count = len(prompt_ids)
-        wanted = np.full(count, k) if np.ndim(k) == 0 else np.asarray(k)
-        if wanted.shape != (count,) or (
-            count and (wanted.dtype.kind not in "iu" or wanted.min() < 1)
-        ):
-            raise InputError(f"k: expected one number from 1 up, or {count} of them, found {k}")
-        leaf_filter = LeafFilter.build(self.trie, count, allow, deny)
-        if leaf_filter is not None:
-            left = leaf_filter.totals()
-            for row in np.flatnonzero(left < wanted)[:1]:
-                raise InputError(
-                    f"request {row}: {wanted[row]} items wanted, but its allow and deny lists "
-                    f"leave {left[row]} of the {len(self.index)}"
-                )
-        if exclude is not None:
-            denied = [None] * count if deny is None else deny
-            both = [_join(*lists) for lists in zip(denied, exclude, strict=True)]
-            leaf_filter = LeafFilter.build(self.trie, count, allow, both)
+        if prompt_ids is None:
+            prompt_ids = self.encode(requests)
+        leaf_filter = self.item_filter(requests)
+        wanted = np.array([own.k for own in requests], dtype=np.int64)
         # The beam's width shapes an answer, so only requests that want the same one share a batch.
-        beams = np.array([self._beams(int(own), num_beams) for own in wanted], dtype=np.int64)
-        width = int(np.max(k, initial=0))  # of no requests too
-        items = np.full((count, width), -1, dtype=np.int64)
-        scores = np.full((count, width), -np.inf, dtype=np.float32)
+        beams = np.array([self._beams(own.k, own.num_beams) for own in requests], dtype=np.int64)
+        width = int(np.max(wanted, initial=width))
+        items = np.full((len(requests), width), -1, dtype=np.int64)
+        scores = np.full((len(requests), width), -np.inf, dtype=np.float32)
         for own in np.unique(beams).tolist():
             group = np.flatnonzero(beams == own)
             most = int(wanted[group].max())
@@ -466,6 +487,7 @@ class Recommender:
                 most,
                 leaf_filter=leaf_filter and leaf_filter.rows(group),
                 num_beams=own,
+                count_done=count_done,
             )
         beyond = np.arange(width) >= wanted[:, None]
         items[beyond], scores[beyond] = -1, -np.inf
@@ -488,6 +510,32 @@ def _constrain(trie: ItemTrie, constraint: str, model: PreTrainedModel | PeftMod
     if constraint == "none":
         return LooseTrie.anything(trie, model.config.get_text_config(decoder=True).vocab_size)
     return LooseTrie.by_level(trie) if constraint == "level" else trie
+
+
+def _requests(
+    histories: Sequence[ItemIds],
+    queries: Sequence[str | None],
+    k: int | Sequence[int],
+    allow: Sequence[ItemIds | None] | None,
+    deny: Sequence[ItemIds | None] | None,
+    **shared: Any,
+) -> list[RankingRequest]:
+    """Return a request per history and query; `shared` is what all of them have in common."""
+    count = len(histories)
+    counts: list[Any] = [k] * count if np.ndim(k) == 0 else list(np.asarray(k))
+    if len(counts) != count:
+        raise InputError(f"k: expected one number from 1 up, or {count} of them, found {k}")
+    for name, lists in (("allow", allow), ("deny", deny)):
+        if lists is not None and len(lists) != count:
+            raise InputError(f"{name}: has {len(lists)} lists for {count} requests")
+    allow = [None] * count if allow is None else allow
+    deny = [None] * count if deny is None else deny
+    return [
+        RankingRequest(history, query, k=own, allow=may, deny=must_not, **shared)
+        for history, query, own, may, must_not in zip(
+            histories, queries, counts, allow, deny, strict=True
+        )
+    ]
 
 
 def _join(denied: ItemIds | None, history: ItemIds) -> np.ndarray:

@@ -4,6 +4,7 @@ Everything a person can put into a request is checked here, before a model sees 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +20,45 @@ from lcrec.prompts.tasks import Record, history_record, search_record
 from lcrec.prompts.templates import Template
 
 
-class Questions:
-    """Asks a model about histories, queries and items, with the templates of a prompt set.
+@dataclass(frozen=True, eq=False, slots=True)
+class RankingRequest:
+    """What one customer asks a recommender to rank: the same for every caller.
+
+    Attributes:
+        history: what the customer has, oldest first; may be empty where there is a query.
+        query: what they look for, in words; None to rank what comes after the history.
+        preference: what they like, in words, for templates that say it; only beside a query.
+        k: how many items to rank.
+        num_beams: beams to search with; None for the recommender's own choice.
+        allow: the only items they may get; None for all of them. Requests that share a list
+            should share the object: it is then stored once.
+        deny: items that they must not get.
+        exclude_history: rank no item of the history; there may then be fewer than k.
+        template: a template of `itemsearch` where there is a query, else of `seqrec`; None for the
+            recommender's own choice.
+
+    Raises:
+        InputError: `k` is no number from 1 up.
+    """
+
+    history: ItemIds = ()
+    query: str | None = None
+    preference: str = ""
+    k: int = 10
+    num_beams: int | None = None
+    allow: ItemIds | None = None
+    deny: ItemIds | None = None
+    exclude_history: bool = False
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        is_count = isinstance(self.k, int | np.integer) and not isinstance(self.k, bool)
+        if not is_count or self.k < 1:
+            raise InputError(f"k: expected one number from 1 up, found {self.k!r:.60}")
+
+
+class RequestEncoder:
+    """Turns requests, and questions about items, into prompts of a prompt set.
 
     Args:
         tokenizer: with the index's tokens.
@@ -43,56 +81,46 @@ class Questions:
     ) -> None:
         self.index, self.prompts, self.context = index, prompts, context
         self.max_history, self.max_text_words = max_history, max_text_words
-        self.encoder = PromptEncoder(tokenizer, prompts)
+        self.prompt_encoder = PromptEncoder(tokenizer, prompts)
 
-    def next_item(
-        self, histories: Sequence[ItemIds], template: Template | None = None
-    ) -> list[list[int]]:
-        """Ask what comes after each history, by default with the first template of `seqrec`.
+    def encode_requests(self, requests: Sequence[RankingRequest]) -> list[list[int]]:
+        """Return the prompt of each request as token ids.
 
-        Raises:
-            InputError: an empty history, an item that is not in the catalogue, a template of
-                another task, or a prompt longer than the model's context.
-        """
-        template = template or self.prompts.evaluation_templates("seqrec")[0]
-        _require_template_of(template, "seqrec")
-        self.check_items("history", histories)
-        for position, history in enumerate(histories):
-            if len(history) == 0:
-                raise InputError(f"history {position} is empty; give at least one item")
-        records = [history_record(self.index, history, self.max_history) for history in histories]
-        return self.encode([template.ask(record) for record in records], self.index.num_levels)
-
-    def search(
-        self,
-        queries: Sequence[str],
-        histories: Sequence[ItemIds],
-        template: Template | None = None,
-    ) -> list[list[int]]:
-        """Ask what each customer looks for, by default with the most informative template.
+        By default a history is asked about with the first template of `seqrec`, a query with the
+        template of `itemsearch` that says most of the request.
 
         Raises:
-            InputError: an empty query, not one history per query, an item that is not in the
-                catalogue, or a prompt longer than the model's context.
+            InputError: an empty query, no query and an empty history, an item that is not in the
+                catalogue, a template of another task, or a prompt longer than the model's context.
         """
-        if len(histories) != len(queries):
-            raise InputError(f"{len(histories)} histories for {len(queries)} queries")
-        self.check_items("history", histories)
+        self.check_items("history", [request.history for request in requests])
         questions = []
-        for position, (query, history) in enumerate(zip(queries, histories, strict=True)):
-            if not isinstance(query, str):
-                raise InputError(f"query {position}: expected text, found {query!r:.60}")
-            record = search_record(
-                self.index,
-                history,
-                self.max_history,
-                intention=query,
-                max_text_words=self.max_text_words,
-            )
-            if not record["intention"]:
+        for position, request in enumerate(requests):
+            if request.query is None and len(request.history) == 0:
+                raise InputError(f"history {position} is empty; give at least one item")
+            record = self.record(request)
+            if request.query is None:
+                template = request.template or self.prompts.evaluation_templates("seqrec")[0]
+                _require_template_of(template, "seqrec")
+            elif not record["intention"]:
                 raise InputError(f"query {position} is empty; say what is looked for")
-            questions.append(self._choose("itemsearch", record, template).ask(record))
+            else:
+                template = self._choose("itemsearch", record, request.template)
+            questions.append(template.ask(record))
         return self.encode(questions, self.index.num_levels)
+
+    def record(self, request: RankingRequest) -> Record:
+        """Return what a prompt may say of a request."""
+        if request.query is None:
+            return history_record(self.index, request.history, self.max_history)
+        return search_record(
+            self.index,
+            request.history,
+            self.max_history,
+            preference=request.preference,
+            intention=request.query,
+            max_text_words=self.max_text_words,
+        )
 
     def titles(self, items: Sequence[int], answer: int) -> list[list[int]]:
         """Ask for each item's title, of at most `answer` tokens."""
@@ -126,7 +154,7 @@ class Questions:
     def pad(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Return prompts padded on the left, and their mask, both int64 [batch, longest]."""
         width = max(map(len, prompt_ids))
-        pad = self.encoder.tokenizer.pad_token_id
+        pad = self.prompt_encoder.tokenizer.pad_token_id
         input_ids = torch.full((len(prompt_ids), width), pad, dtype=torch.int64)
         mask = torch.zeros((len(prompt_ids), width), dtype=torch.int64)
         for row, ids in enumerate(prompt_ids):
@@ -153,7 +181,7 @@ class Questions:
         Raises:
             InputError: a prompt whose answer does not fit in the model's context.
         """
-        prompt_ids = self.encoder.prompt_ids(questions) if questions else []
+        prompt_ids = self.prompt_encoder.prompt_ids(questions) if questions else []
         for row, ids in enumerate(prompt_ids):
             if self.context is not None and len(ids) + answer > self.context:
                 raise InputError(

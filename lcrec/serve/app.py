@@ -38,11 +38,11 @@ from lcrec.serve.middleware import (
     validation_problem,
 )
 from lcrec.serve.requests import (
-    Desk,
+    EncodedRequest,
     ItemAnswer,
-    Job,
     RankingAnswer,
     RecommendRequest,
+    RequestHandler,
     SearchRequest,
 )
 
@@ -98,9 +98,11 @@ def create_app(
         )
     registry = CollectorRegistry()
     meters = Meters(registry)
-    desk = Desk(recommender, items, max_k=max_k, max_history=max_history, max_query=max_query)
+    handler = RequestHandler(
+        recommender, items, max_k=max_k, max_history=max_history, max_query=max_query
+    )
     batcher = Batcher(
-        desk.rank,
+        handler.rank,
         max_batch=max_batch,
         max_wait=batch_wait,
         max_queue=max_queue,
@@ -140,29 +142,29 @@ def create_app(
     )
     refusals = _problems(400, 408, 413, 422, 503, 504)
 
-    async def rank(request: Request, wish: RecommendRequest | SearchRequest) -> RankingAnswer:
-        job = desk.job(wish)
-        return desk.answer(*await _wait(batcher, job, request.receive, timeout))
+    async def rank(request: Request, body: RecommendRequest | SearchRequest) -> RankingAnswer:
+        encoded = handler.encode(body)
+        return handler.answer(*await _wait(batcher, encoded, request.receive, timeout))
 
     @app.post("/recommend", responses=refusals, summary="The items to come after a history")
-    async def recommend(request: Request, wish: RecommendRequest) -> RankingAnswer:
-        return await rank(request, wish)
+    async def recommend(request: Request, body: RecommendRequest) -> RankingAnswer:
+        return await rank(request, body)
 
     @app.post(
         "/search",
         responses=refusals | _problems(501),
         summary="The items that fit a request in words",
     )
-    async def search(request: Request, wish: SearchRequest) -> RankingAnswer:
+    async def search(request: Request, body: SearchRequest) -> RankingAnswer:
         try:
             recommender.require_task("itemsearch")
         except InputError as error:
             raise Problem(501, str(error)) from None
-        return await rank(request, wish)
+        return await rank(request, body)
 
     @app.get("/items/{item}", responses=_problems(404, 422), summary="What is known of an item")
     async def item(item: int) -> ItemAnswer:
-        return desk.item(item)
+        return handler.item(item)
 
     @app.get("/healthz", responses=_problems(503), summary="Whether the process works")
     async def healthz() -> HealthAnswer:
@@ -184,14 +186,14 @@ def create_app(
 
 
 async def _wait(
-    batcher: Batcher[Job, Any], job: Job, receive: Receive, timeout: float
+    batcher: Batcher[EncodedRequest, Any], encoded: EncodedRequest, receive: Receive, timeout: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the job's ranking, or give it up when its time is over or its client has gone.
+    """Return the request's ranking, or give it up when its time is over or its client has gone.
 
     Raises:
         Problem: there is no ranking.
     """
-    answer = asyncio.ensure_future(batcher.submit(job))
+    answer = asyncio.ensure_future(batcher.submit(encoded))
     leaving = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait({answer, leaving}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

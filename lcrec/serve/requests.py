@@ -1,8 +1,8 @@
-"""From a request to a job for the model, and from its ranking back to an answer.
+"""From an HTTP body to a request for the model, and from its ranking back to an answer.
 
-`Desk` checks everything that a client can get wrong before the request is queued, so that what
-fails later is the model's fault, and no client's. A job holds a prompt, whatever was asked for:
-jobs of both kinds, with any `k`, lists and filters, are ranked together.
+`RequestHandler` checks everything that a client can get wrong before the request is queued, so that
+what fails later is the model's fault, and no client's. Requests of both kinds, with any `k`, lists
+and filters, are ranked together.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
+from lcrec.prompts.templates import Template
 from lcrec.serve.middleware import Problem
 
 FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
 ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
-class _Wishes(BaseModel):
+class _Options(BaseModel):
     """What both kinds of request may ask for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -36,7 +38,7 @@ class _Wishes(BaseModel):
     template: str | None = Field(None, description="the id of the prompt template to ask with")
 
 
-class RecommendRequest(_Wishes):
+class RecommendRequest(_Options):
     """What to recommend after a history."""
 
     model_config = ConfigDict(
@@ -52,7 +54,7 @@ class RecommendRequest(_Wishes):
     history: ItemIds = Field(min_length=1, description="item ids, oldest first", examples=[[12, 7]])
 
 
-class SearchRequest(_Wishes):
+class SearchRequest(_Options):
     """What to find for a customer's words."""
 
     model_config = ConfigDict(
@@ -95,22 +97,22 @@ class ItemAnswer(BaseModel):
     fields: dict[str, str] = Field(description="the item's texts; empty without --data")
 
 
+Body = RecommendRequest | SearchRequest
+
+
 @dataclass(frozen=True, eq=False)
-class Job:
-    """A checked request: arrays hold item ids, `allow` None allows everything."""
+class EncodedRequest:
+    """A checked request and its prompt."""
 
+    request: RankingRequest
     prompt_ids: list[int]
-    k: int
-    allow: np.ndarray | None
-    deny: np.ndarray
-    exclude: np.ndarray
 
 
-class Desk:
-    """Turns requests into jobs, batches of jobs into rankings, and items into words.
+class RequestHandler:
+    """Turns bodies into requests, batches of requests into rankings, and items into words.
 
-    Everything that can be wrong with a request is found here, before it is queued; what fails
-    later is the model's fault. The arguments are `create_app`'s.
+    Everything that can be wrong with a body is found here, before it is queued; what fails later
+    is the model's fault. The arguments are `create_app`'s.
     """
 
     def __init__(
@@ -128,48 +130,61 @@ class Desk:
         self.max_history, self.max_query = max_history, max_query
         self.by_value = {} if items is None else _items_by_value(items)
 
-    def job(self, wish: RecommendRequest | SearchRequest) -> Job:
-        """Check a request and put its question.
+    def encode(self, body: Body) -> EncodedRequest:
+        """Check what a client asks for and put it into a prompt.
 
         Raises:
             Problem: it cannot be served.
         """
-        history = self._ids("history", wish.history)
+        history = self._ids("history", body.history)
         if len(history) > self.max_history:
             raise _fault(
                 "history",
-                f"{len(history)} items; at most {self.max_history} are allowed (--max-history), "
-                f"and the model reads the latest {self.recommender.questions.max_history}",
+                f"{len(history)} items; at most {self.max_history} are taken (--max-history), and "
+                f"the model reads the latest {self.recommender.request_encoder.max_history}",
             )
-        if wish.k > self.max_k:
-            raise _fault("k", f"{wish.k} items wanted; the most here is {self.max_k} (--max-k)")
-        allow, deny = self._allowed(wish), self._ids("deny", wish.deny)
-        denied = np.unique(deny)
+        if body.k > self.max_k:
+            raise _fault("k", f"{body.k} items wanted; the most here is {self.max_k} (--max-k)")
+        allow, deny = self._allowed(body), np.unique(self._ids("deny", body.deny))
         if allow is None:
-            left = self.num_items - len(denied)
+            left = self.num_items - len(deny)
         else:
-            left = len(allow) - int(np.isin(denied, allow).sum())
-        if left < wish.k:
+            left = len(allow) - int(np.isin(deny, allow).sum())
+        if left < body.k:
             raise _fault(
                 "k",
-                f"{wish.k} items wanted, but allow, deny and filters leave {left} of the "
+                f"{body.k} items wanted, but allow, deny and filters leave {left} of the "
                 f"{self.num_items} in the catalogue",
             )
-        exclude = history if wish.exclude_history else np.zeros(0, np.int64)
-        return Job(self._ask(wish), wish.k, allow, denied, exclude)
+        is_search = isinstance(body, SearchRequest)
+        request = RankingRequest(
+            history,
+            body.query if isinstance(body, SearchRequest) else None,
+            k=body.k,
+            allow=allow,
+            deny=deny,
+            exclude_history=body.exclude_history,
+            template=self._template(body.template, "itemsearch" if is_search else "seqrec"),
+        )
+        if request.query is not None and len(request.query) > self.max_query:
+            raise _fault(
+                "query",
+                f"{len(request.query)} characters; at most {self.max_query} are taken "
+                "(--max-query)",
+            )
+        try:
+            (prompt_ids,) = self.recommender.encode([request])
+        except InputError as error:
+            raise _fault("query" if is_search else "history", str(error)) from None
+        return EncodedRequest(request, prompt_ids)
 
-    def rank(self, jobs: list[Job]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return items and scores of each job, best first: int64 and float32 `[found]`."""
-        exclude = [job.exclude for job in jobs]
+    def rank(self, encoded: list[EncodedRequest]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return items and scores of each request, best first: int64 and float32 `[found]`."""
         ranking = self.recommender.rank(
-            [job.prompt_ids for job in jobs],
-            [job.k for job in jobs],
-            [job.allow for job in jobs],
-            [job.deny for job in jobs],
-            exclude=exclude if any(map(len, exclude)) else None,
+            [own.request for own in encoded], [own.prompt_ids for own in encoded]
         )
         found = ranking.items >= 0
-        rows = range(len(jobs))
+        rows = range(len(encoded))
         return [(ranking.items[row][found[row]], ranking.scores[row][found[row]]) for row in rows]
 
     def answer(self, items: np.ndarray, scores: np.ndarray) -> RankingAnswer:
@@ -205,10 +220,10 @@ class Desk:
                 )
         return np.asarray(ids, dtype=np.int64)
 
-    def _allowed(self, wish: RecommendRequest | SearchRequest) -> np.ndarray | None:
+    def _allowed(self, body: Body) -> np.ndarray | None:
         """Return the items that the allow list and every filter let through."""
-        allow = None if wish.allow is None else np.unique(self._ids("allow", wish.allow))
-        for field, values in wish.filters.items():
+        allow = None if body.allow is None else np.unique(self._ids("allow", body.allow))
+        for field, values in body.filters.items():
             if field not in self.by_value:
                 known = ", ".join(self.by_value) or "none, for it runs without --data"
                 raise _fault("filters", f"{field[:40]!a} is no field to filter by here: {known}")
@@ -225,28 +240,15 @@ class Desk:
             allow = chosen if allow is None else np.intersect1d(allow, chosen, assume_unique=True)
         return allow
 
-    def _ask(self, wish: RecommendRequest | SearchRequest) -> list[int]:
-        """Return the prompt as token ids."""
-        is_search = isinstance(wish, SearchRequest)
-        task, field = ("itemsearch", "query") if is_search else ("seqrec", "history")
-        template = None
-        if wish.template is not None:
-            known = {t.id: t for t in self.recommender.prompts.templates if t.task == task}
-            if wish.template not in known:
-                near = closest(wish.template[:80], known)
-                raise _fault("template", f"{task} has no template {wish.template[:80]!a}{near}")
-            template = known[wish.template]
-        try:
-            if not isinstance(wish, SearchRequest):
-                return self.recommender.prompt_ids([wish.history], template)[0]
-            if len(wish.query) > self.max_query:
-                raise InputError(
-                    f"{len(wish.query)} characters; at most {self.max_query} are allowed "
-                    "(--max-query)"
-                )
-            return self.recommender.questions.search([wish.query], [wish.history], template)[0]
-        except InputError as error:
-            raise _fault(field, str(error)) from None
+    def _template(self, wanted: str | None, task: str) -> Template | None:
+        """Return the template that a body names, if it names one."""
+        if wanted is None:
+            return None
+        known = {t.id: t for t in self.recommender.prompts.templates if t.task == task}
+        if wanted not in known:
+            near = closest(wanted[:80], known)
+            raise _fault("template", f"{task} has no template {wanted[:80]!a}{near}")
+        return known[wanted]
 
 
 def _fault(pointer: str, detail: str) -> Problem:

@@ -19,8 +19,9 @@ from lcrec.evaluate import __main__ as evaluate
 from lcrec.evaluate.checkpoint import Subject, format_values, load_subject
 from lcrec.evaluate.language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate.pairs import pairwise_accuracy, score_items, seen_items
-from lcrec.evaluate.search import Query, make_queries, rank_by_text
+from lcrec.evaluate.search import make_queries, rank_by_text
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.tasks import TaskData, plain_text
 
 
@@ -90,7 +91,7 @@ class PrefersLowIds:
     """A model that finds item i as likely as exp(-i), and items 3 and 4 equally likely."""
 
     index = SimpleNamespace(num_levels=3)
-    questions = SimpleNamespace(encode=lambda questions, answer: [[1]] * len(questions))
+    request_encoder = SimpleNamespace(encode=lambda questions, answer: [[1]] * len(questions))
 
     run_in_batches = Recommender.run_in_batches
 
@@ -132,7 +133,9 @@ def test_users_without_a_title_are_left_out_of_a_wording_of_titles(subject, inde
 
 def test_given_items_have_the_scores_of_the_full_ranking(subject):
     """Each prompt has its own items, in any order, with padding and repetitions."""
-    prompt_ids = subject.recommender.prompt_ids([[1, 2, 3], [40], [7, 7, 7, 9]])
+    prompt_ids = subject.recommender.encode(
+        list(map(RankingRequest, ([1, 2, 3], [40], [7, 7, 7, 9])))
+    )
     ranked, scores = subject.recommender.rank_batch(prompt_ids, 48)
     items = np.array([[5, 30, -1, 5], [47, 0, 21, 40], [-1, 3, -1, -1]])
     found = score_items(subject, prompt_ids, items)
@@ -207,12 +210,11 @@ def test_what_pairs_refuses(words, embeddings, tmp_path):
 def test_text_retrieval_by_hand():
     vectors = np.array([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
     answers = {"east": [5.0, 0.1], "north": [0.0, 1.0], "nothing": [0.0, 0.0]}
-    queries = [Query(0, text, {}) for text in answers]
 
     def encode(texts):
         return np.array([answers[text] for text in texts])
 
-    ranked = rank_by_text(encode, vectors, queries, 3)
+    ranked = rank_by_text(encode, vectors, list(answers), 3)
     assert ranked.tolist() == [[0, 2, 1], [1, 2, 0], [0, 1, 2]]
 
 
@@ -238,21 +240,21 @@ def test_search(words, embeddings, tmp_path, capsys, shop):
 
 
 def test_queries_are_the_users_texts_with_what_went_before(subject):
-    queries, targets = make_queries(subject, 5, seed=1)
+    queries, owners, targets = make_queries(subject, 5, seed=1)
     texts, test = subject.data.user_texts, subject.split.test
     assert len(targets) == 5
     by_target = {}
-    for query in queries:
-        by_target.setdefault(query.row, []).append(query)
+    for row, query in zip(owners.tolist(), queries, strict=True):
+        by_target.setdefault(row, []).append(query)
     for row, own in by_target.items():
         users = [
             user
             for user, target in zip(test.users, test.targets, strict=True)
-            if target == targets[row] and texts.test_intentions.get(user) == [q.text for q in own]
+            if target == targets[row] and texts.test_intentions.get(user) == [q.query for q in own]
         ]
         assert users
         history = test.histories[test.users.index(users[0])]
-        assert len(own[0].record["history"]) == min(len(history), subject.data.max_history)
+        assert own[0].history.tolist() == history.tolist()
 
 
 def test_what_search_refuses(words, embeddings, shop, tmp_path):
@@ -292,7 +294,7 @@ def test_answers_are_the_likeliest_tokens(subject):
     model.generation_config.repetition_penalty = 5.0
     answers = answer_questions(recommender, questions, 6, label="test")
     for question, answer in zip(questions, answers, strict=True):
-        ids = recommender.questions.encoder.prompt_ids([question])[0]
+        ids = recommender.request_encoder.prompt_encoder.prompt_ids([question])[0]
         start = len(ids)
         for _ in range(6):
             with torch.no_grad():

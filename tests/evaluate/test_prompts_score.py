@@ -29,8 +29,8 @@ class Oracle:
     index = range(30)
     run_in_batches, rank_prompts = Recommender.run_in_batches, Recommender.rank_prompts
 
-    def prompt_ids(self, histories, template):
-        return [[history[0], template.id == "good"] for history in histories]
+    def encode(self, requests):
+        return [[request.history[0], request.template.id == "good"] for request in requests]
 
     def plan_batches(self, prompt_ids):
         return [np.array([1]), np.array([0])]  # not in the order of the users

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
@@ -61,7 +62,7 @@ def test_ranking_everything_is_a_permutation(recommender):
 def test_scores_are_those_of_plain_forward_passes(recommender, random_model, index):
     model, tokenizer = random_model
     ranking = recommender.recommend([[5, 9]], ITEMS)
-    (prompt,) = recommender.prompt_ids([[5, 9]])
+    (prompt,) = recommender.encode([RankingRequest([5, 9])])
     spelt = item_token_ids(tokenizer, index)
     expected = []
     for item in range(ITEMS):
@@ -89,7 +90,7 @@ def test_the_history_can_be_excluded(recommender, histories):
 
 def test_only_the_latest_items_are_shown(recommender):
     short, long = [7, 8, 9, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
-    prompts = recommender.prompt_ids([short, long, long[5:]])
+    prompts = recommender.encode([RankingRequest(own) for own in (short, long, long[5:])])
     assert prompts[0] == prompts[1] == prompts[2]
     ranking = recommender.recommend([short, long], ITEMS)
     assert ranking.items[0].tolist() == ranking.items[1].tolist()
@@ -102,7 +103,7 @@ def test_one_item_and_repeated_items(recommender, index, random_model):
     tokenizer = random_model[1]
     for history in ([4], [4, 4], np.array([4], dtype=np.int32)):
         check_lists(recommender.recommend([history], 10), 10)
-        text = tokenizer.decode(recommender.prompt_ids([history])[0])
+        text = tokenizer.decode(recommender.encode([RankingRequest(history)])[0])
         assert text.count(index.texts[4]) == len(history)
 
 
@@ -117,7 +118,9 @@ def test_batches_change_nothing(random_model, index, prompts, split):
     rankings = []
     for budget in budgets:
         own = Recommender(*random_model, index, prompts, max_history=4, max_batch_tokens=budget)
-        sizes = [len(rows) for rows in own.plan_batches(own.prompt_ids(histories))]
+        sizes = [
+            len(rows) for rows in own.plan_batches(own.encode(list(map(RankingRequest, histories))))
+        ]
         assert {1: max(sizes) == 1, 300: 1 < max(sizes) < 60, 100_000: sizes == [60]}[budget]
         rankings.append(own.recommend(histories, 20))
     for ranking in rankings[1:]:
@@ -155,7 +158,7 @@ def test_training_prompts_are_inference_prompts(recommender, random_model, shop_
     """Every training row of seqrec has the prompt that `recommend` makes, token for token."""
     data = TaskData(shop_items, split.train, recommender.index, max_history=4)
     rows = draw_rows(data, recommender.prompts, {"seqrec": 150.0}, 0, 0)
-    dataset = tokenise_rows([rows], recommender.questions.encoder, 600, 8)
+    dataset = tokenise_rows([rows], recommender.request_encoder.prompt_encoder, 600, 8)
     tokenizer = random_model[1]
     asked = 0
     by_prompt = {}
@@ -164,7 +167,7 @@ def test_training_prompts_are_inference_prompts(recommender, random_model, shop_
     for sequence in split.train:
         for end in range(1, len(sequence)):
             for template in recommender.prompts.for_task("seqrec", "train"):
-                (ids,) = recommender.prompt_ids([sequence[:end]], template)
+                (ids,) = recommender.encode([RankingRequest(sequence[:end], template=template)])
                 if by_prompt.pop(tuple(ids), None) == template.id:
                     asked += 1
                     assert tokenizer.eos_token_id not in ids
@@ -207,7 +210,8 @@ def test_search_asks_in_words(recommender, random_model):
     check_lists(ranking, ITEMS)
     assert ranking.items[0].tolist() != ranking.items[1].tolist()
     plain, known = (
-        recommender.questions.search(queries, histories) for histories in ([(), ()], [[], [3, 4]])
+        recommender.encode(list(map(RankingRequest, histories, queries)))
+        for histories in ([(), ()], [[], [3, 4]])
     )
     assert plain[0] == known[0]
     assert "a thing for a < |im_end|> desk" in tokenizer.decode(plain[0])
@@ -234,7 +238,7 @@ def test_explanations_are_words(recommender, index):
 def test_an_explanation_is_the_likeliest_continuation(recommender, random_model):
     """Greedy decoding by hand, without a cache, item tokens ruled out."""
     model, tokenizer = random_model
-    (ids,) = recommender.questions.titles([7], 8)
+    (ids,) = recommender.request_encoder.titles([7], 8)
     banned = vocabulary_ids(tokenizer, recommender.index)
     answer = []
     while len(answer) < 8:
@@ -310,7 +314,7 @@ def test_prompts_beyond_the_context(random_model, index, prompts):
     own = Recommender(
         *random_model, index, prompts, max_history=4, max_text_words=1000, tasks=TASKS
     )
-    own.questions.max_history = 1000
+    own.request_encoder.max_history = 1000
     with pytest.raises(InputError, match=r"request 1: its prompt has \d+ tokens .* 512 of the"):
         own.recommend([[1], [1] * 400])
     with pytest.raises(InputError, match="more than the 512 of the model's context"):
@@ -396,7 +400,7 @@ def test_weights_that_are_broken(base, index, prompts):
 
 def test_from_pretrained(checkpoint, split):
     loaded = Recommender.from_pretrained(checkpoint)
-    assert loaded.questions.max_history == 4
+    assert loaded.request_encoder.max_history == 4
     check_lists(loaded.recommend(split.test.histories, 10), 10)
 
 

@@ -16,17 +16,18 @@ from hypothesis import strategies as st
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.serve.app import create_app
-from lcrec.serve.requests import Desk, RecommendRequest
+from lcrec.serve.requests import RecommendRequest, RequestHandler
 
 ITEMS = 48
 POISON = 40  # prompts that show this item get NaN logits
 JSON = {"Content-Type": "application/json"}
 ids = st.integers(0, ITEMS - 1)
-WISHES = st.fixed_dictionaries(
+REQUESTS = st.fixed_dictionaries(
     {"history": st.lists(ids, min_size=1, max_size=6), "k": st.integers(1, 30)},
     optional={
         "allow": st.lists(ids, min_size=35, unique=True),
@@ -150,27 +151,27 @@ def test_a_search_is_the_librarys_with_a_history_or_without(recommender):
     assert plain.json()["items"][0]["title"] is None, "there is no catalogue"
 
 
-@given(wishes=st.lists(WISHES, min_size=1, max_size=6))
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=6))
 @settings(max_examples=15, deadline=None)
-def test_in_company_or_alone_the_answer_is_the_same(recommender, prompts, wishes):
+def test_in_company_or_alone_the_answer_is_the_same(recommender, prompts, requests):
     """Any k, lists and wording share a batch, and each gets what it would get alone."""
-    wishes = [
-        {**wish, "template": prompts.for_task("seqrec", "eval")[-1].id}
-        if "template" in wish
-        else wish
-        for wish in wishes
-        if POISON not in wish["history"]
+    requests = [
+        {**request, "template": prompts.for_task("seqrec", "eval")[-1].id}
+        if "template" in request
+        else request
+        for request in requests
+        if POISON not in request["history"]
     ]
     app = create_app(recommender, batch_wait=0.05)
-    responses = ask(app, *(post("/recommend", **wish) for wish in wishes))
-    for wish, response in zip(wishes, responses, strict=True):
-        template = prompts.get(wish["template"]) if "template" in wish else None
+    responses = ask(app, *(post("/recommend", **request) for request in requests))
+    for request, response in zip(requests, responses, strict=True):
+        template = prompts.get(request["template"]) if "template" in request else None
         expected = recommender.recommend(
-            [wish["history"]],
-            wish["k"],
-            allow=[wish.get("allow")],
-            deny=[wish.get("deny")],
-            exclude_history=wish.get("exclude_history", False),
+            [request["history"]],
+            request["k"],
+            allow=[request.get("allow")],
+            deny=[request.get("deny")],
+            exclude_history=request.get("exclude_history", False),
             template=template,
         )
         found = expected.items[0] >= 0
@@ -216,13 +217,13 @@ def test_filters_are_values_of_fields(recommender, catalogue):
 
 
 def test_a_value_named_often_costs_no_more(recommender, catalogue):
-    desk = Desk(recommender, catalogue, max_k=10, max_history=10, max_query=10)
-    wish = RecommendRequest(history=[1], filters={"categories": ["Tools", " tools"] * 50_000})
+    handler = RequestHandler(recommender, catalogue, max_k=10, max_history=10, max_query=10)
+    body = RecommendRequest(history=[1], filters={"categories": ["Tools", " tools"] * 50_000})
     tracemalloc.start()
-    job = desk.job(wish)
+    encoded = handler.encode(body)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert job.allow.tolist() == list(range(ITEMS))
+    assert encoded.request.allow.tolist() == list(range(ITEMS))
     assert peak < 2**20, "48 items for each of 100,000 values are 37 MiB"
 
 
@@ -307,7 +308,7 @@ def test_a_request_that_cannot_be_served(recommender, catalogue, path, body, wor
 
 
 def test_a_prompt_beyond_the_context(recommender, monkeypatch):
-    monkeypatch.setattr(recommender.questions, "context", 60)
+    monkeypatch.setattr(recommender.request_encoder, "context", 60)
     fine, long = ask(
         create_app(recommender),
         post("/recommend", history=[1]),
@@ -497,10 +498,10 @@ class Held:
     def __getattr__(self, name):
         return getattr(self.recommender, name)
 
-    def rank(self, prompt_ids, *rest, **named):
+    def rank(self, requests, prompt_ids):
         self.ranked += prompt_ids
         assert self.go_on.wait(10)
-        return self.recommender.rank(prompt_ids, *rest, **named)
+        return self.recommender.rank(requests, prompt_ids)
 
 
 def test_a_request_that_takes_too_long_is_given_up_and_never_begun(recommender):
@@ -519,7 +520,9 @@ def test_a_request_that_takes_too_long_is_given_up_and_never_begun(recommender):
     for response in late:
         check_problem(response, 504, "no answer within 0.2 seconds")
     assert pairs(after)[0] == recommender.recommend([[3]]).items[0].tolist()
-    assert held.ranked == recommender.prompt_ids([[1], [3]]), "the second was dropped"
+    assert held.ranked == recommender.encode([RankingRequest([1]), RankingRequest([3])]), (
+        "the second was dropped"
+    )
     assert 'lcrec_requests_total{route="/recommend",status="504"} 2.0' in metrics
 
 
@@ -559,7 +562,7 @@ def test_a_client_that_leaves_is_dropped(recommender):
 
     metrics = asyncio.run(run())
     assert 'lcrec_requests_total{route="/recommend",status="499"} 1.0' in metrics
-    assert held.ranked == recommender.prompt_ids([[1]])
+    assert held.ranked == recommender.encode([RankingRequest([1])])
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(recommender):
