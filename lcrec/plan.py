@@ -14,6 +14,10 @@ from lcrec.core.errors import run_stage
 from lcrec.modeling.recipe import TrainingSettings, check_settings, load_inputs
 
 STAGE = "python -m lcrec.plan"
+EXAMPLE = (
+    "--config recipes/lora_7b.yaml --data data/shop --index runs/shop/index --base MODEL "
+    "--tflops 989"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class PlanConfig(TrainingSettings):
 
 def main(argv: list[str]) -> None:
     """Print the plan."""
-    config = parse_config(PlanConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(PlanConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
     check_settings(config)
     inputs = load_inputs(config)
 

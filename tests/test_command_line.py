@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,95 @@ def test_the_console_script_is_declared():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="lcrec") or [None]
     if script is not None:  # an environment that was made before it is still one to test in
         assert script.value == "lcrec.__main__:console"
+
+
+# Every command's help.
+
+
+def commands():
+    """Return the words of every command: the stages and what stands below them."""
+    from lcrec.evaluate.__main__ import COMMANDS as EVALUATE
+
+    below = {
+        "prompts": ["check", "show", "vars", "diff", "stats", "score"],
+        "modeling": ["merge"],
+        "evaluate": list(EVALUATE),
+        "baselines": ["popularity", *COMMANDS],
+    }
+    return [[name, *words.split()] for name in NAMES for words in ["", *below.get(name, [])]]
+
+
+# What still loads torch: their settings stand beside the networks of the methods.
+LOADS_TORCH = [
+    ["baselines", *words.split()]
+    for words in ("transfer", "intention", "tune itemknn", "tune", "sasrec", "alpharec", "tiger")
+]
+HELP = f"""
+import contextlib, io, json, shlex, sys
+import lcrec.core.config
+
+class Parsed(Exception):
+    pass
+
+parse = lcrec.core.config.parse_config
+
+def parse_only(*arguments, **options):
+    parse(*arguments, **options)
+    raise Parsed
+
+lcrec.core.config.parse_config = parse_only
+from lcrec.__main__ import main
+
+shown = {{}}
+for words in json.loads(sys.argv[1]):
+    name, out = " ".join(words), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out):
+        try:
+            main([*words, "--help"])
+        except SystemExit as end:
+            status = end.code
+    example = shlex.split(out.getvalue().splitlines()[-1])
+    accepted = False
+    given = example[3:]  # behind `python -m lcrec.STAGE` and `accelerate launch FILE`
+    if words[0] == "prompts":
+        import lcrec.prompts.__main__
+        accepted = bool(lcrec.prompts.__main__.build_parser().parse_args(given))
+    else:
+        try:
+            main([words[0], *given])
+        except Parsed:
+            accepted = True
+    heavy = [each for each in {HEAVY} if each in sys.modules]
+    shown[name] = [status, out.getvalue(), accepted, heavy]
+json.dump(shown, sys.stdout)
+"""
+
+
+def helps(every):
+    result = run("-c", HELP, json.dumps(every))
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_help_ends_in_an_example_that_parses_and_nothing_heavy_is_loaded():
+    light = [words for words in commands() if words not in LOADS_TORCH]
+    shown = helps(light)
+    assert len(shown) == len(light) >= 30
+    for name, (status, text, accepted, heavy) in shown.items():
+        assert status == 0, name
+        assert text.startswith("usage: "), name
+        assert "\nexample:\n  " in text, name
+        assert "(default: False)" not in text, name
+        assert accepted, name
+        assert heavy == [], name
+
+
+@pytest.mark.slow
+def test_help_of_what_is_set_beside_a_network():
+    # The overview of `tune` and its method have one example.
+    shown = helps([words for words in LOADS_TORCH if words != ["baselines", "tune"]])
+    for name, (status, text, accepted, _) in shown.items():
+        assert status == 0, name
+        assert "\nexample:\n  " in text, name
+        assert accepted, name

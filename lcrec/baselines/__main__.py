@@ -9,7 +9,7 @@ Public names: `COMMANDS`, `main`.
 import importlib
 
 from lcrec.baselines import METHODS
-from lcrec.baselines.runs.run import PROG, MethodRun
+from lcrec.baselines.runs.run import PROG, MethodRun, example_of
 from lcrec.core.errors import InputError, closest, run_stage
 
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
@@ -82,6 +82,8 @@ def _overview() -> str:
             *(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
             "",
             f"options of a method: {PROG} NAME --help",
+            "",
+            f"example:\n  {PROG} popularity {example_of('popularity', frozenset())}",
         ]
     )
 

@@ -44,16 +44,42 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m lcrec.prompts",
         description="Check, preview, count and score prompt templates.",
+        epilog="example:\n  python -m lcrec.prompts check --prompts prompts",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="list every fault; exit with 1 if there is one")
-    show = commands.add_parser("show", help="render a task's templates on records of a data set")
-    variables = commands.add_parser("vars", help="list what the templates of a task may use")
-    diff = commands.add_parser("diff", help="what changed since a model was trained")
-    stats = commands.add_parser("stats", help="how many tokens samples have, by template")
-    score = commands.add_parser("score", help="which template a trained model answers best")
-    for command in (check, show, diff, stats):
-        command.add_argument(
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {parser.prog} {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    check = command("check", "list every fault; exit with 1 if there is one", "--prompts prompts")
+    show = command(
+        "show",
+        "render a task's templates on records of a data set",
+        "seqrec --data data/shop --index runs/shop/index",
+    )
+    variables = command("vars", "list what the templates of a task may use", "seqrec")
+    diff = command(
+        "diff", "what changed since a model was trained", "runs/shop/model --prompts prompts"
+    )
+    stats = command(
+        "stats",
+        "how many tokens samples have, by template",
+        "--tokenizer runs/shop/base --data data/shop --index runs/shop/index",
+    )
+    score = command(
+        "score",
+        "which template a trained model answers best",
+        "--model runs/shop/model --data data/shop",
+    )
+    for each in (check, show, diff, stats):
+        each.add_argument(
             "--prompts",
             type=Path,
             default=SHIPPED_PROMPTS,
@@ -86,15 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="N",
             help=f"{text} (default: {default}, as in fine-tuning)",
         )
-    for command in (show, stats):
-        command.add_argument("--data", type=Path, metavar="DIR", help="default: a made-up shop")
-        command.add_argument(
-            "--index", type=Path, metavar="DIR", help="default: made-up item tokens"
-        )
-        command.add_argument(
+    for each in (show, stats):
+        each.add_argument("--data", type=Path, metavar="DIR", help="default: a made-up shop")
+        each.add_argument("--index", type=Path, metavar="DIR", help="default: made-up item tokens")
+        each.add_argument(
             "--tokenizer",
             metavar="NAME",
-            required=command is stats,
+            required=each is stats,
             help="a folder or a model on the hub: shows chat markup, tokens and what is trained",
         )
     score.add_argument("--model", type=Path, metavar="DIR", required=True, help="the checkpoint")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import lcrec.prepare.__main__
 import lcrec.prepare.card
+import lcrec.prepare.pipeline
 from lcrec.core.artifacts import PROVENANCE, read_json
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
@@ -317,7 +318,7 @@ def test_running_again_does_nothing(tmp_path, shop, capsys, monkeypatch):
     main(shop())
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(lcrec.prepare.__main__, "refine", None)
+        patch.setattr(lcrec.prepare.pipeline, "refine", None)
         main(shop())
     assert "is up to date" in capsys.readouterr().out
     (tmp_path / "out" / "Toy" / "Toy.item2id").unlink()

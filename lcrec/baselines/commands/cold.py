@@ -150,6 +150,10 @@ def _core(users: np.ndarray, items: np.ndarray, kept: np.ndarray, core: int) -> 
 
 
 PROG = "python -m lcrec.baselines cold"
+EXAMPLE = (
+    "--data data/shop --methods text-cosine alpharec --embeddings runs/shop/embeddings "
+    "--output runs/shop/cold.json"
+)
 TOP = 10
 METRICS = {f"Recall@{TOP}": recall_at_k, f"NDCG@{TOP}": ndcg_at_k}
 VIEWS = {"cold": "cold among cold", "all": "cold among all", "warm": "warm"}
@@ -228,7 +232,7 @@ def measure_cold(
 def main(argv: list[str]) -> None:
     """Run the command."""
     description = (__doc__ or "").split("\n\nPublic names")[0]
-    config = parse_config(ColdConfig, argv, description=description, prog=PROG)
+    config = parse_config(ColdConfig, argv, description=description, prog=PROG, example=EXAMPLE)
     if config.output.suffix != ".json" or config.output.is_dir():
         raise InputError(f"--output {config.output}: the figures go to a file named *.json")
     chosen = _parse_methods(config.methods)

@@ -33,6 +33,7 @@ from lcrec.rankings.comparison import Comparison, Conditions, Entry, compare_ent
 from lcrec.rankings.predictions import Predictions
 
 STAGE = f"{PROG} compare"
+EXAMPLE = "--data data/shop --methods popularity itemknn --output runs/shop/compared"
 ALL = "all"
 
 
@@ -80,7 +81,9 @@ class CompareConfig:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(CompareConfig, argv, description=__doc__ or "", prog=STAGE)
+    config = parse_config(
+        CompareConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+    )
     if config.output.exists() and not config.output.is_dir():
         raise InputError(f"--output {config.output}: a file is there; name a folder")
     methods, left_out = _choose(config)

@@ -23,6 +23,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import write_provenance
 
 COMMAND = "python -m lcrec.baselines convergence"
+EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/convergence.json"
 WITHIN = 0.01
 
 
@@ -47,7 +48,9 @@ class ConvergenceConfig:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(ConvergenceConfig, argv, description=__doc__ or "", prog=COMMAND)
+    config = parse_config(
+        ConvergenceConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
+    )
     if config.output.suffix != ".json" or config.output.is_dir():
         raise InputError(f"--output {config.output}: give a file named *.json")
     kinds = {name: find_method(name).load() for name in config.methods}

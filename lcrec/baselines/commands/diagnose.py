@@ -23,6 +23,7 @@ from lcrec.rankings.metrics import PAD
 from lcrec.rankings.overlap import GROUPS, compare_lists
 
 COMMAND = "python -m lcrec.baselines diagnose"
+EXAMPLE = "runs/shop/predictions.jsonl runs/shop/sasrec/predictions.jsonl --data data/shop"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class DiagnoseConfig:
 
 def main(argv: list[str]) -> None:
     """Compare the files."""
-    config = parse_config(DiagnoseConfig, argv, description=__doc__ or "", prog=COMMAND)
+    config = parse_config(
+        DiagnoseConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
+    )
     if len(config.predictions) != 2:
         raise InputError(f"{len(config.predictions)} predictions files given; two are compared")
     if config.output is not None and (config.output.suffix != ".json" or config.output.is_dir()):

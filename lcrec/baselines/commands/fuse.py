@@ -26,6 +26,9 @@ from lcrec.rankings.predictions import (
 )
 
 COMMAND = "python -m lcrec.baselines fuse"
+EXAMPLE = (
+    "runs/shop/predictions.jsonl runs/shop/sasrec/predictions.jsonl --output runs/shop/fused.jsonl"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class FuseConfig:
 
 def main(argv: list[str]) -> None:
     """Join the files."""
-    config = parse_config(FuseConfig, argv, description=__doc__ or "", prog=COMMAND)
+    config = parse_config(
+        FuseConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
+    )
     _require_sensible(config)
     files = config.predictions
     inputs = {f"predictions {number}": path for number, path in enumerate(files, start=1)}

@@ -40,6 +40,7 @@ from lcrec.rankings.predictions import (
 )
 
 COMMAND = "python -m lcrec.baselines intention"
+EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/intention.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,9 @@ class IntentionConfig(AlphaRecSettings):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(IntentionConfig, argv, description=__doc__ or "", prog=COMMAND)
+    config = parse_config(
+        IntentionConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
+    )
     require_predictions_path(config.output)
     for place, alpha in enumerate(config.alpha):
         if alpha > 1:

@@ -20,6 +20,8 @@ items is kept from the maps and tells how they carry over: drawn at random, or t
 ones.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,12 +29,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy import stats
-from torch import nn
-from torch.nn import functional
 
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.store import WEIGHTS
@@ -192,6 +191,11 @@ def _closed_form(kind: str, x: np.ndarray, y: np.ndarray) -> Mapping:
 def _train(
     hidden: tuple[int, ...], x: np.ndarray, y: np.ndarray, epochs: int, seed: int, device: str
 ) -> Mapping:
+    # Here, so that options are read without torch.
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
     torch.manual_seed(seed)
     widths = (x.shape[1], *hidden)
     layers: list[nn.Module] = []
@@ -222,6 +226,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 COMMAND = "python -m lcrec.baselines probe"
+EXAMPLE = "--source runs/shop/embeddings --target runs/shop/lightgcn"
 TEST_SHARE = 0.2
 LEAST_ITEMS = 10
 
@@ -280,9 +285,9 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Path]:
 
 def main(argv: list[str]) -> None:
     """Fit and judge the maps."""
-    config = parse_config(ProbeConfig, argv, description=__doc__ or "", prog=COMMAND)
-    # Torch is loaded here: help and errors need none.
-
+    config = parse_config(
+        ProbeConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
+    )
     for kind in config.maps:
         if kind not in MAPS:
             raise InputError(f"--maps: no map {kind!r}{closest(kind, MAPS)} ({', '.join(MAPS)})")

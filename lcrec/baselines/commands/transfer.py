@@ -22,6 +22,10 @@ from lcrec.data.splits import Cases
 from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
 
 COMMAND = "python -m lcrec.baselines transfer"
+EXAMPLE = (
+    "--sources data/shop --source-embeddings runs/shop/embeddings --target data/other "
+    "--target-embeddings runs/other/embeddings --output runs/other/transferred.jsonl"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,9 @@ class TransferConfig(AlphaRecSettings):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(TransferConfig, argv, description=__doc__ or "", prog=COMMAND)
+    config = parse_config(
+        TransferConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
+    )
     require_predictions_path(config.output)
     if len(config.sources) != len(config.source_embeddings):
         raise InputError(

@@ -20,6 +20,7 @@ from lcrec.baselines import METHODS, find_method
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
+from lcrec.baselines.runs.run import example_of
 from lcrec.baselines.runs.settings import (
     default_device,
     method_settings,
@@ -80,6 +81,7 @@ def main(argv: list[str]) -> None:
         rest,
         description=f"Try {_shown(kind.grid)}, on validation only. Other settings:",
         prog=f"{COMMAND} {name}",
+        example=example_of(name, kind.needs, "{}/tuning"),
         without=kind.grid,
     )
     if config.output.exists() and not config.output.is_dir():
@@ -210,6 +212,7 @@ def _overview() -> str:
     return (
         f"usage: {COMMAND} NAME --data DIR --output DIR [more options]\n\n"
         "Try the settings in a method's grid, and keep what does best on validation.\n\n"
-        f"methods with a grid: {', '.join(_tunable())}\n"
-        f"its grid, and what else can be set: {COMMAND} NAME --help"
+        "A method without a grid is refused, and those that have one are named.\n"
+        f"its grid, and what else can be set: {COMMAND} NAME --help\n\n"
+        f"example:\n  {COMMAND} itemknn {example_of('itemknn', frozenset(), '{}/tuning')}"
     )

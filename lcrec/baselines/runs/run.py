@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcrec.baselines import find_method
-from lcrec.baselines.base import Baseline
+from lcrec.baselines.base import Baseline, Need
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.settings import (
@@ -73,6 +73,20 @@ class BaselineConfig:
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
 
 
+def example_of(name: str, needs: frozenset[Need], output: str = "{}/predictions.jsonl") -> str:
+    """Return the flags of a worked example: the data, what the method needs, the output.
+
+    Args:
+        name: of the method.
+        needs: what it must be given.
+        output: the path below runs/shop/, `{}` for the name.
+    """
+    inputs = "".join(
+        f" --{need} runs/shop/{need}" for need in ("embeddings", "index") if need in needs
+    )
+    return f"--data data/shop{inputs} --output runs/shop/{output.format(name)}"
+
+
 class MethodRun:
     """A run that may be done already.
 
@@ -94,7 +108,12 @@ class MethodRun:
         self.name, self.prog = name, f"{PROG} {name}"
         self.kind: type[Baseline] = entry.load()
         self.config: Any = parse_method_config(
-            BaselineConfig, self.kind, argv, description=entry.summary, prog=self.prog
+            BaselineConfig,
+            self.kind,
+            argv,
+            description=entry.summary,
+            prog=self.prog,
+            example=example_of(name, self.kind.needs),
         )
         require_predictions_path(self.config.output)
         self.chosen = method_settings(self.kind, self.config)

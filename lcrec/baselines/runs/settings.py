@@ -54,6 +54,7 @@ def parse_method_config(
     *,
     description: str,
     prog: str,
+    example: str = "",
     without: Collection[str] = (),
 ) -> Any:
     """Fill `method_config` from file and flags; `shared` has `tuned` and `paper_family`.
@@ -64,7 +65,7 @@ def parse_method_config(
 
     def parse(tuned: bool) -> Any:
         made = method_config(shared, method, tuned=tuned, without=without)
-        return parse_config(made, argv, description=description, prog=prog)
+        return parse_config(made, argv, description=description, prog=prog, example=example)
 
     config = parse(tuned=False)
     if config.tuned and config.paper_family:
