@@ -67,14 +67,14 @@ class Baseline(ABC):
     Attributes:
         Settings: the dataclass of what can be set, each default with its source.
         needs: what `TrainingData` must hold for this method.
-        draws: whether anything is drawn at random, so that another seed gives another result.
+        is_stochastic: whether it draws at random, so that another seed gives another result.
         tuned: {setting: value} of the best known configuration, where it is not the default.
         grid: {setting: values} that `python -m lcrec.baselines tune` tries.
     """
 
     Settings: ClassVar[type] = NoSettings
     needs: ClassVar[frozenset[Need]] = frozenset()
-    draws: ClassVar[bool] = True
+    is_stochastic: ClassVar[bool] = True
     tuned: ClassVar[dict[str, Any]] = {}
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -84,12 +84,12 @@ class Baseline(ABC):
         self.device = device
 
     @property
-    def listed(self) -> int | None:
+    def max_list_length(self) -> int | None:
         """How many items a list can have at most; None for a method that scores all."""
         return None
 
     @classmethod
-    def needs_with(cls, settings: Any) -> frozenset[Need]:
+    def required_inputs(cls, settings: Any) -> frozenset[Need]:
         """Return what `TrainingData` must hold with these settings: `needs`, for most."""
         return cls.needs
 
@@ -120,7 +120,7 @@ class Baseline(ABC):
 
         Returns:
             float32 [batch, num_items], higher is better; -inf rules an item out. A method with
-            a `listed` gives it to every item that its search did not reach.
+            a `max_list_length` gives it to every item that its search did not reach.
         """
 
     def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:

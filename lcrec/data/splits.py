@@ -241,7 +241,7 @@ def random_split(interactions: Interactions, seed: int) -> Split:
     An item that a user had several times counts where it came first. Histories are what the user
     has in train, in the order of time, for test too: a method that reads histories knows no more
     than one that keeps a vector per user. What is in train, and at test what was validated on, is
-    never listed.
+    never ranked.
 
     Args:
         interactions: every user's items, oldest first.

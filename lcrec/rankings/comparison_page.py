@@ -104,9 +104,9 @@ def _facts(figures: Comparison) -> list[str]:
     conditions = figures.conditions
     masks = conditions.exclude_history or conditions.protocol == "random"
     masking = (
-        "What a user already has is never listed, but for a target."
+        "What a user already has is never ranked, but for a target."
         if masks
-        else "What a user already has may be listed again."
+        else "What a user already has may be ranked again."
     )
     # The mask spares a target: among what its user has it then stands alone.
     given = (

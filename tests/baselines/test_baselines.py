@@ -196,7 +196,7 @@ def test_every_method_keeps_the_contract(name, tmp_path):
     assert (again.score(users, split.test.histories) == scores).all()
     other = kind(quick(kind), seed=2)
     other.fit(data)
-    assert kind.draws == (other.score(users, split.test.histories) != scores).any()
+    assert kind.is_stochastic == (other.score(users, split.test.histories) != scores).any()
 
     inputs = {"inter": tmp_path / "some.txt"}
     inputs["inter"].write_text("x")
@@ -336,7 +336,7 @@ def test_an_index_is_read_and_its_conflicts_are_numbered(shop, tmp_path, capsys)
 class Narrow(Baseline):
     """Reaches items 3 and 1 only."""
 
-    listed = 2
+    max_list_length = 2
 
     def fit(self, data):
         self.num_items = data.num_items

@@ -285,9 +285,9 @@ def test_without_a_gate_both_sides_count_alike():
 
 
 def test_what_it_needs_follows_the_settings(tmp_path):
-    assert TSSR.needs_with(TSSRSettings()) == {"embeddings"}
-    assert TSSR.needs_with(TSSRSettings(text_encoder=tmp_path)) == {"texts"}
-    assert TSSR.needs_with(TSSRSettings(id_only=True)) == set()
+    assert TSSR.required_inputs(TSSRSettings()) == {"embeddings"}
+    assert TSSR.required_inputs(TSSRSettings(text_encoder=tmp_path)) == {"texts"}
+    assert TSSR.required_inputs(TSSRSettings(id_only=True)) == set()
 
 
 @pytest.mark.parametrize(

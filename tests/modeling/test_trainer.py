@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
@@ -295,6 +296,16 @@ def test_ranks_are_catalogue_ids(make_trainer, base, index):
 
 
 # The screen.
+
+
+def test_weights_are_missing_unless_they_are_tied(make_trainer, base, index, monkeypatch):
+    notes = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", notes.append)
+    trainer = make_trainer(make_model(base, index, tied=True, mode="full"))
+    trainer._issue_warnings_after_load(_IncompatibleKeys(["lm_head.weight"], []))
+    assert notes == []
+    trainer._issue_warnings_after_load(_IncompatibleKeys(["model.norm.weight"], []))
+    assert "model.norm.weight" in notes[0]
 
 
 def test_a_log_counts_to_the_epochs_and_gets_a_line_now_and_then(

@@ -236,7 +236,7 @@ def main(argv: list[str]) -> None:
     if config.output.suffix != ".json" or config.output.is_dir():
         raise InputError(f"--output {config.output}: the figures go to a file named *.json")
     chosen = _parse_methods(config.methods)
-    needs = {need for kind, own in chosen.values() for need in kind.needs_with(own)}
+    needs = {need for kind, own in chosen.values() for need in kind.required_inputs(own)}
     files = input_files(config.data, config.embeddings, needs)
     settings = {name: value for name, value in config_dict(config).items() if name != "device"}
     if config.output.exists() and is_current(config.output, PROG, settings, files):

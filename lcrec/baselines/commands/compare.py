@@ -62,7 +62,7 @@ class CompareConfig:
     )
     protocol: Literal["leave-one-out", "random"] = option(
         "leave-one-out: the last item of a user is to test on; random: a tenth of each user's "
-        "items, what the user has never listed, Recall for HR",
+        "items, what the user has never ranked, Recall for HR",
         "leave-one-out",
     )
     exclude_history: bool = option("never list what the user already has, but for a target", False)
@@ -176,7 +176,7 @@ def _choose(config: CompareConfig) -> tuple[list[MethodEntry], dict[str, str]]:
     }
     chosen, left_out = [], {}
     for entry in named:
-        needs = entry.kind.needs_with(entry.settings)
+        needs = entry.kind.required_inputs(entry.settings)
         reason = next((why for need, why in lacking.items() if need in needs and why), None)
         if reason is None:
             chosen.append(entry)

@@ -39,7 +39,7 @@ class Cooccurrence(Baseline):
     """What stood after or near the user's last items in train sequences, decayed."""
 
     Settings: ClassVar[type] = CooccurrenceSettings
-    draws: ClassVar[bool] = False
+    is_stochastic: ClassVar[bool] = False
 
     def fit(self, data: TrainingData) -> None:
         """Count the pairs; `self.counts` is C, a sparse float32 [num_items, num_items]."""

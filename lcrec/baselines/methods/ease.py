@@ -46,7 +46,7 @@ class EASE(Baseline):
     """An item is predicted from the others of a history by linear weights, found at once."""
 
     Settings: ClassVar[type] = EASESettings
-    draws: ClassVar[bool] = False
+    is_stochastic: ClassVar[bool] = False
     # Best NDCG@10 of 12 cells on 4,000 validation users of Instruments; second on Office.
     tuned: ClassVar[dict[str, Any]] = {"regularisation": 250.0, "history_decay": 0.7}
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {

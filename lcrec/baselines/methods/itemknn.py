@@ -42,7 +42,7 @@ class ItemKNN(Baseline):
     """Items are alike that the same users bought."""
 
     Settings: ClassVar[type] = ItemKNNSettings
-    draws: ClassVar[bool] = False
+    is_stochastic: ClassVar[bool] = False
     # Best NDCG@10 of 16 cells on 4,000 validation users of Instruments.
     tuned: ClassVar[dict[str, Any]] = {"neighbours": 500, "shrink": 10.0, "history_decay": 0.7}
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {

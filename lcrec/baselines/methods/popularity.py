@@ -15,7 +15,7 @@ from lcrec.baselines.base import Baseline, TrainingData
 class Popularity(Baseline):
     """How often an item occurs in the train sequences, the same for every user."""
 
-    draws: ClassVar[bool] = False
+    is_stochastic: ClassVar[bool] = False
 
     def fit(self, data: TrainingData) -> None:
         """Count every item."""

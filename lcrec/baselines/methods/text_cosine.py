@@ -30,7 +30,7 @@ class TextCosine(Baseline):
     """The cosine between the mean embedding of a history's items and each item's."""
 
     Settings: ClassVar[type] = TextCosineSettings
-    draws: ClassVar[bool] = False
+    is_stochastic: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
 
     def fit(self, data: TrainingData) -> None:

@@ -351,7 +351,7 @@ class TSSR(Baseline):
     contents: torch.Tensor | None  # [items + 1, dim], projected; None with ids alone
 
     @classmethod
-    def needs_with(cls, settings: TSSRSettings) -> frozenset[Need]:
+    def required_inputs(cls, settings: TSSRSettings) -> frozenset[Need]:
         """Return the embeddings, the titles for a text encoder, nothing for ids alone."""
         if settings.id_only:
             return frozenset()

@@ -81,7 +81,7 @@ def plan_runs(
             own += ["--output", str(place / "predictions.jsonl")]
             argv = [*shared, *start, *entry.flags, *own]
             runs.append(Run(entry.label, entry.name, seed, place, argv))
-            if not entry.kind.draws:
+            if not entry.kind.is_stochastic:
                 break
     return runs
 

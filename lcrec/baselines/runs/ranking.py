@@ -49,7 +49,7 @@ def rank_cases(
         train: what it was fitted on, to know the users by.
         num_items: the size of the catalogue.
         top: how many items to list; all of them where the catalogue is smaller, and fewer where
-            the method reaches fewer (`Baseline.listed`), of which none may be left.
+            the method reaches fewer (`Baseline.max_list_length`), none of which may be left.
         exclude_history: leave out the items of each user's history that are no target.
 
     Yields:
@@ -131,12 +131,12 @@ def validator(
 
 
 def excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
-    """Return what must not be listed, per case, never a target; None where nothing is excluded.
+    """Return what must not be ranked, per case, never a target; None where nothing is excluded.
 
     Args:
         cases: of which the split may forbid items of its own.
         rows: the cases wanted.
-        exclude_history: whether the items of a history must not be listed either.
+        exclude_history: whether the items of a history must not be ranked either.
     """
     sources = [cases.exclude] if cases.exclude is not None else []
     sources += [cases.histories] if exclude_history else []

@@ -46,7 +46,7 @@ class BaselineConfig:
     protocol: Literal["leave-one-out", "random"] = option(
         "leave-one-out: the last item of a user is to test on, the one before to validate on; "
         "random: a tenth of each user's items each, the same ones in every run, what the user has "
-        "never listed",
+        "never ranked",
         "leave-one-out",
     )
     split: Literal["valid", "test"] = option("which held-out items to predict", "test")
@@ -117,7 +117,7 @@ class MethodRun:
         )
         require_predictions_path(self.config.output)
         self.chosen = method_settings(self.kind, self.config)
-        self.needs = self.kind.needs_with(self.chosen)
+        self.needs = self.kind.required_inputs(self.chosen)
         self.files = input_files(
             self.config.data, self.config.embeddings, self.needs, self.config.index
         ) | settings_files(self.chosen)
@@ -200,8 +200,8 @@ class MethodRun:
             peak_mb=most([cost["peak_mb"], peak_mb()]),
             training=cost["training"],
         )
-        length = min(config.top, num_items, method.listed or num_items)
-        up_to = "up to " if leaves_out or method.listed else ""
+        length = min(config.top, num_items, method.max_list_length or num_items)
+        up_to = "up to " if leaves_out or method.max_list_length else ""
         if config.save is not None:
             print(f"{config.save} holds the fitted method.")
         wrote = f"Wrote {output}: {up_to}{length} items per user."

@@ -58,7 +58,7 @@ class GenerativeSettings:
     valid_users: int = option(
         "users drawn to validate on while training, for decoding is slow; 0: all", 1000, minimum=0
     )
-    beams: int = option("beams, and so the most items that are listed", 20, minimum=10)
+    beams: int = option("beams, and so the most items that are ranked", 20, minimum=10)
 
 
 class Prefixes:
@@ -109,7 +109,7 @@ class GenerativeBaseline(Baseline):
     suffix: tuple[int, ...] = ()  # token ids that every history is followed by
 
     @property
-    def listed(self) -> int | None:
+    def max_list_length(self) -> int | None:
         """As many items as there are beams."""
         return self.settings.beams
 
