@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every method of the kit on Amazon Office Products, three seeds each, with LC-Rec and its fusions:
-# the table in the README, without what users have in any list. Goes on from recipes/office.sh.
+# the table in recipes/README.md, with history items masked. Goes on from recipes/office.sh.
 # About three hours on two cores without a GPU; running it again continues from what is done.
 #   bash recipes/office_table.sh DATA_FOLDER [RUN_FOLDER]
 set -euo pipefail

@@ -1,27 +1,39 @@
 """Every command a person is shown can be typed: README files, CONTRIBUTING, scripts, recipes."""
 
 import argparse
+import ast
 import dataclasses
 import importlib
 import importlib.util
 import itertools
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import lcrec
 from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import COMMANDS
+from lcrec.baselines.base import TrainingData
 from lcrec.baselines.commands import tune
 from lcrec.baselines.runs.run import BaselineConfig
 from lcrec.baselines.runs.settings import method_config
 from lcrec.core.config import parse_config
+from lcrec.data.folder import Interactions, Items
 from lcrec.evaluate import __main__ as evaluate
 from lcrec.finetune import FinetuneConfig
+from lcrec.index.item_index import ItemIndex
 from lcrec.prompts import __main__ as prompts_cli
+from lcrec.prompts import tasks
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.rows import draw_rows
 from lcrec.prompts.tasks import parse_mixture
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +51,8 @@ DOCUMENTS = [
 ]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+# Flags of other programs, as the pages name them.
+OTHER_FLAGS = {"--cpu", "--num-processes", "--num-cpu-threads-per-process", "--nproc-per-node"}
 A_COMMAND = re.compile(
     r"-m lcrec\.\w+ |(^|\W)lcrec \w|recipes/finetune\.py |^(\w+=\S+ )*python scripts/\w+\.py"
 )
@@ -251,6 +265,140 @@ def test_links_lead_somewhere(page):
         target = page.parent / link if link else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=f"{page.relative_to(ROOT)}, block {number}")
+        for page in PAGES
+        for number, block in enumerate(blocks(page, "python"))
+    ],
+)
+def test_names_that_a_page_imports_exist(block):
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "lcrec":
+            assert hasattr(lcrec, node.attr), node.attr
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    """Every flag that a stage, a method or a script declares."""
+    found = {"--config", "--help", *OTHER_FLAGS}
+    for path in (*ROOT.glob("lcrec/**/*.py"), *ROOT.glob("scripts/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
+                if ast.unparse(node.value.func) == "option":
+                    name = ast.unparse(node.target).replace("_", "-")
+                    found |= {f"--{name}", f"--no-{name}"}
+            elif isinstance(node, ast.Constant) and str(node.value).startswith("--"):
+                found.add(node.value)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_flag_that_a_page_names_exists(page, flags):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    named = {
+        flag.replace("_", "-")
+        for code in re.findall(r"`([^`]+)`", text)
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", code)
+    }
+    assert named <= flags
+
+
+def test_the_example_of_a_baseline_works(tmp_path, monkeypatch):
+    code, _ = blocks(ROOT / ".github" / "CONTRIBUTING.md", "python")
+    (tmp_path / "an_example_of_a_baseline.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    method = importlib.import_module("an_example_of_a_baseline").RecentPopularity()
+    train = Interactions.from_sequences({"ann": [0, 1, 2, 3], "bob": [2, 3]})
+    data = TrainingData(train, num_items=5)
+    method.fit(data)
+    copy = type(method)()
+    copy.load_state(method.state(), data)
+    for fitted in (method, copy):  # the last three of ann, both of bob
+        assert fitted.score(np.array([0]), [np.array([4])]).tolist() == [[0, 1, 2, 2, 0]]
+
+
+def test_the_example_of_a_task_works(tmp_path, monkeypatch):
+    page = ROOT / ".github" / "CONTRIBUTING.md"
+    _, code = blocks(page, "python")
+    (template,) = blocks(page, "yaml")
+    function, entry = ast.parse(code).body
+    names = dict(vars(tasks))
+    exec(ast.unparse(function), names)
+    task = eval(ast.unparse(entry), names)
+    monkeypatch.setitem(tasks.TASKS, task.name, task)
+    (tmp_path / f"{task.name}.yaml").write_text(template)
+    prompts = PromptSet.load(tmp_path, ROOT / "prompts")
+    data = tasks.TaskData(
+        Items([{"title": "tuner", "brand": "Acme"}, {"title": "capo"}]),
+        Interactions.from_sequences({"ann": [0, 1]}),
+        ItemIndex(np.array([[0], [1]], dtype=np.int32), (2,)),
+    )
+    rows = list(draw_rows(data, prompts, {task.name: 1}, seed=0, epoch=0))
+    assert [(row.prompt, row.completion) for row in rows] == [
+        ("Who makes <a_0>?", "Acme")  # of the capo nothing is known
+    ]
+
+
+@pytest.mark.slow
+def test_the_front_page_runs_as_written(tmp_path):
+    """Its commands and its program, on a smaller shop in the quickstart's place.
+
+    Left out are the two scripts, what installs or needs the network, the server and its client,
+    and files that no one has: `orders.csv`.
+    """
+    for folder in ("recipes", "prompts"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    left_out = re.compile(r"bash |source |pip |curl |lcrec serve|.*(qwen|orders\.csv)")
+    shown = [
+        command
+        for block in blocks(ROOT / "README.md", "bash")
+        for command in block.replace("\\\n", " ").splitlines()
+        if not left_out.match(command)
+    ]
+    own = [command for command in shown if "mine" in command]
+    assert [command.split()[1] for command in own] == (
+        ["prepare", "embed", "quantize", "launch", "generate"]
+    )
+    quickstart = [
+        "lcrec synthetic --output data/shop --users 300 --items 100",
+        "lcrec tinylm --data data/shop --output runs/quickstart/base --vocab-size 600"
+        " --hidden-size 32 --layers 1 --epochs 1",
+        *(
+            command.replace("data/mine", "data/shop")
+            .replace("runs/mine/predictions.jsonl", "runs/quickstart/predictions/lc-rec.jsonl")
+            .replace("runs/mine", "runs/quickstart")
+            for command in own[1:]
+        ),
+    ]
+    (tmp_path / "python_block.py").write_text(*blocks(ROOT / "README.md", "python"))
+    script = [
+        "set -e",
+        f'lcrec() {{ "{sys.executable}" -m lcrec "$@"; }}',
+        *quickstart,
+        *shown,
+        f'"{sys.executable}" python_block.py',
+    ]
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": paths, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^<a_\d+><b_\d+><c_\d+>$", done.stdout, re.MULTILINE)
+    assert (tmp_path / "runs" / "quickstart" / "index" / "report.html").exists()
+    assert (tmp_path / "runs" / "quickstart" / "compare" / "comparison.html").exists()
 
 
 def normal(name: str) -> str:
