@@ -151,6 +151,7 @@ def test_an_installed_kit_walks_the_whole_pipeline(installed, elsewhere):
         ["lcrec.evaluate", "--predictions", predictions],
     ):
         run_in(elsewhere, "-m", *words, PYTHONPATH=str(installed))
-    kit = installed / "lcrec" / "_prompts" / "seqrec.yaml"
+    # The recipe asks for prompts/short, and means the kit's.
+    kit = installed / "lcrec" / "_prompts" / "short" / "seqrec.yaml"
     assert (elsewhere / "model" / "prompts" / "seqrec.yaml").read_text() == kit.read_text()
     assert (elsewhere / "runs" / "metrics.json").is_file()
