@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 LAUNCHED = (*RANKS, "ACCELERATE_DYNAMO_BACKEND")
 
+COMMAND = "python -m lcrec.finetune"  # which launches itself; checkpoints record `STAGE`
 EXAMPLE = (
     "--config recipes/quickstart.yaml --data data/shop --index runs/shop/index "
     "--base runs/shop/base --output runs/shop/model"
@@ -101,7 +102,7 @@ class FinetuneRun:
 def main(argv: list[str]) -> None:
     """Run the stage, on every CUDA device where no launcher has started this process."""
     config = parse_config(
-        FinetuneConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
+        FinetuneConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
     )
     job = prepare(config)
     devices = 1 if job.current or is_launched(os.environ) else count_devices()

@@ -568,8 +568,7 @@ def test_two_processes_train_the_same(
     options = ("--epochs", 1, "--lora-dropout", 0, "--validation-users", 15)
     shared = tmp_path / "shared"
     out = run_command(
-        *("-m", "torch.distributed.run", "--nproc_per_node", 2, "recipes/finetune.py"),
-        *finetune_words(shared, *options, "--batch-size", 4),
+        *recipe.launch_command(finetune_words(shared, *options, "--batch-size", 4), 2)[1:]
     )
     assert "8 per update" in out
     assert "in 2 process(es)" in out

@@ -1,4 +1,4 @@
-"""The base model: loaded whole or quantised, with an adapter, dropout and kernels as asked."""
+"""The base model: loaded whole or quantised, with adapter, dropout and kernels as configured."""
 
 import importlib.util
 from typing import Any
@@ -74,7 +74,7 @@ def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
 def use_liger(model: PreTrainedModel) -> None:
     """Compute norms, rotations and feed-forward layers by Liger's kernels (arXiv 2410.10989).
 
-    Its fused loss is left out: the trainer's own scores answer positions only.
+    Not its fused loss: the trainer's own scores answer positions only.
 
     Raises:
         InputError: the package or a GPU is missing.

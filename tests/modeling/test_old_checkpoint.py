@@ -46,35 +46,12 @@ def test_its_facts(old):
 
 
 def test_its_command_finds_it_up_to_date(old, recipe, capsys):
-    words = [
-        "--data",
-        "data",
-        "--index",
-        "index",
-        "--base",
-        "base",
-        "--prompts",
-        "model/prompts",
-        "--epochs",
-        "2",
-        "--learning-rate",
-        "0.01",
-        "--max-history",
-        "4",
-        "--max-text-words",
-        "12",
-        "--max-length",
-        "512",
-        "--validation-users",
-        "20",
-        "--lora-rank",
-        "2",
-        "--output",
-        "model",
-        "--tasks",
-        "seqrec=24",
-        "item2index=8",
-    ]
+    settings = (
+        "--data data --index index --base base --prompts model/prompts --output model --epochs 2",
+        "--learning-rate 0.01 --max-history 4 --max-text-words 12 --max-length 512 --lora-rank 2",
+        "--validation-users 20 --tasks seqrec=24 item2index=8",
+    )
+    words = " ".join(settings).split()
     before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
     recipe.main(words)
     assert "model is up to date." in capsys.readouterr().out

@@ -178,7 +178,7 @@ def test_parts_hold_like_lengths_and_no_needless_padding():
     assert len(split_batch(batch, 36, lambda count: torch.tensor([1, 9]))) == 4
 
 
-def test_the_loss_is_told_per_task(make_trainer, base, index, rows):
+def test_the_loss_is_logged_per_task(make_trainer, base, index, rows):
     trainer = make_trainer(make_model(base, index), logging_steps=1)
     trainer.train()
     first = trainer.state.log_history[0]
@@ -192,7 +192,7 @@ def test_the_loss_is_told_per_task(make_trainer, base, index, rows):
     assert mean == pytest.approx(first["loss"], abs=1e-4)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(make_trainer, base, index):
+def test_a_loss_that_is_nan_stops_the_run(make_trainer, base, index):
     model = make_model(base, index)
     trainer = make_trainer(model)
     with torch.no_grad():
