@@ -179,8 +179,8 @@ def test_a_plan_says_what_training_then_says(planning, finetune, tmp_path, capsy
     planned = planning()
     finetune(tmp_path / "model")
     trained = capsys.readouterr().out
-    assert number(planned, r"of which trained ([\d,]+)") == number(trained, r"Training ([\d,]+)")
-    assert number(planned, r"and ([\d,]+), of which answers") == number(trained, r"([\d,]+) tokens")
+    assert number(planned, r", trained ([\d,]+)") == number(trained, r"Training ([\d,]+)")
+    assert number(planned, r"and ([\d,]+), in answers") == number(trained, r"([\d,]+) tokens")
 
 
 def test_what_a_plan_refuses(planning):
