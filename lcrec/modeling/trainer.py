@@ -227,10 +227,11 @@ class RecommenderTrainer(SFTTrainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Tied weights are in a checkpoint under one name only, so the other is not missing.
-        assert isinstance(self.model, PreTrainedModel)
-        tied = self.model.all_tied_weights_keys
-        missing = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+        if isinstance(self.model, PreTrainedModel):  # an adapter's checkpoint holds no such weight
+            tied = self.model.all_tied_weights_keys
+            missing = [name for name in load_result.missing_keys if name not in tied]
+            load_result = load_result._replace(missing_keys=missing)
+        super()._issue_warnings_after_load(load_result)
 
     def _get_output_dir(self, trial: Any = None) -> str:
         # The Trainer asks this for the folder to write a checkpoint in, and to look for others in.
