@@ -140,8 +140,8 @@ class RequestHandler:
         if len(history) > self.max_history:
             raise _fault(
                 "history",
-                f"{len(history)} items; at most {self.max_history} are taken (--max-history), and "
-                f"the model reads the latest {self.recommender.request_encoder.max_history}",
+                f"{len(history)} items; at most {self.max_history} are allowed (--max-history), "
+                f"and the model reads the latest {self.recommender.request_encoder.max_history}",
             )
         if body.k > self.max_k:
             raise _fault("k", f"{body.k} items wanted; the most here is {self.max_k} (--max-k)")
@@ -169,7 +169,7 @@ class RequestHandler:
         if request.query is not None and len(request.query) > self.max_query:
             raise _fault(
                 "query",
-                f"{len(request.query)} characters; at most {self.max_query} are taken "
+                f"{len(request.query)} characters; at most {self.max_query} are allowed "
                 "(--max-query)",
             )
         try:
