@@ -31,7 +31,6 @@ from typing import Literal
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy import stats
 
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.store import WEIGHTS
@@ -140,6 +139,8 @@ def anchor_correlation(mapped: np.ndarray, target: np.ndarray, seed: int = 0) ->
         mapped, target: [items, dim]; the anchors are `ANCHORS` of these items, or all.
         seed: of the draw of anchors.
     """
+    from scipy import stats  # here, for it takes as long to load as torch
+
     anchors = np.random.default_rng(seed).permutation(len(mapped))[:ANCHORS]
     sides = [_unit(vectors) for vectors in (mapped, target)]
     total = 0.0
