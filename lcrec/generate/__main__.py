@@ -213,7 +213,7 @@ def rank_split(
         suffix=".jsonl",
         size=min(SPLIT_PART, math.ceil(len(cases) / SPLIT_PARTS)),
         write=partial(write_split_part, users=cases.users, targets=cases.targets),
-        made_of=made_of(settings, inputs, recommender),
+        provenance=provenance_of(settings, inputs, recommender),
         state=state,
     )
     if state.is_main_process:
@@ -268,7 +268,7 @@ def rank_everyone(
         suffix=f".{config.format}",
         size=config.shard_users,
         write=partial(FORMATS[config.format], users=interactions.users),
-        made_of=made_of(settings, inputs, recommender),
+        provenance=provenance_of(settings, inputs, recommender),
         state=state,
     )
     if state.is_main_process:
@@ -359,7 +359,7 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     return settings, inputs
 
 
-def made_of(
+def provenance_of(
     settings: dict[str, Any], inputs: dict[str, Path], recommender: Recommender
 ) -> dict[str, Any]:
     """Return what parts must have in common to be joined."""

@@ -68,7 +68,7 @@ def rank_in_parts(
     suffix: str,
     size: int,
     write: Callable[[Path, Part], None],
-    made_of: dict[str, Any],
+    provenance: dict[str, Any],
     state: PartialState,
 ) -> list[Path]:
     """Make every part that is not there yet, and return the paths of all, in the users' order.
@@ -82,7 +82,7 @@ def rank_in_parts(
         suffix: of the files' names.
         size: users per part.
         write: writes one part, atomically.
-        made_of: all that shapes the result, JSON values only.
+        provenance: all that shapes the result, JSON values only.
         state: of the processes.
 
     Raises:
@@ -100,7 +100,7 @@ def rank_in_parts(
         paths,
         [(end - start) * len(job.templates) for start, end in zip(starts, ends, strict=True)],
         rank_part,
-        inputs=made_of,
+        inputs=provenance,
         state=state,
         desc="rank",
         unit="rankings",
