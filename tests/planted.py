@@ -18,7 +18,7 @@ process, whole:
 So a text tells shared / (shared + private behaviour) of the variance of its item's behaviour,
 by a linear map, and nothing can read more off it.
 
-Reads and writes nothing. Public names: `Planted`, `make_planted`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

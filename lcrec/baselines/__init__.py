@@ -1,8 +1,6 @@
 """Methods to compare with, behind one contract; `python -m lcrec.baselines NAME` runs one.
 
 A method is one file here with a subclass of `Baseline`, and one line in `METHODS`.
-
-Public names: `Method`, `METHODS`, `find_method`.
 """
 
 import importlib

@@ -2,8 +2,6 @@
 
 The first word is a method, whose run is `lcrec.baselines.runs.run`, or one of `COMMANDS`, which
 do more than run one method.
-
-Public names: `COMMANDS`, `main`.
 """
 
 import importlib

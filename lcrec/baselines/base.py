@@ -4,8 +4,6 @@ Reads and writes nothing. To add a method, write one file with a class that fill
 `score`, and name it in `METHODS` in `lcrec/baselines/__init__.py`. What can be set of it stands in
 a frozen dataclass of its own, made with `lcrec.core.config.option`, and becomes flags of its
 command.
-
-Public names: `Baseline`, `TrainingData`, `NoSettings`, `Need`, `positions`, `require_embeddings`.
 """
 
 from abc import ABC, abstractmethod

@@ -237,7 +237,7 @@ def _argument_parser(
         # argparse would put all options here, and the required ones, which YAML can give, in
         # brackets.
         usage=" ".join([prog, *required, "[option ...]"]).replace("%", "%%"),
-        description=description.split("\n\nPublic names")[0],
+        description=description,
         epilog=f"example:\n  {prog} {example}".replace("%", "%%") if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -5,8 +5,7 @@ the catalogue's without a gap, so nothing that speaks of an old item changes. `l
 writes the extended data folder; `lcrec.embed --add` and `lcrec.quantize --add` extend what was
 a copy of the old one.
 
-Reads the new items; writes nothing. Public names: `ADD_STAGE`, `read_new_items`,
-`count_old_items`, `require_same_past`, `require_same_catalogue`.
+Reads the new items; writes nothing.
 """
 
 from pathlib import Path

@@ -1,16 +1,15 @@
-"""Residual quantisation with given codebooks, and residual k-means, which finds some.
+"""Quantises vectors level by level, with codebooks from residual k-means or balanced assignment.
 
 A path of codes stands for the sum of its codes' vectors; each level quantises what the levels
 before it left over. Residual k-means is where the RQ-VAE starts, and two kinds of index of their
 own: plain, and balanced, where all codes of a level receive an equal share of the items.
 
-Balanced assignment of a batch to a codebook: LC-Rec's uniform semantic mapping.
-
-`sinkhorn` solves the entropic transport problem of the paper (arXiv 2311.09049, equation 7 and
-algorithm 1; Cuturi 2013): every row spends 1/batch, every code receives 1/codes. It works on the
-dual potential of the codes in the log domain, which no epsilon overflows, and comes down to the
-wanted epsilon from a larger one, which is what makes a small one converge. `balanced_codes` reads
-one code per row off a plan, and evens out what a plain argmax leaves crowded.
+`sinkhorn` assigns a batch to a codebook evenly, LC-Rec's uniform semantic mapping: it solves the
+entropic transport problem of the paper (arXiv 2311.09049, equation 7 and algorithm 1; Cuturi 2013),
+where every row spends 1/batch and every code receives 1/codes. It works on the dual potential of
+the codes in the log domain, which no epsilon overflows, and comes down to the wanted epsilon from a
+larger one, which is what makes a small one converge. `balanced_codes` reads one code per row off a
+plan, and evens out what a plain argmax leaves crowded.
 """
 
 import math

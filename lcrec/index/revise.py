@@ -1,18 +1,13 @@
-"""New items in an index that a model was trained on: `python -m lcrec.quantize --add`.
+"""Revises an index: adds new items (`--add`), or makes shared paths unique (`--repair`).
 
-The trained RQ-VAE encodes the new items, and each gets its nearest path that is free. No old item
-moves and no token is new, because every level's codes are in the vocabulary from the start: the
-model that was trained on the old index can spell, and recommend, the new items at once.
+`extend_index`: the trained RQ-VAE encodes the new items, and each gets its nearest path that is
+free. No old item moves and no token is new, because every level's codes are in the vocabulary from
+the start: the model that was trained on the old index can generate, and recommend, the new items at
+once. It reads an index folder with its `rqvae.safetensors`.
 
-Reads an index folder with its `rqvae.safetensors`; writes another, with `index.json` of old and new
-items, the same weights, and the report on both. Public names: `extend_index`, `place_new_items`,
-`require_same_space`, `Extension`.
-
-An index in which items share a path, made unique: `python -m lcrec.quantize --repair`.
-
-Published indices leave some items with the path of another. Of each such group one item keeps the
-path, and the others move to the nearest free one; every item without a conflict keeps its own.
-What "nearest" means depends on what is available, best first:
+`repair_index`: published indices leave some items with the path of another. Of each such group one
+item keeps the path, and the others move to the nearest free one; every item without a conflict
+keeps its own. What "nearest" means depends on what is available, best first:
 
 - embeddings and the RQ-VAE: distance in the latent, the item closest to its codes keeps the path;
 - embeddings alone: the same, each code standing for the mean of what its items leave it;
@@ -22,8 +17,7 @@ What "nearest" means depends on what is available, best first:
 
 Paths of different depth are filled up first, each level by one code of its own.
 
-Reads an `index.json`; writes another, with the report on it. Public names: `repair_index`,
-`repair_codes`, `level_paths`, `mean_codebooks`.
+Both write an index folder: `index.json`, the weights where there are some, and the report on it.
 """
 
 import math

@@ -1,6 +1,7 @@
-"""Training of the RQ-VAE: on any number of processes, resumable, best state kept.
+"""Trains the RQ-VAE: on any number of processes, resumable, best state kept.
 
-The state of an RQ-VAE's training between two epochs, in one safetensors file.
+`train_rqvae` is the training; `save_state` and `load_state` keep its state between two epochs in
+one safetensors file.
 """
 
 import copy

@@ -1,17 +1,16 @@
-"""Open text and Parquet files on either engine, every field as it is written.
+"""Opens text and Parquet files on either engine, every field as it is written.
 
-Reads delimited text, JSON lines (plain, gz or zst) and Parquet; writes nothing but tables in the
-DuckDB database it is given. Nothing is detected and nothing converted: `007`, `nan` and a number of
-thirty digits stay text. Malformed rows are no end but a count: DuckDB keeps account of those of
-delimited files, and JSON lines that are no JSON object become rows of nulls; Spark hands over
-their text.
+Reads delimited text, JSON lines (plain, gz or zst) and Parquet. Nothing is detected and nothing
+converted: `007`, `nan` and a number of thirty digits stay text. A malformed row does not end the
+reading but is counted: DuckDB keeps account of those of delimited files, and JSON lines that are no
+JSON object become rows of nulls; Spark hands over their text.
 
-Files of one Python literal per line, as Amazon 2014 and Steam publish them -> Parquet.
+Files of one Python literal per line, as Amazon 2014 and Steam publish them, are first converted to
+Parquet (`convert_lines`), some thousand rows at a time, so that memory does not grow with the file.
+Literals are evaluated by `ast.literal_eval`, which runs no code. Values become text as they are in
+JSON; a line that holds no dict becomes a row of nulls, which is counted later.
 
-Reads text (plain, gz or zst), line by line; writes one Parquet file, some thousand rows at a time,
-so that memory does not grow with the file. Literals are evaluated by `ast.literal_eval`, which
-runs no code. Values become text as they are in JSON; a line that holds no dict becomes a row of
-nulls, which is counted later.
+Writes tables in the DuckDB database it is given, and such Parquet files.
 """
 
 import ast

@@ -1,11 +1,10 @@
-"""Raw tables -> the interactions and the items that stay, and an account of the rest.
+"""Filters raw tables down to what stays, and accounts for every row that it removes.
 
 The order is fixed: read, time window, ratings, duplicates and repeats, k-core, text, length, cold
 items. Whatever removes rows after the k-core is followed by the k-core again, so that the result is
 always a core. Text comes after the k-core because it is expensive: the largest core of the items
-that have text is the same either way.
-
-What every filter removed: rows by reason, which add up to the input.
+that have text is the same either way. The `Ledger` counts the rows that each filter removed, by
+reason; they add up to the input.
 
 Reads and writes nothing.
 """

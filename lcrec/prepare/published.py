@@ -1,16 +1,13 @@
-"""The published data sets: how their files are called and written, one entry each.
-
-Says nothing by itself; `lcrec.prepare.published` reads by it. File names are patterns without a
-compression's suffix, most specific first; a file by another name that is given for a role is used
-for the last pattern with its suffix.
-
-Raw data as people publish it: one reader for each format, two tables out.
+"""Reads raw data as people publish it: one reader for each format, two tables out.
 
 Reads the published files of Amazon (2014, 2018, 2023), MovieLens, Steam, Yelp, Book-Crossing, H&M,
 RecBole, LC-Rec and MiniOneRec, and any CSV, TSV, JSON lines or Parquet. Returns `RawTables`
 (`lcrec.prepare.tables`), Ibis tables on DuckDB or Spark. `lcrec.prepare.inputs` finds the files,
-`lcrec.prepare.published` says how they are written, and `lcrec.prepare.rows` takes away what cannot
-be used, and counts it.
+and `lcrec.prepare.rows` removes what cannot be used, and counts it.
+
+The table of published sets says how the files of each are called and written. File names are
+patterns without a compression's suffix, most specific first; a file by another name that is given
+for a role is used for the last pattern with its suffix.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,10 @@
-"""Rankings fused into one: those of several prompt templates, or of several methods.
+"""Fuses several rankings into one: those of prompt templates, or of methods.
 
-The joint list holds the items of all lists (their union), ordered by the mean of their scores. An
-item that a template did not rank counts there with that template's last score: by beam search's own
-account it is worth at most that.
+`join_lists` joins the lists of several prompt templates: the union of their items, ordered by the
+mean of their scores. An item that a template did not rank counts there with that template's last
+score: by beam search's own account it is worth at most that.
 
-Several rankings into one, whoever made them: weights from validation, or given.
+`fuse` joins the lists of several methods, with weights that are given or found on validation:
 
     rrf    sum over files of  weight / (60 + rank)        (Cormack, Clarke and Büttcher 2009)
     score  sum over files of  weight * (score - lowest) / (highest - lowest)   of the user's list
@@ -14,8 +14,7 @@ An item that a file does not rank gets nothing from it; a file of weight 0 takes
 items of its lists alone are not ranked either. Weights are searched on a grid over those that add
 up to 1, for the best NDCG@10.
 
-Reads and writes nothing. Public names: `Pool`, `pool`, `fuse`, `weight_grid`, `best_weights`,
-`RANK_CONSTANT`, `MOST_WEIGHTS`.
+Reads and writes nothing.
 """
 
 import itertools

@@ -13,8 +13,7 @@ Popularity is how often an item stands in the train sequences, and activity how 
 has there. The groups of items end at the .60 and .80 quantiles of popularity over the catalogue.
 Figures of a group are of users with a target in it, and of those targets alone.
 
-Reads and writes nothing. Public names: `GROUPS`, `popularity_groups`, `overlap`, `found_targets`,
-`compare_lists`.
+Reads and writes nothing.
 """
 
 from typing import Any

@@ -155,7 +155,6 @@ def test_help_tells_meaning_and_default(capsys):
     assert "the most rows, all by default" in text
     assert "mix the rows (on by default)" in text
     assert "(default: none)" not in text
-    assert "Public names" not in text
     assert "--no-shuffle" in text
     assert "{lora,full}" in text
 

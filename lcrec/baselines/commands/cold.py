@@ -1,18 +1,14 @@
-"""Cold start: some items are removed from the sequences and must be found by their content.
+"""Find out which methods find items that nobody has bought yet.
+
+Reads a data folder, and embeddings for the methods that need them; hides a share of the items and
+fits every method on the rest. Prints a table and writes a JSON file {"data", "counts", "chance":
+Recall@10 of a random order of the cold items, "methods": {as given: {"cold", "all", "warm":
+{metric: {"mean", "low", "high"}}, "fit_seconds"}}}: the purchases of cold items ranked among the
+cold items alone and among all, and the warm test items among the warm.
 
 The protocol of CARec (CIKM 2024): a share of the items is drawn at random and all their purchases
-are removed to a cold test set; of the rest, users and items with too few purchases are dropped
-until none is left; users who are still there are asked for the cold items they bought.
-
-Reads and writes nothing. Public names: `ColdSplit`, `draw_cold`, `renumber`.
-
-Command: find out which methods find items that nobody has bought yet.
-
-Reads a data folder, and embeddings for the methods that need them; takes a share of the items away
-(`lcrec.baselines.commands.cold`) and fits every method on the rest. Prints a table and writes a
-JSON file {"data", "counts", "chance": Recall@10 of a random order of the cold items, "methods": {as
-given: {"cold", "all", "warm": {metric: {"mean", "low", "high"}}, "fit_seconds"}}}: the purchases of
-cold items ranked among the cold items alone and among all, and the warm test items among the warm.
+are moved to a cold test set; of the rest, users and items with too few purchases are dropped until
+none is left; users who are still there are asked for the cold items they bought.
 
 Methods that know an item by its purchases alone score a cold one by what it started from, or not
 at all; their figures show what that is worth.
@@ -231,8 +227,7 @@ def measure_cold(
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    description = (__doc__ or "").split("\n\nPublic names")[0]
-    config = parse_config(ColdConfig, argv, description=description, prog=PROG, example=EXAMPLE)
+    config = parse_config(ColdConfig, argv, description=__doc__ or "", prog=PROG, example=EXAMPLE)
     if config.output.suffix != ".json" or config.output.is_dir():
         raise InputError(f"--output {config.output}: the figures go to a file named *.json")
     chosen = _parse_methods(config.methods)

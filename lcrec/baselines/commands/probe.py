@@ -1,23 +1,17 @@
-"""Maps from one set of item vectors to another, and how well each carries over to unseen items.
-
-If text told all of behaviour, a map from text vectors to behaviour vectors would reach R^2 = 1 on
-items it was not fitted on. What a linear map reaches there is about what the two share; what a
-deep one adds on the items it was fitted on and loses on the others is learnt by heart (arXiv
-2604.22195).
+"""Find out how much of one set of item vectors can be told from another, by maps of six kinds.
 
     ridge, procrustes        closed form: penalised least squares; a rotation and one scale
     linear, mlp-1 .. mlp-3   mean squared error, Adam; 512, 2 x 2048 and 3 x 2048 ReLU units
 
-Reads and writes nothing. Public names: `MAPS`, `fit_map`, `r_squared`, `mean_cosine`,
-`neighbour_jaccard`, `anchor_correlation`, `judge_map`.
-
-Command: how much of one set of item vectors can be told from another, by maps of six kinds.
+If text told all of behaviour, a map from text vectors to behaviour vectors would reach R^2 = 1 on
+items it was not fitted on. What a linear map reaches there is about what the two share; what a
+deep one adds on the items it was fitted on and loses on the others is overfitting (arXiv
+2604.22195). A fifth of the items is kept from the maps and tells how they carry over: drawn at
+random, or the least popular ones.
 
 Reads item vectors from a `.npy` file, a folder of `python -m lcrec.embed`, or a folder that a
 method was kept in with --save; prints a table; writes {"items", "distribution", "maps": {map:
-figures}} with --output (the figures of `lcrec.baselines.commands.probe.judge_map`). A fifth of the
-items is kept from the maps and tells how they carry over: drawn at random, or the least popular
-ones.
+figures}} with --output (the figures of `judge_map`).
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ the test items; here the validation items decide, so figures are not helped by w
 
 `linear-mapping` is their experiment on what the vectors hold: f(z) = W z, no bias and no graph.
 
-Reads and writes nothing. Public names: `AlphaRec`, `AlphaRecSettings`, `LinearMapping`,
-`LinearMappingSettings`, `UserBatches`, `Domain`, `user_means`.
+Reads and writes nothing.
 """
 
 import copy

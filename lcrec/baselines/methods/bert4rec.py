@@ -7,7 +7,7 @@ what it is asked in the end. There, a mask stands behind the history.
 An item that is to be named is in no input: it is overwritten before the network sees it. A mask
 counts wherever it stands, in the first place too.
 
-Reads and writes nothing. Public names: `BERT4Rec`, `BERT4RecSettings`, `mask_items`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

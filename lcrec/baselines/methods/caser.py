@@ -6,7 +6,7 @@ weighted sums over the items. Both, through a fully connected layer and beside t
 give the state. A weight there belongs to a place counted from the newest item, so histories are
 padded at their start (RecBole pads at the end, where the newest item stands anywhere).
 
-Reads and writes nothing. Public names: `Caser`, `CaserSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -15,8 +15,7 @@ Isola's over distinct pairs of the batch, and gradients reach U through the item
 code; the paper says that items are frozen: `--detach-tutor`). Only purchases are aligned: by its
 configuration, the released code pairs every purchase with a random item and aligns that too.
 
-Reads and writes nothing. Public names: `CollabContext`, `CollabContextSettings`, `phase_loss`,
-`normalise_features`.
+Reads and writes nothing.
 """
 
 import itertools

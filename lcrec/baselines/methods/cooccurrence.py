@@ -9,7 +9,7 @@ The counts are not normalised: dividing by the frequency of either item lowered 
 The defaults are the grid's best HR@10 on the validation items of Amazon 2018 Office Products;
 they give HR@10 .207 and NDCG@10 .161 there, .143 and .106 on the test items.
 
-Reads and writes nothing. Public names: `Cooccurrence`, `CooccurrenceSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

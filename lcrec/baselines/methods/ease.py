@@ -12,7 +12,7 @@ catalogue, so a limit is set on it.
 With the defaults, test items, HR@10 and NDCG@10: .124 and .085 on Amazon 2018 Office Products, .121
 and .087 on LC-Rec's Instruments; with the tuned ones .126 and .092 there.
 
-Reads and writes nothing. Public names: `EASE`, `EASESettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

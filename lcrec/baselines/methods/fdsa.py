@@ -10,7 +10,7 @@ are scored by their item vectors.
 Both streams have their own positions and layer norms, and the joining layer another (RecBole's code
 shares one norm among the three).
 
-Reads and writes nothing. Public names: `FDSA`, `FDSASettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

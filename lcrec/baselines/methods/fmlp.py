@@ -7,7 +7,7 @@ block. Every place hears of every other, later ones too, so only the state at th
 for the next item: each target is an example of its own. Histories are padded at their start to the
 one length that K is for, and padded places hold their position alone, as in the authors' code.
 
-Reads and writes nothing. Public names: `FMLP`, `FMLPSettings`, `FrequencyFilter`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,7 @@ trained together with the sampled softmax against the hardest of the items drawn
 (arXiv 2604.22195; its released code leaves out the purchase itself alone, so that other items the
 user has may be drawn).
 
-Reads and writes nothing. Public names: `Fusion`, `FusionSettings`, `FusedNetwork`,
-`hardest_negatives`, `draw_others`, `user_texts_of`.
+Reads and writes nothing.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ As RecBole has it: embedding, dropout, GRU without biases, a linear layer back t
 item vectors. Trained on prefixes as Tan et al. propose; the session-parallel batches and the
 ranking losses of the first paper are not here.
 
-Reads and writes nothing. Public names: `GRU4Rec`, `GRU4RecSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ u is the user's vector, q a second table of item vectors. Padded places count in
 and drawn items are scored by q like every other (RecBole's code does neither). A gate's weight w4
 belongs to a place counted from the newest item.
 
-Reads and writes nothing. Public names: `HGN`, `HGNSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ weigh more.
 With the defaults, test items, HR@10 and NDCG@10: .109 and .073 on Amazon 2018 Office Products, .091
 and .073 on LC-Rec's Instruments; with the tuned ones .109 and .086 there.
 
-Reads and writes nothing. Public names: `ItemKNN`, `ItemKNNSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -7,13 +7,10 @@ regularisation / 2 times the squared norms of the unsmoothed vectors in a batch,
 (equation 15). `--loss info_nce` is the sampled softmax that later methods are trained with, on
 cosines; much of what they gained is due to it.
 
-Reads and writes nothing. Public names: `LightGCN`, `LightGCNSettings`, `PurchaseBatches`.
+`MatrixFactorisation`, a vector per user and item trained with BPR (Rendle et al. 2009), is the same
+with zero layers of smoothing.
 
-Matrix factorisation: a vector per user and item, trained with BPR (Rendle et al. 2009).
-
-It is LightGCN without its graph: zero layers of smoothing.
-
-Reads and writes nothing. Public names: `MatrixFactorisation`, `MatrixFactorisationSettings`.
+Reads and writes nothing.
 """
 
 from collections.abc import Iterator

@@ -1,30 +1,22 @@
-"""Paths of items from who bought what: recursive spectral clustering (Hua et al. 2023).
+"""P5-CID: a T5 over paths of items made from who bought what (Hua et al. 2023).
 
-The collaborative index of "How to Index Item IDs for Recommendation Foundation Models" (SIGIR-AP
-2023, arXiv 2305.06569). Items are nodes, and an edge weighs how many train sequences hold both. The
-nodes are clustered, each cluster of more items than a leaf may have is clustered again within its
-own part of the graph, and the items of a leaf are numbered. So items that are bought together begin
-with the same codes.
+"How to Index Item IDs for Recommendation Foundation Models" (SIGIR-AP 2023, arXiv 2305.06569). The
+paths come from recursive spectral clustering, `collaborative_index`: items are nodes, and an edge
+weighs how many train sequences hold both. The nodes are clustered, each cluster of more items than
+a leaf may have is clustered again within its own part of the graph, and the items of a leaf are
+numbered. So items that are bought together begin with the same codes.
 
     path = code of the cluster at each level, filled up to the deepest, then the number in the leaf
 
 What the paper leaves open: items without an edge within their cluster, such as those never bought,
 go to a branch of their own, cut evenly in the order of ids; where clustering brings nothing, or has
-gone `SPECTRAL_LEVELS` deep, a cluster is cut evenly along its second eigenvector instead.
+gone `SPECTRAL_LEVELS` deep, a cluster is cut evenly along its second eigenvector instead. The
+eigenvectors are those of the sparse D^-1/2 W D^-1/2, so no items x items matrix is dense.
 
-The eigenvectors are those of the sparse D^-1/2 W D^-1/2, so no items x items matrix is dense.
-
-Reads and writes nothing. Public names: `collaborative_index`, `spectral_parts`.
-
-P5-CID: a T5 over paths of items made from who bought what (Hua et al. 2023).
-
-SIGIR-AP 2023, arXiv 2305.06569; the paths are those of `lcrec.baselines.methods.p5cid`. As in P5,
-the tokens of the k-th item of a history share one more embedding, number k ("whole word"). The
-published runs start from the weights of T5-small: `--base DIR` takes such a folder, whose history
-is then followed by a question in words. Without it the weights are random, of the shape that the
-settings give, which is T5-small's.
-
-Reads and writes nothing but `--base`. Public names: `P5CID`, `P5CIDSettings`, `WholeWords`.
+As in P5, the tokens of the k-th item of a history share one more embedding, number k ("whole
+word"). The published runs start from the weights of T5-small: `--base DIR` takes such a folder,
+whose history is then followed by a question in words. Without it the weights are random, and the
+settings give the shape, by default T5-small's. Reads and writes nothing but `--base`.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 On the test items of Amazon 2018 Office Products: HR@10 .014, NDCG@10 .005.
 
-Reads and writes nothing. Public names: `Popularity`.
+Reads and writes nothing.
 """
 
 from typing import ClassVar

@@ -15,8 +15,7 @@ logit of how many items have it: without it, all states first move alike to answ
 all attributes, and on small data stay there. Then the network goes on as SASRec: the forms and the
 attributes are dropped, and nothing of them is used to recommend.
 
-Reads and writes nothing. Public names: `S3Rec`, `S3RecSettings`, `Forms`, `pretraining_loss`,
-`weighted_loss`.
+Reads and writes nothing.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ The paper trains with `--loss bce` and one negative per target; RecBole, and wit
 tables, with the softmax over the catalogue. The loss moves the result more than the architecture
 does, so say which was used.
 
-Reads and writes nothing. Public names: `SASRec`, `SASRecNetwork`, `SASRecSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

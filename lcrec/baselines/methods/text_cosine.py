@@ -4,7 +4,7 @@
 
 It is what a method has to beat that learns to map the vectors of texts.
 
-Reads and writes nothing. Public names: `TextCosine`, `TextCosineSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ tiger` makes such an index, and one made elsewhere in which items share a path i
 when it is read. The paper's token for the user, one of 2,000 by hash, is left out, as in LETTER
 (Wang et al. 2024), whose code the defaults are from.
 
-Reads and writes nothing. Public names: `TIGER`, `TIGERSettings`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -1,33 +1,23 @@
-"""The contrasts of TSSR between what an item is called and what it is about.
-
-Both draw their negatives from the batch. Where the released code lets padding into the means and
-the negatives, or takes the same item for its own negative, these do not.
-
-Reads and writes nothing. Public names: `user_contrast`, `item_contrast`, `masked_mean`.
-
-What items are about, for TSSR: vectors made beforehand, or a text encoder trained with the rest.
-
-Reads a transformers model folder where one is named. Public names: `Content`, `FixedVectors`,
-`TrainedTexts`, `load_texts`.
-
-TSSR: what items are called and what they are about, two streams that read each other.
+"""TSSR: item ids and item texts as two streams that attend to each other.
 
     F_id = encoder(E + P),  F_con = encoder'(C + P)        P: positions, shared by both
     x_m = cross(x_m-1, F_con),  y_m = cross'(y_m-1, F_id)  x_0 = F_id, y_0 = F_con
     g = sigmoid(W [x_M; y_M] + b),  state = g x_M + (1 - g) y_M,  scores = W_o state + b_o
 
-E are the vectors of item ids, C those of item texts, projected. All blocks are causal, and their
-residuals are scaled by a number that is learned from about 0. The loss is the cross-entropy of the
-next item at every place, and two contrasts in both directions: a user's mean in one stream finds
-the same user's in the other (cosine / .2), and each state of one stream finds the next item as the
-other stream takes it in (dot product).
+E are the vectors of item ids, C those of item texts, projected: either made beforehand
+(`FixedVectors`) or by a text encoder that is trained with the rest (`TrainedTexts`). All blocks are
+causal, and their residuals are scaled by a number that is learned from about 0. The loss is the
+cross-entropy of the next item at every place, and two contrasts in both directions: a user's mean
+in one stream finds the same user's in the other (cosine / .2, `user_contrast`), and each state of
+one stream finds the next item as the other stream takes it in (dot product, `item_contrast`). Both
+contrasts draw their negatives from the batch.
 
 Two-stream sequential recommendation with hierarchical contrasting (arXiv 2403.07623) and its
-released code, of which these are the defaults. As there, a user is the window of the last items in
-the train sequence. Other than there, padding enters no mean, and no item is its own negative.
+released code, which has these defaults. As there, a user is the window of the last items in the
+train sequence. Unlike there, padding enters no mean and no negatives, and no item is its own
+negative. Pictures have not been tried.
 
 Reads a transformers model folder with `--text-encoder`; that is trained end to end on titles.
-Pictures have not been tried. Public names: `TSSR`, `TSSRSettings`, `Network`, `Streams`.
 """
 
 from collections.abc import Iterator

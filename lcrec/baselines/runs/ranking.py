@@ -5,8 +5,7 @@ One rule for masking: what the split forbids (`Cases.exclude`) is left out, and 
 truth. (The released code of several methods masks other items in validation than in test, which
 makes their figures incomparable.)
 
-Reads and writes nothing. Public names: `rank_cases`, `ranked_matrix`, `excluded`, `validate`,
-`validator`, `Scorer`, `SCORES_AT_ONCE`.
+Reads and writes nothing.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,6 @@
 """The settings of a method as flags of a command, beside those that all methods share.
 
-Reads and writes nothing. Public names: `method_config`, `parse_method_config`, `method_settings`,
-`settings_files`, `default_device`, `MethodEntry`, `parse_entries`.
+Reads and writes nothing.
 """
 
 import dataclasses

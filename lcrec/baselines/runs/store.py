@@ -1,8 +1,7 @@
-"""How much memory this process has taken.
+"""Keeps a fitted method on disk: `method.safetensors` and its provenance, in a folder.
 
-Reads `/proc/self/status`; writes nothing. Public names: `peak_mb`, `most`.
-
-A fitted method on disk: `method.safetensors` and its provenance, in a folder.
+Also measures what fitting took: the seconds, and the memory of this process, read from
+`/proc/self/status`.
 """
 
 import time

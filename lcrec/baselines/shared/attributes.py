@@ -2,7 +2,7 @@
 
 Categories are parted at commas; a brand is one value. An item may have none.
 
-Reads and writes nothing. Public names: `Attributes`, `item_attributes`, `FIELDS`.
+Reads and writes nothing.
 """
 
 from dataclasses import dataclass

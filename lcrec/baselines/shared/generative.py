@@ -8,7 +8,7 @@ end in real items only, the encoder's output is computed once per history and ex
 beams, and a score is the sum of log-probabilities under the softmax over the whole vocabulary. The
 end of a sequence is neither trained nor decoded: every item has the same number of tokens.
 
-Reads and writes nothing. Public names: `GenerativeBaseline`, `GenerativeSettings`, `Prefixes`.
+Reads and writes nothing.
 """
 
 from abc import abstractmethod

@@ -1,15 +1,12 @@
-"""The graph of who bought what, and smoothing over it (LightGCN, He et al. 2020, equation 7).
+"""Builds the graph of who bought what, and smooths over it (LightGCN, He et al. 2020, equation 7).
 
     A = [[0, R], [R^T, 0]],  A_hat = D^-1/2 A D^-1/2,  smooth(E) = mean over k = 0 .. K of A_hat^k E
 
-R is 1 where the user has the item in a train sequence, however often. A node without an edge has
-a row of zeros in A_hat, so that only its own layer 0 is left of it, divided by K + 1.
+R (`purchases`) is 1 where the user has the item in a train sequence, however often. A node without
+an edge has a row of zeros in A_hat, so that only its own layer 0 is left of it, divided by K + 1.
+`history_rows` gives histories as rows of such a matrix, for methods that weigh a user's items.
 
-Reads and writes nothing. Public names: `purchases`, `normalised_adjacency`, `smooth`, `own_share`.
-
-Histories as rows of a sparse matrix, for methods that weigh a user's items.
-
-Reads and writes nothing. Public names: `history_rows`.
+Reads and writes nothing.
 """
 
 import warnings

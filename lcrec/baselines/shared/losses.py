@@ -1,15 +1,10 @@
-"""Losses that several methods share.
-
-Reads and writes nothing. Public names: `bpr`, `info_nce`, `alignment`, `uniformity`,
-`sampled_dots`, `bce`, `full_softmax`, `next_item_loss`, `NextItemLoss`, `LOGITS_AT_ONCE`.
-
-Dot products of users with the items drawn against each of them.
+"""Losses that several methods share, and the scores of users against items drawn for each of them.
 
 With hundreds of draws per user, a table of the drawn vectors, [batch, draws, dim], is the bulk of
-a training step's time and memory. On a CPU it is never made: the scores are the entries of a
-sparse matrix [batch, nodes], and their gradients two sparse products.
+a training step's time and memory. On a CPU `candidate_scores` never makes it: the scores are the
+entries of a sparse matrix [batch, nodes], and their gradients two sparse products.
 
-Reads and writes nothing. Public names: `candidate_scores`.
+Reads and writes nothing.
 """
 
 from typing import Any, Literal

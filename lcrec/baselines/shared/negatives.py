@@ -1,6 +1,6 @@
 """Items that a user does not have, drawn uniformly, to tell them from those they do.
 
-Reads and writes nothing. Public names: `NegativeSampler`.
+Reads and writes nothing.
 """
 
 import numpy as np

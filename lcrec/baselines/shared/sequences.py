@@ -12,8 +12,7 @@ Examples are cut from the train sequences in one of two ways:
 
 Sequences are padded at their end with an id that no item has, the size of the catalogue.
 
-Reads and writes nothing. Public names: `Batch`, `Examples`, `SequenceBatches`, `cut_examples`,
-`pad_histories`, `pad_in_front`.
+Reads and writes nothing.
 """
 
 from collections.abc import Iterator

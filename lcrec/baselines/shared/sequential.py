@@ -3,8 +3,7 @@
 A network turns histories into a state at every place that is asked for, and an item's score is the
 state times the item's output vector. One loop trains them all, with one switch for the loss.
 
-Reads and writes nothing. Public names: `SequenceSettings`, `SequenceNetwork`,
-`SequentialBaseline`, `Users`, `ExampleForm`.
+Reads and writes nothing.
 """
 
 from abc import abstractmethod

@@ -8,8 +8,7 @@ The scale a is 1, or learned per sublayer (Bachlechner et al. 2021, ReZero) for 
 stacks start as the identity. A sequence may be padded on either side; what stands in a padded
 place changes no real one.
 
-Reads and writes nothing. Public names: `Block`, `Encoder`, `Positions`, `allowed_keys`,
-`initialise`, `EPSILON`.
+Reads and writes nothing.
 """
 
 import torch

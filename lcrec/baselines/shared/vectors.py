@@ -1,6 +1,6 @@
 """What methods share that keep a vector per user and per item and score by their dot product.
 
-Reads and writes nothing. Public names: `VectorBaseline`, `dot_scores`.
+Reads and writes nothing.
 """
 
 import numpy as np
