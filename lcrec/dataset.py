@@ -37,10 +37,10 @@ from lcrec.core.artifacts import (
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.outputs import claim
 from lcrec.core.provenance import (
     fingerprint,
     is_current,
-    is_kind,
     require_same_input,
     write_provenance,
 )
@@ -117,51 +117,50 @@ def main(argv: list[str]) -> None:
     if is_current(config.output, STAGE, settings, inputs):
         print(f"{config.output} is up to date.")
         return
-    refuse_foreign(config.output)
-
-    task_data = TaskData(
-        data.items,
-        data.split.train,
-        index,
-        max_history=config.max_history,
-        max_text_words=config.max_text_words,
-        user_texts=data.user_texts,
-        history_dropout=config.history_dropout,
-        seed=config.seed,
-    )
-    print(
-        f"Writing {config.epochs} epoch(s) of {', '.join(mixture)} for {len(data.interactions):,} "
-        f"users and {len(data.items):,} items, as "
-        f"{'chat messages' if config.tokenizer else 'text'}"
-    )
-    name = f"train.{config.format}"
-    counts: Counter[tuple[int, str, str]] = Counter()
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for epoch in range(config.epochs):
-            drawn = draw_rows(task_data, prompts, mixture, config.seed, epoch)
-            label = f"epoch {epoch + 1} of {config.epochs}"
-            for row in progress(drawn, label, "rows"):
-                counts[epoch, row.task, row.template_id] += 1
-                yield form(row)
-
-    with atomic_path(config.output) as folder:
-        folder.mkdir()
-        write_rows(folder / name, rows(), is_chat=config.tokenizer is not None)
-        if not counts:
-            raise InputError("--tasks: no task has a single sample in this data set")
-        index.save(folder)
-        write_json(folder / ITEM_TOKENS, index.vocabulary)
-        hashes = {role: fingerprint(path) for role, path in inputs.items()}
-        card = data_card(config, name, paths.name, counts, hashes, prompts.content_hash)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        write_provenance(
-            folder, STAGE, settings, inputs, level_sizes=index.level_sizes, rows=counts.total()
+    with claim(config.output, STAGE):
+        task_data = TaskData(
+            data.items,
+            data.split.train,
+            index,
+            max_history=config.max_history,
+            max_text_words=config.max_text_words,
+            user_texts=data.user_texts,
+            history_dropout=config.history_dropout,
+            seed=config.seed,
         )
-    print(
-        f"Wrote {config.output / name}: {counts.total():,} rows. Next: train on it as "
-        f"{config.output / CARD} shows, or here: accelerate launch recipes/finetune.py --help"
-    )
+        print(
+            f"Writing {config.epochs} epoch(s) of {', '.join(mixture)} for "
+            f"{len(data.interactions):,} users and {len(data.items):,} items, as "
+            f"{'chat messages' if config.tokenizer else 'text'}"
+        )
+        name = f"train.{config.format}"
+        counts: Counter[tuple[int, str, str]] = Counter()
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for epoch in range(config.epochs):
+                drawn = draw_rows(task_data, prompts, mixture, config.seed, epoch)
+                label = f"epoch {epoch + 1} of {config.epochs}"
+                for row in progress(drawn, label, "rows"):
+                    counts[epoch, row.task, row.template_id] += 1
+                    yield form(row)
+
+        with atomic_path(config.output) as folder:
+            folder.mkdir()
+            write_rows(folder / name, rows(), is_chat=config.tokenizer is not None)
+            if not counts:
+                raise InputError("--tasks: no task has a single sample in this data set")
+            index.save(folder)
+            write_json(folder / ITEM_TOKENS, index.vocabulary)
+            hashes = {role: fingerprint(path) for role, path in inputs.items()}
+            card = data_card(config, name, paths.name, counts, hashes, prompts.content_hash)
+            (folder / CARD).write_text(card, encoding="utf-8")
+            write_provenance(
+                folder, STAGE, settings, inputs, level_sizes=index.level_sizes, rows=counts.total()
+            )
+        print(
+            f"Wrote {config.output / name}: {counts.total():,} rows. Next: train on it as "
+            f"{config.output / CARD} shows, or here: accelerate launch recipes/finetune.py --help"
+        )
 
 
 def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], dict[str, Any]]:
@@ -235,21 +234,6 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, is_chat: bool) -> 
         left = iter(rows)
         while group := list(islice(left, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
-
-
-def refuse_foreign(output: Path) -> None:
-    """Refuse an output folder that holds anything but an older data set of this stage.
-
-    Raises:
-        InputError: replacing the folder would delete what another stage or a person put there.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not is_kind(output, STAGE):
-        raise InputError(
-            f"--output {output} holds something else, which {STAGE} did not make; name another "
-            "folder"
-        )
 
 
 def data_card(

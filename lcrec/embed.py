@@ -12,6 +12,7 @@ old rows are copied from OLD and the new items are encoded with OLD's own settin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from lcrec.core.artifacts import (
 )
 from lcrec.core.config import config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.outputs import claim
 from lcrec.core.parts import make_parts
 from lcrec.core.processes import processes
 from lcrec.core.provenance import (
@@ -99,6 +101,20 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     if current:
         state.print(f"{config.output} is up to date.")
         return
+    with claim(config.output, STAGE) if state.is_main_process else contextlib.nullcontext():
+        _embed(config, state, items, inputs, old, add, old_folder)
+
+
+def _embed(
+    config: EmbedConfig,
+    state: PartialState,
+    items: Items,
+    inputs: dict[str, Path],
+    old: np.ndarray | None,
+    add: Path | None,
+    old_folder: Path | None,
+) -> None:
+    """Encode the items that `old` has no rows of, and write all rows."""
     from lcrec.index.encoders import Lsa, collect_texts, fit_lsa, load_encoder, mean_by_owner
 
     texts, owners = collect_texts(items, config.fields, joined=config.text == "joined")

@@ -8,6 +8,7 @@ the weights of an RQ-VAE it says what the codes explain. What cannot be known wi
 `python -m lcrec.quantize` makes this report of every index by itself.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from lcrec.core.artifacts import (
 )
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import kind_of, read_provenance, require_same_input, write_provenance
+from lcrec.core.outputs import claim
+from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths
 
@@ -59,13 +61,6 @@ def main(argv: list[str]) -> None:
     own_folder = config.output.resolve() == path.parent.resolve()
     codes, level_sizes = read_codes(config.index)
     inputs = {"index": path}
-    if not own_folder:
-        record = read_provenance(config.output)
-        if record and record["kind"] != kind_of(STAGE):
-            raise InputError(
-                f"--output {config.output} holds the result of {record['stage']}; name another "
-                "folder, or the index's own"
-            )
     items: Items | None = None
     if config.data is not None:
         inputs["item"] = find_data(config.data).item
@@ -90,23 +85,25 @@ def main(argv: list[str]) -> None:
             require_same_input(path.parent, "embeddings", inputs["embeddings"], remake)
             model = load_rqvae(weights, embeddings.shape[1])
 
-    print(f"Looking at {path}: {len(codes):,} items, {codes.shape[1]} codes each.")
-    fit = None
-    if model is not None and embeddings is not None:
-        fit = measure_fit(model, torch.from_numpy(embeddings), codes)
-    report = measure_index(
-        codes, level_sizes, embeddings=embeddings, items=items, fit=fit, seed=config.seed
-    )
-    if own_folder and (path.parent / REPORT).exists():
-        # How items came to join, or to move, is known to the report of that alone.
-        before = read_json(path.parent / REPORT)
-        report |= {name: before[name] for name in ("added", "repaired") if name in before}
-    name = path.name if config.data is None else find_data(config.data).name
-    verdict = write_index_report(config.output, report, name)
-    if not own_folder:
-        write_provenance(config.output, STAGE, config_dict(config), inputs)
-    print_verdict(verdict)
-    print(f"Wrote {config.output / REPORT_PAGE}: open it in a browser.")
+    # A report may also go into the folder of the index that it is about.
+    with contextlib.nullcontext() if own_folder else claim(config.output, STAGE):
+        print(f"Looking at {path}: {len(codes):,} items, {codes.shape[1]} codes each.")
+        fit = None
+        if model is not None and embeddings is not None:
+            fit = measure_fit(model, torch.from_numpy(embeddings), codes)
+        report = measure_index(
+            codes, level_sizes, embeddings=embeddings, items=items, fit=fit, seed=config.seed
+        )
+        if own_folder and (path.parent / REPORT).exists():
+            # How items came to join, or to move, is known to the report of that alone.
+            before = read_json(path.parent / REPORT)
+            report |= {name: before[name] for name in ("added", "repaired") if name in before}
+        name = path.name if config.data is None else find_data(config.data).name
+        verdict = write_index_report(config.output, report, name)
+        if not own_folder:
+            write_provenance(config.output, STAGE, config_dict(config), inputs)
+        print_verdict(verdict)
+        print(f"Wrote {config.output / REPORT_PAGE}: open it in a browser.")
 
 
 def read_codes(folder: Path) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -35,6 +35,7 @@ from lcrec.core.artifacts import (
 )
 from lcrec.core.config import config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.outputs import claim
 from lcrec.core.processes import processes
 from lcrec.core.provenance import is_current, require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
@@ -154,7 +155,8 @@ def main(argv: list[str]) -> None:
 def _run(config: QuantizeConfig, state: PartialState) -> None:
     if config.repair is not None:
         if state.is_main_process:
-            repair(config, config.repair)
+            with claim(config.output, STAGE):
+                repair(config, config.repair)
         return
     assert config.data is not None
     assert config.embeddings is not None
@@ -174,7 +176,8 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
     embeddings = check_embeddings(read_array(path), num_items, path)
     if config.add is not None or config.index is not None:
         if state.is_main_process:
-            extend(config, embeddings, inputs)
+            with claim(config.output, STAGE):
+                extend(config, embeddings, inputs)
         return
     from lcrec.index.methods import WITHOUT_MODEL
 
@@ -186,9 +189,21 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
     if current:
         state.print(f"{config.output} is up to date.")
         return
+    with claim(config.output, STAGE) if state.is_main_process else contextlib.nullcontext():
+        _index(config, state, items, embeddings, inputs)
 
+
+def _index(
+    config: QuantizeConfig,
+    state: PartialState,
+    items: Items,
+    embeddings: np.ndarray,
+    inputs: dict[str, Path],
+) -> None:
+    """Make the codes of all items, measure them and write the index."""
+    assert config.data is not None
     state.print(
-        f"Indexing {num_items:,} items by {config.kind}: {config.levels} levels of {config.codes} "
+        f"Indexing {len(items):,} items by {config.kind}: {config.levels} levels of {config.codes} "
         f"codes from {embeddings.shape[1]}-wide embeddings on {state.num_processes} process(es)"
     )
     import torch

@@ -21,7 +21,8 @@ from lcrec.core.artifacts import atomic_path, find_data
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import is_current, is_kind, write_provenance
+from lcrec.core.outputs import claim
+from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import Items, load_items
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.tasks import plain_text
@@ -69,32 +70,27 @@ def main(argv: list[str]) -> None:
     if is_current(config.output, STAGE, settings, inputs):
         print(f"{config.output} is up to date.")
         return
-    # The folder is replaced as a whole, so it must be ours.
-    holds_other = config.output.is_file() or (
-        config.output.is_dir()
-        and any(config.output.iterdir())
-        and not is_kind(config.output, STAGE)
-    )
-    if holds_other:
-        raise InputError(f"--output {config.output}: something else lies there; name a new folder")
-    texts = collect_corpus(items, prompts, config.max_words)
-    import torch
+    with claim(config.output, STAGE):
+        texts = collect_corpus(items, prompts, config.max_words)
+        import torch
 
-    print(f"Training a tokenizer on {len(texts):,} texts")
-    tokenizer = train_tokenizer(texts, config.vocab_size)
-    torch.manual_seed(config.seed)
-    model = build_model(tokenizer, config.hidden_size, config.layers, config.context)
-    print(f"Pre-training {model.num_parameters():,} parameters")
-    loss = pretrain(model, tokenizer, texts, config.epochs, config.learning_rate, seed=config.seed)
-    with atomic_path(config.output) as temporary:
-        tokenizer.save_pretrained(temporary)
-        model.save_pretrained(temporary)
-        noted = None if math.isnan(loss) else loss  # JSON has no NaN
-        write_provenance(temporary, STAGE, settings, inputs, loss=noted)
-    print(
-        f"Wrote {config.output} (loss {loss:.2f} per token). Next: accelerate launch "
-        f"recipes/finetune.py --base {config.output} --data {config.data} --index DIR --output DIR"
-    )
+        print(f"Training a tokenizer on {len(texts):,} texts")
+        tokenizer = train_tokenizer(texts, config.vocab_size)
+        torch.manual_seed(config.seed)
+        model = build_model(tokenizer, config.hidden_size, config.layers, config.context)
+        print(f"Pre-training {model.num_parameters():,} parameters")
+        loss = pretrain(
+            model, tokenizer, texts, config.epochs, config.learning_rate, seed=config.seed
+        )
+        with atomic_path(config.output) as temporary:
+            tokenizer.save_pretrained(temporary)
+            model.save_pretrained(temporary)
+            noted = None if math.isnan(loss) else loss  # JSON has no NaN
+            write_provenance(temporary, STAGE, settings, inputs, loss=noted)
+        print(
+            f"Wrote {config.output} (loss {loss:.2f} per token). Next: accelerate launch recipes/"
+            f"finetune.py --base {config.output} --data {config.data} --index DIR --output DIR"
+        )
 
 
 def collect_corpus(items: Items, prompts: PromptSet, max_words: int) -> list[str]:

@@ -302,7 +302,7 @@ def test_what_is_refused(tmp_path, flags, shop, save_tokenizer, monkeypatch):
     other.mkdir()
     write_json(other / "index.json", {str(i): [f"<a_{i}>"] for i in range(3)})
     for more, message in (
-        (["--output", taken], "taken holds something else"),
+        (["--output", taken], "thesis.txt has no lcrec.json"),
         (["--output", tmp_path / "file"], "file holds something else"),
         (["--output", shop], "holds something else"),
         (["--index", other], "has 3 items but the catalogue has 48"),

@@ -126,7 +126,7 @@ def test_running_it_again_does_nothing(shop, capsys):
     assert times == {path.name: path.stat().st_mtime_ns for path in (shop / "index").iterdir()}
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", [name for name in MADE if name != "lcrec.json"])
 def test_a_file_that_was_deleted_is_made_again(shop, name):
     main(argv(shop))
     before = (shop / "index" / "index.json").read_bytes()
@@ -134,6 +134,13 @@ def test_a_file_that_was_deleted_is_made_again(shop, name):
     main(argv(shop))
     assert sorted(path.name for path in (shop / "index").iterdir()) == MADE
     assert (shop / "index" / "index.json").read_bytes() == before
+
+
+def test_an_index_without_a_sidecar_may_be_a_persons_own(shop):
+    main(argv(shop))
+    (shop / "index" / "lcrec.json").unlink()
+    with pytest.raises(InputError, match=r"index.json has no lcrec.json beside it"):
+        main(argv(shop))
 
 
 def test_other_settings_make_another_index(shop):
@@ -361,7 +368,7 @@ def test_settings_that_cannot_work_are_refused_before_training(refused, monkeypa
 
 def test_a_path_that_cannot_be_written(shop):
     (shop / "index").write_text("a file")
-    with pytest.raises((FileExistsError, NotADirectoryError)):
+    with pytest.raises(InputError, match="index is a file, and a folder is to be written"):
         main(argv(shop))
     assert (shop / "index").read_text() == "a file"
 

@@ -249,7 +249,7 @@ def test_a_folder_that_is_not_its_own_is_left_alone(argv, shop, tmp_path):
     write_json(tmp_path / "base" / "notes.json", "mine")
     for output in (tmp_path / "base", shop):
         before = sorted(path.name for path in output.iterdir())
-        with pytest.raises(InputError, match=r"--output .*: something else lies there; name a new"):
+        with pytest.raises(InputError, match=r"--output .*: notes.json has no lcrec.json"):
             main(argv(output))
         assert sorted(path.name for path in output.iterdir()) == before
     (tmp_path / "file").write_text("mine")

@@ -48,9 +48,11 @@ def claim(
     Raises:
         InputError: the path cannot be used, something else lies there, or another run writes there.
     """
-    note = output.with_name(f".{output.name}.claim")
+    # "." has no name of its own, and a link has to keep its own.
+    place = Path.cwd() / output if output.name else output.resolve()
+    note = place.with_name(f".{place.name}.claim")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         file = _locked(note)
     except OSError as error:
         if error.errno not in UNUSABLE:
@@ -78,8 +80,18 @@ def claim(
         file.truncate()
         json.dump({"kind": kind_of(stage), "process": os.getpid()}, file)
         file.flush()
-        yield
-        note.unlink(missing_ok=True)
+        try:
+            yield
+        except BaseException:
+            if not output.exists() or _is_whole(output, stage):
+                note.unlink()  # nothing unfinished lies there
+            raise
+        note.unlink()
+
+
+def _is_whole(output: Path, stage: str) -> bool:
+    record = read_provenance(output)
+    return record is not None and record["kind"] == kind_of(stage)
 
 
 def _locked(note: Path) -> TextIO | None:
