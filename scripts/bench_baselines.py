@@ -41,7 +41,7 @@ from lcrec.baselines.shared.vectors import VectorBaseline
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import Cases, Split, leave_one_out
+from lcrec.data.splits import EvalCases, Split, leave_one_out
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.search import search
 from lcrec.generate.trie import ItemTrie
@@ -132,7 +132,9 @@ def evaluate(config: BenchConfig) -> Figures:
     return figures
 
 
-def ranked_rows(method: VectorBaseline, cases: Cases, train: Interactions, num_items: int) -> Any:
+def ranked_rows(
+    method: VectorBaseline, cases: EvalCases, train: Interactions, num_items: int
+) -> Any:
     """Yield a list of 100 per case."""
     lists = rank_cases(method, cases, train, num_items, top=100)
     for user, target, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True):

@@ -35,7 +35,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, require_same_input, write_provenance
 from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.generate.recommender import Recommender
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.rankings.predictions import Prediction, read_predictions, top_items, write_predictions
@@ -186,7 +186,7 @@ def _sequences(data: Path, num_items: int) -> tuple[list[str], list[np.ndarray]]
     return interactions.users, list(interactions)
 
 
-def write_cases(run: Path) -> Cases:
+def write_cases(run: Path) -> EvalCases:
     """Write the data folder of the users to judge on, and return their test cases."""
     grown = find_data(run / "grown")
     folder = data_paths(run / "cases", grown.name)
@@ -197,7 +197,7 @@ def write_cases(run: Path) -> Cases:
     return leave_one_out(load_interactions(run / "cases", len(load_items(run / "cases")))).test
 
 
-def rank_cold(run: Path, cases: Cases, cold: np.ndarray, path: Path) -> None:
+def rank_cold(run: Path, cases: EvalCases, cold: np.ndarray, path: Path) -> None:
     """Let the checkpoint rank the cold items alone, and write the predictions."""
     inputs = {"model": run / "model", "index": run / "index-grown", "cases": run / "cases"}
     if path.exists() and is_current(path, COMMAND, {}, inputs):
@@ -212,7 +212,7 @@ def rank_cold(run: Path, cases: Cases, cold: np.ndarray, path: Path) -> None:
 
 
 def rank_neighbours(
-    run: Path, cases: Cases, cold: np.ndarray, files: dict[tuple[str, str], Path]
+    run: Path, cases: EvalCases, cold: np.ndarray, files: dict[tuple[str, str], Path]
 ) -> None:
     """Rank by the cosine with the mean of the history's embeddings, and write the predictions."""
     embeddings = read_array(run / "embeddings" / EMBEDDINGS)

@@ -303,8 +303,8 @@ def test_what_is_refused(tmp_path, flags, shop, save_tokenizer, monkeypatch):
     write_json(other / "index.json", {str(i): [f"<a_{i}>"] for i in range(3)})
     for more, message in (
         (["--output", taken], "thesis.txt has no lcrec.json"),
-        (["--output", tmp_path / "file"], "file holds something else"),
-        (["--output", shop], "holds something else"),
+        (["--output", tmp_path / "file"], "file is a file, and a folder is to be written"),
+        (["--output", shop], "holds the result of python -m lcrec.synthetic"),
         (["--index", other], "has 3 items but the catalogue has 48"),
         (["--tasks", "seqrek"], "no task 'seqrek'; did you mean 'seqrec'"),
         (["--history-dropout", "1"], "history_dropout is 1"),

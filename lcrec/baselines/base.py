@@ -14,7 +14,7 @@ import numpy as np
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.index.item_index import ItemIndex
 
 Need = Literal["embeddings", "texts", "index"]
@@ -40,7 +40,7 @@ class TrainingData:
 
     train: Interactions
     num_items: int
-    valid: Cases | None = None
+    valid: EvalCases | None = None
     embeddings: np.ndarray | None = None
     items: Items | None = None
     index: ItemIndex | None = None

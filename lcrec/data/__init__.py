@@ -8,7 +8,7 @@ checks what joins a catalogue later. `shop` makes the small synthetic shop of th
 from lcrec.core.lazy import lazy_exports
 
 _HOMES = {
-    "Cases": "splits",
+    "EvalCases": "splits",
     "DataSet": "data_set",
     "Interactions": "folder",
     "Items": "folder",

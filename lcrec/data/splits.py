@@ -103,7 +103,7 @@ def cold_parts(offsets: np.ndarray, is_cold: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Cases:
+class EvalCases:
     """Users to recommend for: the history each has so far and the item that came next.
 
     `histories[i]` is int32 [length], oldest first and whole (nothing is truncated here);
@@ -120,10 +120,10 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
-    def sample(self, count: int | None, seed: int) -> "Cases":
+    def sample(self, count: int | None, seed: int) -> "EvalCases":
         """Return `count` cases drawn by seed, in their order; all where None or no more there."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
-        return Cases(
+        return EvalCases(
             [self.users[case] for case in chosen],
             [self.histories[case] for case in chosen],
             self.targets[chosen],
@@ -136,8 +136,8 @@ class Split:
     """A split: sequences to train on, cases to validate and to test on."""
 
     train: Interactions
-    valid: Cases
-    test: Cases
+    valid: EvalCases
+    test: EvalCases
 
 
 def leave_one_out(interactions: Interactions) -> Split:
@@ -161,7 +161,7 @@ def leave_one_out(interactions: Interactions) -> Split:
     offsets = interactions.offsets - 2 * np.arange(len(interactions) + 1)
     train = Interactions(interactions.users, offsets, interactions.items[keep])
     valid, test = (
-        Cases(
+        EvalCases(
             interactions.users,
             [sequence[:-back] for sequence in interactions],
             interactions.items[ends - back],
@@ -216,7 +216,7 @@ def load_split(folder: Path, num_items: int) -> Split:
     return Split(train, _cases(valid, [train]), _cases(test, [train, valid]))
 
 
-def _cases(targets: Interactions, before: list[Interactions]) -> Cases:
+def _cases(targets: Interactions, before: list[Interactions]) -> EvalCases:
     """Return the cases of users with a target and a history, which is `before`, one by one."""
     users, histories, rows = [], [], []
     for user in np.flatnonzero(np.diff(targets.offsets)).tolist():
@@ -229,7 +229,7 @@ def _cases(targets: Interactions, before: list[Interactions]) -> Cases:
     padded = np.full((len(rows), max(map(len, rows), default=1)), -1, dtype=np.int32)
     for case, row in enumerate(rows):
         padded[case, : len(row)] = row
-    return Cases(users, histories, padded)
+    return EvalCases(users, histories, padded)
 
 
 SEED = 0  # of the one random split, so that whatever is run on it can be compared
@@ -286,8 +286,8 @@ def random_split(interactions: Interactions, seed: int) -> Split:
     seen = [np.concatenate(both) for both in zip(histories, valid, strict=True)]
     return Split(
         Interactions.from_sequences(train),
-        Cases(users, histories, _pad(valid), histories),
-        Cases(users, histories, _pad(test), seen),
+        EvalCases(users, histories, _pad(valid), histories),
+        EvalCases(users, histories, _pad(test), seen),
     )
 
 

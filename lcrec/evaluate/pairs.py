@@ -29,7 +29,7 @@ from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.evaluate.checkpoint import (
     PROG,
     Subject,
@@ -212,7 +212,7 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
     )
 
 
-def seen_items(subject: Subject, cases: Cases) -> list[np.ndarray]:
+def seen_items(subject: Subject, cases: EvalCases) -> list[np.ndarray]:
     """Return all items each user ever had, which cannot be wrong answers, [cases] arrays."""
     whole = subject.split.test
     last = dict(zip(whole.users, zip(whole.histories, whole.targets, strict=True), strict=True))
@@ -220,7 +220,7 @@ def seen_items(subject: Subject, cases: Cases) -> list[np.ndarray]:
 
 
 def pairwise_accuracy(
-    subject: Subject, template: Template, cases: Cases, negatives: dict[str, np.ndarray]
+    subject: Subject, template: Template, cases: EvalCases, negatives: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Return 1 where the model prefers the true next item, 0 where it does not, .5 for a tie.
 

@@ -14,7 +14,7 @@ from lcrec.core.artifacts import find_data
 from lcrec.core.console import ProgressBar
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.modeling.recipe import STAGE
@@ -99,7 +99,7 @@ def score_model(
 
 
 def score_templates(
-    recommender: Recommender, templates: list[Template], cases: Cases, known: PromptSet
+    recommender: Recommender, templates: list[Template], cases: EvalCases, known: PromptSet
 ) -> list[Score]:
     """Rank the catalogue for every case with every template.
 

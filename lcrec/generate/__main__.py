@@ -39,7 +39,7 @@ from lcrec.core.provenance import (
 from lcrec.core.version import __version__
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.rankings.predictions import require_predictions_path
 
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
 def answer(
     config: GenerateConfig,
     items: Items,
-    cases: Cases,
+    cases: EvalCases,
     allowed: np.ndarray | None,
     state: PartialState,
 ) -> None:
@@ -178,7 +178,7 @@ def answer(
 def rank_split(
     config: GenerateConfig,
     items: Items,
-    cases: Cases,
+    cases: EvalCases,
     allowed: np.ndarray | None,
     state: PartialState,
 ) -> None:

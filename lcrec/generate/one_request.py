@@ -11,7 +11,7 @@ import numpy as np
 
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
@@ -72,7 +72,7 @@ def read_item_ids(path: Path, flag: str, num_items: int) -> list[int]:
 
 
 def find_history(
-    user: str | None, history: list[int] | None, cases: Cases, num_items: int
+    user: str | None, history: list[int] | None, cases: EvalCases, num_items: int
 ) -> list[int]:
     """Return the items of `--history` or of `--user`, none where neither is given.
 
@@ -137,7 +137,7 @@ def answer_request(
                 print(f"  {place:>3} {title}")
 
 
-def show_examples(predictions: Path, cases: Cases, items: Items, count: int) -> None:
+def show_examples(predictions: Path, cases: EvalCases, items: Items, count: int) -> None:
     """Print the recommendations of `count` users spread over the split."""
     if not count:
         return

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
 from lcrec.modeling.base import (
@@ -53,7 +53,7 @@ class TrainingRows:
     train: Dataset
     per_epoch: int
     valid: Dataset
-    held_out: Cases
+    held_out: EvalCases
 
 
 def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingModel:
@@ -150,7 +150,7 @@ def draw_training_rows(
 
 
 def validation_rows(
-    cases: Cases, index: ItemIndex, prompts: PromptSet, max_history: int
+    cases: EvalCases, index: ItemIndex, prompts: PromptSet, max_history: int
 ) -> list[Row]:
     """Return the rows that the validation loss is taken on: asked as ranking asks."""
     template = prompts.evaluation_templates("seqrec")[0]

@@ -36,7 +36,7 @@ from trl import SFTTrainer
 
 from lcrec.core.console import ProgressBar, on_terminal
 from lcrec.core.errors import InputError
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.run_folder import STAGED, explain_disk_full, publish_checkpoint
 from lcrec.prompts.rows import IGNORED
@@ -59,7 +59,7 @@ class RankingValidation:
         num_beams: how many items to rank for each user.
     """
 
-    cases: Cases
+    cases: EvalCases
     ranker: Ranker
     num_beams: int
 

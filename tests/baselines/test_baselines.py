@@ -23,7 +23,7 @@ from lcrec.baselines.runs.store import is_saved, load_method, save_method
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
 from lcrec.data.folder import Interactions, Items
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.index.item_index import ItemIndex
 from lcrec.rankings.evaluation import measure
 from lcrec.rankings.predictions import read_predictions
@@ -282,7 +282,7 @@ def test_exclude_history(shop, tmp_path, capsys):
     for row in lists(output):
         *history, target = SHOP[row["user"]]  # cat's target is one that cat has: it stays
         assert sorted(row["ranked"]) == sorted(set(range(ITEMS)) - set(history) | {target})
-    everything = Cases(["ann"], [np.array([0, 1])], np.array([2]))
+    everything = EvalCases(["ann"], [np.array([0, 1])], np.array([2]))
     method = Popularity()
     train = Interactions.from_sequences({"ann": [1]})
     method.fit(TrainingData(train, 2))
@@ -357,7 +357,7 @@ def test_lists_of_a_method_that_reaches_few_items():
     train = Interactions.from_sequences({"a": [3], "b": [3, 1]})
     method = Narrow()
     method.fit(TrainingData(train, 5))
-    cases = Cases(["a", "b"], [np.array([3]), np.array([3, 1])], np.array([1, 2]))
+    cases = EvalCases(["a", "b"], [np.array([3]), np.array([3, 1])], np.array([1, 2]))
     ranked = [items.tolist() for items, _ in rank_cases(method, cases, train, 5, top=100)]
     assert ranked == [[3, 1], [3, 1]]
     without = rank_cases(method, cases, train, 5, top=100, exclude_history=True)
@@ -389,7 +389,7 @@ def test_a_truth_is_never_masked():
     train = Interactions.from_sequences({"ann": [1, 0]})
     method = Popularity()
     method.fit(TrainingData(train, 3))
-    cases = Cases(["ann"], [np.array([1, 0])], np.array([1]))
+    cases = EvalCases(["ann"], [np.array([1, 0])], np.array([1]))
     ((ranked, _),) = rank_cases(method, cases, train, 3, top=3, exclude_history=True)
     assert ranked.tolist() == [1, 2]
 
@@ -398,9 +398,9 @@ def test_validation_is_ndcg_of_the_full_ranking():
     train = Interactions.from_sequences({"a": [0, 0, 1], "b": [2]})
     method = Popularity()  # ranks 0, 1, 2, 3
     method.fit(TrainingData(train, 4))
-    cases = Cases(["a", "b"], [np.array([0])] * 2, np.array([0, 2]))
+    cases = EvalCases(["a", "b"], [np.array([0])] * 2, np.array([0, 2]))
     assert validate(method, cases, train, 4) == pytest.approx((1 + 1 / 2) / 2)
-    several = Cases(["a"], [np.array([3])], np.array([[1, 2, -1]]))
+    several = EvalCases(["a"], [np.array([3])], np.array([[1, 2, -1]]))
     gains = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3))
     assert validate(method, several, train, 4) == pytest.approx(gains)
 

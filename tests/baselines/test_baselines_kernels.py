@@ -15,7 +15,7 @@ from lcrec.baselines.shared.losses import alignment, bpr, candidate_scores, info
 from lcrec.baselines.shared.negatives import NegativeSampler
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 
 TABLES = st.integers(0, 2**32 - 1).map(
     lambda seed: (np.random.default_rng(seed).random((4, 6)) < 0.4).astype(np.float32)
@@ -201,7 +201,7 @@ def cases_of(rng, users, items, several):
     targets = rng.integers(0, items, users)
     if several:
         targets = np.stack((targets, (targets + 1) % items, np.full(users, -1)), axis=1)
-    return Cases([str(user) for user in range(users)], histories, targets)
+    return EvalCases([str(user) for user in range(users)], histories, targets)
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -240,7 +240,7 @@ def test_validation_does_not_depend_on_how_items_are_numbered():
     train = Interactions.from_sequences({user: [0] for user in cases.users})
     order = rng.permutation(20)
     places = np.argsort(order)
-    moved = Cases(cases.users, [places[row] for row in cases.histories], places[cases.targets])
+    moved = EvalCases(cases.users, [places[row] for row in cases.histories], places[cases.targets])
     expected = validate(Given(table), cases, train, 20, exclude_history=True)
     found = validate(Given(table[:, order]), moved, train, 20, exclude_history=True)
     assert found == pytest.approx(expected)

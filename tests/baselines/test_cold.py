@@ -13,7 +13,7 @@ from lcrec.baselines.commands.cold import ColdSplit, draw_cold, measure_cold, re
 from lcrec.core.artifacts import EMBEDDINGS, write_array
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 
 SEQUENCES = {f"u{user}": [item % 20 for item in range(user, user + 10)] for user in range(20)}
 
@@ -124,7 +124,7 @@ class Fixed(Baseline):
 def test_who_is_ranked_among_whom():
     train = Interactions.from_sequences({"a": [20, 21, 22, 23, 24]})
     split = leave_one_out(train)
-    cold = Cases(["a"], [split.train.sequence(0)], np.array([[5, 39, -1]]))
+    cold = EvalCases(["a"], [split.train.sequence(0)], np.array([[5, 39, -1]]))
     drawn = ColdSplit(split, cold, np.arange(10, 38), np.array([5, *range(38, 40)]))
     views = measure_cold(Fixed(), drawn, 40, exclude_history=True)
     # By score_cold low ids come first: among the cold 5, 38, 39; among all 5, then 10 to 18.

@@ -20,7 +20,7 @@ from lcrec.baselines.runs import ranking
 from lcrec.baselines.shared.graph import normalised_adjacency, purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 
 ITEMS = 12  # item 11 is bought in held-out places alone
 
@@ -311,7 +311,7 @@ def planted():
             wanted[user] = int(items[-1])
     split = leave_one_out(Interactions.from_sequences(sequences))
     rows = dict(zip(split.train.users, split.train, strict=True))
-    cold = Cases(list(wanted), [rows[user] for user in wanted], np.array(list(wanted.values())))
+    cold = EvalCases(list(wanted), [rows[user] for user in wanted], np.array(list(wanted.values())))
     warm = np.setdiff1d(np.arange(shop.num_items), shop.cold)
     drawn = ColdSplit(split, cold, warm, shop.cold)
     data = TrainingData(split.train, shop.num_items, split.valid, embeddings, exclude_history=True)

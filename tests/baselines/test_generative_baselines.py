@@ -16,7 +16,7 @@ from lcrec.baselines.runs.store import load_method, save_method
 from lcrec.baselines.shared.generative import Prefixes
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.generate.search import supports_shared_prefix
 from lcrec.index.item_index import ItemIndex
 
@@ -88,7 +88,7 @@ def test_beams_agree_with_brute_force_over_all_items(fitted, monkeypatch):
 
 def test_lists_hold_real_items_once_best_first(fitted):
     histories, targets = last_steps(twenty())
-    cases = Cases([f"u{user}" for user in range(20)], histories, targets)
+    cases = EvalCases([f"u{user}" for user in range(20)], histories, targets)
     train = data_of(twenty()).train
     assert fitted.max_list_length == 20
     for ranked, scores in rank_cases(fitted, cases, train, ITEMS, top=100):
@@ -166,7 +166,7 @@ def test_validation_is_on_a_sample_of_users(monkeypatch):
 
     monkeypatch.setattr("lcrec.baselines.runs.ranking.validate", count)
     histories, targets = last_steps(twenty())
-    valid = Cases([f"u{user}" for user in range(20)], histories, targets)
+    valid = EvalCases([f"u{user}" for user in range(20)], histories, targets)
     for users in (7, 0):
         settings = TIGERSettings(**SMALL, epochs=1, valid_users=users)
         TIGER(settings).fit(data_of(twenty(), valid=valid))

@@ -12,7 +12,7 @@ from lcrec.baselines.runs.ranking import validate
 from lcrec.baselines.shared.graph import normalised_adjacency, purchases
 from lcrec.baselines.shared.training import Epoch, TrainingLog
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import Cases, leave_one_out
+from lcrec.data.splits import EvalCases, leave_one_out
 
 TWO_TASTES = {
     f"u{user}": [user % 2 * 4 + (user // 2 + k) % 4 for k in range(3)] for user in range(16)
@@ -88,7 +88,7 @@ def test_validation_without_history_of_training_users_is_by_vectors():
     train = Interactions.from_sequences(TWO_TASTES)
     method = fitted(LightGCNSettings(epochs=1), TrainingData(train, 8))
     one, other = (
-        validate(method, Cases(["u3"], [np.array(history)], np.array([4])), train, 8)
+        validate(method, EvalCases(["u3"], [np.array(history)], np.array([4])), train, 8)
         for history in ([0], [1, 2, 7])
     )
     assert one == other

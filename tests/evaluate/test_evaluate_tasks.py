@@ -14,7 +14,7 @@ from lcrec import embed
 from lcrec.core.artifacts import find_data, read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.evaluate import __main__ as evaluate
 from lcrec.evaluate.checkpoint import Subject, format_values, load_subject
 from lcrec.evaluate.language import answer_questions, is_exact, sample_questions
@@ -110,7 +110,7 @@ def low_ids(monkeypatch):
 
 
 def test_accuracy_by_hand(subject, low_ids):
-    cases = Cases(["a", "b", "c"], [np.array([9])] * 3, np.array([1, 2, 3], dtype=np.int32))
+    cases = EvalCases(["a", "b", "c"], [np.array([9])] * 3, np.array([1, 2, 3], dtype=np.int32))
     judged = Subject(low_ids, subject.data, subject.split, {})
     template = subject.recommender.prompts.for_task("seqrec", "eval")[0]
     accuracy = pairwise_accuracy(
@@ -123,7 +123,9 @@ def test_accuracy_by_hand(subject, low_ids):
 def test_users_without_a_title_are_left_out_of_a_wording_of_titles(subject, index, low_ids):
     items = type(subject.data.items)([{"title": "" if i == 9 else "t"} for i in range(48)])
     data = TaskData(items, subject.data.train, index)
-    cases = Cases(["a", "b"], [np.array([9]), np.array([9, 5])], np.array([1, 2], dtype=np.int32))
+    cases = EvalCases(
+        ["a", "b"], [np.array([9]), np.array([9, 5])], np.array([1, 2], dtype=np.int32)
+    )
     judged = Subject(low_ids, data, subject.split, {})
     template = subject.recommender.prompts.get("titles-short")
     accuracy = pairwise_accuracy(judged, template, cases, {"x": np.array([7, 7])})

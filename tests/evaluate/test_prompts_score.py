@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.evaluate.wordings import Score, print_scores, score_templates
 from lcrec.generate.recommender import Recommender
 from lcrec.prompts.__main__ import main
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.templates import Template
 
-CASES = Cases(["u", "v"], [np.array([0]), np.array([1])], np.array([3, 4], dtype=np.int32))
+CASES = EvalCases(["u", "v"], [np.array([0]), np.array([1])], np.array([3, 4], dtype=np.int32))
 
 
 def wording(name, question, use="both"):

@@ -14,7 +14,7 @@ from trl import SFTConfig
 
 from lcrec.core import console
 from lcrec.core.errors import InputError
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.finetune import catalogue_ranker
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import add_adapter, load_base
@@ -225,7 +225,7 @@ def test_validation_is_what_offline_ranking_says(
     make_trainer, base, index, tokenizer, prompts, split, users
 ):
     valid = split.valid
-    cases = Cases(valid.users[:users], valid.histories[:users], valid.targets[:users])
+    cases = EvalCases(valid.users[:users], valid.histories[:users], valid.targets[:users])
     model = make_model(base, index)
     trainer = make_trainer(model, cases)
     metrics = trainer.evaluate()

@@ -32,7 +32,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, provenance_path, write_provenance
 from lcrec.data.folder import Interactions, Items
-from lcrec.data.splits import Cases, Split, leave_one_out
+from lcrec.data.splits import EvalCases, Split, leave_one_out
 from lcrec.rankings.metrics import PAD, ndcg_at_k, recall_at_k, summarise
 
 
@@ -49,7 +49,7 @@ class ColdSplit:
     """
 
     warm: Split
-    cold: Cases
+    cold: EvalCases
     warm_items: np.ndarray
     cold_items: np.ndarray
 
@@ -103,7 +103,7 @@ def draw_cold(interactions: Interactions, *, share: float, core: int, seed: int)
     targets = np.full((len(who), max(len(wanted[place]) for place in who)), PAD, dtype=np.int64)
     for row, place in zip(targets, who, strict=True):
         row[: len(wanted[place])] = wanted[place]
-    cold = Cases(
+    cold = EvalCases(
         [rest.users[place] for place in who],
         [warm.train.sequence(place) for place in who],
         targets,

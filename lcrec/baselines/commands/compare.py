@@ -28,7 +28,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
-from lcrec.data.splits import PROTOCOLS, Cases
+from lcrec.data.splits import PROTOCOLS, EvalCases
 from lcrec.rankings.comparison import Comparison, Conditions, Entry, compare_entries, read_entry
 from lcrec.rankings.predictions import Predictions
 
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> None:
     _write(config, figures, inputs, {f"{run.label} {run.seed}": run.predictions for run in done})
 
 
-def _repeats(cases: Cases) -> float:
+def _repeats(cases: EvalCases) -> float:
     """Return the share of users with a target that they have already."""
     pairs = zip(cases.targets, cases.histories, strict=True)
     return float(np.mean([np.isin(target, history).any() for target, history in pairs]))

@@ -28,7 +28,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import load_interactions
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.data.user_texts import load_user_texts
 from lcrec.index.encoders import Encoder, encoder_of
 from lcrec.rankings.metrics import METRICS, measure_lists
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     test, num_items = inputs.split.test, inputs.training.num_items
     queries = read_queries(config.data, config.queries, num_items)
     asking = [case for case, user in enumerate(test.users) if user in queries]
-    cases = Cases(
+    cases = EvalCases(
         [test.users[case] for case in asking],
         [test.histories[case] for case in asking],
         test.targets[asking],

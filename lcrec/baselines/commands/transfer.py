@@ -18,7 +18,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
 
 COMMAND = "python -m lcrec.baselines transfer"
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         load_inputs(folder, table, AlphaRec.needs, "transfer")
         for folder, table in zip(folders, tables, strict=True)
     )
-    cases: Cases = getattr(target.split, config.split)
+    cases: EvalCases = getattr(target.split, config.split)
     num_items = target.training.num_items
     print(
         f"AlphaRec trained on {', '.join(source.name for source in sources)}, then, with no step "

@@ -1,6 +1,6 @@
 """The one way in which every method ranks the catalogue, to stop training and to be judged.
 
-One rule for masking: what the split forbids (`Cases.exclude`) is left out, and with
+One rule for masking: what the split forbids (`EvalCases.exclude`) is left out, and with
 `exclude_history` the items of a user's history too, but never an item that is held out as the
 truth. (The released code of several methods masks other items in validation than in test, which
 makes their figures incomparable.)
@@ -16,7 +16,7 @@ import numpy as np
 from lcrec.baselines.base import TrainingData, positions
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import Cases
+from lcrec.data.splits import EvalCases
 from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import top_items
 
@@ -33,7 +33,7 @@ class Scorer(Protocol):
 
 def rank_cases(
     method: Scorer,
-    cases: Cases,
+    cases: EvalCases,
     train: Interactions,
     num_items: int,
     *,
@@ -74,7 +74,7 @@ def rank_cases(
 
 def ranked_matrix(
     method: Scorer,
-    cases: Cases,
+    cases: EvalCases,
     train: Interactions,
     num_items: int,
     *,
@@ -91,7 +91,7 @@ def ranked_matrix(
 
 def validate(
     method: Scorer,
-    cases: Cases,
+    cases: EvalCases,
     train: Interactions,
     num_items: int,
     *,
@@ -129,7 +129,7 @@ def validator(
     return score_now
 
 
-def excluded(cases: Cases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
+def excluded(cases: EvalCases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
     """Return what must not be ranked, per case, never a target; None where nothing is excluded.
 
     Args:

@@ -25,7 +25,7 @@ from lcrec.baselines.runs.store import fit_and_measure, fit_once, is_saved, most
 from lcrec.core.config import config_dict, option
 from lcrec.core.console import progress
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.data.splits import PROTOCOLS, Cases
+from lcrec.data.splits import PROTOCOLS, EvalCases
 from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
 
 PROG = "python -m lcrec.baselines"
@@ -153,7 +153,7 @@ class MethodRun:
             index=config.index,
             split=PROTOCOLS[config.protocol],
         )
-        cases: Cases = getattr(inputs.split, config.split)
+        cases: EvalCases = getattr(inputs.split, config.split)
         num_items = inputs.training.num_items
         leaves_out = config.exclude_history or cases.exclude is not None
         without = ", leaving out what the user already has" if leaves_out else ""
