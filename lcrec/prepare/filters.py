@@ -60,17 +60,27 @@ def in_time_window(interactions: Table, since: str | None, until: str | None) ->
     """Keep what happened at `since` or later, and before `until`.
 
     Raises:
-        InputError: a bound cannot be read, or the data's times have no unit that it fits.
+        InputError: a bound cannot be read, the data's times have no unit that it fits, or nothing
+            can lie between the two.
     """
     is_date = interactions.time.type().is_timestamp()
-    for flag, text in (("--since", since), ("--until", until)):
+    everything = interactions
+    given = (("--since", since), ("--until", until))
+    moments = {flag: read_moment(text, flag) for flag, text in given if text is not None}
+    if len(moments) == 2 and len(set(map(type, moments.values()))) == 1:
+        first, last = moments.values()
+        if first >= last:  # type: ignore[operator]
+            raise InputError(
+                f"--since {since} is not before --until {until}: nothing would be left"
+            )
+    for flag, text in given:
         if text is None:
             continue
-        moment = read_moment(text, flag)
+        moment = moments[flag]
         if is_date and isinstance(moment, float):
             raise InputError(f"{flag} {text}: the data's times are dates; give a date")
         if not is_date and isinstance(moment, datetime.datetime):
-            ends = interactions.aggregate(first=_.time.min(), last=_.time.max())
+            ends = everything.aggregate(first=_.time.min(), last=_.time.max())
             row = ends.to_pyarrow().to_pylist()[0]
             per_second = time_unit(float(row["first"]), float(row["last"]))
             if per_second is None:

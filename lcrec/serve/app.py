@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import http
 import logging
+import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request
@@ -18,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from starlette.exceptions import HTTPException
 from starlette.types import Receive
 
@@ -58,6 +59,17 @@ class HealthAnswer(BaseModel):
     """How the service is."""
 
     status: str
+
+
+def plain_number(text: str) -> str:
+    """Return a whole number as it is usually written; "1.0", "+1", "1_0" and " 1" are none.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    if not re.fullmatch(r"-?(0|[1-9][0-9]*)", text):
+        raise ValueError("a whole number is expected, in digits alone")
+    return text
 
 
 def create_app(
@@ -163,7 +175,7 @@ def create_app(
         return await rank(request, body)
 
     @app.get("/items/{item}", responses=_problems(404, 422), summary="What is known of an item")
-    async def item(item: int) -> ItemAnswer:
+    async def item(item: Annotated[int, BeforeValidator(plain_number)]) -> ItemAnswer:
         return handler.item(item)
 
     @app.get("/healthz", responses=_problems(503), summary="Whether the process works")

@@ -165,6 +165,9 @@ def test_a_window_of_dates_on_numbers(con, per_second, number):
 def test_a_window_on_timestamps(con):
     start = datetime.datetime.fromtimestamp(START, datetime.UTC)
     rows = [("u", f"i{day}", start + datetime.timedelta(days=day)) for day in range(4)]
+    for until in ("2018-10-02", "2010-01-01"):
+        with pytest.raises(InputError, match=f"--since 2018-10-02 is not before --until {until}"):
+            in_time_window(as_table(con, rows), "2018-10-02", until)
     kept = in_time_window(as_table(con, rows), "2018-10-02", None)
     assert rows_of(kept, "item") == [("i1",), ("i2",), ("i3",)]
     with pytest.raises(InputError, match="--until 5: the data's times are dates; give a date"):
@@ -173,6 +176,8 @@ def test_a_window_on_timestamps(con):
 
 def test_a_window_of_numbers(con):
     rows = [("u", f"i{time}", time) for time in range(4)]
+    with pytest.raises(InputError, match="--since 3 is not before --until 1"):
+        in_time_window(as_table(con, rows), "3", "1")
     assert rows_of(in_time_window(as_table(con, rows), "1", "3"), "item") == [("i1",), ("i2",)]
     with pytest.raises(InputError, match=r"--since 2018-10-01: .* from 0 to 3, .* give a number"):
         in_time_window(as_table(con, rows), "2018-10-01", None)

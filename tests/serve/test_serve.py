@@ -154,6 +154,8 @@ def test_settings_that_cannot_be(words, message):
 
 def test_a_port_in_use_is_known_before_the_model_is_loaded():
     with serve.bind("127.0.0.1", 0) as first:
+        # Else asyncio leaves Nagle's algorithm on, and kept connections wait.
+        assert first.proto == socket.IPPROTO_TCP
         first.listen()
         port = first.getsockname()[1]
         with pytest.raises(InputError, match=rf"--port {port}: cannot be listened on .*in use"):

@@ -377,7 +377,7 @@ def test_a_body_of_another_type(recommender):
 
 
 def test_paths_methods_and_items_that_are_not_there(recommender):
-    nothing, slash, method, item, huge, word = ask(
+    nothing, slash, method, item, huge, word, *spelt = ask(
         create_app(recommender),
         get("/nothing"),
         post("/recommend/", history=[1]),
@@ -385,6 +385,7 @@ def test_paths_methods_and_items_that_are_not_there(recommender):
         get("/items/48"),
         get("/items/" + "9" * 40),
         get("/items/five"),
+        *(get(f"/items/{text}") for text in ("1.0", "1_0", "+1", "%201", "01", "1e0")),
     )
     check_problem(nothing, 404, "'/nothing'", "/docs")
     check_problem(slash, 404)
@@ -392,7 +393,9 @@ def test_paths_methods_and_items_that_are_not_there(recommender):
     assert method.headers["allow"] == "POST"
     check_problem(item, 404, "no item 48; ids are 0 to 47")
     check_problem(huge, 404)
-    assert check_problem(word, 422, "integer")["errors"][0]["parameter"] == "item"
+    assert check_problem(word, 422, "whole number")["errors"][0]["parameter"] == "item"
+    for response in spelt:
+        check_problem(response, 422, "in digits alone")
 
 
 def test_the_token_opens_everything_but_health(recommender):
