@@ -11,7 +11,7 @@ Reads the data folder, the item index and the prompts; writes a folder that hold
 - `item_tokens.json`, the tokens to add to the vocabulary, and `index.json`, whose they are;
 - `README.md`, the data card: counts, settings, hashes of the sources, how to train.
 
-They are the rows that `recipes/finetune.py` trains on for the same data, prompts, tasks and seed.
+They are the rows that `lcrec.finetune` trains on for the same data, prompts, tasks and seed.
 Rows go to the file as they are made, so memory does not grow with their number.
 """
 
@@ -159,7 +159,7 @@ def main(argv: list[str]) -> None:
             )
         print(
             f"Wrote {config.output / name}: {counts.total():,} rows. Next: train on it as "
-            f"{config.output / CARD} shows, or here: accelerate launch recipes/finetune.py --help"
+            f"{config.output / CARD} shows, or here: python -m lcrec.finetune --help"
         )
 
 

@@ -219,7 +219,7 @@ def _index(
         verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
         print_verdict(verdict)
         print(
-            f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
+            f"Wrote {config.output}. Next: python -m lcrec.finetune --data "
             f"{config.data} --index {config.output} --base MODEL --output DIR"
         )
 
@@ -345,7 +345,7 @@ def repair(config: QuantizeConfig, source: Path) -> None:
         embeddings = check_embeddings(rows, len(rows) if items is None else len(items), path)
     done = repair_index(source, config.output, STAGE, inputs, items=items, embeddings=embeddings)
     print(
-        f"Wrote {config.output}. Next: accelerate launch recipes/finetune.py --data "
+        f"Wrote {config.output}. Next: python -m lcrec.finetune --data "
         f"{config.data or 'DATA'} --index {config.output} --base MODEL --output DIR"
         if done
         else f"{config.output} is up to date."

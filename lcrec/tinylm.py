@@ -88,8 +88,8 @@ def main(argv: list[str]) -> None:
             noted = None if math.isnan(loss) else loss  # JSON has no NaN
             write_provenance(temporary, STAGE, settings, inputs, loss=noted)
         print(
-            f"Wrote {config.output} (loss {loss:.2f} per token). Next: accelerate launch recipes/"
-            f"finetune.py --base {config.output} --data {config.data} --index DIR --output DIR"
+            f"Wrote {config.output} (loss {loss:.2f} per token). Next: python -m "
+            f"lcrec.finetune --base {config.output} --data {config.data} --index DIR --output DIR"
         )
 
 

@@ -98,7 +98,7 @@ def test_end_to_end(shop, capsys):
 
     out = capsys.readouterr().out
     assert "Indexing 24 items by rq-vae: 3 levels of 4 codes from 6-wide embeddings" in out
-    assert f"Next: accelerate launch recipes/finetune.py --data {shop / 'data'}" in out
+    assert f"Next: python -m lcrec.finetune --data {shop / 'data'}" in out
 
 
 def test_the_weights_give_the_index_again(shop):

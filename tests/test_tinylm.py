@@ -210,7 +210,7 @@ def test_the_folder_is_a_plain_hugging_face_model(argv, tmp_path, capsys):
     assert record["loss"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     out = capsys.readouterr().out
-    assert f"Next: accelerate launch recipes/finetune.py --base {folder}" in out
+    assert f"Next: python -m lcrec.finetune --base {folder}" in out
 
 
 def test_a_folder_of_wording_may_hold_a_part_of_it(argv, tmp_path):

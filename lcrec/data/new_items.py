@@ -89,7 +89,7 @@ def require_same_catalogue(data: Path, model: Path, index: Path | None) -> None:
     """
     item = find_data(data).item
     if index is None:
-        retrain = f"accelerate launch recipes/finetune.py --data {data} --output DIR"
+        retrain = f"python -m lcrec.finetune --data {data} --output DIR"
         require_same_input(model, "item", item, retrain)
     else:
         extend = f"python -m lcrec.quantize --data {data} --add NEW.item.json"

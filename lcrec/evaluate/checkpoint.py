@@ -62,7 +62,7 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
     paths = find_data(folder)
     data = load_data(folder)
     if model.is_dir():
-        retrain = f"accelerate launch recipes/finetune.py --data {folder} --output DIR"
+        retrain = f"python -m lcrec.finetune --data {folder} --output DIR"
         require_same_input(model, "item", paths.item, retrain)
     recommender = Recommender.from_pretrained(
         model, dtype=DTYPES[precision], max_batch_tokens=batch_tokens

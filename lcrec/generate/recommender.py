@@ -58,7 +58,7 @@ def require_task(tasks: Collection[str], task: str) -> None:
     if task not in tasks:
         raise InputError(
             f"the model was not trained on {task} (but on {', '.join(sorted(tasks))}); "
-            f"add it: recipes/finetune.py --tasks {' '.join(sorted({*tasks, task}))}"
+            f"add it: lcrec.finetune --tasks {' '.join(sorted({*tasks, task}))}"
         )
 
 
@@ -140,7 +140,7 @@ class Recommender:
         """Load a checkpoint folder.
 
         Args:
-            folder: what `recipes/finetune.py` wrote.
+            folder: what `lcrec.finetune` wrote.
             index: an index that adds items to the checkpoint's own (`lcrec.quantize --add`).
             device: where to run; a GPU if there is one.
             dtype: the weights' type.

@@ -335,7 +335,7 @@ def show_texts(texts: Texts, interactions: Interactions, items: Items, *, count:
 def next_command(data: Path) -> str:
     """Return the hint at what comes next."""
     return (
-        f"Next: accelerate launch recipes/finetune.py --data {data} --index DIR --base DIR "
+        f"Next: python -m lcrec.finetune --data {data} --index DIR --base DIR "
         "--output DIR --tasks seqrec item2index index2item fusionseqrec itemsearch preferenceobtain"
     )
 

@@ -2,7 +2,7 @@
 
     python -m lcrec.modeling merge --model runs/shop/model --output runs/shop/merged
 
-Reads a checkpoint of `recipes/finetune.py`; writes a folder that `AutoModelForCausalLM` and
+Reads a checkpoint of `lcrec.finetune`; writes a folder that `AutoModelForCausalLM` and
 servers such as vLLM load, with a model card, and that is a checkpoint of lcrec still. Merging is
 judged before anything is written: the merged model's logits are compared with the live one's.
 """

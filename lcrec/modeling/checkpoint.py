@@ -64,9 +64,8 @@ class CheckpointFacts:
         """
         if not is_kind(folder, STAGE):
             raise InputError(
-                f"--model {folder}: not a checkpoint of lcrec (no {PROVENANCE} of "
-                "recipes/finetune.py in it); train one with: accelerate launch "
-                "recipes/finetune.py --output DIR"
+                f"--model {folder}: not a checkpoint of lcrec (no {PROVENANCE} of a fine-tune in "
+                "it); train one with: python -m lcrec.finetune --output DIR"
             )
         record = read_provenance(folder)
         assert record is not None

@@ -206,7 +206,7 @@ def print_diff(checkpoint: Path, folder: Path) -> None:
     if not (checkpoint / PROMPTS).is_dir():
         raise InputError(
             f"{checkpoint}: not a checkpoint of lcrec (no {PROMPTS}/ in it); name a folder that "
-            "recipes/finetune.py wrote"
+            "lcrec.finetune wrote"
         )
     old = PromptSet.load(checkpoint / PROMPTS)
     new = PromptSet.load(folder, base=SHIPPED_PROMPTS)

@@ -78,7 +78,7 @@ def test_the_file_has_the_form_of_lc_rec(toy, capsys):
         "cid": (1, [3, 2, 4]),
     }
     assert all(own["querys"] == ["pen, writing"] for own in test.values())
-    assert "Next: accelerate launch recipes/finetune.py" in capsys.readouterr().out
+    assert "Next: python -m lcrec.finetune" in capsys.readouterr().out
 
 
 def test_keywords_say_what_they_are_on_screen_and_in_the_sidecar(toy, capsys):

@@ -330,7 +330,7 @@ def test_a_model_that_never_learnt_to_search(recommender, monkeypatch):
     search, recommend = ask(
         create_app(recommender), post("/search", query="paint"), post("/recommend", history=[1])
     )
-    check_problem(search, 501, "not trained on itemsearch", "recipes/finetune.py --tasks")
+    check_problem(search, 501, "not trained on itemsearch", "lcrec.finetune --tasks")
     assert recommend.status_code == 200
 
 
