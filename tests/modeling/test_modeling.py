@@ -232,7 +232,7 @@ def saved(base, index, prompts, tmp_path):
 
 def test_what_is_no_checkpoint(tmp_path, index_folder, base, shop):
     for folder in (tmp_path / "nowhere", tmp_path, index_folder, base, shop):
-        with pytest.raises(InputError, match=r"not a checkpoint of lcrec.*recipes/finetune\.py"):
+        with pytest.raises(InputError, match=r"not a checkpoint of lcrec.*lcrec\.finetune"):
             load_checkpoint(folder)
 
 
