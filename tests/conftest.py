@@ -6,6 +6,7 @@ imported before a fixture that needs it is asked for.
 
 import functools
 import gc
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -152,6 +153,19 @@ def load_script():
         sys.modules[path.stem] = module  # where its dataclasses look for their own names
         spec.loader.exec_module(module)
         return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def load_command():
+    """A function that imports what `python -m NAME` runs: a package's command is its `__main__`."""
+
+    def load(name):
+        module = importlib.import_module(name)
+        return (
+            importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+        )
 
     return load
 

@@ -1,6 +1,5 @@
 """The whole road by the commands a user types, from nothing to a comparison; then again."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -105,16 +104,12 @@ def test_artifacts_name_what_they_were_made_from(road):
     assert not partial
 
 
-def test_again_everything_is_up_to_date(road, recipe, monkeypatch, capsys):
+def test_again_everything_is_up_to_date(road, load_command, monkeypatch, capsys):
     top, _ = road
     monkeypatch.chdir(TOP)
     before = {path: path.read_bytes() for path in top.rglob("*") if path.is_file()}
     for name, words in stages(top):
-        module = {"finetune": recipe, "baselines": None}.get(name)
-        if name == "baselines":
-            module = importlib.import_module("lcrec.baselines.__main__")
-        module = module or importlib.import_module(f"lcrec.{name}")
-        module.main(list(map(str, words)))
+        load_command(f"lcrec.{name}").main(list(map(str, words)))
         out = capsys.readouterr().out
         assert name == "evaluate" or "is up to date" in out or "nothing to do" in out, name
     assert {path: path.read_bytes() for path in top.rglob("*") if path.is_file()} == before

@@ -592,7 +592,7 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         (["--all-users", "--history", "2"], "--all-users writes to a folder"),
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
-        (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several wordings"),
+        (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several templates"),
         (
             ["--output", "x.jsonl", "--templates", "next-short", "next-short"],
             "next-short: is named twice",

@@ -95,7 +95,7 @@ def test_a_level_that_numbers_those_who_share_a_path(model):
     old = index_of([0, 0, 0], [0, 0, 1], [1, 1, 0], sizes=(3, 3, 3))
     codes, _ = place(model, old, [0, 0], [11, 0], [0, 10])
     assert codes == [[0, 0, 2], [1, 1, 1], [2, 0, 0]]
-    with pytest.raises(InputError, match="the last level's 3 codes are all taken"):
+    with pytest.raises(InputError, match="the last level's 3 codes are all used"):
         place(model, old, [0, 0], [0, 0])
 
 

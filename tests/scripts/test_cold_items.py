@@ -1,6 +1,5 @@
 """The experiment on items that join after the training, on a toy shop, stage by stage."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -40,7 +39,7 @@ def words(shop, base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_process(script, recipe):
+def in_process(script, recipe, load_command):
     """Run the stages in this process, which has loaded the libraries already; keep their names."""
     ran = []
 
@@ -49,7 +48,7 @@ def in_process(script, recipe):
         assert check
         if command[1] == "-m":
             name, arguments = command[2], command[3:]
-            importlib.import_module(name).main(arguments)
+            load_command(name).main(arguments)
         else:
             name, arguments = command[1], command[2:]
             assert (cwd / name).exists()
