@@ -120,9 +120,9 @@ def test_every_purchase_has_a_review_and_no_other(shop, texts):
         likes_tier = any(praise.lower() in said for praise in tier.praise)
         assert (likes_style, likes_tier) == (ware.style == style, ware.tier == tier)
         if not likes_style:
-            assert style.wish in entry["review"]
+            assert style.liking in entry["review"]
         if not likes_tier:
-            assert tier.wish in entry["review"]
+            assert tier.liking in entry["review"]
 
 
 @pytest.mark.parametrize(("split", "back"), [("train", 3), ("test", 1)])
@@ -135,9 +135,9 @@ def test_intentions_are_about_the_held_out_item_and_keep_its_title_back(shop, te
         assert entry["inters"] == sequence[:-back]
         ware = shop.wares[entry["item"]]
         user_text, item_text = entry["querys"]
-        assert TASTES[shop.tastes[user]][0].wish in user_text
-        assert ware.style.wish in user_text
-        assert ware.tier.wish in user_text
+        assert TASTES[shop.tastes[user]][0].liking in user_text
+        assert ware.style.liking in user_text
+        assert ware.tier.liking in user_text
         assert ware.kind.need in user_text
         assert ware.style.name in item_text.lower()
         assert ware.kind.name in item_text
@@ -156,8 +156,8 @@ def test_preferences_say_what_the_history_shows_and_not_what_comes_after(shop, t
     for user, sequence in enumerate(shop.sequences):
         overall, long_term, short_term = preferences[str(user)]
         style, tier = TASTES[taste_probabilities(shop, sequence[:-3]).argmax()]
-        assert style.wish in overall
-        assert tier.wish in overall
+        assert style.liking in overall
+        assert tier.liking in overall
         assert style.name in long_term
         assert tier.name in long_term
         assert shop.wares[sequence[-4]].kind.name in short_term

@@ -61,11 +61,11 @@ def review(bought: Sequence[Ware], taste: Taste, rng: np.random.Generator) -> di
     if ware.style == style:
         about_style = _pick(rng, style.praise)
     else:
-        about_style = f"not my usual look, since I like {style.wish}"
+        about_style = f"not my usual look, since I like {style.liking}"
     if ware.tier == tier:
         about_tier = _pick(rng, tier.praise)
     else:
-        about_tier = f"normally I {tier.wish}, but so be it"
+        about_tier = f"normally I {tier.liking}, but so be it"
     summaries = {
         (True, True): ("Just my taste", "Made for me", "Would buy it again"),
         (True, False): ("My style, not my usual price", "Love the look"),
@@ -81,14 +81,14 @@ def review(bought: Sequence[Ware], taste: Taste, rng: np.random.Generator) -> di
 def intention(bought: Sequence[Ware], taste: Taste, rng: np.random.Generator) -> list[str]:
     """Return what the user wants and what would answer it: the last item, its title unsaid."""
     ware, (style, tier) = bought[-1], taste
-    wish = f"I like {style.wish}"
+    liking = f"I like {style.liking}"
     if ware.style != style:
-        wish = f"mostly {wish}, but this time I want {ware.style.wish}"
-    price = f"I {ware.tier.wish}"
+        liking = f"mostly {liking}, but this time I want {ware.style.liking}"
+    price = f"I {ware.tier.liking}"
     if ware.tier != tier:
         price = f"for once {price}"
     need = f"{_occasion(bought)}I need {ware.kind.need}"
-    sentences = [wish, price]
+    sentences = [liking, price]
     sentences.insert(2 * int(rng.integers(2)), need)
     colour, look = ware.colour.lower(), _pick(rng, ware.style.looks)
     thing = f"a {ware.style.name} {ware.kind.name} in {colour}, {look}"
@@ -106,8 +106,8 @@ def preference(history: Sequence[Ware], taste: Taste, rng: np.random.Generator) 
     main = max(reversed(departments), key=departments.count).lower()
     last = history[-1].kind.name
     overall = (
-        f"this shopper likes {style.wish}, and tends to {tier.wish}",
-        f"what counts here is to {tier.wish} and to find {style.wish}",
+        f"this shopper likes {style.liking}, and tends to {tier.liking}",
+        f"what counts here is to {tier.liking} and to find {style.liking}",
     )
     long_term = (
         f"in the long run it is {style.name} design at a {tier.name} level, above all for {main}",

@@ -23,23 +23,23 @@ class Kind(NamedTuple):
 
 
 class Style(NamedTuple):
-    """A taste in looks; `wish` completes "I like ..."."""
+    """A taste in looks; `liking` completes "I like ..."."""
 
     name: str
     words: Words
     colours: Words
     looks: Words
-    wish: str
+    liking: str
     praise: Words
 
 
 class Tier(NamedTuple):
-    """A price tier; `wish` completes "I ..."."""
+    """A price tier; `liking` completes "I ..."."""
 
     name: str
     words: Words
     promises: Words
-    wish: str
+    liking: str
     praise: Words
 
 
