@@ -10,6 +10,7 @@ it a few steps are timed here. How the figures are made is told in lcrec/modelin
 from dataclasses import dataclass
 
 from lcrec.core.config import option, parse_config
+from lcrec.core.device import pick_device
 from lcrec.core.errors import run_stage
 from lcrec.modeling.recipe import TrainingSettings, check_settings, load_inputs
 
@@ -40,7 +41,6 @@ def main(argv: list[str]) -> None:
     check_settings(config)
     inputs = load_inputs(config)
 
-    import torch
     from transformers import set_seed
 
     from lcrec.modeling.cost import Hardware, plan
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     rows = draw_training_rows(config, inputs, planned.tokenizer)
     hardware = Hardware(
         devices=config.devices,
-        device=torch.accelerator.current_accelerator() or torch.device("cpu"),
+        device=pick_device(),
         tflops=config.tflops,
         mfu=config.mfu,
     )

@@ -22,6 +22,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
@@ -130,7 +131,7 @@ class Recommender:
         cls,
         folder: str | Path,
         *,
-        device: str | torch.device | None = None,
+        device: str | None = None,
         dtype: torch.dtype = torch.float32,
         index: str | Path | None = None,
         prompts: PromptSet | None = None,
@@ -151,8 +152,7 @@ class Recommender:
             InputError: no checkpoint, parts of different ones, or an `index` changing old items.
         """
         checkpoint = load_checkpoint(Path(folder), dtype)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        nn.Module.to(checkpoint.model, device)
+        nn.Module.to(checkpoint.model, pick_device(device))
         return cls(
             checkpoint.model,
             checkpoint.tokenizer,

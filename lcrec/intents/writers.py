@@ -21,6 +21,7 @@ import torch
 from openai import AsyncOpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.intents.requests import Answer
 from lcrec.prompts.encoder import PromptEncoder
@@ -221,11 +222,8 @@ class LocalWriter:
             )
         # What is generated must follow the prompt, not the padding.
         tokenizer.padding_side = "left"
-        device = "cpu"
-        if torch.accelerator.is_available():
-            device = str(torch.accelerator.current_accelerator())
         self._network: Any = network.eval()
-        self._network.to(device)
+        self._network.to(pick_device())
         self._tokenizer = tokenizer
         self._encoders: dict[str, PromptEncoder] = {}  # by system message, mostly one
         self._max_tokens = max_tokens

@@ -246,6 +246,7 @@ def make_trainer(
             metric_for_best_model="eval_ndcg@10",
             greater_is_better=True,
             logging_steps=max(1, validate_steps // 5),
+            logging_nan_inf_filter=False,  # it would wait for the device at every batch
             report_to=settings.report_to,
             seed=settings.seed,
             use_cpu=not torch.accelerator.is_available(),

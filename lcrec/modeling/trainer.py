@@ -1,12 +1,13 @@
 """TRL's `SFTTrainer`, extended for training a recommender.
 
 The head scores answer positions only; a batch too large for the device is computed in parts, with
-the same result; the loss is logged per task; validation ranks the whole catalogue beside the loss,
-on all processes; and a checkpoint is staged, marked complete and renamed, before older ones
-go.
+the same result; no gradient that is NaN reaches a weight; the loss is logged per task; validation
+ranks the whole catalogue beside the loss, on all processes; and a checkpoint is staged, marked
+complete and renamed, before older ones go.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,6 +39,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from lcrec.core.console import ProgressBar, on_terminal
+from lcrec.core.device import compute_attention_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.modeling.item_rows import show_frozen_weights
@@ -43,6 +48,8 @@ from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
+# What to try where numbers overflow.
+_LESS = "Lower --learning-rate, raise --warmup, or compute in fp32 or bf16 instead of fp16"
 FEATURES = ("input_ids", "attention_mask", "position_ids")
 # Ranks the catalogue: (model in eval mode, histories, beams) -> item ids, int64 [users, beams].
 Ranker = Callable[[PreTrainedModel | PeftModel, Sequence[np.ndarray], int], np.ndarray]
@@ -91,6 +98,11 @@ class RecommenderTrainer(SFTTrainer):
         self.max_tokens_per_batch = max_tokens_per_batch
         # Per task the summed loss and the number of answer tokens since the last log.
         self.task_losses = torch.zeros(len(TASKS), 2, device=self.args.device)
+        # The batches of the update that is being computed, with the tokens that it counts.
+        self._batches: list[tuple[dict[str, Tensor], Tensor | int | None]] = []
+        # Per part of them the rows, and per row the summed loss and number of answer tokens.
+        self._losses: list[tuple[dict[str, Tensor], Tensor]] = []
+        self._left_out = 0  # updates in a row
         self._staged: str | None = None  # where a checkpoint is being written
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
             show_frozen_weights(self.model)
@@ -106,6 +118,12 @@ class RecommenderTrainer(SFTTrainer):
         A loss is the sum over answer tokens divided by their number in the whole update, so that
         of the parts is that of the batch.
         """
+        self._batches.append((inputs, num_items_in_batch))
+        return self._add_gradients(model, inputs, num_items_in_batch)
+
+    def _add_gradients(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         parts = split_batch(inputs, self.max_tokens_per_batch, self.accelerator.gather)
         losses = []
         for number, part in enumerate(parts, 1):
@@ -113,7 +131,77 @@ class RecommenderTrainer(SFTTrainer):
             apart = number < len(parts)
             with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
                 losses.append(super().training_step(model, part, num_items_in_batch))
-        return torch.stack(losses).sum()
+        # For the log alone: an update that is no number is seen in its gradient.
+        return torch.stack(losses).sum().nan_to_num(0, 0, 0)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        # The Trainer asks this once per update, when its gradients are complete. All processes see
+        # one norm, so they decide alike.
+        norm = super()._clip_grad_norm(model)
+        # DeepSpeed keeps gradients to itself, and in fp16 the scaler leaves out what overflows.
+        if self.accelerator.deepspeed_plugin is not None or self.args.fp16:
+            self._refuse_bad_losses(self._losses)
+        elif not _is_finite(norm):
+            norm = self._compute_again(model)
+        for inputs, per_row in self._losses:
+            self.task_losses.index_add_(0, inputs["task"], per_row)
+        self._losses.clear()
+        self._batches.clear()
+        return norm
+
+    def _compute_again(self, model: nn.Module) -> Tensor | float | None:
+        """Compute an update again whose gradient is no finite number, without fused kernels.
+
+        If that gives a finite one, training goes on that way; if not, the update is left out.
+
+        Returns:
+            The norm of the gradient that the optimizer will see.
+
+        Raises:
+            InputError: it is the third update in a row to be left out.
+        """
+        update = self.state.global_step + 1
+        batch = Path(self.args.output_dir or ".").parent / f"nan_update_{update}.safetensors"
+        if self.args.should_save:
+            rows = [inputs for inputs, _ in self._batches]
+            named = {f"{i}.{k}": v.contiguous() for i, r in enumerate(rows) for k, v in r.items()}
+            save_file(named, batch)
+        compute_attention_plainly()
+        if not isinstance(self.accelerator.unwrap_model(model), PeftModel):
+            # Its weights are float32; those under an adapter may be stored in less.
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        bad = self._losses
+        self._losses = []
+        model.zero_grad()
+        for number, (inputs, tokens) in enumerate(self._batches, 1):
+            apart = number < len(self._batches)
+            with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
+                self._add_gradients(model, inputs, tokens)
+        norm = super()._clip_grad_norm(model)
+        what = f"The gradient of update {update} was NaN or infinite"
+        if _is_finite(norm):
+            self._left_out = 0
+            self._say(
+                f"{what}; computed again without fused attention kernels it is not, so training "
+                f"goes on that way, more slowly. A kernel is at fault: please report it with "
+                f"{batch} and the versions of torch and CUDA."
+            )
+            return norm
+        model.zero_grad()
+        self._left_out += 1
+        self._losses = []
+        if self._left_out == 3:
+            self._refuse_bad_losses(bad)
+            raise InputError(
+                f"the gradients of updates {update - 2} to {update} are NaN or infinite; the last "
+                f"batch is in {batch}. {_LESS}"
+            )
+        self._say(f"{what}, by any kernel; the update is left out. Its batch is in {batch}.")
+        return 0.0
+
+    def _say(self, line: str) -> None:
+        if self.args.should_save:
+            tqdm.write(line)
 
     def compute_loss(
         self,
@@ -126,7 +214,8 @@ class RecommenderTrainer(SFTTrainer):
         losses, answers, outputs = answer_losses(model, inputs)
         total = losses.sum()
         if model.training:
-            self._note_losses(inputs, losses.detach(), answers)
+            per_row = torch.stack((losses.detach().sum(1), answers.sum(1)), 1)
+            self._losses.append((inputs, per_row))
         if num_items_in_batch is None:
             loss = total / answers.sum()
         else:
@@ -136,25 +225,19 @@ class RecommenderTrainer(SFTTrainer):
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _note_losses(self, inputs: dict[str, Tensor], losses: Tensor, answers: Tensor) -> None:
-        """Add a batch to the losses per task.
-
-        Raises:
-            InputError: a loss is NaN or infinite; nothing has been learned from it yet.
-        """
-        per_row = torch.stack((losses.sum(1), answers.sum(1)), 1)
-        bad = ~per_row[:, 0].isfinite()
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            sample = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
-            assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-            task = list(TASKS)[int(inputs["task"][row])]
-            raise InputError(
-                f"the loss of update {self.state.global_step + 1} is NaN or infinite, first in "
-                f"the {task} sample {self.processing_class.decode(sample)[:200]!r}; lower "
-                "--learning-rate, raise --warmup, or compute in fp32 or bf16 instead of fp16"
-            )
-        self.task_losses.index_add_(0, inputs["task"], per_row.float())
+    def _refuse_bad_losses(self, losses: list[tuple[dict[str, Tensor], Tensor]]) -> None:
+        """Raise `InputError` naming the first sample of an update whose loss is no number."""
+        for inputs, per_row in losses:
+            bad = ~per_row[:, 0].isfinite()
+            if bad.any():
+                row = int(bad.nonzero()[0])
+                sample = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+                assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+                task = list(TASKS)[int(inputs["task"][row])]
+                raise InputError(
+                    f"the loss of update {self.state.global_step + 1} is NaN or infinite, first "
+                    f"in the {task} sample {self.processing_class.decode(sample)[:200]!r}. {_LESS}"
+                )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean loss of each task since the last log, and count the epoch to `epochs`."""
@@ -344,6 +427,12 @@ class TrainingLines(TrainerCallback):
 
     def _epoch(self, state: TrainerState) -> str:
         return f"{(state.epoch or 0) * self.epochs:.2f} of {self.epochs}"
+
+
+def _is_finite(norm: Tensor | float | None) -> bool:
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    return norm is None or math.isfinite(norm)
 
 
 @contextlib.contextmanager

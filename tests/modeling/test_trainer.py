@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
@@ -27,6 +29,14 @@ from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
 BEAMS = 15
+
+
+@pytest.fixture(autouse=True)
+def fused_kernels():
+    """Let every test begin with the fused attention kernels that a trainer may switch off."""
+    yield
+    torch.backends.cuda.enable_flash_sdp(True)
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,7 @@ def make_model(base, index, *, tied=True, mode="lora"):
 @pytest.fixture
 def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
     def make(model, cases=None, epochs=1, **settings):
-        settings = {"per_device_train_batch_size": 8, "max_steps": 3, **settings}
+        settings = {"per_device_train_batch_size": 8, "max_steps": 3, "bf16": False, **settings}
         return RecommenderTrainer(
             model=model,
             processing_class=tokenizer,
@@ -89,7 +99,6 @@ def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
                 max_length=400,
                 activation_checkpointing=False,
                 learning_rate=1e-2,
-                bf16=False,
                 report_to="none",
                 use_cpu=True,
                 disable_tqdm=True,
@@ -192,14 +201,66 @@ def test_the_loss_is_logged_per_task(make_trainer, base, index, rows):
     assert mean == pytest.approx(first["loss"], abs=1e-4)
 
 
-def test_a_loss_that_is_nan_stops_the_run(make_trainer, base, index):
+def test_three_losses_in_a_row_that_are_nan_stop_the_run(make_trainer, base, index, capsys):
     model = make_model(base, index)
-    trainer = make_trainer(model)
+    trainer = make_trainer(model, max_steps=5)
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad)[0] = float("nan")
-    with pytest.raises(InputError, match=r"update 1 is NaN or infinite.*sample.*learning-rate"):
+    with pytest.raises(InputError, match=r"update 3 is NaN or infinite.*sample.*learning-rate"):
         trainer.train()
-    assert trainer.state.global_step == 0
+    assert trainer.state.global_step == 2
+    assert capsys.readouterr().out.count("the update is left out") == 2
+
+
+class BrokenKernel(torch.autograd.Function):
+    """Gradients that are NaN, as of cuDNN's attention at some lengths."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.fixture
+def broken_kernel(monkeypatch):
+    """Plant a fused attention kernel whose gradients are NaN from its second call on."""
+    flags = torch.backends.cuda
+    sound, calls = F.scaled_dot_product_attention, itertools.count()
+
+    def attention(query, *args, **kwargs):
+        if next(calls) and flags.flash_sdp_enabled() and query.requires_grad:
+            query = BrokenKernel.apply(query)
+        return sound(query, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bf16": True}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}],
+    ids=["fp32", "bf16", "accumulated"],
+)
+def test_a_kernel_that_fails_costs_no_update(
+    make_trainer, base, index, capsys, tmp_path, broken_kernel, settings
+):
+    model = make_model(base, index, mode="full")
+    trainer = make_trainer(model, **settings)
+    trainer.train()
+    said = capsys.readouterr().out
+    assert said.count("computed again without fused attention kernels") == 1
+    batch = re.search(r"\S+nan_update_\d.safetensors", said)[0]
+    assert Path(batch).parent == tmp_path
+    assert load_file(batch)["0.input_ids"].shape[0] == trainer.args.per_device_train_batch_size
+    assert all(p.isfinite().all() for p in model.parameters())
+    if not settings:
+        broken = {n: p.detach() for n, p in model.named_parameters()}
+        whole = make_model(base, index, mode="full")
+        make_trainer(whole).train()  # by plain attention throughout
+        for name, weight in whole.named_parameters():
+            assert torch.allclose(weight, broken[name], atol=1e-4), name
 
 
 def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, base, index):

@@ -25,7 +25,7 @@ import numpy as np
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
-from lcrec.baselines.runs.settings import default_device, parse_entries
+from lcrec.baselines.runs.settings import method_device, parse_entries
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
@@ -262,7 +262,7 @@ def main(argv: list[str]) -> None:
     )
     figures: dict[str, dict[str, Any]] = {}
     for label, (kind, own) in progress(chosen.items(), "cold", "methods", leave=False):
-        device = config.device or default_device()
+        device = method_device(config.device)
         method = kind(own, seed=config.seed, device=device)
         started = time.perf_counter()
         method.fit(training)

@@ -16,7 +16,7 @@ import numpy as np
 from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.runs.inputs import load_inputs
-from lcrec.baselines.runs.settings import default_device
+from lcrec.baselines.runs.settings import method_device
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         f"{config.patience} brought nothing better.",
         flush=True,
     )
-    device = config.device or default_device()
+    device = method_device(config.device)
     found = {}
     print(f"{'':16}{'best':>8}{'within':>8}{'best':>9}{'seconds':>9}{'seconds':>9}")
     print(f"{'':16}{'epoch':>8}{'1 %':>8}{'NDCG@10':>9}{'an epoch':>9}{'to 1 %':>9}")

@@ -21,7 +21,7 @@ from lcrec.baselines.base import positions
 from lcrec.baselines.methods.alpharec import AlphaRec, AlphaRecSettings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
-from lcrec.baselines.runs.settings import default_device, method_settings
+from lcrec.baselines.runs.settings import method_device, method_settings
 from lcrec.core.artifacts import find_data, read_jsonl
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     # Before the training: a missing encoder is told at once.
     vectors = _encode(encoder_of(config.embeddings, config.encoder), cases.users, queries)
     chosen = method_settings(AlphaRec, config)
-    method = AlphaRec(chosen, seed=config.seed, device=config.device or default_device())
+    method = AlphaRec(chosen, seed=config.seed, device=method_device(config.device))
     started = time.perf_counter()
     method.fit(inputs.training)
     seconds = time.perf_counter() - started

@@ -13,7 +13,7 @@ from typing import Literal
 from lcrec.baselines.methods.alpharec import AlphaRec, AlphaRecSettings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
-from lcrec.baselines.runs.settings import default_device, method_settings
+from lcrec.baselines.runs.settings import method_device, method_settings
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     chosen = method_settings(AlphaRec, config)
-    method = AlphaRec(chosen, seed=config.seed, device=config.device or default_device())
+    method = AlphaRec(chosen, seed=config.seed, device=method_device(config.device))
     started = time.perf_counter()
     method.fit_domains([source.training for source in sources])
     seconds = time.perf_counter() - started

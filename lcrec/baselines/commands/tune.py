@@ -22,7 +22,7 @@ from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
 from lcrec.baselines.runs.run import example_of
 from lcrec.baselines.runs.settings import (
-    default_device,
+    method_device,
     method_settings,
     parse_method_config,
     settings_files,
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
         method = kind(
             method_settings(kind, config, **cell),
             seed=config.seed,
-            device=config.device or default_device(),
+            device=method_device(config.device),
         )
         figures = _judge(method, inputs, config.exclude_history)
         write_provenance(folder, f"{COMMAND} {name}", shared | cell, files, figures=figures)

@@ -16,7 +16,7 @@ from lcrec.baselines.base import Baseline, Need
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.settings import (
-    default_device,
+    method_device,
     method_settings,
     parse_method_config,
     settings_files,
@@ -163,7 +163,7 @@ class MethodRun:
             f"{config.split} split{without}.",
             flush=True,
         )
-        method = self.kind(self.chosen, seed=config.seed, device=config.device or default_device())
+        method = self.kind(self.chosen, seed=config.seed, device=method_device(config.device))
         deadline = None
         if config.max_minutes is not None:
             deadline = time.perf_counter() + 60 * config.max_minutes

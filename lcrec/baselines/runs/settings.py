@@ -15,6 +15,7 @@ from typing import Any
 from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
 from lcrec.core.config import option, parse_config
+from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 
 
@@ -136,7 +137,11 @@ def settings_files(settings: Any) -> dict[str, Path]:
     return {name: value for name, value in values.items() if isinstance(value, Path)}
 
 
-def default_device() -> str:
-    """Return "cuda" where there is a GPU and something has loaded torch, else "cpu"."""
-    torch = sys.modules.get("torch")
-    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+def method_device(name: str | None) -> str:
+    """Return the device that a method computes on: `--device`, or what `pick_device` chooses.
+
+    A method that is counted needs no torch, so nothing is chosen unless something has loaded it.
+    """
+    if "torch" not in sys.modules:
+        return name or "cpu"
+    return str(pick_device(name))

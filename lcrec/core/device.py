@@ -1,0 +1,46 @@
+"""The device that a stage computes on, and the kernels that it may use there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Return the device to compute on, and choose its kernels (`choose_kernels`).
+
+    Args:
+        name: `cpu`, `cuda` or `cuda:N`; None for a GPU where there is one.
+    """
+    import torch
+
+    choose_kernels()
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.device(name)
+
+
+def choose_kernels() -> None:
+    """Leave out the attention kernel that is wrong under a mask; multiply float32 in TF32 on CUDA.
+
+    cuDNN's attention, which torch prefers on Hopper cards, has gradients that are NaN where a mask
+    is passed, the length is 64 modulo 128 and a row's attention weights sum to less than e^-88.7
+    before they are normalised: torch 2.11 at least to 2.13 (pytorch/pytorch#196678). With a single
+    query cuDNN 9.26 fails too (NVIDIA/cudnn-frontend#1072). Every attention of this kit passes a
+    mask, and the flash and memory-efficient kernels are right.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def compute_attention_plainly() -> None:
+    """Compute attention as its definition says, without fused kernels, from now on."""
+    import torch
+
+    choose_kernels()
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)

@@ -1,0 +1,30 @@
+"""Which device a stage computes on, and which kernels it leaves out."""
+
+import pytest
+import torch
+
+from lcrec.core.device import compute_attention_plainly, pick_device
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    yield
+    flags = torch.backends.cuda
+    for enable in (flags.enable_cudnn_sdp, flags.enable_flash_sdp, flags.enable_mem_efficient_sdp):
+        enable(True)
+
+
+def test_the_device_named_is_taken_and_a_free_choice_is_what_is_there():
+    assert pick_device("cpu") == torch.device("cpu")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    assert pick_device() == (found or torch.device("cpu"))
+
+
+def test_kernels_that_are_wrong_are_off_wherever_a_device_is_picked():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    pick_device("cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    compute_attention_plainly()
+    assert not torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.mem_efficient_sdp_enabled()
