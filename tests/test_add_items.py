@@ -128,9 +128,6 @@ def test_folders_that_are_not_overwritten(shop):
     assert sorted(path.name for path in shop.iterdir()) == ["data", "new.json"]
 
 
-# What the stages that extend an artifact ask.
-
-
 def test_how_many_items_there_were(shop):
     add(shop)
     items = load_items(shop / "grown")

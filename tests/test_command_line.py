@@ -39,9 +39,6 @@ def run(*words):
     return subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
 
 
-# The overview.
-
-
 def test_the_overview_lists_every_stage_and_no_other():
     assert sorted(NAMES) == sorted(stages_in_the_code())
 
@@ -89,9 +86,6 @@ def test_the_names_in_provenance_are_those_of_the_stages():
     for name, path in stages_in_the_code().items():
         if path in found and name != "finetune":
             assert found[path] == f"python -m lcrec.{name}"
-
-
-# `lcrec STAGE`.
 
 
 def test_the_version(capsys):
@@ -146,9 +140,6 @@ def test_the_console_script_is_declared():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="lcrec") or [None]
     if script is not None:  # an environment that was made before it is still one to test in
         assert script.value == "lcrec.__main__:console"
-
-
-# Every command's help.
 
 
 def commands():

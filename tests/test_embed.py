@@ -107,9 +107,6 @@ def embeddings_of(folder, output="embeddings"):
     return read_array(folder / output / "embeddings.npy")
 
 
-# Which texts are encoded.
-
-
 def test_apart_by_hand():
     items = Items([{"title": "A", "description": "B"}, {"title": "C", "description": ""}])
     texts, owners = collect_texts(items, ["title", "description"], joined=False)
@@ -144,9 +141,6 @@ def test_mean_by_owner_by_hand():
     assert mean_by_owner(vectors, np.array([1, 1, 0])).tolist() == [[5, 5], [2, 1]]
     # Of users with several values, one without any is left out.
     assert mean_by_owner(np.array([1.0, 0.0, 1.0]), np.array([0, 0, 2])).tolist() == [0.5, 1.0]
-
-
-# lsa.
 
 
 def lsa_vectors(texts, dim, seed):
@@ -226,9 +220,6 @@ def test_nothing_is_written_where_the_input_is_wrong(shop):
     with pytest.raises(InputError, match="item 6 has no text"):
         main(argv(shop))
     assert not (shop / "embeddings").exists()
-
-
-# Encoders of transformers.
 
 
 def mean_of_tokens(folder, text, max_tokens=512):
@@ -341,9 +332,6 @@ def test_sentence_transformers_models(models, tmp_path):
         load_encoder(str(models / "bert"), 512, 8192)(TEXTS),
         atol=1e-5,
     )
-
-
-# Resuming.
 
 
 @pytest.fixture
@@ -459,8 +447,6 @@ def test_two_processes_give_the_same_array(models, tmp_path):
     assert "on 2 process(es)" in result.stdout
     np.testing.assert_array_equal(embeddings_of(tmp_path, "two"), embeddings_of(tmp_path, "one"))
 
-
-# New items.
 
 NEW = {"6": {"title": "grey desk lamp"}, "7": {"title": "rug", "description": "a woollen rug"}}
 

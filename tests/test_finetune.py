@@ -11,13 +11,7 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
-from transformers import (
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.config import parse_config
@@ -93,9 +87,6 @@ def script_validation(monkeypatch):
         return seen
 
     return plan
-
-
-# What comes out.
 
 
 def test_a_finished_run(checkpoint, shop, index, prompts):
@@ -247,9 +238,6 @@ def test_rows_may_start_from_a_stage_that_trained_them_alone(finetune, tmp_path,
         finetune(tmp_path / "other", "--rows", "nowhere")
 
 
-# Runs that end before their end.
-
-
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at, step, mode):
@@ -312,9 +300,6 @@ def test_a_run_killed_while_clearing_up(finetune, tmp_path, recipe, monkeypatch,
     assert not (tmp_path / "model" / ".training").exists()
 
 
-# Early stopping, and which weights are kept.
-
-
 def test_the_best_weights_are_kept_and_training_stops(finetune, tmp_path, script_validation):
     seen = script_validation([5, 2, 9, 0, 4])
     output = finetune(tmp_path / "model", "--epochs", 9, "--patience", 3)
@@ -338,9 +323,6 @@ def test_a_resumed_run_stops_where_it_would_have(finetune, tmp_path, script_vali
     assert len(seen) == 4
     assert_same_weights(finetune(tmp_path / "killed", "--epochs", 9, "--patience", 3), whole)
     assert len(seen) == 5
-
-
-# Refusals and repetitions.
 
 
 def test_a_finished_run_is_up_to_date(finetune, checkpoint, capsys):
@@ -452,9 +434,6 @@ def test_unknown_tasks_and_keys(recipe, shop, index_folder, base, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-# Several devices: the command launches itself.
-
-
 @pytest.fixture
 def launches(recipe, monkeypatch):
     """Three devices and no launcher; returns the commands that are launched instead of run."""
@@ -556,9 +535,6 @@ def test_a_run_from_python(recipe, finetune_words, checkpoint, tmp_path):
     assert_same_weights(tmp_path / "model", checkpoint)
     with pytest.raises(InputError, match=r"--dropout 1\.5: give a share below 1"):
         recipe.run(dataclasses.replace(config, dropout=1.5))
-
-
-# Several processes.
 
 
 @pytest.mark.slow

@@ -110,9 +110,6 @@ def test_how_items_joined_or_moved_is_not_lost(shop):
     assert "branches" in report.keys() - before.keys()
 
 
-# What is refused, with nothing written.
-
-
 @pytest.fixture
 def refused(shop):
     def check(message, *args, **more):

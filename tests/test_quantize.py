@@ -17,13 +17,7 @@ from lcrec.index.item_index import ItemIndex
 from lcrec.index.methods import INDEXERS, Indexing
 from lcrec.index.rqvae import RQVAE
 from lcrec.index.rqvae_training import explained_variance
-from lcrec.quantize import (
-    QuantizeConfig,
-    check_embeddings,
-    describe_index,
-    level_epsilons,
-    main,
-)
+from lcrec.quantize import QuantizeConfig, check_embeddings, describe_index, level_epsilons, main
 
 ITEMS = 24
 SETTINGS = {
@@ -290,9 +284,6 @@ def test_two_processes_share_batches_they_do_not_divide(shop, on_two_processes):
     assert report["explained_variance"][-1] > 0.9
 
 
-# What is refused, and that nothing is written then.
-
-
 @pytest.fixture
 def refused(shop):
     """A function that runs the stage and checks how it refuses."""
@@ -403,9 +394,6 @@ def test_values_whose_squares_leave_float32_are_refused(value, tmp_path):
 def test_all_float_types_become_float32(tmp_path, dtype):
     checked = check_embeddings(np.ones((3, 2), dtype=dtype), 3, tmp_path / "x.npy")
     assert checked.dtype == np.float32
-
-
-# The report.
 
 
 def identity_model():

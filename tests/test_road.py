@@ -31,10 +31,7 @@ def stages(top):
         ("embed", ["--data", data, "--output", embeddings, "--lsa-dim", 16]),
         ("quantize", ["--data", data, "--embeddings", embeddings, "--output", index, *codes]),
         ("tinylm", ["--data", data, "--output", base, *shape]),
-        (
-            "finetune",
-            ["--data", data, "--index", index, "--base", base, "--output", model, *small],
-        ),
+        ("finetune", ["--data", data, "--index", index, "--base", base, "--output", model, *small]),
         ("generate", ["--model", model, "--data", data, "--output", predictions[0]]),
         *(
             ("baselines", [name, "--data", data, "--output", path])

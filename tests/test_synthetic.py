@@ -58,9 +58,6 @@ def words(text):
     return re.findall(r"[\w°-]+", text.lower())
 
 
-# The files.
-
-
 def test_the_folder_loads_and_splits(folder, shop):
     items = load_items(folder)
     interactions = load_interactions(folder, len(items))
@@ -166,9 +163,6 @@ def test_preferences_say_what_the_history_shows_and_not_what_comes_after(shop, t
     assert 0.5 < right / 2000 < 0.95
 
 
-# The process.
-
-
 def test_the_tables_fit_together():
     assert len(KIND_NAMES) == len(set(KIND_NAMES)) == 24
     assert len(DEPARTMENTS) == 6
@@ -263,9 +257,6 @@ def test_popularity_and_co_occurrence_are_sensible_but_the_process_knows_more(fo
     assert 0.03 < popular < 0.07
     assert 0.10 < together < 0.20
     assert 0.45 < oracle < 0.55
-
-
-# The command.
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed(tmp_path):

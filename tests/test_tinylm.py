@@ -27,9 +27,6 @@ def small_model(seed=0):
     return build_model(TOKENIZER, hidden_size=32, layers=1, context=256)
 
 
-# The tokenizer.
-
-
 @given(st.text())
 @settings(deadline=None)
 def test_any_text_survives_the_round_trip(text):
@@ -70,9 +67,6 @@ def test_the_size_is_a_limit():
     assert sizes == [300, 400]
 
 
-# The corpus.
-
-
 def test_corpus_by_hand():
     items = Items(
         [
@@ -90,9 +84,6 @@ def test_corpus_by_hand():
         "Office",
         "After {{ history }}?",
     ]
-
-
-# The model and its training.
 
 
 def test_the_shape_of_the_model():
@@ -160,8 +151,6 @@ def test_no_epochs_leave_the_weights_as_they_are():
     assert math.isnan(pretrain(model, TOKENIZER, TEXTS, 0, 1e-2, seed=0))
     assert model.model.embed_tokens.weight.equal(before)
 
-
-# The stage.
 
 SETTINGS = {
     "vocab-size": 400,

@@ -25,12 +25,7 @@ def run_in(folder, *words, status=0, **environment):
     command = [sys.executable, *map(str, words)]
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
-        command,
-        cwd=folder,
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout + result.stderr

@@ -57,9 +57,6 @@ def numbers(method):
     return sum(parameter.numel() for parameter in method.mapping.parameters())
 
 
-# What is trained.
-
-
 def test_only_the_mapping_is_trained_whatever_the_number_of_users_and_items():
     small, large = (fitted(toy(users, items, 10)[0]) for users, items in ((9, 12), (30, 40)))
     assert numbers(small) == numbers(large) == (10 * 6 + 6) + (6 * 8 + 8)
@@ -97,9 +94,6 @@ def test_what_is_held_out_is_not_seen():
     assert (scores(fitted(data), 12) == scores(fitted(again), 12)).all()
 
 
-# The linear mapping.
-
-
 def test_linear_mapping_and_mean_commute():
     data, _ = toy(9, 12, 10)
     settings = LinearMappingSettings(epochs=2, dim=8, negatives=8)
@@ -123,9 +117,6 @@ def test_linear_mapping_is_alpharec_without_network_and_graph():
     own = LinearMappingSettings(epochs=2, dim=8, every=1)
     same = AlphaRecSettings(mapping="linear", layers=0, epochs=2, dim=8, every=1)
     assert (scores(fitted(data, own, LinearMapping), 9) == scores(fitted(data, same), 9)).all()
-
-
-# The loss and what is drawn.
 
 
 def test_the_loss_at_the_start_is_that_of_guessing():
@@ -172,9 +163,6 @@ def test_a_stranger_is_the_mean_of_their_items():
     method = fitted(data)
     (found,) = method.score(np.array([-1]), [np.array([1, 5])])
     assert found == pytest.approx(method.item_vectors @ method.item_vectors[[1, 5]].mean(axis=0))
-
-
-# Transfer.
 
 
 def test_transfer_takes_no_step():
@@ -235,9 +223,6 @@ def test_other_widths_and_missing_embeddings_are_refused():
             method.fit(bare)
 
 
-# Queries.
-
-
 def test_no_query_and_alpha_0_are_the_same():
     data, _ = toy(9, 12, 10)
     method = fitted(data)
@@ -290,9 +275,6 @@ def test_what_cannot_be_asked_is_refused():
         method.ask(np.array([0]), np.zeros((1, 11), dtype=np.float32), 0.5)
 
 
-# Text cosine.
-
-
 def test_text_cosine_by_hand():
     embeddings = np.array([[3, 0], [0, 2], [1, 1], [0, 0]], dtype=np.float32)
     data = TrainingData(Interactions.from_sequences({"a": [0]}), 4, embeddings=embeddings)
@@ -309,8 +291,6 @@ def test_text_cosine_by_hand():
     last.fit(data)
     assert last.score(np.zeros(1, dtype=int), histories[1:2])[0] == pytest.approx([0, 1, half, 0])
 
-
-# Planted truth: the text tells part of what users do.
 
 LINEAR = LinearMappingSettings(
     epochs=20, patience=3, batch_size=512, learning_rate=5e-3, negatives=32

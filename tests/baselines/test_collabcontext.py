@@ -55,9 +55,6 @@ def same(first, second):
     return first.keys() == second.keys() and all(map(torch.equal, first.values(), second.values()))
 
 
-# The schedule.
-
-
 def scripted(monkeypatch, scores):
     """Let validation return these scores, and record the user vectors it saw."""
     seen = []
@@ -178,9 +175,6 @@ def test_where_the_mlp_is_asked(data, monkeypatch):
     assert all(in_phase_2[:-3])
 
 
-# The losses.
-
-
 def test_each_phase_spreads_the_side_it_trains():
     rng = torch.Generator().manual_seed(0)
     users, items = (torch.randn(5, 3, generator=rng) for _ in range(2))
@@ -238,9 +232,6 @@ def test_features_are_normalised_as_asked():
         np.array([[0.8, 1], [0.2, 0.2], [0, 0.2]]), abs=1e-7
     )
     assert (normalise_features(np.ones((2, 2), dtype=np.float32), "minmax") == 0).all()
-
-
-# Cold items.
 
 
 def test_cold_items_are_scored_by_their_raw_embedding(data):

@@ -51,8 +51,6 @@ def one_batch(data, max_history=6, form="windows"):
     )
 
 
-# BERT4Rec.
-
 ITEMS = torch.tensor([[3, 4, 5], [6, 9, 9]])
 LENGTHS = torch.tensor([3, 1])
 
@@ -121,9 +119,6 @@ def test_a_mask_stands_behind_the_history():
     assert torch.allclose(network(batch), expected)
 
 
-# FMLP-Rec.
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("length", [5, 6])
 def test_a_filter_of_ones_lets_all_pass(length):
@@ -143,9 +138,6 @@ def test_fmlp_knows_how_long_ago_each_item_was():
     histories = [np.array([1, 2, 3]), np.array([2, 1, 3])]
     one, other = network(pad_histories(np.array([0, 0]), histories, 10, 6))
     assert not torch.allclose(one, other, atol=1e-4)
-
-
-# HGN and Caser.
 
 
 @torch.no_grad()
@@ -208,9 +200,6 @@ def test_caser_is_held_by_the_norms_of_its_matrices():
         losses.append(method.loss(network, one_batch(data, 3, form="prefixes")).item())
     norms = sum(part.norm().item() for part in network.parameters() if part.ndim > 1)
     assert losses[1] - losses[0] == pytest.approx(0.5 * norms, rel=1e-4)
-
-
-# Attributes, FDSA, S3-Rec.
 
 
 def test_attributes_by_hand():

@@ -62,9 +62,6 @@ def data():
     )
 
 
-# What may look at what.
-
-
 def test_the_future_changes_no_state_of_the_past():
     network = awake()
     items, content, real = inputs()
@@ -152,9 +149,6 @@ def test_positions_are_shared_by_both_streams():
     for stream in (streams.identity, streams.content):
         (gradient,) = torch.autograd.grad(stream[0, 2, 0], network.positions, retain_graph=True)
         assert gradient.abs().sum() > 0
-
-
-# The contrasts.
 
 
 def test_users_are_found_by_cosine():
@@ -249,9 +243,6 @@ def test_a_state_of_content_is_drawn_to_the_vector_of_the_next_id(data):
         assert (network.items.weight.grad[5].abs().sum() > 0) == reached
 
 
-# The switches.
-
-
 @pytest.mark.parametrize(
     ("switch", "gone"),
     [
@@ -311,9 +302,6 @@ def test_windows_are_the_last_items_of_users_with_two():
     assert [items.tolist() for items in cut_windows(train, 2)] == [[2, 3, 4], [6, 7]]
     with pytest.raises(InputError, match="every user has one item"):
         cut_windows(Interactions.from_sequences({"b": [5]}), 2)
-
-
-# Contents.
 
 
 def test_each_item_is_encoded_once():
@@ -388,9 +376,6 @@ def test_what_a_text_encoder_may_be(tmp_path, text_encoder):
         load_texts(tmp_path / "empty", ["a"], 8)
     with pytest.raises(InputError, match="title of item 1 has no token"):
         load_texts(text_encoder, ["thing", " "], 8)
-
-
-# The planted truth.
 
 
 @pytest.fixture(scope="module")

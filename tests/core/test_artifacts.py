@@ -49,9 +49,6 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# Atomic writes.
-
-
 def test_a_file_is_written_and_nothing_else(tmp_path):
     path = tmp_path / "new" / "folder" / "a.json"
     write_json(path, {"title": "Gitarre ♫"})
@@ -248,9 +245,6 @@ def test_a_killed_process_leaves_the_old_file_and_no_data_set(tmp_path):
     assert read_json(paths.inter) == {"0": [0, 1, 2]}
 
 
-# Finding a data set.
-
-
 def test_find_data_names_every_file(tmp_path):
     (tmp_path / "Shop.inter.json").touch()
     paths = find_data(tmp_path)
@@ -269,9 +263,6 @@ def test_find_data_refuses_none_and_many(tmp_path):
         (tmp_path / f"{name}.inter.json").touch()
     with pytest.raises(InputError, match=r"exactly one <Name>.inter.json .*, found A.*, B"):
         find_data(tmp_path)
-
-
-# Reading and writing.
 
 
 @given(JSON_VALUES)
@@ -357,9 +348,6 @@ def test_missing_files(tmp_path, read):
         read(tmp_path / "missing")
 
 
-# Fingerprints.
-
-
 def test_sha256_is_the_known_one(tmp_path):
     (tmp_path / "abc").write_text("abc")
     assert sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
@@ -401,9 +389,6 @@ def test_swapped_contents_are_another_folder(tmp_path):
 def test_nothing_has_no_fingerprint(tmp_path):
     with pytest.raises(InputError, match="missing: no such file or folder"):
         fingerprint(tmp_path / "missing")
-
-
-# Provenance.
 
 
 @pytest.fixture

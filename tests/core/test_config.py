@@ -46,9 +46,6 @@ def parse_yaml(tmp_path):
     return run
 
 
-# What is read.
-
-
 def test_defaults_and_required():
     config = parse("--output", "out")
     assert config.output == Path("out")
@@ -80,8 +77,7 @@ class WordsConfig:
 
 
 @pytest.mark.parametrize(
-    "argv",
-    ["a b --output x", "--output x a b", "a --output x b", "a b --others c d --output x"],
+    "argv", ["a b --output x", "--output x a b", "a --output x b", "a b --others c d --output x"]
 )
 def test_words_without_a_flag(argv):
     config = parse(*argv.split(), config_type=WordsConfig)
@@ -215,9 +211,6 @@ def test_config_dict_leaves_optional_paths_out():
     assert config_dict(Config()) == {"seed": 0}
 
 
-# What is refused.
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -285,8 +278,6 @@ def test_wrong_yaml_values(parse_yaml, text, message):
         parse_yaml(text)
 
 
-# Reading YAML.
-
 BAD_YAML = [
     ("a: 1\nb: [\n", "line 3: not valid YAML"),
     ("a: 1\n  b: 2\n", "line 2: not valid YAML"),
@@ -339,9 +330,6 @@ def test_merge_keys_and_anchors_still_work(tmp_path):
     path = tmp_path / "merge.yaml"
     path.write_text("base: &base {a: 1, b: 2}\nown: {<<: *base, b: 3}\n")
     assert read_yaml(path)["own"] == {"a": 1, "b": 3}
-
-
-# Errors as the user sees them.
 
 
 def test_closest():

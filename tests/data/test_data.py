@@ -34,9 +34,6 @@ def write(tmp_path):
     return run
 
 
-# The catalogue.
-
-
 def test_load_items(write):
     items = load_items(write())
     assert len(items) == 4
@@ -103,9 +100,6 @@ def test_missing_items(write):
         load_items(folder)
 
 
-# The sequences.
-
-
 def test_load_interactions(write):
     interactions = load_interactions(write(), 4)
     assert len(interactions) == 3
@@ -136,9 +130,6 @@ def test_load_interactions(write):
 def test_bad_interactions(write, sequences, message):
     with pytest.raises(InputError, match=message):
         load_interactions(write(sequences), 4)
-
-
-# Leave-one-out.
 
 
 def test_leave_one_out_by_hand():

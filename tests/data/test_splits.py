@@ -55,8 +55,6 @@ def test_cold_parts():
     assert parts.tolist() == [TRAIN, TRAIN, TEST, VALID, TEST, TEST, TRAIN, VALID]
 
 
-# Reading.
-
 SPLIT = {
     "ann": {"train": [0, 1], "valid": [2], "test": [3, 0, 3]},
     "bob": {"train": [], "valid": [1], "test": [2]},

@@ -54,9 +54,6 @@ def row_of(screen, label):
     return lines[-1].removeprefix(label).split()
 
 
-# The commands.
-
-
 def test_a_mistyped_command_is_answered():
     with pytest.raises(InputError, match="no command 'pair'; did you mean 'pairs'"):
         evaluate.main(["pair", "--model", "x"])
@@ -81,9 +78,6 @@ def test_a_table_by_hand():
     assert lines[2].split() == ["one", "0.5000", "-"]
     assert lines[3].split() == ["0.250-0.750"]
     assert lines[4].split() == ["another", "1.0000", "-"]
-
-
-# Pairs.
 
 
 class PrefersLowIds:
@@ -186,14 +180,8 @@ def test_what_pairs_refuses(words, embeddings, tmp_path):
     write_array(tmp_path / "short" / "embeddings.npy", np.zeros((3, 2), dtype=np.float32))
     for more, message in (
         (["--templates", "next-nothing"], "no template 'next-nothing'"),
-        (
-            ["--templates", "name-short"],
-            "belongs to item2index, not seqrec or fusionseqrec",
-        ),
-        (
-            ["--templates", "next-title-short"],
-            "is no template of .* whose answer is",
-        ),
+        (["--templates", "name-short"], "belongs to item2index, not seqrec or fusionseqrec"),
+        (["--templates", "next-title-short"], "is no template of .* whose answer is"),
         (["--embeddings", tmp_path], "embeddings.npy: no such file"),
         (["--embeddings", tmp_path / "short"], r"shape \[3, 2\], but the catalogue has 48"),
         (["--output", tmp_path], r"\*\.json"),
@@ -203,9 +191,6 @@ def test_what_pairs_refuses(words, embeddings, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             evaluate.main(words("pairs", "--embeddings", embeddings, *more))
-
-
-# Search.
 
 
 def test_text_retrieval_by_hand():
@@ -282,9 +267,6 @@ def test_what_search_refuses(words, embeddings, shop, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             evaluate.main(words("search", "--embeddings", embeddings, *more))
-
-
-# Language.
 
 
 def test_answers_are_the_likeliest_tokens(subject):

@@ -51,9 +51,6 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# A split.
-
-
 def test_every_user_gets_real_and_distinct_items(predicted, shop, split):
     rows = lines(predicted)
     assert [row["user"] for row in rows] == split.test.users
@@ -298,9 +295,6 @@ def test_allowed_and_denied_items(run, split, tmp_path):
     assert all(12 not in row["ranked"] for row in lines(path))
 
 
-# All users.
-
-
 @pytest.fixture(scope="module")
 def everyone(shop, tmp_path_factory):
     """A data folder with users of one and two items among others."""
@@ -425,9 +419,6 @@ def test_added_items_need_the_data_and_the_index_that_have_them(run, grown, shop
     with pytest.raises(InputError, match=r"has 48 items, the index of .* has 50: they do not"):
         run(*out, "--index", tmp_path / "index.json", data=shop)
     assert not (tmp_path / "p.jsonl").exists()
-
-
-# One request.
 
 
 def test_one_user(run, shop_items, predicted, split, capsys):

@@ -175,9 +175,6 @@ def test_training_prompts_are_inference_prompts(recommender, random_model, shop_
     assert not by_prompt
 
 
-# Requests that differ.
-
-
 def test_each_request_of_a_mixed_call_gets_what_it_gets_alone(recommender):
     histories = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]
     ks = [3, 25, 10, 40, 1]  # 20, 25, 20, 40 and 20 beams
@@ -265,9 +262,6 @@ def test_what_was_not_learnt_is_not_asked(random_model, index, prompts):
     (explained,) = partly.explain([[1]], [[2]])
     assert explained.preference is None
     assert len(explained.titles) == 1
-
-
-# Errors.
 
 
 @pytest.mark.parametrize(
@@ -393,9 +387,6 @@ def test_weights_that_are_broken(base, index, prompts):
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InputError, match="NaN"):
         Recommender(model.eval(), tokenizer, index, prompts, max_history=4).recommend([[0]])
-
-
-# From a folder.
 
 
 def test_from_pretrained(checkpoint, split):

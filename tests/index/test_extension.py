@@ -123,9 +123,6 @@ def test_whatever_joins(data):
             assert got == path or len({tuple(row[:1]) for row in wanted}) < len(wanted)
 
 
-# The stages, on a small shop.
-
-
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A folder with data/, its embeddings/ and index/, and grown/ with its own embeddings."""

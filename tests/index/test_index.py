@@ -85,9 +85,6 @@ def test_what_is_written_is_lc_recs_form(write):
     assert read_json(folder / "index.json") == TOY_JSON
 
 
-# Level sizes.
-
-
 def test_level_sizes_come_from_the_sidecar_or_from_the_largest_code(write):
     folder = write()
     assert ItemIndex.load(folder).level_sizes == (2, 3)
@@ -120,9 +117,6 @@ def test_a_damaged_sidecar(write):
     (folder / PROVENANCE).write_text('{"level_sizes": [2, 3]}')
     with pytest.raises(InputError, match=r"lcrec.json: not an lcrec provenance file"):
         ItemIndex.load(folder)
-
-
-# What is refused.
 
 
 def test_duplicates_are_refused_and_named(write):
@@ -238,9 +232,6 @@ def test_the_published_index_is_read_and_its_conflicts_are_named(real_data, tmp_
     assert index.num_levels == 4
     assert max(index.level_sizes) == 256
     assert index.tokens(0) == published["0"]
-
-
-# An index that adds items to another.
 
 
 @pytest.mark.parametrize(

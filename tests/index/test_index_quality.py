@@ -143,9 +143,6 @@ def test_prefix_groups_are_those_of_equal_rows(codes):
         assert group.tolist() == expected.reshape(-1).tolist()
 
 
-# Neighbours.
-
-
 def test_neighbours_by_hand():
     report = measure_index(CODES, (4, 3), embeddings=EMBEDDINGS)["neighbours"]
     assert (report["count"], report["queries"]) == (5, 6)
@@ -206,9 +203,6 @@ def test_embeddings_without_length_are_no_trouble():
     assert all(map(math.isfinite, report["neighbours"]["kept"]))
 
 
-# Variance between prefixes.
-
-
 def test_variance_between_by_hand():
     group = np.repeat([0, 1], 6)
     points = np.array([0, 2] * 3 + [4, 6] * 3)[:, None]
@@ -229,9 +223,6 @@ def test_variance_between_says_nothing_where_hardly_any_items_share():
     points = np.random.default_rng(0).normal(size=(30, 3))
     assert variance_between(np.arange(30), points) is None
     assert variance_between(np.r_[0, np.arange(29)], points) is None
-
-
-# Labels.
 
 
 def test_purity_by_hand():
@@ -275,9 +266,6 @@ def test_without_categories_that_tell_brands_are_taken(categories):
     items = catalogue(categories=[categories] * 3, brand=["Bic", "Pilot", "Bic"])
     field, labels = choose_labels(items)
     assert (field, labels.tolist()) == ("brand", [0, 1, 0])
-
-
-# Examples.
 
 
 def test_examples_follow_a_branch_until_its_items_part():

@@ -97,8 +97,6 @@ def test_paths_of_different_depth_are_filled_up():
     assert (codes.tolist(), filled) == ([[1, 2], [3, 4]], 0)
 
 
-# The stage.
-
 TITLES = ("Lamp", "Desk", "Red desk", "Chair")
 INDEX = {str(i): [f"<a_{a}>", f"<b_{b}>"] for i, (a, b) in enumerate(SHARED[:4].tolist())}
 

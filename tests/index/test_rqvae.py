@@ -31,9 +31,6 @@ def make_model(input_dim=6, **settings):
     return RQVAE(input_dim, **{**defaults, **settings})
 
 
-# Codes.
-
-
 def test_the_last_level_is_balanced_in_training_only():
     model = make_model(num_codes=4, sinkhorn_epsilons=[0, 0.003])
     latents = torch.randn(64, 4) * 0.01 + model.codebooks()[0, 0]
@@ -78,9 +75,6 @@ def test_nearest_codes_by_hand():
     latents = torch.tensor([[2.0, 0.5], [10.0, 11.0], [9.0, 7.0]])
     # The third is (-1, -3) away from its first code: nearer to (1, 0) than to (0, 1).
     assert model.nearest_codes(latents).tolist() == [[0, 0], [1, 1], [1, 0]]
-
-
-# Losses and gradients.
 
 
 def test_losses_by_hand():
@@ -157,9 +151,6 @@ def test_the_codebook_gradient_is_the_papers():
     assert gradient[0, 1].eq(0).all()
 
 
-# The start.
-
-
 def residual_kmeans_variance(points, levels, codes):
     """Return the share of variance that plain residual k-means explains."""
     residual = points.numpy() - points.numpy().mean(0)
@@ -188,9 +179,6 @@ def test_without_quantisation_the_start_is_pca():
     model.initialise(points, seed=0)
     # Two components carry everything there is.
     torch.testing.assert_close(model.decode(model.encode(points)), points, rtol=1e-3, atol=1e-3)
-
-
-# Dead codes.
 
 
 def test_dead_codes_move_to_badly_served_items():
@@ -244,9 +232,6 @@ def test_training_reduces_the_loss():
         totals.append(losses.total.item())
     assert totals[-1] < 0.5 * totals[0]
     assert all(np.isfinite(totals))
-
-
-# The file.
 
 
 def test_a_model_is_read_back_as_it_was(tmp_path):

@@ -118,9 +118,6 @@ def test_the_network_may_compute_in_bfloat16():
     assert two == pytest.approx(one, abs=0.02)
 
 
-# The published rule.
-
-
 def test_parity_keeps_the_last_state_as_it_is(monkeypatch):
     points = toy_clusters() + 5
     revived = []
@@ -145,9 +142,6 @@ def test_parity_starts_from_one_batch(monkeypatch):
     monkeypatch.setattr(RQVAE, "initialise_as_published", spy)
     train(toy_clusters(), parity=True, epochs=0, batch_size=20)
     assert sizes == [20]
-
-
-# Going on.
 
 
 class Killed(Exception):

@@ -111,9 +111,6 @@ def test_no_finite_cost_ends_in_nan(name, epsilon):
     assert not sinkhorn_as_published(EXTREMES[name], 0.003).log_mass.isnan().any()
 
 
-# The codes read off a plan.
-
-
 def test_loads_at_the_papers_epsilon():
     load = sinkhorn(trained_cost(1024, 256), 0.003).log_mass.argmax(1).bincount(minlength=256)
     assert load.min() >= 2

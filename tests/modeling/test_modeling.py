@@ -90,9 +90,6 @@ def save(folder, model, tokenizer, index, prompts, base):
     return folder
 
 
-# Bases and adapters.
-
-
 def test_load_base(base):
     model, tokenizer = load_base(str(base))
     assert model.get_input_embeddings().weight.dtype == torch.float32
@@ -173,9 +170,6 @@ def test_attention_dropout_where_there_is_none():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(InputError, match=r"--dropout 0\.1: GPT2LMHeadModel has no dropout"):
         set_attention_dropout(model, 0.1)
-
-
-# Checkpoints.
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -40,8 +40,6 @@ def test_no_checkpoint(tmp_path):
     assert latest_checkpoint(tmp_path) is None
 
 
-# The output folder.
-
 RUN = {"epochs": 2, "inputs": {"item": "abc"}, "processes": 1}
 
 
@@ -91,8 +89,6 @@ def test_a_run_killed_while_claiming_can_be_claimed(tmp_path):
     claim_output(tmp_path, RUN, overwrite=False)
     assert (tmp_path / ".training" / "run.json").exists()
 
-
-# Runs that are killed.
 
 # Each is put before the recipe: SIGKILL leaves no time for anything.
 MOMENTS = {
@@ -161,9 +157,6 @@ def test_kill_minus_nine(finetune, finetune_words, tmp_path, whole, moment):
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
     assert not work.exists()
-
-
-# A disk that fills up.
 
 
 @pytest.mark.slow

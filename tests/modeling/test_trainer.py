@@ -114,9 +114,6 @@ def features(batch):
     return {name: value for name, value in batch.items() if name != "task"}
 
 
-# The loss.
-
-
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_loss_is_the_plain_one(make_trainer, base, index, rows, tokenizer, tied, mode):
@@ -278,9 +275,6 @@ def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, base, index):
     assert any(not torch.equal(one, start[name]) for name, one in weights[0].items())
 
 
-# Validation.
-
-
 @pytest.mark.parametrize("users", [1, 33, 60])
 def test_validation_is_what_offline_ranking_says(
     make_trainer, base, index, tokenizer, prompts, split, users
@@ -305,9 +299,6 @@ def test_ranking_leaves_the_mode_as_it_was(make_trainer, base, index):
         model.train(training)
         trainer.rank()
         assert model.training == training
-
-
-# Checkpoints on the way.
 
 
 def test_checkpoints_on_the_way_are_marked_and_small(make_trainer, base, index, tmp_path):
@@ -354,9 +345,6 @@ def test_ranks_are_catalogue_ids(make_trainer, base, index):
     assert ranked.min() >= 0
     assert ranked.max() < len(index)
     assert all(len(set(row)) == BEAMS for row in ranked.tolist())
-
-
-# The screen.
 
 
 def test_weights_are_missing_unless_they_are_tied(make_trainer, base, index, monkeypatch):

@@ -108,8 +108,6 @@ def test_every_character_that_cleaning_changes_is_suspect():
     assert not any(is_suspect(["A sofa, for three", "沙发", "...", '5" x 7"', ""]))
 
 
-# The catalogue.
-
 ROWS = [
     ("desk", "Desk &amp; drawer", "<p>Oak</p>"),
     ("lamp", "<br>", "<style>.x{}</style>"),

@@ -124,9 +124,6 @@ def test_cold_items_are_held_out_and_the_rest_is_a_core_again(con):
     assert sorted(left) == sorted(row[:2] for row in rows if row[0] != "eve")
 
 
-# Ratings.
-
-
 def test_ratings(con):
     rows = [("u", "a", 1, "4.5"), ("u", "b", 2, "3"), ("v", "a", 3, "5")]
     kept = rated_at_least(as_table(con, rows, "rating"), 4.5, Path("log.csv"))
@@ -147,8 +144,6 @@ def test_ratings_that_cannot_be_used(con, ratings, message):
     with pytest.raises(InputError, match=message):
         rated_at_least(as_table(con, rows, "rating"), 4, Path("log.csv"))
 
-
-# Time.
 
 DAY = 86_400
 START = 1_538_352_000  # 2018-10-01

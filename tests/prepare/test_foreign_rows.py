@@ -74,10 +74,7 @@ def test_a_lone_carriage_return_is_white_space_of_its_field(read):
         ("x.inter", "x.item"),
         read_recbole,
     )
-    assert [(row["item"], row["title"]) for row in items] == [
-        ("lamp", "A  lamp"),
-        ("desk", "Desk"),
-    ]
+    assert [(row["item"], row["title"]) for row in items] == [("lamp", "A  lamp"), ("desk", "Desk")]
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,7 @@ ITEMS_2014 = [
         "brand": "Coxlures",
         "categories": "Sports, Dance, Toys",
     },
-    {
-        "item": "B2",
-        "title": None,
-        "description": "Smile 😀",
-        "brand": None,
-        "categories": "Toys",
-    },
+    {"item": "B2", "title": None, "description": "Smile 😀", "brand": None, "categories": "Toys"},
 ]
 
 
@@ -319,12 +313,7 @@ def test_book_crossing_has_no_times_and_escapes_its_quotes(write, read):
     assert [row["time"] for row in actions] == [0, 1]
     assert actions[0] == {"user": "276725", "item": "034545104X", "rating": "0", "time": 0}
     assert items == [
-        {
-            "item": "034545104X",
-            "title": 'The "J" &amp; Café',
-            "brand": "P",
-            "details": "A; B, 2002",
-        }
+        {"item": "034545104X", "title": 'The "J" &amp; Café', "brand": "P", "details": "A; B, 2002"}
     ]
 
 

@@ -406,9 +406,6 @@ def test_movielens_100k(tmp_path, capsys):
     assert all(items.title(at) == titles[raw] for at, raw in enumerate(raw_items))
 
 
-# Splits, reviews, limits.
-
-
 def test_a_split_is_written_and_read(tmp_path, shop):
     actions = [*ACTIONS, ("eve", "lamp", 4), ("bob", "rug", 9), ("ann", "rug", 50)]
     flags = ["--split", "cold-items", "--cold-share", "0.25", "--repeats", "keep"]

@@ -15,14 +15,7 @@ from lcrec.data.folder import Interactions, Items
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer, vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.rows import (
-    IGNORED,
-    Row,
-    collate_left,
-    draw_rows,
-    group_by_length,
-    tokenise_rows,
-)
+from lcrec.prompts.rows import IGNORED, Row, collate_left, draw_rows, group_by_length, tokenise_rows
 from lcrec.prompts.tasks import TASKS, TaskData, history_record, parse_mixture, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.tinylm import train_tokenizer
@@ -54,9 +47,6 @@ def tokenizer():
     made = train_tokenizer(["go on up thing a b c d ? [user] [assistant]"], 300)
     extend_tokenizer(made, INDEX)
     return made
-
-
-# What to train on.
 
 
 def test_mixture_reads_shares_and_caps():
@@ -224,9 +214,6 @@ def test_rows_may_be_read_twice_and_are_the_same():
     assert len(list(rows)) == len(rows) == 4
 
 
-# Token ids.
-
-
 def check_encoding(tokenizer, prompts):
     """Encode questions and answers; return the encoder and a question's ids."""
     encoder = PromptEncoder(tokenizer, prompts)
@@ -338,8 +325,6 @@ def test_a_question_is_never_read_as_a_template(tokenizer):
     (ids,) = encoder.prompt_ids(["{{ 7 * 7 }} {% raw %}"])
     assert tokenizer.decode(ids) == "[user]{{ 7 * 7 }} {% raw %}[assistant]"
 
-
-# What strangers write.
 
 SPECIAL = ["[INST]", "[/INST]", "|||X|||", "<|im_end|>", "</s>"]
 PIECES = st.sampled_from(
@@ -473,9 +458,6 @@ def test_an_epoch_may_be_empty(tokenizer):
 def test_no_rows_at_all(tokenizer):
     with pytest.raises(InputError, match="no task has a single sample"):
         tokenise_rows([[], []], PromptEncoder(tokenizer, THREE), 100, 2)
-
-
-# Batches.
 
 
 @given(

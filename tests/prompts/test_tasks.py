@@ -58,10 +58,7 @@ def records(task: str, data: TaskData | None = None, epoch: int = 0) -> list:
 
 
 def test_seqrec_yields_every_prefix():
-    assert records("seqrec") == [
-        {"history": [A], "target": B},
-        {"history": [A, B], "target": C},
-    ]
+    assert records("seqrec") == [{"history": [A], "target": B}, {"history": [A, B], "target": C}]
 
 
 def test_item_tasks_yield_every_item_with_empty_fields_left_empty():

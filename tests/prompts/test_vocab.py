@@ -184,9 +184,6 @@ def test_missing_tokens_are_counted(extended):
         vocabulary_ids(extended, larger)
 
 
-# The rows.
-
-
 def make_model(tokenizer, *, tied, spare=0):
     """Make a random model whose table has `spare` more entries than the tokenizer."""
     torch.manual_seed(1)

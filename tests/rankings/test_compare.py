@@ -66,9 +66,6 @@ def text_of(page):
     return html.unescape(re.sub(r"<[^>]+>", "", page))
 
 
-# The figures.
-
-
 def test_what_is_clear_stays_clear_among_many_methods():
     """Thirty times the least p of 1,000 resamples is .06, whatever the methods are like."""
     targets = np.arange(100) % 10
@@ -160,9 +157,6 @@ def test_groups_part_the_catalogue():
     assert groups["new"].tolist() == [True] + [False] * 99
 
 
-# The page.
-
-
 def toy_figures(names=("x", "y")):
     rng = np.random.default_rng(0)
     truth = Predictions([f"u{user}" for user in range(20)], rng.integers(0, 7, 20), {}, {})
@@ -201,9 +195,6 @@ def test_the_markdown():
     assert "| x | 90 | 321 | – |" in text
     best = [line for line in text.splitlines() if "**" in line]
     assert best
-
-
-# The command.
 
 
 def test_from_nothing_to_the_page_and_on(shop, tmp_path, capsys):

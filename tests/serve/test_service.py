@@ -125,9 +125,6 @@ def pairs(response):
     return [row["item"] for row in rows], [row["score"] for row in rows]
 
 
-# What is answered.
-
-
 def test_a_recommendation_is_the_librarys(recommender, catalogue):
     (response,) = ask(create_app(recommender, catalogue), post("/recommend", history=[3, 7], k=5))
     expected = recommender.recommend([[3, 7]], 5)
@@ -256,9 +253,6 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
         calls += [("POST", path, {"json": example, **head}) for example in examples]
     for response in ask(create_app(recommender, catalogue, token="secret"), *calls):
         assert pairs(response)[0]
-
-
-# What is refused.
 
 
 @pytest.mark.parametrize(
@@ -426,9 +420,6 @@ def test_the_token_opens_everything_but_health(recommender):
     ):
         assert response.status_code == 200
     assert ask(app(), get("/readyz"))[0].status_code == 200
-
-
-# Limits and timeouts.
 
 
 def call(app, receive, *, path="/recommend", method="POST", headers=(), within=None):
@@ -610,9 +601,6 @@ def test_shutting_down_answers_what_is_queued(recommender):
         assert pairs(response)[0] == recommender.recommend([[item]]).items[0].tolist()
 
 
-# What goes wrong inside.
-
-
 def test_nan_logits_are_one_requests_trouble(recommender, caplog):
     histories = [[1], [2, POISON], [3], [4], [POISON], [5]]
     app = create_app(recommender, batch_wait=0.2, max_batch=len(histories))
@@ -643,9 +631,6 @@ def test_what_nobody_foresaw_is_a_500_without_details(recommender, monkeypatch, 
     assert "secret" not in recommend.text
     assert "a secret path" in caplog.text
     assert item.status_code == 200
-
-
-# Strangers.
 
 
 def mutations(source):
