@@ -64,7 +64,10 @@ class EmbedConfig:
     data: Path = option("the data folder")
     output: Path = option("the folder to write embeddings.npy to")
     encoder: str = option("'lsa', or a model on the hub or in a folder", "lsa")
-    fields: list[str] = option("the item's text fields to encode", ["title", "description"])
+    fields: list[str] | None = option(
+        "the item's text fields to encode (default: title and description, where any item has one)",
+        None,
+    )
     text: Literal["apart", "joined"] = option(
         "encode fields apart and average them, or joined into one text", "apart"
     )
@@ -92,6 +95,8 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     if add is not None and old_folder is not None:
         config, old = read_old(config, items, add, old_folder)
         inputs |= {"added": add, "embeddings": old_folder / EMBEDDINGS}
+    if config.fields is None:
+        config = dataclasses.replace(config, fields=default_fields(items))
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
     files = [EMBEDDINGS, *((LSA_TERMS, LSA_WEIGHTS) if config.encoder == "lsa" else ())]
@@ -117,6 +122,7 @@ def _embed(
     """Encode the items that `old` has no rows of, and write all rows."""
     from lcrec.index.encoders import Lsa, collect_texts, fit_lsa, load_encoder, mean_by_owner
 
+    assert config.fields is not None
     texts, owners = collect_texts(items, config.fields, joined=config.text == "joined")
     first = 0 if old is None else len(old)
     texts, owners = texts[np.searchsorted(owners, first) :], owners[owners >= first] - first
@@ -153,6 +159,12 @@ def _embed(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
             f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"
         )
+
+
+def default_fields(items: Items) -> list[str]:
+    """Return those of title and description that any item has."""
+    both = ("title", "description")
+    return [name for name in both if any(items.text(item, name) for item in range(len(items)))]
 
 
 def read_old(

@@ -16,6 +16,8 @@ from transformers import (
     GPT2Model,
     Qwen3Config,
     Qwen3Model,
+    RobertaConfig,
+    RobertaModel,
     T5Config,
     T5Model,
 )
@@ -52,6 +54,16 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
     "bert": lambda size: BertModel(
         BertConfig(vocab_size=size, intermediate_size=32, max_position_embeddings=64, **SMALL)
+    ),
+    # Its positions begin at 3: 66 rows serve 64 tokens after those up to the padding token's, 1.
+    "roberta": lambda size: RobertaModel(
+        RobertaConfig(
+            vocab_size=size,
+            intermediate_size=32,
+            max_position_embeddings=66,
+            pad_token_id=1,
+            **SMALL,
+        )
     ),
     "gpt2": lambda size: GPT2Model(
         GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=64)
@@ -124,6 +136,15 @@ def test_joined_by_hand():
 def test_fields_and_their_order_are_the_users():
     items = Items([{"title": "A", "brand": "X", "description": "B"}])
     assert collect_texts(items, ["brand", "title"], joined=True)[0] == ["X\nA"]
+
+
+def test_the_default_leaves_out_what_no_item_has(shop):
+    write_shop(shop, {str(item): {"title": title} for item, title in enumerate(TEXTS)})
+    with pytest.raises(InputError, match="--fields description: no item has any"):
+        main(argv(shop, "--fields", "title", "description"))
+    main(argv(shop, "--lsa-dim", 4))
+    np.testing.assert_allclose(embeddings_of(shop), lsa_vectors(TEXTS, 4, 0), atol=1e-6)
+    assert read_provenance(shop / "embeddings")["config"]["fields"] == ["title"]
 
 
 def test_bad_fields():
@@ -243,7 +264,7 @@ def test_mean_pooling_in_any_batch(models, name, batch_tokens):
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "roberta"])
 def test_long_texts_are_cut(models, name):
     long = ["red lamp " * 500]
     np.testing.assert_allclose(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,10 @@ from lcrec.rankings.predictions import require_predictions_path
 if TYPE_CHECKING:
     from accelerate.state import PartialState
 
+    from lcrec.generate.item_filter import ItemIds
     from lcrec.generate.many_users import RankingJob
     from lcrec.generate.recommender import Recommender
+    from lcrec.generate.requests import RankingRequest
     from lcrec.prompts.templates import Template
 
 STAGE = "python -m lcrec.generate"
@@ -79,7 +81,9 @@ class GenerateConfig:
         None,
     )
     explain: bool = option("of one request, also show what the model has to say in words", False)
-    k: int = option("items to rank per user", 20, minimum=1)
+    k: int | None = option(
+        "items to rank per user (default: 20, or all of a smaller catalogue)", None, minimum=1
+    )
     beams: int | None = option("beams to search with (default: k, at least 20)", None, minimum=1)
     templates: list[str] = option(
         "templates to ask with: ids, or 'all' that serve evaluation; the first by default; one "
@@ -119,6 +123,9 @@ def main(argv: list[str]) -> None:
     from lcrec.generate.one_request import check_counts, load_allowed
 
     items = load_items(config.data)
+    if config.k is None:
+        config = replace(config, k=min(20, len(items)))
+    assert config.k is not None
     check_counts(config.k, config.beams, len(items))
     allowed = load_allowed(config.allow, config.deny, config.k, len(items))
     interactions = load_interactions(config.data, len(items))
@@ -144,18 +151,10 @@ def answer(
 ) -> None:
     """Answer one request on the screen."""
     from lcrec.generate.one_request import answer_request, find_history
-    from lcrec.generate.requests import RankingRequest
 
     history = find_history(config.user, config.history, cases, len(items))
     recommender = load_recommender(config, len(items), state)
-    request = RankingRequest(
-        history,
-        config.query,
-        k=config.k,
-        num_beams=config.beams,
-        allow=allowed,
-        exclude_history=config.exclude_history,
-    )
+    request = make_request(config, history, allowed)
     templates: list[Template | None] = [None]  # the recommender's own choice
     if config.templates != ["first"]:
         task = "seqrec" if config.query is None else "itemsearch"
@@ -289,19 +288,9 @@ def prepare(
 ) -> tuple[Recommender, RankingJob]:
     """Load the model, say what is about to happen, and put together what is asked of it."""
     from lcrec.generate.many_users import RankingJob
-    from lcrec.generate.requests import RankingRequest
 
     recommender = load_recommender(config, num_items, state)
-    requests = [
-        RankingRequest(
-            history,
-            k=config.k,
-            num_beams=config.beams,
-            allow=allowed,
-            exclude_history=config.exclude_history,
-        )
-        for history in histories
-    ]
+    requests = [make_request(config, history, allowed) for history in histories]
     templates = recommender.prompts.evaluation_templates("seqrec", config.templates)
     job = RankingJob(users, requests, templates, config.ensemble)
     if config.ensemble and len(job.templates) < 2:
@@ -311,6 +300,23 @@ def prepare(
         f"{len(job.templates)} template(s) on {state.num_processes} process(es)"
     )
     return recommender, job
+
+
+def make_request(
+    config: GenerateConfig, history: ItemIds, allowed: np.ndarray | None
+) -> RankingRequest:
+    """Return what is asked for one customer."""
+    from lcrec.generate.requests import RankingRequest
+
+    assert config.k is not None
+    return RankingRequest(
+        history,
+        config.query,
+        k=config.k,
+        num_beams=config.beams,
+        allow=allowed,
+        exclude_history=config.exclude_history,
+    )
 
 
 def load_recommender(config: GenerateConfig, num_items: int, state: PartialState) -> Recommender:

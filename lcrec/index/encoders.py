@@ -14,6 +14,7 @@ terms, in the order of their columns).
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,9 @@ def collect_texts(items: Items, fields: list[str], *, joined: bool) -> tuple[lis
     Raises:
         InputError: a field that no item has, or an item with no text in any of the fields.
     """
+    known = sorted({name for entry in items.fields for name, text in entry.items() if text})
     for field in fields:
-        if not any(items.text(item, field) for item in range(len(items))):
-            known = sorted({name for entry in items.fields for name in entry})
+        if field not in known:
             raise InputError(
                 f"--fields {field}: no item has any; the catalogue has {', '.join(known)}"
             )
@@ -115,8 +116,7 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
         tokenizer.pad_token = tokenizer.eos_token
     # On the left, padding would move the text to other positions.
     tokenizer.padding_side = "right"
-    positions = getattr(encoder.config, "max_position_embeddings", max_tokens)
-    max_tokens = min(max_tokens, tokenizer.model_max_length, positions)
+    max_tokens = min(max_tokens, tokenizer.model_max_length, position_limit(encoder) or max_tokens)
 
     @torch.inference_mode()
     def encode_mean(texts: list[str]) -> np.ndarray:
@@ -134,6 +134,19 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
         return np.concatenate(vectors)
 
     return encode_mean
+
+
+def position_limit(model: Any) -> int | None:
+    """Return the longest sequence that a transformers model has positions for, None for no limit.
+
+    Models of the RoBERTa family count positions from the one after their padding token's number,
+    so the first rows of their table serve no token.
+    """
+    for name, module in model.named_modules():
+        offset = getattr(module, "padding_idx", None)
+        if offset is not None and name.endswith("position_embeddings"):
+            return len(module.weight) - offset - 1
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def encoder_of(embeddings: Path, name: str | None = None) -> Encoder:

@@ -442,6 +442,16 @@ def test_one_history(run, checkpoint, capsys):
     assert [int(line.split()[1]) for line in shown] == expected.tolist()
 
 
+def test_a_catalogue_of_fewer_items_than_the_default(tmp_path):
+    write_json(tmp_path / "Tiny.item.json", {"0": {"title": "lamp"}})
+    write_json(tmp_path / "Tiny.inter.json", {"ann": [0, 0, 0]})
+    words = ["--data", str(tmp_path), "--model", str(tmp_path), "--user", "ann"]
+    with pytest.raises(InputError, match="not a checkpoint"):  # what comes after the counts
+        generate.main(words)
+    with pytest.raises(InputError, match="--k 20: the catalogue has only 1 items"):
+        generate.main([*words, "--k", "20"])
+
+
 def test_one_history_excluded(run, capsys):
     history = list(range(40))
     run("--history", *history, "--exclude-history", "--k", 20)
