@@ -213,7 +213,7 @@ def read_json(path: Path) -> Any:
             key twice, where JSON would keep the last silently.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except InputError as error:
@@ -228,11 +228,16 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; the `object_pairs_hook` of readers that take no key twice.
+
+    Raises:
+        InputError: a key stands there twice, where JSON would keep the last silently.
+    """
     result = dict(pairs)
     if len(result) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise InputError(f"key {key!r} is written twice; keep one of them")
+        raise InputError(f"key {key!r:.60} is written twice; keep one of them")
     return result
 
 

@@ -15,6 +15,7 @@ import re
 import socket
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,7 +45,12 @@ class ServeConfig:
     max_batch: int = option("requests answered together at most", 32, minimum=1)
     batch_wait: float = option("milliseconds a request waits for others to join", 2.0, minimum=0)
     max_queue: int = option("requests that may wait; the next is refused (503)", 256, minimum=1)
-    timeout: float = option("seconds until a request is given up (504)", 10.0, minimum=0.001)
+    max_connections: int = option("open connections; the next is refused (503)", 512, minimum=1)
+    timeout: float = option(
+        "seconds until a request is given up (504), and to send its head or body",
+        10.0,
+        minimum=0.001,
+    )
     max_body: int = option("bytes of a request at most (413)", 2**20, minimum=1)
     max_k: int = option("items of an answer at most", 100, minimum=1)
     max_history: int = option("items of a request's history at most", 1000, minimum=1)
@@ -60,6 +66,7 @@ def main(argv: list[str]) -> None:
         import uvicorn
 
         from lcrec.serve.app import create_app
+        from lcrec.serve.connections import BoundedConnection
     except ImportError as error:
         raise InputError(
             f"the service needs the package {error.name}: pip install 'lcrec[serve]'"
@@ -100,6 +107,9 @@ def main(argv: list[str]) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=partial(  # type: ignore[arg-type]  # called as the class would be
+                    BoundedConnection, seconds=config.timeout, most=config.max_connections
+                ),
                 log_level="warning",
                 access_log=False,
                 server_header=False,

@@ -8,21 +8,25 @@ filters and templates, share a batch, and each gets what `Recommender` would giv
 import asyncio
 import contextlib
 import http
+import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel, BeforeValidator
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import Receive
 
+from lcrec.core.artifacts import unique_keys
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 from lcrec.data.folder import Items
@@ -59,6 +63,26 @@ class HealthAnswer(BaseModel):
     """How the service is."""
 
     status: str
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        try:
+            return json.loads(await self.body(), object_pairs_hook=unique_keys)
+        except InputError as error:
+            raise Problem(400, f"the body cannot be read as JSON: {error}") from None
+
+
+class _StrictRoute(APIRoute):
+    """A route whose JSON bodies name no key twice."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict
 
 
 def plain_number(text: str) -> str:
@@ -144,6 +168,7 @@ def create_app(
             RequestValidationError: validation_problem,
         },
     )
+    app.router.route_class = _StrictRoute
     app.add_middleware(
         ServiceMiddleware,
         routes=ROUTES,

@@ -342,6 +342,8 @@ def test_a_catalogue_of_another_model(recommender, catalogue):
         (b"\xff\xfe", 400, "JSON"),
         (b"[" * 100_000, 400, "JSON"),
         (b'{"history": [' + b"9" * 5000 + b"]}", 400, "JSON"),
+        (b'{"history": [1], "k": 3, "k": 4}', 400, "key 'k' is written twice"),
+        (b'{"history": [1], "filters": {"brand": ["a"], "brand": ["b"]}}', 400, "key 'brand'"),
         (b'{"history": [NaN]}', 422, "#/history/0"),
         (b'{"history": [1], "k": Infinity}', 422, "#/k"),
         (b"[1, 2]", 422, "expected a JSON object"),
