@@ -18,7 +18,6 @@ changes. Memory is the peak of the process above what it had with its modules lo
 it finds, and one JSON object on the last line. About 4 minutes on two cores.
 """
 
-import importlib
 import json
 import os
 import tempfile
@@ -33,11 +32,12 @@ import numpy as np
 import torch
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.tiger import TIGER
+from lcrec.baselines.methods.generative import TIGER
+from lcrec.baselines.registry import find_method
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.runs.store import peak_mb
-from lcrec.baselines.shared.vectors import VectorBaseline
+from lcrec.baselines.shared.graph import VectorBaseline
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import Interactions
@@ -143,17 +143,17 @@ def ranked_rows(
 
 def lightgcn(config: BenchConfig) -> Figures:
     """Time epochs of LightGCN."""
-    return epochs_of("lightgcn", "LightGCN", config)
+    return epochs_of("lightgcn", config)
 
 
 def sasrec(config: BenchConfig) -> Figures:
     """Time epochs of SASRec."""
-    return epochs_of("sasrec", "SASRec", config)
+    return epochs_of("sasrec", config)
 
 
-def epochs_of(module: str, name: str, config: BenchConfig) -> Figures:
+def epochs_of(name: str, config: BenchConfig) -> Figures:
     """Time the epochs of a method that keeps a `log` of them."""
-    kind = getattr(importlib.import_module(f"lcrec.baselines.methods.{module}"), name)
+    kind = find_method(name).load()
     split, num_items = inputs(config)
     method = kind(kind.Settings(epochs=config.epochs + 1), seed=config.seed)
     before, started = peak_mb(), Clock()
@@ -161,9 +161,9 @@ def epochs_of(module: str, name: str, config: BenchConfig) -> Figures:
     _, cpu = started.both()
     seconds = [epoch.seconds for epoch in method.log.epochs]
     return {
-        f"{module}_epoch_seconds": round(float(np.mean(seconds[1:])), 4),
-        f"{module}_epoch_cpu_seconds": round(cpu / len(seconds), 2),
-        f"{module}_peak_mb": above(before),
+        f"{name}_epoch_seconds": round(float(np.mean(seconds[1:])), 4),
+        f"{name}_epoch_cpu_seconds": round(cpu / len(seconds), 2),
+        f"{name}_peak_mb": above(before),
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from lcrec.__main__ import STAGES, main
 from lcrec.baselines.__main__ import COMMANDS
+from lcrec.baselines.registry import METHODS
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 
@@ -150,16 +151,11 @@ def commands():
         "prompts": ["check", "show", "vars", "diff", "stats", "score"],
         "modeling": ["merge"],
         "evaluate": list(EVALUATE),
-        "baselines": ["popularity", *COMMANDS],
+        "baselines": [*METHODS, *COMMANDS, "tune itemknn", "tune alpharec"],
     }
     return [[name, *words.split()] for name in NAMES for words in ["", *below.get(name, [])]]
 
 
-# What still loads torch: their settings stand beside the networks of the methods.
-LOADS_TORCH = [
-    ["baselines", *words.split()]
-    for words in ("transfer", "intention", "tune itemknn", "tune", "sasrec", "alpharec", "tiger")
-]
 HELP = f"""
 import contextlib, io, json, shlex, sys
 import lcrec.core.config
@@ -209,9 +205,8 @@ def helps(every):
 
 
 def test_help_ends_in_an_example_that_parses_and_nothing_heavy_is_loaded():
-    light = [words for words in commands() if words not in LOADS_TORCH]
-    shown = helps(light)
-    assert len(shown) == len(light) >= 30
+    shown = helps(commands())
+    assert len(shown) == len(commands()) >= 38
     for name, (status, text, accepted, heavy) in shown.items():
         assert status == 0, name
         assert text.startswith("usage: "), name
@@ -219,13 +214,3 @@ def test_help_ends_in_an_example_that_parses_and_nothing_heavy_is_loaded():
         assert "(default: False)" not in text, name
         assert accepted, name
         assert heavy == [], name
-
-
-@pytest.mark.slow
-def test_help_of_what_is_set_beside_a_network():
-    # The overview of `tune` and its method have one example.
-    shown = helps([words for words in LOADS_TORCH if words != ["baselines", "tune"]])
-    for name, (status, text, accepted, _) in shown.items():
-        assert status == 0, name
-        assert "\nexample:\n  " in text, name
-        assert accepted, name

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 import lcrec
-from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import COMMANDS
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.commands import tune
+from lcrec.baselines.registry import METHODS
+from lcrec.baselines.runs.flags import method_config
 from lcrec.baselines.runs.run import BaselineConfig
-from lcrec.baselines.runs.settings import method_config
 from lcrec.core.config import parse_config
 from lcrec.data.folder import Interactions, Items
 from lcrec.evaluate import __main__ as evaluate
@@ -165,12 +165,12 @@ def parse(words: list[str], monkeypatch, load_script):
         name, *arguments = arguments
         if name == "tune":  # a method's name comes next, and its settings may follow
             kind, *arguments = arguments
-            kind = METHODS[kind].load()
+            kind = METHODS[kind].settings
             made = method_config(tune.TuneConfig, kind, without=kind.grid)
             return parse_config(made, arguments, description="", prog=stage)
         if name not in COMMANDS:
             assert name in METHODS or name.startswith("$")
-            kind = METHODS.get(name, METHODS["popularity"]).load()
+            kind = METHODS.get(name, METHODS["popularity"]).settings
             made = method_config(BaselineConfig, kind)
             return parse_config(made, arguments, description="", prog=stage)
         module = importlib.import_module(COMMANDS[name][0])

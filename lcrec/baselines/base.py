@@ -1,23 +1,22 @@
 """What every baseline is: a method that learns from train sequences and scores the catalogue.
 
-Reads and writes nothing. To add a method, write one file with a class that fills in `fit` and
-`score`, and name it in `METHODS` in `lcrec/baselines/__init__.py`. What can be set of it stands in
-a frozen dataclass of its own, made with `lcrec.core.config.option`, and becomes flags of its
-command.
+Reads and writes nothing. To add a method, write a class that fills in the abstract methods, put
+what can be set of it into `lcrec/baselines/settings.py`, and name both in `METHODS` in
+`lcrec/baselines/registry.py`.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
+from lcrec.baselines.settings import MethodSettings
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import EvalCases
 from lcrec.index.item_index import ItemIndex
 
-Need = Literal["embeddings", "texts", "index"]
 UNKNOWN = -1
 
 
@@ -48,11 +47,6 @@ class TrainingData:
     deadline: float | None = None
 
 
-@dataclass(frozen=True)
-class NoSettings:
-    """Of a method that has nothing to set."""
-
-
 class Baseline(ABC):
     """A method to compare with, judged on the same split as everything else.
 
@@ -64,20 +58,12 @@ class Baseline(ABC):
 
     Attributes:
         Settings: the dataclass of what can be set, each default with its source.
-        needs: what `TrainingData` must hold for this method.
-        is_stochastic: whether it draws at random, so that another seed gives another result.
-        tuned: {setting: value} of the best known configuration, where it is not the default.
-        grid: {setting: values} that `python -m lcrec.baselines tune` tries.
     """
 
-    Settings: ClassVar[type] = NoSettings
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    is_stochastic: ClassVar[bool] = True
-    tuned: ClassVar[dict[str, Any]] = {}
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
 
     def __init__(self, settings: Any = None, *, seed: int = 0, device: str = "cpu") -> None:
-        self.settings = self.Settings() if settings is None else settings
+        self.settings: Any = self.Settings() if settings is None else settings
         self.seed = seed
         self.device = device
 
@@ -85,11 +71,6 @@ class Baseline(ABC):
     def max_list_length(self) -> int | None:
         """How many items a list can have at most; None for a method that scores all."""
         return None
-
-    @classmethod
-    def required_inputs(cls, settings: Any) -> frozenset[Need]:
-        """Return what `TrainingData` must hold with these settings: `needs`, for most."""
-        return cls.needs
 
     @property
     def training(self) -> dict[str, Any] | None:

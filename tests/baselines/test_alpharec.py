@@ -11,17 +11,15 @@ from planted import make_planted
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.methods.alpharec import (
     AlphaRec,
-    AlphaRecSettings,
     Domain,
     LinearMapping,
-    LinearMappingSettings,
     UserBatches,
     user_means,
 )
-from lcrec.baselines.methods.popularity import Popularity
-from lcrec.baselines.methods.text_cosine import TextCosine, TextCosineSettings
+from lcrec.baselines.methods.closed_form import Popularity, TextCosine
 from lcrec.baselines.runs.ranking import validate
-from lcrec.baselines.shared.graph import purchases
+from lcrec.baselines.settings import AlphaRecSettings, LinearMappingSettings, TextCosineSettings
+from lcrec.baselines.shared.purchases import purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import leave_one_out

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import Baseline, TrainingData, positions
-from lcrec.baselines.methods.cooccurrence import Cooccurrence, CooccurrenceSettings
-from lcrec.baselines.methods.popularity import Popularity
+from lcrec.baselines.methods.closed_form import Cooccurrence, Popularity
+from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs import ranking
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.runs.store import is_saved, load_method, save_method
+from lcrec.baselines.settings import CooccurrenceSettings
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
 from lcrec.data.folder import Interactions, Items
@@ -176,6 +176,7 @@ def test_every_method_keeps_the_contract(name, tmp_path):
     """Shapes, determinism, users apart and unknown, what is held out, and a copy on disk."""
     split, data = enough()
     kind = METHODS[name].load()
+    assert kind.Settings is METHODS[name].settings
     method = kind(quick(kind), seed=1)
     method.fit(data)
     users = positions(split.train, split.test.users)
@@ -196,7 +197,7 @@ def test_every_method_keeps_the_contract(name, tmp_path):
     assert (again.score(users, split.test.histories) == scores).all()
     other = kind(quick(kind), seed=2)
     other.fit(data)
-    assert kind.is_stochastic == (other.score(users, split.test.histories) != scores).any()
+    assert kind.Settings.is_stochastic == (other.score(users, split.test.histories) != scores).any()
 
     inputs = {"inter": tmp_path / "some.txt"}
     inputs["inter"].write_text("x")
@@ -368,7 +369,7 @@ def test_lists_of_a_method_that_reaches_few_items():
 
 def test_where_settings_start_from(shop, tmp_path, monkeypatch):
     output = tmp_path / "p.jsonl"
-    monkeypatch.setattr(Cooccurrence, "tuned", {"last": 3})
+    monkeypatch.setattr(Cooccurrence.Settings, "tuned", {"last": 3})
     base = ["cooccurrence", "--data", str(shop), "--output", str(output)]
     recipe = tmp_path / "c.yaml"
     recipe.write_text("tuned: true\n")

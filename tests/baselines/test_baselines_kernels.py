@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.runs.ranking import rank_cases, validate
-from lcrec.baselines.shared.graph import normalised_adjacency, own_share, purchases, smooth
+from lcrec.baselines.shared.graph import normalised_adjacency, own_share, smooth
 from lcrec.baselines.shared.losses import alignment, bpr, candidate_scores, info_nce, uniformity
-from lcrec.baselines.shared.negatives import NegativeSampler
+from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases, leave_one_out

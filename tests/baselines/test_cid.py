@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lcrec.baselines.methods import p5cid as cid
-from lcrec.baselines.methods.p5cid import collaborative_index, spectral_parts
+from lcrec.baselines.methods import generative as cid
+from lcrec.baselines.methods.generative import collaborative_index, spectral_parts
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 

@@ -10,14 +10,15 @@ from lcrec.baselines.base import TrainingData
 from lcrec.baselines.commands.cold import ColdSplit, measure_cold
 from lcrec.baselines.methods.collabcontext import (
     CollabContext,
-    CollabContextSettings,
     Network,
     normalise_features,
     phase_loss,
 )
-from lcrec.baselines.methods.lightgcn import LightGCN, LightGCNSettings
+from lcrec.baselines.methods.lightgcn import LightGCN
 from lcrec.baselines.runs import ranking
-from lcrec.baselines.shared.graph import normalised_adjacency, purchases
+from lcrec.baselines.settings import CollabContextSettings, LightGCNSettings
+from lcrec.baselines.shared.graph import normalised_adjacency
+from lcrec.baselines.shared.purchases import purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases, leave_one_out

@@ -14,14 +14,15 @@ from lcrec.baselines.base import TrainingData
 from lcrec.baselines.methods.fusion import (
     FusedNetwork,
     Fusion,
-    FusionSettings,
     draw_others,
     hardest_negatives,
     user_texts_of,
 )
 from lcrec.baselines.runs.ranking import rank_cases, validate
-from lcrec.baselines.shared.graph import normalised_adjacency, purchases
+from lcrec.baselines.settings import FusionSettings
+from lcrec.baselines.shared.graph import normalised_adjacency
 from lcrec.baselines.shared.losses import sampled_dots
+from lcrec.baselines.shared.purchases import purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import leave_one_out

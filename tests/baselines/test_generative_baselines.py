@@ -9,11 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.p5cid import P5CID, P5CIDSettings, WholeWords
-from lcrec.baselines.methods.tiger import TIGER, TIGERSettings
+from lcrec.baselines.methods.generative import P5CID, TIGER, Prefixes, WholeWords
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.store import load_method, save_method
-from lcrec.baselines.shared.generative import Prefixes
+from lcrec.baselines.settings import P5CIDSettings, TIGERSettings
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases

@@ -6,10 +6,12 @@ import torch
 from planted import make_planted
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.lightgcn import LightGCN, LightGCNSettings, Network
-from lcrec.baselines.methods.popularity import Popularity
+from lcrec.baselines.methods.closed_form import Popularity
+from lcrec.baselines.methods.lightgcn import LightGCN, Network
 from lcrec.baselines.runs.ranking import validate
-from lcrec.baselines.shared.graph import normalised_adjacency, purchases
+from lcrec.baselines.settings import LightGCNSettings
+from lcrec.baselines.shared.graph import normalised_adjacency
+from lcrec.baselines.shared.purchases import purchases
 from lcrec.baselines.shared.training import Epoch, TrainingLog
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases, leave_one_out

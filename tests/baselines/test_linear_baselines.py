@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.ease import EASE, EASESettings
-from lcrec.baselines.methods.itemknn import ItemKNN, ItemKNNSettings
-from lcrec.baselines.shared.graph import history_rows
+from lcrec.baselines.methods.closed_form import EASE, ItemKNN
+from lcrec.baselines.settings import EASESettings, ItemKNNSettings
+from lcrec.baselines.shared.purchases import history_rows
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 
@@ -95,7 +95,7 @@ def test_itemknn_keeps_the_nearest_of_each_item():
 def test_itemknn_agrees_with_plain_loops(sequences, neighbours, shrink, chunk):
     settings = ItemKNNSettings(neighbours=neighbours, shrink=shrink)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lcrec.baselines.methods.itemknn.ITEMS_AT_ONCE", chunk)
+        patch.setattr("lcrec.baselines.methods.closed_form.ITEMS_AT_ONCE", chunk)
         method = fit(ItemKNN(settings), sequences, 6)
     bought = plain_counts(sequences, 6)
     both, counts = bought.T @ bought, bought.sum(axis=0)

@@ -20,8 +20,9 @@ from lcrec.baselines.commands.probe import (
     r_squared,
     read_vectors,
 )
-from lcrec.baselines.methods.fusion import Fusion, FusionSettings
+from lcrec.baselines.methods.fusion import Fusion
 from lcrec.baselines.runs.ranking import validate
+from lcrec.baselines.settings import FusionSettings
 from lcrec.core.errors import InputError
 from lcrec.data.splits import leave_one_out
 

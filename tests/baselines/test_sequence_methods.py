@@ -8,22 +8,27 @@ import pytest
 import torch
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.bert4rec import BERT4Rec, BERT4RecSettings, mask_items
-from lcrec.baselines.methods.caser import Caser, CaserSettings
-from lcrec.baselines.methods.fdsa import FDSA, FDSASettings, ItemFeatures
-from lcrec.baselines.methods.fmlp import FMLP, FMLPSettings, FrequencyFilter
-from lcrec.baselines.methods.hgn import HGN, HGNSettings
-from lcrec.baselines.methods.s3rec import (
+from lcrec.baselines.methods.attention import BERT4Rec, SASRec, mask_items
+from lcrec.baselines.methods.attributes import (
+    FDSA,
     Forms,
+    ItemFeatures,
     S3Rec,
-    S3RecSettings,
+    item_attributes,
     pretraining_loss,
     weighted_loss,
 )
-from lcrec.baselines.methods.sasrec import SASRec, SASRecSettings
-from lcrec.baselines.shared.attributes import item_attributes
-from lcrec.baselines.shared.graph import purchases
-from lcrec.baselines.shared.negatives import NegativeSampler
+from lcrec.baselines.methods.without_attention import FMLP, HGN, Caser, FrequencyFilter
+from lcrec.baselines.settings import (
+    BERT4RecSettings,
+    CaserSettings,
+    FDSASettings,
+    FMLPSettings,
+    HGNSettings,
+    S3RecSettings,
+    SASRecSettings,
+)
+from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.baselines.shared.sequences import SequenceBatches, pad_histories
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.baselines.methods.sasrec import SASRecNetwork, SASRecSettings
+from lcrec.baselines.methods.attention import SASRecNetwork
+from lcrec.baselines.settings import SASRecSettings
 from lcrec.baselines.shared.sequences import (
     Batch,
     SequenceBatches,

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.lightgcn import LightGCN, LightGCNSettings
+from lcrec.baselines.methods.lightgcn import LightGCN
+from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs.store import load_method, save_method
+from lcrec.baselines.settings import LightGCNSettings
 from lcrec.baselines.shared.sequences import Batch, pad_histories
 from lcrec.baselines.shared.sequential import SequentialBaseline
 from lcrec.core.errors import InputError
@@ -220,6 +221,6 @@ def test_what_the_commands_refuse(shop, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_settings_of_tuning_can_be_given(name):
-    kind = METHODS[name].load()
+    kind = METHODS[name].settings
     for values in [kind.tuned, *({key: v} for key, vs in kind.grid.items() for v in vs)]:
-        kind.Settings(**values)
+        kind(**values)

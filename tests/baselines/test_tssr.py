@@ -14,7 +14,6 @@ from lcrec.baselines.methods.tssr import (
     Content,
     FixedVectors,
     Network,
-    TSSRSettings,
     cut_windows,
     item_contrast,
     load_texts,
@@ -22,6 +21,7 @@ from lcrec.baselines.methods.tssr import (
     user_contrast,
 )
 from lcrec.baselines.runs.ranking import validate
+from lcrec.baselines.settings import TSSRSettings
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import leave_one_out
@@ -276,9 +276,9 @@ def test_without_a_gate_both_sides_count_alike():
 
 
 def test_what_it_needs_follows_the_settings(tmp_path):
-    assert TSSR.required_inputs(TSSRSettings()) == {"embeddings"}
-    assert TSSR.required_inputs(TSSRSettings(text_encoder=tmp_path)) == {"texts"}
-    assert TSSR.required_inputs(TSSRSettings(id_only=True)) == set()
+    assert TSSRSettings().required_inputs == {"embeddings"}
+    assert TSSRSettings(text_encoder=tmp_path).required_inputs == {"texts"}
+    assert TSSRSettings(id_only=True).required_inputs == set()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 
 from lcrec.baselines import __main__ as command
 from lcrec.baselines.commands import tune
-from lcrec.baselines.methods.cooccurrence import Cooccurrence
-from lcrec.baselines.methods.itemknn import ItemKNN
+from lcrec.baselines.methods.closed_form import Cooccurrence, ItemKNN
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.rankings.evaluation import measure
@@ -22,7 +21,7 @@ GRID = {"neighbours": (1, 20), "history_decay": (0.5, 1.0)}
 
 @pytest.fixture(autouse=True)
 def small_grid(monkeypatch):
-    monkeypatch.setattr(ItemKNN, "grid", GRID)
+    monkeypatch.setattr(ItemKNN.Settings, "grid", GRID)
 
 
 @pytest.fixture
@@ -121,13 +120,13 @@ def test_a_cell_that_fails_does_not_stop_the_rest(shop, tmp_path, monkeypatch, c
     cells = run(shop, tmp_path)["cells"]
     assert [row["NDCG@10"] is None for row in cells] == [False, False, True, True]
     assert "failed" in capsys.readouterr().out
-    monkeypatch.setattr(ItemKNN, "grid", {"neighbours": (1,)})
+    monkeypatch.setattr(ItemKNN.Settings, "grid", {"neighbours": (1,)})
     with pytest.raises(InputError, match="every cell failed; the loss of epoch 1 is nan"):
         run(shop, tmp_path)
 
 
 def test_where_the_other_settings_start_from(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr(ItemKNN, "tuned", {"shrink": 7.0})
+    monkeypatch.setattr(ItemKNN.Settings, "tuned", {"shrink": 7.0})
     cell = tmp_path / "tuned" / "neighbours=1,history_decay=0.5"
     run(shop, tmp_path)
     assert read_provenance(cell)["config"]["shrink"] == 0.0
@@ -154,7 +153,7 @@ def test_what_it_refuses(shop, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "t").exists()
     tune.main(["--help"])
     assert "itemknn" in capsys.readouterr().out
-    assert Cooccurrence.grid == {}
+    assert Cooccurrence.Settings.grid == {}
 
 
 def test_it_is_a_command_of_the_stage(shop, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.popularity import Popularity
+from lcrec.baselines.methods.closed_form import Popularity
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lcrec.baselines import METHODS
 from lcrec.baselines.__main__ import main
+from lcrec.baselines.registry import METHODS
+from lcrec.baselines.runs.flags import parse_entries
 from lcrec.baselines.runs.many import Run, carry_out, plan_runs
-from lcrec.baselines.runs.settings import parse_entries
 from lcrec.core.errors import InputError
 from lcrec.rankings.comparison import Conditions, Entry, compare_entries, item_groups
 from lcrec.rankings.comparison_page import comparison_markdown, comparison_page

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from lcrec.baselines.base import Baseline, TrainingData
+from lcrec.baselines.runs.flags import parse_entries
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
-from lcrec.baselines.runs.settings import method_device, parse_entries
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
@@ -230,8 +230,13 @@ def main(argv: list[str]) -> None:
     config = parse_config(ColdConfig, argv, description=__doc__ or "", prog=PROG, example=EXAMPLE)
     if config.output.suffix != ".json" or config.output.is_dir():
         raise InputError(f"--output {config.output}: the figures go to a file named *.json")
-    chosen = _parse_methods(config.methods)
-    needs = {need for kind, own in chosen.values() for need in kind.required_inputs(own)}
+    chosen = parse_entries(config.methods)
+    for entry in chosen:
+        if "index" in entry.settings.needs:
+            raise InputError(
+                f"--methods: {entry.name} needs an index, which cold items have no part in"
+            )
+    needs = {need for entry in chosen for need in entry.settings.required_inputs}
     files = input_files(config.data, config.embeddings, needs)
     settings = {name: value for name, value in config_dict(config).items() if name != "device"}
     if config.output.exists() and is_current(config.output, PROG, settings, files):
@@ -261,9 +266,8 @@ def main(argv: list[str]) -> None:
         exclude_history=config.exclude_history,
     )
     figures: dict[str, dict[str, Any]] = {}
-    for label, (kind, own) in progress(chosen.items(), "cold", "methods", leave=False):
-        device = method_device(config.device)
-        method = kind(own, seed=config.seed, device=device)
+    for entry in progress(chosen, "cold", "methods", leave=False):
+        method = entry.make(config.seed, config.device)
         started = time.perf_counter()
         method.fit(training)
         seconds = round(time.perf_counter() - started, 1)
@@ -274,7 +278,7 @@ def main(argv: list[str]) -> None:
             exclude_history=config.exclude_history,
             seed=config.seed,
         )
-        figures[label] = {**measured, "fit_seconds": seconds}
+        figures[entry.label] = {**measured, "fit_seconds": seconds}
     chance = min(1.0, TOP / counts["cold_items"])
     print(_table(figures))
     print(f"\nA random order of the cold items has Recall@{TOP} {chance:.4f} among them.")
@@ -286,17 +290,6 @@ def main(argv: list[str]) -> None:
         f"Wrote {config.output}.\nNext: with other items drawn: {PROG} --data {config.data} "
         f"--seed {config.seed + 1} ..."
     )
-
-
-def _parse_methods(entries: list[str]) -> dict[str, tuple[type[Baseline], Any]]:
-    """Return {entry: its class with the settings that its flags make}."""
-    parsed = parse_entries(entries)
-    for entry in parsed:
-        if "index" in entry.kind.needs:
-            raise InputError(
-                f"--methods: {entry.name} needs an index, which cold items have no part in"
-            )
-    return {entry.label: (entry.kind, entry.settings) for entry in parsed}
 
 
 def _table(figures: dict[str, dict[str, Any]]) -> str:

@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from lcrec.baselines import METHODS
 from lcrec.baselines.base import positions
+from lcrec.baselines.registry import METHODS
+from lcrec.baselines.runs.flags import MethodEntry, parse_entries
 from lcrec.baselines.runs.inputs import Inputs, load_inputs
 from lcrec.baselines.runs.many import carry_out, plan_runs, taken
 from lcrec.baselines.runs.ranking import excluded
 from lcrec.baselines.runs.run import PROG
-from lcrec.baselines.runs.settings import MethodEntry, parse_entries
 from lcrec.baselines.runs.store import most
 from lcrec.core.artifacts import atomic_path, find_data, write_json
 from lcrec.core.config import config_dict, option, parse_config
@@ -176,7 +176,7 @@ def _choose(config: CompareConfig) -> tuple[list[MethodEntry], dict[str, str]]:
     }
     chosen, left_out = [], {}
     for entry in named:
-        needs = entry.kind.required_inputs(entry.settings)
+        needs = entry.settings.required_inputs
         reason = next((why for need, why in lacking.items() if need in needs and why), None)
         if reason is None:
             chosen.append(entry)

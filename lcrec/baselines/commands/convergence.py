@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline, TrainingData
+from lcrec.baselines.registry import find_method
 from lcrec.baselines.runs.inputs import load_inputs
-from lcrec.baselines.runs.settings import method_device
+from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     )
     if config.output.suffix != ".json" or config.output.is_dir():
         raise InputError(f"--output {config.output}: give a file named *.json")
-    kinds = {name: find_method(name).load() for name in config.methods}
+    kinds = {name: find_method(name).settings for name in config.methods}
     if len(kinds) < len(config.methods):
         raise InputError(f"--methods {' '.join(config.methods)}: one is named twice")
     chosen = {name: _settings(name, kind, config) for name, kind in kinds.items()}
@@ -64,14 +64,12 @@ def main(argv: list[str]) -> None:
         f"{config.patience} brought nothing better.",
         flush=True,
     )
-    device = method_device(config.device)
     found = {}
     print(f"{'':16}{'best':>8}{'within':>8}{'best':>9}{'seconds':>9}{'seconds':>9}")
     print(f"{'':16}{'epoch':>8}{'1 %':>8}{'NDCG@10':>9}{'an epoch':>9}{'to 1 %':>9}")
-    for name, kind in kinds.items():
-        one = found[name] = measure(
-            kind(chosen[name], seed=config.seed, device=device), inputs.training
-        )
+    for name, settings in chosen.items():
+        method = find_method(name).make(settings, config.seed, config.device)
+        one = found[name] = measure(method, inputs.training)
         print(
             f"{name:16}{one['best_epoch']:8}{one['within_1_percent']:8}{one['best_score']:9.4f}"
             f"{one['seconds_per_epoch']:9.2f}{one['seconds_to_1_percent']:9.1f}",
@@ -102,12 +100,12 @@ def measure(method: Baseline, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def _settings(name: str, kind: type[Baseline], config: ConvergenceConfig) -> Any:
+def _settings(name: str, kind: type[MethodSettings], config: ConvergenceConfig) -> Any:
     """Return the method's settings, validated each epoch; refuse one that has no epochs."""
     wanted: dict[str, Any] = {"epochs": config.epochs, "patience": config.patience, "every": 1}
     if config.loss is not None:
         wanted["loss"] = config.loss
-    known = {field.name for field in dataclasses.fields(kind.Settings)}
+    known = {field.name for field in dataclasses.fields(kind)}
     if missing := wanted.keys() - known:
         raise InputError(f"--methods {name}: it has no {' and no '.join(sorted(missing))} to set")
-    return kind.Settings(**wanted)
+    return kind(**wanted)

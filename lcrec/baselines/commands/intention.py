@@ -10,18 +10,19 @@ a template for every alpha, so that `lcrec.evaluate` compares them; alpha 0 is A
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lcrec.baselines.base import positions
-from lcrec.baselines.methods.alpharec import AlphaRec, AlphaRecSettings
+from lcrec.baselines.registry import find_method
+from lcrec.baselines.runs.flags import method_settings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
-from lcrec.baselines.runs.settings import method_device, method_settings
+from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.artifacts import find_data, read_jsonl
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
@@ -30,7 +31,6 @@ from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import load_interactions
 from lcrec.data.splits import EvalCases
 from lcrec.data.user_texts import load_user_texts
-from lcrec.index.encoders import Encoder, encoder_of
 from lcrec.rankings.metrics import METRICS, measure_lists
 from lcrec.rankings.predictions import (
     Prediction,
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--alpha {alpha:g}: the share of a query lies between 0 and 1")
         if alpha in config.alpha[:place]:
             raise InputError(f"--alpha {alpha:g} is given twice")
-    files = input_files(config.data, config.embeddings, AlphaRec.needs)
+    files = input_files(config.data, config.embeddings, AlphaRecSettings.needs)
     files["queries"] = config.queries or find_data(config.data).user
     settings = {
         key: value for key, value in config_dict(config).items() if key not in ("device", "encoder")
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
         print(after)
         return
 
-    inputs = load_inputs(config.data, config.embeddings, AlphaRec.needs, "intention")
+    inputs = load_inputs(config.data, config.embeddings, AlphaRecSettings.needs, "intention")
     test, num_items = inputs.split.test, inputs.training.num_items
     queries = read_queries(config.data, config.queries, num_items)
     asking = [case for case, user in enumerate(test.users) if user in queries]
@@ -107,9 +107,11 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     # Before the training: a missing encoder is told at once.
+    from lcrec.index.encoders import encoder_of  # here, so that options are read without torch
+
     vectors = _encode(encoder_of(config.embeddings, config.encoder), cases.users, queries)
-    chosen = method_settings(AlphaRec, config)
-    method = AlphaRec(chosen, seed=config.seed, device=method_device(config.device))
+    chosen = method_settings(AlphaRecSettings, config)
+    method: Any = find_method("alpharec").make(chosen, config.seed, config.device)
     started = time.perf_counter()
     method.fit(inputs.training)
     seconds = time.perf_counter() - started
@@ -174,7 +176,9 @@ def read_queries(folder: Path, path: Path | None, num_items: int) -> dict[str, l
     return found
 
 
-def _encode(encode: Encoder, users: list[str], queries: dict[str, list[str]]) -> np.ndarray:
+def _encode(
+    encode: Callable[[list[str]], np.ndarray], users: list[str], queries: dict[str, list[str]]
+) -> np.ndarray:
     """Return the mean vector of each user's queries, float32 [users, dim]."""
     texts = [text for user in users for text in queries[user]]
     counts = np.array([len(queries[user]) for user in users])

@@ -8,12 +8,13 @@ target. Of the target, only the train sequences are used, for the users' mean ve
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lcrec.baselines.methods.alpharec import AlphaRec, AlphaRecSettings
+from lcrec.baselines.registry import find_method
+from lcrec.baselines.runs.flags import method_settings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
-from lcrec.baselines.runs.settings import method_device, method_settings
+from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
@@ -65,10 +66,10 @@ def main(argv: list[str]) -> None:
     folders = [config.target, *config.sources]
     tables = [config.target_embeddings, *config.source_embeddings]
     require_one_encoder(tables)
-    files = input_files(config.target, config.target_embeddings, AlphaRec.needs)
+    files = input_files(config.target, config.target_embeddings, AlphaRecSettings.needs)
     for number, (folder, table) in enumerate(zip(folders, tables, strict=True)):
         if number:
-            found = input_files(folder, table, AlphaRec.needs)
+            found = input_files(folder, table, AlphaRecSettings.needs)
             files |= {f"source {number} {role}": path for role, path in found.items()}
     paths = ("sources", "source_embeddings", "device")
     settings = {key: value for key, value in config_dict(config).items() if key not in paths}
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> None:
         return
 
     target, *sources = (
-        load_inputs(folder, table, AlphaRec.needs, "transfer")
+        load_inputs(folder, table, AlphaRecSettings.needs, "transfer")
         for folder, table in zip(folders, tables, strict=True)
     )
     cases: EvalCases = getattr(target.split, config.split)
@@ -89,8 +90,8 @@ def main(argv: list[str]) -> None:
         f"{len(cases):,} users.",
         flush=True,
     )
-    chosen = method_settings(AlphaRec, config)
-    method = AlphaRec(chosen, seed=config.seed, device=method_device(config.device))
+    chosen = method_settings(AlphaRecSettings, config)
+    method: Any = find_method("alpharec").make(chosen, config.seed, config.device)
     started = time.perf_counter()
     method.fit_domains([source.training for source in sources])
     seconds = time.perf_counter() - started

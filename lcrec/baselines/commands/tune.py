@@ -12,21 +12,22 @@ import dataclasses
 import itertools
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcrec.baselines import METHODS, find_method
 from lcrec.baselines.base import Baseline
-from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
-from lcrec.baselines.runs.ranking import ranked_matrix
-from lcrec.baselines.runs.run import example_of
-from lcrec.baselines.runs.settings import (
-    method_device,
+from lcrec.baselines.registry import METHODS, find_method
+from lcrec.baselines.runs.flags import (
     method_settings,
     parse_method_config,
     settings_files,
 )
+from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
+from lcrec.baselines.runs.ranking import ranked_matrix
+from lcrec.baselines.runs.run import example_of
+from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import config_dict, option
 from lcrec.core.console import progress
@@ -59,7 +60,7 @@ class TuneConfig:
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
 
 
-def cells_of(grid: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+def cells_of(grid: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     """Return every combination of the grid's values, {setting: value} each."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
@@ -72,9 +73,11 @@ def main(argv: list[str]) -> None:
         return
     if name.startswith("-"):
         raise InputError(f"the method comes first: {COMMAND} NAME {name} ...\n\n{_overview()}")
-    kind = find_method(name).load()
+    method = find_method(name)
+    kind = method.settings
     if not kind.grid:
-        raise InputError(f"{name} has nothing to tune; those that do: {', '.join(_tunable())}")
+        tunable = [known for known, other in METHODS.items() if other.settings.grid]
+        raise InputError(f"{name} has nothing to tune; those that do: {', '.join(tunable)}")
     config = parse_method_config(
         TuneConfig,
         kind,
@@ -100,12 +103,8 @@ def main(argv: list[str]) -> None:
         folder = config.output / _cell_name(cell)
         if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
             continue
-        method = kind(
-            method_settings(kind, config, **cell),
-            seed=config.seed,
-            device=method_device(config.device),
-        )
-        figures = _judge(method, inputs, config.exclude_history)
+        made = method.make(method_settings(kind, config, **cell), config.seed, config.device)
+        figures = _judge(made, inputs, config.exclude_history)
         write_provenance(folder, f"{COMMAND} {name}", shared | cell, files, figures=figures)
     found = [_read_cell(config.output / _cell_name(cell)) for cell in cells]
     rows = [{"settings": cell, **figures} for cell, figures in zip(cells, found, strict=True)]
@@ -161,11 +160,11 @@ def _cell_name(cell: dict[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in cell.items())
 
 
-def _shown(grid: dict[str, tuple[Any, ...]]) -> str:
+def _shown(grid: Mapping[str, tuple[Any, ...]]) -> str:
     return "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
 
 
-def _command(name: str, kind: type[Baseline], config: Any, best: dict[str, Any]) -> str:
+def _command(name: str, kind: type[MethodSettings], config: Any, best: dict[str, Any]) -> str:
     """Return the command that runs a method with these settings on the test items."""
     words = ["python", "-m", "lcrec.baselines", name, "--data", str(config.data)]
     for flag in ("embeddings", "index"):
@@ -177,7 +176,7 @@ def _command(name: str, kind: type[Baseline], config: Any, best: dict[str, Any])
     if config.seed:
         words += ["--seed", str(config.seed)]
     settings = method_settings(kind, config, **best)
-    for field in dataclasses.fields(kind.Settings):
+    for field in dataclasses.fields(kind):
         value = getattr(settings, field.name)
         if not field.init or (value == field.default and field.name not in best):
             continue
@@ -202,10 +201,6 @@ def _print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         print("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)))
-
-
-def _tunable() -> list[str]:
-    return [name for name, method in METHODS.items() if method.load().grid]
 
 
 def _overview() -> str:

@@ -19,8 +19,7 @@ Reads and writes nothing.
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,53 +27,14 @@ from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import Need, TrainingData, require_embeddings
+from lcrec.baselines.base import TrainingData, require_embeddings
 from lcrec.baselines.runs.ranking import validator
-from lcrec.baselines.shared.graph import normalised_adjacency, own_share, purchases, smooth
+from lcrec.baselines.settings import AlphaRecSettings, LinearMappingSettings
+from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, own_share, smooth
 from lcrec.baselines.shared.losses import bpr, candidate_scores, info_nce
-from lcrec.baselines.shared.negatives import NegativeSampler
+from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.baselines.shared.training import Step, train_epochs
-from lcrec.baselines.shared.vectors import VectorBaseline
-from lcrec.core.config import option
 from lcrec.core.errors import InputError
-
-
-@dataclass(frozen=True)
-class AlphaRecSettings:
-    """Defaults of the authors' code; `hidden` is theirs for text-embedding-3-large.
-
-    They chose `hidden` for about 4.7 million parameters, whatever the encoder.
-    """
-
-    mapping: Literal["mlp", "linear"] = option(
-        "f: one hidden layer, or a matrix without a bias", "mlp"
-    )
-    hidden: int | None = option(
-        "mlp: width of the hidden layer; none: half of the embeddings'", None, minimum=1
-    )
-    dim: int = option("numbers per mapped vector", 64, minimum=1)
-    layers: int = option("how often they are smoothed over the graph; 0: no graph", 2, minimum=0)
-    loss: Literal["info_nce", "bpr"] = option(
-        "info_nce: cosines, several negatives; bpr: dot products, one", "info_nce"
-    )
-    negatives: int = option("info_nce: items drawn per purchase", 256, minimum=1)
-    temperature: float = option(
-        "info_nce: what cosines are divided by", 0.15, minimum=0.001
-    )  # .15 on Books and Movies, .2 on Games
-    learning_rate: float = option("of Adam", 5e-4, minimum=0)
-    batch_size: int = option("purchases per update", 4096, minimum=1)
-    epochs: int = option("at most", 500, minimum=1)
-    patience: int = option("validations without improvement before training stops", 20, minimum=1)
-    every: int = option("epochs from one validation to the next", 5, minimum=1)
-
-
-@dataclass(frozen=True)
-class LinearMappingSettings(AlphaRecSettings):
-    """Those of AlphaRec; that f is a matrix and that there is no graph is not for setting."""
-
-    mapping: Literal["mlp", "linear"] = field(default="linear", init=False)
-    hidden: int | None = field(default=None, init=False)
-    layers: int = field(default=0, init=False)
 
 
 class UserBatches:
@@ -155,12 +115,7 @@ class Domain(nn.Module):
 class AlphaRec(VectorBaseline):
     """Language model's vectors of items, mapped by f and smoothed over the graph of purchases."""
 
-    Settings: ClassVar[type] = AlphaRecSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "temperature": (0.05, 0.1, 0.15, 0.2),
-        "layers": (1, 2, 3),
-    }
+    Settings: ClassVar[type[AlphaRecSettings]] = AlphaRecSettings
 
     def fit(self, data: TrainingData) -> None:
         """Train f to the best validation NDCG@10, and represent users and items by it."""
@@ -350,8 +305,7 @@ class AlphaRec(VectorBaseline):
 class LinearMapping(AlphaRec):
     """A matrix on the language model's vectors, and nothing else."""
 
-    Settings: ClassVar[type] = LinearMappingSettings
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {"temperature": (0.05, 0.1, 0.15, 0.2)}
+    Settings = LinearMappingSettings
 
 
 def _spans(sizes: list[int]) -> list[slice]:

@@ -20,69 +20,21 @@ Reads and writes nothing.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import nn
 
-from lcrec.baselines.base import Need, TrainingData, require_embeddings
-from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
+from lcrec.baselines.base import TrainingData, require_embeddings
+from lcrec.baselines.settings import CollabContextSettings
+from lcrec.baselines.shared.graph import VectorBaseline, dot_scores, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import alignment, uniformity
+from lcrec.baselines.shared.purchases import purchases
 from lcrec.baselines.shared.training import Step, TrainingLog, train_baseline
-from lcrec.baselines.shared.vectors import VectorBaseline, dot_scores
-from lcrec.core.config import option
-from lcrec.core.errors import InputError
 
 Phase = Literal["items tutor", "users tutor", "both at once"]
-
-
-@dataclass(frozen=True)
-class CollabContextSettings:
-    """Defaults of the released code; weight decay, which it leaves open, is the paper's middle."""
-
-    layers: int = option("how often the vectors are smoothed over the graph", 2, minimum=0)
-    feature_norm: Literal["none", "l2", "minmax"] = option(
-        "what is done to the embeddings first: nothing, rows of length 1, or all values into 0..1 "
-        "(the released configuration does that unsaid)",
-        "none",
-    )
-    hidden_layers: int = option("of the MLP, each followed by ReLU and dropout", 2, minimum=0)
-    hidden: int | None = option(
-        "numbers per hidden layer of the MLP; none: as many as an embedding has", None, minimum=1
-    )
-    dropout: float = option("after the MLP's hidden layers, below 1", 0.2, minimum=0)
-    phases: Literal["both", "first", "second"] = option(
-        "which phases to train, to see what each is worth", "both"
-    )
-    cycles: int = option("how often the two phases take turns; more is no better", 1, minimum=1)
-    detach_tutor: bool = option("no gradient through the side that teaches", False)
-    trainable_items: bool = option("phase 2 trains the item embeddings beside the MLP", False)
-    alignment_only: bool = option("leave uniformity out of the loss", False)
-    symmetric: bool = option(
-        "one phase instead of two: users and MLP at once, the mean of both sides' uniformity", False
-    )
-    learning_rate: float = option("of Adam, a new one for every phase", 1e-3, minimum=0)
-    weight_decay: float = option("of Adam", 1e-5, minimum=0)
-    batch_size: int = option("purchases per update", 1024, minimum=1)
-    epochs: int = option("of a phase, at most", 200, minimum=1)
-    patience: int = option("validations without improvement before a phase ends", 30, minimum=1)
-    every: int = option("epochs from one validation to the next", 1, minimum=1)
-
-    def __post_init__(self) -> None:
-        if self.dropout >= 1:
-            raise InputError(f"--dropout {self.dropout}: it must be below 1")
-        if self.symmetric and (self.phases != "both" or self.cycles > 1 or self.detach_tutor):
-            raise InputError(
-                "--symmetric trains both sides in one phase; leave out --phases, --cycles and "
-                "--detach-tutor"
-            )
-        if self.phases != "both" and self.cycles > 1:
-            raise InputError(f"--cycles {self.cycles} needs both phases; leave out --phases")
-        if self.trainable_items and self.phases == "first":
-            raise InputError("--trainable-items is of phase 2; leave out --phases first")
 
 
 class Network(nn.Module):
@@ -142,13 +94,7 @@ class CollabContext(VectorBaseline):
         checkpoints: {phase: the weights kept of its last run}.
     """
 
-    Settings: ClassVar[type] = CollabContextSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "learning_rate": (1e-4, 1e-3, 1e-2),
-        "weight_decay": (1e-4, 1e-5, 1e-6),
-        "layers": (1, 2, 3),
-    }
+    Settings = CollabContextSettings
 
     cold_user_vectors: np.ndarray
     cold_item_vectors: np.ndarray

@@ -13,8 +13,6 @@ Reads and writes nothing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,40 +20,13 @@ from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import Need, TrainingData
-from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
+from lcrec.baselines.base import TrainingData
+from lcrec.baselines.settings import FusionSettings
+from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import info_nce, sampled_dots
+from lcrec.baselines.shared.purchases import purchases
 from lcrec.baselines.shared.training import Step, train_baseline
-from lcrec.baselines.shared.vectors import VectorBaseline
-from lcrec.core.config import option
 from lcrec.core.errors import InputError
-
-
-@dataclass(frozen=True)
-class FusionSettings:
-    """Defaults of the released code (there, validation is by Recall@20)."""
-
-    views: Literal["both", "collaborative", "semantic"] = option(
-        "what to train: both, or one of them alone, to compare", "both"
-    )
-    dim: int = option("numbers per view", 64, minimum=1)
-    layers: int = option("how often purchases are smoothed over the graph", 2, minimum=0)
-    temperature: float = option("what cosines are divided by", 0.15, minimum=0.001)
-    candidates: int = option("items drawn per purchase", 512, minimum=1)
-    negatives: int = option("how many of them, the hardest, are trained on", 256, minimum=1)
-    learning_rate: float = option("of AdamW", 1e-3, minimum=0)
-    weight_decay: float = option("of AdamW", 1e-4, minimum=0)
-    batch_size: int = option("purchases per update", 2048, minimum=1)
-    epochs: int = option("at most", 200, minimum=1)
-    patience: int = option("validations without improvement before training stops", 5, minimum=1)
-    every: int = option("epochs from one validation to the next", 5, minimum=1)
-
-    def __post_init__(self) -> None:
-        if self.negatives > self.candidates:
-            raise InputError(
-                f"--negatives {self.negatives}: more than --candidates {self.candidates}, of which "
-                "they are the hardest"
-            )
 
 
 class FusedNetwork(nn.Module):
@@ -132,13 +103,7 @@ def hardest_negatives(
 class Fusion(VectorBaseline):
     """Text and purchases side by side, matched by the mean of their cosines."""
 
-    Settings: ClassVar[type] = FusionSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "temperature": (0.1, 0.15, 0.2),
-        "layers": (1, 2, 3),
-        "learning_rate": (1e-3, 5e-3),
-    }
+    Settings = FusionSettings
 
     def fit(self, data: TrainingData) -> None:
         """Train to the best validation NDCG@10."""

@@ -14,8 +14,7 @@ Reads and writes nothing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,31 +23,11 @@ from torch import nn
 from torch.nn import functional
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.shared.graph import normalised_adjacency, purchases, smooth
+from lcrec.baselines.settings import LightGCNSettings, MatrixFactorisationSettings
+from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import bpr, candidate_scores, info_nce
-from lcrec.baselines.shared.negatives import NegativeSampler
+from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.baselines.shared.training import Step, train_baseline
-from lcrec.baselines.shared.vectors import VectorBaseline
-from lcrec.core.config import option
-
-
-@dataclass(frozen=True)
-class LightGCNSettings:
-    """Defaults of RecBole 1.2.1, but for a longer patience."""
-
-    dim: int = option("numbers per vector", 64, minimum=1)
-    layers: int = option("how often the vectors are smoothed over the graph", 2, minimum=0)
-    loss: Literal["bpr", "info_nce"] = option("bpr: one negative; info_nce: several", "bpr")
-    negatives: int = option("info_nce: items drawn per purchase", 256, minimum=1)
-    temperature: float = option("info_nce: what cosines are divided by", 0.2, minimum=0.001)
-    regularisation: float = option("bpr: weight of the squared norms", 1e-5, minimum=0)
-    learning_rate: float = option("of Adam", 1e-3, minimum=0)
-    batch_size: int = option("purchases per update", 2048, minimum=1)
-    epochs: int = option("at most", 300, minimum=1)
-    # RecBole's 10 can stop it in the dip after its first epochs, which it leaves slowly: on Office
-    # at epoch 5 with NDCG@10 .085 on validation, where epoch 348 has .0945.
-    patience: int = option("validations without improvement before training stops", 100, minimum=1)
-    every: int = option("epochs from one validation to the next", 1, minimum=1)
 
 
 class PurchaseBatches:
@@ -99,12 +78,7 @@ class Network(nn.Module):
 class LightGCN(VectorBaseline):
     """Vectors smoothed over the graph of purchases, matched by their dot product."""
 
-    Settings: ClassVar[type] = LightGCNSettings
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "loss": ("bpr", "info_nce"),
-        "layers": (1, 2, 3),
-        "learning_rate": (1e-3, 5e-3),
-    }
+    Settings: ClassVar[type[LightGCNSettings]] = LightGCNSettings
 
     def fit(self, data: TrainingData) -> None:
         """Train to the best validation NDCG@10."""
@@ -155,18 +129,7 @@ class LightGCN(VectorBaseline):
         self.user_vectors, self.item_vectors = vectors[:num_users], vectors[num_users:]
 
 
-@dataclass(frozen=True)
-class MatrixFactorisationSettings(LightGCNSettings):
-    """Those of LightGCN; the number of layers is not for setting."""
-
-    layers: int = field(default=0, init=False)
-
-
 class MatrixFactorisation(LightGCN):
     """A vector per user and item, matched by their dot product."""
 
-    Settings: ClassVar[type] = MatrixFactorisationSettings
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "loss": ("bpr", "info_nce"),
-        "learning_rate": (1e-3, 5e-3),
-    }
+    Settings = MatrixFactorisationSettings

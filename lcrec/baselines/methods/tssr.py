@@ -21,20 +21,19 @@ Reads a transformers model folder with `--text-encoder`; that is trained end to 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import Baseline, Need, TrainingData, require_embeddings
+from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
+from lcrec.baselines.settings import TSSRSettings
 from lcrec.baselines.shared.sequences import pad_histories
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
-from lcrec.core.config import option
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 
@@ -221,44 +220,6 @@ SCALE_AT_START = 1e-8
 BIAS_AT_START = 0.1
 
 
-@dataclass(frozen=True)
-class TSSRSettings:
-    """Defaults of the released code, but for its 20 epochs, few steps where users are few."""
-
-    dim: int = option("numbers per vector", 128, minimum=1)
-    heads: int = option("of every attention; divides --dim", 4, minimum=1)
-    hidden: int = option("width of the feed-forward networks", 256, minimum=1)
-    layers: int = option("blocks of each stream before they meet", 1, minimum=1)
-    cross_layers: int = option("blocks in which each stream reads the other", 4, minimum=1)
-    max_history: int = option("how many items of a user are read", 10, minimum=1)
-    dropout: float = option("in every block, below 1", 0.1, minimum=0)
-    user_contrast: bool = option("users find themselves in the other stream", True)
-    item_contrast: bool = option("states find the next item in the other stream", True)
-    cross: bool = option("the streams read each other", True)
-    gate: bool = option("mix both by a learned gate, else by their mean", True)
-    id_only: bool = option("the stream of item ids alone", False)
-    content_only: bool = option("the stream of contents alone", False)
-    text_encoder: Path | None = option(
-        "a folder with a transformers text encoder to train on the titles, in place of "
-        "--embeddings",
-        None,
-    )
-    max_tokens: int = option("of a title, with --text-encoder", 32, minimum=2)
-    learning_rate: float = option("of Adam", 1e-4, minimum=0)
-    batch_size: int = option("users per update, and each other's negatives", 128, minimum=1)
-    epochs: int = option("at most", 200, minimum=1)
-    patience: int = option("validations without improvement before training stops", 10, minimum=1)
-    every: int = option("epochs from one validation to the next", 1, minimum=1)
-
-    def __post_init__(self) -> None:
-        if self.dropout >= 1:
-            raise InputError(f"--dropout {self.dropout}: it must be below 1")
-        if self.id_only and self.content_only:
-            raise InputError("--id-only and --content-only leave nothing; give one of them")
-        if self.id_only and self.text_encoder is not None:
-            raise InputError("--id-only reads no texts; leave out --text-encoder")
-
-
 class Streams(NamedTuple):
     """What a sequence becomes, [batch, length, dim] each.
 
@@ -329,23 +290,10 @@ class Network(nn.Module):
 class TSSR(Baseline):
     """Two streams of a history, what its items are called and what they are about."""
 
-    Settings: ClassVar[type] = TSSRSettings
-    needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
-    tuned: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "learning_rate": (1e-4, 1e-3),
-        "batch_size": (32, 128, 512),
-    }
+    Settings = TSSRSettings
 
     network: Network
     contents: torch.Tensor | None  # [items + 1, dim], projected; None with ids alone
-
-    @classmethod
-    def required_inputs(cls, settings: TSSRSettings) -> frozenset[Need]:
-        """Return the embeddings, the titles for a text encoder, nothing for ids alone."""
-        if settings.id_only:
-            return frozenset()
-        return frozenset({"texts"}) if settings.text_encoder is not None else cls.needs
 
     def fit(self, data: TrainingData) -> None:
         """Train to the best validation NDCG@10.

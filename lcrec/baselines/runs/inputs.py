@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.baselines.base import Need, TrainingData
+from lcrec.baselines.base import TrainingData
+from lcrec.baselines.settings import Need
 from lcrec.core.artifacts import EMBEDDINGS, find_data, index_path, read_array
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input

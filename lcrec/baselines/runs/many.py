@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from lcrec.baselines.runs.flags import MethodEntry
 from lcrec.baselines.runs.run import MethodRun
-from lcrec.baselines.runs.settings import MethodEntry
 from lcrec.core.errors import InputError
 
 LOG = "log.txt"
@@ -81,7 +81,7 @@ def plan_runs(
             own += ["--output", str(place / "predictions.jsonl")]
             argv = [*shared, *start, *entry.flags, *own]
             runs.append(Run(entry.label, entry.name, seed, place, argv))
-            if not entry.kind.is_stochastic:
+            if not entry.settings.is_stochastic:
                 break
     return runs
 

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lcrec.baselines import find_method
-from lcrec.baselines.base import Baseline, Need
-from lcrec.baselines.runs.inputs import input_files, load_inputs
-from lcrec.baselines.runs.ranking import rank_cases
-from lcrec.baselines.runs.settings import (
-    method_device,
+from lcrec.baselines.registry import find_method
+from lcrec.baselines.runs.flags import (
     method_settings,
     parse_method_config,
     settings_files,
 )
+from lcrec.baselines.runs.inputs import input_files, load_inputs
+from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.store import fit_and_measure, fit_once, is_saved, most, peak_mb
+from lcrec.baselines.settings import Need
 from lcrec.core.config import config_dict, option
 from lcrec.core.console import progress
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
@@ -95,7 +94,7 @@ class MethodRun:
         argv: what stands after it on the command line.
 
     Attributes:
-        kind: the method's class.
+        method: what is known of the method without loading it.
         config: what was given, `BaselineConfig` and the method's own settings in one.
         needs: what the method needs with these settings.
 
@@ -104,20 +103,19 @@ class MethodRun:
     """
 
     def __init__(self, name: str, argv: list[str]) -> None:
-        entry = find_method(name)
+        self.method = find_method(name)
         self.name, self.prog = name, f"{PROG} {name}"
-        self.kind: type[Baseline] = entry.load()
         self.config: Any = parse_method_config(
             BaselineConfig,
-            self.kind,
+            self.method.settings,
             argv,
-            description=entry.summary,
+            description=self.method.summary,
             prog=self.prog,
-            example=example_of(name, self.kind.needs),
+            example=example_of(name, self.method.settings.needs),
         )
         require_predictions_path(self.config.output)
-        self.chosen = method_settings(self.kind, self.config)
-        self.needs = self.kind.required_inputs(self.chosen)
+        self.chosen = method_settings(self.method.settings, self.config)
+        self.needs = self.chosen.required_inputs
         self.files = input_files(
             self.config.data, self.config.embeddings, self.needs, self.config.index
         ) | settings_files(self.chosen)
@@ -163,7 +161,7 @@ class MethodRun:
             f"{config.split} split{without}.",
             flush=True,
         )
-        method = self.kind(self.chosen, seed=config.seed, device=method_device(config.device))
+        method = self.method.make(self.chosen, config.seed, config.device)
         deadline = None
         if config.max_minutes is not None:
             deadline = time.perf_counter() + 60 * config.max_minutes

@@ -4,7 +4,7 @@
 
 R (`purchases`) is 1 where the user has the item in a train sequence, however often. A node without
 an edge has a row of zeros in A_hat, so that only its own layer 0 is left of it, divided by K + 1.
-`history_rows` gives histories as rows of such a matrix, for methods that weigh a user's items.
+`VectorBaseline` is what methods share that keep a vector per user and item.
 
 Reads and writes nothing.
 """
@@ -16,19 +16,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lcrec.data.folder import Interactions
-
-
-def purchases(train: Interactions, num_items: int) -> sparse.csr_array:
-    """Return R, float32 [users, items], 1 where a train sequence of the user has the item."""
-    users = np.repeat(np.arange(len(train)), np.diff(train.offsets))
-    counts = sparse.csr_array(
-        (np.ones(len(users), dtype=np.float32), (users, train.items)),
-        shape=(len(train), num_items),
-    )
-    counts.sum_duplicates()
-    counts.data[:] = 1
-    return counts
+from lcrec.baselines.base import UNKNOWN, Baseline, TrainingData
 
 
 def normalised_adjacency(bought: sparse.csr_array) -> torch.Tensor:
@@ -117,25 +105,41 @@ def own_share(adjacency: torch.Tensor, layers: int) -> torch.Tensor:
     return torch.from_numpy((total / (layers + 1)).astype(np.float32)).to(adjacency.device)
 
 
-def history_rows(
-    histories: list[np.ndarray], num_items: int, decay: float = 1.0
-) -> sparse.csr_array:
-    """Return float32 [batch, items]: `decay` to the steps from the end where an item last stood.
+class VectorBaseline(Baseline):
+    """A method whose `fit` leaves `user_vectors` [users, dim] and `item_vectors` [items, dim]."""
 
-    An item that stands several times counts once. With `decay` 1 order plays no part.
+    user_vectors: np.ndarray
+    item_vectors: np.ndarray
+
+    def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        """Return the dot products, float32 [batch, num_items]."""
+        return dot_scores(users, histories, self.user_vectors, self.item_vectors)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return both matrices."""
+        return {"user_vectors": self.user_vectors, "item_vectors": self.item_vectors}
+
+    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
+        """Take both matrices."""
+        self.user_vectors, self.item_vectors = state["user_vectors"], state["item_vectors"]
+
+
+def dot_scores(
+    users: np.ndarray,
+    histories: list[np.ndarray],
+    user_vectors: np.ndarray,
+    item_vectors: np.ndarray,
+) -> np.ndarray:
+    """Return the dot products of users and all items, float32 [batch, items].
+
+    A user of whom there is no vector is the mean of the vectors of the items in their history.
 
     Args:
-        histories: int32 [length] each, oldest first.
-        num_items: the size of the catalogue.
-        decay: the factor per step back, 0 to 1; with 0 the last item alone counts.
+        users, histories: as for `Baseline.score`.
+        user_vectors: float32 [users, dim].
+        item_vectors: float32 [items, dim].
     """
-    rows, items, weights = [], [], []
-    for row, history in enumerate(histories):
-        distinct, steps = np.unique(history[::-1], return_index=True)
-        rows.append(np.full(len(distinct), row))
-        items.append(distinct)
-        weights.append(np.float64(decay) ** steps)
-    return sparse.csr_array(
-        (np.concatenate(weights).astype(np.float32), (np.concatenate(rows), np.concatenate(items))),
-        shape=(len(histories), num_items),
-    )
+    vectors = user_vectors[users]  # a copy; rows of -1 are replaced
+    for row in np.flatnonzero(users == UNKNOWN):
+        vectors[row] = item_vectors[histories[row]].mean(axis=0)
+    return vectors @ item_vectors.T

@@ -7,13 +7,14 @@ entries of a sparse matrix [batch, nodes], and their gradients two sparse produc
 Reads and writes nothing.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy import sparse
 from torch.nn import functional
 
-NextItemLoss = Literal["ce", "bce", "bpr", "sampled"]
+from lcrec.baselines.settings import NextItemLoss
+
 LOGITS_AT_ONCE = 2**19  # 2 MB in float32
 
 

@@ -8,42 +8,19 @@ Reads and writes nothing.
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from lcrec.baselines.base import Baseline, TrainingData
-from lcrec.baselines.shared.graph import purchases
-from lcrec.baselines.shared.losses import NextItemLoss, next_item_loss
-from lcrec.baselines.shared.negatives import NegativeSampler
+from lcrec.baselines.settings import SequenceSettings
+from lcrec.baselines.shared.losses import next_item_loss
+from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.baselines.shared.sequences import Batch, SequenceBatches, pad_histories
 from lcrec.baselines.shared.training import Step, train_baseline
-from lcrec.core.config import option
 
-ExampleForm = Literal["prefixes", "windows"]
 LENGTHS = 4  # groups that a batch's histories are read in, so that short ones are not padded to 20
-
-
-@dataclass(frozen=True)
-class SequenceSettings:
-    """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
-
-    dim: int = option("numbers per item vector", 64, minimum=1)
-    max_history: int = option("the last items of a history that are read", 20, minimum=1)
-    loss: NextItemLoss = option(
-        "ce: softmax over the catalogue; sampled: over --negatives items; bce, bpr: one", "ce"
-    )
-    negatives: int = option("sampled: items drawn per target", 256, minimum=1)
-    learning_rate: float = option("of Adam", 1e-3, minimum=0)
-    batch_size: int = option("targets per update", 2048, minimum=1)
-    epochs: int = option("at most", 300, minimum=1)
-    patience: int = option("validations without improvement before training stops", 10, minimum=1)
-    every: int = option("epochs from one validation to the next", 1, minimum=1)
-    # Not for setting, but in methods whose states know nothing of later items.
-    examples: ExampleForm = field(default="prefixes", init=False)
 
 
 class SequenceNetwork(nn.Module):
@@ -92,7 +69,7 @@ class SequentialBaseline(Baseline):
         sampler: of items to tell targets from, while training with a loss that needs them.
     """
 
-    Settings: ClassVar[type] = SequenceSettings
+    Settings = SequenceSettings
     network: SequenceNetwork
     sampler: NegativeSampler | None
 

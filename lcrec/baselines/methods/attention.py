@@ -1,54 +1,74 @@
-"""BERT4Rec: a transformer that looks both ways and fills in masked items (Sun et al. 2019, CIKM).
-
-In training, a share of the items of a history with its target is replaced by a mask, and the
-network names what stood there; a share of the histories has only the last one masked, which is
-what it is asked in the end. There, a mask stands behind the history.
-
-An item that is to be named is in no input: it is overwritten before the network sees it. A mask
-counts wherever it stands, in the first place too.
+"""Transformers over the items of a history: SASRec, and BERT4Rec on the same network.
 
 Reads and writes nothing.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.sasrec import SASRecNetwork
+from lcrec.baselines.settings import BERT4RecSettings, SASRecSettings
 from lcrec.baselines.shared.sequences import Batch
-from lcrec.baselines.shared.sequential import (
-    ExampleForm,
-    SequenceNetwork,
-    SequenceSettings,
-    SequentialBaseline,
-)
-from lcrec.baselines.shared.transformer import EPSILON
-from lcrec.core.config import option
+from lcrec.baselines.shared.sequential import SequenceNetwork, SequentialBaseline
+from lcrec.baselines.shared.transformer import EPSILON, Encoder, Positions, initialise
 
 
-@dataclass(frozen=True)
-class BERT4RecSettings(SequenceSettings):
-    """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
+class SASRecNetwork(SequenceNetwork):
+    """Item vectors, positions and the encoder.
 
-    examples: ExampleForm = option(
-        "prefixes: a history per target, as RecBole; windows: all of a user's items at once",
-        "prefixes",
-    )
-    layers: int = option("blocks of the transformer", 2, minimum=1)
-    heads: int = option("of its attention; divides --dim", 2, minimum=1)
-    hidden: int = option("width of its feed-forward networks", 256, minimum=1)
-    dropout: float = option(
-        "share of inputs and of what sublayers add", 0.2, minimum=0, maximum=0.99
-    )
-    attention_dropout: float = option("share of attention weights", 0.2, minimum=0, maximum=0.99)
-    masked: float = option("share of items that are masked", 0.2, minimum=0, maximum=1)
-    last_only: float = option(
-        "share of examples with only the last item masked", 0.5, minimum=0, maximum=1
-    )
+    Args:
+        num_items: the size of the catalogue.
+        chosen: dim, max_history, layers, heads, hidden and both dropouts are read.
+        extra: ids after the padding.
+    """
+
+    def __init__(self, num_items: int, chosen: Any, *, extra: int = 0) -> None:
+        super().__init__(num_items, chosen.dim, extra=extra)
+        # One more than histories have: for what stands in the place of the next item.
+        self.positions = Positions(chosen.max_history + 1, chosen.dim, chosen.dropout)
+        self.encoder = Encoder(
+            chosen.layers,
+            chosen.dim,
+            chosen.heads,
+            chosen.hidden,
+            chosen.dropout,
+            chosen.attention_dropout,
+        )
+        initialise(self)
+
+    def encode(
+        self, items: torch.Tensor, real: torch.Tensor, *, causal: bool = True
+    ) -> torch.Tensor:
+        """Return a state per place, [batch, length, dim].
+
+        Args:
+            items: int64 [batch, length].
+            real: bool [batch, length], False at padding.
+            causal: whether a place sees none later than itself.
+        """
+        return self.encoder(self.positions(self.items(items)), real, causal=causal)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the states [predictions, dim] at the places that the batch asks for."""
+        return self.encode(batch.items, batch.real)[batch.rows, batch.columns]
+
+
+class SASRec(SequentialBaseline):
+    """SASRec: a causal transformer over the items of a history (Kang and McAuley 2018, ICDM).
+
+    The paper trains with `--loss bce` and one negative per target; RecBole, and with it most later
+    tables, with the softmax over the catalogue. The loss moves the result more than the
+    architecture does, so say which was used.
+    """
+
+    Settings = SASRecSettings
+
+    def build(self, data: TrainingData) -> SASRecNetwork:
+        """Return the network with weights as they start."""
+        return SASRecNetwork(data.num_items, self.settings)
 
 
 def mask_items(
@@ -75,7 +95,7 @@ def mask_items(
     return items.masked_fill(drawn, mask), drawn
 
 
-class Network(SASRecNetwork):
+class BERT4RecNetwork(SASRecNetwork):
     """The encoder looking both ways, and BERT's head before the item vectors."""
 
     def __init__(self, num_items: int, chosen: Any) -> None:
@@ -111,25 +131,27 @@ class Network(SASRecNetwork):
 
 
 class BERT4Rec(SequentialBaseline):
-    """A transformer that looks both ways and fills in masks."""
+    """BERT4Rec: a transformer that fills in masked items, looking both ways (Sun et al. 2019).
 
-    Settings: ClassVar[type] = BERT4RecSettings
-    tuned: ClassVar[dict[str, Any]] = {"examples": "windows"}
-    grid: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "masked": (0.2, 0.4),
-        "dropout": (0.1, 0.2),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    In training, a share of the items of a history with its target is replaced by a mask, and the
+    network names what stood there; a share of the histories has only the last one masked, which is
+    what it is asked in the end. There, a mask stands behind the history.
 
-    def build(self, data: TrainingData) -> Network:
+    An item that is to be named is in no input: it is overwritten before the network sees it. A mask
+    counts wherever it stands, in the first place too.
+    """
+
+    Settings = BERT4RecSettings
+
+    def build(self, data: TrainingData) -> BERT4RecNetwork:
         """Return the network with weights as they start."""
-        return Network(data.num_items, self.settings)
+        return BERT4RecNetwork(data.num_items, self.settings)
 
     def asked(
         self, network: SequenceNetwork, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return what is masked of the histories and their last targets."""
-        assert isinstance(network, Network)
+        assert isinstance(network, BERT4RecNetwork)
         chosen = self.settings
         whole = batch.with_target(network.num_items)
         lengths = batch.lengths + 1

@@ -5,51 +5,56 @@ Reads and writes nothing.
 
 import dataclasses
 import shlex
-import sys
 import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lcrec.baselines import find_method
 from lcrec.baselines.base import Baseline
+from lcrec.baselines.registry import find_method
+from lcrec.baselines.settings import MethodSettings
 from lcrec.core.config import option, parse_config
-from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
+
+Settings = TypeVar("Settings", bound=MethodSettings)
 
 
 def method_config(
-    shared: type, method: type[Baseline], *, tuned: bool = False, without: Collection[str] = ()
+    shared: type,
+    settings: type[MethodSettings],
+    *,
+    tuned: bool = False,
+    without: Collection[str] = (),
 ) -> type:
     """Return the dataclass of all that a command takes: the shared settings, then the method's.
 
     Args:
         shared: the settings that do not depend on the method.
-        method: the class.
+        settings: the method's own.
         tuned: whether its own settings start from the best known ones.
         without: names of its settings that are not for setting here.
     """
     fields = []
-    for config_type in (shared, method.Settings):
+    for config_type in (shared, settings):
         hints = typing.get_type_hints(config_type)
-        own = config_type is method.Settings
+        own = config_type is settings
         for field in dataclasses.fields(config_type):
             if not field.init or (own and field.name in without):
                 continue
             default = (
-                method.tuned.get(field.name, field.default) if tuned and own else field.default
+                settings.tuned.get(field.name, field.default) if tuned and own else field.default
             )
             made = dataclasses.field(
                 default=default, default_factory=field.default_factory, metadata=field.metadata
             )
             fields.append((field.name, hints[field.name], made))
-    return dataclasses.make_dataclass(f"{method.__name__}Config", fields, frozen=True)
+    return dataclasses.make_dataclass(f"{settings.__name__}WithShared", fields, frozen=True)
 
 
 def parse_method_config(
     shared: type,
-    method: type[Baseline],
+    settings: type[MethodSettings],
     argv: list[str],
     *,
     description: str,
@@ -64,7 +69,7 @@ def parse_method_config(
     """
 
     def parse(tuned: bool) -> Any:
-        made = method_config(shared, method, tuned=tuned, without=without)
+        made = method_config(shared, settings, tuned=tuned, without=without)
         return parse_config(made, argv, description=description, prog=prog, example=example)
 
     config = parse(tuned=False)
@@ -73,11 +78,11 @@ def parse_method_config(
     return parse(tuned=True) if config.tuned else config
 
 
-def method_settings(method: type[Baseline], config: Any, **chosen: Any) -> Any:
+def method_settings(kind: type[Settings], config: Any, **chosen: Any) -> Settings:
     """Return the method's own settings out of what its command was given, but for those chosen."""
-    names = [field.name for field in dataclasses.fields(method.Settings) if field.init]
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
     given = {name: getattr(config, name) for name in names if name not in chosen}
-    return method.Settings(**given, **chosen)
+    return kind(**given, **chosen)
 
 
 @dataclass(frozen=True)
@@ -96,15 +101,17 @@ class MethodEntry:
         label: the entry as given.
         name: of the method.
         flags: the words behind it.
-        kind: its class.
         settings: its own settings, as the flags make them.
     """
 
     label: str
     name: str
     flags: list[str]
-    kind: type[Baseline]
-    settings: Any
+    settings: MethodSettings
+
+    def make(self, seed: int, device: str | None) -> Baseline:
+        """Return the method with these settings, not fitted."""
+        return find_method(self.name).make(self.settings, seed, device)
 
 
 def parse_entries(entries: Sequence[str]) -> list[MethodEntry]:
@@ -121,27 +128,17 @@ def parse_entries(entries: Sequence[str]) -> list[MethodEntry]:
             raise InputError(f"--methods: {entry!r} is no method with its flags") from None
         if entry in entries[:place]:
             raise InputError(f"--methods: {entry!r} is named twice")
-        kind = find_method(name).load()
+        kind = find_method(name).settings
         try:
             prog = f"python -m lcrec.baselines {name}"
             own = parse_method_config(_Start, kind, flags, description="", prog=prog)
         except InputError as error:
             raise InputError(f"--methods: {entry!r}: {error}") from None
-        parsed.append(MethodEntry(entry, name, flags, kind, method_settings(kind, own)))
+        parsed.append(MethodEntry(entry, name, flags, method_settings(kind, own)))
     return parsed
 
 
-def settings_files(settings: Any) -> dict[str, Path]:
+def settings_files(settings: MethodSettings) -> dict[str, Path]:
     """Return the files that a method's settings name, by setting, for the provenance."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     return {name: value for name, value in values.items() if isinstance(value, Path)}
-
-
-def method_device(name: str | None) -> str:
-    """Return the device that a method computes on: `--device`, or what `pick_device` chooses.
-
-    A method that is counted needs no torch, so nothing is chosen unless something has loaded it.
-    """
-    if "torch" not in sys.modules:
-        return name or "cpu"
-    return str(pick_device(name))

@@ -1,4 +1,4 @@
-"""Items that a user does not have, drawn uniformly, to tell them from those they do.
+"""Who bought what: as a sparse matrix, histories as its rows, and items that a user does not have.
 
 Reads and writes nothing.
 """
@@ -7,6 +7,43 @@ import numpy as np
 from scipy import sparse
 
 from lcrec.core.errors import InputError
+from lcrec.data.folder import Interactions
+
+
+def purchases(train: Interactions, num_items: int) -> sparse.csr_array:
+    """Return R, float32 [users, items], 1 where a train sequence of the user has the item."""
+    users = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    counts = sparse.csr_array(
+        (np.ones(len(users), dtype=np.float32), (users, train.items)),
+        shape=(len(train), num_items),
+    )
+    counts.sum_duplicates()
+    counts.data[:] = 1
+    return counts
+
+
+def history_rows(
+    histories: list[np.ndarray], num_items: int, decay: float = 1.0
+) -> sparse.csr_array:
+    """Return float32 [batch, items]: `decay` to the steps from the end where an item last stood.
+
+    An item that stands several times counts once. With `decay` 1 order plays no part.
+
+    Args:
+        histories: int32 [length] each, oldest first.
+        num_items: the size of the catalogue.
+        decay: the factor per step back, 0 to 1; with 0 the last item alone counts.
+    """
+    rows, items, weights = [], [], []
+    for row, history in enumerate(histories):
+        distinct, steps = np.unique(history[::-1], return_index=True)
+        rows.append(np.full(len(distinct), row))
+        items.append(distinct)
+        weights.append(np.float64(decay) ** steps)
+    return sparse.csr_array(
+        (np.concatenate(weights).astype(np.float32), (np.concatenate(rows), np.concatenate(items))),
+        shape=(len(histories), num_items),
+    )
 
 
 class NegativeSampler:
