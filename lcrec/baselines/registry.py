@@ -27,7 +27,7 @@ class Method:
     ) -> Baseline:
         """Return the method, not fitted, on `device` or the one that `pick_device` chooses.
 
-        A method that is counted needs no torch, so nothing is chosen unless something has loaded it.
+        A method that is counted needs no torch, so nothing is chosen unless it has been loaded.
         """
         kind = self.load()
         if "torch" in sys.modules:
