@@ -16,6 +16,12 @@ from lcrec.prompts.prompt_set import PromptSet
 SENTINEL = "\u2063lcrec\u2063"
 # Models that think aloud are asked not to: the answer follows at once.
 CHAT_SETTINGS: dict[str, Any] = {"enable_thinking": False}
+# Items as prompts show them, one or more on end; a text is split there, the items are kept.
+ITEM_RUN = re.compile(r"((?:<[a-z]_\d+>)+)")
+# Texts between items whose ids are kept: a few hundred bytes each.
+KEPT_PIECES = 200_000
+# What may stand beside an item token, to try a tokenizer with.
+_BESIDE = ("", "x", " x ", ", ", "\n", ': "é" ')
 # Role markup that is no token of its own, such as Llama 2's [INST] and <<SYS>>.
 BRACKETED = re.compile(r"\[[^\s\[\]]+\]|<+[^\s<>]+>+")
 
@@ -72,6 +78,8 @@ class PromptEncoder:
         first = "".join(sorted({re.escape(token[0]) for token in self.markup_tokens}))
         # Most brackets of a prompt open an item token: passed over here, for speed alone.
         self.prefixes = re.compile(f"[{first}](?!{ITEM_TOKEN.pattern[1:]})") if first else None
+        # The ids of pieces of text; None where this tokenizer takes a text for more than its parts.
+        self._pieces: dict[str, list[int]] | None = {} if self._tokenises_apart() else None
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return the conversation that this tokenizer's chat template turns into the prompt."""
@@ -84,13 +92,45 @@ class PromptEncoder:
     def prompt_ids(self, questions: list[str]) -> list[list[int]]:
         """Return the prompt of each question as token ids."""
         texts = [self.before + self.escape_markup(question) + self.after for question in questions]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self._encode(texts)
 
     def answer_ids(self, answers: list[str]) -> list[list[int]]:
         """Return each answer as token ids that end in EOS."""
         texts = [self.escape_markup(answer) for answer in answers]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [[*answer, self.tokenizer.eos_token_id] for answer in ids]
+        return [[*answer, self.tokenizer.eos_token_id] for answer in self._encode(texts)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the texts' ids, each item and each text between items tokenised once.
+
+        Prompts are made of few such pieces, and tokenising is most of the cost of a sample.
+        """
+        known = self._pieces
+        if known is None or not texts:
+            return self._encode_whole(texts)
+        if len(known) > KEPT_PIECES:
+            known.clear()
+        split = [ITEM_RUN.split(text) for text in texts]
+        missing = list({piece for pieces in split for piece in pieces}.difference(known))
+        if missing:
+            known.update(zip(missing, self._encode_whole(missing), strict=True))
+        return [[id for piece in pieces for id in known[piece]] for pieces in split]
+
+    def _encode_whole(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def _tokenises_apart(self) -> bool:
+        """Try whether what stands beside item tokens is tokenised as it is where it stands alone.
+
+        So does every tokenizer that cuts a text at its added tokens first. Where a word's first
+        letter looks otherwise at the start of a text (SentencePiece), some do not.
+        """
+        item = next(filter(ITEM_TOKEN.fullmatch, self.tokenizer.get_added_vocab()), None)
+        if item is None:
+            return False
+        texts = [f"{one}{item}{item}{two}{item}" for one in _BESIDE for two in _BESIDE]
+        pieces = [ITEM_RUN.split(text) for text in texts]
+        joined = [[id for ids in self._encode_whole(parts) for id in ids] for parts in pieces]
+        return self._encode_whole(texts) == joined
 
     def escape_markup(self, text: str) -> str:
         """Return the text of a question or answer with a space inside all that would be markup."""

@@ -25,7 +25,7 @@ from transformers import (
 from lcrec.core.errors import InputError
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.item_rows import resize_embeddings
-from lcrec.prompts.encoder import extend_tokenizer, item_token_ids, vocabulary_ids
+from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer, item_token_ids, vocabulary_ids
 from lcrec.tinylm import train_tokenizer
 
 # Titles of pens and of mugs; the last code is an item's own, the first says pen or mug.
@@ -76,10 +76,10 @@ def wordpiece():
     )
 
 
-def unigram():
+def unigram(marked="always"):
     """Unigram over words marked by a leading ▁ (sentencepiece's kind)."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=marked)
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=100,
@@ -93,11 +93,17 @@ def unigram():
     )
 
 
+def unigram_at_start():
+    """Unigram that marks the word at a text's start, but none behind an added token."""
+    return unigram("first")
+
+
 KINDS = {
     "byte-level BPE": bpe,
     "BPE with BOS": bpe_with_bos,
     "WordPiece": wordpiece,
     "Unigram": unigram,
+    "Unigram, marked at the start": unigram_at_start,
     "slow, in Python": ByT5Tokenizer,
 }
 kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
@@ -132,6 +138,22 @@ def check_tokens(tokenizer, index):
 @kinds
 def test_every_kind_of_tokenizer(make):
     check_tokens(make(), INDEX)
+
+
+@kinds
+def test_pieces_tokenised_once_are_the_ids_of_the_whole(make, prompts):
+    tokenizer = make()
+    extend_tokenizer(tokenizer, INDEX)
+    encoder = PromptEncoder(tokenizer, prompts)
+    one, two = INDEX.texts[0], INDEX.texts[2]
+    texts = ["red pen", one, one + two, f"{one}, {two}, {one}", f"Bought {one}\n\né.{two} ", ""]
+    for _ in range(2):  # what is not known yet, then what is
+        whole = [encoder.before + text + encoder.after for text in texts]
+        expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert encoder.prompt_ids(texts) == expected
+        answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        assert encoder.answer_ids(texts) == [[*ids, tokenizer.eos_token_id] for ids in answers]
+    assert (encoder._pieces is None) == (make is unigram_at_start)
 
 
 @kinds
