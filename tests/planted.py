@@ -1,4 +1,4 @@
-"""Interactions and text vectors whose truth is known, to test what methods make of each.
+"""Interactions, text vectors and codes whose truth is known, to test what methods make of each.
 
 Text and behaviour agree in some factors and each has others of its own; how many is a switch. The
 process, whole:
@@ -21,6 +21,7 @@ by a linear map, and nothing can read more off it.
 Reads and writes nothing.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,3 +155,32 @@ def _draw(
         for user in users[step < lengths]:
             sequences[user].append(int(last[user]))
     return sequences
+
+
+def toy_clusters(seed=0):
+    """Return float32 [64, 6]: 4 clusters far apart, each of 4 nearer ones, each of 4 points."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    coarse, fine = rng.normal(size=(4, 6)) * 10, rng.normal(size=(4, 6))
+    centres = np.array([a + b for a, b in itertools.product(coarse, fine)])
+    points = np.repeat(centres, 4, axis=0)
+    return torch.from_numpy(points + 0.02 * rng.normal(size=points.shape)).float()
+
+
+def identity_rqvae(*codebooks):
+    """Return an RQ-VAE whose latents are the embeddings, with codebooks [codes, dim] per level."""
+    import torch
+
+    from lcrec.index.rqvae import RQVAE
+
+    books = torch.tensor(codebooks, dtype=torch.float32)
+    levels, codes, dim = books.shape
+    model = RQVAE(dim, hidden_dims=[], latent_dim=dim, num_levels=levels, num_codes=codes).eval()
+    with torch.no_grad():
+        for side in (model.encoder, model.decoder):
+            side.begin_linear(torch.eye(dim))
+            torch.nn.init.zeros_(side.last.bias)
+    for layer, book in zip(model.quantizer.layers, books, strict=True):
+        layer._codebook.embed.data = book[None]
+    return model

@@ -7,6 +7,7 @@ from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.index.item_index import ItemIndex
+from lcrec.index.methods import INDEXERS, WITHOUT_MODEL
 from lcrec.index.rqvae import RQVAE
 from lcrec.index_report import main
 from lcrec.quantize import main as quantize
@@ -72,10 +73,7 @@ def test_an_index_with_conflicts_is_reported_not_refused(shop):
     assert report["verdict"]["text"] == "Not fit for training: items share an index."
 
 
-KINDS = ["rq-vae", "rq-kmeans", "balanced-kmeans", "tiger", "random", "vanilla"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INDEXERS)
 def test_it_says_of_every_kind_what_quantize_said(shop, kind):
     settings = {"kind": kind, "levels": 2, "codes": 6, "epochs": 5, "hidden-dims": 8}
     folders = {name: shop / name for name in ("data", "embeddings")}
@@ -90,12 +88,15 @@ def test_it_says_of_every_kind_what_quantize_said(shop, kind):
             for name in before:
                 report.pop(name)
     assert again == said
-    assert ("explained_variance" in said) == (kind not in ("random", "vanilla"))
+    with_model = kind not in WITHOUT_MODEL
+    assert ("explained_variance" in said) == with_model
+    assert (shop / "index" / "rqvae.safetensors").exists() == with_model
     # Beside the index itself its record stays what it was.
     record = read_provenance(shop / "index")
     run(shop, "index", output="index")
     assert read_provenance(shop / "index") == record
-    assert len(ItemIndex.load(shop / "index")) == ITEMS
+    index = ItemIndex.load(shop / "index", ITEMS)
+    assert index.num_levels == {"vanilla": 1, "tiger": 3}.get(kind, 2)
 
 
 def test_how_items_joined_or_moved_is_not_lost(shop):
@@ -120,10 +121,6 @@ def refused(shop):
     return check
 
 
-def test_no_index(refused):
-    refused(r"gone/index.json: no such file; make one with: python -m lcrec.quantize", "gone")
-
-
 def test_another_catalogue(shop, refused):
     write_index(shop / "made" / "index.json", CODES[:-1])
     refused(r"index.json has 23 items but .*Shop.item.json has 24: .* name the data folder")
@@ -138,7 +135,8 @@ def test_embeddings_that_are_none(shop, refused):
     refused(r"embeddings.npy: no such file")
 
 
-def test_paths_of_different_depth(shop, refused):
+def test_no_index(shop, refused):
+    refused(r"gone/index.json: no such file; make one with: python -m lcrec.quantize", "gone")
     write_json(shop / "made" / "index.json", {"0": ["<a_0>"], "1": ["<a_1>", "<b_0>"]})
     refused(r"item 1 has 2 tokens, item 0 has 1; every item needs the same number")
 
@@ -150,15 +148,11 @@ def test_a_data_set_that_changed_since(shop, refused):
     refused("made was made from another item file .* python -m lcrec.quantize --data")
 
 
-def test_damaged_weights(shop, refused):
-    (shop / "made" / "rqvae.safetensors").write_text("no weights")
+def test_weights_that_do_not_fit(shop, refused):
+    path = shop / "made" / "rqvae.safetensors"
+    path.write_text("no weights")
     refused("rqvae.safetensors: not an RQ-VAE of this version")
-
-
-def test_weights_for_embeddings_of_another_width(shop, refused):
-    RQVAE(5, hidden_dims=[], latent_dim=2, num_levels=2, num_codes=6).save(
-        shop / "made" / "rqvae.safetensors"
-    )
+    RQVAE(5, hidden_dims=[], latent_dim=2, num_levels=2, num_codes=6).save(path)
     refused(r"--embeddings: 6 wide, but .*rqvae.safetensors was trained on 5-wide ones")
 
 

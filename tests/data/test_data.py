@@ -132,24 +132,6 @@ def test_bad_interactions(write, sequences, message):
         load_interactions(write(sequences), 4)
 
 
-def test_leave_one_out_by_hand():
-    split = leave_one_out(Interactions.from_sequences(SEQUENCES))
-    assert [sequence.tolist() for sequence in split.train] == [[0], [3, 1, 1], [2, 3]]
-    assert split.train.users == ["ann", "bob", "eve"]
-
-    assert split.valid.users == ["ann", "bob", "eve"]
-    assert [history.tolist() for history in split.valid.histories] == [[0], [3, 1, 1], [2, 3]]
-    assert split.valid.targets.tolist() == [1, 0, 0]
-
-    assert [history.tolist() for history in split.test.histories] == [
-        [0, 1],
-        [3, 1, 1, 0],
-        [2, 3, 0],
-    ]
-    assert split.test.targets.tolist() == [2, 2, 1]
-    assert (len(split.train), len(split.valid), len(split.test)) == (3, 3, 3)
-
-
 @given(
     st.dictionaries(
         st.text(max_size=3),

@@ -20,16 +20,8 @@ def store(tmp_path):
 
 
 def make(store, *flags):
-    words = [
-        "--data",
-        store / "data",
-        "--output",
-        store / "embeddings",
-        "--fields",
-        "title",
-        *flags,
-    ]
-    embed.main([str(word) for word in words])
+    words = ["--data", store / "data", "--output", store / "embeddings", "--fields", "title"]
+    embed.main([str(word) for word in [*words, *flags]])
     return store / "embeddings"
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import identity_rqvae
 
 from lcrec import add_items, embed, quantize
 from lcrec.core.artifacts import read_json, write_array, write_json
@@ -12,7 +13,6 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.revise import place_new_items
-from lcrec.index.rqvae import RQVAE
 
 NAMES = ("red desk lamp", "tall floor lamp", "office chair", "garden chair", "woollen rug")
 ITEMS = [{"title": f"{name} number {number}"} for number in range(5) for name in NAMES]
@@ -22,17 +22,7 @@ NEW = {"25": {"title": "green desk lamp"}, "26": {"title": "woollen rug number 2
 @pytest.fixture
 def model():
     """Two levels of three codes: the first is a corner of the plane, the second a step from it."""
-    model = RQVAE(2, hidden_dims=[], latent_dim=2, num_levels=2, num_codes=3).eval()
-    with torch.no_grad():
-        model.encoder.begin_linear(torch.eye(2))
-        model.decoder.begin_linear(torch.eye(2))
-        for layer, codes in zip(
-            model.quantizer.layers,
-            ([[0, 0], [10, 0], [0, 10]], [[0, 0], [1, 0], [0, 1]]),
-            strict=True,
-        ):
-            layer._codebook.embed.copy_(torch.tensor(codes, dtype=torch.float32)[None])
-    return model
+    return identity_rqvae([[0, 0], [10, 0], [0, 10]], [[0, 0], [1, 0], [0, 1]])
 
 
 def index_of(*codes, sizes=(3, 3)):
@@ -47,30 +37,23 @@ def place(model, old, *new):
     return extension.index.codes[len(old) :].tolist(), extension
 
 
-def test_the_nearest_path_where_it_is_free(model):
-    old = index_of([0, 0], [1, 1])
-    codes, extension = place(model, old, [10, 0.9], [0.1, 9.9])
-    assert codes == [[1, 2], [2, 0]]
-    assert extension.moved == 0
+@pytest.mark.parametrize(
+    ("old", "new", "expected", "moved"),
+    [
+        ([[0, 0], [1, 1]], [[10, 0.9], [0.1, 9.9]], [[1, 2], [2, 0]], 0),
+        # Nearest is the step to the right, which item 1 has, and next to it none at all.
+        ([[0, 0], [1, 1]], [[10.8, 0.3]], [[1, 0]], 1),
+        ([[0, 0]], [[10, 0]] * 3, [[1, 0], [1, 1], [1, 2]], 2),
+        # The prefix is full: the corner next to it, a step to the right.
+        ([[1, 0], [1, 1], [1, 2]], [[7, 0]], [[0, 1]], 1),
+    ],
+    ids=["free", "taken", "alike", "full prefix"],
+)
+def test_the_nearest_path_that_is_free(model, old, new, expected, moved):
+    codes, extension = place(model, index_of(*old), *new)
+    assert sorted(codes) == expected
+    assert extension.moved == moved
     assert extension.index.level_sizes == (3, 3)
-
-
-def test_the_next_nearest_where_it_is_taken(model):
-    # (10.8, 0.3) is nearest to the step to the right, which item 1 has, and next to none at all.
-    codes, extension = place(model, index_of([0, 0], [1, 1]), [10.8, 0.3])
-    assert codes == [[1, 0]]
-    assert extension.moved == 1
-
-
-def test_items_alike_get_paths_of_their_own(model):
-    codes, extension = place(model, index_of([0, 0]), [10, 0], [10, 0], [10, 0])
-    assert sorted(codes) == [[1, 0], [1, 1], [1, 2]]
-    assert extension.moved == 2
-
-
-def test_a_full_prefix_sends_to_the_next(model):
-    old = index_of([1, 0], [1, 1], [1, 2])
-    assert place(model, old, [7, 0])[0] == [[0, 1]]  # the corner next to it, a step to the right
 
 
 def test_a_full_code_space(model):
@@ -103,11 +86,7 @@ def test_a_level_that_numbers_those_who_share_a_path(model):
 def test_whatever_joins(data):
     """All are unique, none of the old moves, and who wants a free path alone gets it."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    model = RQVAE(3, hidden_dims=[], latent_dim=3, num_levels=2, num_codes=4).eval()
-    with torch.no_grad():
-        model.encoder.begin_linear(torch.eye(3))
-        for layer in model.quantizer.layers:
-            layer._codebook.embed.copy_(torch.from_numpy(rng.normal(size=(1, 4, 3))))
+    model = identity_rqvae(*rng.normal(size=(2, 4, 3)).tolist())
     paths = rng.permutation(16)
     num_old = data.draw(st.integers(1, 15))
     num_new = data.draw(st.integers(1, 16 - num_old))

@@ -246,6 +246,10 @@ def test_the_published_index_is_read_and_its_conflicts_are_named(real_data, tmp_
             r"item 3: code 3 at level 1 is outside 0 to 2, the codes there",
         ),
         ({"3": ["<a_0>", "<b_2>"]}, r"2 items share an index with another"),
+        (
+            {str(item): ["<a_0>", "<b_0>", f"<c_{item}>"] for item in range(4)},
+            r"has 4 items of 3 levels .*quantize --add",
+        ),
     ],
 )
 def test_an_index_that_adds_items(write, longer, message):
@@ -259,12 +263,6 @@ def test_an_index_that_adds_items(write, longer, message):
         assert index.texts[:3] == old.texts
         assert index.vocabulary == old.vocabulary
         assert len(index) == 3 + len(longer)
-
-
-def test_an_index_of_another_depth_adds_nothing(write):
-    deep = {str(item): ["<a_0>", "<b_0>", f"<c_{item}>"] for item in range(4)}
-    with pytest.raises(InputError, match=r"has 4 items of 3 levels .*quantize --add"):
-        ItemIndex(TOY, (3, 3)).load_extension(write(deep))
 
 
 def test_items_that_share_a_path_are_numbered():

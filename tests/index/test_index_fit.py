@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from planted import identity_rqvae
 
 from lcrec.index.quality import measure_fit
-from lcrec.index.rqvae import RQVAE
 
 POINTS = torch.tensor([[-1.0], [-1.0], [9.0]])
 SPREAD = (100 + 100 + 400) / 9  # squared distances to the mean 7/3
@@ -15,15 +15,7 @@ SPREAD = (100 + 100 + 400) / 9  # squared distances to the mean 7/3
 
 @pytest.fixture
 def model():
-    """A model whose latents are the embeddings, with codes 0 and 10, then -1 and 1."""
-    model = RQVAE(1, hidden_dims=[], latent_dim=1, num_levels=2, num_codes=2).eval()
-    with torch.no_grad():
-        for side in (model.encoder, model.decoder):
-            side.begin_linear(torch.eye(1))
-            torch.nn.init.zeros_(side.last.bias)
-    for layer, codes in zip(model.quantizer.layers, ([0.0, 10.0], [-1.0, 1.0]), strict=True):
-        layer._codebook.embed.data = torch.tensor(codes)[None, :, None]
-    return model
+    return identity_rqvae([[0], [10]], [[-1], [1]])
 
 
 def test_the_cost_of_uniqueness_by_hand(model):

@@ -2,7 +2,6 @@
 
 import sys
 
-import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -77,11 +76,6 @@ def test_text_without_markup_loses_white_space_only(text):
         return [letter for letter in value if not letter.isspace() and letter >= " " != "\x7f"]
 
     assert dense(clean_text(text).replace("\x7f", "")) == dense(text.replace("\x7f", ""))
-
-
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
 
 
 def is_suspect(texts):

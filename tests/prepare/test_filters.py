@@ -5,7 +5,6 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import ibis
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -37,11 +36,6 @@ def plain_core(pairs, min_user_items, min_item_users):
         if kept == pairs:
             return pairs
         pairs = kept
-
-
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
 
 
 def as_table(con, rows, *more):

@@ -3,7 +3,6 @@
 import gzip
 import json
 
-import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,11 +16,6 @@ from lcrec.prepare.tables import Options
 LOG = "user,item,time\nann,lamp,1\nbob,desk,2\n"
 ITEMS = "item,title\nlamp,Lamp\ndesk,Desk\n"
 PAIRS = [("ann", "lamp"), ("bob", "desk")]
-
-
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
 
 
 @pytest.fixture

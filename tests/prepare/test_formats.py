@@ -21,11 +21,6 @@ ATOMIC_ITEMS = 'item_id:token\tmovie_title:token_seq\tclass:token_seq\nlamp\t"Lu
 DROP = Options(bad_rows="drop")
 
 
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
-
-
 @pytest.fixture
 def files(tmp_path):
     """A function that writes an interactions and an items file and returns their paths."""

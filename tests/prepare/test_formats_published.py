@@ -4,7 +4,6 @@ import gzip
 import json
 import zipfile
 
-import ibis
 import pyarrow as pa
 import pytest
 
@@ -16,11 +15,6 @@ from lcrec.prepare.tables import Options
 
 # Seconds of 2014-01-02 and 2014-01-03, as Amazon rounds them to days.
 DAY, NEXT_DAY = 1388620800, 1388707200
-
-
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
 
 
 @pytest.fixture
@@ -67,17 +61,11 @@ def lines(*records):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-REVIEW_2014 = {
-    "reviewerID": "A2IBPI20UZIR0U",
-    "asin": "0013714",
-    "reviewerName": "cassandra",
-    "helpful": [0, 0],
-    "reviewText": "Not much to write about here",
-    "overall": 5.0,
-    "summary": "good",
-    "unixReviewTime": DAY,
-    "reviewTime": "01 2, 2014",
-}
+REVIEW_2014 = json.loads(
+    '{"reviewerID": "A2IBPI20UZIR0U", "asin": "0013714", "reviewerName": "cassandra", '
+    '"helpful": [0, 0], "reviewText": "Not much to write about here", "overall": 5.0, '
+    f'"summary": "good", "unixReviewTime": {DAY}, "reviewTime": "01 2, 2014"}}'
+)
 META_2014 = (
     "{'asin': '0013714', 'title': 'It\\'s a \"Tutu\"', 'price': 3.17, "
     "'related': {'also_bought': ['B00JHONN1S']}, 'salesRank': {'Toys & Games': 211836}, "
@@ -119,33 +107,19 @@ def test_amazon_ratings_have_their_columns_in_another_order_in_each_year(write, 
 
 
 def test_amazon_2018(write, read):
-    review = {
-        "overall": 4.0,
-        "verified": True,
-        "reviewTime": "01 2, 2014",
-        "reviewerID": "A1",
-        "asin": "B1",
-        "style": {"Size:": " Large"},
-        "reviewerName": "x",
-        "reviewText": "ok",
-        "summary": "s",
-        "unixReviewTime": DAY,
-        "vote": "2",
-    }
-    write("Office_5.json.gz", lines(review))
-    items = (
-        {
-            "asin": "B1",
-            "title": "[1984] Lamp",
-            "description": ["One.", "Two."],
-            "brand": "Lux",
-            "category": ["Office", "Lamps"],
-            "feature": ["Bright", "Cheap"],
-            "details": {"Weight: ": "2 kg"},
-        },
-        {"asin": "B2", "title": "Desk", "description": "plain", "category": [], "feature": []},
+    write(
+        "Office_5.json.gz",
+        '{"overall": 4.0, "verified": true, "reviewTime": "01 2, 2014", "reviewerID": "A1", '
+        '"asin": "B1", "style": {"Size:": " Large"}, "reviewerName": "x", "reviewText": "ok", '
+        f'"summary": "s", "unixReviewTime": {DAY}, "vote": "2"}}\n',
     )
-    write("meta_Office.json.gz", lines(*items))
+    write(
+        "meta_Office.json.gz",
+        '{"asin": "B1", "title": "[1984] Lamp", "description": ["One.", "Two."], "brand": "Lux", '
+        '"category": ["Office", "Lamps"], "feature": ["Bright", "Cheap"], '
+        '"details": {"Weight: ": "2 kg"}}\n'
+        '{"asin": "B2", "title": "Desk", "description": "plain", "category": [], "feature": []}\n',
+    )
     _, actions, catalogue = read("amazon2018")
     assert actions == [{"user": "A1", "item": "B1", "time": DAY, "rating": "4.0"}]
     assert catalogue[0] == {
@@ -161,39 +135,23 @@ def test_amazon_2018(write, read):
     assert catalogue[1]["categories"] == ""
 
 
-META_2023 = {
-    "main_category": "Office Products",
-    "title": "Pen",
-    "average_rating": 4.5,
-    "rating_number": 12,
-    "features": ["Blue", "Fine"],
-    "description": ["Writes.", "Well."],
-    "price": None,
-    "images": [],
-    "videos": [],
-    "store": "PenCo",
-    "categories": ["Office Products", "Pens"],
-    "details": {"Color": "Blue", "Best Sellers Rank": {"Pens": 3}},
-    "parent_asin": "P1",
-    "bought_together": None,
-}
-REVIEW_2023 = {
-    "rating": 5.0,
-    "title": "Great",
-    "text": "Writes",
-    "images": [],
-    "asin": "C1",
-    "parent_asin": "P1",
-    "user_id": "AE1",
-    "timestamp": DAY * 1000 + 250,
-    "helpful_vote": 0,
-    "verified_purchase": True,
-}
+META_2023 = (
+    '{"main_category": "Office Products", "title": "Pen", "average_rating": 4.5, '
+    '"rating_number": 12, "features": ["Blue", "Fine"], "description": ["Writes.", "Well."], '
+    '"price": null, "images": [], "videos": [], "store": "PenCo", "bought_together": null, '
+    '"categories": ["Office Products", "Pens"], "parent_asin": "P1", '
+    '"details": {"Color": "Blue", "Best Sellers Rank": {"Pens": 3}}}\n'
+)
+REVIEW_2023 = (
+    '{"rating": 5.0, "title": "Great", "text": "Writes", "images": [], "asin": "C1", '
+    f'"parent_asin": "P1", "user_id": "AE1", "timestamp": {DAY}250, "helpful_vote": 0, '
+    '"verified_purchase": true}\n'
+)
 
 
 def test_amazon_2023(write, read, tmp_path):
-    write("Office_Products.jsonl.gz", lines(REVIEW_2023))
-    write("meta_Office_Products.jsonl.gz", lines(META_2023))
+    write("Office_Products.jsonl.gz", REVIEW_2023)
+    write("meta_Office_Products.jsonl.gz", META_2023)
     raw, actions, items = read("amazon2023", reviews=True)
     expected = {"user": "AE1", "item": "P1", "time": DAY}
     assert actions == [

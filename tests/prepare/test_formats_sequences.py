@@ -1,10 +1,7 @@
 """Data sets published as sequences: LC-Rec's files and MiniOneRec's."""
 
 import json
-import os
-from pathlib import Path
 
-import ibis
 import pytest
 
 from lcrec.core.errors import InputError
@@ -12,19 +9,12 @@ from lcrec.prepare.inputs import find_in
 from lcrec.prepare.sequences import read_lcrec, read_minionerec
 from lcrec.prepare.tables import Options
 
-SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[3] / "shared"))
-OFFICE = SHARED / "data" / "Office"
 INTER = {"0": [1, 0], "1": [0]}
 ITEM = {
     "0": {"title": "Lamp", "description": "", "brand": "Lux", "categories": "Light,Desk"},
     "1": {"title": "Desk", "description": ["Oak", "old"]},
 }
 HEADER = "user_id,history_item_title,item_title,history_item_id,item_id,history_item_sid,item_sid\n"
-
-
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
 
 
 @pytest.fixture
@@ -158,10 +148,9 @@ def test_minionerec_needs_its_columns_and_files(con, mini, tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not OFFICE.exists(), reason=f"needs the public data set in {OFFICE}")
-def test_office_is_read_whole(con):
-    raw = read_lcrec(con, *find_in(OFFICE, "lcrec"), Options())
-    sequences = json.loads((OFFICE / "Office.inter.json").read_text())
+def test_office_is_read_whole(con, real_data):
+    raw = read_lcrec(con, *find_in(real_data / "Office", "lcrec"), Options())
+    sequences = json.loads((real_data / "Office" / "Office.inter.json").read_text())
     assert triples(raw) == [
         (user, str(item), place)
         for user, sequence in sequences.items()

@@ -2,7 +2,6 @@
 
 import itertools
 
-import ibis
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -13,11 +12,6 @@ from lcrec.prepare.engines import store
 from lcrec.prepare.folder import number, sort_interactions
 
 ACTIONS = st.tuples(st.sampled_from("abcdé"), st.sampled_from("xyzÿ01"), st.integers(0, 3))
-
-
-@pytest.fixture(scope="module")
-def con():
-    return ibis.duckdb.connect()
 
 
 def by_hand(actions):
