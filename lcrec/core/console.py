@@ -1,11 +1,13 @@
-"""Progress on the screen: a bar on a terminal, a plain line every 30 seconds in a log.
+"""The screen: progress, and foreign text that a terminal shows and does not obey.
 
-tqdm redraws one line many times a second, which a file keeps as that many lines. Where standard
-error is no terminal, this module writes what a person reading the log later wants to know instead.
+Progress is a bar on a terminal and a plain line every 30 seconds in a log: tqdm redraws one line
+many times a second, which a file keeps as that many lines. Where standard error is no terminal,
+this module writes what a person reading the log later wants to know instead.
 """
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from time import monotonic
@@ -13,7 +15,28 @@ from typing import Any, Self, TypeVar
 
 SECONDS_BETWEEN_LINES = 30.0
 
+# What a terminal obeys instead of showing it: control characters (ESC, BEL, CSI, OSC and their
+# like), other line ends, marks that reverse the direction of what follows; and half a surrogate
+# pair, which no UTF-8 terminal takes.
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 Item = TypeVar("Item")
+
+
+def printable(text: object, *, lines: bool = False) -> str:
+    """Return foreign text (a title, an id, an answer) so that a terminal shows all of it.
+
+    What a terminal would obey is written as Python writes it in a string, such as `\\x1b`.
+
+    Args:
+        text: what is to be printed.
+        lines: line feeds are the text's own and stay.
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        return "\n" if lines and found[0] == "\n" else repr(found[0])[1:-1]
+
+    return OBEYED.sub(escape, str(text))
 
 
 def on_terminal() -> bool:

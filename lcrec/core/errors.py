@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from lcrec.core.console import quiet_libraries
+from lcrec.core.console import printable, quiet_libraries
 
 # What the system says of a path or a disk, and what a person can do about it.
 REMEDIES = {
@@ -65,7 +65,8 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
 def _end(line: str) -> None:
     """Print a last line, on a line of its own even where a progress bar stands."""
     sys.stdout.flush()
-    print(("\n" if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)
+    start = "\n" if sys.stderr.isatty() else ""
+    print(start + printable(line, lines=True), file=sys.stderr, flush=True)
 
 
 def _from_system(error: BaseException | None) -> str | None:

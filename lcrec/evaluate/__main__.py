@@ -23,6 +23,7 @@ from typing import Any
 
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import option, parse_config
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.rankings.evaluation import evaluate_files, label_files
@@ -81,7 +82,7 @@ def format_templates(run: dict[str, Any], depth: int) -> str:
     """Return a table of one file's templates, a line each, and their mean, lowest and highest."""
     metrics = list(run["overall"])
     rows = [
-        (name, [f"{values[metric]:.4f} " for metric in metrics])
+        (printable(name), [f"{values[metric]:.4f} " for metric in metrics])
         for name, values in run["templates"].items()
     ]
     for name, key in (("mean", "mean"), ("lowest", "min"), ("highest", "max")):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
 from lcrec.data.splits import EvalCases
@@ -125,16 +126,16 @@ def answer_request(
         )
     found = ranked[0][ranked[0] >= 0]
     if request.query is not None:
-        print(f"  looks for: {request.query}")
+        print(f"  looks for: {printable(request.query)}")
     show_ranking(items, request.history, found, scores[0])
     if explain:
         (words,) = recommender.explain([request.history], [found])
         if words.preference is not None:
-            print(f"  the model takes them to like: {words.preference}")
+            print(f"  the model takes them to like: {printable(words.preference)}")
         if words.titles is not None:
             print("  the model reads the items as:")
             for place, title in enumerate(words.titles, start=1):
-                print(f"  {place:>3} {title}")
+                print(f"  {place:>3} {printable(title)}")
 
 
 def show_examples(predictions: Path, cases: EvalCases, items: Items, count: int) -> None:
@@ -143,7 +144,7 @@ def show_examples(predictions: Path, cases: EvalCases, items: Items, count: int)
         return
     lists = next(iter(read_predictions(predictions).ranked.values()))
     for case in np.linspace(0, len(cases) - 1, min(count, len(cases)), dtype=int):
-        print(f"\nUser {cases.users[case]}")
+        print(f"\nUser {printable(cases.users[case])}")
         ranked = lists[case][:5]
         target = int(cases.targets[case])
         show_ranking(items, cases.histories[case], ranked[ranked >= 0], target=target)
@@ -161,13 +162,13 @@ def show_ranking(
     if len(history):
         print("  had, latest last:")
     for item in list(history)[-5:]:
-        print(f"      {int(item):>7}  {items.title(int(item)):.80}")
+        print(f"      {int(item):>7}  {printable(items.title(int(item))):.80}")
     print("  recommended:")
     for place, item in enumerate(ranked.tolist(), start=1):
         score = "" if scores is None else f"  {scores[place - 1]:8.3f}"
         mark = "  <- taken" if item == target else ""
-        print(f"  {place:>3} {item:>7}{score}  {items.title(item):.80}{mark}")
+        print(f"  {place:>3} {item:>7}{score}  {printable(items.title(item)):.80}{mark}")
     if not len(ranked):
         print("      nothing: no beam ended in an item")
     if target is not None and target not in ranked:
-        print(f"  taken: {target:>4}  {items.title(target):.80}")
+        print(f"  taken: {target:>4}  {printable(items.title(target)):.80}")

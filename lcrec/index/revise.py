@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from lcrec.core.artifacts import INDEX, REPORT, REPORT_PAGE, RQVAE_WEIGHTS, atomic_path, index_path
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.folder import Items
@@ -464,4 +465,5 @@ def print_conflicts(codes: np.ndarray, groups: list[list[int]], items: Items | N
         tokens = (token_name(level, code) for level, code in enumerate(codes[group[0]].tolist()))
         print(f"  {''.join(tokens)}")
         for item in group[:EXAMPLES]:
-            print(f"    {item:>7}" + ("" if items is None else f"  {items.title(item):.80}"))
+            title = "" if items is None else f"  {printable(items.title(item)):.80}"
+            print(f"    {item:>7}{title}")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from lcrec.core.artifacts import atomic_path, find_data, write_json
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
@@ -315,7 +316,8 @@ def show_questions(requests: list[Request], prompts: IntentPrompts) -> None:
         request = next((request for request in requests if request.name == name), None)
         if request is not None:
             for message in prompts.messages(name, {**request.variables, "leaked": ""}):
-                print(f"-- {name}, {message['role']}:\n{message['content']}")
+                text = printable(message["content"], lines=True)
+                print(f"-- {name}, {message['role']}:\n{text}")
 
 
 def show_texts(texts: Texts, interactions: Interactions, items: Items, *, count: int) -> None:
@@ -323,13 +325,13 @@ def show_texts(texts: Texts, interactions: Interactions, items: Items, *, count:
     known = {user for user, _ in texts}
     sequences = zip(interactions.users, interactions, strict=True)
     for user, sequence in itertools.islice((s for s in sequences if s[0] in known), count):
-        print(f"User {user}")
+        print(f"User {printable(user)}")
         for text in texts.get((user, "preference"), []):
-            print(f"  likes      {text}")
+            print(f"  likes      {printable(text)}")
         for section, back in TARGETS:
             for text in texts.get((user, section), []):
-                print(f"  looked for {text}")
-            print(f"  and took   {items.title(int(sequence[-back]))}  (to {section})")
+                print(f"  looked for {printable(text)}")
+            print(f"  and took   {printable(items.title(int(sequence[-back])))}  (to {section})")
 
 
 def next_command(data: Path) -> str:

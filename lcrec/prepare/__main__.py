@@ -23,6 +23,7 @@ import numpy as np
 
 from lcrec.core.artifacts import DataPaths, data_paths
 from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, kind_of, read_provenance, write_provenance
 from lcrec.data.splits import cold_parts, random_parts, time_parts
@@ -203,9 +204,9 @@ def _run(config: PrepareConfig) -> None:
             spill=work,
         )
         raw = READERS[plain.format](con, plain.interactions, plain.items, options)
-        print("columns:", *(f"{role}={column}" for role, column in raw.interaction_columns.items()))
         texts = {role: raw.item_columns.get(role, "(none)") for role in ITEM_ROLES}
-        print("of items:", *(f"{role}={column}" for role, column in texts.items()), flush=True)
+        for whose, read in (("columns:", raw.interaction_columns), ("of items:", texts)):
+            print(whose, *(f"{role}={printable(name)}" for role, name in read.items()), flush=True)
         filters = FilterSettings(
             min_user_items=config.min_user_items,
             min_item_users=config.min_item_users,
@@ -222,7 +223,9 @@ def _run(config: PrepareConfig) -> None:
             cold_share=config.cold_share if config.split == "cold-items" else None,
             seed=config.seed,
         )
-        refined = refine(raw, work, filters, say=lambda line: print(line, flush=True))
+        refined = refine(
+            raw, work, filters, say=lambda line: print(printable(line, lines=True), flush=True)
+        )
         has_reviews = "review" in refined.interactions.columns
         sort_interactions(refined.interactions, work / "sorted")
         items = refined.catalogue.items

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lcrec.core.artifacts import PROMPTS
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.prompts.intent_wording import read_intent_prompts
 from lcrec.prompts.preview import print_differences, read_task_data, show_task
@@ -223,7 +224,7 @@ def check_folder(folder: Path) -> None:
     if any((place / INTENTS).is_file() for place in (folder, base)):
         faults += read_intent_prompts(folder, base=base)[1]
     for fault in faults:
-        print(fault)
+        print(printable(fault))
     if faults:
         print(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {folder}", file=sys.stderr)
         sys.exit(1)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError
 from lcrec.data.data_set import load_data
 from lcrec.data.folder import Interactions, Items
@@ -73,7 +74,7 @@ def show_task(
     records = list(islice(TASKS[task].records(data), RECORDS_SEEN))
     print(f"{task}: {TASKS[task].summary}")
     if prompts.system:
-        print(f"system: {prompts.system}")
+        print(f"system: {printable(prompts.system, lines=True)}")
     for number in range(count or len(templates)):
         template = templates[number % len(templates)]
         fitting = [record for record in records if template.fits(record)]
@@ -89,7 +90,8 @@ def show_task(
 
 def lay_out_plainly(question: str, answer: str) -> str:
     """Return the question and below it the answer behind a ">"."""
-    return "   " + question.replace("\n", "\n   ") + "\n > " + answer.replace("\n", "\n   ")
+    sides = (printable(side, lines=True).replace("\n", "\n   ") for side in (question, answer))
+    return "   " + "\n > ".join(sides)
 
 
 def paint(text: str, colour: str, plain: str) -> str:
@@ -203,7 +205,7 @@ def _use(old: Template, new: Template) -> list[str]:
 
 def _text(template: Template) -> list[str]:
     question, answer = _words(template)
-    return [question, f"> {answer}"]
+    return [printable(question, lines=True), f"> {printable(answer, lines=True)}"]
 
 
 def word_diff(old: str, new: str) -> str:
@@ -211,7 +213,7 @@ def word_diff(old: str, new: str) -> str:
 
     On a terminal, red and green stand for the brackets.
     """
-    before, after = PIECES.findall(old), PIECES.findall(new)
+    before, after = (PIECES.findall(printable(text, lines=True)) for text in (old, new))
     result = []
     for kind, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if kind == "equal":

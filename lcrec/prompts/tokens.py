@@ -6,7 +6,7 @@ Reads a tokenizer from a folder or the hub; writes to the screen only.
 import numpy as np
 from transformers import AutoTokenizer
 
-from lcrec.core.console import progress
+from lcrec.core.console import printable, progress
 from lcrec.core.errors import InputError
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import LOAD_ERRORS, PromptEncoder, extend_tokenizer, vocabulary_ids
@@ -46,7 +46,7 @@ def lay_out_tokens(encoder: PromptEncoder, question: str, answer: str) -> str:
     """Return a sample as the model reads it, decoded from its ids, the span under loss marked."""
     (prompt,), (completion,) = encoder.prompt_ids([question]), encoder.answer_ids([answer])
     read, trained = (
-        str(encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        printable(encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False), lines=True)
         for ids in (prompt, completion)
     )
     mark = paint("green", "green", "[[ ]]")

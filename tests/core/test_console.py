@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from lcrec.core import console
-from lcrec.core.console import ProgressBar, duration, progress
+from lcrec.core.console import ProgressBar, duration, printable, progress
 
 
 @pytest.fixture
@@ -107,3 +107,21 @@ for _ in logging.tqdm(range(3), desc="Loading weights"):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb\x1b]0;title\x07", r"a\x1b[31mb\x1b]0;title\x07"),
+        ("\x9b1A\x00\r\x7f\t", r"\x9b1A\x00\r\x7f\t"),
+        ("one\n  2  faked", r"one\n  2  faked"),
+        ("\u202egnp.exe\u2066\u200f\u061c", r"\u202egnp.exe\u2066\u200f\u061c"),
+        ("line\u2028paragraph\u2029", r"line\u2028paragraph\u2029"),
+        ("half \ud800", r"half \ud800"),
+        # What is only shown stays: other scripts, emoji of several signs, a backslash.
+        ("גיטרה 吉他 👩🏽\u200d🎤 C:\\new\xa0", "גיטרה 吉他 👩🏽\u200d🎤 C:\\new\xa0"),
+    ],
+)
+def test_a_terminal_shows_foreign_text_and_does_not_obey_it(text, shown):
+    assert printable(text) == shown
+    assert printable(f"{text}\nrest", lines=True).endswith("\nrest")

@@ -25,6 +25,11 @@ def test_an_input_error_is_one_line(monkeypatch, capsys):
     assert found == (2, "error: --k 0: too small\n")
 
 
+def test_an_input_error_cannot_command_the_terminal(monkeypatch, capsys):
+    _, text = end(InputError("--data \x1b]0;pwned\x07: no such folder"), monkeypatch, capsys)
+    assert text == "error: --data \\x1b]0;pwned\\x07: no such folder\n"
+
+
 @pytest.mark.parametrize("number", REMEDIES, ids=errno.errorcode.get)
 def test_what_the_system_says_is_one_line_with_a_remedy(number, monkeypatch, capsys):
     code, text = end(OSError(number, os.strerror(number), "/some/path"), monkeypatch, capsys)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.console import printable
 from lcrec.core.errors import InputError
-from lcrec.data.folder import load_interactions
+from lcrec.data.folder import Items, load_interactions
 from lcrec.data.splits import leave_one_out
 from lcrec.generate import __main__ as generate
 from lcrec.generate import many_users
+from lcrec.generate.one_request import show_ranking
 from lcrec.generate.recommender import Recommender
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.fusion import join_lists
@@ -452,6 +454,15 @@ def test_a_catalogue_of_fewer_items_than_the_default(tmp_path):
         generate.main([*words, "--k", "20"])
 
 
+def test_titles_cannot_command_the_terminal(capsys):
+    items = Items([{"title": "Lamp\x1b[2J\n    1  0  faked"}, {"title": "Rug\u202e"}])
+    show_ranking(items, [0], np.array([0, 1]), target=1)
+    show_ranking(items, [1], np.array([0]), target=1)
+    out = capsys.readouterr().out
+    assert out.count(r"Lamp\x1b[2J\n    1  0  faked") == 3
+    assert not set(out) & {"\x1b", "\u202e"}
+
+
 def test_one_history_excluded(run, capsys):
     history = list(range(40))
     run("--history", *history, "--exclude-history", "--k", 20)
@@ -533,8 +544,8 @@ def test_an_explanation(run, taught, checkpoint, capsys):
     run("--history", 12, 7, "--k", 2, "--explain")
     out = capsys.readouterr().out
     (words,) = taught(checkpoint).explain([[12, 7]], [ranked_on_screen(out)])
-    assert f"the model takes them to like: {words.preference}" in out
-    assert out.rstrip().endswith(f"  2 {words.titles[1]}".rstrip())
+    assert f"the model takes them to like: {printable(words.preference)}" in out
+    assert out.rstrip().endswith(f"  2 {printable(words.titles[1])}".rstrip())
 
 
 def test_one_request_with_lists(run, tmp_path, capsys):
