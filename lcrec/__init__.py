@@ -18,6 +18,7 @@ The names below are loaded when they are first used: `import lcrec` loads neithe
 transformers.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 from lcrec.core.lazy import lazy_exports
@@ -58,3 +59,7 @@ __all__ = [
     "load_data",
 ]
 __getattr__ = lazy_exports(__name__, _HOMES)
+
+# peft imports bitsandbytes wherever it is installed, and that warns of a missing kernel which only
+# 4-bit models on a CPU would use.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

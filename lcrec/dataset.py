@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
     known = [task for task in TASKS if has_texts or task not in NEEDS_USER_TEXTS]
     mixture = parse_mixture(known if config.tasks is None else config.tasks)
     form = choose_form(config.tokenizer, prompts)
-    from lcrec.prompts.rows import draw_rows
+    from lcrec.prompts.rows import draw_rows, require_samples
 
     inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
     if paths.user.exists():
@@ -147,8 +147,7 @@ def main(argv: list[str]) -> None:
         with atomic_path(config.output) as folder:
             folder.mkdir()
             write_rows(folder / name, rows(), is_chat=config.tokenizer is not None)
-            if not counts:
-                raise InputError("--tasks: no task has a single sample in this data set")
+            require_samples(mixture, {task for _, task, _ in counts})
             index.save(folder)
             write_json(folder / ITEM_TOKENS, index.vocabulary)
             hashes = {role: fingerprint(path) for role, path in inputs.items()}

@@ -292,7 +292,7 @@ def by_index(predictions: Predictions, owners: np.ndarray, file: Path, index: Pa
 
 
 def summarise(predictions: Predictions, published: tuple[int, ...]) -> dict[str, Any]:
-    """Return the figures of one file: {"wordings", "mean", "min", "max", "difference"}.
+    """Return the figures of one file: {"templates", "mean", "min", "max", "difference"}.
 
     Args:
         predictions: rankings by one template or more.
@@ -309,7 +309,7 @@ def summarise(predictions: Predictions, published: tuple[int, ...]) -> dict[str,
     }
     means = {metric: float(np.mean(values)) for metric, values in per_template.items()}
     return {
-        "wordings": len(predictions.ranked),
+        "templates": len(predictions.ranked),
         "mean": means,
         "min": {metric: min(values) for metric, values in per_template.items()},
         "max": {metric: max(values) for metric, values in per_template.items()},
@@ -329,7 +329,7 @@ def format_results(
         lines.append(_line(f"{method} (published)", [f"{v / 10_000:.4f}" for v in values]))
     for label, run in runs.items():
         rows = {
-            f"{label}, mean of {run['wordings']}": "mean",
+            f"{label}, mean of {run['templates']}": "mean",
             "  lowest template": "min",
             "  highest template": "max",
         }

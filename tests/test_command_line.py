@@ -183,7 +183,7 @@ for words in json.loads(sys.argv[1]):
             status = end.code
     example = shlex.split(out.getvalue().splitlines()[-1])
     accepted = False
-    given = example[3:]  # behind `python -m lcrec.STAGE` and `accelerate launch FILE`
+    given = example[2:]  # behind `lcrec STAGE`
     if words[0] == "prompts":
         import lcrec.prompts.__main__
         accepted = bool(lcrec.prompts.__main__.build_parser().parse_args(given))

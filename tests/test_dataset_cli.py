@@ -327,7 +327,7 @@ def test_a_data_set_without_a_single_sample_leaves_nothing(tmp_path, flags, inde
     bare = tmp_path / "index"
     bare.mkdir()
     (bare / "index.json").write_bytes((index_folder / "index.json").read_bytes())
-    with pytest.raises(InputError, match="no task has a single sample"):
+    with pytest.raises(InputError, match="not one sample of seqrec"):
         main(flags(tmp_path / "rows", "--data", data, "--index", bare, "--tasks", "seqrec"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "index"]
 

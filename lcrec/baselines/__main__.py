@@ -8,6 +8,7 @@ import importlib
 
 from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs.run import PROG, MethodRun, example_of
+from lcrec.core.config import console_command
 from lcrec.core.errors import InputError, closest, run_stage
 
 # Loaded when asked for: {first word: (module with `main(argv)`, what it does)}.
@@ -66,10 +67,11 @@ def main(argv: list[str]) -> None:
 
 
 def _overview() -> str:
+    command = console_command(PROG)
     width = max(map(len, [*METHODS, *COMMANDS]))
     return "\n".join(
         [
-            f"usage: {PROG} NAME --data DIR --output FILE.jsonl [more options]",
+            f"usage: {command} NAME --data DIR --output FILE.jsonl [more options]",
             "",
             "Fit a baseline on the train part and rank the whole catalogue for every user.",
             "",
@@ -79,9 +81,9 @@ def _overview() -> str:
             "commands:",
             *(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
             "",
-            f"options of a method: {PROG} NAME --help",
+            f"options of a method: {command} NAME --help",
             "",
-            f"example:\n  {PROG} popularity {example_of('popularity', frozenset())}",
+            f"example:\n  {command} popularity {example_of('popularity', frozenset())}",
         ]
     )
 

@@ -125,6 +125,11 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}{where}: not valid YAML ({reason})") from None
 
 
+def console_command(prog: str) -> str:
+    """Return a command as the console script has it: `lcrec X` for `python -m lcrec.X`."""
+    return prog.replace("python -m lcrec.", "lcrec ", 1)
+
+
 def parse_config(
     config_type: type[T], argv: list[str], *, description: str, prog: str, example: str = ""
 ) -> T:
@@ -136,7 +141,7 @@ def parse_config(
             `| None`.
         argv: the command line without the program's name.
         description: what the stage does, shown by `--help`.
-        prog: the command as the user types it.
+        prog: the command as provenance has it, shown as `console_command` writes it.
         example: flags of one worked example, shown behind `prog` at the end of `--help`.
 
     Raises:
@@ -144,6 +149,7 @@ def parse_config(
     """
     fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(config_type)
+    prog = console_command(prog)
     parser = _argument_parser(fields, hints, description, prog, example)
     given, unknown = parser.parse_known_args(argv)
     flags = {name: value for name, value in vars(given).items() if value is not None}

@@ -5,7 +5,6 @@ many times a second, which a file keeps as that many lines. Where standard error
 this module writes what a person reading the log later wants to know instead.
 """
 
-import logging
 import os
 import re
 import sys
@@ -190,12 +189,10 @@ def duration(seconds: float) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' notes off the screen of a command; call it before they are imported.
+    """Keep other libraries' bars off the screen of a command; call it before they are imported.
 
-    peft imports bitsandbytes wherever it is installed, and that warns of a missing kernel which
-    only 4-bit models on a CPU would use. transformers draws bars for steps of a second, which fill
-    a log; what is slow, a download, is announced by the hub's own messages.
+    transformers draws bars for steps of a second, which fill a log; what is slow, a download, is
+    announced by the hub's own messages.
     """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if not on_terminal():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lcrec.core.artifacts import write_json
-from lcrec.core.config import option, parse_config
+from lcrec.core.config import console_command, option, parse_config
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.core.provenance import provenance_path, write_provenance
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
     description = "Judge predictions files: HR (Recall where users have several targets), NDCG\n"
     description += "and MRR with 95 % bootstrap intervals.\n\n"
     description += "What the tasks taught a checkpoint: " + ", ".join(
-        f"{PROG} {name} --help" for name in COMMANDS
+        f"{console_command(PROG)} {name} --help" for name in COMMANDS
     )
     config = parse_config(EvaluateConfig, argv, description=description, prog=PROG, example=EXAMPLE)
     files = label_files([Path(file) for file in config.predictions], config.labels)

@@ -27,7 +27,7 @@ from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.rows import Row, collate_left, draw_rows, tokenise_rows
+from lcrec.prompts.rows import Row, collate_left, draw_rows, require_samples, tokenise_rows
 from lcrec.prompts.tasks import TaskData, history_record
 
 
@@ -138,6 +138,7 @@ def draw_training_rows(
         draw_rows(data, inputs.prompts, inputs.mixture, settings.seed, epoch)
         for epoch in range(settings.epochs)
     ]
+    require_samples(inputs.mixture, {task for rows in epochs for task in rows.tasks})
     train = tokenise_rows(epochs, encoder, settings.max_length, settings.batch_size)
     held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
     valid = tokenise_rows(

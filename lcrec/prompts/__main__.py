@@ -41,11 +41,11 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of `python -m lcrec.prompts`."""
+    """Return the parser of `lcrec prompts`."""
     parser = _Parser(
-        prog="python -m lcrec.prompts",
+        prog="lcrec prompts",
         description="Check, preview, count and score prompt templates.",
-        epilog="example:\n  python -m lcrec.prompts check --prompts prompts",
+        epilog="example:\n  lcrec prompts check --prompts prompts",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
     elif given.command == "diff":
         print_diff(given.checkpoint, given.prompts)
     elif given.command == "score":
-        from lcrec.evaluate.wordings import score_model
+        from lcrec.evaluate.templates import score_model
 
         score_model(given.model, given.data, given.prompts, given.split, given.users, given.seed)
     else:

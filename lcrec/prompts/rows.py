@@ -12,7 +12,7 @@ what inference sees. The answer ends in EOS, also where the pad token is the sam
 """
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,11 @@ class DrawnRows:
     chosen: np.ndarray
     places: np.ndarray
 
+    @property
+    def tasks(self) -> set[str]:
+        """The tasks that have a row."""
+        return {self.templates[number].task for number in np.unique(self.chosen)}
+
     def __len__(self) -> int:
         return len(self.chosen)
 
@@ -90,6 +95,20 @@ def draw_rows(
     chosen, places = (np.concatenate(part) for part in zip(*drawn, strict=True))
     order = np.random.default_rng([seed, epoch]).permutation(len(chosen))
     return DrawnRows(data, epoch, prompts.templates, chosen[order], places[order])
+
+
+def require_samples(mixture: Iterable[str], drawn: Collection[str]) -> None:
+    """Refuse a mixture of which not every task was drawn, in any epoch.
+
+    Raises:
+        InputError: it names the tasks.
+    """
+    missing = [name for name in mixture if name not in drawn]
+    if missing:
+        raise InputError(
+            f"--tasks: this data set has not one sample of {', '.join(missing)} (or its share is "
+            "too small); leave it out"
+        )
 
 
 def _draw_task(
@@ -130,7 +149,7 @@ def tokenise_rows(
     padded) and the batches keep a random order.
 
     Raises:
-        InputError: a row is longer than `max_length` tokens, or there are no rows at all.
+        InputError: a row is longer than `max_length` tokens.
     """
     parts = []
     for number, epoch in enumerate(epochs):
@@ -156,8 +175,6 @@ def tokenise_rows(
             "template_id": [rows[row].template_id for row in order],
         }
         parts.append(Dataset.from_dict(columns))
-    if not parts:
-        raise InputError("--tasks: no task has a single sample in this data set")
     return concatenate_datasets(parts)
 
 

@@ -401,16 +401,16 @@ def read_comparable(files: Sequence[Path]) -> list[Predictions]:
 def single_lists(
     read: Sequence[Predictions], files: Sequence[Path]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return each file's lists, int64 [users, length], and their scores, float32 likewise.
+    """Return each file's rankings, int64 [users, length], and their scores, float32 likewise.
 
     Raises:
-        InputError: a file has several lists per user.
+        InputError: a file has several rankings per user.
     """
     for path, one in zip(files, read, strict=True):
         if len(one.ranked) > 1:
             raise InputError(
-                f"{path}: has a list for each of {len(one.ranked)} wordings; one list per user is "
-                "needed, such as python -m lcrec.generate --ensemble writes beside them"
+                f"{path}: has a ranking for each of {len(one.ranked)} prompt templates; one per user "
+                "is needed, such as python -m lcrec.generate --ensemble writes beside them"
             )
     return [(next(iter(one.ranked.values())), next(iter(one.scores.values()))) for one in read]
 

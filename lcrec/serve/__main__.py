@@ -23,6 +23,7 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
 from lcrec.data.new_items import require_same_catalogue
+from lcrec.serve.limits import ServiceLimits
 
 if TYPE_CHECKING:
     from lcrec.generate.recommender import Recommender
@@ -33,8 +34,8 @@ TOKEN = "LCREC_TOKEN"
 BEARER_TOKEN = re.compile(r"[\w\-.~+/]+=*", re.ASCII)  # RFC 6750, section 2.1
 
 
-@dataclass(frozen=True)
-class ServeConfig:
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ServiceLimits):
     """Settings of `python -m lcrec.serve`."""
 
     model: Path = option("the checkpoint folder")
@@ -42,19 +43,7 @@ class ServeConfig:
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
     port: int = option("the port to listen on; 0 takes a free one", 8000, minimum=0)
-    max_batch: int = option("requests answered together at most", 32, minimum=1)
-    batch_wait: float = option("milliseconds a request waits for others to join", 2.0, minimum=0)
-    max_queue: int = option("requests that may wait; the next is refused (503)", 256, minimum=1)
     max_connections: int = option("open connections; the next is refused (503)", 512, minimum=1)
-    timeout: float = option(
-        "seconds until a request is given up (504), and to send its head or body",
-        10.0,
-        minimum=0.001,
-    )
-    max_body: int = option("bytes of a request at most (413)", 2**20, minimum=1)
-    max_k: int = option("items of an answer at most", 100, minimum=1)
-    max_history: int = option("items of a request's history at most", 1000, minimum=1)
-    max_query: int = option("characters of a query at most", 2000, minimum=1)
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
     batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
 
@@ -91,19 +80,7 @@ def main(argv: list[str]) -> None:
         )
         # A model that cannot recommend is refused here, and the first client does not wait longer.
         recommender.recommend([[0]], 1)
-        app = create_app(
-            recommender,
-            items,
-            token=token,
-            max_batch=config.max_batch,
-            batch_wait=config.batch_wait / 1000,
-            max_queue=config.max_queue,
-            timeout=config.timeout,
-            max_body=config.max_body,
-            max_k=config.max_k,
-            max_history=config.max_history,
-            max_query=config.max_query,
-        )
+        app = create_app(recommender, items, config, token=token)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

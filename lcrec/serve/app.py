@@ -32,6 +32,7 @@ from lcrec.core.version import __version__
 from lcrec.data.folder import Items
 from lcrec.generate.recommender import Recommender
 from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
+from lcrec.serve.limits import ServiceLimits
 from lcrec.serve.middleware import (
     CLIENT_GONE,
     PROBLEM_TYPE,
@@ -99,31 +100,17 @@ def plain_number(text: str) -> str:
 def create_app(
     recommender: Recommender,
     items: Items | None = None,
+    limits: ServiceLimits | None = None,
     *,
     token: str | None = None,
-    max_batch: int = 32,
-    batch_wait: float = 0.002,
-    max_queue: int = 256,
-    timeout: float = 10.0,
-    max_body: int = 2**20,
-    max_k: int = 100,
-    max_history: int = 1000,
-    max_query: int = 2000,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
     Args:
         recommender: what ranks; nothing else may use it while the service runs.
         items: the catalogue, for titles, fields and filters.
+        limits: what it allows; None for the defaults.
         token: what clients must send as `Authorization: Bearer TOKEN`; None for no check.
-        max_batch: the most requests in a batch.
-        batch_wait: how long the first request of a batch waits for others, in seconds.
-        max_queue: the most requests that wait; the next is told to come back (503).
-        timeout: seconds after which a request is given up (504), and that its body may take.
-        max_body: the largest request body, in bytes.
-        max_k: the most items of an answer.
-        max_history: the longest history allowed, in items.
-        max_query: the longest query allowed, in characters.
 
     Raises:
         InputError: the catalogue is not the index's.
@@ -132,16 +119,15 @@ def create_app(
         raise InputError(
             f"the catalogue has {len(items)} items and the model's index {len(recommender.index)}"
         )
+    limits = limits or ServiceLimits()
     registry = CollectorRegistry()
     meters = Meters(registry)
-    handler = RequestHandler(
-        recommender, items, max_k=max_k, max_history=max_history, max_query=max_query
-    )
+    handler = RequestHandler(recommender, items, limits)
     batcher = Batcher(
         handler.rank,
-        max_batch=max_batch,
-        max_wait=batch_wait,
-        max_queue=max_queue,
+        max_batch=limits.max_batch,
+        max_wait=limits.batch_wait / 1000,
+        max_queue=limits.max_queue,
         observe=meters.batch,
     )
     Gauge("lcrec_queue_depth", "Requests that wait.", registry=registry).set_function(
@@ -174,14 +160,14 @@ def create_app(
         routes=ROUTES,
         meters=meters,
         token=token,
-        max_body=max_body,
-        body_seconds=timeout,
+        max_body=limits.max_body,
+        body_seconds=limits.timeout,
     )
     refusals = _problems(400, 408, 413, 422, 503, 504)
 
     async def rank(request: Request, body: RecommendRequest | SearchRequest) -> RankingAnswer:
         encoded = handler.encode(body)
-        return handler.answer(*await _wait(batcher, encoded, request.receive, timeout))
+        return handler.answer(*await _wait(batcher, encoded, request.receive, limits.timeout))
 
     @app.post("/recommend", responses=refusals, summary="The items to come after a history")
     async def recommend(request: Request, body: RecommendRequest) -> RankingAnswer:

@@ -16,6 +16,7 @@ from lcrec.data.folder import Items
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
+from lcrec.serve.limits import ServiceLimits
 from lcrec.serve.middleware import Problem
 
 FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
@@ -112,22 +113,15 @@ class RequestHandler:
     """Turns bodies into requests, batches of requests into rankings, and items into words.
 
     Everything that can be wrong with a body is found here, before it is queued; what fails later
-    is the model's fault. The arguments are `create_app`'s.
+    is the model's fault.
     """
 
     def __init__(
-        self,
-        recommender: Recommender,
-        items: Items | None,
-        *,
-        max_k: int,
-        max_history: int,
-        max_query: int,
+        self, recommender: Recommender, items: Items | None, limits: ServiceLimits
     ) -> None:
         self.recommender, self.items = recommender, items
         self.num_items = len(recommender.index)
-        self.max_k = max_k
-        self.max_history, self.max_query = max_history, max_query
+        self.limits = limits
         self.by_value = {} if items is None else _items_by_value(items)
 
     def encode(self, body: Body) -> EncodedRequest:
@@ -136,15 +130,15 @@ class RequestHandler:
         Raises:
             Problem: it cannot be served.
         """
-        history = self._ids("history", body.history)
-        if len(history) > self.max_history:
+        limits, history = self.limits, self._ids("history", body.history)
+        if len(history) > limits.max_history:
             raise _fault(
                 "history",
-                f"{len(history)} items; at most {self.max_history} are allowed (--max-history), "
+                f"{len(history)} items; at most {limits.max_history} are allowed (--max-history), "
                 f"and the model reads the latest {self.recommender.request_encoder.max_history}",
             )
-        if body.k > self.max_k:
-            raise _fault("k", f"{body.k} items wanted; the most here is {self.max_k} (--max-k)")
+        if body.k > limits.max_k:
+            raise _fault("k", f"{body.k} items wanted; the most here is {limits.max_k} (--max-k)")
         allow, deny = self._allowed(body), np.unique(self._ids("deny", body.deny))
         if allow is None:
             left = self.num_items - len(deny)
@@ -166,10 +160,10 @@ class RequestHandler:
             exclude_history=body.exclude_history,
             template=self._template(body.template, "itemsearch" if is_search else "seqrec"),
         )
-        if request.query is not None and len(request.query) > self.max_query:
+        if request.query is not None and len(request.query) > limits.max_query:
             raise _fault(
                 "query",
-                f"{len(request.query)} characters; at most {self.max_query} are allowed "
+                f"{len(request.query)} characters; at most {limits.max_query} are allowed "
                 "(--max-query)",
             )
         try:

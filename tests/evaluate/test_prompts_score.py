@@ -7,7 +7,7 @@ import pytest
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
-from lcrec.evaluate.wordings import Score, print_scores, score_templates
+from lcrec.evaluate.templates import Score, print_scores, score_templates
 from lcrec.generate.recommender import Recommender
 from lcrec.prompts.__main__ import main
 from lcrec.prompts.prompt_set import PromptSet

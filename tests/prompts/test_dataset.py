@@ -1,5 +1,6 @@
 """Rows by seed and epoch, their token ids, and batches counted by hand."""
 
+import dataclasses
 import itertools
 from collections import Counter, defaultdict
 
@@ -15,7 +16,15 @@ from lcrec.data.folder import Interactions, Items
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer, vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.rows import IGNORED, Row, collate_left, draw_rows, group_by_length, tokenise_rows
+from lcrec.prompts.rows import (
+    IGNORED,
+    Row,
+    collate_left,
+    draw_rows,
+    group_by_length,
+    require_samples,
+    tokenise_rows,
+)
 from lcrec.prompts.tasks import TASKS, TaskData, history_record, parse_mixture, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.tinylm import train_tokenizer
@@ -455,9 +464,12 @@ def test_an_epoch_may_be_empty(tokenizer):
     assert len(dataset) == len(rows)
 
 
-def test_no_rows_at_all(tokenizer):
-    with pytest.raises(InputError, match="no task has a single sample"):
-        tokenise_rows([[], []], PromptEncoder(tokenizer, THREE), 100, 2)
+def test_every_task_of_a_mixture_has_a_sample_or_is_refused():
+    untitled = dataclasses.replace(DATA, items=Items([{"brand": "x"}] * len(DATA.items)))
+    mixture = {"seqrec": 1.0, "item2index": 1.0}
+    with pytest.raises(InputError, match="not one sample of item2index"):
+        require_samples(mixture, draw_rows(untitled, THREE, mixture, 0, 0).tasks)
+    require_samples(mixture, draw_rows(DATA, THREE, mixture, 0, 0).tasks)
 
 
 @given(

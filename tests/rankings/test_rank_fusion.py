@@ -216,7 +216,7 @@ def test_what_fuse_refuses(files, tmp_path):
         ([a, str(other), *output], "1 users that .* lacks"),
         ([a, files["b.valid"], *output], r"come from different splits \(test and valid\)"),
         ([a, str(elsewhere), *output], "come from different sequences"),
-        ([a, str(worded), *output], "a list for each of 2 wordings"),
+        ([a, str(worded), *output], "a ranking for each of 2 prompt templates"),
         ([a, a, *output], "is given twice"),
         ([a, b, "--output", a], "one of the files to join"),
         ([a, b, *output, "--weights", "1"], "--weights has 1 values for 2"),

@@ -295,7 +295,7 @@ def test_the_whole_road_at_toy_size(shop, shop_items, base, tmp_path):
     assert list(runs) == ways
     assert "2 of 48 items share an index" in screen
     for label, figures in runs.items():
-        assert figures["wordings"] == 2, label
+        assert figures["templates"] == 2, label
         for metric, mean in figures["mean"].items():
             assert figures["min"][metric] <= mean <= figures["max"][metric]
     settings = json.loads((run / "index" / "lcrec.json").read_text())["config"]

@@ -21,6 +21,7 @@ from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.serve.app import create_app
+from lcrec.serve.limits import ServiceLimits
 from lcrec.serve.requests import RecommendRequest, RequestHandler
 
 ITEMS = 48
@@ -159,7 +160,7 @@ def test_in_company_or_alone_the_answer_is_the_same(recommender, prompts, reques
         for request in requests
         if POISON not in request["history"]
     ]
-    app = create_app(recommender, batch_wait=0.05)
+    app = create_app(recommender, None, ServiceLimits(batch_wait=50))
     responses = ask(app, *(post("/recommend", **request) for request in requests))
     for request, response in zip(requests, responses, strict=True):
         template = prompts.get(request["template"]) if "template" in request else None
@@ -178,7 +179,7 @@ def test_in_company_or_alone_the_answer_is_the_same(recommender, prompts, reques
 
 
 def test_concurrent_requests_share_a_batch(recommender):
-    app = create_app(recommender, max_batch=8, batch_wait=0.2)
+    app = create_app(recommender, None, ServiceLimits(max_batch=8, batch_wait=200))
     calls = [post("/recommend", history=[item], k=item + 1) for item in range(4)]
     calls += [post("/search", query="red paint", allow=list(range(20)), k=3)] * 4
 
@@ -214,7 +215,9 @@ def test_filters_are_values_of_fields(recommender, catalogue):
 
 
 def test_a_value_named_often_costs_no_more(recommender, catalogue):
-    handler = RequestHandler(recommender, catalogue, max_k=10, max_history=10, max_query=10)
+    handler = RequestHandler(
+        recommender, catalogue, ServiceLimits(max_k=10, max_history=10, max_query=10)
+    )
     body = RecommendRequest(history=[1], filters={"categories": ["Tools", " tools"] * 50_000})
     tracemalloc.start()
     encoded = handler.encode(body)
@@ -292,7 +295,7 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
     ],
 )
 def test_a_request_that_cannot_be_served(recommender, catalogue, path, body, words):
-    app = create_app(recommender, catalogue, max_k=40, max_history=50, max_query=300)
+    app = create_app(recommender, catalogue, ServiceLimits(max_k=40, max_history=50, max_query=300))
     refused, fine = ask(app, post(path, **body), post("/recommend", history=[1]))
     check_problem(refused, 422, *words)
     for fault in refused.json()["errors"]:
@@ -450,7 +453,9 @@ def test_a_large_body_is_refused_before_it_is_read(recommender):
 
     for length in (b"10000000", b"9" * 30):
         sent = call(
-            create_app(recommender, max_body=1000), receive, headers=[(b"content-length", length)]
+            create_app(recommender, None, ServiceLimits(max_body=1000)),
+            receive,
+            headers=[(b"content-length", length)],
         )
         assert sent[0]["status"] == 413
         assert "1000 bytes at most" in json.loads(sent[1]["body"])["detail"]
@@ -467,7 +472,7 @@ def test_a_body_without_a_length_is_read_only_so_far(recommender):
         return {"type": "http.request", "body": b" " * 400, "more_body": True}
 
     sent = call(
-        create_app(recommender, max_body=1000),
+        create_app(recommender, None, ServiceLimits(max_body=1000)),
         receive,
         headers=[(b"content-type", b"application/json")],
     )
@@ -479,7 +484,7 @@ def test_a_body_that_never_ends_times_out(recommender):
     async def receive():
         await asyncio.sleep(60)
 
-    sent = call(create_app(recommender, timeout=0.1), receive, within=5)
+    sent = call(create_app(recommender, None, ServiceLimits(timeout=0.1)), receive, within=5)
     assert sent[0]["status"] == 408
     assert (b"connection", b"close") in sent[0]["headers"]
 
@@ -504,7 +509,9 @@ def test_a_request_that_takes_too_long_is_given_up_and_never_begun(recommender):
     held = Held(recommender)
 
     async def run():
-        async with connect(create_app(held, max_batch=1, timeout=0.2)) as client:
+        async with connect(
+            create_app(held, None, ServiceLimits(max_batch=1, timeout=0.2))
+        ) as client:
             late = await asyncio.gather(
                 *(client.post("/recommend", json={"history": [item]}) for item in (1, 2))
             )
@@ -538,7 +545,7 @@ def test_a_client_that_leaves_is_dropped(recommender):
         pass
 
     async def run():
-        app = create_app(held, max_batch=1)
+        app = create_app(held, None, ServiceLimits(max_batch=1))
         async with connect(app) as client:
             busy = asyncio.create_task(client.post("/recommend", json={"history": [1]}))
             await asyncio.sleep(0.1)
@@ -565,7 +572,9 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(recommender):
     held = Held(recommender)
 
     async def run():
-        async with connect(create_app(held, max_batch=1, max_queue=2)) as client:
+        async with connect(
+            create_app(held, None, ServiceLimits(max_batch=1, max_queue=2))
+        ) as client:
             assert (await client.get("/readyz")).json() == {"status": "ready"}
             tasks = []
             for item in range(3):  # one is being answered when the two others come to wait
@@ -587,7 +596,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(recommender):
 
 
 def test_shutting_down_answers_what_is_queued(recommender):
-    app = create_app(recommender, batch_wait=60.0)
+    app = create_app(recommender, None, ServiceLimits(batch_wait=60000))
 
     async def run():
         async with connect(app) as client:
@@ -605,7 +614,7 @@ def test_shutting_down_answers_what_is_queued(recommender):
 
 def test_nan_logits_are_one_requests_trouble(recommender, caplog):
     histories = [[1], [2, POISON], [3], [4], [POISON], [5]]
-    app = create_app(recommender, batch_wait=0.2, max_batch=len(histories))
+    app = create_app(recommender, None, ServiceLimits(batch_wait=200, max_batch=len(histories)))
     responses = ask(app, *(post("/recommend", history=history) for history in histories))
     for history, response in zip(histories, responses, strict=True):
         if POISON in history:
@@ -690,7 +699,7 @@ def mutations(source):
 
 
 def test_a_thousand_hostile_requests_change_nothing(recommender, catalogue):
-    app = create_app(recommender, catalogue, max_queue=2000)
+    app = create_app(recommender, catalogue, ServiceLimits(max_queue=2000))
     expected = {
         item: recommender.recommend([[item]], 5).items[0].tolist() for item in range(0, 40, 4)
     }

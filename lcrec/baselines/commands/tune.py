@@ -29,7 +29,7 @@ from lcrec.baselines.runs.ranking import ranked_matrix
 from lcrec.baselines.runs.run import example_of
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
-from lcrec.core.config import config_dict, option
+from lcrec.core.config import config_dict, console_command, option
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
@@ -204,10 +204,11 @@ def _print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
 
 
 def _overview() -> str:
+    command = console_command(COMMAND)
     return (
-        f"usage: {COMMAND} NAME --data DIR --output DIR [more options]\n\n"
+        f"usage: {command} NAME --data DIR --output DIR [more options]\n\n"
         "Try the settings in a method's grid, and keep what does best on validation.\n\n"
         "A method without a grid is refused, and those that have one are named.\n"
-        f"its grid, and what else can be set: {COMMAND} NAME --help\n\n"
-        f"example:\n  {COMMAND} itemknn {example_of('itemknn', frozenset(), '{}/tuning')}"
+        f"its grid, and what else can be set: {command} NAME --help\n\n"
+        f"example:\n  {command} itemknn {example_of('itemknn', frozenset(), '{}/tuning')}"
     )
