@@ -409,8 +409,8 @@ def single_lists(
     for path, one in zip(files, read, strict=True):
         if len(one.ranked) > 1:
             raise InputError(
-                f"{path}: has a ranking for each of {len(one.ranked)} prompt templates; one per user "
-                "is needed, such as python -m lcrec.generate --ensemble writes beside them"
+                f"{path}: has a ranking for each of {len(one.ranked)} prompt templates; one per "
+                "user is needed, such as python -m lcrec.generate --ensemble writes beside them"
             )
     return [(next(iter(one.ranked.values())), next(iter(one.scores.values()))) for one in read]
 
