@@ -38,6 +38,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import claim
+from lcrec.core.pretrained import load_tokenizer
 from lcrec.core.provenance import (
     fingerprint,
     is_current,
@@ -172,7 +173,6 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
     Raises:
         InputError: the tokenizer cannot be loaded, or a chat template that cannot be applied.
     """
-    from transformers import AutoTokenizer
     from transformers.utils.chat_template_utils import render_jinja_template
 
     from lcrec.prompts.encoder import SENTINEL, PromptEncoder, split_markup
@@ -192,11 +192,7 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
             return {**vars(row), "prompt": before + question + after, "completion": answer}
 
         return as_text
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--tokenizer {tokenizer}: cannot be loaded ({reason})") from None
+    loaded = load_tokenizer("--tokenizer", tokenizer)
     if loaded.chat_template is None:
         raise InputError(
             f"--tokenizer {tokenizer} has no chat template; leave the option out to write text"

@@ -26,6 +26,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.core.artifacts import LSA_TERMS, LSA_WEIGHTS, atomic_path, read_json, write_json
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import ENCODER, encoder_part, load_pair, reason_of
 from lcrec.core.provenance import read_provenance, require_same_input
 from lcrec.data.folder import Items
 
@@ -85,33 +86,25 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
         InputError: the model cannot be loaded, or the package it needs is missing.
     """
     device = PartialState().device
-    try:
-        if (Path(name) / "modules.json").exists() or name.startswith("sentence-transformers/"):
-            try:
-                from sentence_transformers import SentenceTransformer
-            except ImportError:
-                raise InputError(
-                    f"--encoder {name} needs a package: pip install sentence-transformers"
-                ) from None
-            model = SentenceTransformer(name, device=str(device))
-            model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
+    if (Path(name) / "modules.json").exists() or name.startswith("sentence-transformers/"):
+        try:
+            from sentence_transformers import SentenceTransformer
 
-            def encode(texts: list[str]) -> np.ndarray:
-                return model.encode(texts, batch_size=64, show_progress_bar=False)
+            model = SentenceTransformer(name, device=str(device), trust_remote_code=False)
+        except ImportError:
+            raise InputError(
+                f"--encoder {name} needs a package: pip install sentence-transformers"
+            ) from None
+        except Exception as error:  # whatever a damaged folder brings about
+            raise InputError(f"--encoder {name}: cannot be loaded ({reason_of(error)})") from None
+        model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
 
-            return encode
-        from transformers import AutoModel, AutoTokenizer
+        def encode(texts: list[str]) -> np.ndarray:
+            return model.encode(texts, batch_size=64, show_progress_bar=False)
 
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        encoder = AutoModel.from_pretrained(name, dtype="auto").to(device).eval()
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--encoder {name}: cannot be loaded ({error})") from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of no file
-        raise InputError(f"--encoder {name}: cannot be loaded (there is no tokenizer with it)")
-    if encoder.config.is_encoder_decoder:
-        encoder = encoder.get_encoder()
+        return encode
+    encoder, tokenizer = load_pair("--encoder", name, ENCODER, dtype="auto")
+    encoder = encoder_part(encoder).to(device)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # On the left, padding would move the text to other positions.

@@ -19,10 +19,10 @@ from typing import Any
 import openai
 import torch
 from openai import AsyncOpenAI
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import CAUSAL, load_pair
 from lcrec.intents.requests import Answer
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.intent_wording import Messages
@@ -204,17 +204,10 @@ class LocalWriter:
     def __init__(
         self, model: str, *, temperature: float, max_tokens: int, batch_tokens: int, seed: int
     ) -> None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            network = AutoModelForCausalLM.from_pretrained(
-                model, dtype="auto", use_safetensors=True
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"--model {model}: cannot be loaded as a causal language model ({reason}); name "
-                "an instruction-tuned model on the hub, or a folder that holds one"
-            ) from None
+        remedy = "name an instruction-tuned model on the hub, or a folder that holds one"
+        network, tokenizer = load_pair(
+            "--model", model, CAUSAL, remedy=remedy, sampling=True, dtype="auto"
+        )
         if not tokenizer.chat_template:
             raise InputError(
                 f"--model {model}: its tokenizer has no chat template, so it is no chat model; "

@@ -168,7 +168,7 @@ def model_card(config: MergeConfig, live: Checkpoint, record: dict[str, Any], me
         record: its provenance.
         metrics: a metrics file, read; None for none.
     """
-    from lcrec.modeling.checkpoint import ADAPTER_CONFIG
+    from lcrec.core.pretrained import ADAPTER_CONFIG
 
     base = "unknown"
     if (config.model / ADAPTER_CONFIG).exists():

@@ -12,8 +12,6 @@ from peft import (
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,9 +20,13 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import CAUSAL, load_pair
 from lcrec.modeling.item_rows import compute_rows_apart
-from lcrec.prompts.encoder import LOAD_ERRORS
 
+BASE_REMEDY = (
+    "name a model on the hub, a folder that holds one, or make a small one with "
+    "python -m lcrec.tinylm"
+)
 # What `--precision` may say.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,27 +34,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def load_base(
     name: str, dtype: torch.dtype = torch.float32, *, quantize: str = "none"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer from a folder or the hub.
+    """Load a causal language model and its tokenizer from a folder, a GGUF file or the hub.
 
     Args:
-        name: folder, or name on the hub.
+        name: folder, GGUF file, or name on the hub.
         dtype: of the weights, or of the arithmetic where they are quantised.
         quantize: `4bit` or `8bit` to quantise the linear layers, `none` not to.
 
     Raises:
-        InputError: it is not there, or is no causal language model, or a package is missing.
+        InputError: it is not there, not whole, or no causal language model, or a package is
+            missing.
     """
-    arguments = loading(dtype, quantize)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, **arguments)
-    except LOAD_ERRORS as error:
-        raise InputError(
-            f"--base {name}: cannot be loaded as a causal language model ({reason_of(error)}); "
-            "name a model on the hub, a folder that holds one, or make a small one with "
-            "python -m lcrec.tinylm"
-        ) from None
-    return model, tokenizer
+    return load_pair("--base", name, CAUSAL, remedy=BASE_REMEDY, **loading(dtype, quantize))
 
 
 def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
@@ -139,7 +132,7 @@ def loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
     Raises:
         InputError: bitsandbytes is wanted and missing.
     """
-    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    arguments: dict[str, Any] = {"dtype": dtype}
     if quantize == "none":
         return arguments
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -154,8 +147,3 @@ def loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
     )
     arguments["device_map"] = {"": PartialState().device}  # each process its own copy
     return arguments
-
-
-def reason_of(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

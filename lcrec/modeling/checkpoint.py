@@ -11,28 +11,30 @@ from typing import Any
 
 import torch
 import yaml
-from peft import (
-    PeftConfig,
-    PeftModel,
-)
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import (
+    ADAPTER_CONFIG,
+    CAUSAL,
+    base_of_adapter,
+    load_adapter,
+    load_model,
+    load_pair,
+    load_tokenizer,
+    rows_needed,
+)
 from lcrec.core.provenance import is_kind, read_provenance, require_same_input, write_provenance
 from lcrec.index.item_index import ItemIndex
-from lcrec.modeling.base import loading, reason_of
+from lcrec.modeling.base import loading
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
 from lcrec.modeling.recipe import STAGE
-from lcrec.prompts.encoder import LOAD_ERRORS, vocabulary_ids
+from lcrec.prompts.encoder import vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
 
-ADAPTER_CONFIG = "adapter_config.json"
+REMEDY = f"bring back what is missing, or train again with: {STAGE}"
 
 
 @dataclass(frozen=True)
@@ -199,32 +201,20 @@ def load_checkpoint(
     facts = CheckpointFacts.read(folder)
     index = ItemIndex.load(folder)
     prompts = PromptSet.load(folder / PROMPTS)
-    model: PreTrainedModel | PeftModel
-    base = None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if (folder / ADAPTER_CONFIG).exists():
-            base = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-            if Path(base).is_dir():
-                require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
-            arguments = loading(dtype, facts.quantize)
-            model = AutoModelForCausalLM.from_pretrained(base, **arguments)
-            if dequantize and arguments.get("quantization_config"):
-                model = model.dequantize()
-            table = model.get_input_embeddings().weight
-            assert isinstance(table, torch.Tensor)
-            if len(table) < len(tokenizer):
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            model = PeftModel.from_pretrained(model, folder)
-            compute_rows_apart(model)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, **loading(dtype))
-    except InputError:
-        raise
-    except LOAD_ERRORS as error:
-        needs = f", which needs the base model {base}," if base else ""
-        raise InputError(
-            f"--model {folder}{needs} cannot be loaded ({reason_of(error)}); bring back what is "
-            f"missing, or train again with: {STAGE}"
-        ) from None
-    return Checkpoint(model.eval(), tokenizer, index, prompts, facts)
+    if not (folder / ADAPTER_CONFIG).exists():
+        model, tokenizer = load_pair("--model", folder, CAUSAL, remedy=REMEDY, **loading(dtype))
+        return Checkpoint(model, tokenizer, index, prompts, facts)
+    tokenizer = load_tokenizer("--model", folder, remedy=REMEDY)
+    base = base_of_adapter("--model", folder, remedy=REMEDY)
+    if Path(base).exists():
+        require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
+    arguments = loading(dtype, facts.quantize)
+    whose = f"--model {folder}, which needs the base model"
+    model = load_model(whose, base, CAUSAL, remedy=REMEDY, **arguments)
+    if dequantize and arguments.get("quantization_config"):
+        model = model.dequantize()
+    if len(weight_of(model.get_input_embeddings())) < rows_needed(tokenizer):
+        model.resize_token_embeddings(rows_needed(tokenizer), mean_resizing=False)
+    adapted = load_adapter("--model", folder, model, remedy=REMEDY)
+    compute_rows_apart(adapted)
+    return Checkpoint(adapted.eval(), tokenizer, index, prompts, facts)

@@ -19,15 +19,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
 from lcrec.modeling.base import DTYPES
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import TrainingSettings
@@ -77,16 +72,16 @@ def load_shape(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         InputError: it is not there, or is no causal language model.
     """
+    remedy = "name a model on the hub, or a folder that holds config.json and a tokenizer"
+    tokenizer = load_tokenizer("--base", name, remedy=remedy)
+    config = load_config("--base", name, remedy=remedy)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        config = AutoConfig.from_pretrained(name)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError as error:
         raise InputError(
-            f"--base {name}: cannot be planned as a causal language model ({reason}); name a model "
-            "on the hub, or a folder that holds config.json and a tokenizer"
+            f"--base {name}: cannot be planned as a causal language model ({reason_of(error)}); "
+            f"{remedy}"
         ) from None
     return model, tokenizer
 

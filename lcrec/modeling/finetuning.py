@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from lcrec.core.pretrained import rows_needed
 from lcrec.data.splits import EvalCases
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
@@ -90,7 +91,7 @@ def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> Trai
     """
     model, tokenizer = load_shape(settings.base)
     new_ids = extend_tokenizer(tokenizer, inputs.index)
-    size = max(len(tokenizer), model.config.get_text_config().vocab_size)
+    size = max(rows_needed(tokenizer), model.config.get_text_config().vocab_size)
     model.resize_token_embeddings(size, mean_resizing=False)
     return TrainingModel(_adapt(model, new_ids, settings), tokenizer)
 

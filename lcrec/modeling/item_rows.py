@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcrec.core.errors import InputError
+from lcrec.core.pretrained import rows_needed
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import vocabulary_ids
 
@@ -50,33 +50,23 @@ def resize_embeddings(
         index: the item index it was extended by.
         texts: each item's text, [items], to start rows from.
         codebooks: the codes' vectors, float [levels, codes, dim], to start rows from instead.
-
-    Raises:
-        InputError: the tokenizer had more tokens than the model even without the item tokens.
     """
     new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
-    entries = len(weight_of(model.get_input_embeddings()))
-    words = len(tokenizer) - len(new_ids)
-    if entries < words:
-        raise InputError(
-            f"--base {model.name_or_path}: its tokenizer has {words:,} tokens and its embedding "
-            f"only {entries:,} rows, so the two do not belong together; give the model the "
-            "tokenizer it was trained with"
-        )
-    if entries < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    needed = rows_needed(tokenizer)
+    if len(weight_of(model.get_input_embeddings())) < needed:
+        model.resize_token_embeddings(needed, mean_resizing=False)
     text_ids = None
     if texts is not None:
         ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=64)
         text_ids = ids["input_ids"]
-    old = torch.ones(len(tokenizer), dtype=torch.bool)
+    old = torch.ones(needed, dtype=torch.bool)
     old[new_ids] = False
     tables = [weight_of(model.get_input_embeddings())]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not tables[0]:
         tables.append(weight_of(head))
     for table in tables:
-        known = table[: len(tokenizer)][old.to(table.device)].float()
+        known = table[:needed][old.to(table.device)].float()
         rows = _new_rows(known, index)
         if codebooks is not None:
             rows = _rows_from_codebooks(codebooks.to(known), known.mean(0), known.std())

@@ -161,7 +161,7 @@ def load_inputs(settings: TrainingSettings) -> TrainingInputs:
             )
     if paths.user.exists():
         files["user"] = paths.user
-    if Path(settings.base).is_dir():
+    if Path(settings.base).exists():
         files["base"] = Path(settings.base)
     return TrainingInputs(
         files=files,

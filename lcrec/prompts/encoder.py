@@ -5,11 +5,11 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from safetensors import SafetensorError
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import check_ids
 from lcrec.index.item_index import ITEM_TOKEN, ItemIndex
 from lcrec.prompts.prompt_set import PromptSet
 
@@ -166,7 +166,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> li
     with `skip_special_tokens` keeps them.
 
     Raises:
-        InputError: the tokenizer knows one of them already.
+        InputError: the tokenizer knows one of them already, or would give one a word's id.
     """
     known = tokenizer.get_vocab()
     clash = next((token for token in index.vocabulary if token in known), None)
@@ -178,6 +178,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> li
     tokenizer.add_tokens(
         [AddedToken(token, normalized=False, special=False) for token in index.vocabulary]
     )
+    check_ids("the tokenizer cannot take the item tokens", tokenizer)
     return vocabulary_ids(tokenizer, index).tolist()
 
 
@@ -201,7 +202,3 @@ def vocabulary_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.n
 def item_token_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.ndarray:
     """Return the token ids that spell each item, int64 [items, levels]."""
     return vocabulary_ids(tokenizer, index)[index.code_columns]
-
-
-# What loading raises for weights that are missing, foreign or damaged.
-LOAD_ERRORS = (OSError, ValueError, KeyError, SafetensorError)

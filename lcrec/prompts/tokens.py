@@ -4,12 +4,12 @@ Reads a tokenizer from a folder or the hub; writes to the screen only.
 """
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from lcrec.core.console import printable, progress
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import load_tokenizer
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts.encoder import LOAD_ERRORS, PromptEncoder, extend_tokenizer, vocabulary_ids
+from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer, vocabulary_ids
 from lcrec.prompts.preview import paint
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import TASKS, Record, TaskData
@@ -27,14 +27,7 @@ def load_encoder(name: str, prompts: PromptSet, index: ItemIndex) -> PromptEncod
     Raises:
         InputError: there is no such tokenizer, or it was made for another index.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except LOAD_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"--tokenizer {name}: cannot be loaded ({reason}); name a model on the hub, or a "
-            "folder that holds one"
-        ) from None
+    tokenizer = load_tokenizer("--tokenizer", name)
     if index.vocabulary[0] in tokenizer.get_vocab():
         vocabulary_ids(tokenizer, index)
     else:

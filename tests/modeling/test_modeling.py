@@ -12,8 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from lcrec.core.errors import InputError
@@ -94,37 +92,6 @@ def test_load_base(base):
     model, tokenizer = load_base(str(base))
     assert model.get_input_embeddings().weight.dtype == torch.float32
     assert len(tokenizer) == model.config.vocab_size
-
-
-@pytest.mark.parametrize("name", ["nowhere/to-be-found", "no such folder"])
-def test_a_base_that_is_not_there(name):
-    with pytest.raises(InputError, match=rf"--base {name}: cannot be loaded.*lcrec\.tinylm"):
-        load_base(name)
-
-
-def test_an_encoder_decoder_is_no_base(base, tmp_path):
-    shutil.copytree(base, tmp_path / "t5")
-    config = T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=50)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-    with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
-        load_base(str(tmp_path / "t5"))
-
-
-def test_a_damaged_base(base, tmp_path):
-    shutil.copytree(base, tmp_path / "base")
-    weights = tmp_path / "base" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
-        load_base(str(tmp_path / "base"))
-
-
-def test_pickled_weights_are_refused(base, tmp_path):
-    shutil.copytree(base, tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(base)
-    torch.save(model.state_dict(), tmp_path / "base" / "pytorch_model.bin")
-    (tmp_path / "base" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load_base(str(tmp_path / "base"))
 
 
 def test_an_adapter_trains_the_new_rows_only(any_base, index):
@@ -240,7 +207,7 @@ def test_a_half_written_checkpoint_is_none(saved):
 def test_the_base_has_gone(saved):
     folder, own_base = saved
     shutil.rmtree(own_base)
-    with pytest.raises(InputError, match=rf"needs the base model {own_base}, cannot be loaded"):
+    with pytest.raises(InputError, match=rf"needs the base model {own_base}: cannot be loaded"):
         load_checkpoint(folder)
 
 
@@ -250,14 +217,6 @@ def test_the_base_is_another_one_now(saved):
     model.model.norm.weight.data += 1
     model.save_pretrained(own_base)
     with pytest.raises(InputError, match=r"made from another base file .*finetune\.py --base"):
-        load_checkpoint(folder)
-
-
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "tokenizer.json"])
-def test_damaged_files(saved, file):
-    folder, _ = saved
-    (folder / file).write_bytes((folder / file).read_bytes()[:100])
-    with pytest.raises(InputError, match=rf"--model {folder}.*cannot be loaded"):
         load_checkpoint(folder)
 
 

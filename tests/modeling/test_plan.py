@@ -137,7 +137,7 @@ def test_no_weights_are_needed(base, tmp_path):
 
 
 def test_a_shape_that_is_none(tmp_path):
-    with pytest.raises(InputError, match=r"--base .*cannot be planned.*config\.json"):
+    with pytest.raises(InputError, match=r"--base .*cannot be loaded.*config\.json"):
         load_shape(str(tmp_path))
 
 

@@ -23,8 +23,6 @@ from scipy import sparse
 from scipy.sparse.linalg import eigsh
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     T5Config,
     T5ForConditionalGeneration,
     get_scheduler,
@@ -35,6 +33,7 @@ from lcrec.baselines.settings import GenerativeSettings, P5CIDSettings, TIGERSet
 from lcrec.baselines.shared.purchases import purchases
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import T5, load_config, load_pair
 from lcrec.data.folder import Interactions
 from lcrec.generate.search import search
 from lcrec.generate.trie import ItemTrie
@@ -414,20 +413,14 @@ class P5CID(GenerativeBaseline):
         return network, first
 
     def _pretrained(self, base: Path, num_tokens: int) -> tuple[T5ForConditionalGeneration, int]:
-        try:
-            kind = AutoConfig.from_pretrained(base, local_files_only=True).model_type
-            if kind != "t5":
-                raise InputError(f"--base {base}: a T5 is needed, found {kind}")
-            tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-            network = T5ForConditionalGeneration.from_pretrained(
-                base, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-        except InputError:
-            raise
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"--base {base}: no pretrained T5 can be read there ({error})"
-            ) from None
+        remedy = "name a folder that holds a T5"
+        if not base.is_dir():
+            raise InputError(f"--base {base}: no such folder; {remedy}")
+        kind = load_config("--base", base, kind=T5, remedy=remedy).model_type
+        if kind != "t5":
+            raise InputError(f"--base {base}: a T5 is needed, found {kind}")
+        network, tokenizer = load_pair("--base", base, T5, remedy=remedy, dtype=torch.float32)
+        assert isinstance(network, T5ForConditionalGeneration)
         first = network.config.vocab_size
         network.resize_token_embeddings(first + num_tokens)
         self.suffix = tuple(tokenizer(QUESTION).input_ids)

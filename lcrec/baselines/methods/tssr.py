@@ -35,6 +35,7 @@ from lcrec.baselines.shared.sequences import pad_histories
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import ENCODER, load_pair
 from lcrec.data.folder import Interactions
 
 
@@ -188,15 +189,9 @@ def load_texts(path: Path, texts: list[str], max_tokens: int) -> TrainedTexts:
     Raises:
         InputError: nothing there can be loaded, or it is no plain encoder.
     """
-    from transformers import AutoModel, AutoTokenizer
-
     if not path.is_dir():
         raise InputError(f"--text-encoder {path}: no such folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        encoder = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"--text-encoder {path}: cannot be loaded ({error})") from None
+    encoder, tokenizer = load_pair("--text-encoder", path, ENCODER, dtype=torch.float32)
     if encoder.config.is_encoder_decoder or not hasattr(encoder.config, "hidden_size"):
         raise InputError(f"--text-encoder {path}: an encoder such as BERT is wanted")
     if tokenizer.pad_token is None:
