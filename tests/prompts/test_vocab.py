@@ -307,13 +307,3 @@ def test_rows_from_codebooks_keep_the_angles_between_codes(dim):
         kept = torch.nn.functional.cosine_similarity(own[:, None], own[None], dim=2)
         assert torch.allclose(angles, kept, atol=1e-3)
     assert rows.std() == pytest.approx(before[0][:size_before].std(), rel=0.5)
-
-
-def test_a_table_smaller_than_its_own_vocabulary():
-    tokenizer = bpe()
-    model = make_model(tokenizer, tied=True, spare=-5)
-    size = len(tokenizer)
-    extend_tokenizer(tokenizer, INDEX)
-    message = rf"--base .*{size} tokens .*only {size - 5} rows.*do not belong together"
-    with pytest.raises(InputError, match=message):
-        resize_embeddings(model, tokenizer, INDEX)
