@@ -39,12 +39,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import claim
 from lcrec.core.pretrained import load_tokenizer
-from lcrec.core.provenance import (
-    fingerprint,
-    is_current,
-    require_same_input,
-    write_provenance,
-)
+from lcrec.core.provenance import fingerprint, is_current, require_same_input, write_provenance
 from lcrec.data.data_set import load_data
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.prompt_set import CHAT_TEMPLATE, SHIPPED_PROMPTS, PromptSet

@@ -50,10 +50,7 @@ def main(argv: list[str]) -> None:
     planned = (load_model_shape if config.tflops else load_model)(config, inputs)
     rows = draw_training_rows(config, inputs, planned.tokenizer)
     hardware = Hardware(
-        devices=config.devices,
-        device=pick_device(),
-        tflops=config.tflops,
-        mfu=config.mfu,
+        devices=config.devices, device=pick_device(), tflops=config.tflops, mfu=config.mfu
     )
     print(plan(planned.model, rows.train, config, hardware, planned.tokenizer.pad_token_id))
 

@@ -18,12 +18,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, is_kind, provenance_path, write_provenance
 from lcrec.data.shop import TASTES, Shop, make_shop, taste_probabilities
-from lcrec.data.shop_texts import (
-    DEPARTMENT_OF,
-    intention,
-    preference,
-    review,
-)
+from lcrec.data.shop_texts import DEPARTMENT_OF, intention, preference, review
 from lcrec.data.shop_words import KINDS
 
 NAME = "Shop"
@@ -77,8 +72,7 @@ def write_shop(shop: Shop, folder: Path) -> None:
     write_json(paths.item, items, indent=2)
     write_json(paths.review, reviews, indent=2)
     write_json(
-        paths.user,
-        {"user_explicit_preference": preferences, "user_vague_intention": intentions},
+        paths.user, {"user_explicit_preference": preferences, "user_vague_intention": intentions}
     )
     write_json(paths.inter, {str(user): items for user, items in enumerate(shop.sequences)})
 

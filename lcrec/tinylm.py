@@ -43,8 +43,7 @@ class TinyLMConfig:
     data: Path = option("the data folder")
     output: Path = option("the folder to write the model to")
     prompts: Path = option(
-        "templates to learn too; what the folder lacks comes from the shipped ones",
-        SHIPPED_PROMPTS,
+        "templates to learn too; what the folder lacks comes from the shipped ones", SHIPPED_PROMPTS
     )
     vocab_size: int = option("entries of the tokenizer at most", 4096, minimum=300)
     hidden_size: int = option("width of the model, a multiple of 32", 192, minimum=32)

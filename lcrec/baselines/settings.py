@@ -142,10 +142,7 @@ class LightGCNSettings(MethodSettings):
 class MatrixFactorisationSettings(LightGCNSettings):
     """Those of LightGCN; the number of layers is not for setting."""
 
-    grid: ClassVar = {
-        "loss": ("bpr", "info_nce"),
-        "learning_rate": (1e-3, 5e-3),
-    }
+    grid: ClassVar = {"loss": ("bpr", "info_nce"), "learning_rate": (1e-3, 5e-3)}
 
     layers: int = field(default=0, init=False)
 
@@ -245,10 +242,7 @@ class AlphaRecSettings(MethodSettings):
     """
 
     needs = frozenset({"embeddings"})
-    grid: ClassVar = {
-        "temperature": (0.05, 0.1, 0.15, 0.2),
-        "layers": (1, 2, 3),
-    }
+    grid: ClassVar = {"temperature": (0.05, 0.1, 0.15, 0.2), "layers": (1, 2, 3)}
 
     mapping: Literal["mlp", "linear"] = option(
         "f: one hidden layer, or a matrix without a bias", "mlp"
@@ -314,11 +308,7 @@ class SASRecSettings(SequenceSettings):
         "dropout": 0.3,
         "attention_dropout": 0.3,
     }
-    grid: ClassVar = {
-        "dim": (64, 128),
-        "dropout": (0.2, 0.5),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    grid: ClassVar = {"dim": (64, 128), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3)}
 
     examples: ExampleForm = option(
         "prefixes: a history per target, as RecBole; windows: a target after every item", "prefixes"
@@ -337,11 +327,7 @@ class BERT4RecSettings(SASRecSettings):
     """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
 
     tuned: ClassVar = {"examples": "windows"}
-    grid: ClassVar = {
-        "masked": (0.2, 0.4),
-        "dropout": (0.1, 0.2),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    grid: ClassVar = {"masked": (0.2, 0.4), "dropout": (0.1, 0.2), "learning_rate": (5e-4, 1e-3)}
 
     examples: ExampleForm = option(
         "prefixes: a history per target, as RecBole; windows: all of a user's items at once",
@@ -364,11 +350,7 @@ class GRU4RecSettings(SequenceSettings):
     # On Amazon 2018 Instruments as good for validation (NDCG@10 .0824; 53 epochs, 52 without) in
     # two thirds of the time.
     tuned: ClassVar = {"examples": "windows"}
-    grid: ClassVar = {
-        "dim": (64, 128),
-        "dropout": (0.1, 0.3, 0.5),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    grid: ClassVar = {"dim": (64, 128), "dropout": (0.1, 0.3, 0.5), "learning_rate": (5e-4, 1e-3)}
 
     examples: ExampleForm = option(
         "prefixes: a history per target, as RecBole; windows: a target after every item", "prefixes"
@@ -383,11 +365,7 @@ class FMLPSettings(SequenceSettings):
     """Defaults of the authors' code, with LC-Rec's histories of 20 items for its 50."""
 
     tuned: ClassVar = {"loss": "ce", "batch_size": 2048}
-    grid: ClassVar = {
-        "dim": (64, 128),
-        "dropout": (0.2, 0.5),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    grid: ClassVar = {"dim": (64, 128), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3)}
 
     loss: NextItemLoss = option(
         "ce: softmax over the catalogue; sampled: over --negatives items; bce, bpr: one", "bce"
@@ -404,11 +382,7 @@ class FMLPSettings(SequenceSettings):
 class CaserSettings(SequenceSettings):
     """Defaults of RecBole 1.2.1, but for L, for which the paper's 5 stands (its section 4.2)."""
 
-    grid: ClassVar = {
-        "max_history": (5, 10),
-        "dropout": (0.2, 0.4),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    grid: ClassVar = {"max_history": (5, 10), "dropout": (0.2, 0.4), "learning_rate": (5e-4, 1e-3)}
 
     max_history: int = option("L, the last items of a history that are read", 5, minimum=1)
     horizontal: int = option("horizontal filters per height", 8, minimum=1)
@@ -421,11 +395,7 @@ class CaserSettings(SequenceSettings):
 class HGNSettings(SequenceSettings):
     """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
 
-    grid: ClassVar = {
-        "max_history": (5, 20),
-        "dim": (64, 128),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    grid: ClassVar = {"max_history": (5, 20), "dim": (64, 128), "learning_rate": (5e-4, 1e-3)}
 
 
 @dataclass(frozen=True)
@@ -434,11 +404,7 @@ class FDSASettings(SASRecSettings):
 
     needs = frozenset({"texts"})
     tuned: ClassVar = {"examples": "windows"}
-    grid: ClassVar = {
-        "dim": (64, 128),
-        "dropout": (0.2, 0.5),
-        "learning_rate": (5e-4, 1e-3),
-    }
+    grid: ClassVar = {"dim": (64, 128), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3)}
 
 
 @dataclass(frozen=True)
@@ -496,10 +462,7 @@ class TIGERSettings(GenerativeSettings):
     """Those of LETTER's TIGER, but for a batch of 256, not 1,024 over two GPUs and two steps."""
 
     needs = frozenset({"index"})
-    grid: ClassVar = {
-        "learning_rate": (5e-4, 1e-3, 3e-3),
-        "dropout": (0.1, 0.2),
-    }
+    grid: ClassVar = {"learning_rate": (5e-4, 1e-3, 3e-3), "dropout": (0.1, 0.2)}
 
 
 @dataclass(frozen=True)
@@ -533,10 +496,7 @@ class TSSRSettings(MethodSettings):
 
     needs = frozenset({"embeddings"})
     tuned: ClassVar = {"learning_rate": 1e-3}
-    grid: ClassVar = {
-        "learning_rate": (1e-4, 1e-3),
-        "batch_size": (32, 128, 512),
-    }
+    grid: ClassVar = {"learning_rate": (1e-4, 1e-3), "batch_size": (32, 128, 512)}
 
     dim: int = option("numbers per vector", 128, minimum=1)
     heads: int = option("of every attention; divides --dim", 4, minimum=1)

@@ -106,12 +106,7 @@ class ProgressBar:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total,
-                desc=desc,
-                unit=f" {unit}",
-                initial=initial,
-                delay=delay,
-                leave=leave,
+                total=total, desc=desc, unit=f" {unit}", initial=initial, delay=delay, leave=leave
             )
 
     def update(self, count: int = 1) -> None:

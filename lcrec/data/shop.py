@@ -22,11 +22,7 @@ import numpy as np
 
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
-from lcrec.data.shop_texts import (
-    Ware,
-    describe,
-    word_lists,
-)
+from lcrec.data.shop_texts import Ware, describe, word_lists
 from lcrec.data.shop_words import BRANDS, KINDS, STYLES, TIERS
 
 NEED_CHANCES = (0.5, 0.3, 0.2)

@@ -7,9 +7,6 @@ the prompt template matters.
 
 from lcrec.core.lazy import lazy_exports
 
-_HOMES = {
-    "pairwise_accuracy": "pairs",
-    "score_model": "templates",
-}
+_HOMES = {"pairwise_accuracy": "pairs", "score_model": "templates"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_exports(__name__, _HOMES)

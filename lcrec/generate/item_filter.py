@@ -137,10 +137,7 @@ class LeafFilter:
             return lists and replace(lists, first=lists.first[chosen])
 
         return replace(
-            self,
-            allow=pick(self.allow),
-            has_allow=self.has_allow[chosen],
-            deny=pick(self.deny),
+            self, allow=pick(self.allow), has_allow=self.has_allow[chosen], deny=pick(self.deny)
         )
 
     def count(self, nodes: Tensor) -> Tensor:

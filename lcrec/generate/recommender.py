@@ -254,11 +254,7 @@ class Recommender:
         )
 
     def explain(
-        self,
-        histories: Sequence[ItemIds],
-        items: Sequence[ItemIds],
-        *,
-        max_new_tokens: int = 64,
+        self, histories: Sequence[ItemIds], items: Sequence[ItemIds], *, max_new_tokens: int = 64
     ) -> list[Explanation]:
         """Say in words what the model knows of each request's history and items.
 

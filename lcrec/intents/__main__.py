@@ -191,10 +191,7 @@ def ask_model(
         InputError: the model cannot be had, spending was not agreed to, or nobody answers.
     """
     model = config.model or ""
-    sampling: dict[str, Any] = {
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
-    }
+    sampling: dict[str, Any] = {"temperature": config.temperature, "max_tokens": config.max_tokens}
     # The same name may mean another model at another endpoint, or in the same folder tomorrow.
     identity = {"model": model, **sampling}
     if config.method == "openai":

@@ -5,17 +5,9 @@ from typing import Any
 
 import torch
 from accelerate.state import PartialState
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from transformers import (
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 

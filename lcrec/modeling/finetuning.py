@@ -14,13 +14,7 @@ from lcrec.core.pretrained import rows_needed
 from lcrec.data.splits import EvalCases
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
-from lcrec.modeling.base import (
-    DTYPES,
-    add_adapter,
-    load_base,
-    set_attention_dropout,
-    use_liger,
-)
+from lcrec.modeling.base import DTYPES, add_adapter, load_base, set_attention_dropout, use_liger
 from lcrec.modeling.checkpoint import copy_rows
 from lcrec.modeling.cost import load_shape
 from lcrec.modeling.item_rows import resize_embeddings

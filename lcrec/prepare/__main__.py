@@ -120,8 +120,7 @@ class PrepareConfig:
         minimum=3,
     )
     reviews: Literal["keep", "drop"] = option(
-        "whether to write the texts of reviews, where there are any, for lcrec.intents",
-        "keep",
+        "whether to write the texts of reviews, where there are any, for lcrec.intents", "keep"
     )
     split: Literal["leave-one-out", "random", "time", "cold-items"] = option(
         "leave-one-out: the last item of every user to test, the one before to validate, written "

@@ -59,8 +59,7 @@ def _duckdb(folder: Path, memory_gb: float) -> Iterator[BaseBackend]:
     # Tables lie in memory as they are, and those that do not fit are put into the folder; a
     # database on disk would compress and write each, which costs more than all that is computed.
     con = ibis.duckdb.connect(
-        temp_directory=str(folder / "spill"),
-        memory_limit=f"{memory_gb:.3f}GB",
+        temp_directory=str(folder / "spill"), memory_limit=f"{memory_gb:.3f}GB"
     )
     if sys.stdout.isatty():
         con.raw_sql("SET enable_progress_bar = true")  # shown from two seconds on

@@ -310,10 +310,7 @@ def open_json(
 
 
 def open_parquet(
-    con: BaseBackend,
-    paths: Sequence[Path],
-    names: Sequence[str] | None,
-    limit: int | None = None,
+    con: BaseBackend, paths: Sequence[Path], names: Sequence[str] | None, limit: int | None = None
 ) -> Opened:
     """Open Parquet files; columns keep their types.
 
@@ -438,10 +435,7 @@ def _rows(
     path: Path, names: Sequence[str], evaluate: Callable[[bytes], dict[str, Any] | None]
 ) -> Iterator[list[str | None]]:
     try:
-        with (
-            open_bytes(path) as file,
-            ProgressBar(None, f"convert {path.name}", "rows") as bar,
-        ):
+        with open_bytes(path) as file, ProgressBar(None, f"convert {path.name}", "rows") as bar:
             for line in file:
                 if line.strip():
                     record = evaluate(line) or {}

@@ -180,10 +180,7 @@ PUBLISHED = {
         (("meta_*.json", AMAZON_2014_ITEMS), ("*.json", AMAZON_2014_ITEMS)),
     ),
     "amazon2018": Published(
-        (
-            ("*.json", AMAZON_REVIEWS),
-            ("*.csv", _ratings("item", "user", "rating", "timestamp")),
-        ),
+        (("*.json", AMAZON_REVIEWS), ("*.csv", _ratings("item", "user", "rating", "timestamp"))),
         (("meta_*.json", AMAZON_2018_ITEMS), ("*.json", AMAZON_2018_ITEMS)),
     ),
     "amazon2023": Published(

@@ -6,10 +6,6 @@ waiting requests into one batch, `middleware` limits, counts and words problems.
 
 from lcrec.core.lazy import lazy_exports
 
-_HOMES = {
-    "Batcher": "batching",
-    "RequestHandler": "requests",
-    "create_app": "app",
-}
+_HOMES = {"Batcher": "batching", "RequestHandler": "requests", "create_app": "app"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -151,10 +151,7 @@ def killed_after(monkeypatch):
 
 @pytest.mark.parametrize(
     ("epoch", "settings"),
-    [
-        *itertools.product([1, 5, 13], [{}, {"parity": True}]),
-        (5, {"epochs": 300, "patience": 2}),
-    ],
+    [*itertools.product([1, 5, 13], [{}, {"parity": True}]), (5, {"epochs": 300, "patience": 2})],
 )
 def test_a_killed_training_goes_on_where_it_stood(killed_after, tmp_path, capsys, epoch, settings):
     points = toy_clusters()

@@ -8,11 +8,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import add_adapter, load_base, set_attention_dropout

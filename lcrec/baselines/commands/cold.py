@@ -104,9 +104,7 @@ def draw_cold(interactions: Interactions, *, share: float, core: int, seed: int)
     for row, place in zip(targets, who, strict=True):
         row[: len(wanted[place])] = wanted[place]
     cold = EvalCases(
-        [rest.users[place] for place in who],
-        [warm.train.sequence(place) for place in who],
-        targets,
+        [rest.users[place] for place in who], [warm.train.sequence(place) for place in who], targets
     )
     return ColdSplit(warm, cold, np.unique(rest.items).astype(np.int64), np.sort(drawn))
 
@@ -211,12 +209,7 @@ def measure_cold(
     figures = {}
     for view, (cases, scorer) in views.items():
         ranked = ranked_matrix(
-            scorer,
-            cases,
-            drawn.warm.train,
-            num_items,
-            top=TOP,
-            exclude_history=exclude_history,
+            scorer, cases, drawn.warm.train, num_items, top=TOP, exclude_history=exclude_history
         )
         figures[view] = {
             name: summarise(metric(ranked, cases.targets, TOP), seed)

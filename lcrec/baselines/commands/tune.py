@@ -19,11 +19,7 @@ from typing import Any
 
 from lcrec.baselines.base import Baseline
 from lcrec.baselines.registry import METHODS, find_method
-from lcrec.baselines.runs.flags import (
-    method_settings,
-    parse_method_config,
-    settings_files,
-)
+from lcrec.baselines.runs.flags import method_settings, parse_method_config, settings_files
 from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
 from lcrec.baselines.runs.run import example_of
@@ -136,12 +132,7 @@ def _judge(method: Baseline, inputs: Inputs, exclude_history: bool) -> dict[str,
     seconds = time.perf_counter() - started
     cases, training = inputs.split.valid, inputs.training
     ranked = ranked_matrix(
-        method,
-        cases,
-        training.train,
-        training.num_items,
-        top=10,
-        exclude_history=exclude_history,
+        method, cases, training.train, training.num_items, top=10, exclude_history=exclude_history
     )
     return {
         "NDCG@10": float(ndcg_at_k(ranked, cases.targets, 10).mean()),

@@ -22,11 +22,7 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 from torch import nn
-from transformers import (
-    T5Config,
-    T5ForConditionalGeneration,
-    get_scheduler,
-)
+from transformers import T5Config, T5ForConditionalGeneration, get_scheduler
 
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.settings import GenerativeSettings, P5CIDSettings, TIGERSettings

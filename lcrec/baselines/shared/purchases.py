@@ -14,8 +14,7 @@ def purchases(train: Interactions, num_items: int) -> sparse.csr_array:
     """Return R, float32 [users, items], 1 where a train sequence of the user has the item."""
     users = np.repeat(np.arange(len(train)), np.diff(train.offsets))
     counts = sparse.csr_array(
-        (np.ones(len(users), dtype=np.float32), (users, train.items)),
-        shape=(len(train), num_items),
+        (np.ones(len(users), dtype=np.float32), (users, train.items)), shape=(len(train), num_items)
     )
     counts.sum_duplicates()
     counts.data[:] = 1
