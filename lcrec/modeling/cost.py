@@ -26,7 +26,7 @@ from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
 from lcrec.modeling.base import DTYPES
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import TrainingSettings
-from lcrec.modeling.trainer import answer_losses, split_batch
+from lcrec.modeling.trainer import sample_losses, split_batch
 from lcrec.prompts.rows import collate_left
 
 # NF4 with double quantisation: 4 bits and 0.127 for the scales (arXiv 2305.14314, section 3).
@@ -215,8 +215,8 @@ def time_steps(
         began = time.monotonic()
         for part in split_batch(batch, max_tokens, lambda count: count):
             with arithmetic:
-                losses, _, _ = answer_losses(model, part)
-            losses.mean().backward()
+                losses, _ = sample_losses(model, part)
+            losses[:, 0].sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":

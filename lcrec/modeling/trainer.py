@@ -43,6 +43,7 @@ from lcrec.core.device import compute_attention_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.modeling.item_rows import show_frozen_weights
+from lcrec.modeling.packing import is_packed, split_buffers
 from lcrec.modeling.run_folder import STAGED, explain_disk_full, publish_checkpoint
 from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
@@ -72,7 +73,7 @@ class RankingValidation:
 
 
 class RecommenderTrainer(SFTTrainer):
-    """`SFTTrainer` over left-padded rows from `collate_left`, with full-ranking validation.
+    """`SFTTrainer` over rows from `collate_left` or a `PackingCollator`, with full ranking.
 
     Args:
         ranking: whom to rank the catalogue for in every validation.
@@ -124,7 +125,10 @@ class RecommenderTrainer(SFTTrainer):
     def _add_gradients(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        parts = split_batch(inputs, self.max_tokens_per_batch, self.accelerator.gather)
+        if is_packed(inputs):
+            parts = split_buffers(inputs, self._most(len(inputs["input_ids"])))
+        else:
+            parts = split_batch(inputs, self.max_tokens_per_batch, self.accelerator.gather)
         losses = []
         for number, part in enumerate(parts, 1):
             # Processes exchange gradients once per batch.
@@ -133,6 +137,13 @@ class RecommenderTrainer(SFTTrainer):
                 losses.append(super().training_step(model, part, num_items_in_batch))
         # For the log alone: an update that is no number is seen in its gradient.
         return torch.stack(losses).sum().nan_to_num(0, 0, 0)
+
+    def _most(self, count: int) -> int:
+        """Return the largest count of all processes, where they meet in every forward."""
+        if not (self.is_fsdp_enabled or self._is_zero3()):
+            return count
+        counts = torch.tensor([count], device=self.args.device)
+        return int(self.accelerator.gather(counts).max())
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
         # The Trainer asks this once per update, when its gradients are complete. All processes see
@@ -211,13 +222,12 @@ class RecommenderTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the mean cross-entropy of the answer tokens of the global batch."""
-        losses, answers, outputs = answer_losses(model, inputs)
-        total = losses.sum()
+        losses, outputs = sample_losses(model, inputs)
+        total, answers = losses.sum(0)
         if model.training:
-            per_row = torch.stack((losses.detach().sum(1), answers.sum(1)), 1)
-            self._losses.append((inputs, per_row))
+            self._losses.append((inputs, losses.detach()))
         if num_items_in_batch is None:
-            loss = total / answers.sum()
+            loss = total / answers
         else:
             loss = total / num_items_in_batch
             if self.args.average_tokens_across_devices:
@@ -231,7 +241,11 @@ class RecommenderTrainer(SFTTrainer):
             bad = ~per_row[:, 0].isfinite()
             if bad.any():
                 row = int(bad.nonzero()[0])
-                sample = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+                if is_packed(inputs):
+                    ids = inputs["labels"][(inputs["samples"] == row) & (inputs["labels"] >= 0)]
+                else:
+                    ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+                sample = ids.tolist()
                 assert isinstance(self.processing_class, PreTrainedTokenizerBase)
                 task = list(TASKS)[int(inputs["task"][row])]
                 raise InputError(
@@ -451,22 +465,42 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
         part.reshard()
 
 
-def answer_losses(
-    model: nn.Module, inputs: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, CausalLMOutput]:
-    """Return the cross-entropy of a batch's answer tokens.
+def sample_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, CausalLMOutput]:
+    """Return the summed cross-entropy of each sample's answer.
 
-    Rows are padded on the left, so the answers are the last columns: only those pass through the
-    head, and logits are [batch, longest answer, vocabulary].
+    Only what answers are predicted from passes through the head.
 
     Args:
         model: a causal language model.
-        inputs: from `collate_left`.
+        inputs: from `collate_left` or a `PackingCollator`.
 
     Returns:
-        Losses, float32 [batch, longest answer], 0 where no answer stands; where one stands, bool
-        of that shape; and what the model put out.
+        Per sample the sum and the number of answer tokens, float32 [samples, 2], and what the
+        model put out (of a batch in buffers, for the last one).
     """
+    if not is_packed(inputs):
+        return _padded_losses(model, inputs)
+    sums = torch.zeros(len(inputs["task"]), 2, device=inputs["labels"].device)
+    for labels, places, samples, ids, positions in zip(
+        *(inputs[name] for name in ("labels", "places", "samples", "input_ids", "position_ids")),
+        strict=True,
+    ):
+        outputs = model(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=places,
+        )
+        losses = F.cross_entropy(
+            outputs.logits[0].float(), labels, ignore_index=IGNORED, reduction="none"
+        )
+        sums = sums.index_add(0, samples, torch.stack((losses, labels != IGNORED), 1))
+    return sums, outputs
+
+
+def _padded_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, CausalLMOutput]:
+    # Rows are padded on the left, so the answers are the last columns: only those pass through the
+    # head, and logits are [batch, longest answer, vocabulary].
     labels = inputs["labels"]
     width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
     features = {name: inputs[name] for name in FEATURES}
@@ -478,8 +512,8 @@ def answer_losses(
     targets = labels[:, -width:]
     losses = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view_as(targets), targets != IGNORED, outputs
+    ).view_as(targets)
+    return torch.stack((losses.sum(1), (targets != IGNORED).sum(1)), 1), outputs
 
 
 def split_batch(
