@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import run_stage
 from lcrec.core.provenance import fingerprint, is_current
@@ -37,6 +38,7 @@ from lcrec.modeling.recipe import (
     recipe_of,
 )
 from lcrec.modeling.run_folder import (
+    BUFFER,
     WORK,
     check_output,
     claim_output,
@@ -50,7 +52,7 @@ if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lcrec.index.item_index import ItemIndex
-    from lcrec.modeling.finetuning import TrainingModel
+    from lcrec.modeling.finetuning import TrainingModel, TrainingRows
     from lcrec.modeling.trainer import Ranker, RecommenderTrainer
     from lcrec.prompts.prompt_set import PromptSet
 
@@ -200,13 +202,17 @@ def _finetune(job: FinetuneRun) -> Path:
         texts = inputs.user_texts
         if texts is not None and {"itemsearch", "preferenceobtain"} & inputs.mixture.keys():
             state.print(f"{inputs.files['user'].name}: {texts.describe()}")
-        rows = draw_training_rows(config, inputs, trained.tokenizer)
+        rows = draw_training_rows(config, inputs, trained)
 
         # The output folder is claimed only now that nothing is wrong with the rest.
         if state.is_main_process:
             claim_output(config.output, identity, overwrite=config.overwrite)
         state.wait_for_everyone()
-        state.print(describe_run(config, trained, rows, state.num_processes))
+        capacity = None
+        if trained.packs:
+            with state.main_process_first():  # which alone decides, once for all of a run's starts
+                capacity = _buffer_tokens(config, trained, rows)
+        state.print(describe_run(config, trained, rows, state.num_processes, capacity))
         trainable = count_trainable(trained.model)
         trainer = make_trainer(
             config,
@@ -216,6 +222,7 @@ def _finetune(job: FinetuneRun) -> Path:
             num_items=len(inputs.items),
             work=work,
             processes=state.num_processes,
+            capacity=capacity,
         )
         with state.main_process_first():  # which clears away what a killed run left unfinished
             resume_from = latest_checkpoint(work)
@@ -231,6 +238,19 @@ def _finetune(job: FinetuneRun) -> Path:
                 f"--model {config.output} --data {config.data} --output DIR/predictions.jsonl"
             )
     return config.output
+
+
+def _buffer_tokens(config: FinetuneConfig, trained: TrainingModel, rows: TrainingRows) -> int:
+    """Return the tokens of a buffer: as they were when the run began, so that it resumes alike."""
+    import torch
+
+    from lcrec.modeling.finetuning import buffer_tokens
+
+    note = config.output / WORK / BUFFER
+    if not note.exists():
+        tokens = buffer_tokens(config, trained, rows, torch.cuda.mem_get_info()[0])
+        write_json(note, {"tokens": tokens})
+    return read_json(note)["tokens"]
 
 
 def _save(

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
     set_seed(config.seed)
     planned = (load_model_shape if config.tflops else load_model)(config, inputs)
-    rows = draw_training_rows(config, inputs, planned.tokenizer)
+    rows = draw_training_rows(config, inputs, planned)
     hardware = Hardware(
         devices=config.devices, device=pick_device(), tflops=config.tflops, mfu=config.mfu
     )

@@ -14,6 +14,7 @@ from transformers.utils import is_liger_kernel_available
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import CAUSAL, load_pair
 from lcrec.modeling.item_rows import compute_rows_apart
+from lcrec.modeling.packing import takes_buffers
 
 BASE_REMEDY = (
     "name a model on the hub, a folder that holds one, or make a small one with "
@@ -54,6 +55,53 @@ def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
         )
     for holder in (model.config, *holders):
         holder.attention_dropout = rate
+
+
+def choose_attention(model: PreTrainedModel, wanted: str, *, dropout: float) -> bool:
+    """Set how a model computes attention in training.
+
+    Args:
+        model: the model, without adapters.
+        wanted: `auto`, `flex`, `sdpa` or `eager`.
+        dropout: the rate on attention weights, which flex attention does not have.
+
+    Returns:
+        Whether samples are to be packed into buffers, which flex attention is for.
+
+    Raises:
+        InputError: the model, or what it runs on, does not bear what is wanted.
+    """
+    name = type(model).__name__
+    if wanted in ("sdpa", "eager"):
+        try:
+            model.set_attn_implementation(wanted)
+        except (ValueError, ImportError):
+            raise InputError(f"--attention {wanted}: {name} has no such attention") from None
+        return False
+    faults = {
+        "it needs a CUDA GPU": torch.cuda.is_available(),
+        f"{name} has no such attention": model._supports_flex_attn,
+        f"{name} does not keep packed samples apart": takes_buffers(model)
+        if model._supports_flex_attn
+        else True,
+    }
+    fault = next((fault for fault, is_fine in faults.items() if not is_fine), None)
+    if wanted == "flex" and fault is not None:
+        raise InputError(f"--attention flex: {fault}; take --attention sdpa")
+    if fault is not None or dropout:
+        return False
+    model.set_attn_implementation("flex_attention")
+    return True
+
+
+def compile_layers(model: PreTrainedModel | PeftModel) -> None:
+    """Compile a model's layers, once for all of them; what fails to compile runs as it is."""
+    torch._dynamo.config.suppress_errors = True
+    base = base_model(model)
+    kinds: Any = base._no_split_modules or ()
+    for part in base.modules():
+        if type(part).__name__ in kinds:
+            part.compile()
 
 
 def use_liger(model: PreTrainedModel) -> None:
@@ -113,6 +161,13 @@ def add_adapter(
     assert isinstance(adapted, PeftModel)
     compute_rows_apart(adapted)
     return adapted
+
+
+def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the causal language model inside an adapter."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
 
 
 def loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
-from lcrec.modeling.base import DTYPES
+from lcrec.modeling.base import DTYPES, base_model
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import TrainingSettings
 from lcrec.modeling.trainer import sample_losses, split_batch
@@ -84,13 +84,6 @@ def load_shape(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{remedy}"
         ) from None
     return model, tokenizer
-
-
-def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Return the causal language model inside an adapter."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(inner, PreTrainedModel)
-    return inner
 
 
 def measure_shape(model: PreTrainedModel | PeftModel) -> Shape:

@@ -1,23 +1,38 @@
 """The steps of a fine-tune: a model with item tokens, the rows it learns from, its trainer."""
 
 import functools
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from lcrec.core.errors import InputError
 from lcrec.core.pretrained import rows_needed
 from lcrec.data.splits import EvalCases
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
-from lcrec.modeling.base import DTYPES, add_adapter, load_base, set_attention_dropout, use_liger
+from lcrec.modeling.base import (
+    DTYPES,
+    add_adapter,
+    base_model,
+    choose_attention,
+    compile_layers,
+    load_base,
+    set_attention_dropout,
+    use_liger,
+)
 from lcrec.modeling.checkpoint import copy_rows
-from lcrec.modeling.cost import load_shape
+from lcrec.modeling.cost import Work, load_shape, measure_shape, memory
 from lcrec.modeling.item_rows import resize_embeddings
+from lcrec.modeling.packing import PackingCollator
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
@@ -25,13 +40,25 @@ from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import Row, collate_left, draw_rows, require_samples, tokenise_rows
 from lcrec.prompts.tasks import TaskData, history_record
 
+BLOCK = 128  # tokens; flex attention computes in blocks of as many
+FILLED = 0.8  # of a device's free memory; the allocator and the search in validation take the rest
+FULL_CARD = 16_384  # tokens at once that keep a large card busy, whatever the model
+COMPILED_FROM = 200  # updates; with fewer, compiling takes longer than it spares
+
 
 @dataclass(frozen=True)
 class TrainingModel:
-    """The model as it will be trained, and the tokenizer that knows the item tokens."""
+    """The model as it will be trained.
+
+    Attributes:
+        model: with the item tokens in its vocabulary, and adapters where those are trained.
+        tokenizer: knows the item tokens.
+        packs: whether samples are packed into buffers (`lcrec.modeling.packing`) for it.
+    """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
+    packs: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,8 @@ def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingMo
     )
     if "rows" in inputs.files:
         copy_rows(inputs.files["rows"], model, tokenizer, inputs.index)
-    return TrainingModel(_adapt(model, new_ids, settings), tokenizer)
+    packs = choose_attention(model, settings.attention, dropout=settings.dropout)
+    return TrainingModel(_adapt(model, new_ids, settings), tokenizer, packs)
 
 
 def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingModel:
@@ -111,14 +139,17 @@ def _adapt(
 
 
 def draw_training_rows(
-    settings: TrainingSettings, inputs: TrainingInputs, tokenizer: PreTrainedTokenizerBase
+    settings: TrainingSettings, inputs: TrainingInputs, trained: TrainingModel
 ) -> TrainingRows:
     """Draw every epoch's rows up front: the same for any number of processes, and resumable.
+
+    Where they are packed, a batch is any rows, so that all batches are about as large.
 
     Raises:
         InputError: a row is longer than `max_length`, or no task has a sample.
     """
-    encoder = PromptEncoder(tokenizer, inputs.prompts)
+    encoder = PromptEncoder(trained.tokenizer, inputs.prompts)
+    grouped = None if trained.packs else settings.batch_size
     data = TaskData(
         inputs.items,
         inputs.split.train,
@@ -134,13 +165,13 @@ def draw_training_rows(
         for epoch in range(settings.epochs)
     ]
     require_samples(inputs.mixture, {task for rows in epochs for task in rows.tasks})
-    train = tokenise_rows(epochs, encoder, settings.max_length, settings.batch_size)
+    train = tokenise_rows(epochs, encoder, settings.max_length, grouped)
     held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
     valid = tokenise_rows(
         [validation_rows(held_out, inputs.index, inputs.prompts, settings.max_history)],
         encoder,
         settings.max_length,
-        settings.batch_size,
+        grouped,
     )
     return TrainingRows(train, len(epochs[0]), valid, held_out)
 
@@ -162,21 +193,90 @@ def validation_rows(
 
 
 def describe_run(
-    settings: TrainingSettings, trained: TrainingModel, rows: TrainingRows, processes: int
+    settings: TrainingSettings,
+    trained: TrainingModel,
+    rows: TrainingRows,
+    processes: int,
+    capacity: int | None,
 ) -> str:
-    """Return the line that says what is trained on what."""
+    """Return the lines that say what is trained on what, and how.
+
+    Args:
+        settings, trained, rows: the run's.
+        processes: how many share the work.
+        capacity: tokens of a buffer, where samples are packed.
+    """
     parameters = list(trained.model.parameters())
     global_batch = settings.batch_size * settings.accumulate * processes
+    how = f"Attention: {base_model(trained.model).config._attn_implementation}"
+    if capacity is not None:
+        tokens = sum(map(len, rows.train["input_ids"])) / len(rows.train) * settings.batch_size
+        how += f", samples packed into buffers of {capacity:,} tokens"
+        if tokens < FULL_CARD / 2:
+            fuller = round(settings.batch_size * FULL_CARD / tokens)
+            how += (
+                f". A batch has {tokens:,.0f}, which leaves a card idle part of the time: "
+                f"--batch-size {fuller} would fill it (learn at another rate then)"
+            )
     return (
         f"Training {count_trainable(trained.model):,} of {sum(p.numel() for p in parameters):,} "
         f"parameters on {len(rows.train):,} samples ({rows.per_epoch:,} per epoch, {global_batch} "
-        f"per update, {sum(map(len, rows.train['input_ids'])):,} tokens) in {processes} process(es)"
+        f"per update, {sum(map(len, rows.train['input_ids'])):,} tokens) in {processes} "
+        f"process(es)\n{how}"
     )
 
 
 def count_trainable(model: torch.nn.Module) -> int:
     """Return how many of the model's parameters are trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def buffer_tokens(
+    settings: TrainingSettings, trained: TrainingModel, rows: TrainingRows, free_bytes: float
+) -> int:
+    """Return how many tokens a buffer of packed samples is to hold.
+
+    All of the largest batch if that fits into memory, else a half, a third and so on; or what
+    `--max-tokens-per-batch` says.
+
+    Args:
+        settings, trained, rows: the run's.
+        free_bytes: what a device has for the model and all that training needs beside it.
+
+    Raises:
+        InputError: `--max-tokens-per-batch` is below the longest sample.
+    """
+    lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
+    answers = lengths - np.asarray(rows.train["prompt_length"])
+    longest = int(lengths.max())
+    if settings.max_tokens_per_batch is not None:
+        if settings.max_tokens_per_batch < longest:
+            raise InputError(
+                f"--max-tokens-per-batch {settings.max_tokens_per_batch}: the longest sample has "
+                f"{longest} tokens; take at least as many"
+            )
+        return settings.max_tokens_per_batch
+    starts = np.arange(0, len(lengths), settings.batch_size)
+    batch = int(np.add.reduceat(lengths, starts).max())
+    share = float(answers.sum() / lengths.sum())
+    shape = measure_shape(trained.model)
+    for count in itertools.count(1):
+        # Buffers are filled but for less than a sample each.
+        capacity = max(longest, batch if count == 1 else -(-batch // count) + longest)
+        capacity = -(-capacity // BLOCK) * BLOCK
+        work = Work(0, 0, 0, 0, capacity, math.ceil(capacity * share * 1.5))
+        needed = memory(
+            shape,
+            work,
+            precision=settings.precision,
+            quantize=settings.quantize,
+            checkpointing=settings.gradient_checkpointing,
+            processes=1,
+            sharding="none",
+        )
+        if needed <= FILLED * free_bytes or batch // count <= longest:
+            return capacity
+    raise AssertionError
 
 
 def make_trainer(
@@ -188,6 +288,7 @@ def make_trainer(
     num_items: int,
     work: Path,
     processes: int,
+    capacity: int | None = None,
 ) -> RecommenderTrainer:
     """Return the trainer of a run.
 
@@ -199,16 +300,23 @@ def make_trainer(
         num_items: the size of the catalogue.
         work: the folder for checkpoints on the way.
         processes: how many share the work.
+        capacity: tokens of a buffer, where samples are packed.
     """
+    pad_token_id: Any = trained.tokenizer.pad_token_id
+    collator: Any = functools.partial(collate_left, pad_token_id=pad_token_id)
+    if capacity is not None:
+        collator = PackingCollator(pad_token_id, capacity)
     global_batch = settings.batch_size * settings.accumulate * processes
     steps_per_epoch = max(1, rows.per_epoch // global_batch)
     validate_steps = max(1, round(settings.validate_every * steps_per_epoch))
+    if torch.cuda.is_available() and _pays_to_compile(settings, trained, rows, global_batch):
+        compile_layers(trained.model)
     return RecommenderTrainer(
         model=trained.model,
         processing_class=trained.tokenizer,
         train_dataset=rows.train,
         eval_dataset=rows.valid,
-        data_collator=functools.partial(collate_left, pad_token_id=trained.tokenizer.pad_token_id),
+        data_collator=collator,
         ranking=RankingValidation(rows.held_out, rank, min(settings.num_beams, num_items)),
         max_tokens_per_batch=settings.max_tokens_per_batch,
         epochs=settings.epochs,
@@ -248,3 +356,12 @@ def make_trainer(
             use_cpu=not torch.accelerator.is_available(),
         ),
     )
+
+
+def _pays_to_compile(
+    settings: TrainingSettings, trained: TrainingModel, rows: TrainingRows, global_batch: int
+) -> bool:
+    # LoRA's dropout, checkpointing and torch.compile do not go together (huggingface/peft#3020).
+    adapters_drop = settings.mode == "lora" and settings.lora_dropout > 0
+    is_fixed = trained.packs and not (adapters_drop and settings.gradient_checkpointing)
+    return is_fixed and len(rows.train) // global_batch >= COMPILED_FROM

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lcrec.core.errors import InputError
 from lcrec.prompts.rows import IGNORED, TASK_NUMBERS
@@ -48,7 +49,7 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return buffers
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class PackingCollator:
     """Makes buffers of a batch of rows.
 
@@ -97,12 +98,13 @@ class PackingCollator:
                 start = end
             positions[buffer, start:] = np.arange(self.capacity - start)
             answers.append(found)
-        widest = max(sum(part.shape[1] for part in found) for found in answers)
+        # The Trainer counts labels from the second on, as none is predicted before it.
+        widest = 1 + max(sum(part.shape[1] for part in found) for found in answers)
         scored = np.zeros((3, len(buffers), -(-widest // _ANSWERS) * _ANSWERS), dtype=np.int64)
         scored[0] = IGNORED
         for buffer, found in enumerate(answers):
             joined = np.concatenate(found, axis=1)
-            scored[:, buffer, : joined.shape[1]] = joined
+            scored[:, buffer, 1 : 1 + joined.shape[1]] = joined
         labels, places, samples = torch.from_numpy(scored)
         return {
             "task": torch.tensor([TASK_NUMBERS[row["task"]] for row in rows]),
@@ -112,6 +114,30 @@ class PackingCollator:
             "places": places,
             "samples": samples,
         }
+
+    def repack(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a batch in buffers of today's `capacity`, whatever it was when it was made."""
+        if batch["input_ids"].shape[1] == self.capacity:
+            return batch
+        rows: list[Any] = [None] * len(batch["task"])
+        tasks, device = batch["task"].tolist(), batch["task"].device
+        parts = {name: value.cpu().numpy() for name, value in batch.items()}
+        for ids, positions, labels, places, samples in zip(
+            *(parts[n] for n in ("input_ids", "position_ids", "labels", "places", "samples")),
+            strict=True,
+        ):
+            starts = np.flatnonzero(positions == 0)
+            scored = labels != IGNORED
+            for sample in np.unique(samples[scored]).tolist():
+                first = places[scored & (samples == sample)].min()
+                start = starts[starts <= first].max()
+                end = places[scored & (samples == sample)].max() + 2  # behind the answer
+                rows[sample] = {
+                    "input_ids": ids[start:end].tolist(),
+                    "prompt_length": int(first) + 1 - int(start),
+                    "task": list(TASK_NUMBERS)[tasks[sample]],
+                }
+        return {name: value.to(device) for name, value in self(rows).items()}
 
 
 def is_packed(batch: dict[str, Tensor]) -> bool:
@@ -140,16 +166,15 @@ def split_buffers(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor
 
 
 @torch.no_grad()
-def takes_buffers(model: nn.Module, vocabulary: int) -> bool:
+def takes_buffers(model: PreTrainedModel) -> bool:
     """Try whether the model keeps the samples of a buffer apart.
 
     Models whose layers carry a state from token to token, or make masks their own way, may not.
 
     Args:
-        model: a causal language model, as it will be trained.
-        vocabulary: ids below this one may be read.
+        model: a causal language model, by the attention that it has now.
     """
-    device = next(model.parameters()).device
+    device, vocabulary = model.device, model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     samples = [torch.randint(vocabulary, (size,), generator=generator) for size in (9, 5, 7)]
     was_training = model.training

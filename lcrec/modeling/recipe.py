@@ -65,10 +65,15 @@ class TrainingSettings:
     accumulate: int = option("steps to add up before an update", 1, minimum=1)
     max_length: int = option("tokens of a sample at most", 2048, minimum=8)
     max_tokens_per_batch: int | None = option(
-        "tokens on a device at once, padding included; a larger batch is computed in parts, to the "
-        "same result (default: the batch as it is)",
+        "tokens on a device at once; a larger batch is computed in parts, to the same result "
+        "(default: what fits, on CUDA; elsewhere the batch as it is)",
         None,
         minimum=1,
+    )
+    attention: Literal["auto", "flex", "sdpa", "eager"] = option(
+        "how attention is computed: flex packs samples without padding and needs CUDA; auto takes "
+        "it where the model bears it",
+        "auto",
     )
     max_history: int = option("items of a history shown at most", 20, minimum=1)
     history_dropout: float = option(
@@ -100,6 +105,10 @@ def check_settings(settings: TrainingSettings) -> None:
         raise InputError(
             f"--quantize {settings.quantize}: a quantised base stays frozen, so --mode full cannot "
             "train it; take --mode lora"
+        )
+    if settings.attention == "flex" and settings.dropout:
+        raise InputError(
+            f"--dropout {settings.dropout}: flex attention has no dropout; take --attention sdpa"
         )
     if settings.mode != "lora" and (settings.dora or settings.rslora):
         raise InputError(f"--dora and --rslora are forms of --mode lora, not of {settings.mode}")
@@ -177,5 +186,7 @@ def load_inputs(settings: TrainingSettings) -> TrainingInputs:
 def recipe_of(settings: TrainingSettings, prompts: PromptSet) -> dict[str, Any]:
     """Return the settings that decide the result, as a checkpoint records them."""
     recipe = config_dict(settings) | {"prompts": prompts.content_hash}
-    recipe.pop("overwrite", None)  # decides what may be deleted, not what is trained
+    # They decide what may be deleted and what computes, not what is trained.
+    for name in ("overwrite", "attention"):
+        recipe.pop(name, None)
     return recipe

@@ -19,6 +19,7 @@ from lcrec.modeling.recipe import STAGE
 
 WORK = ".training"  # inside the output folder, until the run is finished
 NOTE = "run.json"  # inside it: all that decides the result
+BUFFER = "buffer.json"  # inside it: tokens of a buffer of packed samples
 COMPLETE = "complete"  # the mark in a checkpoint folder
 STAGED = "partial"  # beside the checkpoints: the one that is being written is staged there
 

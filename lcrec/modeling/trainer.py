@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -42,8 +43,9 @@ from lcrec.core.console import ProgressBar, on_terminal
 from lcrec.core.device import compute_attention_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
+from lcrec.modeling.base import base_model
 from lcrec.modeling.item_rows import show_frozen_weights
-from lcrec.modeling.packing import is_packed, split_buffers
+from lcrec.modeling.packing import PackingCollator, is_packed, split_buffers
 from lcrec.modeling.run_folder import STAGED, explain_disk_full, publish_checkpoint
 from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
@@ -104,6 +106,7 @@ class RecommenderTrainer(SFTTrainer):
         # Per part of them the rows, and per row the summed loss and number of answer tokens.
         self._losses: list[tuple[dict[str, Tensor], Tensor]] = []
         self._left_out = 0  # updates in a row
+        self._is_halved = False  # the buffers, as they did not fit
         self._staged: str | None = None  # where a checkpoint is being written
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
             show_frozen_weights(self.model)
@@ -119,16 +122,52 @@ class RecommenderTrainer(SFTTrainer):
         A loss is the sum over answer tokens divided by their number in the whole update, so that
         of the parts is that of the batch.
         """
+        if self._is_halved:  # a batch may have been packed ahead
+            assert isinstance(self.data_collator, PackingCollator)
+            inputs = self.data_collator.repack(inputs)
         self._batches.append((inputs, num_items_in_batch))
-        return self._add_gradients(model, inputs, num_items_in_batch)
+        try:
+            return self._add_gradients(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError:
+            if not self._halve_buffers():
+                raise
+        return self._add_all_gradients(model)
+
+    def _halve_buffers(self) -> bool:
+        """Pack into smaller buffers from now on, once; tell whether that can be done."""
+        collator = self.data_collator
+        if not isinstance(collator, PackingCollator) or self._is_halved:
+            return False
+        assert isinstance(self.train_dataset, Dataset)
+        longest = max(map(len, self.train_dataset["input_ids"]))
+        # Processes that are not out of memory would not know of it.
+        if self.accelerator.num_processes > 1 or collator.capacity // 2 < longest:
+            return False
+        collator.capacity //= 2
+        self._is_halved = True
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._batches = [(collator.repack(inputs), tokens) for inputs, tokens in self._batches]
+        self._say(
+            f"Update {self.state.global_step + 1} did not fit into memory: buffers hold "
+            f"{collator.capacity:,} tokens from now on, to the same result."
+        )
+        return True
+
+    def _add_all_gradients(self, model: nn.Module) -> Tensor:
+        """Compute the gradients of the update's batches again; return the loss of the last one."""
+        model.zero_grad()
+        self._losses = []
+        for number, (inputs, tokens) in enumerate(self._batches, 1):
+            apart = number < len(self._batches)
+            with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
+                loss = self._add_gradients(model, inputs, tokens)
+        return loss
 
     def _add_gradients(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        if is_packed(inputs):
-            parts = split_buffers(inputs, self._most(len(inputs["input_ids"])))
-        else:
-            parts = split_batch(inputs, self.max_tokens_per_batch, self.accelerator.gather)
+        parts = self._split(inputs)
         losses = []
         for number, part in enumerate(parts, 1):
             # Processes exchange gradients once per batch.
@@ -138,12 +177,15 @@ class RecommenderTrainer(SFTTrainer):
         # For the log alone: an update that is no number is seen in its gradient.
         return torch.stack(losses).sum().nan_to_num(0, 0, 0)
 
-    def _most(self, count: int) -> int:
-        """Return the largest count of all processes, where they meet in every forward."""
-        if not (self.is_fsdp_enabled or self._is_zero3()):
-            return count
-        counts = torch.tensor([count], device=self.args.device)
-        return int(self.accelerator.gather(counts).max())
+    def _split(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return a batch in the parts that are on a device at once."""
+        if not is_packed(inputs):
+            return split_batch(inputs, self.max_tokens_per_batch, self.accelerator.gather)
+        count = len(inputs["input_ids"])
+        if self.is_fsdp_enabled or self._is_zero3():  # processes meet in every forward
+            counts = torch.tensor([count], device=self.args.device)
+            count = int(self.accelerator.gather(counts).max())
+        return split_buffers(inputs, count)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
         # The Trainer asks this once per update, when its gradients are complete. All processes see
@@ -178,16 +220,14 @@ class RecommenderTrainer(SFTTrainer):
             named = {f"{i}.{k}": v.contiguous() for i, r in enumerate(rows) for k, v in r.items()}
             save_file(named, batch)
         compute_attention_plainly()
+        base = base_model(self.accelerator.unwrap_model(model))
+        if base.config._attn_implementation == "flex_attention":
+            base.set_attn_implementation("sdpa")
         if not isinstance(self.accelerator.unwrap_model(model), PeftModel):
             # Its weights are float32; those under an adapter may be stored in less.
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         bad = self._losses
-        self._losses = []
-        model.zero_grad()
-        for number, (inputs, tokens) in enumerate(self._batches, 1):
-            apart = number < len(self._batches)
-            with self.accelerator.no_sync(model) if apart else contextlib.nullcontext():
-                self._add_gradients(model, inputs, tokens)
+        self._add_all_gradients(model)
         norm = super()._clip_grad_norm(model)
         what = f"The gradient of update {update} was NaN or infinite"
         if _is_finite(norm):
@@ -222,7 +262,11 @@ class RecommenderTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the mean cross-entropy of the answer tokens of the global batch."""
-        losses, outputs = sample_losses(model, inputs)
+        if is_packed(inputs) and not model.training:  # a whole batch; in training it is one part
+            found = [sample_losses(model, part) for part in self._split(inputs)]
+            losses, outputs = torch.stack([part for part, _ in found]).sum(0), found[-1][1]
+        else:
+            losses, outputs = sample_losses(model, inputs)
         total, answers = losses.sum(0)
         if model.training:
             self._losses.append((inputs, losses.detach()))
@@ -288,7 +332,7 @@ class RecommenderTrainer(SFTTrainer):
             processes, process = 1, 0
         mine = range(process, len(histories), processes)
         beams = self.ranking.num_beams
-        with whole_weights(model):
+        with whole_weights(model), _attention_for_search(model):
             own = self.ranking.ranker(model, [histories[row] for row in mine], beams)
         shares = gather_object([(list(mine), own)])
         ranked = np.full((len(histories), beams), -1, dtype=np.int64)
@@ -450,6 +494,20 @@ def _is_finite(norm: Tensor | float | None) -> bool:
 
 
 @contextlib.contextmanager
+def _attention_for_search(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Compute attention by SDPA for a while, and nothing compiled: a search has many shapes."""
+    base = base_model(model)
+    before = base.config._attn_implementation
+    if before != "flex_attention":
+        yield
+        return
+    base.set_attn_implementation("sdpa")
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    base.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
     """Hold all weights on every process for a while, where FSDP2 shards them.
 
@@ -472,30 +530,26 @@ def sample_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, 
 
     Args:
         model: a causal language model.
-        inputs: from `collate_left` or a `PackingCollator`.
+        inputs: from `collate_left`, or one part of `split_buffers`.
 
     Returns:
         Per sample the sum and the number of answer tokens, float32 [samples, 2], and what the
-        model put out (of a batch in buffers, for the last one).
+        model put out.
     """
     if not is_packed(inputs):
         return _padded_losses(model, inputs)
-    sums = torch.zeros(len(inputs["task"]), 2, device=inputs["labels"].device)
-    for labels, places, samples, ids, positions in zip(
-        *(inputs[name] for name in ("labels", "places", "samples", "input_ids", "position_ids")),
-        strict=True,
-    ):
-        outputs = model(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=places,
-        )
-        losses = F.cross_entropy(
-            outputs.logits[0].float(), labels, ignore_index=IGNORED, reduction="none"
-        )
-        sums = sums.index_add(0, samples, torch.stack((losses, labels != IGNORED), 1))
-    return sums, outputs
+    (labels,), (places,), (samples,) = (inputs[name] for name in ("labels", "places", "samples"))
+    outputs = model(
+        input_ids=inputs["input_ids"],
+        position_ids=inputs["position_ids"],
+        use_cache=False,
+        logits_to_keep=places,
+    )
+    losses = F.cross_entropy(
+        outputs.logits[0].float(), labels, ignore_index=IGNORED, reduction="none"
+    )
+    sums = torch.zeros(len(inputs["task"]), 2, device=losses.device)
+    return sums.index_add(0, samples, torch.stack((losses, labels != IGNORED), 1)), outputs
 
 
 def _padded_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, CausalLMOutput]:

@@ -140,13 +140,13 @@ def _draw_task(
 
 
 def tokenise_rows(
-    epochs: Iterable[Iterable[Row]], encoder: PromptEncoder, max_length: int, batch_size: int
+    epochs: Iterable[Iterable[Row]], encoder: PromptEncoder, max_length: int, batch_size: int | None
 ) -> Dataset:
     """Return the rows of all epochs as token ids, in the order they are to be trained.
 
     Columns: `input_ids` (prompt and answer), `prompt_length` (how many of them are prompt),
     `task`, `template_id`. Within an epoch, rows of like length share a batch (so that little is
-    padded) and the batches keep a random order.
+    padded) and the batches keep a random order; without a `batch_size` rows stay as drawn.
 
     Raises:
         InputError: a row is longer than `max_length` tokens.
@@ -167,7 +167,9 @@ def tokenise_rows(
                 f"--max-history or --max-text-words (the sample begins "
                 f"{rows[longest].prompt[:60]!r})"
             )
-        order = group_by_length(lengths, batch_size, number)
+        order = (
+            range(len(rows)) if batch_size is None else group_by_length(lengths, batch_size, number)
+        )
         columns = {
             "input_ids": [prompts[row] + answers[row] for row in order],
             "prompt_length": [len(prompts[row]) for row in order],

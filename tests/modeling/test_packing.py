@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -16,7 +17,10 @@ from transformers import (
 )
 
 from lcrec.core.errors import InputError
+from lcrec.modeling.base import choose_attention
+from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens
 from lcrec.modeling.packing import PackingCollator, first_fit, split_buffers, takes_buffers
+from lcrec.modeling.recipe import TrainingSettings
 from lcrec.modeling.trainer import sample_losses
 from lcrec.prompts.rows import collate_left
 
@@ -75,6 +79,17 @@ def test_a_buffer_by_hand():
         PackingCollator(0, 3)(rows)
 
 
+@given(st.integers(20, 60), st.integers(20, 60))
+@settings(max_examples=20, deadline=None)
+def test_a_batch_packed_anew_is_the_rows_packed_so(before, after):
+    rows = make_rows((9, 4), (3, 5), (12, 4), (7, 1), (2, 2))
+    collator = PackingCollator(0, before)
+    batch = collator(rows)
+    collator.capacity = after
+    for name, value in collator.repack(batch).items():
+        assert value.equal(collator(rows)[name]), name
+
+
 def test_parts_too_many_are_scored_nowhere():
     batch = PackingCollator(0, 12)(make_rows((5, 3), (6, 2), (4, 4)))
     parts = split_buffers(batch, 5)
@@ -83,15 +98,16 @@ def test_parts_too_many_are_scored_nowhere():
     assert all(part["input_ids"].shape == (1, 12) for part in parts)
 
 
-def models():
-    torch.manual_seed(0)
-    yield LlamaForCausalLM(LlamaConfig(**SMALL))
+torch.manual_seed(0)
+MODELS = [
+    LlamaForCausalLM(LlamaConfig(**SMALL)),
     # The window is shorter than the samples, and counts within a sample.
-    yield MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4))
-    yield GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
+    MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)),
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
+]
 
 
-@pytest.mark.parametrize("model", models(), ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("capacity", [16, 40, 100])
 def test_losses_and_gradients_are_those_of_padded_rows(model, attention, capacity):
@@ -101,7 +117,8 @@ def test_losses_and_gradients_are_those_of_padded_rows(model, attention, capacit
     found = []
     for batch in (collate_left(rows, 0), PackingCollator(0, capacity)(rows)):
         model.zero_grad()
-        losses, _ = sample_losses(model, batch)
+        parts = split_buffers(batch, len(batch["input_ids"])) if "places" in batch else [batch]
+        losses = sum(sample_losses(model, part)[0] for part in parts)
         losses[:, 0].sum().backward()
         found.append([losses.detach(), *(p.grad.clone() for p in model.parameters())])
     assert found[0][0][:, 1].tolist() == [4, 5, 4, 1, 2]
@@ -109,14 +126,52 @@ def test_losses_and_gradients_are_those_of_padded_rows(model, attention, capacit
         assert torch.allclose(padded, packed, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", models(), ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 def test_families_that_keep_samples_apart_are_found(model):
     model.train()
-    assert takes_buffers(model, 64)
+    assert takes_buffers(model)
     assert model.training
 
 
 def test_a_family_that_carries_a_state_over_is_found():
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
-    assert not takes_buffers(MambaForCausalLM(config), 64)
+    assert not takes_buffers(MambaForCausalLM(config))
+
+
+def test_attention_is_what_was_asked_for_or_refused(monkeypatch):
+    model, mamba = MODELS[0], MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1))
+    assert not choose_attention(model, "eager", dropout=0.0)
+    assert model.config._attn_implementation == "eager"
+    assert not choose_attention(model, "sdpa", dropout=0.0)
+    assert model.config._attn_implementation == "sdpa"
+    assert not choose_attention(model, "auto", dropout=0.0)
+    with pytest.raises(InputError, match=r"--attention flex: it needs a CUDA GPU; take"):
+        choose_attention(model, "flex", dropout=0.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match=r"--attention flex: MambaForCausalLM has no such"):
+        choose_attention(mamba, "flex", dropout=0.0)
+    assert not choose_attention(model, "auto", dropout=0.1)
+    assert model.config._attn_implementation == "sdpa"
+    for wanted in ("auto", "flex"):
+        assert choose_attention(model, wanted, dropout=0.0)
+        assert model.config._attn_implementation == "flex_attention"
+        model.set_attn_implementation("sdpa")
+
+
+def test_buffers_hold_the_largest_batch_or_what_fits():
+    rows = make_rows(*[(60, 20)] * 30, *[(30, 10)] * 2)
+    trained = TrainingModel(MODELS[0], None, packs=True)
+    found = TrainingRows(Dataset.from_list(rows), 32, None, None)
+
+    def size(free, **options):
+        settings = TrainingSettings(data="", index="", base="", batch_size=10, **options)
+        return buffer_tokens(settings, trained, found, free)
+
+    assert size(1e12) == 896  # 10 x 80 in blocks of 128
+    halves = size(4.5e6)
+    assert 400 + 80 <= halves < 896
+    assert size(0) == 256  # still room for a sample beside another
+    assert size(0, max_tokens_per_batch=80) == 80
+    with pytest.raises(InputError, match="--max-tokens-per-batch 79: the longest sample has 80"):
+        size(0, max_tokens_per_batch=79)

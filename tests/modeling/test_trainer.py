@@ -21,6 +21,7 @@ from lcrec.finetune import catalogue_ranker
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import add_adapter, load_base
 from lcrec.modeling.item_rows import resize_embeddings
+from lcrec.modeling.packing import PackingCollator
 from lcrec.modeling.run_folder import latest_checkpoint
 from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer, split_batch
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
@@ -79,14 +80,15 @@ def make_model(base, index, *, tied=True, mode="lora"):
 
 @pytest.fixture
 def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
-    def make(model, cases=None, epochs=1, **settings):
+    def make(model, cases=None, epochs=1, collator=None, **settings):
         settings = {"per_device_train_batch_size": 8, "max_steps": 3, "bf16": False, **settings}
         return RecommenderTrainer(
             model=model,
             processing_class=tokenizer,
             train_dataset=rows,
             eval_dataset=rows.select(range(12)),
-            data_collator=functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
+            data_collator=collator
+            or functools.partial(collate_left, pad_token_id=tokenizer.pad_token_id),
             ranking=RankingValidation(
                 cases or split.valid, catalogue_ranker(tokenizer, index, prompts, 4), BEAMS
             ),
@@ -258,6 +260,60 @@ def test_a_kernel_that_fails_costs_no_update(
         make_trainer(whole).train()  # by plain attention throughout
         for name, weight in whole.named_parameters():
             assert torch.allclose(weight, broken[name], atol=1e-4), name
+
+
+@pytest.fixture
+def trained_padded(make_trainer, base, index):
+    """The weights after three updates of padded rows, and the losses on the way."""
+    model = make_model(base, index, mode="full")
+    trainer = make_trainer(model, logging_steps=1)
+    trainer.train()
+    return model, list(trainer.state.log_history), trainer.evaluate()
+
+
+def check_same_training(trainer, model, expected):
+    padded, history, metrics = expected
+    for name, weight in padded.named_parameters():
+        assert torch.allclose(weight, model.get_parameter(name), atol=1e-4), name
+    for before, now in zip(history, trainer.state.log_history, strict=True):
+        losses = [name for name in before if name.startswith("loss")]
+        assert losses == [name for name in now if name.startswith("loss")]
+        assert [now[name] for name in losses] == pytest.approx([before[n] for n in losses], 1e-3)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("capacity", [200, 2000])
+def test_packed_samples_train_as_padded_ones(
+    make_trainer, base, index, tokenizer, trained_padded, capacity
+):
+    model = make_model(base, index, mode="full")
+    collator = PackingCollator(tokenizer.pad_token_id, capacity)
+    trainer = make_trainer(model, collator=collator, logging_steps=1)
+    trainer.train()
+    check_same_training(trainer, model, trained_padded)
+
+
+def test_buffers_that_do_not_fit_into_memory_are_halved_once(
+    make_trainer, base, index, tokenizer, trained_padded, capsys, monkeypatch
+):
+    model = make_model(base, index, mode="full")
+    forward, most = model.forward, 1000
+
+    def on_a_small_card(input_ids, **inputs):
+        if input_ids.shape[1] > most and model.training:
+            raise torch.OutOfMemoryError
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(model, "forward", on_a_small_card)
+    collator = PackingCollator(tokenizer.pad_token_id, 2000)
+    trainer = make_trainer(model, collator=collator, logging_steps=1)
+    trainer.train()
+    assert capsys.readouterr().out.count("Update 1 did not fit into memory") == 1
+    assert collator.capacity == 1000
+    check_same_training(trainer, model, trained_padded)
+    most = 100
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train()
 
 
 def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, base, index):
