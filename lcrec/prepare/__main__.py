@@ -10,7 +10,7 @@ is computed by an embedded DuckDB, or by Spark, from the same Ibis expressions:
 
 The same input gives the same bytes, whatever the order of its rows, the engine and its threads:
 users are numbered by their first interaction, ties by raw id; a user's items are ordered by time,
-ties by raw id; items are numbered by first appearance, reading the users in that order.
+ties by a hash of user and item; items are numbered by first appearance, of one time by raw id.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ def make_card(
         "sequence_length": _spread(lengths),
         "item_popularity": _spread(popularity),
         "text_length": _spread(sizes),
+        "share_of_ties": _share_of_ties(numbered),
         "time": {
             "unit": {1: "seconds", 1_000: "milliseconds", 1_000_000: "microseconds"}.get(
                 unit or 0, "not known"
@@ -103,6 +104,13 @@ def make_card(
 
 def _share(count: int, rest: int) -> float:
     return count / (count + rest) if count else 0.0
+
+
+def _share_of_ties(numbered: Numbered) -> float:
+    """Return the share of neighbours in the histories that happened at one time."""
+    neighbours = np.ones(len(numbered.times) - 1, dtype=bool)
+    neighbours[numbered.offsets[1:-1] - 1] = False
+    return float((np.diff(numbered.times)[neighbours] == 0).mean()) if neighbours.any() else 0.0
 
 
 def _share_empty(column: pa.ChunkedArray) -> float:
@@ -165,7 +173,10 @@ def card_page(card: Card) -> str:
     blocks: list[Block] = [
         Paragraph(
             f"{card['users']:,} users, {card['items']:,} items, {card['interactions']:,} "
-            f"interactions from {time['first']} to {time['last']}; sparsity {card['sparsity']:.3%}."
+            f"interactions from {time['first']} to {time['last']}; sparsity "
+            f"{card['sparsity']:.3%}. Of neighbours in a history "
+            f"{card['share_of_ties']:.1%} happened at one time; "
+            "a hash of user and item orders them."
         ),
         *(_picture(card, *what) for what in PICTURES),
         Heading("Step by step"),

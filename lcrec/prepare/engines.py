@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,15 +151,16 @@ def release(table: Table) -> None:
     table.get_backend().raw_sql(f"DROP TABLE {table.get_name()}")
 
 
-def write_sorted(table: Table, keys: list[str], folder: Path) -> None:
+def write_sorted(table: Table, keys: list[str], folder: Path, drop: Sequence[str] = ()) -> None:
     """Write a table's rows in the order of `keys` as Parquet files, whose names sort alike.
 
     Args:
         table: any table expression.
         keys: columns that order the rows; those alike in all of them may come in any order.
         folder: made here.
+        drop: keys that are not written.
     """
-    ordered, con = table.order_by(keys), table.get_backend()
+    ordered, con = table.order_by(keys).drop(*drop), table.get_backend()
     if is_spark(table):
         con.to_parquet_dir(ordered, folder)
         return

@@ -6,10 +6,11 @@ Parquet. The data is never in memory as Python objects all at once.
 Ids -> numbers: users and items of interactions that lie sorted on disk, batch by batch.
 
 Users are numbered by their first interaction, ties by raw id; a user's items are ordered by time,
-ties by raw id; items are numbered by first appearance, reading the users' sequences in that order.
-So numbers depend on the data alone, and not on the order of its rows. The engine numbers users and
-items and sorts the rows; memory here is a few bytes per interaction: no engine numbers all
-rows in order across machines fast.
+ties by a hash (`lcrec.prepare.filters.TIE_BREAK`); items are numbered by first appearance, reading
+the users in order and of one user's items of one time the lowest raw id first. So numbers depend on
+the data alone, and not on the order of its rows. The engine numbers users and items and sorts the
+rows; memory here is some 20 bytes per interaction: no engine numbers all rows in order across
+machines fast.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import write_lists, write_texts
 from lcrec.data.splits import PARTS
 from lcrec.prepare.engines import materialise, write_sorted
+from lcrec.prepare.filters import TIE_BREAK
 from lcrec.prepare.pipeline import UNIT_SEPARATOR
 from lcrec.prepare.text import clean_text
 
@@ -250,22 +252,21 @@ def sort_interactions(interactions: Table, folder: Path) -> None:
     """Write the interactions in their order (see the module's docstring) into a new folder.
 
     In it, `users` has the raw ids by number and `items` those of the items by rank; `rows` has
-    user (number), item (rank), time and perhaps review. The order of the interactions is that of
-    these small numbers, which sort much faster than text.
+    user (number), item (rank), time and perhaps review.
     """
     began = interactions.group_by("user").agg(began=_.time.min())
     users = _ranked(began, "user", ["began", "user"])
     items = _ranked(interactions.select("item").distinct(), "item", ["item"])
     rows = interactions.join(users, "user").join(items, "item")
     rest = [name for name in interactions.columns if name not in ("user", "item")]
-    rows = rows.select(*rest, user=_.user_rank, item=_.item_rank)
-    keys = ["user", "time", "item"]
+    rows = rows.select(*rest, user=_.user_rank, item=_.item_rank, tie_break=TIE_BREAK)
+    keys = ["user", "time", "tie_break", "item"]
     # Repeats of everything may come in any order, but their reviews have to be in one.
     keys += ["review"] if "review" in interactions.columns else []
     folder.mkdir()
     write_sorted(users, ["user_rank"], folder / "users")
     write_sorted(items, ["item_rank"], folder / "items")
-    write_sorted(rows, keys, folder / "rows")
+    write_sorted(rows, keys, folder / "rows", drop=("tie_break",))
 
 
 def _ranked(ids: Table, name: str, keys: list[str]) -> Table:
@@ -279,33 +280,23 @@ def number(folder: Path) -> Numbered:
     user_ids, item_ids = (
         pq.read_table(folder / f"{name}s", columns=[name])[name] for name in ("user", "item")
     )
-    numbers = np.full(len(item_ids), -1, dtype=np.int32)
-    found: list[np.ndarray] = []
-    so_far, is_date = 0, False
-    lengths = np.zeros(len(user_ids), dtype=np.int64)
-    items, times = [], []
+    columns, is_date = [], False
     for batch in read_batches(folder / "rows", ["user", "item", "time"]):
-        ranks = batch["item"].to_numpy()
-        unknown = ranks[numbers[ranks] < 0]
-        if len(unknown):
-            new = pc.unique(pa.array(unknown)).to_numpy()  # in the order of their appearance
-            numbers[new] = np.arange(so_far, so_far + len(new))
-            so_far += len(new)
-            found.append(new)
-        items.append(numbers[ranks])
-        lengths += np.bincount(batch["user"].to_numpy(), minlength=len(lengths))
         time, is_date = batch["time"], pa.types.is_timestamp(batch["time"].type)
         if is_date:
             time = time.cast(pa.timestamp("us", time.type.tz)).cast(pa.int64())
-        times.append(time.to_numpy(zero_copy_only=False))
-    order = pa.array(np.concatenate(found))
+        arrays = (batch["user"], batch["item"], time)
+        columns.append([array.to_numpy(zero_copy_only=False) for array in arrays])
+    users, ranks, times = map(np.concatenate, zip(*columns, strict=True))
+    moment = np.cumsum(np.append(True, (np.diff(users) != 0) | (np.diff(times) != 0)))
+    first = np.full(len(item_ids), len(moment) + 1)
+    np.minimum.at(first, ranks, moment)
+    order = np.argsort(first, kind="stable")  # items of one moment by rank
+    numbers = np.empty(len(order), dtype=np.int32)
+    numbers[order] = np.arange(len(order))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))])
     return Numbered(
-        user_ids,
-        item_ids.take(order),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        np.concatenate(items),
-        np.concatenate(times),
-        is_date,
+        user_ids, item_ids.take(pa.array(order)), offsets, numbers[ranks], times, is_date
     )
 
 

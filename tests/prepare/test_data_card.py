@@ -47,11 +47,17 @@ def test_figures(ledger):
     assert card["steps"][0] == {"after": "reading", "users": 3, "items": 3, "interactions": 5}
     assert card["split"] == {"train": 2, "valid": 1, "test": 1}
     assert card["time"]["first"] == "2018-10-01T00:00:00+00:00"
+    assert card["share_of_ties"] == 0
     assert card["share_of_items_left_out"] == 1 / 3
     assert card["share_of_items_without"] == {"title": 0, "description": 0.5}
     assert card["text_length"] == {"min": 3, "median": 6, "mean": 6, "p90": 8.4, "max": 9}
     for name, total in (("sequence_length", 2), ("item_popularity", 2), ("time", 4)):
         assert sum(card["histograms"][name]["counts"]) == total, name
+
+
+@pytest.mark.parametrize(("times", "share"), [([5, 5, 5, 6], 0.5), ([5, 5, 6, 6], 1)])
+def test_ties_are_neighbours_in_one_history(ledger, times, share):
+    assert card_of(ledger, times)["share_of_ties"] == share
 
 
 def test_times_of_no_known_unit(ledger):

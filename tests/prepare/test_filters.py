@@ -104,9 +104,9 @@ def test_the_review_kept_does_not_depend_on_the_order_of_rows(con):
 
 
 def test_the_latest_items_of_a_user(con):
-    # "b" and "c" happened at one time: the one with the later id counts as the later.
+    # "b" and "c" happened at one time: of "u", the hash puts "b" after "c".
     rows = [("u", "a", 1), ("u", "c", 2), ("u", "b", 2), ("v", "a", 9)]
-    assert rows_of(latest(as_table(con, rows), 1), "user", "item") == [("u", "c"), ("v", "a")]
+    assert rows_of(latest(as_table(con, rows), 1), "user", "item") == [("u", "b"), ("v", "a")]
     assert rows_of(latest(as_table(con, rows), 2), "item") == [("a",), ("b",), ("c",)]
 
 

@@ -39,8 +39,9 @@ TITLES = {"lamp": "Lamp", "desk": "Desk &amp; drawer", "chair": "Chair", "rug": 
 # By first interaction: eve (1), bob (5), ann (10); items as these three meet them.
 USERS = ["eve", "bob", "ann"]
 ITEMS = ["chair", "rug", "desk", "lamp"]
-# Bob's chair and lamp have one time, so that the chair, first in the alphabet, comes first.
-SEQUENCES = {"0": [0, 1, 2], "1": [2, 0, 3], "2": [2, 0, 3]}
+# Bob's chair and lamp have one time: the chair, first in the alphabet, has the lower number, and
+# the hash of "bob" with "lamp" is the lower one.
+SEQUENCES = {"0": [0, 1, 2], "1": [2, 3, 0], "2": [2, 0, 3]}
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +124,8 @@ def test_toy_shop_from_parquet_with_lists_dates_and_number_ids(tmp_path):
     ]
     main(argv)
     sequences, catalogue = result(tmp_path)
-    # The lamp's number is below the chair's, which decides the tie.
-    assert sequences == {**SEQUENCES, "1": [2, 3, 0]}
+    # The hash of "bob" with "102", the chair, is below that with "100", the lamp.
+    assert sequences == {**SEQUENCES, "1": [2, 0, 3]}
     assert catalogue["3"] == {
         "title": "Lamp",
         "description": "Fine Solid",
