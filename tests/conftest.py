@@ -142,6 +142,22 @@ def base(shop_items, prompts, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def make_llama(base):
+    """A function that makes a random Llama of one layer with the vocabulary of `base`."""
+    import torch
+    from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+    def make(*, tied, width=32):
+        torch.manual_seed(0)
+        vocabulary = AutoConfig.from_pretrained(base).vocab_size
+        sizes = {"vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 2 * width}
+        heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": tied}
+        return LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def load_script():
     """A function that imports a file outside the package: `load_script("scripts/x.py")`."""
 
@@ -187,16 +203,10 @@ def finetune_words(shop, index_folder, base):
     The default is 2 epochs of 4 updates, each with a validation on 20 users.
     """
     defaults = {
-        "--data": shop,
-        "--index": index_folder,
-        "--base": base,
-        "--prompts": TOP / "prompts",
-        "--epochs": 2,
-        "--learning-rate": 0.01,
-        "--max-history": 4,
-        "--max-text-words": 12,
+        "--data": shop, "--index": index_folder, "--base": base, "--prompts": TOP / "prompts",
+        "--epochs": 2, "--learning-rate": 0.01, "--max-history": 4, "--max-text-words": 12,
         "--validation-users": 20,
-    }
+    }  # fmt: skip
 
     def words(output, *options):
         settings = {**defaults, **dict(zip(options[::2], options[1::2], strict=True))}

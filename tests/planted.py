@@ -26,10 +26,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lcrec.core.artifacts import write_json
 from lcrec.data.folder import Interactions
 
 MIN_LENGTH = 5
-LOGITS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,8 @@ def make_planted(
         mean_length: items per user, at least 5; lengths are 5 plus a Poisson number.
         cold: how many items are cold.
         seed: of all draws.
-
-    Raises:
-        ValueError: sizes from which nothing can be drawn.
     """
     behaviour_dim, text_dim = shared + private_behaviour, shared + private_text
-    if min(users, shared + 1, private_text + 1, private_behaviour + 1, cold + 1) < 1:
-        raise ValueError("users must be 1 or more; numbers of factors and cold items not negative")
-    if not behaviour_dim or not text_dim:
-        raise ValueError("behaviour and text need a factor each, shared or private")
-    if mean_length < MIN_LENGTH:
-        raise ValueError(f"mean_length {mean_length}: users have {MIN_LENGTH} items or more")
     rng = np.random.default_rng(seed)
     common = rng.normal(size=(items, shared))
     behaviour = np.hstack((common, rng.normal(size=(items, private_behaviour))))
@@ -100,24 +91,18 @@ def make_planted(
     embeddings = text @ rotation + noise * rng.normal(size=text.shape)
     likes = rng.normal(size=(users, behaviour_dim))
     lengths = MIN_LENGTH + rng.poisson(mean_length - MIN_LENGTH, users)
-    if lengths.max() > items - cold:
-        raise ValueError(f"{items - cold} items that are not cold are too few for {lengths.max()}")
     is_cold = np.zeros(items, dtype=bool)
     is_cold[rng.choice(items, size=cold, replace=False)] = True
 
-    rows: list[list[int]] = []
-    block = max(1, LOGITS_AT_ONCE // items)
-    for start in range(0, users, block):
-        numbers = np.arange(start, min(start + block, users))
-        rows += _draw(
-            taste * likes[numbers] @ behaviour.T / behaviour_dim**0.5,
-            follow * behaviour / behaviour_dim**0.5,
-            behaviour,
-            lengths[numbers],
-            is_cold,
-            (numbers % 2 == 0) & (cold > 0),
-            rng,
-        )
+    rows = _draw(
+        taste * likes @ behaviour.T / behaviour_dim**0.5,
+        follow * behaviour / behaviour_dim**0.5,
+        behaviour,
+        lengths,
+        is_cold,
+        (np.arange(users) % 2 == 0) & (cold > 0),
+        rng,
+    )
     return Planted(
         Interactions.from_sequences({f"u{user}": row for user, row in enumerate(rows)}),
         items,
@@ -184,3 +169,14 @@ def identity_rqvae(*codebooks):
     for layer, book in zip(model.quantizer.layers, books, strict=True):
         layer._codebook.embed.data = book[None]
     return model
+
+
+def write_data(folder, sequences, items=None, name="Shop"):
+    """Write a data folder and return it; `items` are their fields, or how many things there are."""
+    write_json(folder / f"{name}.inter.json", sequences)
+    if isinstance(items, int):
+        items = [{"title": f"thing {item}"} for item in range(items)]
+    if items is not None:
+        catalogue = {str(item): fields for item, fields in enumerate(items)}
+        write_json(folder / f"{name}.item.json", catalogue)
+    return folder

@@ -40,8 +40,10 @@ def run(*words):
     return subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
 
 
-def test_the_overview_lists_every_stage_and_no_other():
+def test_the_overview_lists_every_stage_and_no_other(capsys):
     assert sorted(NAMES) == sorted(stages_in_the_code())
+    main(["--version"])
+    assert capsys.readouterr().out == f"lcrec {__version__}\n"
 
 
 def test_the_overview_is_in_order_a_line_each(capsys):
@@ -89,11 +91,6 @@ def test_the_names_in_provenance_are_those_of_the_stages():
             assert found[path] == f"python -m lcrec.{name}"
 
 
-def test_the_version(capsys):
-    main(["--version"])
-    assert capsys.readouterr().out == f"lcrec {__version__}\n"
-
-
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -119,11 +116,6 @@ def test_a_stage_runs_as_its_module_does(tmp_path, monkeypatch):
     ]
     assert len(files[0]) > 2
     assert files[0] == files[1]
-
-
-def test_a_package_is_run_by_its_main(capsys):
-    main(["prompts", "vars", "seqrec"])
-    assert "history" in capsys.readouterr().out
 
 
 def test_a_wrong_stage_and_a_wrong_option_end_in_one_line_and_2():

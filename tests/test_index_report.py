@@ -121,10 +121,13 @@ def refused(shop):
     return check
 
 
-def test_another_catalogue(shop, refused):
+def test_no_index_of_this_catalogue(shop, refused):
     write_index(shop / "made" / "index.json", CODES[:-1])
     refused(r"index.json has 23 items but .*Shop.item.json has 24: .* name the data folder")
     refused(r"embeddings.npy has 24 rows but the catalogue has 23 items", data=False)
+    refused(r"gone/index.json: no such file; make one with: python -m lcrec.quantize", "gone")
+    write_json(shop / "made" / "index.json", {"0": ["<a_0>"], "1": ["<a_1>", "<b_0>"]})
+    refused(r"item 1 has 2 tokens, item 0 has 1; every item needs the same number")
 
 
 def test_embeddings_that_are_none(shop, refused):
@@ -133,12 +136,6 @@ def test_embeddings_that_are_none(shop, refused):
     refused(r"24 rows hold values that are not finite \(first: item 0\)")
     (shop / "embeddings" / "embeddings.npy").unlink()
     refused(r"embeddings.npy: no such file")
-
-
-def test_no_index(shop, refused):
-    refused(r"gone/index.json: no such file; make one with: python -m lcrec.quantize", "gone")
-    write_json(shop / "made" / "index.json", {"0": ["<a_0>"], "1": ["<a_1>", "<b_0>"]})
-    refused(r"item 1 has 2 tokens, item 0 has 1; every item needs the same number")
 
 
 def test_a_data_set_that_changed_since(shop, refused):

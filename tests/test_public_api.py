@@ -41,17 +41,14 @@ def test_importing_it_loads_no_library_of_tensors():
     assert result.returncode == 0, result.stderr
 
 
-def test_the_shipped_templates_are_the_default(prompts):
-    assert lcrec.PromptSet.load().content_hash == prompts.content_hash
-
-
-def test_a_data_folder_is_read_at_once(shop, shop_items, split):
+def test_data_and_templates_are_read_at_once(shop, shop_items, split, prompts):
     data = lcrec.load_data(str(shop))
     assert data.items.title(7) == shop_items.title(7)
     assert len(data.interactions) == len(data.split.test) == 60
     assert data.split.test.targets.tolist() == split.test.targets.tolist()
     assert data.user_texts is not None
     assert data.user_texts.num_users == 60
+    assert lcrec.PromptSet.load().content_hash == prompts.content_hash
 
 
 def test_the_metrics_are_those_of_the_command(tmp_path):

@@ -16,13 +16,8 @@ from lcrec.quantize import QuantizeConfig, check_embeddings, level_epsilons, mai
 
 ITEMS = 24
 SETTINGS = {
-    "levels": 3,
-    "codes": 4,
-    "latent-dim": 4,
-    "hidden-dims": 8,
-    "epochs": 6,
-    "batch-size": 8,
-}
+    "levels": 3, "codes": 4, "latent-dim": 4, "hidden-dims": 8, "epochs": 6, "batch-size": 8,
+}  # fmt: skip
 MADE = ["index.json", "lcrec.json", "report.html", "report.json", "rqvae.safetensors"]
 
 
@@ -287,10 +282,14 @@ def test_stale_embeddings(shop, made):
     assert (shop / "index").exists() == made
 
 
-def test_the_embeddings_folder_is_not_overwritten(shop):
+def test_places_that_are_not_written_to(shop):
     with pytest.raises(InputError, match="is the embeddings' folder"):
         main(argv(shop, output="embeddings"))
     assert read_provenance(shop / "embeddings")["stage"] == "python -m lcrec.embed"
+    (shop / "index").write_text("a file")
+    with pytest.raises(InputError, match="index is a file, and a folder is to be written"):
+        main(argv(shop))
+    assert (shop / "index").read_text() == "a file"
 
 
 def test_settings_that_cannot_work_are_refused_before_training(refused, monkeypatch):
@@ -299,13 +298,6 @@ def test_settings_that_cannot_work_are_refused_before_training(refused, monkeypa
     refused("--levels 27: at most 26", levels=27)
     refused("--codes: 1 is too small", codes=1)
     refused("--hidden-dims: 0 is too small", hidden_dims=0)
-
-
-def test_a_path_that_cannot_be_written(shop):
-    (shop / "index").write_text("a file")
-    with pytest.raises(InputError, match="index is a file, and a folder is to be written"):
-        main(argv(shop))
-    assert (shop / "index").read_text() == "a file"
 
 
 @pytest.mark.parametrize(

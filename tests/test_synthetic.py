@@ -88,9 +88,6 @@ def test_every_item_has_its_own_readable_title(texts):
     assert np.mean(titles) < 9
     assert min(descriptions) >= 15
     assert np.mean(descriptions) < 35
-
-
-def test_titles_stay_different_where_the_words_run_short():
     full = make_shop(num_users=1, num_items=30_000)
     assert len({ware.title for ware in full.wares}) == 30_000
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,7 +28,12 @@ def small_model(seed=0):
 
 
 @given(st.text())
-@settings(deadline=None)
+@example("Fender Stratocaster 🎸, 21 frets")
+@example("  two  spaces , and a space before a comma ")
+@example("👩🏽‍🎤 吉他 ギター גיטרה")
+@example("tab\tnewline\n\r\nend")
+@example("\u2028\x00\ufeff")
+@example("don't , n't 's .")
 def test_any_text_survives_the_round_trip(text):
     ids = TOKENIZER(text)["input_ids"]
     assert TOKENIZER.decode(ids) == text
@@ -36,22 +41,7 @@ def test_any_text_survives_the_round_trip(text):
     assert TOKENIZER.unk_token is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Fender Stratocaster 🎸, 21 frets",
-        "  two  spaces , and a space before a comma ",
-        "👩🏽‍🎤 吉他 ギター גיטרה",
-        "tab\tnewline\n\r\nend",
-        "\u2028\x00\ufeff",
-        "don't , n't 's .",
-    ],
-)
-def test_what_shops_write_survives(text):
-    assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
-
-
-def test_the_tokenizer_learns_the_shops_words():
+def test_the_tokenizer_learns_the_shops_words_up_to_its_size():
     assert len(TOKENIZER) <= 300
     assert len(TOKENIZER("the desk is red")["input_ids"]) <= 6
     assert len(TOKENIZER("qzxvkj")["input_ids"]) == 6
@@ -59,9 +49,6 @@ def test_the_tokenizer_learns_the_shops_words():
     assert TOKENIZER.bos_token is None
     # Nothing is added on its own: what is trained is what is written.
     assert TOKENIZER.eos_token_id not in TOKENIZER("the desk")["input_ids"]
-
-
-def test_the_size_is_a_limit():
     words = [f"word{number} and other{number}" for number in range(300)]
     sizes = [len(train_tokenizer(words, size)) for size in (300, 400)]
     assert sizes == [300, 400]
@@ -77,13 +64,8 @@ def test_corpus_by_hand():
     template = Template("a", "seqrec", "both", "After {{ history }}?", "{{ target }}")
     prompts = PromptSet((template,), "", "", {})
     assert collect_corpus(items, prompts, max_words=3) == [
-        "Desk",
-        "one two three",
-        "Acme",
-        "Lamp",
-        "Office",
-        "After {{ history }}?",
-    ]
+        "Desk", "one two three", "Acme", "Lamp", "Office", "After {{ history }}?",
+    ]  # fmt: skip
 
 
 def test_the_shape_of_the_model():
@@ -102,7 +84,7 @@ def loss_of(model, text):
         return model(input_ids=ids, labels=ids).loss.item()
 
 
-def test_training_lowers_the_loss():
+def test_training_lowers_the_loss_and_no_training_changes_nothing():
     model = small_model()
     assert loss_of(model, TEXTS[0]) == pytest.approx(math.log(len(TOKENIZER)), rel=0.1)
     loss = pretrain(model, TOKENIZER, TEXTS, 30, 1e-2, seed=0, block=16, batch_size=8)
@@ -110,6 +92,10 @@ def test_training_lowers_the_loss():
     assert not model.training
     assert loss_of(model, TEXTS[0]) < 2
     assert loss_of(model, "xyzzy qwert") > 4  # it learned these texts, not everything
+    model = small_model()
+    before = model.model.embed_tokens.weight.clone()
+    assert math.isnan(pretrain(model, TOKENIZER, TEXTS, 0, 1e-2, seed=0))
+    assert model.model.embed_tokens.weight.equal(before)
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -145,21 +131,10 @@ def test_every_text_is_seen_once_per_epoch(monkeypatch):
     assert len({tuple(words) for words in decoded}) > 1  # in another order each time
 
 
-def test_no_epochs_leave_the_weights_as_they_are():
-    model = small_model()
-    before = model.model.embed_tokens.weight.clone()
-    assert math.isnan(pretrain(model, TOKENIZER, TEXTS, 0, 1e-2, seed=0))
-    assert model.model.embed_tokens.weight.equal(before)
-
-
 SETTINGS = {
-    "vocab-size": 400,
-    "hidden-size": 32,
-    "layers": 1,
-    "context": 128,
-    "epochs": 0.2,
+    "vocab-size": 400, "hidden-size": 32, "layers": 1, "context": 128, "epochs": 0.2,
     "max-words": 10,
-}
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -66,9 +66,6 @@ def test_only_the_mapping_is_trained_whatever_the_number_of_users_and_items():
     assert domain.inputs.grad is None
     linear = fitted(toy(9, 12, 10)[0], LinearMappingSettings(epochs=1, dim=8), LinearMapping)
     assert [tuple(p.shape) for p in linear.mapping.parameters()] == [(8, 10)]  # no bias
-
-
-def test_the_hidden_layer_is_half_as_wide_as_the_embeddings():
     method = fitted(toy(9, 12, 10)[0], dataclasses.replace(QUICK, hidden=None))
     assert numbers(method) == (10 * 5 + 5) + (5 * 8 + 8)
 
@@ -92,7 +89,7 @@ def test_what_is_held_out_is_not_seen():
     assert (scores(fitted(data), 12) == scores(fitted(again), 12)).all()
 
 
-def test_linear_mapping_and_mean_commute():
+def test_linear_mapping_commutes_with_means_and_knows_no_scale():
     data, _ = toy(9, 12, 10)
     settings = LinearMappingSettings(epochs=2, dim=8, negatives=8)
     method = fitted(data, settings, LinearMapping)
@@ -100,9 +97,6 @@ def test_linear_mapping_and_mean_commute():
     mapped = data.embeddings @ matrix
     mean_of_mapped = user_means(purchases(data.train, 12), mapped)
     assert scores(method, 9) == pytest.approx(cosines(mean_of_mapped, mapped), abs=1e-5)
-
-
-def test_linear_scores_do_not_know_the_scale_of_the_embeddings():
     data, _ = toy(9, 12, 10)
     method = fitted(data, LinearMappingSettings(epochs=1, dim=8), LinearMapping)
     before = scores(method, 9)
@@ -163,7 +157,7 @@ def test_a_stranger_is_the_mean_of_their_items():
     assert found == pytest.approx(method.item_vectors @ method.item_vectors[[1, 5]].mean(axis=0))
 
 
-def test_transfer_takes_no_step():
+def test_transfer_takes_no_step_and_to_the_source_itself_is_plain_training():
     first, second, target = (toy(users, items, 10, seed)[0] for seed, users, items in DOMAINS)
     method = AlphaRec(QUICK)
     method.fit_domains([first, second])
@@ -172,6 +166,11 @@ def test_transfer_takes_no_step():
     after = method.mapping.state_dict()
     assert all((after[name] == value).all() for name, value in before.items())
     assert scores(method, 15).shape == (15, 25)
+    data, _ = toy(9, 12, 10)
+    method = AlphaRec(QUICK)
+    method.fit_domains([data])
+    method.transfer(data)
+    assert (scores(method, 9) == scores(fitted(data), 9)).all()
 
 
 DOMAINS = [(1, 9, 12), (2, 20, 30), (3, 15, 25)]
@@ -199,14 +198,6 @@ def test_sources_share_no_edge_and_no_negative(monkeypatch):
     users = torch.cat([users for _, users, _, _ in seen])
     assert (users < 9).any()
     assert (users >= 9).any()
-
-
-def test_one_source_and_the_target_itself_is_plain_training():
-    data, _ = toy(9, 12, 10)
-    method = AlphaRec(QUICK)
-    method.fit_domains([data])
-    method.transfer(data)
-    assert (scores(method, 9) == scores(fitted(data), 9)).all()
 
 
 def test_other_widths_and_missing_embeddings_are_refused():

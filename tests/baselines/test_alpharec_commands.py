@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from planted import write_data
 
 from lcrec import embed
 from lcrec.baselines.__main__ import main
@@ -20,13 +21,9 @@ WORDS = ["red", "blue", "soft", "hard", "pen", "cup", "lamp", "desk", "rope", "b
 
 def make_data(folder, users, items, seed):
     rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    name = folder.name
     sequences = {f"u{user}": rng.permutation(items)[:5].tolist() for user in range(users)}
-    (folder / f"{name}.inter.json").write_text(json.dumps(sequences))
-    titles = {str(i): {"title": f"{WORDS[i % 12]} {WORDS[i // 12]} {i}"} for i in range(items)}
-    (folder / f"{name}.item.json").write_text(json.dumps(titles))
-    return folder
+    titles = [{"title": f"{WORDS[i % 12]} {WORDS[i // 12]} {i}"} for i in range(items)]
+    return write_data(folder, sequences, titles, folder.name)
 
 
 def make_vectors(folder, items, width, encoder=None, seed=0):

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import write_data
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import Baseline, TrainingData, positions
@@ -28,9 +27,6 @@ from lcrec.index.item_index import ItemIndex
 from lcrec.rankings.evaluation import measure
 from lcrec.rankings.predictions import read_predictions
 
-SHARED = Path(os.environ.get("LCREC_SHARED") or Path(__file__).parents[3] / "shared")
-OFFICE = SHARED / "data" / "Office"
-
 SHOP = {"ann": [0, 1, 2, 3], "bob": [0, 1, 3, 2], "cat": [4, 0, 1, 5, 1]}
 ITEMS = 7  # item 6 is never bought
 UNTRAINED = {"popularity", "cooccurrence", "itemknn", "ease", "text-cosine"}
@@ -38,12 +34,7 @@ UNTRAINED = {"popularity", "cooccurrence", "itemknn", "ease", "text-cosine"}
 
 @pytest.fixture
 def shop(tmp_path):
-    folder = tmp_path / "Shop"
-    folder.mkdir()
-    (folder / "Shop.inter.json").write_text(json.dumps(SHOP))
-    titles = {str(item): {"title": f"thing {item}"} for item in range(ITEMS)}
-    (folder / "Shop.item.json").write_text(json.dumps(titles))
-    return folder
+    return write_data(tmp_path / "Shop", SHOP, ITEMS)
 
 
 def training(sequences, num_items):
@@ -65,35 +56,6 @@ def lists(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_popularity_by_hand():
-    method = Popularity()
-    method.fit(training({"a": [2, 0], "b": [2, 2, 1]}, 4))
-    assert (
-        method.score(np.arange(2), [np.array([0]), np.array([1, 3])]).tolist() == [[1, 1, 3, 0]] * 2
-    )
-
-
-def test_cooccurrence_by_hand():
-    settings = CooccurrenceSettings(
-        window=2, distance_decay=0.5, backward=0.25, last=2, history_decay=0.1
-    )
-    method = Cooccurrence(settings)
-    method.fit(training({"a": [0, 1, 2, 3], "b": [1, 2]}, 5))
-    expected = np.array(
-        [
-            [0, 1, 0.5, 0, 0],
-            [0.25, 0, 2, 0.5, 0],  # 2 follows 1 in both sequences; 0 stands before it once
-            [0.125, 0.5, 0, 1, 0],
-            [0, 0.125, 0.25, 0, 0],  # 0 and 3 are three apart, beyond the window
-            [0, 0, 0, 0, 0],
-        ]
-    )
-    assert method.counts.toarray() == pytest.approx(expected)
-    scores = method.score(np.arange(2), [np.array([3, 0, 1]), np.array([4])])
-    assert scores[0] == pytest.approx(expected[1] + 0.1 * expected[0])  # 3 is too long ago
-    assert scores[1].tolist() == [0] * 5
-
-
 def slow_cooccurrence(sequences, history, num_items, settings):
     scores = np.zeros(num_items)
     for k, item in enumerate(history[::-1][: settings.last]):
@@ -110,9 +72,13 @@ def slow_cooccurrence(sequences, history, num_items, settings):
 SEQUENCES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=14), min_size=1, max_size=4)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"window": 2, "distance_decay": 0.5, "backward": 0.25, "last": 2, "history_decay": 0.1}],
+)
 @given(SEQUENCES, st.lists(st.integers(0, 4), min_size=1, max_size=7))
-def test_cooccurrence_agrees_with_plain_loops(sequences, history):
-    method = Cooccurrence()
+def test_cooccurrence_agrees_with_plain_loops(settings, sequences, history):
+    method = Cooccurrence(CooccurrenceSettings(**settings))
     named = {str(user): sequence for user, sequence in enumerate(sequences)}
     method.fit(training(named, 5))
     expected = slow_cooccurrence(sequences, history, 5, method.settings)
@@ -386,26 +352,6 @@ def test_where_settings_start_from(shop, tmp_path, monkeypatch):
         main([*base, "--tuned", "--paper-family"])
 
 
-def test_a_truth_is_never_masked():
-    train = Interactions.from_sequences({"ann": [1, 0]})
-    method = Popularity()
-    method.fit(TrainingData(train, 3))
-    cases = EvalCases(["ann"], [np.array([1, 0])], np.array([1]))
-    ((ranked, _),) = rank_cases(method, cases, train, 3, top=3, exclude_history=True)
-    assert ranked.tolist() == [1, 2]
-
-
-def test_validation_is_ndcg_of_the_full_ranking():
-    train = Interactions.from_sequences({"a": [0, 0, 1], "b": [2]})
-    method = Popularity()  # ranks 0, 1, 2, 3
-    method.fit(TrainingData(train, 4))
-    cases = EvalCases(["a", "b"], [np.array([0])] * 2, np.array([0, 2]))
-    assert validate(method, cases, train, 4) == pytest.approx((1 + 1 / 2) / 2)
-    several = EvalCases(["a"], [np.array([3])], np.array([[1, 2, -1]]))
-    gains = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3))
-    assert validate(method, several, train, 4) == pytest.approx(gains)
-
-
 def test_batches_do_not_change_the_lists(monkeypatch):
     split = leave_one_out(Interactions.from_sequences(SHOP))
     method = Cooccurrence()
@@ -460,11 +406,9 @@ def test_what_the_command_refuses(shop, tmp_path):
         ("ease", "test", 0.1244, 0.0846),
     ],
 )
-def test_the_documented_figures_on_office(name, split, hit, ndcg, tmp_path):
-    if not OFFICE.is_dir():
-        pytest.skip(f"no Office data in {OFFICE}; LCREC_SHARED names the folder that holds data/")
+def test_the_documented_figures_on_office(real_data, name, split, hit, ndcg, tmp_path):
     output = tmp_path / "p.jsonl"
-    main([name, "--data", str(OFFICE), "--output", str(output), "--split", split])
+    main([name, "--data", str(real_data / "Office"), "--output", str(output), "--split", split])
     predictions = read_predictions(output)
     assert len(predictions) == 3231
     assert predictions.length == 100

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import write_data
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import Baseline, TrainingData
@@ -143,15 +144,9 @@ def test_who_is_ranked_among_whom():
 
 @pytest.fixture
 def shop(tmp_path):
-    folder = tmp_path / "Shop"
-    folder.mkdir()
-    (folder / "Shop.inter.json").write_text(json.dumps(SEQUENCES))
-    titles = {str(item): {"title": f"thing {item}"} for item in range(20)}
-    (folder / "Shop.item.json").write_text(json.dumps(titles))
     vectors = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-    (tmp_path / "emb").mkdir()
     write_array(tmp_path / "emb" / EMBEDDINGS, vectors)
-    return folder
+    return write_data(tmp_path / "Shop", SEQUENCES, 20)
 
 
 def test_the_command(shop, tmp_path, capsys):

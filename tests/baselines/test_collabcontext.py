@@ -208,7 +208,7 @@ def test_each_phase_spreads_the_side_it_trains():
         assert rest == pytest.approx(expected.item(), abs=1e-6), phase
 
 
-def test_detach_tutor_stops_the_gradient_of_the_side_that_teaches():
+def test_detach_tutor_stops_the_gradient_of_the_side_that_teaches(data):
     for phase, teacher in (("items tutor", 1), ("users tutor", 0)):
         for detach in (False, True):
             sides = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
@@ -216,9 +216,6 @@ def test_detach_tutor_stops_the_gradient_of_the_side_that_teaches():
             phase_loss(*sides, *pairs, phase, detach_tutor=detach).backward()
             assert (sides[teacher].grad is None) == detach
             assert sides[1 - teacher].grad is not None
-
-
-def test_detach_tutor_trains_other_users(data):
     plain, detached = (fitted(data, phases="first", detach_tutor=on) for on in (False, True))
     assert not np.allclose(plain.user_vectors, detached.user_vectors)
 

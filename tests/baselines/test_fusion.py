@@ -145,15 +145,9 @@ def test_the_loss_of_the_first_batch_by_hand():
 
 
 SMALL = {
-    "dim": 32,
-    "candidates": 128,
-    "negatives": 64,
-    "learning_rate": 1e-2,
-    "batch_size": 1024,
-    "epochs": 30,
-    "patience": 3,
-    "every": 2,
-}
+    "dim": 32, "candidates": 128, "negatives": 64, "learning_rate": 1e-2, "batch_size": 1024,
+    "epochs": 30, "patience": 3, "every": 2,
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -151,11 +151,6 @@ def test_batches_are_drawn_anew_and_hold_alike_lengths():
     ]
 
 
-def test_nothing_to_learn_is_refused():
-    with pytest.raises(InputError, match="no train sequence has two items"):
-        TIGER(TIGERSettings(**SMALL)).fit(data_of([[1], [2]]))
-
-
 def test_validation_is_on_a_sample_of_users(monkeypatch):
     sizes = []
 
@@ -172,13 +167,23 @@ def test_validation_is_on_a_sample_of_users(monkeypatch):
     assert sizes == [7, 20]  # 0: all
 
 
-def test_tokens_of_an_item_share_a_whole_word_embedding():
+def test_tokens_of_an_item_share_a_whole_word_embedding_or_have_none():
     tokens = torch.nn.Embedding(9, 4)
     words = WholeWords(tokens, first=3, starts=2, most=5)  # items begin with 3 or 4
     ids = torch.tensor([[0, 3, 7, 4, 8, 3, 6, 1, 2]])
     places = (words(ids) - tokens(ids))[0]
     for place, row in zip([0, 1, 1, 2, 2, 3, 3, 0, 0], places, strict=True):
         assert torch.allclose(row, words.words.weight[place], atol=1e-6)
+
+    def fit(**more):
+        method = P5CID(P5CIDSettings(**SMALL, epochs=1, clusters=3, leaf=6, **more))
+        method.fit(data_of(twenty()))
+        return method
+
+    state = fit().state()
+    assert state["encoder.embed_tokens.words.weight"].shape == (21, 32)
+    assert state["shared.weight"].shape == (1 + sum(state["index.level_sizes"]), 32)
+    assert "encoder.embed_tokens.words.weight" not in fit(whole_words=False).state()
 
 
 def test_short_histories_are_decoded_with_a_shared_prompt(caplog):
@@ -189,18 +194,6 @@ def test_short_histories_are_decoded_with_a_shared_prompt(caplog):
     method.score(np.array([0]), [np.array([1, 2])])
     assert supports_shared_prefix(method.network)
     assert "generate" not in caplog.text
-
-
-def test_whole_words_train_and_can_be_left_out():
-    def fit(**more):
-        method = P5CID(P5CIDSettings(**SMALL, epochs=1, clusters=3, leaf=6, **more))
-        method.fit(data_of(twenty()))
-        return method
-
-    state = fit().state()
-    assert state["encoder.embed_tokens.words.weight"].shape == (21, 32)
-    assert state["shared.weight"].shape == (1 + sum(state["index.level_sizes"]), 32)
-    assert "encoder.embed_tokens.words.weight" not in fit(whole_words=False).state()
 
 
 @pytest.fixture
@@ -244,9 +237,11 @@ def test_a_pretrained_t5_is_really_loaded(base):
     assert (again == scores).all()
 
 
-def test_a_base_that_is_no_t5_is_refused(tmp_path):
+def test_what_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"--base .*nowhere: no such folder"):
         P5CID(P5CIDSettings(base=tmp_path / "nowhere")).fit(data_of(twenty()))
     LlamaConfig().save_pretrained(tmp_path / "llama")
     with pytest.raises(InputError, match="a T5 is needed, found llama"):
         P5CID(P5CIDSettings(base=tmp_path / "llama")).fit(data_of(twenty()))
+    with pytest.raises(InputError, match="no train sequence has two items"):
+        TIGER(TIGERSettings(**SMALL)).fit(data_of([[1], [2]]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import make_planted
+from planted import make_planted, write_data
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
@@ -182,13 +182,9 @@ def test_the_command(vectors, tmp_path, capsys):
 
 def test_the_least_popular_are_kept_apart(tmp_path, capsys):
     """Head items follow y = x and tail items y = -x: maps of the head know nothing of the tail."""
-    folder = tmp_path / "Shop"
-    folder.mkdir()
     rng = np.random.default_rng(0)
     sequences = {str(user): [*rng.permutation(40)[:9].tolist(), 0, 1] for user in range(90)}
-    (folder / "Shop.inter.json").write_text(json.dumps(sequences))
-    titles = {str(item): {"title": f"thing {item}"} for item in range(50)}
-    (folder / "Shop.item.json").write_text(json.dumps(titles))
+    folder = write_data(tmp_path / "Shop", sequences, 50)
     source = gaussians(0, rows=50)
     target = np.where(np.arange(50)[:, None] < 40, source, -source)
     np.save(tmp_path / "s.npy", source)
@@ -213,13 +209,8 @@ def test_the_least_popular_are_kept_apart(tmp_path, capsys):
 
 
 def test_vectors_of_a_kept_method(tmp_path):
-    folder = tmp_path / "Shop"
-    folder.mkdir()
-    (folder / "Shop.inter.json").write_text(
-        json.dumps({str(user): [user % 5, 5, (user + 1) % 5, 6] for user in range(8)})
-    )
-    titles = {str(item): {"title": f"thing {item}"} for item in range(7)}
-    (folder / "Shop.item.json").write_text(json.dumps(titles))
+    sequences = {str(user): [user % 5, 5, (user + 1) % 5, 6] for user in range(8)}
+    folder = write_data(tmp_path / "Shop", sequences, 7)
     shared = ["--data", str(folder), "--output", str(tmp_path / "p.jsonl")]
     main(["mf", *shared, "--save", str(tmp_path / "mf"), "--epochs", "1", "--dim", "4"])
     vectors, file = read_vectors(tmp_path / "mf")

@@ -27,11 +27,8 @@ def test_who_sees_whom():
     both_ways = allowed_keys(REAL, causal=False)
     assert both_ways[0].all()
     assert both_ways[1, 0].int().tolist() == [
-        [1, 1, 0, 0],
-        [1, 1, 0, 0],
-        [1, 1, 1, 0],
-        [1, 1, 0, 1],
-    ]
+        [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1],
+    ]  # fmt: skip
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs.store import load_method, save_method
 from lcrec.baselines.settings import LightGCNSettings
 from lcrec.baselines.shared.sequences import Batch, pad_histories
-from lcrec.baselines.shared.sequential import SequentialBaseline
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
 
@@ -74,11 +73,6 @@ def twenty():
     """Twenty users, of whom no two begin alike."""
     rng = np.random.default_rng(0)
     return [[*rng.permutation(40)[:5].tolist(), user] for user in range(20)]
-
-
-def test_all_of_the_family_are_here():
-    family = [n for n, method in METHODS.items() if issubclass(method.load(), SequentialBaseline)]
-    assert set(FAMILY) <= set(family)
 
 
 @pytest.mark.parametrize("name", FAMILY)

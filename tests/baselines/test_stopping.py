@@ -35,17 +35,11 @@ def test_the_best_weights_stay_and_patience_ends_it():
     assert weight.value.item() == 7
     assert not weight.training
     assert log.summary() == {"epochs": 5, "best_epoch": 3, "updates": 5, "out_of_time": False}
-
-
-def test_without_validation_the_last_weights_stay():
     weight = Weight()
     log = train(weight, None, steps=2, epochs=3)
     assert weight.value.item() == 4
     assert (log.best_epoch, log.updates) == (3, 6)
     assert log.epochs[0].loss == 9.5  # of 10 and 9
-
-
-def test_validation_every_other_epoch_and_after_the_last():
     weight = Weight()
     log = train(weight, lambda: 0.0, epochs=5, every=2, patience=9)
     assert [epoch.score is not None for epoch in log.epochs] == [False, True, False, True, True]

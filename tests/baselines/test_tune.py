@@ -4,6 +4,7 @@ import json
 import shlex
 
 import pytest
+from planted import write_data
 
 from lcrec.baselines import __main__ as command
 from lcrec.baselines.commands import tune
@@ -26,15 +27,12 @@ def small_grid(monkeypatch):
 
 @pytest.fixture
 def shop(tmp_path):
-    folder = tmp_path / "Shop"
-    folder.mkdir()
-    (folder / "Shop.inter.json").write_text(json.dumps(SHOP))
-    return folder
+    return write_data(tmp_path / "Shop", SHOP)
 
 
 def run(shop, tmp_path, *argv):
     output = tmp_path / "tuned"
-    tune.main(["itemknn", "--data", str(shop), "--output", str(output), *argv])
+    command.main(["tune", "itemknn", "--data", str(shop), "--output", str(output), *argv])
     return json.loads((output / "tune.json").read_text())
 
 
@@ -154,8 +152,3 @@ def test_what_it_refuses(shop, tmp_path, monkeypatch, capsys):
     tune.main(["--help"])
     assert "itemknn" in capsys.readouterr().out
     assert Cooccurrence.Settings.grid == {}
-
-
-def test_it_is_a_command_of_the_stage(shop, tmp_path):
-    command.main(["tune", "itemknn", "--data", str(shop), "--output", str(tmp_path / "t")])
-    assert (tmp_path / "t" / "tune.json").exists()

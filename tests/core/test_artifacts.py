@@ -49,20 +49,17 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_written_and_nothing_else(tmp_path):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "folder" / "a.json"
     write_json(path, {"title": "Gitarre ♫"})
     assert names(path.parent) == ["a.json"]
     assert path.read_text(encoding="utf-8") == '{"title": "Gitarre ♫"}\n'
-
-
-def test_an_exception_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, "old")
     with pytest.raises(TypeError):
         write_json(path, {"half": 1, "broken": object()})
     assert read_json(path) == "old"
-    assert names(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json", "new"]
 
 
 def test_an_exception_in_the_rows_leaves_the_old_file(tmp_path):
@@ -270,14 +267,11 @@ def test_jsonl_round_trip(tmp_path_factory, rows):
     assert read_jsonl(path) == rows
 
 
-def test_jsonl_keeps_line_separators_that_json_does_not_escape(tmp_path):
+def test_jsonl_lines_end_where_they_should(tmp_path):
     rows = [{"title": "one\u2028two\u2029three\x85four\x1cfive"}, {"title": "line\nbreak\r"}]
     write_jsonl(tmp_path / "a.jsonl", rows)
     assert "\u2028" in (tmp_path / "a.jsonl").read_text(encoding="utf-8")
     assert read_jsonl(tmp_path / "a.jsonl") == rows
-
-
-def test_jsonl_from_windows_and_without_a_last_newline(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2}')
     assert read_jsonl(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
 
@@ -315,16 +309,13 @@ def test_bad_jsonl(tmp_path, content, message):
         read_jsonl(tmp_path / "a.jsonl")
 
 
-def test_array_round_trip(tmp_path):
+def test_arrays(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     write_array(tmp_path / "a.npy", array)
     read = read_array(tmp_path / "a.npy")
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, array)
     assert names(tmp_path) == ["a.npy"]
-
-
-def test_bad_arrays(tmp_path):
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "text.npy").write_text("not an array")
     (tmp_path / "empty.npy").touch()
@@ -384,13 +375,7 @@ def made(tmp_path):
     return folder, source
 
 
-def test_where_the_sidecar_lies(tmp_path):
-    assert provenance_path(tmp_path / "index") == tmp_path / "index" / "lcrec.json"
-    assert provenance_path(tmp_path / "model-v1.2") == tmp_path / "model-v1.2" / "lcrec.json"
-    assert provenance_path(tmp_path / "a.jsonl") == tmp_path / "a.lcrec.json"
-
-
-def test_what_the_sidecar_tells(made):
+def test_the_sidecar(made, tmp_path):
     folder, source = made
     record = read_provenance(folder)
     assert (record["kind"], record["format"], record["stage"]) == ("toy", 1, STAGE)
@@ -398,6 +383,9 @@ def test_what_the_sidecar_tells(made):
     assert record["inputs"] == {"item": {"path": str(source), "sha256": sha256(source)}}
     assert record["rows"] == 1
     assert read_provenance(source.parent) is None
+    assert provenance_path(tmp_path / "index") == tmp_path / "index" / "lcrec.json"
+    assert provenance_path(tmp_path / "model-v1.2") == tmp_path / "model-v1.2" / "lcrec.json"
+    assert provenance_path(tmp_path / "a.jsonl") == tmp_path / "a.lcrec.json"
 
 
 def test_is_current(made):

@@ -104,7 +104,7 @@ def test_words_from_a_file_and_words_that_lack(tmp_path, capsys):
     assert "FILES" in capsys.readouterr().out
 
 
-def test_yaml_of_every_type(parse_yaml):
+def test_yaml_of_every_type_which_a_flag_overrides(parse_yaml):
     # YAML 1.1 reads 1e-3, without a dot, as text.
     config = parse_yaml(
         "rate: 1e-3\nbatch_size: 16\nname: 12\nshuffle: no\nmode: full\n"
@@ -113,9 +113,6 @@ def test_yaml_of_every_type(parse_yaml):
     expected = (Path("out"), 0.001, 16, "12", False, "full", ["title"], [3, 1], None)
     assert tuple(vars(config).values()) == expected
     assert type(parse_yaml("rate: 1\n").rate) is float  # an integer is a number too
-
-
-def test_a_flag_overrides_the_file(parse_yaml):
     config = parse_yaml("shuffle: false\nbatch_size: 16\nfields: [brand]\n", "--shuffle")
     assert config.shuffle is True
     assert (config.batch_size, config.fields) == (16, ["brand"])

@@ -28,13 +28,10 @@ def test_a_log_gets_a_line_every_30_seconds_and_one_at_the_end(clock, capsys):
     ]
 
 
-def test_short_work_leaves_no_line(clock, capsys):
+def test_short_work_or_work_not_to_stay_leaves_no_last_line(clock, capsys):
     for _ in progress(range(29), "embed", "texts"):
         clock[0] += 1
     assert capsys.readouterr().err == ""
-
-
-def test_work_that_is_not_to_stay_ends_without_a_line(clock, capsys):
     for _ in progress(range(40), "embed", "texts", leave=False):
         clock[0] += 1
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -61,14 +58,11 @@ def test_a_continued_run_counts_what_was_done_but_not_for_the_rate(clock, capsys
     ]
 
 
-def test_a_total_that_is_unknown_is_not_estimated(clock, capsys):
+def test_a_total_that_is_unknown_or_never_reached(clock, capsys):
     with ProgressBar(None, "convert", "rows", leave=False) as bar:
         clock[0] += 50
         bar.update(1_000_000)
     assert capsys.readouterr().err == "convert: 1,000,000 rows, 20,000/s\n"
-
-
-def test_a_loop_that_is_left_early_says_how_far_it_came(clock, capsys):
     for number in progress(range(100), "train", "epochs"):
         clock[0] += 29
         if number == 1:

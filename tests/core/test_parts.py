@@ -36,6 +36,8 @@ def test_a_killed_run_goes_on(make, tmp_path, capsys):
     assert make() == [2]
     assert "Going on: 2 of 3 parts are there." in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["0", "1", "2", NOTE]
+    (tmp_path / "parts" / "1").unlink()  # lost
+    assert make() == [1]
 
 
 def test_parts_made_from_something_else_are_made_again(make, capsys):

@@ -103,13 +103,13 @@ def ids(text):
     return re.findall(r'\bid="([^"]*)"', text)
 
 
-def test_pictures_on_one_page_do_not_share_names():
+def test_pictures_share_nothing_and_are_the_same_each_time():
     text = render_page("Two", [Picture(toy_picture(name), name) for name in ("one", "two")])
     assert len(ids(text)) == len(set(ids(text))) > 2
-
-
-def test_a_picture_is_the_same_bytes_each_time():
     assert toy_picture() == toy_picture()
+    before = dict(matplotlib.rcParams)
+    toy_picture()
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_a_picture_follows_light_and_dark():
@@ -151,12 +151,6 @@ def test_successive_lines_differ_in_more_than_colour():
 def test_a_colour_that_is_not_of_the_page_is_refused(draw):
     with pytest.raises(ValueError, match="use SERIES or QUIET"):
         draw_svg(draw, "wrong")
-
-
-def test_drawing_leaves_no_setting_behind():
-    before = dict(matplotlib.rcParams)
-    toy_picture()
-    assert dict(matplotlib.rcParams) == before
 
 
 def contrast(one, other):

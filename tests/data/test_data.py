@@ -43,9 +43,6 @@ def test_load_items(write):
     assert items.text(0, "colour") == ""
     assert items.title(0) == "Desk"
     assert items.title(1) == "(item 1, no title)"
-
-
-def test_ids_may_stand_in_any_order(write):
     shuffled = {key: ITEMS[key] for key in ("2", "0", "3", "1")}
     assert load_items(write(items=shuffled)).title(3) == "Rug"
 

@@ -1,11 +1,10 @@
 """The random split: parts by hand, what each may know, and the command that ranks on it."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import write_data
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import TrainingData
@@ -59,9 +58,6 @@ def test_the_draw_is_the_seeds():
     assert (one.test.targets == again.test.targets).all()
     assert (one.train.items == again.train.items).all()
     assert one.test.targets.tolist() != other.test.targets.tolist()
-
-
-def test_nothing_to_part():
     with pytest.raises(InputError, match="no user has 3 different items"):
         random_split(Interactions.from_sequences({"a": [1, 1, 2], "b": [0]}), 0)
 
@@ -83,9 +79,7 @@ def test_what_the_split_forbids_is_never_listed():
 
 
 def test_the_command_on_a_random_split(tmp_path, capsys):
-    folder = tmp_path / "Shop"
-    folder.mkdir()
-    (folder / "Shop.inter.json").write_text(json.dumps(shop()))
+    folder = write_data(tmp_path / "Shop", shop())
     output = tmp_path / "p.jsonl"
     words = ["popularity", "--data", str(folder), "--output", str(output)]
     main([*words, "--protocol", "random"])

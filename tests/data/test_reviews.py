@@ -27,12 +27,9 @@ def test_keys_are_tuples_as_text(tmp_path):
         "('0', '2')": {"review": "y"},
     }
     assert read(tmp_path, content) == {
-        ("0", 1): Review("good", "fine"),
-        ("ann", 3): Review("", ""),
-        ("ann", 2): Review("", ""),
-        ("o'b, x", 0): Review("x", ""),
-        ("0", 2): Review("y", ""),
-    }
+        ("0", 1): Review("good", "fine"), ("ann", 3): Review("", ""), ("ann", 2): Review("", ""),
+        ("o'b, x", 0): Review("x", ""), ("0", 2): Review("y", ""),
+    }  # fmt: skip
 
 
 def test_a_folder_without_reviews_has_none(tmp_path):

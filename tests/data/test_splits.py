@@ -38,7 +38,7 @@ def test_random_parts_differ_by_seed():
     assert (random_parts(offsets, 0)[:40] != random_parts(offsets, 0)[40:]).any()
 
 
-def test_time_parts():
+def test_time_and_cold_parts():
     times = np.array([9, 0, 1, 2, 3, 4, 5, 6, 7, 8])
     assert time_parts(times).tolist() == [TEST, *[TRAIN] * 8, VALID]
     # What happened at the moment of a cut comes after it.
@@ -47,9 +47,6 @@ def test_time_parts():
     )
     with pytest.raises(InputError, match="--split time: train would be empty"):
         time_parts(np.zeros(10))
-
-
-def test_cold_parts():
     is_cold = np.array([0, 0, 1, 0, 1, 1, 0, 0], dtype=bool)
     parts = cold_parts(np.array([0, 5, 8]), is_cold)
     assert parts.tolist() == [TRAIN, TRAIN, TEST, VALID, TEST, TEST, TRAIN, VALID]

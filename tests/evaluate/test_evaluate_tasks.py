@@ -59,15 +59,6 @@ def test_a_mistyped_command_is_answered():
         evaluate.main(["pair", "--model", "x"])
 
 
-@pytest.mark.parametrize("command", evaluate.COMMANDS)
-def test_help_teaches(command, capsys):
-    with pytest.raises(SystemExit):
-        evaluate.main([command, "--help"])
-    screen = capsys.readouterr().out
-    assert f"python -m lcrec.evaluate {command}" in screen
-    assert "--output" in screen
-
-
 def test_a_table_by_hand():
     rows = {
         "one": {"a": {"mean": 0.5, "low": 0.25, "high": 0.75}, "b": None},
@@ -214,11 +205,8 @@ def test_search(words, embeddings, tmp_path, capsys, shop):
     assert result["users"] == len(texts)
     assert result["queries"] == sum(len(entry["querys"]) for entry in texts.values())
     assert list(result["runs"]) == [
-        "text retrieval",
-        "search-short",
-        "search-history-short",
-        "search-all-fields",
-    ]
+        "text retrieval", "search-short", "search-history-short", "search-all-fields",
+    ]  # fmt: skip
     for name, run in result["runs"].items():
         assert row_of(screen, name)[2] == f"{run['overall']['HR@10']['mean']:.4f}"
     # The shop's intentions speak of their item: text finds it far more often than chance, 10/48.

@@ -16,41 +16,28 @@ def ids(*lists):
     return [np.array(items) for items in lists]
 
 
-def test_the_nearest_text_counts_by_angle_not_length():
+def test_the_nearest_text_that_the_user_had_not():
     targets = np.array([0, 2, 4])
     found = similar_in_text(VECTORS, targets, ids([0], [2], [4]))
     assert found.tolist() == [1, 3, 2]
-
-
-def test_what_the_user_had_is_no_negative():
+    # Of equal texts the lower id.
+    assert similar_in_text(np.ones((4, 2)), np.array([2]), ids([2])).tolist() == [0]
     targets = np.array([0, 0, 0])
     found = similar_in_text(VECTORS, targets, ids([0, 1], [0, 1, 3], [0, 1, 2, 3, 4]))
     assert found.tolist() == [3, 2, -1]
 
 
-def test_equal_texts_give_the_lower_id():
-    found = similar_in_text(np.ones((4, 2)), np.array([2]), ids([2]))
-    assert found.tolist() == [0]
-
-
 TRAIN = Interactions.from_sequences({"ann": [0, 1, 2], "bob": [0, 1], "cid": [2, 3, 3], "eve": [4]})
 
 
-def test_shared_customers_decide():
+def test_shared_customers_decide_and_then_rarity():
     # Two bought 0 and 1, one 0 and 2; cid had 2 and 3, twice, which counts once; eve had 4 alone.
-    targets = np.array([0, 1, 3, 4])
-    found = bought_alike(TRAIN, 6, targets, ids([0], [1], [3], [4]))
-    assert found.tolist() == [1, 0, 2, -1]
+    targets = np.array([0, 1, 3, 4, 5])  # nobody bought the last
+    found = bought_alike(TRAIN, 6, targets, ids([0], [1], [3], [4], [5]))
+    assert found.tolist() == [1, 0, 2, -1, -1]
     assert bought_alike(TRAIN, 6, np.array([0, 0]), ids([0, 1], [0, 1, 2])).tolist() == [2, -1]
-
-
-def test_of_equally_many_shared_customers_the_rarer_item_is_taken():
     # 2 shares ann with 0 and 1, and cid with 3, who has no other customer.
     assert bought_alike(TRAIN, 6, np.array([2]), ids([2])).tolist() == [3]
-
-
-def test_an_item_that_nobody_bought_has_no_such_negative():
-    assert bought_alike(TRAIN, 6, np.array([5]), ids([5])).tolist() == [-1]
 
 
 def test_random_negatives_are_fair_and_fixed_by_the_seed():

@@ -40,14 +40,11 @@ def test_requests_of_one_batch_have_their_own_lists():
     assert reachable(leaf_filter.rows(slice(1, 2)), 1) == [[0, 1, 3, 4, 5]]
 
 
-def test_nothing_ruled_out_is_no_filter():
+def test_what_is_stored():
     for lists in (None, [None, None]):
         assert LeafFilter.build(TOY, 2, allow=lists, deny=lists) is None
     assert LeafFilter.build(TOY, 2, deny=[[], None]) is None
     assert LeafFilter.build(TOY, 2, allow=[[], None]) is not None
-
-
-def test_a_list_that_requests_share_is_stored_once():
     stock = np.arange(3)
     leaf_filter = LeafFilter.build(
         TOY, 100, allow=[stock] * 100, deny=[[row % 4] for row in range(100)]

@@ -16,7 +16,7 @@ from lcrec.generate.trie import ItemTrie, LooseTrie
 TRIE = ItemTrie.build(np.array([[10, 20], [11, 21], [12, 20]]))
 
 
-def test_by_level_by_hand():
+def test_looser_trees_by_hand():
     loose = LooseTrie.by_level(TRIE)
     assert [tokens.tolist() for tokens in loose.allowed] == [[10, 11, 12], [20, 21]]
     assert [loose.num_nodes(level) for level in range(3)] == [1, 3, 6]
@@ -29,17 +29,11 @@ def test_by_level_by_hand():
     assert loose.items(leaves).tolist() == [[[0, -1], [-1, 1], [2, -1]]]
     # What has left the tree stays off it.
     assert (loose.children(torch.tensor([[-1]]), 1)[0] == -1).all()
-
-
-def test_anything_by_hand():
     loose = LooseTrie.anything(TRIE, 30)
     nodes, tokens, _ = loose.children(torch.zeros(1, dtype=torch.int64), 0)
     assert tokens.tolist() == [list(range(30))]
     assert (nodes[0] >= 0).nonzero()[:, 0].tolist() == [10, 11, 12]
     assert loose.num_nodes(2) == 900
-
-
-def test_walking_by_hand():
     paths = torch.tensor([[10, 20], [10, 21], [10, 22], [12, 20]])
     leaves, allowed = LooseTrie.by_level(TRIE).walk(paths)
     assert allowed.tolist() == [True, True, False, True]

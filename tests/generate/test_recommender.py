@@ -54,11 +54,6 @@ def test_random_weights_give_real_and_distinct_items(recommender, histories, k):
     check_lists(recommender.recommend(histories, k), k)
 
 
-def test_ranking_everything_is_a_permutation(recommender):
-    ranking = recommender.recommend([[3], [0, 1, 2]], ITEMS)
-    check_lists(ranking, ITEMS)
-
-
 def test_scores_are_those_of_plain_forward_passes(recommender, random_model, index):
     model, tokenizer = random_model
     ranking = recommender.recommend([[5, 9]], ITEMS)
@@ -99,15 +94,12 @@ def test_only_the_latest_items_are_shown(recommender):
     assert not set(long) & set(without.items[0].tolist())
 
 
-def test_one_item_and_repeated_items(recommender, index, random_model):
+def test_one_item_repeated_items_and_no_history(recommender, index, random_model):
     tokenizer = random_model[1]
     for history in ([4], [4, 4], np.array([4], dtype=np.int32)):
         check_lists(recommender.recommend([history], 10), 10)
         text = tokenizer.decode(recommender.encode([RankingRequest(history)])[0])
         assert text.count(index.texts[4]) == len(history)
-
-
-def test_no_histories_no_lists(recommender):
     ranking = recommender.recommend([], 7)
     assert ranking.items.shape == ranking.scores.shape == (0, 7)
 
@@ -339,21 +331,20 @@ def test_histories_that_cannot_be(recommender, history, message):
         recommender.recommend([[0], history])
 
 
-def test_too_many_items_or_too_few_beams(recommender):
+def test_requests_that_cannot_be(recommender, prompts, random_model, index):
     with pytest.raises(InputError, match="49 items wanted, but the catalogue has 48"):
         recommender.recommend([[0]], 49)
     with pytest.raises(InputError, match="5 beams cannot give 6 items"):
         recommender.recommend([[0]], 6, num_beams=5)
     with pytest.raises(InputError, match="num_beams is 49"):
         recommender.recommend([[0]], 6, num_beams=49)
-
-
-def test_wordings_of_another_task(recommender, prompts):
     search, nxt = prompts.for_task("itemsearch", "eval")[0], prompts.for_task("seqrec", "eval")[0]
     with pytest.raises(InputError, match=f"{search.id}: belongs to itemsearch, not seqrec"):
         recommender.recommend([[0]], template=search)
     with pytest.raises(InputError, match=f"{nxt.id}: belongs to seqrec, not itemsearch"):
         recommender.search(["a desk"], template=nxt)
+    with pytest.raises(InputError, match="constraint: 'tree' is none of trie, level, none"):
+        Recommender(*random_model, index, prompts, max_history=4, constraint="tree")
 
 
 def test_numbers_and_lists_of_numpy(recommender):
@@ -365,34 +356,13 @@ def test_numbers_and_lists_of_numpy(recommender):
     assert (same.items == plain.items).all()
 
 
-def test_an_unknown_constraint(random_model, index, prompts):
-    with pytest.raises(InputError, match="constraint: 'tree' is none of trie, level, none"):
-        Recommender(*random_model, index, prompts, max_history=4, constraint="tree")
-
-
-def test_a_model_in_training_mode(random_model, index, prompts):
-    own = Recommender(*random_model, index, prompts, max_history=4)
-    own.model.train()
-    try:
-        with pytest.raises(InputError, match="training mode"):
-            own.recommend([[0]])
-    finally:
-        own.model.eval()
-
-
-def test_weights_that_are_broken(base, index, prompts):
-    model, tokenizer = load_base(str(base))
-    extend_tokenizer(tokenizer, index)
-    resize_embeddings(model, tokenizer, index)
-    model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(InputError, match="NaN"):
-        Recommender(model.eval(), tokenizer, index, prompts, max_history=4).recommend([[0]])
-
-
-def test_from_pretrained(checkpoint, split):
+def test_from_pretrained(checkpoint, split, prompts):
     loaded = Recommender.from_pretrained(checkpoint)
     assert loaded.request_encoder.max_history == 4
     check_lists(loaded.recommend(split.test.histories, 10), 10)
+    reworded = Recommender.from_pretrained(str(checkpoint), prompts=prompts, device="cpu")
+    assert reworded.prompts is prompts
+    check_lists(reworded.recommend([[1]], 3), 3)
 
 
 def test_items_that_were_added_are_recommended_by_the_same_checkpoint(checkpoint, index, tmp_path):
@@ -411,21 +381,12 @@ def test_items_that_were_added_are_recommended_by_the_same_checkpoint(checkpoint
     assert loaded.recommend([[3]], 2, allow=[[48, 49]]).items.min() >= ITEMS
 
 
-def test_an_index_that_does_more_than_add_items(checkpoint, index, tmp_path):
+def test_an_index_or_tokenizer_that_does_not_belong(checkpoint, index, tmp_path, base, prompts):
     codes = index.codes.copy()
     codes[7] = (3, 3, 4)
     ItemIndex(codes, index.level_sizes).save(tmp_path)
     with pytest.raises(InputError, match=r"1 items have another index than before, such as item 7"):
         Recommender.from_pretrained(checkpoint, index=tmp_path)
-
-
-def test_from_pretrained_with_other_wording(checkpoint, prompts):
-    loaded = Recommender.from_pretrained(str(checkpoint), prompts=prompts, device="cpu")
-    assert loaded.prompts is prompts
-    check_lists(loaded.recommend([[1]], 3), 3)
-
-
-def test_a_tokenizer_without_the_items(base, index, prompts):
     model, tokenizer = load_base(str(base))
     with pytest.raises(InputError, match="model and index do not belong together"):
         Recommender(model, tokenizer, index, prompts, max_history=4)

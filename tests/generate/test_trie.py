@@ -48,13 +48,10 @@ def test_toy_tree():
     assert trie.items(torch.tensor([[3, 4], [5, 6]])).tolist() == [[3, 0], [2, 1]]
 
 
-def test_toy_walk():
+def test_toy_walks():
     nodes, on_path = ItemTrie.build(TOY).walk(torch.tensor([[3, 9], [5, 7], [5, 9], [4, 6]]))
     assert on_path.tolist() == [True, True, False, False]
     assert nodes[:2].tolist() == [5, 6]
-
-
-def test_single_item_of_one_token():
     trie = ItemTrie.build(np.array([[7]], dtype=np.int32))
     nodes, tokens, valid = trie.children(torch.zeros(1, dtype=torch.int64), 0)
     assert (nodes.tolist(), tokens.tolist(), valid.tolist()) == ([[1]], [[7]], [[True]])

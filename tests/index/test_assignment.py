@@ -92,13 +92,10 @@ def test_paths_that_are_taken_stay_free_of_others(problem, data):
     assert len(np.unique(np.concatenate([taken, new]), axis=0)) == len(latents)
 
 
-def test_a_path_that_is_taken_moves_the_newcomer():
+def test_paths_taken_or_asked_for():
     taken = np.array([[0, 0]])
     codes = assign_unique(np.array([[0.0], [10.0]]), TOY, taken=taken).codes
     assert codes.tolist() == [[0, 1], [1, 0]]
-
-
-def test_another_path_than_the_nearest_may_be_asked_for():
     asked = np.array([[1, 1], [1, 1], [0, 0]])
     assignment = assign_unique(np.array([[0.0], [0.1], [0.2]]), TOY, nearest=asked)
     # The first two ask for 10 + 1; within that prefix 10 + 0 is nearer to both.
@@ -118,35 +115,22 @@ def test_very_many_in_one_spot():
     assert (codes[:, 0] == 0).sum() == 512
 
 
-def test_of_two_that_collide_the_nearer_one_stays():
+def test_who_moves_and_where_to_by_hand():
     # Both are nearest to 0 + 0; moving the second costs less.
     assignment = assign(0.1, 0.4, 10.0)
     assert assignment.nearest.tolist() == [[0, 0], [0, 0], [1, 0]]
     assert assignment.codes.tolist() == [[0, 0], [0, 1], [1, 0]]
     assert assignment.conflict_rate == pytest.approx(2 / 3)
     assert assignment.moved.tolist() == [1]
-
-
-def test_a_full_prefix_backs_off_to_the_next_nearest():
     # Three items at 0 and room for two; the one that costs most to hold goes to the other prefix.
     assignment = assign(0.0, 1.0, 3.0, 12.0)
     assert assignment.codes.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-
-
-def test_the_back_off_climbs_more_than_one_level():
     # Eight items in one spot of a tree of 2 x 2 x 2: all under the first branch is full at four.
     books = np.array([[[0.0], [100.0]], [[0.0], [10.0]], [[0.0], [1.0]]])
     assignment = assign(*[0.0] * 5, codebooks=books)
     assert sorted(assignment.codes.tolist()) == [
-        [0, 0, 0],
-        [0, 0, 1],
-        [0, 1, 0],
-        [0, 1, 1],
-        [1, 0, 0],
-    ]
-
-
-def test_one_level():
+        [0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0],
+    ]  # fmt: skip
     books = np.array([[[0.0], [1.0], [5.0]]])
     assert assign(4.0, 0.2, 0.3, codebooks=books).codes.tolist() == [[2], [0], [1]]
 
@@ -186,9 +170,6 @@ def test_too_few_paths_name_the_least_that_suffices(items, levels, codes):
 def test_too_many_items():
     with pytest.raises(InputError, match=r"spell 4 items, the catalogue has 5: use --levels 3 or"):
         assign(*range(5))
-
-
-def test_an_exact_power_needs_no_more():
     for codes, levels in ((10, 3), (5, 3), (7, 5), (243, 2)):
         require_capacity(codes**levels, levels, codes)
         with pytest.raises(InputError, match=f"--levels {levels + 1} or --codes {codes + 1}"):

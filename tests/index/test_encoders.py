@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from planted import write_data
 
 from lcrec import embed
 from lcrec.core.artifacts import read_array, read_json, write_json
@@ -13,9 +14,7 @@ TEXTS = ["red desk lamp", "desk lamp", "office chair", "chair for the office", "
 
 @pytest.fixture
 def store(tmp_path):
-    data = tmp_path / "data"
-    write_json(data / "Shop.item.json", {str(i): {"title": t} for i, t in enumerate(TEXTS)})
-    write_json(data / "Shop.inter.json", {"ann": [0, 1, 2]})
+    write_data(tmp_path / "data", {"ann": [0, 1, 2]}, [{"title": text} for text in TEXTS])
     return tmp_path
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import identity_rqvae
+from planted import identity_rqvae, write_data
 
 from lcrec import add_items, embed, quantize
 from lcrec.core.artifacts import read_json, write_array, write_json
@@ -56,12 +56,19 @@ def test_the_nearest_path_that_is_free(model, old, new, expected, moved):
     assert extension.index.level_sizes == (3, 3)
 
 
-def test_a_full_code_space(model):
+def test_a_full_code_space(model, shop, tmp_path):
     full = index_of(*([a, b] for a in range(3) for b in range(3)))
     with pytest.raises(InputError, match=r"2 levels of 3 codes spell 9 items, and 10 are wanted"):
         place(model, full, [0, 0])
     nearly = index_of(*([a, b] for a in range(3) for b in range(3) if (a, b) != (2, 2)))
     assert place(model, nearly, [0, 0])[0] == [[2, 2]]
+    small = {**WHOLE, "levels": 2, "codes": 5, "output": tmp_path / "index"}
+    run(quantize, shop, **small)
+    with pytest.raises(InputError, match="spell 25 items, and 27 are wanted: train a new index"):
+        run(
+            quantize, shop, **ADD_TO_INDEX | {"index": tmp_path / "index", "output": tmp_path / "o"}
+        )
+    assert not (tmp_path / "o").exists()
 
 
 def test_how_well_the_codes_describe_the_new_items(model):
@@ -106,9 +113,7 @@ def test_whatever_joins(data):
 def shop(tmp_path_factory):
     """A folder with data/, its embeddings/ and index/, and grown/ with its own embeddings."""
     folder = tmp_path_factory.mktemp("extension")
-    catalogue = {str(item): fields for item, fields in enumerate(ITEMS)}
-    write_json(folder / "data" / "Shop.item.json", catalogue)
-    write_json(folder / "data" / "Shop.inter.json", {"ann": [0, 1, 2]})
+    write_data(folder / "data", {"ann": [0, 1, 2]}, ITEMS)
     write_json(folder / "new.json", NEW)
     run(embed, folder, data="data", output="embeddings", fields="title", lsa_dim=8)
     run(quantize, folder, **WHOLE)
@@ -223,13 +228,3 @@ def test_a_kind_of_index_that_takes_no_new_items(shop, tmp_path, kind):
     run(quantize, shop, **whole)
     with pytest.raises(InputError, match=r"no rqvae.safetensors, so its kind .*an index for all"):
         run(quantize, shop, **ADD_TO_INDEX | {"index": tmp_path / kind})
-
-
-def test_a_full_code_space_is_refused_by_the_stage(shop, tmp_path):
-    small = {**WHOLE, "levels": 2, "codes": 5, "output": tmp_path / "index"}
-    run(quantize, shop, **small)
-    with pytest.raises(InputError, match="spell 25 items, and 27 are wanted: train a new index"):
-        run(
-            quantize, shop, **ADD_TO_INDEX | {"index": tmp_path / "index", "output": tmp_path / "o"}
-        )
-    assert not (tmp_path / "o").exists()

@@ -42,7 +42,7 @@ def indices(draw):
     return ItemIndex(np.array(codes, dtype=np.int32), tuple(sizes))
 
 
-def test_tokens_by_hand():
+def test_tokens_by_hand(write):
     index = ItemIndex(TOY, (2, 3))
     assert len(index) == 3
     assert index.num_levels == 2
@@ -52,6 +52,11 @@ def test_tokens_by_hand():
     assert index.vocabulary == ["<a_0>", "<a_1>", "<b_0>", "<b_1>", "<b_2>"]
     assert index.code_columns.tolist() == [[0, 4], [1, 2], [0, 2]]
     assert index.code_columns.dtype == np.int64
+    folder = write()
+    ItemIndex(TOY, (2, 3)).save(folder)
+    assert read_json(folder / "index.json") == TOY_JSON
+    index = ItemIndex(np.zeros((1, 26), dtype=np.int32), (1,) * 26)
+    assert index.tokens(0)[-1] == "<z_0>" == token_name(25, 0)
 
 
 @given(indices())
@@ -77,12 +82,6 @@ def test_round_trip(tmp_path_factory, index):
         assert read.codes.dtype == np.int32
         assert read.level_sizes == index.level_sizes
         assert read.texts == index.texts
-
-
-def test_what_is_written_is_lc_recs_form(write):
-    folder = write()
-    ItemIndex(TOY, (2, 3)).save(folder)
-    assert read_json(folder / "index.json") == TOY_JSON
 
 
 def test_level_sizes_come_from_the_sidecar_or_from_the_largest_code(write):
@@ -112,14 +111,7 @@ def test_a_sidecar_that_does_not_fit(write, sizes, message):
         ItemIndex.load(folder)
 
 
-def test_a_damaged_sidecar(write):
-    folder = write()
-    (folder / PROVENANCE).write_text('{"level_sizes": [2, 3]}')
-    with pytest.raises(InputError, match=r"lcrec.json: not an lcrec provenance file"):
-        ItemIndex.load(folder)
-
-
-def test_duplicates_are_refused_and_named(write):
+def test_items_that_share_a_path(write):
     shared = {**TOY_JSON, "3": ["<a_1>", "<b_0>"], "4": ["<a_0>", "<b_1>"]}
     with pytest.raises(InputError) as error:
         ItemIndex.load(write(shared))
@@ -127,19 +119,15 @@ def test_duplicates_are_refused_and_named(write):
     assert "index.json: 2 items share an index with another" in message
     assert "items 1 and 3 (<a_1><b_0>)" in message
     assert "python -m lcrec.quantize" in message
-
-
-def test_codes_are_read_whether_items_share_them_or_not(write):
     shared = {"0": ["<a_0>", "<b_2>"], "1": ["<a_1>", "<b_0>"], "2": ["<a_0>", "<b_2>"]}
     assert read_codes(write(shared) / INDEX).tolist() == [[0, 2], [1, 0], [0, 2]]
     with pytest.raises(InputError, match="has 3 items but the catalogue has 4"):
         read_codes(write(shared) / INDEX, 4)
-
-
-def test_find_conflicts_by_hand():
     assert find_conflicts(TOY) == []
     codes = np.array([[1, 1], [0, 5], [1, 1], [0, 5], [0, 6], [1, 1]])
     assert sorted(find_conflicts(codes)) == [[0, 2, 5], [1, 3]]
+    codes = np.array([[1, 2], [0, 0], [1, 2], [1, 1], [1, 2], [0, 0]])
+    assert number_shared(codes).tolist() == [0, 0, 1, 0, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -172,18 +160,19 @@ def test_bad_files(write, value, message):
         ItemIndex.load(write(value))
 
 
-def test_the_index_of_another_catalogue(write):
-    with pytest.raises(InputError, match=r"has 3 items but the catalogue has 4: it belongs to"):
-        ItemIndex.load(write(), 4)
-    assert len(ItemIndex.load(write(), 3)) == 3
-
-
-def test_no_index(tmp_path):
+def test_no_index_of_this_catalogue(tmp_path, write):
     with pytest.raises(InputError, match=r"index.json: no such file; .*lcrec.quantize"):
         ItemIndex.load(tmp_path)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(InputError, match=r"index.json, line 1"):
         ItemIndex.load(tmp_path)
+    with pytest.raises(InputError, match=r"has 3 items but the catalogue has 4: it belongs to"):
+        ItemIndex.load(write(), 4)
+    assert len(ItemIndex.load(write(), 3)) == 3
+    folder = write()
+    (folder / PROVENANCE).write_text('{"level_sizes": [2, 3]}')
+    with pytest.raises(InputError, match=r"lcrec.json: not an lcrec provenance file"):
+        ItemIndex.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -201,11 +190,6 @@ def test_no_index(tmp_path):
 def test_codes_that_are_no_index(codes, sizes, message):
     with pytest.raises(InputError, match=message):
         ItemIndex(codes, sizes)
-
-
-def test_all_26_levels_can_be_named():
-    index = ItemIndex(np.zeros((1, 26), dtype=np.int32), (1,) * 26)
-    assert index.tokens(0)[-1] == "<z_0>" == token_name(25, 0)
 
 
 @pytest.mark.real_data
@@ -263,8 +247,3 @@ def test_an_index_that_adds_items(write, longer, message):
         assert index.texts[:3] == old.texts
         assert index.vocabulary == old.vocabulary
         assert len(index) == 3 + len(longer)
-
-
-def test_items_that_share_a_path_are_numbered():
-    codes = np.array([[1, 2], [0, 0], [1, 2], [1, 1], [1, 2], [0, 0]])
-    assert number_shared(codes).tolist() == [0, 0, 1, 0, 2, 1]

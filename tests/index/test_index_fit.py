@@ -39,13 +39,10 @@ def test_a_level_that_tells_apart_stands_for_nothing(model):
     assert fit["distortion_assigned"] == 0
 
 
-def test_codes_before_the_assignment_may_be_given(model):
+def test_codes_given_and_embeddings_that_do_not_vary(model):
     codes = np.array([[0, 0], [0, 1], [1, 0]])
     fit = measure_fit(model, POINTS, codes, nearest=codes)
     assert fit["items_moved"] == fit["conflict_rate_before_assignment"] == 0
     assert fit["distortion_nearest"] == fit["distortion_assigned"] == pytest.approx(4 / SPREAD)
-
-
-def test_embeddings_that_do_not_vary(model):
     fit = measure_fit(model, torch.full((2, 1), -1.0), np.array([[0, 0], [0, 1]]))
     assert all(np.isfinite(value).all() for value in fit.values())

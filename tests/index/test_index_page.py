@@ -20,21 +20,15 @@ ITEMS = Items(
     [{"title": HOSTILE, "categories": f"Shop, <b>Kind {kind}</b>"} for kind in KINDS.tolist()]
 )
 FIT = {
-    "explained_variance": [0.5, 0.6, 0.7],
-    "explained_variance_assigned": 0.65,
-    "conflict_rate_before_assignment": 0.1,
-    "items_moved": 3,
-    "distortion_nearest": 0.2,
+    "explained_variance": [0.5, 0.6, 0.7], "explained_variance_assigned": 0.65,
+    "conflict_rate_before_assignment": 0.1, "items_moved": 3, "distortion_nearest": 0.2,
     "distortion_assigned": 0.21,
-}
+}  # fmt: skip
 CONFLICTS = TREE[[0, *range(119)]]
 PICTURES = {
-    "Neighbours under the same prefix",
-    "Explained variance",
-    "How the tree narrows",
-    "Use of the codes",
-    "Purity by categories",
-}
+    "Neighbours under the same prefix", "Explained variance", "How the tree narrows",
+    "Use of the codes", "Purity by categories",
+}  # fmt: skip
 
 
 def sizes(codes):

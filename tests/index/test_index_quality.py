@@ -79,11 +79,8 @@ def test_conflicts_are_counted_and_named():
     codes = np.array([[0, 1], [1, 1], [0, 1], [0, 1], [1, 0], [1, 1]])
     report = measure_index(codes, (2, 2))
     assert report["conflicts"] == {
-        "items": 5,
-        "groups": 2,
-        "largest": 3,
-        "examples": [[0, 2, 3], [1, 5]],
-    }
+        "items": 5, "groups": 2, "largest": 3, "examples": [[0, 2, 3], [1, 5]],
+    }  # fmt: skip
     assert report["distinct_prefixes"] == [2, 3]
 
 
@@ -150,14 +147,14 @@ def test_neighbours_by_hand():
     assert report["kept"] == pytest.approx([(3 * 2 + 2 * 1) / 30, 0])
     assert report["kept"] == pytest.approx(report["chance"])
     assert report["kept"] == pytest.approx(report["most"])
-
-
-def test_kept_lies_between_chance_and_the_most_there_is_room_for():
     group = prefix_groups(CODES)[0]
     nearest = nearest_neighbours(EMBEDDINGS, np.arange(6), 1)
     facts = neighbours_kept(group, np.arange(6), nearest)
     assert facts["kept"] == facts["most"] == 5 / 6  # the last item is alone
     assert facts["chance"] == pytest.approx((3 * 2 + 2 * 1) / (6 * 5))
+    report = measure_index(CODES, (4, 3), embeddings=np.zeros((6, 2), dtype=np.float32))
+    assert report["variance_between_prefixes"] == [None, None]
+    assert all(map(math.isfinite, report["neighbours"]["kept"]))
 
 
 def test_chance_is_the_mean_over_all_orders():
@@ -197,42 +194,27 @@ def test_of_many_items_a_sample_is_asked(monkeypatch):
     assert again == sampled
 
 
-def test_embeddings_without_length_are_no_trouble():
-    report = measure_index(CODES, (4, 3), embeddings=np.zeros((6, 2), dtype=np.float32))
-    assert report["variance_between_prefixes"] == [None, None]
-    assert all(map(math.isfinite, report["neighbours"]["kept"]))
-
-
-def test_variance_between_by_hand():
+def test_variance_between_prefixes():
     group = np.repeat([0, 1], 6)
     points = np.array([0, 2] * 3 + [4, 6] * 3)[:, None]
     # Squared distances to 3 sum to 60, to the groups' means 1 and 5 to 12; 12 items, 2 groups.
     assert variance_between(group, points) == pytest.approx(1 - 12 / 60 * 11 / 10)
     assert variance_between(group, (group * 7.0)[:, None]) == pytest.approx(1)
-
-
-def test_variance_between_random_groups_is_nought():
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(20), 2)
     points = rng.normal(size=(40, 130)).astype(np.float32)
     values = [variance_between(rng.permutation(group), points) for _ in range(50)]
     assert np.mean(values) == pytest.approx(0, abs=0.02)
-
-
-def test_variance_between_says_nothing_where_hardly_any_items_share():
     points = np.random.default_rng(0).normal(size=(30, 3))
     assert variance_between(np.arange(30), points) is None
     assert variance_between(np.r_[0, np.arange(29)], points) is None
 
 
-def test_purity_by_hand():
+def test_purity():
     group = np.array([0] * 6 + [2] * 4 + [1])
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 5])
     assert purity(group, labels) == pytest.approx((4 + 2) / 10)
     assert purity(np.arange(11), labels) is None
-
-
-def test_purity_of_shuffled_labels_is_the_chance():
     labels = np.repeat([0, 1], 20)
     codes = np.column_stack([labels, np.arange(40)])
     items = catalogue(categories=np.array(["Pens", "Desks"])[labels].tolist())
@@ -268,16 +250,13 @@ def test_without_categories_that_tell_brands_are_taken(categories):
     assert (field, labels.tolist()) == ("brand", [0, 1, 0])
 
 
-def test_examples_follow_a_branch_until_its_items_part():
+def test_examples():
     items = catalogue(title=[*"abcde", "f" * 30 + " " + "g" * 50])
     report = measure_index(CODES, (4, 3), items=items)
     assert report["branches"] == [
         {"prefix": "<a_0>", "items": 3, "titles": ["a", "b", "c"]},
         {"prefix": "<a_1>", "items": 2, "titles": ["d", "e"]},
     ]
-
-
-def test_examples_are_few_and_their_titles_short():
     codes = np.column_stack([np.arange(60) // 20, np.arange(60) // 2 % 10, np.arange(60) % 2])
     items = catalogue(title=["A long title " * 20] * 60)
     branches = measure_index(codes, (3, 10, 2), items=items)["branches"]

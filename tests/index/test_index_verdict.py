@@ -126,6 +126,7 @@ def test_ids_of_one_token_are_a_baseline_only():
     verdict = toy([[item] for item in range(30)])
     assert "No two items share a code" in graded(verdict, "warning")[0]
     assert len(graded(verdict, "good")) == len(verdict.findings) - 1 == 2
+    assert toy([[0, 0]]).findings[0].text == "Each of the 1 items has an index of its own."
 
 
 @pytest.mark.parametrize(("pairs", "grade"), [(3, "note"), (8, "warning")])
@@ -137,10 +138,6 @@ def test_a_level_that_counts_is_explained(pairs, grade):
     verdict = toy(paths)
     assert f"({pairs / 15:.1%} of them)" in graded(verdict, grade)[0]
     assert not any("Level 3" in finding.text for finding in verdict.findings)
-
-
-def test_one_item_is_no_trouble():
-    assert toy([[0, 0]]).findings[0].text == "Each of the 1 items has an index of its own."
 
 
 def test_an_index_that_follows_meaning_is_told_from_a_random_one():

@@ -99,31 +99,25 @@ def test_balanced_kmeans_uses_all_codes_evenly():
     assert plain.max() > 40
 
 
-def test_one_more_token_numbers_those_that_share_a_path():
+def test_tokens_that_number_items():
     points = torch.cat([torch.zeros(3, 2), torch.full((2, 2), 9.0), torch.tensor([[9.0, -9.0]])])
     found = index("tiger", points, levels=2, codes=4)
     assert found.level_sizes == (4, 4, 4)
     assert found.codes[:, -1].tolist() == [0, 1, 2, 0, 1, 0]
     np.testing.assert_array_equal(found.codes[:, :-1], found.nearest)
     assert len(np.unique(found.nearest, axis=0)) == 3
-
-
-def test_the_token_that_tells_apart_grows_with_the_largest_group():
     found = index("tiger", torch.ones(30, 3), levels=2, codes=4)
     assert found.level_sizes == (4, 4, 30)
     assert found.codes[:, -1].tolist() == list(range(30))
+    found = index("vanilla", torch.zeros(7, 2))
+    assert found.codes.tolist() == [[item] for item in range(7)]
+    assert found.level_sizes == (7,)
 
 
 def test_random_paths_spread():
     found = index("random", torch.zeros(2000, 2), levels=3, codes=20)
     loads = [np.bincount(level, minlength=20) for level in found.codes.T]
     assert all(load.min() > 60 and load.max() < 140 for load in loads)
-
-
-def test_vanilla_is_a_token_per_item():
-    found = index("vanilla", torch.zeros(7, 2))
-    assert found.codes.tolist() == [[item] for item in range(7)]
-    assert found.level_sizes == (7,)
 
 
 def test_too_few_paths():

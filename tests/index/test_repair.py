@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import write_data
 
 from lcrec import quantize
 from lcrec.core.artifacts import read_json, write_array, write_json
@@ -105,9 +106,7 @@ INDEX = {str(i): [f"<a_{a}>", f"<b_{b}>"] for i, (a, b) in enumerate(SHARED[:4].
 def old(tmp_path):
     """A folder with old/index.json, in which items 1 and 2 share a path, and data/."""
     write_json(tmp_path / "old" / "index.json", INDEX)
-    items = {str(item): {"title": title} for item, title in enumerate(TITLES)}
-    write_json(tmp_path / "data" / "Shop.item.json", items)
-    write_json(tmp_path / "data" / "Shop.inter.json", {"ann": [0, 1, 2]})
+    write_data(tmp_path / "data", {"ann": [0, 1, 2]}, [{"title": title} for title in TITLES])
     return tmp_path
 
 

@@ -155,7 +155,7 @@ def test_without_quantisation_the_start_is_pca():
     torch.testing.assert_close(model.decode(model.encode(points)), points, rtol=1e-3, atol=1e-3)
 
 
-def test_dead_codes_move_to_badly_served_items():
+def test_dead_codes_move_to_badly_served_items_and_no_more_than_need_them():
     model = identity_rqvae([[0, 0], [1000, 0], [1000, 1000]])
     book = model.quantizer.layers[0]._codebook.embed
     latents = torch.tensor([[0.0, 0.0], [0.0, 0.0], [5.0, 0.0], [0.0, 7.0]])
@@ -166,16 +166,10 @@ def test_dead_codes_move_to_badly_served_items():
     before = book.clone()
     assert model.revive_dead_codes(latents, generator) == 0
     assert book.equal(before)
-
-
-def test_no_more_codes_are_moved_than_items_need_them():
     model = identity_rqvae([[0, 0], [9, 9], [9, 8], [8, 9]])
     generator = torch.Generator().manual_seed(0)
     assert model.revive_dead_codes(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), generator) == 1
     assert model.revive_dead_codes(torch.zeros(3, 2), generator) == 0
-
-
-def test_later_levels_see_the_revived_residuals():
     model = identity_rqvae(*[[[0, 0], [1000, 0]]] * 2)
     first, second = (layer._codebook.embed for layer in model.quantizer.layers)
     latents = torch.tensor([[0.0, 0.0], [6.0, 0.0]])

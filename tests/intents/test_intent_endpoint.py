@@ -12,15 +12,6 @@ from lcrec.intents.writers import EndpointWriter
 SETTINGS = {"temperature": 0.4, "max_tokens": 50, "concurrency": 4, "timeout": 5.0, "retries": 3}
 
 
-@pytest.fixture
-def endpoint(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    running, stop = fake.start()
-    yield running
-    stop()
-
-
 def ask(endpoint, questions, **changes):
     """Return the answers by question; what got none is missing."""
     writer = EndpointWriter("m", endpoint.url, **{**SETTINGS, **changes})

@@ -17,13 +17,10 @@ from lcrec.prompts.intent_wording import IntentPrompts
 SHIPPED = Path(__file__).parents[2] / "prompts"
 PROMPTS = IntentPrompts.load(SHIPPED, SHIPPED)
 ROWS = [
-    ("Acme X1 Red Gel Pen", "Writing"),
-    ("Acme X2 Blue Gel Pen", "Writing"),
-    ("Tea Mug", "Kitchen, Cups"),
-    ("Coffee Mug", "Kitchen, Cups"),
-    ("Mug", ""),
+    ("Acme X1 Red Gel Pen", "Writing"), ("Acme X2 Blue Gel Pen", "Writing"),
+    ("Tea Mug", "Kitchen, Cups"), ("Coffee Mug", "Kitchen, Cups"), ("Mug", ""),
     ("Blue &quot;Lamp&quot;", "Light"),
-]
+]  # fmt: skip
 ITEMS = Items([{"title": title, "categories": categories} for title, categories in ROWS])
 
 
@@ -60,10 +57,11 @@ def test_the_letters_of_a_model_number_are_no_word():
     assert {"ink", "tank", "pack"} & said
 
 
-def test_an_item_with_no_other_word_than_its_name_has_no_intention():
+def test_what_nothing_can_be_said_of():
     outcome = write({"u": [4, 4, 0]})
     assert ("u", "train") not in outcome.texts
     assert outcome.leaked == 1
+    assert ("u", "preference") not in write({"u": [0, 1, 2]}).texts
 
 
 def test_preferences_are_about_all_about_what_recurs_and_about_the_latest():
@@ -77,10 +75,6 @@ def test_preferences_are_about_all_about_what_recurs_and_about_the_latest():
     assert not {"mug", "kitchen", "cups"} & set(words_of(lately))
     (short, *_) = write({"u": [2, 0, 1, 4, 5, 2]}, max_history=1).texts["u", "preference"]
     assert "mug" not in short
-
-
-def test_a_user_with_nothing_before_the_training_item_has_no_preference():
-    assert ("u", "preference") not in write({"u": [0, 1, 2]}).texts
 
 
 def test_a_catalogue_without_shared_words_is_refused():

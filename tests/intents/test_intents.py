@@ -17,7 +17,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.user_texts import load_user_texts
-from lcrec.intents.__main__ import MEANS, IntentsConfig, estimate, main
+from lcrec.intents.__main__ import IntentsConfig, estimate, main
 
 TOP = Path(__file__).parents[2]
 ITEMS = {
@@ -38,15 +38,6 @@ def toy(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture
-def endpoint(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    running, stop = fake.start()
-    yield running
-    stop()
-
-
 def keywords(folder, *more):
     main(["--data", str(folder), "--method", "keywords", *map(str, more)])
 
@@ -58,9 +49,6 @@ def words_for(endpoint, folder, *more):
 
 def ask(endpoint, folder, *more):
     main(words_for(endpoint, folder, "--yes", *more))
-
-
-# --- the file --------------------------------------------------------------------------------
 
 
 def test_the_file_has_the_form_of_lc_rec(toy, capsys):
@@ -78,15 +66,12 @@ def test_the_file_has_the_form_of_lc_rec(toy, capsys):
         "cid": (1, [3, 2, 4]),
     }
     assert all(own["querys"] == ["pen, writing"] for own in test.values())
-    assert "Next: python -m lcrec.finetune" in capsys.readouterr().out
-
-
-def test_keywords_say_what_they_are_on_screen_and_in_the_sidecar(toy, capsys):
-    keywords(toy)
-    assert "no language model wrote them" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Next: python -m lcrec.finetune" in out
     record = read_provenance(toy / "Toy.user.json")
-    assert "no language model wrote them" in record["origin"]
     assert record["config"]["method"] == "keywords"
+    for said in (out, record["origin"]):
+        assert "no language model wrote them" in said
 
 
 def test_what_lies_there_is_not_made_again_until_an_input_changes(toy, capsys):
@@ -157,9 +142,6 @@ def test_users_without_an_item_to_train_on_are_refused(toy):
     (toy / "Toy.inter.json").write_text(json.dumps(SEQUENCES | {"dan": [0, 1]}))
     with pytest.raises(InputError, match="fewer than 3 items"):
         keywords(toy)
-
-
-# --- a model behind an endpoint ----------------------------------------------------------------
 
 
 def test_a_model_writes_every_text(toy, endpoint, capsys):
@@ -302,13 +284,6 @@ def test_the_estimate_by_hand():
     assert "0.120 million to write" in lines[1]
     assert "about 5.0 minutes" in lines[2]
     assert "about 3.20" in lines[3]
-
-
-def test_what_shapes_no_text_is_no_setting_of_the_result():
-    assert set(MEANS) <= set(IntentsConfig.__dataclass_fields__)
-
-
-# --- what it is for ------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

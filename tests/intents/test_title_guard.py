@@ -4,7 +4,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lcrec.data.words import words_of
 from lcrec.intents.title_leaks import TitleGuard
 
 TITLES = [
@@ -42,10 +41,6 @@ GUARD = TitleGuard(TITLES)
 )
 def test_a_leak_is_named_by_its_words(item, text, leak):
     assert GUARD.leak(item, text) == leak
-
-
-def test_words_have_neither_case_nor_punctuation_nor_width():
-    assert words_of("Clip-On TUNER, ＡＢＣ straße") == ["clip", "on", "tuner", "abc", "strasse"]
 
 
 WORDS = st.lists(

@@ -5,35 +5,24 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lcrec.core.artifacts import write_json
 from lcrec.core.errors import InputError
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling import __main__ as merging
 from lcrec.modeling.__main__ import logits_of, main, probe_prompts
-from lcrec.modeling.base import load_base
 from lcrec.modeling.checkpoint import load_checkpoint
 
 
 @pytest.fixture
-def make_base(base, tmp_path):
+def make_base(base, make_llama, tmp_path):
     """Make a random Llama beside the tokenizer of `base`; wide enough for four bits."""
 
     def make(*, tied):
         folder = tmp_path / "base"
         shutil.copytree(base, folder)
-        torch.manual_seed(0)
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=load_base(str(base))[0].config.vocab_size,
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                tie_word_embeddings=tied,
-            )
-        ).save_pretrained(folder)
+        make_llama(tied=tied, width=64).save_pretrained(folder)
         return folder
 
     return make

@@ -1,6 +1,5 @@
 """Base models, adapters that train the new rows only, and checkpoints that come back whole."""
 
-import json
 import shutil
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import add_adapter, load_base, set_attention_dropout
@@ -21,22 +20,11 @@ MODES = ["lora", "full"]
 
 
 @pytest.fixture(scope="module")
-def untied_base(base, tmp_path_factory):
+def untied_base(base, make_llama, tmp_path_factory):
     """A random Llama with a head of its own, beside the tokenizer of `base`."""
     folder = tmp_path_factory.mktemp("untied") / "base"
     shutil.copytree(base, folder)
-    vocab = json.loads((base / "config.json").read_text())["vocab_size"]
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            tie_word_embeddings=False,
-        )
-    ).save_pretrained(folder)
+    make_llama(tied=False).save_pretrained(folder)
     return folder
 
 

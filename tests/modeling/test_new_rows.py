@@ -16,12 +16,9 @@ from lcrec.modeling.base import add_adapter
 from lcrec.modeling.item_rows import compute_rows_apart
 
 SHAPE = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
     "num_attention_heads": 2,
-}
+}  # fmt: skip
 # Gemma multiplies what it looks up; Phi's head has a bias.
 MODELS = {
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),

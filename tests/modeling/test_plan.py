@@ -102,7 +102,7 @@ SHAPE = Shape(
 WORK = Work(samples=4, tokens=40, answer_tokens=8, steps=2, batch_tokens=20, batch_answers=6)
 
 
-def test_memory_by_hand():
+def test_memory_and_operations_by_hand():
     activations = 20 * 10 * 34 * 2
     logits = 6 * 20 * (2 + 8)
     alone = memory(SHAPE, WORK, processes=1, sharding="none", **PLAIN)
@@ -117,9 +117,6 @@ def test_memory_by_hand():
         SHAPE, WORK, processes=1, sharding="none", **(PLAIN | {"checkpointing": True})
     )
     assert alone - checkpointed == activations - (20 * 10 * 2 * 2 + 20 * 10 * 34)
-
-
-def test_operations_by_hand():
     through = 40 * 700 * (4 + 2 * 0.1)
     assert operations(SHAPE, WORK, checkpointing=False) == pytest.approx(through + 8 * 200 * 6)
     again = operations(SHAPE, WORK, checkpointing=True) - operations(

@@ -5,7 +5,6 @@ import itertools
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -392,15 +391,6 @@ def test_an_older_checkpoint_goes_once_the_newer_one_stands(
 def latest_checkpoint_of(work):
     marked = sorted(path.parent.name for path in work.glob("checkpoint-*/complete"))
     return marked[-1] if marked else None
-
-
-def test_ranks_are_catalogue_ids(make_trainer, base, index):
-    ranked = make_trainer(make_model(base, index)).rank()
-    assert ranked.shape == (60, BEAMS)
-    assert ranked.dtype == np.int64
-    assert ranked.min() >= 0
-    assert ranked.max() < len(index)
-    assert all(len(set(row)) == BEAMS for row in ranked.tolist())
 
 
 def test_weights_are_missing_unless_they_are_tied(make_trainer, base, index, monkeypatch):

@@ -142,11 +142,8 @@ def test_why_items_are_left_out(con, tmp_path):
     made = catalogue(con, tmp_path, max_title_words=3, min_text=4)
     assert made.items["item"].to_pylist() == ["desk"]
     assert made.left_out == {
-        MARKUP_ONLY: ["lamp"],
-        NO_TEXT: ["rug"],
-        LONG_TITLE: ["sofa"],
-        SHORT_TEXT: ["cup"],
-    }
+        MARKUP_ONLY: ["lamp"], NO_TEXT: ["rug"], LONG_TITLE: ["sofa"], SHORT_TEXT: ["cup"],
+    }  # fmt: skip
     assert made.emptied == {"title": ["lamp"], "description": ["lamp"]}
 
 

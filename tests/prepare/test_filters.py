@@ -88,14 +88,11 @@ def rows_of(table, *columns):
 REPEATS = [("u", "a", 5), ("u", "b", 2), ("u", "a", 1), ("u", "b", 2), ("v", "a", 9)]
 
 
-def test_repeats_and_duplicates(con):
+def test_repeats_and_duplicates_whatever_the_order_of_rows(con):
     once = without_duplicates(as_table(con, REPEATS))
     assert rows_of(once, "user", "item", "time") == sorted(set(REPEATS))
     kept = rows_of(first_of_repeats(once), "user", "item", "time")
     assert kept == [("u", "a", 1), ("u", "b", 2), ("v", "a", 9)]
-
-
-def test_the_review_kept_does_not_depend_on_the_order_of_rows(con):
     rows = [(*row, f"review {place}") for place, row in enumerate(REPEATS)]
     for order in (rows, rows[::-1]):
         once = without_duplicates(as_table(con, order, "review"))
@@ -151,7 +148,7 @@ def test_a_window_of_dates_on_numbers(con, per_second, number):
     assert rows_of(kept, "item") == [("i1",), ("i2",)]
 
 
-def test_a_window_on_timestamps(con):
+def test_a_window_on_timestamps_and_on_numbers(con):
     start = datetime.datetime.fromtimestamp(START, datetime.UTC)
     rows = [("u", f"i{day}", start + datetime.timedelta(days=day)) for day in range(4)]
     for until in ("2018-10-02", "2010-01-01"):
@@ -161,9 +158,6 @@ def test_a_window_on_timestamps(con):
     assert rows_of(kept, "item") == [("i1",), ("i2",), ("i3",)]
     with pytest.raises(InputError, match="--until 5: the data's times are dates; give a date"):
         in_time_window(as_table(con, rows), None, "5")
-
-
-def test_a_window_of_numbers(con):
     rows = [("u", f"i{time}", time) for time in range(4)]
     with pytest.raises(InputError, match="--since 3 is not before --until 1"):
         in_time_window(as_table(con, rows), "3", "1")

@@ -108,16 +108,13 @@ def test_what_is_missing_is_missing_however_it_is_written(read, missing):
     assert [(row["title"], row["brand"]) for row in rows] == [("Lamp", None), (None, None)]
 
 
-def test_users_without_an_id_are_no_user_nan(read):
+def test_nan_is_no_id_and_the_word_is_a_text(read):
     log = '{"user": NaN, "item": "lamp", "time": 1}\n{"user": "ann", "item": "lamp", "time": 2}\n'
     items = lines({"item": "lamp", "title": "Lamp"})
     with pytest.raises(InputError, match=r"the user id \(column 'user'\) is empty"):
         read(log, items, ("log.jsonl", "items.jsonl"))
     actions, _ = read(log, items, ("log.jsonl", "items.jsonl"), bad_rows="drop")
     assert pairs(actions) == PAIRS[:1]
-
-
-def test_the_word_nan_is_a_text_like_any_other(read):
     items = lines({"item": "lamp", "title": "NaN"}, {"item": "desk", "title": "A, NaN, B"})
     log = lines({"user": "ann", "item": "lamp", "time": 1})
     _, rows = read(log, items, ("log.jsonl", "items.jsonl"))

@@ -62,7 +62,7 @@ def test_parse_columns():
         parse_columns("titel=x")
 
 
-def test_the_item_column_may_be_called_otherwise_in_each_file(con, files):
+def test_the_item_column_is_sought_in_either_file(con, files):
     paths = files("user,sku,time\nann,lamp,1\n", "number,title\nlamp,Lamp\n")
     raw = read_table(con, *paths, columns(item="sku", id="number"))
     assert rows(raw.items) == [{"item": "lamp", "title": "Lamp"}]
@@ -70,23 +70,17 @@ def test_the_item_column_may_be_called_otherwise_in_each_file(con, files):
         InputError, match=r"items.csv has no column 'numbr' .*did you mean 'number'"
     ):
         read_table(con, *paths, columns(item="sku", id="numbr"))
-
-
-def test_the_item_column_of_the_interactions_is_sought_in_the_items_first(con, files):
     # "item" is a usual name too, but here it is the thing's kind.
     paths = files("user,sku,time\nann,7,1\n", "item,sku,title\nlight,7,Lamp\n")
     (row,) = rows(read_table(con, *paths, Options()).items)
     assert row["item"] == "7"
 
 
-def test_recbole_columns_are_guessed_and_quotes_are_text(con, files):
+def test_recbole_columns_are_guessed_or_given_and_quotes_are_text(con, files):
     raw = read_recbole(con, *atomic(files), Options())
     assert raw.interaction_columns == {"user": "user_id", "item": "item_id", "time": "timestamp"}
     assert raw.item_columns == {"item": "item_id", "title": "movie_title", "categories": "class"}
     assert rows(raw.items) == [{"item": "lamp", "title": '"Lux" Lamp', "categories": '"A B'}]
-
-
-def test_guesses_can_be_overruled(con, files):
     given = columns(title="class", description="movie_title", categories="")
     (row,) = rows(read_recbole(con, *atomic(files), given).items)
     assert row == {"item": "lamp", "title": '"A B', "description": '"Lux" Lamp'}
@@ -105,17 +99,8 @@ def test_plain_text_files_are_read_as_they_are_written_elsewhere(con, files, nam
 
 
 AWKWARD = [
-    "007",
-    "nan",
-    "NaN",
-    "null",
-    "NULL",
-    "NA",
-    "None",
-    "1e5",
-    "12345678901234567890123",
-    " x",
-]
+    "007", "nan", "NaN", "null", "NULL", "NA", "None", "1e5", "12345678901234567890123", " x",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.parquet", "toy.inter"])
@@ -286,25 +271,19 @@ def test_several_files_are_one_in_the_order_they_are_given(con, files, tmp_path)
         read_table(con, [first, tmp_path / "c.jsonl"], items, Options())
 
 
-def test_the_order_of_the_file_may_stand_for_the_time(con, files):
+def test_the_order_of_the_file_as_time_and_the_first_rows_alone(con, files):
     paths = files(log="user,item\nann,lamp\nbob,lamp\n")
     with pytest.raises(InputError, match=r"no time column .*--order file"):
         read_table(con, *paths, Options())
     raw = read_table(con, *paths, Options(order="file"))
     assert [row["time"] for row in rows(raw.interactions)] == [0, 1]
-
-
-def test_the_first_rows_alone(con, files):
     paths = files(log=LOG + "eve,lamp,2\nbob,lamp,noon\n")
     assert len(rows(read_table(con, *paths, Options(limit=2)).interactions)) == 2
 
 
-def test_an_items_table_may_repeat_an_id_for_the_next_step_to_judge(con, files):
+def test_an_id_may_repeat_and_a_stored_table_is_not_stored_again(con, files):
     raw = read_table(con, *files(items=ITEMS + "lamp,Other\n"), Options())
     assert [row["title"] for row in rows(raw.items)] == ["Lamp", "Other"]
-
-
-def test_a_table_that_is_stored_is_not_stored_again(con, files):
     raw = read_table(con, *files(), Options())
     assert load_table(raw.interactions, raw.interactions_path) is raw.interactions
 

@@ -74,14 +74,11 @@ META_2014 = (
 )
 ITEMS_2014 = [
     {
-        "item": "0013714",
-        "title": 'It\'s a "Tutu"',
-        "description": None,
-        "brand": "Coxlures",
+        "item": "0013714", "title": 'It\'s a "Tutu"', "description": None, "brand": "Coxlures",
         "categories": "Sports, Dance, Toys",
     },
     {"item": "B2", "title": None, "description": "Smile 😀", "brand": None, "categories": "Toys"},
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["reviews_Toys.json.gz", "reviews_Toys_5.json", "Toys_5.json.zst"])
@@ -123,14 +120,9 @@ def test_amazon_2018(write, read):
     _, actions, catalogue = read("amazon2018")
     assert actions == [{"user": "A1", "item": "B1", "time": DAY, "rating": "4.0"}]
     assert catalogue[0] == {
-        "item": "B1",
-        "title": "[1984] Lamp",
-        "description": "One. Two.",
-        "brand": "Lux",
-        "categories": "Office, Lamps",
-        "features": "Bright Cheap",
-        "details": "Weight: : 2 kg",
-    }
+        "item": "B1", "title": "[1984] Lamp", "description": "One. Two.", "brand": "Lux",
+        "categories": "Office, Lamps", "features": "Bright Cheap", "details": "Weight: : 2 kg",
+    }  # fmt: skip
     assert catalogue[1]["description"] == "plain"
     assert catalogue[1]["categories"] == ""
 
@@ -224,13 +216,10 @@ def test_steam(write, read):
     assert actions == [{"user": "nan", "item": "007", "time": DAY, "review_text": "It's \\d"}]
     assert items == [
         {
-            "item": "007",
-            "title": "Lost",
-            "brand": "Koto",
-            "categories": "Action, Indie",
+            "item": "007", "title": "Lost", "brand": "Koto", "categories": "Action, Indie",
             "features": "2D, Single-player",
         }
-    ]
+    ]  # fmt: skip
 
 
 def test_yelp(write, read):

@@ -42,14 +42,11 @@ def test_lcrec_sequences_become_interactions_in_their_order(con, toy):
     assert triples(raw) == [("0", "1", 0), ("0", "0", 1), ("1", "0", 0)]
     assert raw.items.order_by("row").drop("row").to_pyarrow().to_pylist() == [
         {
-            "item": "0",
-            "title": "Lamp",
-            "description": "",
-            "brand": "Lux",
+            "item": "0", "title": "Lamp", "description": "", "brand": "Lux",
             "categories": "Light,Desk",
         },
         {"item": "1", "title": "Desk", "description": "Oak old", "brand": None, "categories": None},
-    ]
+    ]  # fmt: skip
 
 
 def test_lcrec_raw_ids_and_reviews_lie_beside(con, toy):

@@ -24,17 +24,10 @@ from lcrec.prepare.__main__ import main
 
 # Three users and four items; "ann" takes the lamp twice, "bob" has two items at one time.
 ACTIONS = [
-    ("ann", "lamp", 30),
-    ("ann", "desk", 10),
-    ("ann", "chair", 20),
-    ("ann", "lamp", 40),
-    ("bob", "desk", 5),
-    ("bob", "lamp", 7),
-    ("bob", "chair", 7),
-    ("eve", "chair", 1),
-    ("eve", "rug", 2),
-    ("eve", "desk", 3),
-]
+    ("ann", "lamp", 30), ("ann", "desk", 10), ("ann", "chair", 20), ("ann", "lamp", 40),
+    ("bob", "desk", 5), ("bob", "lamp", 7), ("bob", "chair", 7), ("eve", "chair", 1),
+    ("eve", "rug", 2), ("eve", "desk", 3),
+]  # fmt: skip
 TITLES = {"lamp": "Lamp", "desk": "Desk &amp; drawer", "chair": "Chair", "rug": "<b>Rug</b>"}
 # By first interaction: eve (1), bob (5), ann (10); items as these three meet them.
 USERS = ["eve", "bob", "ann"]

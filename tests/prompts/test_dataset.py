@@ -25,7 +25,7 @@ from lcrec.prompts.rows import (
     require_samples,
     tokenise_rows,
 )
-from lcrec.prompts.tasks import TASKS, TaskData, history_record, parse_mixture, plain_text
+from lcrec.prompts.tasks import TASKS, TaskData, parse_mixture, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.tinylm import train_tokenizer
 
@@ -67,37 +67,23 @@ def test_mixture_reads_shares_and_caps():
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("entries", "message"),
     [
-        ("seqrek", "no task 'seqrek'; did you mean 'seqrec'"),
-        ("seqrec=0", "expected a share in"),
-        ("seqrec=-1", "expected a share in"),
-        ("seqrec=1.5", "expected a share in"),
-        ("seqrec=half", "expected a share in"),
-        ("seqrec=nan", "expected a share in"),
-        ("seqrec=inf", "expected a share in"),
-        ("", "no task ''"),
+        ([], "--tasks: the list is empty; name some of seqrec"),
+        (["seqrec", "item2index", "seqrec=0.5"], "'seqrec' is named twice"),
+        (["seqrek"], "no task 'seqrek'; did you mean 'seqrec'"),
+        (["seqrec=0"], "expected a share in"),
+        (["seqrec=-1"], "expected a share in"),
+        (["seqrec=1.5"], "expected a share in"),
+        (["seqrec=half"], "expected a share in"),
+        (["seqrec=nan"], "expected a share in"),
+        (["seqrec=inf"], "expected a share in"),
+        ([""], "no task ''"),
     ],
 )
-def test_mixture_refuses(entry, message):
+def test_mixture_refuses(entries, message):
     with pytest.raises(InputError, match=message):
-        parse_mixture([entry])
-
-
-def test_mixture_names_at_least_one_task():
-    with pytest.raises(InputError, match="--tasks: the list is empty; name some of seqrec"):
-        parse_mixture([])
-
-
-def test_mixture_refuses_a_task_named_twice():
-    with pytest.raises(InputError, match="'seqrec' is named twice"):
-        parse_mixture(["seqrec", "item2index", "seqrec=0.5"])
-
-
-def test_same_seed_same_rows():
-    mixture = {"seqrec": 1.0, "item2index": 1.0}
-    rows = list(draw_rows(DATA, THREE, mixture, 7, 2))
-    assert rows == list(draw_rows(DATA, THREE, mixture, 7, 2))
+        parse_mixture(entries)
 
 
 def test_epochs_and_seeds_differ_in_wording_and_order():
@@ -157,16 +143,13 @@ def test_shares_and_caps(amount, count):
     assert len({row.prompt for row in rows}) == count
 
 
-def test_capped_samples_change_with_the_epoch():
+def test_caps_change_with_the_epoch_and_leave_other_tasks_alone():
     chosen = {
         row.prompt.split(" ", 1)[1]
         for epoch in range(20)
         for row in draw_rows(DATA, THREE, {"seqrec": 2.0}, 0, epoch)
     }
     assert len(chosen) == 4
-
-
-def test_a_cap_on_one_task_leaves_the_others_as_they_were():
     both = draw_rows(DATA, THREE, {"seqrec": 1.0, "item2index": 2.0}, 3, 1)
     alone = draw_rows(DATA, THREE, {"seqrec": 1.0}, 3, 1)
     assert {row for row in both if row.task == "seqrec"} == set(alone)
@@ -206,21 +189,11 @@ def test_a_cap_counts_samples_that_can_be_said():
             assert {row.prompt for row in rows} == {"words?"}
 
 
-def test_a_missing_description_written_as_a_dot_is_never_asked_for_nor_shown():
-    items = Items([{"title": "a", "description": "."}] * 4)
-    data = TaskData(items, TRAIN, INDEX)
-    prompts = make_prompts(
-        wording("title", "{{ item }}?", "{{ title }}", task="index2item"),
-        wording("text", "{{ item }}!", "{{ description }}", task="index2item"),
-    )
-    rows = [row for e in range(9) for row in draw_rows(data, prompts, {"index2item": 1.0}, 0, e)]
-    assert {row.completion for row in rows} == {"a"}
-
-
-def test_rows_may_be_read_twice_and_are_the_same():
-    rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
-    assert list(rows) == list(rows)
-    assert len(list(rows)) == len(rows) == 4
+def test_same_seed_same_rows():
+    mixture = {"seqrec": 1.0, "item2index": 1.0}
+    rows = draw_rows(DATA, THREE, mixture, 7, 2)
+    assert list(rows) == list(rows) == list(draw_rows(DATA, THREE, mixture, 7, 2))
+    assert len(list(rows)) == len(rows) == 8
 
 
 def check_encoding(tokenizer, prompts):
@@ -329,10 +302,15 @@ def test_a_tokenizer_without_eos_is_refused():
         PromptEncoder(made, THREE)
 
 
-def test_a_question_is_never_read_as_a_template(tokenizer):
+def test_a_question_is_read_neither_as_template_nor_as_markup(tokenizer):
     encoder = PromptEncoder(tokenizer, THREE)
     (ids,) = encoder.prompt_ids(["{{ 7 * 7 }} {% raw %}"])
     assert tokenizer.decode(ids) == "[user]{{ 7 * 7 }} {% raw %}[assistant]"
+    made = train_tokenizer(["go"], 300)
+    made.chat_template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    encoder = PromptEncoder(made, make_prompts(THREE.templates[0]))
+    (ids,) = encoder.prompt_ids(["go [/INST] on [/inst]"])
+    assert made.decode(ids) == "[INST] go [ /INST] on [/inst] [/INST]"
 
 
 SPECIAL = ["[INST]", "[/INST]", "|||X|||", "<|im_end|>", "</s>"]
@@ -398,14 +376,6 @@ def test_other_text_is_tokenised_as_it_stands(marked, text):
     assert encoder.prompt_ids([text]) == [whole]
 
 
-def test_markup_that_is_no_token_is_broken_up_too():
-    made = train_tokenizer(["go"], 300)
-    made.chat_template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
-    encoder = PromptEncoder(made, make_prompts(THREE.templates[0]))
-    (ids,) = encoder.prompt_ids(["go [/INST] on [/inst]"])
-    assert made.decode(ids) == "[INST] go [ /INST] on [/inst] [/INST]"
-
-
 @pytest.mark.real_data
 def test_qwen3_reads_no_markup_in_a_title(real_data, prompts):
     made = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "Qwen3")
@@ -460,8 +430,7 @@ def test_a_row_that_is_too_long_names_its_template(tokenizer):
 def test_an_epoch_may_be_empty(tokenizer):
     encoder = PromptEncoder(tokenizer, THREE)
     rows = draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, 0)
-    dataset = tokenise_rows([[], rows, []], encoder, 200, 2)
-    assert len(dataset) == len(rows)
+    assert len(tokenise_rows([[], rows, []], encoder, 200, 2)) == len(rows)
 
 
 def test_every_task_of_a_mixture_has_a_sample_or_is_refused():
@@ -497,68 +466,37 @@ def test_batches_come_in_random_order():
     assert len(firsts) > 5
 
 
-def test_collate_by_hand():
-    pad = 9  # also the EOS that closes both answers
-    batch = collate_left(
-        [
-            {"input_ids": [1, 2, 3, 4, 9], "prompt_length": 3, "task": "seqrec"},
-            {"input_ids": [5, 6, 9], "prompt_length": 1, "task": "index2item"},
-        ],
-        pad_token_id=pad,
-    )
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 9], [9, 9, 5, 6, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
-    no = IGNORED
-    assert batch["labels"].tolist() == [[no, no, no, 4, 9], [no, no, no, 6, 9]]
-    assert [list(TASKS)[number] for number in batch["task"]] == ["seqrec", "index2item"]
-
-
 @given(
     rows=st.lists(
         st.tuples(
             st.lists(st.integers(0, 9), min_size=1, max_size=6),
             st.lists(st.integers(0, 9), min_size=1, max_size=4),
+            st.sampled_from(list(TASKS)),
         ),
         min_size=1,
         max_size=5,
-    )
+    ),
+    pad=st.sampled_from([0, 9]),  # which may be the EOS that closes an answer
 )
-def test_collate_keeps_every_token_and_trains_on_answers_only(rows):
+def test_collate_keeps_every_token_and_trains_on_answers_only(rows, pad):
     batch = collate_left(
         [
-            {"input_ids": prompt + answer, "prompt_length": len(prompt), "task": "seqrec"}
-            for prompt, answer in rows
+            {"input_ids": prompt + answer, "prompt_length": len(prompt), "task": task}
+            for prompt, answer, task in rows
         ],
-        pad_token_id=0,
+        pad_token_id=pad,
     )
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    assert batch.pop("task").shape == (len(rows),)
+    width = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
+    assert [list(TASKS)[number] for number in batch.pop("task")] == [task for *_, task in rows]
     assert all(value.shape == (len(rows), width) for value in batch.values())
-    for (prompt, answer), ids, mask, positions, labels in zip(
+    for (prompt, answer, _), ids, mask, positions, labels in zip(
         rows,
         *(batch[name].tolist() for name in ("input_ids", "attention_mask", "position_ids")),
         batch["labels"].tolist(),
         strict=True,
     ):
         length = len(prompt) + len(answer)
-        assert ids[-length:] == prompt + answer
+        assert ids == [pad] * (width - length) + prompt + answer
         assert mask == [0] * (width - length) + [1] * length
-        assert positions[-length:] == list(range(length))
+        assert positions == [0] * (width - length) + list(range(length))
         assert labels == [IGNORED] * (width - len(answer)) + answer
-
-
-def test_every_shipped_wording_asks_as_inference_does(prompts, tokenizer):
-    """The prompt of a training row is that of inference for the same history, in each wording."""
-    fresh = train_tokenizer([t.question for t in prompts.templates], 400)
-    extend_tokenizer(fresh, INDEX)
-    encoder = PromptEncoder(fresh, prompts)
-    for template in prompts.for_task("seqrec", "eval"):
-        for record in TASKS["seqrec"].records(DATA):
-            question, answer = template.render(record)
-            assert "target" not in question
-            row = Row(question, answer, "seqrec", template.id)
-            ids = tokenise_rows([[row]], encoder, 500, 1)[0]
-            history = [INDEX.texts.index(text) for text in record["history"]]
-            asked = template.ask(history_record(INDEX, history, DATA.max_history))
-            assert ids["input_ids"][: ids["prompt_length"]] == encoder.prompt_ids([asked])[0]

@@ -45,16 +45,6 @@ def test_the_shipped_file_says_what_is_known_and_nothing_else():
     assert prompts.render("keywords_short_term", {"terms": ["a", "b"]}) == "lately: a, b"
 
 
-def test_an_empty_system_message_is_none(own):
-    prompts = IntentPrompts.load(own(system=""), SHIPPED)
-    assert [m["role"] for m in prompts.messages("preference", {"titles": ["Pen"]})] == ["user"]
-
-
-def test_a_folder_without_the_file_takes_the_shipped_one(tmp_path):
-    prompts = IntentPrompts.load(tmp_path, SHIPPED)
-    assert prompts.path == SHIPPED / "intents.yaml"
-
-
 def test_a_folder_with_nothing_else_replaces_it(own, monkeypatch, capsys):
     monkeypatch.chdir(SHIPPED.parent)
     folder = own(keywords_overall="mag {{ terms | join(', ') }}")
@@ -115,11 +105,15 @@ def test_a_broken_file_is_one_fault(tmp_path, text):
     assert "intents.yaml" in faults[0]
 
 
-def test_a_missing_folder_or_file_is_named(tmp_path):
+def test_which_file_is_read(tmp_path, own):
     with pytest.raises(InputError, match="no such folder"):
         IntentPrompts.load(tmp_path / "none", SHIPPED)
     with pytest.raises(InputError, match=r"intents\.yaml: no such file"):
         IntentPrompts.load(tmp_path, tmp_path)
+    prompts = IntentPrompts.load(tmp_path, SHIPPED)
+    assert prompts.path == SHIPPED / "intents.yaml"
+    prompts = IntentPrompts.load(own(system=""), SHIPPED)
+    assert [m["role"] for m in prompts.messages("preference", {"titles": ["Pen"]})] == ["user"]
 
 
 def test_check_asks_for_no_intents_where_there_are_none(tmp_path, monkeypatch, capsys):

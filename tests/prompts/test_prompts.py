@@ -19,27 +19,19 @@ from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.prompts.__main__ import main
 from lcrec.prompts.preview import example_data, example_index
 from lcrec.prompts.prompt_set import PromptSet, chat_template_faults, read_prompts
-from lcrec.prompts.tasks import TASKS, TaskData, history_record
+from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.prompts.templates import Template
 
 SHIPPED = Path(__file__).parents[2] / "prompts"
 GOLDEN = Path(__file__).parents[1] / "golden" / "prompts"
 REFERENCE_COUNTS = {
-    "seqrec": 17,
-    "item2index": 19,
-    "index2item": 17,
-    "fusionseqrec": 12,
-    "itemsearch": 11,
+    "seqrec": 17, "item2index": 19, "index2item": 17, "fusionseqrec": 12, "itemsearch": 11,
     "preferenceobtain": 11,
-}
+}  # fmt: skip
 HOSTILE = [
-    "{{ 7 * 7 }} {% raw %} {title} %s {0}",
-    'it\'s "quoted"\nand broken\r\nin lines',
-    "\u202eגיטרה قيثارة\u202c",
-    "🎸👩🏽‍🎤 emoji",
-    "<a_0><b_0> <a_12><|im_end|>",
-    "x" * 10_000,
-]
+    "{{ 7 * 7 }} {% raw %} {title} %s {0}", 'it\'s "quoted"\nand broken\r\nin lines',
+    "\u202eגיטרה قيثارة\u202c", "🎸👩🏽‍🎤 emoji", "<a_0><b_0> <a_12><|im_end|>", "x" * 10_000,
+]  # fmt: skip
 
 HISTORY = "{{ history | join(', ') }}"
 
@@ -69,22 +61,12 @@ def one(question: str, answer: str = "{{ target }}", task: str = "seqrec", **mor
     )
 
 
-# --- the shipped folder ---------------------------------------------------------------------
-
-
 def test_shipped_prompts_have_no_fault_and_enough_wordings(prompts):
     for task, least in REFERENCE_COUNTS.items():
         assert len(prompts.for_task(task, "train")) >= least
         assert any(template.use == "eval" for template in prompts.for_task(task, "eval"))
     wordings = [(t.task, t.question, t.answer) for t in prompts.templates]
     assert len(set(wordings)) == len(wordings)
-
-
-def test_item_answers_are_told_from_text(prompts):
-    for template in prompts.templates:
-        assert template.is_item_answer == ("target" in template.answer_variables)
-        if template.task in ("seqrec", "item2index", "itemsearch"):
-            assert template.is_item_answer
 
 
 @pytest.mark.parametrize(
@@ -131,7 +113,7 @@ def test_every_template_carries_hostile_text_unchanged(prompts):
             assert len(spoken) < 6000
 
 
-def test_wordings_vary_in_length_and_end(prompts):
+def test_wordings_vary_and_none_are_near_copies(prompts):
     """Five words or fewer, thirty or more, and no ending that half of a task shares."""
     for task in TASKS:
         asked = [t.question for t in prompts.templates if t.task == task]
@@ -140,9 +122,6 @@ def test_wordings_vary_in_length_and_end(prompts):
         assert max(lengths) >= 18
         endings = [question.split()[-1] for question in asked]
         assert max(map(endings.count, endings)) <= len(asked) / 2
-
-
-def test_no_two_wordings_are_near_copies(prompts):
     words = {t: re.sub(r"{[{%].*?[%}]}", "", t.question).split() for t in prompts.templates}
     long = [template for template in prompts.templates if len(words[template]) >= 5]
     for one_of, other in itertools.combinations(long, 2):
@@ -150,16 +129,7 @@ def test_no_two_wordings_are_near_copies(prompts):
         assert close < 0.6, (one_of.id, other.id)
 
 
-def test_rendering_runs_no_code_from_a_record():
-    template = Template("t", "item2index", "both", "{{ title }}", "{{ target }}")
-    record = {"title": "{{ 7 * 7 }}{% include 'x' %}", "description": "", "target": "T"}
-    assert template.render(record) == ("{{ 7 * 7 }}{% include 'x' %}", "T")
-
-
-# --- eligibility ----------------------------------------------------------------------------
-
-
-def test_a_template_fits_only_records_with_all_it_uses():
+def test_a_template_fits_only_records_with_all_it_uses(prompts):
     template = Template("t", "index2item", "both", "{{ item }}", "{{ description }}")
     assert template.fits({"item": "<a_0>", "title": "", "description": "words"})
     assert not template.fits({"item": "<a_0>", "title": "words", "description": ""})
@@ -167,9 +137,6 @@ def test_a_template_fits_only_records_with_all_it_uses():
     assert ask.can_ask({"history": ["<a_0>"]})
     assert not ask.can_ask({"history": []})
     assert not ask.fits({"history": ["<a_0>"]})
-
-
-def test_records_with_empty_fields_are_left_to_fewer_templates(prompts):
     data = example_data()
     items = Items([{"title": "", "description": "Only this."}, *data.items.fields[1:]])
     bare = TaskData(items, data.train, data.index)
@@ -179,18 +146,7 @@ def test_records_with_empty_fields_are_left_to_fewer_templates(prompts):
     assert all(name.startswith("described-") for name in fitting)
 
 
-def test_generation_asks_what_training_asked(prompts):
-    data = example_data()
-    record = list(TASKS["seqrec"].records(data))[-1]
-    asked = history_record(data.index, data.train.sequence(1)[:-1], data.max_history)
-    for template in prompts.for_task("seqrec", "train"):
-        assert template.ask(asked) == template.render(record)[0]
-
-
-# --- the set --------------------------------------------------------------------------------
-
-
-def test_save_and_load_give_the_same_set(tmp_path, prompts):
+def test_a_saved_set_is_the_same_and_the_hash_follows_wording(tmp_path, prompts):
     prompts.save(tmp_path / "copy")
     copy = PromptSet.load(tmp_path / "copy")
     assert copy.content_hash == prompts.content_hash
@@ -200,9 +156,6 @@ def test_save_and_load_give_the_same_set(tmp_path, prompts):
     ).read_bytes()
     copy.save(tmp_path / "copy")  # replaces what stands there
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
-
-
-def test_hash_follows_wording_not_layout(tmp_path, prompts):
     own = write_task(tmp_path / "own", (SHIPPED / "seqrec.yaml").read_text() + "\n# a note\n")
     assert PromptSet.load(own, base=SHIPPED).content_hash == prompts.content_hash
     write_task(own, (SHIPPED / "seqrec.yaml").read_text().replace("Guess what", "Guess which"))
@@ -281,8 +234,6 @@ def test_asking_for_what_is_not_there_names_the_nearest(tmp_path, prompts):
     with pytest.raises(InputError, match="nowhere: no such folder; leave it out for the"):
         PromptSet.load(tmp_path / "nowhere")
 
-
-# --- faults ---------------------------------------------------------------------------------
 
 BROKEN = [
     (one("{{ hist0ry | join }}"), "one: the question uses 'hist0ry'.*did you mean 'history'"),
@@ -440,9 +391,6 @@ def test_check_tries_the_chat_template(tmp_path, capsys, in_top_folder, text, me
 def test_a_chat_template_may_mark_the_assistants_words():
     text = "{{ messages[-1].content }}{% generation %}{% endgeneration %}"
     assert chat_template_faults(text) == []
-
-
-# --- the chat template, as transformers uses it ---------------------------------------------
 
 
 @pytest.mark.parametrize("bos", [None, "<s>"])

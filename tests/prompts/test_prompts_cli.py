@@ -21,14 +21,6 @@ def in_top_folder(monkeypatch):
     monkeypatch.chdir(TOP)
 
 
-def test_check_on_the_shipped_folder(capsys):
-    main(["check"])
-    shown = capsys.readouterr().out
-    assert "templates, no fault" in shown
-    assert re.search(r"seqrec +17 both, 0 train, 3 eval +prompts/seqrec.yaml\n", shown)
-    assert "Next: python -m lcrec.prompts show seqrec" in shown
-
-
 def test_check_says_where_each_task_comes_from(capsys, tmp_path):
     extra = 'task: seqrec\ntemplates:\n- {id: x, question: "{{ history | last }}?", answer: "'
     (tmp_path / "seqrec.more.yaml").write_text(extra + '{{ target }}"}\n')

@@ -65,7 +65,7 @@ def test_lines_keep_their_indent(encoder):
     )
 
 
-def test_tokens_are_counted(encoder, capsys):
+def test_tokens_are_counted_of_all_or_of_an_even_sample(encoder, capsys):
     print_stats(PROMPTS, DATA, encoder, max_length=8, count=0)
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[3:]}
     # [X], a history of 1, 2, 3 items of 2 tokens, an answer of 2 and its end: 6, 8 and 10.
@@ -73,24 +73,18 @@ def test_tokens_are_counted(encoder, capsys):
     assert lines["last"] == ["3", "3", "6", "6", "6", "6", "0.0%"]
     assert lines["seqrec"] == ["6", "6", "6", "6", "10", "10", "16.7%"]
     assert lines["no-text"][:4] == ["0", "0", "never", "used"]
-
-
-def test_a_sample_of_the_records_is_spread_evenly(encoder, capsys):
     print_stats(PROMPTS, DATA, encoder, max_length=8, count=2)
     shown = capsys.readouterr().out
     assert re.search(r"row +2 +3 +6 +10 +10 +10 +50.0%", shown)
     assert "itemsearch: left out, task itemsearch needs what users like" in shown
 
 
-def test_a_tokenizer_that_knows_the_items_is_taken_as_it_is(checkpoint, index, prompts):
+def test_tokenizers(checkpoint, index, prompts, tmp_path):
     encoder = load_encoder(str(checkpoint), prompts, index)
     (ids,) = encoder.answer_ids([index.texts[5]])
     assert len(ids) == 4
     with pytest.raises(InputError, match=r"lacks .* model and index do not belong"):
         load_encoder(str(checkpoint), prompts, ItemIndex(INDEX.codes, (9, 9)))
-
-
-def test_a_tokenizer_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=rf"--tokenizer {tmp_path}: cannot be loaded"):
         load_encoder(str(tmp_path), PROMPTS, INDEX)
 

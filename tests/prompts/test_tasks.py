@@ -1,10 +1,7 @@
 """Records of every task, counted by hand on a toy catalogue; hostile text; user texts."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +24,6 @@ from lcrec.prompts.tasks import (
     search_record,
 )
 
-SHARED = Path(os.environ.get("LCREC_SHARED", Path(__file__).parents[3] / "shared"))
 ITEMS = Items(
     [
         {"title": "Red pen", "description": "It writes red."},
@@ -57,11 +53,8 @@ def records(task: str, data: TaskData | None = None, epoch: int = 0) -> list:
     return list(TASKS[task].records(data or toy(), epoch))
 
 
-def test_seqrec_yields_every_prefix():
+def test_seqrec_yields_every_prefix_and_item_tasks_every_item():
     assert records("seqrec") == [{"history": [A], "target": B}, {"history": [A, B], "target": C}]
-
-
-def test_item_tasks_yield_every_item_with_empty_fields_left_empty():
     by_text = records("item2index")
     assert len(by_text) == 4
     assert by_text[0] == {"title": "Red pen", "description": "It writes red.", "target": A}
@@ -91,15 +84,12 @@ def test_fusionseqrec_mixes_items_and_words():
     ]
 
 
-def test_itemsearch_and_preferenceobtain_stop_before_the_last_training_item():
+def test_tasks_of_user_texts_stop_before_the_last_training_item():
     assert records("itemsearch") == [
         {"history": [A, B], "preference": "likes pens", "intention": "a cup", "target": C},
         {"history": [], "preference": "", "intention": "anything", "target": D},
     ]
     assert records("preferenceobtain") == [{"history": [A, B], "preference": "likes pens"}]
-
-
-def test_each_epoch_takes_the_users_next_text():
     seen = [records("preferenceobtain", epoch=epoch)[0]["preference"] for epoch in range(3)]
     assert seen == ["likes pens", "likes red", "likes pens"]
 
@@ -129,9 +119,6 @@ def test_users_with_no_text_and_sequences_of_one_item_have_no_records():
     assert [record["target"] for record in records("itemsearch", data)] == [D, C]  # bob, ann
     assert records("preferenceobtain", data) == []  # nothing to tell ann's taste from
     assert [record["history"] for record in records("seqrec", data)] == [[A]]
-
-
-def test_histories_keep_the_latest_items():
     data = toy(max_history=1)
     assert [record["history"] for record in records("seqrec", data)] == [[A], [B]]
     assert records("fusionseqrec", data)[1]["title_history"] == ["Blue pen"]
@@ -156,12 +143,6 @@ def test_questions_at_inference_are_those_of_training():
     assert mixed_record(data, [0, 1], 2) == records("fusionseqrec")[1]
 
 
-def test_tasks_that_need_user_texts_say_so():
-    for task in ("itemsearch", "preferenceobtain"):
-        with pytest.raises(InputError, match=rf"task {task} needs .*python -m lcrec.intents"):
-            records(task, toy(user_texts=None))
-
-
 def test_task_data_refuses_what_cannot_fit():
     with pytest.raises(InputError, match="index has 4 items but the catalogue has 3"):
         toy(items=Items(ITEMS.fields[:3]))
@@ -169,6 +150,11 @@ def test_task_data_refuses_what_cannot_fit():
         toy(max_history=0)
     with pytest.raises(InputError, match="max_text_words is -1"):
         toy(max_text_words=-1)
+    with pytest.raises(InputError, match="history_dropout"):
+        toy(history_dropout=1.0)
+    for task in ("itemsearch", "preferenceobtain"):
+        with pytest.raises(InputError, match=rf"task {task} needs .*python -m lcrec.intents"):
+            records(task, toy(user_texts=None))
 
 
 @pytest.mark.parametrize(
@@ -290,11 +276,8 @@ def test_a_wrong_user_json_is_refused_by_name(tmp_path, content, message):
 
 
 @pytest.mark.real_data
-def test_instruments_has_as_many_samples_as_the_paper_code_makes():
-    folder = SHARED / "data" / "Instruments"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent; set LCREC_SHARED")
-    interactions = load_interactions(folder, 9922)
+def test_instruments_has_as_many_samples_as_the_paper_code_makes(real_data):
+    interactions = load_interactions(real_data / "Instruments", 9922)
     # The published index has conflicts, so any other unique one stands in; texts are made up.
     codes = np.stack([np.arange(9922) // 100, np.arange(9922) % 100], axis=1).astype(np.int32)
     users = interactions.users
@@ -306,22 +289,9 @@ def test_instruments_has_as_many_samples_as_the_paper_code_makes():
         user_texts=texts,
     )
     assert {task: sum(1 for _ in TASKS[task].records(data)) for task in TASKS} == {
-        "seqrec": 131_837,
-        "item2index": 9_922,
-        "index2item": 9_922,
-        "fusionseqrec": 131_837,
-        "itemsearch": 24_772,
-        "preferenceobtain": 24_772,
-    }
-
-
-def test_layer_0_loads_no_heavy_library():
-    code = (
-        "import sys, lcrec.prompts.prompt_set, lcrec.prompts.__main__; "
-        "print(*{'torch', 'transformers', 'trl', 'datasets', 'pandas'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.stdout.strip(), result.stderr) == ("", "")
+        "seqrec": 131_837, "item2index": 9_922, "index2item": 9_922, "fusionseqrec": 131_837,
+        "itemsearch": 24_772, "preferenceobtain": 24_772,
+    }  # fmt: skip
 
 
 def test_history_dropout_thins_histories_and_changes_by_epoch():
@@ -340,8 +310,3 @@ def test_history_dropout_thins_histories_and_changes_by_epoch():
     assert sum(kept) / sum(full) == pytest.approx(3.875 / 6, abs=0.05)
     for thin, record in zip(first, TASKS["seqrec"].records(whole, 0), strict=True):
         assert [item for item in record["history"] if item in thin["history"]] == thin["history"]
-
-
-def test_history_dropout_outside_its_range_is_refused():
-    with pytest.raises(InputError, match="history_dropout"):
-        toy(history_dropout=1.0)

@@ -195,12 +195,9 @@ def test_text_around_an_item_never_touches_it(extended, before, after, item):
     assert ids == sides[0] + item_token_ids(extended, INDEX)[item].tolist() + sides[1]
 
 
-def test_a_tuned_tokenizer_is_refused(extended):
+def test_a_tuned_tokenizer_is_refused_and_missing_tokens_are_counted(extended):
     with pytest.raises(InputError, match=r"already has '<a_0>'.*start from a base model"):
         extend_tokenizer(extended, INDEX)
-
-
-def test_missing_tokens_are_counted(extended):
     larger = ItemIndex(INDEX.codes, (3, 8))
     with pytest.raises(InputError, match=r"lacks 2 of the index's 11 tokens \(first: '<b_6>'\)"):
         vocabulary_ids(extended, larger)
@@ -280,14 +277,10 @@ def test_rows_are_the_same_every_time():
     assert all(map(torch.equal, first, second))
 
 
-def test_items_that_say_the_same_still_differ():
-    _, (table, _), new_ids, _ = grow(tied=True, texts=["pen"] * 4)
+@pytest.mark.parametrize("texts", [["pen"] * 4, ["", *TITLES[1:]]], ids=["all alike", "one empty"])
+def test_rows_differ_whatever_the_texts(texts):
+    _, (table, _), new_ids, _ = grow(tied=True, texts=texts)
     assert torch.pdist(table[new_ids]).min() > 1e-3
-
-
-def test_an_item_without_text_gets_a_row():
-    _, (table, _), new_ids, _ = grow(tied=True, texts=["", *TITLES[1:]])
-    assert table[new_ids].isfinite().all()
 
 
 @pytest.mark.parametrize("dim", [4, 100], ids=["narrower than the table", "wider"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from planted import write_data
 
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.registry import METHODS
@@ -24,18 +25,13 @@ USERS, ITEMS = 40, 30
 @pytest.fixture
 def shop(tmp_path):
     """Users of two tastes, who go through its ten items in order; items 20 to 29 are rare."""
-    folder = tmp_path / "Shop"
-    folder.mkdir()
     rng = np.random.default_rng(0)
     sequences = {}
     for user in range(USERS):
         start = int(rng.integers(0, 5))
         items = [(user % 2) * 10 + (start + step) % 10 for step in range(5)]
         sequences[f"u{user}"] = [*items, 20 + user % 10] if user % 7 == 0 else items
-    (folder / "Shop.inter.json").write_text(json.dumps(sequences))
-    titles = {str(item): {"title": f"thing {item}"} for item in range(ITEMS)}
-    (folder / "Shop.item.json").write_text(json.dumps(titles))
-    return folder
+    return write_data(tmp_path / "Shop", sequences, ITEMS)
 
 
 def compare(shop, output, *words):
@@ -276,15 +272,10 @@ def test_lists_from_elsewhere_are_masked_like_the_others(shop, tmp_path, capsys)
 
 def test_a_target_that_its_user_has_is_told_of(tmp_path, capsys):
     """Two of four users buy again what they had: under the mask that is given away."""
-    folder = tmp_path / "Again"
-    folder.mkdir()
     sequences = {
-        "u0": [0, 1, 2, 3, 0],
-        "u1": [1, 2, 3, 0, 4],
-        "u2": [2, 3, 1, 4, 0],
-        "u3": [0, 4, 2, 4],
-    }
-    (folder / "Again.inter.json").write_text(json.dumps(sequences))
+        "u0": [0, 1, 2, 3, 0], "u1": [1, 2, 3, 0, 4], "u2": [2, 3, 1, 4, 0], "u3": [0, 4, 2, 4],
+    }  # fmt: skip
+    folder = write_data(tmp_path / "Again", sequences, name="Again")
     told = "50.0% of the users have their target already"
     for flags in (["--exclude-history"], []):
         output = tmp_path / "runs"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import write_data
 
 from lcrec.baselines.__main__ import main
 from lcrec.core.errors import InputError
@@ -75,11 +76,14 @@ def test_a_view_with_itself(rankings, k):
     assert found["all"]["gain"] == 0
 
 
-def test_lists_without_a_common_item_overlap_by_nothing():
+def test_overlap_and_popularity_groups():
     a, b = np.array([[0, 1], [2, PAD]]), np.array([[2, 3], [PAD, PAD]])
     assert overlap(a, b, 2).tolist() == [0, 0]
     assert overlap(np.array([[0, 1, 2]]), np.array([[1, 0, 3]]), 2).tolist() == [1]
     assert overlap(np.array([[0, 1, 2]]), np.array([[1, 0, 3]]), 3).tolist() == [0.5]
+    counts = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])  # quantiles 6 and 8
+    assert popularity_groups(counts).tolist() == [0] * 7 + [1] * 2 + [2] * 2
+    assert popularity_groups(np.zeros(4, dtype=int)).tolist() == [0] * 4
 
 
 def test_by_hand():
@@ -109,29 +113,15 @@ def test_by_hand():
     one = compare(a[:1], b[:1], targets[:1, 0], k=1, popularity=popularity)
     assert one["groups"]["cold"] is None
     assert one["hits"]["complementary"] == 0
-
-
-def test_a_perfect_choice_within_the_budget():
     a, b = np.array([[0, 1]]), np.array([[2, 3]])
     found = compare(a, b, np.array([[0, 1, 2]]), k=2)["all"]
     assert found["oracle"] == 1
     assert found["oracle_at_k"] == pytest.approx(2 / 3)
 
 
-def test_popularity_groups():
-    counts = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])  # quantiles 6 and 8
-    assert popularity_groups(counts).tolist() == [0] * 7 + [1] * 2 + [2] * 2
-    assert popularity_groups(np.zeros(4, dtype=int)).tolist() == [0] * 4
-
-
 @pytest.fixture
 def shop(tmp_path):
-    folder = tmp_path / "Shop"
-    folder.mkdir()
-    sequences = {"u": [0, 1, 2, 3], "v": [0, 2, 1, 0]}
-    (folder / "Shop.inter.json").write_text(json.dumps(sequences))
-    titles = {str(item): {"title": f"thing {item}"} for item in range(4)}
-    (folder / "Shop.item.json").write_text(json.dumps(titles))
+    folder = write_data(tmp_path / "Shop", {"u": [0, 1, 2, 3], "v": [0, 2, 1, 0]}, 4)
     paths = []
     for name, ranked in (("a", [3, 1, 2]), ("b", [0, 2, 1])):
         path = tmp_path / f"{name}.jsonl"

@@ -23,26 +23,17 @@ def join(*lists, k):
     return {int(item): float(score) for item, score in zip(joint, means, strict=True) if item >= 0}
 
 
-def test_the_mean_orders_the_union():
+def test_joint_lists_by_hand():
     assert join({1: -1, 2: -3}, {2: -1, 1: -4}, k=2) == {2: -2.0, 1: -2.5}
-
-
-def test_what_a_wording_left_out_counts_with_its_last_score():
     # 7 is worth at most -3 to the first wording, 5 at most -4 to the second.
     joint = join({5: -1, 6: -3}, {7: -2, 6: -4}, k=3)
     assert joint == {5: -2.5, 7: -2.5, 6: -3.5}
     assert list(joint) == [5, 7, 6]  # of equals the lower id first
-
-
-def test_lists_of_different_lengths_and_of_nothing():
     assert join({5: -1}, {5: -3, 6: -5}, {}, k=4) == {5: -2.0, 6: -3.0}
     items = np.full((2, 3, 4), -1, dtype=np.int64)
     joint, means = join_lists(items, np.full((2, 3, 4), NOTHING, dtype=np.float32), 2)
     assert (joint == -1).all()
     assert (means == NOTHING).all()
-
-
-def test_no_more_than_wanted():
     assert list(join({1: -1, 2: -2, 3: -3}, {1: -1, 2: -2, 3: -3}, k=2)) == [1, 2]
 
 

@@ -155,7 +155,7 @@ def test_interval_refuses_what_has_no_mean(values, level, message):
         bootstrap_interval(values, 0, level=level)
 
 
-def test_several_targets_by_name():
+def test_metrics_by_name():
     ranked = np.array([[4, 1, 7, 2], [5, 6, 0, 3]])
     targets = np.array([[1, 2, 9], [3, -1, -1]])
     values = measure_lists(ranked, targets, 4, MULTI_TARGET_METRICS)
@@ -164,9 +164,6 @@ def test_several_targets_by_name():
     best = 1 + 1 / np.log2(3) + 1 / 2
     gains = [(1 / np.log2(3) + 1 / np.log2(5)) / best, 1 / np.log2(5)]
     assert values["NDCG@20"] == pytest.approx(gains)
-
-
-def test_metrics_of_the_same_users_are_summarised_as_apart():
     rng = np.random.default_rng(0)
     values = {"a": rng.random(50), "b": rng.integers(0, 2, 50).astype(float)}
     together = summarise_all(values, seed=5)

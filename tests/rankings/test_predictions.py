@@ -84,15 +84,12 @@ def test_several_targets(tmp_path):
         require_comparable({"one": found, "other": single})
 
 
-def test_a_user_for_whom_nothing_was_found_stays(tmp_path):
+def test_what_a_file_may_lack_or_have_besides(tmp_path):
     path = tmp_path / "p.jsonl"
     write_predictions(path, [Prediction("ann", 3, [], []), Prediction("bob", 4, [4, 3], [-1, -2])])
     assert read_predictions(path).ranked[None].tolist() == [[-1, -1], [4, 3]]
     write_predictions(path, [Prediction("ann", 3, [], [])])
     assert read_predictions(path).ranked[None].tolist() == [[-1]]
-
-
-def test_extra_keys_and_a_missing_template_id_are_accepted(tmp_path):
     row = {key: GOOD[key] for key in ("user", "target", "ranked", "scores")}
     path = write_lines(tmp_path / "p.jsonl", {**row, "note": "from elsewhere"})
     assert list(read_predictions(path).ranked) == [None]

@@ -18,21 +18,15 @@ A = (np.array([[5, 2, 7]]), np.array([[9.0, 5.0, 1.0]]))
 B = (np.array([[2, 3, PAD]]), np.array([[0.2, 0.1, -np.inf]]))
 
 
-def test_rrf_by_hand():
+def test_fusion_by_hand():
     ((items, scores),) = fuse(pool([A, B], "rrf"), [1.0, 2.0], top=10)
     # 2: 1/62 + 2/61; 3: 2/62; 5: 1/61; 7: 1/63.
     assert items.tolist() == [2, 3, 5, 7]
     assert scores.tolist() == pytest.approx([1 / 62 + 2 / 61, 2 / 62, 1 / 61, 1 / 63])
-
-
-def test_score_fusion_by_hand():
     ((items, scores),) = fuse(pool([A, B], "score"), [0.5, 0.5], top=3)
     # A brings 5, 2, 7 to 1, .5, 0; B brings 2, 3 to 1, 0: of the two at 0 the lower id is first.
     assert items.tolist() == [2, 5, 3]
     assert scores.tolist() == pytest.approx([0.75, 0.5, 0])
-
-
-def test_equal_scores_are_all_the_best():
     flat = (np.array([[4, 1]]), np.array([[3.0, 3.0]]))
     ((items, scores),) = fuse(pool([flat], "score"), [1.0], top=2)
     assert items.tolist() == [1, 4]

@@ -30,13 +30,9 @@ def test_the_last_line_holds_the_ratios():
     lines = run.stdout.splitlines()
     result = json.loads(lines[-1])
     assert result.keys() == {
-        "tokens_ratio",
-        "cpu_tokens_ratio",
-        "memory_ratio",
-        "adapter_ratio",
-        "loss_difference",
+        "tokens_ratio", "cpu_tokens_ratio", "memory_ratio", "adapter_ratio", "loss_difference",
         "same_rows_difference",
-    }
+    }  # fmt: skip
     # An eighth of the rows, and in one matrix of two; beside them the same adapters.
     assert 1 / 16 < result["adapter_ratio"] < 1 / 10
     assert result["tokens_ratio"] > 0

@@ -33,9 +33,6 @@ def test_ranks_by_hand(bench):
     rank, size = bench.distance_ranks(latents, books, assign_unique(latents, books))
     assert rank.tolist() == [1, 2, 1, 1]
     assert size.tolist() == [2, 2, 1, 1]
-
-
-def test_an_item_that_leaves_its_prefix_has_no_rank(bench):
     books = np.array([[[0.0], [100.0]], [[0.0], [1.0]]])
     latents = np.array([[0.0], [0.0], [0.0]])
     rank, _ = bench.distance_ranks(latents, books, assign_unique(latents, books))

@@ -15,7 +15,6 @@ from lcrec.data.folder import load_interactions, load_items
 from lcrec.index.item_index import ItemIndex
 from lcrec.rankings.predictions import read_predictions
 
-TOP = Path(__file__).parents[2]
 COLD = 12  # of 48 items
 
 

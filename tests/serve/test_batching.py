@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown, answer_apart
+from lcrec.serve.batching import Batcher, ShuttingDown, answer_apart
 
 
 class Doubler:
@@ -96,19 +96,6 @@ def test_what_gathers_behind_a_batch_goes_at_once():
     assert doubler.batches == [[0, 1, 2, 3], [7, 8]]
 
 
-def test_one_that_fails_fails_alone():
-    doubler = Doubler()
-
-    async def run():
-        async with batcher(doubler) as own:
-            first = await submit_all(own, [1, -1, 3, 4])
-            return first, await submit_all(own, [5])
-
-    (one, broken, three, four), after = asyncio.run(run())
-    assert (one, three, four, after) == (2, 6, 8, [10])
-    assert isinstance(broken, ValueError)
-
-
 @given(st.lists(st.integers(-1, 3), min_size=1, max_size=40))
 def test_whatever_fails_the_others_are_answered(numbers):
     doubler = Doubler()
@@ -124,51 +111,6 @@ def test_too_few_answers_are_no_answers():
     (error,) = answer_apart(lambda numbers: [], [1])
     assert isinstance(error, RuntimeError)
     assert "0 answers to 1 requests" in str(error)
-
-
-def test_a_full_queue_says_when_to_come_back():
-    doubler = Doubler()
-
-    async def run():
-        async with batcher(doubler, max_batch=2, max_wait=0, max_queue=3) as own:
-            doubler.go_on.clear()
-            busy = asyncio.create_task(submit_all(own, [0, 1]))
-            await asyncio.sleep(0.05)  # these two are being answered, and wait no longer
-            waiting = asyncio.create_task(submit_all(own, [2, 3, 4]))
-            await asyncio.sleep(0.02)
-            assert own.depth == 3
-            assert not own.accepts
-            with pytest.raises(QueueFull, match="3 requests are waiting") as full:
-                await own.submit(5)
-            assert full.value.retry_after >= 1
-            doubler.go_on.set()
-            assert await busy + await waiting == [0, 2, 4, 6, 8]
-            assert own.accepts
-
-    asyncio.run(run())
-
-
-def test_who_gives_up_leaves_the_queue():
-    doubler = Doubler()
-
-    async def run():
-        async with batcher(doubler, max_batch=1, max_wait=0) as own:
-            doubler.go_on.clear()
-            tasks = [asyncio.create_task(own.submit(number)) for number in range(3)]
-            await asyncio.sleep(0.05)
-            assert own.depth == 2
-            tasks[0].cancel()  # is being answered; its answer is thrown away
-            tasks[1].cancel()  # was never begun
-            await asyncio.sleep(0.02)
-            assert own.depth == 1
-            doubler.go_on.set()
-            return await asyncio.gather(*tasks, return_exceptions=True)
-
-    first, second, third = asyncio.run(run())
-    assert isinstance(first, asyncio.CancelledError)
-    assert isinstance(second, asyncio.CancelledError)
-    assert third == 4
-    assert doubler.batches == [[0], [2]]
 
 
 def test_closing_answers_what_is_queued_and_takes_no_more():

@@ -315,14 +315,11 @@ def test_a_prompt_beyond_the_context(recommender, monkeypatch):
     check_problem(long, 422, "#/query", "tokens", "the model's context")
 
 
-def test_without_a_catalogue_there_is_nothing_to_filter_by(recommender):
+def test_what_a_service_was_not_started_for(recommender, monkeypatch):
     (response,) = ask(
         create_app(recommender), post("/recommend", history=[1], filters={"brand": ["Acme"]})
     )
     check_problem(response, 422, "runs without --data")
-
-
-def test_a_model_that_never_learnt_to_search(recommender, monkeypatch):
     monkeypatch.setattr(recommender, "tasks", {"seqrec"})
     search, recommend = ask(
         create_app(recommender), post("/search", query="paint"), post("/recommend", history=[1])
@@ -648,22 +645,12 @@ def mutations(source):
     """Yield hostile requests without end: (method, path, arguments)."""
     junk = [
         *(
-            None,
-            True,
-            -1,
-            0,
-            10**30,
-            1.5,
-            "",
-            "1",
-            "\x00",
-            "{{ 7*7 }}",
-            "<a_1><b_1><c_1>",
+            None, True, -1, 0, 10**30, 1.5, "", "1", "\x00", "{{ 7*7 }}", "<a_1><b_1><c_1>",
             "😀" * 50,
         ),
         *([], {}, [[]], [None], [1, "2"], {"a": {"b": []}}, "x" * 5000, list(range(2000))),
         *("'; DROP TABLE items; --", "../../etc/passwd", "<|im_end|>", float("nan"), -(2**63)),
-    ]
+    ]  # fmt: skip
     paths = ["/recommend", "/search", "/items/1", "/", "//", "/items/", "/items/%00", "/metrics/x"]
     paths += ["/" + "a" * 3000, "/recommend?k=1", "/recommend%2f", "/../../etc", "/items/-1", "/é"]
     while True:
