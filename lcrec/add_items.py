@@ -21,15 +21,10 @@ from lcrec.core.artifacts import (
     read_json,
     write_json,
 )
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import (
-    fingerprint,
-    is_current,
-    kind_of,
-    read_provenance,
-    write_provenance,
-)
+from lcrec.core.outputs import FOLDER, claim
+from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
 from lcrec.data.folder import item_texts, load_items, read_texts, write_texts
 from lcrec.data.new_items import ADD_STAGE, read_new_items
 
@@ -37,12 +32,12 @@ EXAMPLE = "--data data/shop --add new.item.json --output data/shop2"
 
 
 @dataclass(frozen=True)
-class AddItemsConfig:
+class AddItemsConfig(Writes):
     """Settings of `python -m lcrec.add_items`."""
 
     data: Path = option("the data folder to extend; it stays as it is")
     add: Path = option("the new items, {id: {title, description, ...}}")
-    output: Path = option("the folder to write the extended data set to")
+    output: Path = option("the folder to write the extended data set to", writes=FOLDER)
 
 
 def main(argv: list[str]) -> None:
@@ -72,9 +67,10 @@ def main(argv: list[str]) -> None:
     if made and is_current(output, ADD_STAGE, config_dict(config), inputs):
         print(f"{output} is up to date.\n{after}")
         return
-    _check_output(output, data)
+    if not config.overwrite:
+        _require_unchanged(output)
     print(f"Adding {len(new):,} items to the {num_items:,} of {old.name}: numbers {num_items:,} on")
-    with atomic_path(output) as folder:
+    with claim(output, ADD_STAGE, overwrite=config.overwrite), atomic_path(output) as folder:
         folder.mkdir()
         paths = data_paths(folder, old.name, parquet=parquet)
         _copy(old, paths)
@@ -110,25 +106,14 @@ def _extended_ids(path: Path, new: list[str], num_items: int, add: Path) -> str:
     return "\n".join([text, *lines]) + "\n"
 
 
-def _check_output(output: Path, data: Path) -> None:
-    """Refuse a folder that holds anything but an earlier result of this stage."""
-    if output.resolve() == data.resolve():
-        raise InputError(
-            f"--output {output} is the old data folder, to which embeddings, index and model "
-            "belong; name another"
-        )
-    if output.is_file():
-        raise InputError(f"--output {output}: there is a file of that name; name a folder")
-    record: dict[str, Any] = (read_provenance(output) if output.is_dir() else None) or {}
-    if output.is_dir() and any(output.iterdir()) and record.get("kind") != kind_of(ADD_STAGE):
-        raise InputError(
-            f"--output {output}: it was not made by {ADD_STAGE}; choose another folder"
-        )
+def _require_unchanged(output: Path) -> None:
+    """Refuse an earlier result whose interactions were edited since."""
     for inter in [*output.glob("*.inter.json"), *output.glob("*.inter.parquet")]:
-        if fingerprint(inter) != record["inter_sha256"]:
+        record = read_provenance(output)
+        if record is not None and fingerprint(inter) != record.get("inter_sha256"):
             raise InputError(
-                f"--output {output}: {inter.name} was changed since, and would be lost; choose "
-                "another folder"
+                f"--output {output}: {inter.name} was changed since, and would be lost; name "
+                "another folder, or give --overwrite to replace it"
             )
 
 

@@ -34,10 +34,10 @@ from lcrec.core.artifacts import (
     write_json,
     write_jsonl,
 )
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.outputs import claim
+from lcrec.core.outputs import FOLDER, claim
 from lcrec.core.pretrained import load_tokenizer
 from lcrec.core.provenance import fingerprint, is_current, require_same_input, write_provenance
 from lcrec.data.data_set import load_data
@@ -58,12 +58,12 @@ BRACKETED_WORD = re.compile(r"\[(?=[^\s\[\]]+\])")
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(Writes):
     """Settings of `python -m lcrec.dataset`."""
 
     data: Path = option("the data folder")
     index: Path = option("the folder that holds index.json")
-    output: Path = option("the folder to write")
+    output: Path = option("the folder to write", writes=FOLDER)
     prompts: Path = option(
         "prompt templates; what the folder lacks comes from the shipped ones", SHIPPED_PROMPTS
     )
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
     if is_current(config.output, STAGE, settings, inputs):
         print(f"{config.output} is up to date.")
         return
-    with claim(config.output, STAGE):
+    with claim(config.output, STAGE, overwrite=config.overwrite):
         task_data = TaskData(
             data.items,
             data.split.train,

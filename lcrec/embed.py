@@ -12,7 +12,6 @@ old rows are copied from OLD and the new items are encoded with OLD's own settin
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -26,13 +25,14 @@ from lcrec.core.artifacts import (
     EMBEDDINGS,
     LSA_TERMS,
     LSA_WEIGHTS,
+    atomic_path,
     find_data,
     read_array,
     write_array,
 )
-from lcrec.core.config import config_dict, option, parse_config, refuse_settings
+from lcrec.core.config import Writes, config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.outputs import claim
+from lcrec.core.outputs import FOLDER, beside, claim
 from lcrec.core.parts import make_parts
 from lcrec.core.processes import processes
 from lcrec.core.provenance import (
@@ -58,11 +58,11 @@ ENCODING = ("encoder", "fields", "text", "max_tokens", "lsa_dim", "seed")  # wha
 
 
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(Writes):
     """Settings of `python -m lcrec.embed`."""
 
     data: Path = option("the data folder")
-    output: Path = option("the folder to write embeddings.npy to")
+    output: Path = option("the folder to write embeddings.npy to", writes=FOLDER)
     encoder: str = option("'lsa', or a model on the hub or in a folder", "lsa")
     fields: list[str] | None = option(
         "the item's text fields to encode (default: title and description, where any item has one)",
@@ -106,7 +106,8 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     if current:
         state.print(f"{config.output} is up to date.")
         return
-    with claim(config.output, STAGE) if state.is_main_process else contextlib.nullcontext():
+    main = state.is_main_process
+    with claim(config.output, STAGE, overwrite=config.overwrite, active=main):
         _embed(config, state, items, inputs, old, add, old_folder)
 
 
@@ -130,7 +131,7 @@ def _embed(
         f"Embedding {len(items) - first:,} items ({len(texts):,} texts) with {config.encoder} "
         f"on {state.num_processes} process(es)"
     )
-    lsa = None
+    lsa, parts = None, beside(config.output, "parts")
     if config.encoder == "lsa":
         if state.is_main_process:
             if old_folder is None:
@@ -142,18 +143,19 @@ def _embed(
         encoder = load_encoder(config.encoder, config.max_tokens, config.batch_tokens)
         hashes = {role: fingerprint(path) for role, path in inputs.items()}
         made_from = {"config": config_dict(config), "inputs": hashes}
-        vectors = _encode_in_parts(texts, encoder, config.output / ".parts", made_from, state)
+        vectors = _encode_in_parts(texts, encoder, parts, made_from, state)
     if state.is_main_process:
         assert vectors is not None
         embeddings = mean_by_owner(vectors, owners).astype(np.float32)
         if old is not None:
             embeddings = np.concatenate([old, embeddings])
-        (config.output / EMBEDDINGS).unlink(missing_ok=True)
-        if lsa is not None:
-            lsa.save(config.output)
-        write_provenance(config.output, STAGE, config_dict(config), inputs)
-        write_array(config.output / EMBEDDINGS, embeddings)
-        shutil.rmtree(config.output / ".parts", ignore_errors=True)
+        with atomic_path(config.output) as folder:
+            folder.mkdir()
+            if lsa is not None:
+                lsa.save(folder)
+            write_array(folder / EMBEDDINGS, embeddings)
+            write_provenance(folder, STAGE, config_dict(config), inputs)
+        shutil.rmtree(parts, ignore_errors=True)
         added = "" if add is None else f"--add {add} --index OLD "
         print(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
@@ -176,12 +178,10 @@ def read_old(
         InputError: settings are given that differ from the old ones, the old embeddings were made
             elsewhere or from another catalogue, or the catalogue does not end in the new items.
     """
-    heeded = {"data", "output", "add", "embeddings", "batch_tokens"}
+    heeded = {"data", "output", "overwrite", "add", "embeddings", "batch_tokens"}
     refuse_settings(
         config, heeded, f"--add encodes the new items as those of {folder} were; leave it out"
     )
-    if folder.resolve() == config.output.resolve():
-        raise InputError(f"--output {config.output}: holds the old embeddings; name another folder")
     record = read_provenance(folder)
     if record is None or record["kind"] != kind_of(STAGE):
         raise InputError(

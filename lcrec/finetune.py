@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcrec.core.artifacts import read_json, write_json
-from lcrec.core.config import option, parse_config
+from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import run_stage
+from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
 from lcrec.core.provenance import fingerprint, is_current
 from lcrec.modeling.recipe import (
     STAGE,
@@ -40,7 +41,7 @@ from lcrec.modeling.recipe import (
 from lcrec.modeling.run_folder import (
     BUFFER,
     WORK,
-    check_output,
+    check_run,
     claim_output,
     explain_disk_full,
     latest_checkpoint,
@@ -48,6 +49,7 @@ from lcrec.modeling.run_folder import (
 
 if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
     import numpy as np
+    from accelerate.state import PartialState
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,11 +70,13 @@ EXAMPLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingSettings):
+class FinetuneConfig(TrainingSettings, Writes):
     """Settings of `python -m lcrec.finetune` and `recipes/finetune.py`."""
 
-    output: Path = option("the folder to write the checkpoint to")
-    overwrite: bool = option("throw away another run that lies in the output folder", False)
+    output: Path = option("the folder to write the checkpoint to", writes=SHARED_FOLDER)
+    overwrite: bool = option(
+        "throw away what lies in the output folder, another run or not of this stage", False
+    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def main(argv: list[str]) -> None:
     if devices == 1:
         _finetune(job)
         return
-    check_output(config.output, job.identity(devices), overwrite=config.overwrite)
+    check_run(config.output, job.identity(devices), overwrite=config.overwrite)
     print(f"Launching on {devices} devices", flush=True)
     status = subprocess.run(launch_command(argv, devices), check=False).returncode
     if status:
@@ -140,6 +144,8 @@ def prepare(config: FinetuneConfig) -> FinetuneRun:
     """
     check_settings(config)
     inputs = load_inputs(config)
+    read = inputs.files.values()  # the base among them
+    check_output(config.output, STAGE, SHARED_FOLDER, overwrite=config.overwrite, inputs=read)
     recipe = recipe_of(config, inputs.prompts)
     current = is_current(config.output, STAGE, recipe, inputs.files)
     return FinetuneRun(config, inputs, recipe, current)
@@ -172,9 +178,27 @@ def launch_command(argv: Sequence[str], devices: int) -> list[str]:
 
 
 def _finetune(job: FinetuneRun) -> Path:
+    from lcrec.core.processes import processes
+
+    config = job.config
+    with processes() as state:
+        state.wait_for_everyone()  # all have looked at the output before one writes
+        if job.current:
+            state.print(f"{config.output} is up to date.")
+            if state.is_main_process:
+                # Left where a run was killed at its very end.
+                shutil.rmtree(config.output / WORK, ignore_errors=True)
+            return config.output
+        main = state.is_main_process
+        with claim(config.output, STAGE, SHARED_FOLDER, overwrite=config.overwrite, active=main):
+            _train(job, state)
+    return config.output
+
+
+def _train(job: FinetuneRun, state: PartialState) -> None:
+    """Train, and write the checkpoint; all processes call this."""
     from transformers import set_seed
 
-    from lcrec.core.processes import processes
     from lcrec.modeling.finetuning import (
         count_trainable,
         describe_run,
@@ -185,59 +209,50 @@ def _finetune(job: FinetuneRun) -> Path:
 
     config, inputs = job.config, job.inputs
     work = config.output / WORK
-    with processes() as state:
-        state.wait_for_everyone()  # all have looked at the output before one writes
-        if job.current:
-            state.print(f"{config.output} is up to date.")
-            if state.is_main_process:
-                # Left where a run was killed at its very end.
-                shutil.rmtree(work, ignore_errors=True)
-            return config.output
-        identity = job.identity(state.num_processes) if state.is_main_process else {}
-        if state.is_main_process:
-            check_output(config.output, identity, overwrite=config.overwrite)
+    identity = job.identity(state.num_processes) if state.is_main_process else {}
+    if state.is_main_process:
+        check_run(config.output, identity, overwrite=config.overwrite)
 
-        set_seed(config.seed)
-        trained = load_model(config, inputs)
-        texts = inputs.user_texts
-        if texts is not None and {"itemsearch", "preferenceobtain"} & inputs.mixture.keys():
-            state.print(f"{inputs.files['user'].name}: {texts.describe()}")
-        rows = draw_training_rows(config, inputs, trained)
+    set_seed(config.seed)
+    trained = load_model(config, inputs)
+    texts = inputs.user_texts
+    if texts is not None and {"itemsearch", "preferenceobtain"} & inputs.mixture.keys():
+        state.print(f"{inputs.files['user'].name}: {texts.describe()}")
+    rows = draw_training_rows(config, inputs, trained)
 
-        # The output folder is claimed only now that nothing is wrong with the rest.
-        if state.is_main_process:
-            claim_output(config.output, identity, overwrite=config.overwrite)
-        state.wait_for_everyone()
-        capacity = None
-        if trained.packs:
-            with state.main_process_first():  # which alone decides, once for all of a run's starts
-                capacity = _buffer_tokens(config, trained, rows)
-        state.print(describe_run(config, trained, rows, state.num_processes, capacity))
-        trainable = count_trainable(trained.model)
-        trainer = make_trainer(
-            config,
-            trained,
-            rows,
-            catalogue_ranker(trained.tokenizer, inputs.index, inputs.prompts, config.max_history),
-            num_items=len(inputs.items),
-            work=work,
-            processes=state.num_processes,
-            capacity=capacity,
+    # The output folder is claimed only now that nothing is wrong with the rest.
+    if state.is_main_process:
+        claim_output(config.output, identity, overwrite=config.overwrite)
+    state.wait_for_everyone()
+    capacity = None
+    if trained.packs:
+        with state.main_process_first():  # which alone decides, once for all of a run's starts
+            capacity = _buffer_tokens(config, trained, rows)
+    state.print(describe_run(config, trained, rows, state.num_processes, capacity))
+    trainable = count_trainable(trained.model)
+    trainer = make_trainer(
+        config,
+        trained,
+        rows,
+        catalogue_ranker(trained.tokenizer, inputs.index, inputs.prompts, config.max_history),
+        num_items=len(inputs.items),
+        work=work,
+        processes=state.num_processes,
+        capacity=capacity,
+    )
+    with state.main_process_first():  # which clears away what a killed run left unfinished
+        resume_from = latest_checkpoint(work)
+    trainer.train(resume_from_checkpoint=resume_from)
+    state.wait_for_everyone()  # all have read the best weights before they are cleared away
+    weights = trainer.whole_state()  # all take part
+    if state.is_main_process:
+        _save(job, trained, trainer, weights, trainable)
+        shutil.rmtree(work)
+        print(
+            f"Wrote {config.output} (NDCG@10 {trainer.state.best_metric:.4f} on "
+            f"{len(rows.held_out):,} held-out users). Next: python -m lcrec.generate "
+            f"--model {config.output} --data {config.data} --output DIR/predictions.jsonl"
         )
-        with state.main_process_first():  # which clears away what a killed run left unfinished
-            resume_from = latest_checkpoint(work)
-        trainer.train(resume_from_checkpoint=resume_from)
-        state.wait_for_everyone()  # all have read the best weights before they are cleared away
-        weights = trainer.whole_state()  # all take part
-        if state.is_main_process:
-            _save(job, trained, trainer, weights, trainable)
-            shutil.rmtree(work)
-            print(
-                f"Wrote {config.output} (NDCG@10 {trainer.state.best_metric:.4f} on "
-                f"{len(rows.held_out):,} held-out users). Next: python -m lcrec.generate "
-                f"--model {config.output} --data {config.data} --output DIR/predictions.jsonl"
-            )
-    return config.output
 
 
 def _buffer_tokens(config: FinetuneConfig, trained: TrainingModel, rows: TrainingRows) -> int:

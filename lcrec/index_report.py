@@ -8,7 +8,6 @@ the weights of an RQ-VAE it says what the codes explain. What cannot be known wi
 `python -m lcrec.quantize` makes this report of every index by itself.
 """
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,15 @@ from lcrec.core.artifacts import (
     REPORT,
     REPORT_PAGE,
     RQVAE_WEIGHTS,
+    atomic_path,
     find_data,
     index_path,
     read_array,
     read_json,
 )
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.outputs import claim
+from lcrec.core.outputs import FOLDER, check_output, claim
 from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths
@@ -36,7 +36,7 @@ EXAMPLE = "--index runs/shop/index --data data/shop --output runs/shop/report"
 
 
 @dataclass(frozen=True)
-class IndexReportConfig:
+class IndexReportConfig(Writes):
     """Settings of `python -m lcrec.index_report`."""
 
     index: Path = option("the folder that holds index.json, or such a file by itself")
@@ -51,14 +51,17 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         IndexReportConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
     )
+    path = index_path(config.index)
+    # A report may also go into the folder of the index that it is about.
+    own_folder = config.output.resolve() == path.parent.resolve()
+    if not own_folder:
+        check_output(config.output, STAGE, FOLDER, overwrite=config.overwrite, inputs=[path])
     # Torch is loaded here: help and wrong options need none.
     import torch
 
     from lcrec.index.page import print_verdict, write_index_report
     from lcrec.index.quality import load_rqvae, measure_fit, measure_index
 
-    path = index_path(config.index)
-    own_folder = config.output.resolve() == path.parent.resolve()
     codes, level_sizes = read_codes(config.index)
     inputs = {"index": path}
     items: Items | None = None
@@ -85,8 +88,7 @@ def main(argv: list[str]) -> None:
             require_same_input(path.parent, "embeddings", inputs["embeddings"], remake)
             model = load_rqvae(weights, embeddings.shape[1])
 
-    # A report may also go into the folder of the index that it is about.
-    with contextlib.nullcontext() if own_folder else claim(config.output, STAGE):
+    with claim(config.output, STAGE, overwrite=config.overwrite, active=not own_folder):
         print(f"Looking at {path}: {len(codes):,} items, {codes.shape[1]} codes each.")
         fit = None
         if model is not None and embeddings is not None:
@@ -99,9 +101,12 @@ def main(argv: list[str]) -> None:
             before = read_json(path.parent / REPORT)
             report |= {name: before[name] for name in ("added", "repaired") if name in before}
         name = path.name if config.data is None else find_data(config.data).name
-        verdict = write_index_report(config.output, report, name)
-        if not own_folder:
-            write_provenance(config.output, STAGE, config_dict(config), inputs)
+        if own_folder:
+            verdict = write_index_report(config.output, report, name)
+        else:
+            with atomic_path(config.output) as folder:
+                verdict = write_index_report(folder, report, name)
+                write_provenance(folder, STAGE, config_dict(config), inputs)
         print_verdict(verdict)
         print(f"Wrote {config.output / REPORT_PAGE}: open it in a browser.")
 

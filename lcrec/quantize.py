@@ -33,9 +33,9 @@ from lcrec.core.artifacts import (
     index_path,
     read_array,
 )
-from lcrec.core.config import config_dict, option, parse_config, refuse_settings
+from lcrec.core.config import Writes, config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.outputs import claim
+from lcrec.core.outputs import FOLDER, beside, claim
 from lcrec.core.processes import processes
 from lcrec.core.provenance import is_current, require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 STAGE = "python -m lcrec.quantize"
 EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/index"
-UNFINISHED = ".training.safetensors"
 # The others wait while one does k-means on the whole catalogue, or the assignment.
 PATIENCE = timedelta(hours=12)
 
@@ -105,7 +104,7 @@ class IndexSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(IndexSettings):
+class QuantizeConfig(IndexSettings, Writes):
     """Settings of `python -m lcrec.quantize`."""
 
     data: Path | None = option(
@@ -116,7 +115,7 @@ class QuantizeConfig(IndexSettings):
     embeddings: Path | None = option(
         "the folder that holds embeddings.npy (with --repair not needed, but better)", None
     )
-    output: Path = option("the folder to write the index to")
+    output: Path = option("the folder to write the index to", writes=FOLDER)
     add: Path | None = option("new items to add to the index in --index", None)
     index: Path | None = option("with --add: the folder of the index to extend", None)
     repair: Path | None = option("an index.json to make unique, LC-Rec's for example", None)
@@ -155,7 +154,7 @@ def main(argv: list[str]) -> None:
 def _run(config: QuantizeConfig, state: PartialState) -> None:
     if config.repair is not None:
         if state.is_main_process:
-            with claim(config.output, STAGE):
+            with claim(config.output, STAGE, overwrite=config.overwrite):
                 repair(config, config.repair)
         return
     assert config.data is not None
@@ -168,15 +167,11 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
     path = config.embeddings / EMBEDDINGS
     if not path.exists():
         raise InputError(f"--embeddings: there is no {path}; make it with: {rebuild}")
-    if config.output.resolve() == config.embeddings.resolve():
-        raise InputError(
-            f"--output {config.output} is the embeddings' folder; the index needs one of its own"
-        )
     inputs = {"item": item_path, "embeddings": path}
     embeddings = check_embeddings(read_array(path), num_items, path)
     if config.add is not None or config.index is not None:
         if state.is_main_process:
-            with claim(config.output, STAGE):
+            with claim(config.output, STAGE, overwrite=config.overwrite):
                 extend(config, embeddings, inputs)
         return
     from lcrec.index.methods import WITHOUT_MODEL
@@ -189,7 +184,8 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
     if current:
         state.print(f"{config.output} is up to date.")
         return
-    with claim(config.output, STAGE) if state.is_main_process else contextlib.nullcontext():
+    main = state.is_main_process
+    with claim(config.output, STAGE, overwrite=config.overwrite, active=main):
         _index(config, state, items, embeddings, inputs)
 
 
@@ -211,12 +207,14 @@ def _index(
     from lcrec.index.page import print_verdict
 
     vectors = torch.from_numpy(embeddings)
-    model = train_model(vectors, config, config.output / UNFINISHED)
+    unfinished = beside(config.output, "training.safetensors")
+    model = train_model(vectors, config, unfinished)
     if state.is_main_process:
         indexing = index_items(vectors, config, model)
         report = describe_index(indexing, vectors, items, config.seed)
         name = f"{find_data(config.data).name} by {config.kind}"
         verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
+        unfinished.unlink(missing_ok=True)
         print_verdict(verdict)
         print(
             f"Wrote {config.output}. Next: python -m lcrec.finetune --data "
@@ -308,7 +306,7 @@ def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Pat
         raise InputError("--add NEW.item.json and --index OLD go together")
     from lcrec.index.revise import extend_index, require_same_space
 
-    heeded = {"data", "embeddings", "output", "add", "index"}
+    heeded = {"data", "embeddings", "output", "overwrite", "add", "index"}
     refuse_settings(config, heeded, "--add trains nothing: leave it out")
     items = load_items(data)
     old_items = count_old_items(items, data, config.add)
@@ -331,7 +329,7 @@ def repair(config: QuantizeConfig, source: Path) -> None:
     """Make an index unique (`--repair`)."""
     from lcrec.index.revise import repair_index
 
-    heeded = {"data", "embeddings", "output", "repair"}
+    heeded = {"data", "embeddings", "output", "overwrite", "repair"}
     refuse_settings(config, heeded, "--repair trains nothing: leave it out")
     inputs, items, embeddings = {}, None, None
     if config.data is not None:
@@ -378,22 +376,17 @@ def write_index(
     config: dict[str, Any],
     inputs: dict[str, Path],
 ) -> Verdict:
-    """Write a whole index folder, the report titled by `name`, and return its verdict.
-
-    `index.json`, which the next stage reads, is removed first and written last.
-    """
+    """Write a whole index folder, the report titled by `name`, and return its verdict."""
     from lcrec.index.page import write_index_report
 
     index = ItemIndex(indexing.codes, indexing.level_sizes)
-    (folder / INDEX).unlink(missing_ok=True)
-    (folder / RQVAE_WEIGHTS).unlink(missing_ok=True)  # another kind's
-    if indexing.model:
-        with atomic_path(folder / RQVAE_WEIGHTS) as temporary:
-            indexing.model.save(temporary)
-    verdict = write_index_report(folder, report, name)
-    write_provenance(folder, STAGE, config, inputs, level_sizes=indexing.level_sizes)
-    index.save(folder)
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        if indexing.model:
+            indexing.model.save(temporary / RQVAE_WEIGHTS)
+        verdict = write_index_report(temporary, report, name)
+        index.save(temporary)
+        write_provenance(temporary, STAGE, config, inputs, level_sizes=indexing.level_sizes)
     return verdict
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from lcrec.core.artifacts import PROVENANCE, atomic_path, data_paths, write_json
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
-from lcrec.core.errors import InputError, run_stage
-from lcrec.core.provenance import is_current, is_kind, provenance_path, write_provenance
+from lcrec.core.errors import run_stage
+from lcrec.core.outputs import FOLDER, claim
+from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.shop import TASTES, Shop, make_shop, taste_probabilities
 from lcrec.data.shop_texts import DEPARTMENT_OF, intention, preference, review
 from lcrec.data.shop_words import KINDS
@@ -27,10 +28,10 @@ EXAMPLE = "--output data/shop --users 2000 --items 600"
 
 
 @dataclass(frozen=True)
-class SyntheticConfig:
+class SyntheticConfig(Writes):
     """What shop to make."""
 
-    output: Path = option("folder to write the shop to, such as data/shop")
+    output: Path = option("folder to write the shop to, such as data/shop", writes=FOLDER)
     users: int = option("how many users", 2000, minimum=1)
     items: int = option("how many items", 600)
     seed: int = option("random seed; the same seed gives the same files", 0, minimum=0)
@@ -80,21 +81,6 @@ def write_shop(shop: Shop, folder: Path) -> None:
 # The stage.
 
 
-def _require_replaceable(folder: Path) -> None:
-    """Refuse an output that is no folder or holds anything this stage did not make."""
-    if folder.is_file() or provenance_path(folder).parent != folder:
-        raise InputError(f"--output {folder}: name a folder, not a file, such as data/shop")
-    if not folder.exists():
-        return
-    ours = _files(folder) if is_kind(folder, STAGE) else []
-    others = sorted(path.name for path in folder.iterdir() if path not in ours)
-    if others:
-        raise InputError(
-            f"--output {folder}: holds {others[0]}, which {STAGE} did not make; name another "
-            "folder, or move it away"
-        )
-
-
 def _files(folder: Path) -> list[Path]:
     """Return the files of a written shop, the sidecar last."""
     paths = data_paths(folder, NAME)
@@ -117,7 +103,6 @@ def main(argv: list[str]) -> None:
     next_command = (
         f"Next: python -m lcrec.embed --data {config.output} --output runs/{folder.name}/embeddings"
     )
-    _require_replaceable(folder)
     if is_current(folder, STAGE, settings, {}) and all(path.exists() for path in _files(folder)):
         print(f"{config.output} already holds this shop: nothing to do.\n{next_command}")
         return
@@ -127,13 +112,9 @@ def main(argv: list[str]) -> None:
     )
     shop = make_shop(config.users, config.items, config.seed)
     purchases = sum(map(len, shop.sequences))
-    with atomic_path(folder) as temporary:
+    with claim(config.output, STAGE, overwrite=config.overwrite), atomic_path(folder) as temporary:
         write_shop(shop, temporary)
         write_provenance(temporary, STAGE, settings, {}, purchases=purchases)
-        # An older shop goes file by file and its sidecar last: killed here, what is left is still
-        # known as this stage's own, and the next run replaces it.
-        for path in _files(folder)[:-1]:
-            path.unlink(missing_ok=True)
     style, tier = TASTES[shop.tastes[0]]
     print(f"User 0, whose taste is {style.name} and {tier.name}, bought:")
     for item in shop.sequences[0]:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lcrec.core.artifacts import atomic_path, find_data
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError, run_stage
-from lcrec.core.outputs import claim
+from lcrec.core.outputs import FOLDER, claim
 from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import Items, load_items
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
@@ -37,11 +37,11 @@ END = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class TinyLMConfig:
+class TinyLMConfig(Writes):
     """Settings of `python -m lcrec.tinylm`."""
 
     data: Path = option("the data folder")
-    output: Path = option("the folder to write the model to")
+    output: Path = option("the folder to write the model to", writes=FOLDER)
     prompts: Path = option(
         "templates to learn too; what the folder lacks comes from the shipped ones", SHIPPED_PROMPTS
     )
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     if is_current(config.output, STAGE, settings, inputs):
         print(f"{config.output} is up to date.")
         return
-    with claim(config.output, STAGE):
+    with claim(config.output, STAGE, overwrite=config.overwrite):
         texts = collect_corpus(items, prompts, config.max_words)
         import torch
 

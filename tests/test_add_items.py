@@ -117,12 +117,9 @@ def test_order_in_the_file_does_not_matter_where_keys_are_numbers(shop):
 
 
 def test_folders_that_are_not_overwritten(shop):
-    with pytest.raises(InputError, match="is the old data folder"):
-        add(shop, output="data")
-    with pytest.raises(InputError, match=r"not made by python -m lcrec.add_items"):
-        add(shop, output="")
-    with pytest.raises(InputError, match="there is a file of that name"):
-        add(shop, output="new.json")
+    for output in ("data", ""):
+        with pytest.raises(InputError, match="is read from there"):
+            add(shop, output=output)
     with pytest.raises(InputError, match="no such file"):
         add(shop, new="missing.json")
     assert sorted(path.name for path in shop.iterdir()) == ["data", "new.json"]

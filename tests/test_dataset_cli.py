@@ -290,14 +290,12 @@ def test_what_is_refused(tmp_path, flags, shop, save_tokenizer, monkeypatch):
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("mine")
-    (tmp_path / "file").write_text("mine")
     other = tmp_path / "other"
     other.mkdir()
     write_json(other / "index.json", {str(i): [f"<a_{i}>"] for i in range(3)})
     for more, message in (
         (["--output", taken], "thesis.txt has no lcrec.json"),
-        (["--output", tmp_path / "file"], "file is a file, and a folder is to be written"),
-        (["--output", shop], "holds the result of python -m lcrec.synthetic"),
+        (["--output", shop], "is read from there"),
         (["--index", other], "has 3 items but the catalogue has 48"),
         (["--tasks", "seqrek"], "no task 'seqrek'; did you mean 'seqrec'"),
         (["--history-dropout", "1"], "history_dropout is 1"),

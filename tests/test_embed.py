@@ -372,7 +372,7 @@ def test_a_killed_run_goes_on_where_it_stopped(shop, counted):
     main(argv(shop, *flags))
     assert len(seen) == 2
     np.testing.assert_array_equal(embeddings_of(shop), embeddings_of(shop, "whole"))
-    assert not (shop / "embeddings" / ".parts").exists()
+    assert not (shop / ".embeddings.parts").exists()
 
 
 @pytest.mark.parametrize("change", ["settings", "items"])
@@ -505,7 +505,7 @@ def test_old_embeddings_that_cannot_be_extended(grown, models):
     main(argv(grown, "--lsa-dim", 4))
     with pytest.raises(InputError, match="go together"):
         main(argv(grown, "--add", grown / "new.json"))
-    with pytest.raises(InputError, match="holds the old embeddings; name another"):
+    with pytest.raises(InputError, match="is read from there"):
         add(grown, output="embeddings")
     (grown / "embeddings" / "lsa.json").rename(grown / "lsa.json")
     with pytest.raises(InputError, match=r"does not belong to the lsa.json beside it"):

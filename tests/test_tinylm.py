@@ -211,15 +211,12 @@ def test_a_killed_run_leaves_the_old_model(argv, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_its_own_is_left_alone(argv, shop, tmp_path):
     write_json(tmp_path / "base" / "notes.json", "mine")
-    refusals = {tmp_path / "base": "notes.json has no lcrec.json", shop: "holds the result of"}
+    refusals = {tmp_path / "base": "notes.json has no lcrec.json", shop: ".*is read from there"}
     for output, refusal in refusals.items():
         before = sorted(path.name for path in output.iterdir())
         with pytest.raises(InputError, match=f"--output {output}.*{refusal}"):
             main(argv(output))
         assert sorted(path.name for path in output.iterdir()) == before
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="file is a file, and a folder is to be written"):
-        main(argv(tmp_path / "file"))
     (tmp_path / "empty").mkdir()
     main(argv("empty"))
     assert (tmp_path / "empty" / "config.json").exists()

@@ -13,6 +13,7 @@ import ctypes
 import glob
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -119,6 +120,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     disk, so that a power cut leaves the old or the new, whole. What killed processes left beside
     `path` is cleared away; where one died between two renames, the old comes back to its place.
     """
+    if path.is_dir():
+        path = path.resolve()  # "." cannot be renamed, and a link stays where it is
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
     replaced = path.parent / f".{path.name}.{os.getpid()}.replaced"
@@ -142,18 +145,54 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _remove(replaced)
 
 
-def clear_leftovers(path: Path) -> None:
+@contextlib.contextmanager
+def atomic_files(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a file whose sidecar, and what else stands by it, is written too.
+
+    When the block ends well, all that was written beside the temporary moves beside `path`, the
+    sidecar last. In between there is no sidecar, so none ever speaks for another file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    folder = path.parent / f".{path.name}.{os.getpid()}.partial"
+    try:
+        _remove(folder)
+        folder.mkdir()
+        yield folder / path.name
+        made = sorted(folder.iterdir(), key=lambda file: file.name.endswith(PROVENANCE))
+        for file in made:
+            if file.name.endswith(PROVENANCE):
+                (path.parent / file.name).unlink(missing_ok=True)
+        for file in made:
+            file.replace(path.parent / file.name)
+        _flush_names(path.parent)
+    finally:
+        _remove(folder)
+
+
+# What a write is called until it is whole, and what it takes the place of: `.NAME.PID.KIND`.
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>partial|replaced)")
+
+
+def clear_leftovers(path: Path, *, locked: bool = False) -> None:
     """Remove what processes that no longer live left beside `path`, or put it in its place.
 
     Their names are `.NAME.PID.partial`, which nobody needs, and `.NAME.PID.replaced`, which is the
     old content where the new one did not come to stand at `path`.
+
+    Args:
+        path: a file or folder.
+        locked: whether this process is the only one that writes there: then whatever goes by such
+            a name was left, that within the folder as well, though a process has the number again.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        process, _, kind = leftover.name.removeprefix(f".{path.name}.").partition(".")
-        if kind not in ("partial", "replaced") or not process.isdecimal() or _lives(int(process)):
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*")
+    for leftover in [*beside, *(path.rglob(".*.*") if locked and path.is_dir() else ())]:
+        match = LEFTOVER.fullmatch(leftover.name)
+        if match is None or not (locked or not _lives(int(match["process"]))):
             continue
-        if kind == "replaced" and not path.exists():
-            leftover.replace(path)
+        place = leftover.with_name(match["name"])
+        if match["kind"] == "replaced" and not place.exists():
+            leftover.replace(place)
         else:
             _remove(leftover)
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from lcrec.core.errors import InputError, closest
+from lcrec.core.outputs import check_output
 from lcrec.core.shipped import find_recipe, find_templates
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     words: bool = False,
+    writes: str | None = None,
 ) -> Any:
     """Declare a field of a stage's dataclass.
 
@@ -40,12 +42,29 @@ def option(
         maximum: the largest, likewise.
         words: of a list, that the command line gives it as words without a flag; one such list at
             most.
+        writes: of a path, that the stage writes there, and in what form (see
+            `lcrec.core.outputs.check_output`); the dataclass derives from `Writes` then.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "words": words}
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "maximum": maximum,
+        "words": words,
+        "writes": writes,
+    }
     if isinstance(default, list):
         items = list(default)
         return dataclasses.field(default_factory=lambda: list(items), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writes:
+    """The setting of every stage that writes."""
+
+    overwrite: bool = option(
+        "replace what lies at the output, though this stage did not make it", False
+    )
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -145,11 +164,14 @@ def parse_config(
         example: flags of one worked example, shown behind `prog` at the end of `--help`.
 
     Raises:
-        InputError: an unknown key or flag, a wrong type, a missing required value.
+        InputError: an unknown key or flag, a wrong type, a missing required value, an output that
+            may not be written to.
     """
     fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    if overwrite := fields.pop("overwrite", None):
+        fields["overwrite"] = overwrite  # which `Writes` puts first
     hints = typing.get_type_hints(config_type)
-    prog = console_command(prog)
+    stage, prog = prog, console_command(prog)
     parser = _argument_parser(fields, hints, description, prog, example)
     given, unknown = parser.parse_known_args(argv)
     flags = {name: value for name, value in vars(given).items() if value is not None}
@@ -187,20 +209,39 @@ def parse_config(
     for name, field in fields.items():
         if name not in values and not _has_default(field):
             raise InputError(f"{_shown(name, field)} is required: {field.metadata['help']}")
-    return config_type(**values)
+    config: Any = config_type(**values)
+    outputs = [name for name, field in fields.items() if field.metadata.get("writes")]
+    others = [value for name in fields if name not in outputs for value in _listed(config, name)]
+    for name in outputs:
+        if getattr(config, name) is not None:
+            check_output(
+                getattr(config, name),
+                stage,
+                fields[name].metadata["writes"],
+                overwrite=config.overwrite,
+                flag=_shown(name, fields[name]),
+                inputs=[value for value in others if isinstance(value, Path)],
+            )
+    return config
+
+
+def _listed(config: Any, name: str) -> list[Any]:
+    value = getattr(config, name)
+    return value if isinstance(value, list) else [value]
 
 
 def config_dict(config: Any) -> dict[str, Any]:
     """Return the settings that shape a result, as plain JSON values.
 
     Paths and lists of them are left out: what a stage read is recorded by its hash, and where a
-    result lies does not change it.
+    result lies, or what lay there, does not change it.
     """
     hints = typing.get_type_hints(type(config))
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
         if _strip_optional(hints[field.name])[0] not in (Path, list[Path])
+        and field.name != "overwrite"
     }
 
 

@@ -1,65 +1,96 @@
-"""May a stage write here? One rule for every stage, held by a lock while it works.
+"""May a stage write here? One rule for every stage, and a lock while it works.
 
-A stage replaces its own earlier result and nothing else: neither another stage's result nor a
-person's own files. Whether it may is decided before any work, and a lock that the system frees
-with the process keeps a second run out until the first has ended.
+A stage replaces its own earlier result. What else lies there, a person's own files or another
+stage's result, it replaces only where `--overwrite` is given, and never a file by a folder, a
+folder by a file, or what it reads. `parse_config` asks for every output before any work; `claim`
+asks again and holds a lock, which the system frees with the process, until the run has ended.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from lcrec.core.artifacts import PROVENANCE
-from lcrec.core.errors import InputError
+from lcrec.core.artifacts import PROVENANCE, atomic_files, clear_leftovers
+from lcrec.core.errors import REMEDIES, InputError
 from lcrec.core.provenance import kind_of, provenance_path, read_provenance
 
-# What tells of a path that it cannot be used, whatever lies there.
-UNUSABLE = {
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "it may not be written to",
-    errno.EPERM: "it may not be written to",
-    errno.ENOTDIR: "a file stands where a folder has to be",
-    errno.EEXIST: "a file stands where a folder has to be",
-    errno.ENOSPC: "the disk is full",
-}
+# The forms of an output; a file's is what its name must end in, such as ".jsonl".
+FOLDER = "folder"  # replaced whole
+SHARED_FOLDER = "shared folder"  # the stage adds to it, and leaves what else is in it
 
 
-@contextmanager
+def check_output(
+    output: Path,
+    stage: str,
+    form: str = FOLDER,
+    *,
+    overwrite: bool = False,
+    flag: str = "--output",
+    inputs: Iterable[Path] = (),
+) -> None:
+    """Refuse an output that a stage may not, or cannot, write to; change nothing.
+
+    Args:
+        output: the folder or file that the stage writes.
+        stage: the command, as in its provenance.
+        form: `FOLDER`, `SHARED_FOLDER`, or what the file's name must end in.
+        overwrite: whether what somebody else made may be replaced.
+        flag: the flag that named the output, for messages.
+        inputs: what the stage reads, existing or not.
+
+    Raises:
+        InputError: the name, the place, the rights or the disk forbid it; something else lies
+            there; or the stage would replace what it reads.
+    """
+    with _one_line(output, flag):
+        _require_form(output, form, flag)
+        place = _resolved(output)
+        for path in inputs:
+            if _resolved(path).is_relative_to(place):
+                raise InputError(f"{flag} {output}: {path} is read from there; name another place")
+        _try_to_write(place)
+        note = beside(output, "claim")
+        claimed = note.read_text(encoding="utf-8").strip() if note.exists() else ""
+        _require_replaceable(output, stage, form, claimed, overwrite, flag)
+
+
+@contextlib.contextmanager
 def claim(
-    output: Path, stage: str, *, folder: bool = True, flag: str = "--output"
+    output: Path,
+    stage: str,
+    form: str = FOLDER,
+    *,
+    overwrite: bool = False,
+    flag: str = "--output",
+    active: bool = True,
 ) -> Iterator[None]:
-    """Hold an output for one run of a stage, which may replace only what the stage itself made.
+    """Hold an output for one run of a stage, and clear away what killed runs left there.
 
     The note `.NAME.claim` beside the output carries the lock. A killed run leaves it, and with it
     the knowledge that what lies there unfinished is the stage's own.
 
     Args:
-        output: the folder or file that the stage writes.
-        stage: the command, as in its provenance.
-        folder: whether `output` is a folder.
-        flag: the flag that named it, for messages.
+        output, stage, form, overwrite, flag: as for `check_output`.
+        active: whether this process is the one, of those that share the work, that claims.
 
     Raises:
-        InputError: the path cannot be used, something else lies there, or another run writes there.
+        InputError: as for `check_output`, or another run writes there.
     """
-    # "." has no name of its own, and a link has to keep its own.
-    place = Path.cwd() / output if output.name else output.resolve()
-    note = place.with_name(f".{place.name}.claim")
-    try:
+    if not active:
+        yield
+        return
+    with _one_line(output, flag):
+        _require_form(output, form, flag)
+        place = _resolved(output)
+        made = [folder for folder in place.parents if not folder.exists()]
         place.parent.mkdir(parents=True, exist_ok=True)
+        note = beside(output, "claim")
         file = _locked(note)
-    except OSError as error:
-        if error.errno not in UNUSABLE:
-            raise
-        raise InputError(
-            f"{flag} {output}: {UNUSABLE[error.errno]} ({error.filename}); name another place"
-        ) from None
     if file is None:
         owner = note.read_text(encoding="utf-8").strip() if note.exists() else ""
         running = f" (process {json.loads(owner)['process']})" if owner else ""
@@ -69,9 +100,8 @@ def claim(
         )
     with file:
         before = file.read().strip()
-        unfinished = bool(before) and json.loads(before)["kind"] == kind_of(stage)
         try:
-            _require_replaceable(output, stage, folder=folder, unfinished=unfinished, flag=flag)
+            _require_replaceable(output, stage, form, before, overwrite, flag)
         except InputError:
             if not before:
                 note.unlink()
@@ -80,13 +110,61 @@ def claim(
         file.truncate()
         json.dump({"kind": kind_of(stage), "process": os.getpid()}, file)
         file.flush()
+        clear_leftovers(place, locked=True)
         try:
             yield
         except BaseException:
             if not output.exists() or _is_whole(output, stage):
                 note.unlink()  # nothing unfinished lies there
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()  # where nothing was written
             raise
         note.unlink()
+
+
+@contextlib.contextmanager
+def publish(output: Path, stage: str, form: str, *, overwrite: bool) -> Iterator[Path]:
+    """Claim a file, and yield a temporary path to write it and its sidecar at (`atomic_files`)."""
+    with claim(output, stage, form, overwrite=overwrite), atomic_files(output) as temporary:
+        yield temporary
+
+
+def beside(output: Path, kind: str) -> Path:
+    """Return `.NAME.KIND` beside an output: a name for what is needed until it is whole."""
+    place = _resolved(output)
+    return place.with_name(f".{place.name}.{kind}")
+
+
+def _resolved(output: Path) -> Path:
+    # "." and ".." have no name of their own, and a link has to keep its own.
+    return output.resolve() if output.name in ("", "..") else Path.cwd() / output
+
+
+@contextlib.contextmanager
+def _one_line(output: Path, flag: str) -> Iterator[None]:
+    """Say in one line, with the flag, what the system says of an output."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            reason = "a file stands where a folder has to be"
+        remedy = REMEDIES.get(error.errno or 0, "name another path")
+        raise InputError(f"{flag} {output}: {reason} ({error.filename}); {remedy}") from None
+
+
+def _try_to_write(place: Path) -> None:
+    """Write and remove a small file where the output's folder is, or will be."""
+    parent = place.parent
+    while not parent.exists():
+        parent = parent.parent
+    for folder in {parent, place} if place.is_dir() else {parent}:
+        probe = folder / f".{place.name}.{os.getpid()}.partial"
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def _is_whole(output: Path, stage: str) -> bool:
@@ -110,32 +188,52 @@ def _locked(note: Path) -> TextIO | None:
         file.close()
 
 
+def _require_form(output: Path, form: str, flag: str) -> None:
+    """Refuse a name that cannot be of this form, and a file for a folder or a folder for a file."""
+    folder = form in (FOLDER, SHARED_FOLDER)
+    if not folder and output.suffix != form:
+        better = output / f"NAME{form}" if output.is_dir() else output.with_suffix(form)
+        raise InputError(f"{flag} {output}: it goes to a file named *{form}, such as {better}")
+    if folder and (output.is_file() or provenance_path(output).parent != output):
+        raise InputError(f"{flag} {output}: name a folder, not a file")
+    if not folder and output.is_dir():
+        raise InputError(f"{flag} {output}: name a file, not a folder")
+
+
 def _require_replaceable(
-    output: Path, stage: str, *, folder: bool, unfinished: bool, flag: str
+    output: Path, stage: str, form: str, claimed: str, overwrite: bool, flag: str
 ) -> None:
-    if not output.exists() and not output.is_symlink():
+    """Refuse what lies at `output`, if anything, unless `stage` may replace it.
+
+    Args:
+        claimed: the note of a run that was killed, or is writing there; "" where there is none.
+    """
+    folder = form in (FOLDER, SHARED_FOLDER)
+    if not output.exists():
         return
-    if folder != output.is_dir():
-        is_a, due = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise InputError(f"{flag} {output} is {is_a}, and {due} is to be written; name another")
     record = read_provenance(output)
-    if record is not None:
-        if record["kind"] == kind_of(stage):
-            return
-        raise InputError(
-            f"{flag} {output} holds the result of {record['stage']} ({record['kind']}), which "
-            f"{stage} would replace; name another place"
-        )
-    if unfinished:
-        return
     found = output.name
-    if folder:
-        # Hidden names are what killed runs leave, and what file managers put everywhere.
-        others = sorted(path.name for path in output.iterdir() if path.name[0] != ".")
-        if not others:
-            return
-        found = others[0]
-    raise InputError(
-        f"{flag} {output}: {found} has no {PROVENANCE if folder else provenance_path(output).name} "
-        f"beside it, so {stage} did not make it; name another place, or move it away"
+    visible = (
+        sorted(path.name for path in output.iterdir() if path.name[0] != ".") if folder else []
     )
+    if record is not None and record["kind"] == kind_of(stage):
+        made = {*record.get("files", visible), PROVENANCE}
+        others = [name for name in visible if name not in made]
+        if form != FOLDER or not others:
+            return
+        reason = f"{output} also holds {others[0]}, which {stage} did not write"
+    elif record is not None:
+        reason = f"{output} holds the result of {record['stage']} ({record['kind']})"
+    elif claimed and json.loads(claimed)["kind"] == kind_of(stage):
+        return
+    else:
+        if folder:
+            if not visible:
+                return
+            found = visible[0]
+        sidecar = PROVENANCE if folder else provenance_path(output).name
+        reason = f"{output}: {found} has no {sidecar} beside it, so {stage} did not make it"
+    if not overwrite:
+        raise InputError(f"{flag} {reason}; name another place, or give --overwrite to replace it")
+    if folder and Path.cwd().is_relative_to(output.resolve()):
+        raise InputError(f"{flag} {reason}, and you are in that folder; name another place")

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lcrec.core.artifacts import PROVENANCE, read_json, write_json
+from lcrec.core.artifacts import LEFTOVER, PROVENANCE, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 
@@ -28,8 +28,12 @@ KINDS = {
     "python -m lcrec.index_report": "index report",
     "python -m lcrec.dataset": "instructions",
     "accelerate launch recipes/finetune.py": "checkpoint",
+    "python -m lcrec.finetune": "checkpoint",
     "python -m lcrec.generate": "predictions",
     "python -m lcrec.evaluate": "metrics",
+    "python -m lcrec.evaluate pairs": "metrics",
+    "python -m lcrec.evaluate search": "metrics",
+    "python -m lcrec.evaluate language": "metrics",
 }
 # The layout of a kind's files, raised when an older one can no longer be read; 1 where absent.
 FORMATS: dict[str, int] = {}
@@ -53,8 +57,10 @@ def fingerprint(path: Path) -> str:
         raise InputError(f"{path}: no such file or folder")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        # The sidecar tells of the folder's making, not of its content.
-        if file.is_file() and file.name != PROVENANCE:
+        # The sidecar tells of the folder's making, not of its content; a killed run's leftovers
+        # are no content either.
+        parts = file.relative_to(path).parts
+        if file.is_file() and file.name != PROVENANCE and not any(map(LEFTOVER.fullmatch, parts)):
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\0".encode())
     return digest.hexdigest()
 
@@ -68,7 +74,7 @@ def provenance_path(artifact: Path) -> Path:
 def write_provenance(
     artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path], **facts: Any
 ) -> None:
-    """Write the sidecar: last, or before the one file that makes the artifact complete.
+    """Write the sidecar, when all files of a folder that is replaced whole are there.
 
     Args:
         artifact: the folder or file that was made.
@@ -90,6 +96,9 @@ def write_provenance(
         },
         **facts,
     }
+    if artifact.is_dir():
+        # A later run replaces the folder, but not what a person has put beside these.
+        record["files"] = sorted(path.name for path in artifact.iterdir() if path.name[0] != ".")
     write_json(provenance_path(artifact), record, indent=2)
 
 

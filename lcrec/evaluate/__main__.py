@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from lcrec.core.artifacts import write_json
-from lcrec.core.config import console_command, option, parse_config
+from lcrec.core.config import Writes, console_command, option, parse_config
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest, run_stage
-from lcrec.core.provenance import provenance_path, write_provenance
+from lcrec.core.outputs import check_output, publish
+from lcrec.core.provenance import write_provenance
 from lcrec.rankings.evaluation import evaluate_files, label_files
 
 PROG = "python -m lcrec.evaluate"
@@ -40,7 +41,7 @@ LINE = 99  # the least width of a table, in characters; longer labels widen it
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Writes):
     """Settings of `python -m lcrec.evaluate`."""
 
     predictions: list[str] = option("predictions files to judge, compared if several")
@@ -48,6 +49,7 @@ class EvaluateConfig:
         "where to write the numbers, *.json; for a single predictions.jsonl metrics.json beside "
         "it, for several files only where given",
         None,
+        writes=".json",
     )
     labels: list[str] | None = option(
         "a name per file, for the table; by default the method that made it", None
@@ -130,9 +132,9 @@ def main(argv: list[str]) -> None:
     if output is None:
         print("\nNothing was written; --output FILE.json keeps these numbers.")
         return
-    provenance_path(output).unlink(missing_ok=True)
-    write_json(output, result, indent=2)
-    write_provenance(output, PROG, {"seed": config.seed}, files)
+    with publish(output, PROG, ".json", overwrite=config.overwrite) as file:
+        write_json(file, result, indent=2)
+        write_provenance(file, PROG, {"seed": config.seed}, files)
     print(f"\nWrote {output}.")
     if len(files) == 1:
         print(f"Next: compare: {PROG} --predictions {config.predictions[0]} OTHER.jsonl")
@@ -140,15 +142,13 @@ def main(argv: list[str]) -> None:
 
 def _output(config: EvaluateConfig) -> Path | None:
     """Return where the numbers go, None for nowhere."""
-    if config.output is None:
-        if len(config.predictions) > 1:
-            return None
-        path = Path(config.predictions[0])
-        name = "metrics.json" if path.stem == "predictions" else f"{path.stem}.metrics.json"
-        return path.with_name(name)
-    if config.output.suffix != ".json" or config.output.is_dir():
-        raise InputError(f"--output {config.output}: the numbers go to a file named *.json")
-    return config.output
+    if config.output is not None or len(config.predictions) > 1:
+        return config.output
+    path = Path(config.predictions[0])
+    name = "metrics.json" if path.stem == "predictions" else f"{path.stem}.metrics.json"
+    output = path.with_name(name)
+    check_output(output, PROG, ".json", overwrite=config.overwrite)
+    return output
 
 
 def _align(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcrec.core.artifacts import find_data, write_json
-from lcrec.core.errors import InputError
-from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
+from lcrec.core.outputs import publish
+from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.data_set import load_data
 from lcrec.data.splits import Split
 from lcrec.prompts.tasks import TaskData
@@ -81,12 +81,6 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
     return Subject(recommender, task_data, data.split, inputs)
 
 
-def require_json_path(output: Path | None) -> None:
-    """Refuse a result file whose name does not end in `.json`, before any work is done for it."""
-    if output is not None and (output.suffix != ".json" or output.is_dir()):
-        raise InputError(f"--output {output}: the numbers go to a file named *.json")
-
-
 def format_values(rows: dict[str, dict[str, Summary | None]], heading: str) -> str:
     """Return a table: two lines per row, the values and below them their intervals.
 
@@ -115,6 +109,8 @@ def write_result(
     settings: dict[str, Any],
     inputs: dict[str, Path],
     result: dict[str, Any],
+    *,
+    overwrite: bool,
 ) -> None:
     """Write the numbers and where they came from, and say so; without a path, say that too.
 
@@ -124,12 +120,13 @@ def write_result(
         settings: the resolved settings.
         inputs: what was read, by role.
         result: JSON values only.
+        overwrite: whether to replace a file that no `lcrec.evaluate` made.
     """
     if output is None:
         print("\nNothing was written; --output FILE.json keeps these numbers.")
         return
-    provenance_path(output).unlink(missing_ok=True)
     bootstrap = {"samples": SAMPLES, "level": LEVEL}
-    write_json(output, {"command": command, **bootstrap, **result}, indent=2)
-    write_provenance(output, PROG, {"command": command, **settings}, inputs)
+    with publish(output, PROG, ".json", overwrite=overwrite) as file:
+        write_json(file, {"command": command, **bootstrap, **result}, indent=2)
+        write_provenance(file, PROG, {"command": command, **settings}, inputs)
     print(f"\nWrote {output}.")

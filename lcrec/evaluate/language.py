@@ -23,18 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.data.words import words_of
-from lcrec.evaluate.checkpoint import (
-    PROG,
-    Subject,
-    format_values,
-    load_subject,
-    require_json_path,
-    write_result,
-)
+from lcrec.evaluate.checkpoint import PROG, Subject, format_values, load_subject, write_result
 from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
@@ -76,12 +69,12 @@ LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")
 
 
 @dataclass(frozen=True)
-class LanguageConfig:
+class LanguageConfig(Writes):
     """Settings of `python -m lcrec.evaluate language`."""
 
     model: Path = option("the checkpoint folder")
     data: Path = option("the data folder")
-    output: Path | None = option("where to write the numbers, *.json", None)
+    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
     templates: list[str] | None = option(
         "templates whose answer is text (default: see above)", None
     )
@@ -106,7 +99,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         LanguageConfig, argv, description=__doc__ or "", prog=f"{PROG} language", example=EXAMPLE
     )
-    require_json_path(config.output)
     rouge = RougeL()
     subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
     templates = choose_templates(subject, config.templates)
@@ -148,7 +140,14 @@ def main(argv: list[str]) -> None:
     for name, entry in result.items():
         print(f"  {name}: {entry['task']}, {' and '.join(entry['asks_for'])}, {entry['answers']:,}")
     record = {"templates": result}
-    write_result(config.output, "language", config_dict(config), subject.inputs, record)
+    write_result(
+        config.output,
+        "language",
+        config_dict(config),
+        subject.inputs,
+        record,
+        overwrite=config.overwrite,
+    )
 
 
 def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:

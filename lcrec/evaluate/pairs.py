@@ -24,7 +24,7 @@ import numpy as np
 from scipy import sparse
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
@@ -36,7 +36,6 @@ from lcrec.evaluate.checkpoint import (
     Summary,
     format_values,
     load_subject,
-    require_json_path,
     write_result,
 )
 from lcrec.prompts.tasks import mixed_record
@@ -123,13 +122,13 @@ NEGATIVES = {
 
 
 @dataclass(frozen=True)
-class PairsConfig:
+class PairsConfig(Writes):
     """Settings of `python -m lcrec.evaluate pairs`."""
 
     model: Path = option("the checkpoint folder")
     data: Path = option("the data folder")
     embeddings: Path = option("the item embeddings that say which texts are alike")
-    output: Path | None = option("where to write the numbers, *.json", None)
+    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
     split: Literal["valid", "test"] = option("which held-out item is the next one", "test")
     templates: list[str] | None = option(
         "templates to ask with, of seqrec or of fusionseqrec from titles (default: see above)", None
@@ -145,7 +144,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         PairsConfig, argv, description=__doc__ or "", prog=f"{PROG} pairs", example=EXAMPLE
     )
-    require_json_path(config.output)
     path = config.embeddings / EMBEDDINGS if config.embeddings.is_dir() else config.embeddings
     vectors = read_array(path)
     rebuild = f"python -m lcrec.embed --data {config.data} --output {path.parent}"
@@ -192,7 +190,7 @@ def main(argv: list[str]) -> None:
     settings = config_dict(config)
     inputs = {**subject.inputs, "embeddings": path}
     record = {"users": len(cases), "negatives": NEGATIVES, "templates": result}
-    write_result(config.output, "pairs", settings, inputs, record)
+    write_result(config.output, "pairs", settings, inputs, record, overwrite=config.overwrite)
 
 
 def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import ProgressBar, progress
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
@@ -27,7 +27,6 @@ from lcrec.evaluate.checkpoint import (
     Summary,
     format_values,
     load_subject,
-    require_json_path,
     write_result,
 )
 from lcrec.prompts.templates import Template
@@ -44,14 +43,14 @@ BLOCK = 256  # queries encoded at once
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Writes):
     """Settings of `python -m lcrec.evaluate search`."""
 
     model: Path = option("the checkpoint folder")
     data: Path = option("the data folder")
     embeddings: Path = option("the folder of item embeddings to retrieve from")
     encoder: str | None = option("their encoder, if it lies elsewhere now", None)
-    output: Path | None = option("where to write the numbers, *.json", None)
+    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
     templates: list[str] | None = option(
         "itemsearch templates that use the intention (default: see above)", None
     )
@@ -67,7 +66,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         SearchConfig, argv, description=__doc__ or "", prog=f"{PROG} search", example=EXAMPLE
     )
-    require_json_path(config.output)
     item_path = find_data(config.data).item
     rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
     vectors = read_array(config.embeddings / EMBEDDINGS)
@@ -119,7 +117,9 @@ def main(argv: list[str]) -> None:
         "mrr_depth": config.k,
         "runs": {name: {"users": counts[name], "overall": rows[name]} for name in rows},
     }
-    write_result(config.output, "search", config_dict(config), inputs, record)
+    write_result(
+        config.output, "search", config_dict(config), inputs, record, overwrite=config.overwrite
+    )
 
 
 def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:

@@ -24,24 +24,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lcrec.core.artifacts import atomic_path, find_data, index_path
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.artifacts import atomic_files, atomic_path, find_data, index_path
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.outputs import FOLDER, beside, check_output, claim
 from lcrec.core.parts import NOTE
 from lcrec.core.processes import processes
-from lcrec.core.provenance import (
-    fingerprint,
-    is_current,
-    is_kind,
-    provenance_path,
-    write_provenance,
-)
+from lcrec.core.provenance import fingerprint, is_current, write_provenance
 from lcrec.core.version import __version__
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
-from lcrec.rankings.predictions import require_predictions_path
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -61,7 +55,7 @@ PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Writes):
     """Settings of `python -m lcrec.generate`."""
 
     model: Path = option("the checkpoint folder")
@@ -136,10 +130,19 @@ def main(argv: list[str]) -> None:
         if config.output is None:
             assert cases is not None
             answer(config, items, cases, allowed, state)
-        elif cases is None:
-            rank_everyone(config, len(items), interactions, allowed, state)
-        else:
-            rank_split(config, items, cases, allowed, state)
+            return
+        claimed = claim(
+            config.output,
+            STAGE,
+            form_of(config),
+            overwrite=config.overwrite,
+            active=state.is_main_process,
+        )
+        with claimed:
+            if cases is None:
+                rank_everyone(config, len(items), interactions, allowed, state)
+            else:
+                rank_split(config, items, cases, allowed, state)
 
 
 def answer(
@@ -182,12 +185,7 @@ def rank_split(
     state: PartialState,
 ) -> None:
     """Write predictions for the users of a split."""
-    from lcrec.generate.many_users import (
-        ensemble_path,
-        join_split_parts,
-        rank_in_parts,
-        write_split_part,
-    )
+    from lcrec.generate.many_users import join_split_parts, rank_in_parts, write_split_part
     from lcrec.generate.one_request import show_examples
 
     output = config.output
@@ -204,7 +202,7 @@ def rank_split(
             show_examples(output, cases, items, config.show)
         return
     recommender, job = prepare(config, len(items), cases.users, cases.histories, allowed, state)
-    folder = parts_folder(output)
+    folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
         job,
@@ -216,15 +214,14 @@ def rank_split(
         state=state,
     )
     if state.is_main_process:
-        made = [output, *([ensemble_path(output)] if config.ensemble else [])]
-        for path in made:  # a sidecar left by an earlier run would speak for another file
-            provenance_path(path).unlink(missing_ok=True)
-        join_split_parts(parts, job.list_names, output)
-        for path in made:
-            write_provenance(path, STAGE, settings, inputs)
+        with atomic_files(output) as file:
+            written = [file, *([ensemble_path(file)] if config.ensemble else [])]
+            join_split_parts(parts, job.list_names, *written)
+            for path in written:
+                write_provenance(path, STAGE, settings, inputs)
         shutil.rmtree(folder)
         show_examples(output, cases, items, config.show)
-        files = " ".join(map(str, made))
+        files = " ".join(str(output.with_name(path.name)) for path in written)
         print(f"Wrote {files}. Next: python -m lcrec.evaluate --predictions {files}")
 
 
@@ -241,10 +238,7 @@ def rank_everyone(
     output = config.output
     assert output is not None
     settings, inputs = recorded(config)
-    ours = is_kind(output, STAGE)
-    if output.exists() and not ours and any(output.iterdir()):
-        raise InputError(f"--output {output}: holds something else; name another folder")
-    current = ours and is_current(output, STAGE, settings, inputs)
+    current = is_current(output, STAGE, settings, inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{output} is up to date.")
@@ -259,7 +253,7 @@ def rank_everyone(
     recommender, job = prepare(
         config, num_items, interactions.users, list(interactions), allowed, state
     )
-    folder = parts_folder(output)
+    folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
         job,
@@ -271,9 +265,9 @@ def rank_everyone(
         state=state,
     )
     if state.is_main_process:
-        write_provenance(folder, STAGE, settings, inputs, users=len(interactions))
         with atomic_path(output) as temporary:
             (folder / NOTE).unlink()
+            write_provenance(folder, STAGE, settings, inputs, users=len(interactions))
             folder.rename(temporary)
         print(f"Wrote {output}: {len(interactions):,} users in {len(parts)} file(s).")
 
@@ -377,9 +371,14 @@ def provenance_of(
     }
 
 
-def parts_folder(output: Path) -> Path:
-    """Return where the parts of an unfinished result lie."""
-    return output.parent / f".{output.name}.parts"
+def form_of(config: GenerateConfig) -> str:
+    """Return the form of the output (see `lcrec.core.outputs`)."""
+    return FOLDER if config.all_users else ".jsonl"
+
+
+def ensemble_path(output: Path) -> Path:
+    """Return where the joint lists of a predictions file lie."""
+    return output.with_suffix(".ensemble.jsonl")
 
 
 # What is asked for, checked.
@@ -398,13 +397,13 @@ def check_ways(config: GenerateConfig) -> None:
         )
     if config.all_users and config.output is None:
         raise InputError("--all-users writes to a folder; name it with --output FOLDER")
-    if config.output is not None and not config.all_users:
-        require_predictions_path(config.output)
-    is_file_name = config.output is not None and (
-        config.output.suffix in (".json", ".jsonl", ".parquet") or config.output.is_file()
-    )
-    if config.all_users and is_file_name:
-        raise InputError(f"--output {config.output}: --all-users writes a folder; name one")
+    if config.output is not None:
+        outputs = [config.output]
+        if config.ensemble and not config.all_users:
+            outputs.append(ensemble_path(config.output))
+        inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
+        for path in outputs:
+            check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
     if config.explain and config.output is not None:
         raise InputError("--explain belongs to one request: --history, --user or --query")
     if config.history is not None and not config.history:

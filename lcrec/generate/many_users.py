@@ -153,33 +153,31 @@ def write_split_part(path: Path, part: Part, users: list[str], targets: np.ndarr
     )
 
 
-def join_split_parts(parts: list[Path], names: list[str], output: Path) -> None:
+def join_split_parts(
+    parts: list[Path], names: list[str], output: Path, joint: Path | None = None
+) -> None:
     """Write one predictions file from the parts: all users of the first list name, then the next.
 
-    Joint lists go to a file of their own beside it, `X.ensemble.jsonl`, which is written first.
+    Joint lists go to a file of their own, which is written first.
 
     Args:
         parts: as written by `write_split_part`.
         names: the list names of every part.
         output: the predictions file.
+        joint: the file of the joint lists, if there are any.
     """
     lines = [part.read_text(encoding="utf-8").removesuffix("\n").split("\n") for part in parts]
     counts = [len(own) // len(names) for own in lines]
     for path, chosen in (
-        (ensemble_path(output), [place for place, name in enumerate(names) if name == ENSEMBLE]),
+        (joint, [place for place, name in enumerate(names) if name == ENSEMBLE]),
         (output, [place for place, name in enumerate(names) if name != ENSEMBLE]),
     ):
-        if chosen:
+        if path is not None:
             with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 for place in chosen:
                     for own, count in zip(lines, counts, strict=True):
                         rows = own[place * count : (place + 1) * count]
                         file.writelines(f"{row}\n" for row in rows)
-
-
-def ensemble_path(output: Path) -> Path:
-    """Return where the joint lists of a predictions file lie."""
-    return output.with_suffix(".ensemble.jsonl")
 
 
 # All users: lists without targets, the parts are the result.

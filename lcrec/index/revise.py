@@ -147,10 +147,6 @@ def extend_index(
     """
     path = index_path(old_folder)
     weights = path.parent / RQVAE_WEIGHTS
-    if output.resolve() == path.parent.resolve():
-        raise InputError(
-            f"--output {output}: holds the old index, on which models were trained; name another"
-        )
     old = ItemIndex.load(path, old_items)
     if not weights.exists():
         raise InputError(
@@ -186,13 +182,13 @@ def extend_index(
         "explained_variance_old": extension.explained[0],
         "explained_variance_new": extension.explained[1],
     }
-    (output / INDEX).unlink(missing_ok=True)
-    with atomic_path(output / RQVAE_WEIGHTS) as temporary:
-        shutil.copyfile(weights, temporary)
     title = f"{name}, {len(index) - len(old):,} new items added"
-    verdict = write_index_report(output, report, title)
-    write_provenance(output, stage, config, inputs, level_sizes=old.level_sizes)
-    index.save(output)
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        shutil.copyfile(weights, folder / RQVAE_WEIGHTS)
+        verdict = write_index_report(folder, report, title)
+        index.save(folder)
+        write_provenance(folder, stage, config, inputs, level_sizes=old.level_sizes)
     print_verdict(verdict)
     return True
 
@@ -366,8 +362,6 @@ def repair_index(
     """
     path = index_path(source)
     weights = path.parent / RQVAE_WEIGHTS
-    if output.resolve() == path.parent.resolve():
-        raise InputError(f"--output {output}: holds the index to repair; name another folder")
     codes, filled = level_paths(read_paths(path))
     for what, size in (("--data", items), ("--embeddings", embeddings)):
         if size is not None and len(size) != len(codes):
@@ -425,13 +419,13 @@ def repair_index(
         "paths_filled_up": filled,
         "rule": rule,
     }
-    (output / INDEX).unlink(missing_ok=True)
-    if weights.exists():
-        with atomic_path(output / RQVAE_WEIGHTS) as temporary:
-            shutil.copyfile(weights, temporary)
-    verdict = write_index_report(output, report, f"{path.name}, repaired")
-    write_provenance(output, stage, config, inputs, level_sizes=sizes)
-    index.save(output)
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        if weights.exists():
+            shutil.copyfile(weights, folder / RQVAE_WEIGHTS)
+        verdict = write_index_report(folder, report, f"{path.name}, repaired")
+        index.save(folder)
+        write_provenance(folder, stage, config, inputs, level_sizes=sizes)
     print_verdict(verdict)
     print(f"Moved {len(moved):,} items by {rule}. {len(codes) - len(moved):,} keep their index.")
     return True

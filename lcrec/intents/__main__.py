@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lcrec.core.artifacts import atomic_path, find_data, write_json
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.artifacts import DataPaths, atomic_files, find_data, write_json
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.outputs import check_output, claim
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.splits import leave_one_out
@@ -46,11 +47,11 @@ KEYWORDS_NOTE = "lists of keywords (TF-IDF of titles and categories); no languag
 ASSUMED_SECONDS, ASSUMED_TOKENS, CHARACTERS_PER_TOKEN = 3.0, 120, 4
 # What decides how the texts are asked for, but not what they are.
 MEANS: tuple[str, ...] = ("concurrency", "timeout", "retries", "batch_tokens", "price_in")
-MEANS += ("price_out", "yes", "trial", "dry_run", "overwrite")
+MEANS += ("price_out", "yes", "trial", "dry_run")
 
 
 @dataclass(frozen=True)
-class IntentsConfig:
+class IntentsConfig(Writes):
     """Settings of `python -m lcrec.intents`."""
 
     data: Path = option("the data folder; <Name>.user.json is written there")
@@ -78,7 +79,6 @@ class IntentsConfig:
     price_out: float | None = option("of a million answer tokens", None, minimum=0)
     yes: bool = option("do not ask before spending (openai only)", False)
     dry_run: bool = option("show what would be asked, and the estimate, and stop", False)
-    overwrite: bool = option("replace a user.json that came from elsewhere", False)
     seed: int = option("decides the sampling (local only)", 0, minimum=0)
 
 
@@ -101,10 +101,31 @@ def main(argv: list[str]) -> None:
     if config.method == "local" and Path(config.model or "").is_dir():
         inputs["model"] = Path(config.model or "")
     writes = config.trial is None and not config.dry_run
+    if writes:
+        check_output(paths.user, STAGE, ".json", overwrite=config.overwrite, flag="--data")
     if writes and is_done(paths.user, settings, inputs, overwrite=config.overwrite):
         print(f"{paths.user} is up to date.\n{next_command(config.data)}")
         return
 
+    claimed = claim(
+        paths.user, STAGE, ".json", overwrite=config.overwrite, flag="--data", active=writes
+    )
+    with claimed:
+        _write(config, paths, items, interactions, prompts, settings, inputs, writes=writes)
+
+
+def _write(
+    config: IntentsConfig,
+    paths: DataPaths,
+    items: Items,
+    interactions: Interactions,
+    prompts: IntentPrompts,
+    settings: dict[str, Any],
+    inputs: dict[str, Path],
+    *,
+    writes: bool,
+) -> None:
+    """Get all texts and write them, or show the first where `writes` is off."""
     chosen = first_users(interactions, config.trial)
     guard = TitleGuard([items.text(item, "title") for item in range(len(items))])
     limits = {"max_history": config.max_history, "max_text_words": config.max_text_words}
@@ -129,16 +150,14 @@ def main(argv: list[str]) -> None:
         return
     if not outcome.texts:
         raise InputError(f"{paths.user} is not written: there is no text to write")
-    with atomic_path(paths.user) as temporary:
-        write_json(temporary, user_json(chosen, outcome.texts))
-        # Neither texts without the sidecar that tells whose they are, nor another's beside it.
-        paths.user.unlink(missing_ok=True)
+    with atomic_files(paths.user) as file:
+        write_json(file, user_json(chosen, outcome.texts))
         write_provenance(
-            paths.user,
+            file,
             STAGE,
             settings,
             inputs,
-            sha256=fingerprint(temporary),
+            sha256=fingerprint(file),
             origin=KEYWORDS_NOTE if config.method == "keywords" else f"written by {config.model}",
             leaked=outcome.leaked,
             malformed=outcome.malformed,

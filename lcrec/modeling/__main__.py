@@ -15,9 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE, read_json, write_json
-from lcrec.core.config import option, parse_config
+from lcrec.core.artifacts import (
+    CARD,
+    PROMPTS,
+    PROVENANCE,
+    RECIPE,
+    atomic_path,
+    read_json,
+    write_json,
+)
+from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.outputs import FOLDER, claim
 from lcrec.core.provenance import read_provenance
 from lcrec.prompts.tasks import history_record
 
@@ -36,11 +45,11 @@ PROBES = 16
 
 
 @dataclass(frozen=True)
-class MergeConfig:
+class MergeConfig(Writes):
     """Settings of `python -m lcrec.modeling merge`."""
 
     model: Path = option("the checkpoint to merge")
-    output: Path = option("the folder to write the plain model to; it must not exist yet")
+    output: Path = option("the folder to write the plain model to", writes=FOLDER)
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "what the weights are written in; they are merged in fp32", "fp32"
     )
@@ -59,8 +68,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         MergeConfig, argv[1:], description=__doc__ or "", prog=f"{STAGE} merge", example=EXAMPLE
     )
-    if config.output.exists():
-        raise InputError(f"--output {config.output} exists already; name a new folder")
     metrics = read_json(config.metrics) if config.metrics else None
     from lcrec.modeling.checkpoint import CheckpointFacts, load_checkpoint
 
@@ -139,24 +146,24 @@ def logit_distance(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float
 def write_merged(
     config: MergeConfig, live: Checkpoint, model: PreTrainedModel, metrics: Any
 ) -> None:
-    """Write the folder under another name, then rename it: there is never half of one."""
+    """Write the folder of the merged model."""
     from lcrec.modeling.base import DTYPES
 
-    partial = config.output.with_name(f".{config.output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.to(DTYPES[config.precision]).save_pretrained(partial)  # type: ignore[arg-type]
-    live.tokenizer.save_pretrained(partial)
-    live.index.save(partial)
-    live.prompts.save(partial / PROMPTS)
-    shutil.copy(config.model / RECIPE, partial / RECIPE)
     record = read_provenance(config.model)
     assert record is not None  # it was loaded
     merged = record | {"config": record["config"] | {"quantize": "none"}}
-    write_json(partial / PROVENANCE, merged | {"merged_from": str(config.model)}, indent=2)
     card = model_card(config, live, record, metrics)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    partial.rename(config.output)
+    with (
+        claim(config.output, f"{STAGE} merge", overwrite=config.overwrite),
+        atomic_path(config.output) as folder,
+    ):
+        model.to(DTYPES[config.precision]).save_pretrained(folder)  # type: ignore[arg-type]
+        live.tokenizer.save_pretrained(folder)
+        live.index.save(folder)
+        live.prompts.save(folder / PROMPTS)
+        shutil.copy(config.model / RECIPE, folder / RECIPE)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        write_json(folder / PROVENANCE, merged | {"merged_from": str(config.model)}, indent=2)
 
 
 def model_card(config: MergeConfig, live: Checkpoint, record: dict[str, Any], metrics: Any) -> str:

@@ -24,7 +24,7 @@ COMPLETE = "complete"  # the mark in a checkpoint folder
 STAGED = "partial"  # beside the checkpoints: the one that is being written is staged there
 
 
-def check_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
+def check_run(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
     """Refuse an output folder that this run may not take; change nothing.
 
     Args:
@@ -36,23 +36,18 @@ def check_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
         Whether another run lies there, which must be thrown away first.
 
     Raises:
-        InputError: it holds a run of other settings or inputs, or files that are no run at all.
+        InputError: it holds a run of other settings or inputs.
     """
     note = output / WORK / NOTE
-    files = [path for path in output.rglob("*") if path.is_file() and path.suffix != ".partial"]
-    if not files:
+    if not any(path.is_file() and path.suffix != ".partial" for path in output.rglob("*")):
         return False
+    found: dict[str, Any] = {}  # somebody else's files, which --overwrite replaces
     finished = read_provenance(output)
     if note.exists():
         found = read_json(note)
     elif finished is not None and finished["kind"] == kind_of(STAGE):
         hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
         found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
-    else:
-        raise InputError(
-            f"--output {output} holds something else (such as {files[0].name}), which no run "
-            "of this recipe made; name another folder"
-        )
     if note.exists() and found == run:
         return False
     if not overwrite:
@@ -69,10 +64,10 @@ def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
     """Take the output folder for this run, or refuse it.
 
     Args:
-        output, run: as for `check_output`, which also says what is raised.
+        output, run: as for `check_run`, which also says what is raised.
         overwrite: throw another run away.
     """
-    if check_output(output, run, overwrite=overwrite):
+    if check_run(output, run, overwrite=overwrite):
         # Renamed first: half of a run, if this is killed, would look like somebody else's files.
         doomed = output.with_name(f".{output.name}.replaced")
         shutil.rmtree(doomed, ignore_errors=True)

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lcrec.core.artifacts import DataPaths, data_paths
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.outputs import SHARED_FOLDER, claim
 from lcrec.core.provenance import is_current, kind_of, read_provenance, write_provenance
 from lcrec.data.splits import cold_parts, random_parts, time_parts
 
@@ -47,10 +48,10 @@ MEANS = ("engine", "spark_master", "memory_gb", "dry_run")
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Writes):
     """Settings of this stage."""
 
-    output: Path = option("the data folder to write")
+    output: Path = option("the data folder to write", writes=SHARED_FOLDER)
     # mypy wants the names spelled out; they are the keys of published.READERS.
     # fmt: off
     format: Literal[
@@ -190,9 +191,13 @@ def _run(config: PrepareConfig) -> None:
         return
 
     print(f"preparing data set {name} from {found}")
-    with open_engine(
+    engine = open_engine(
         config.engine, memory_gb=config.memory_gb, spark_master=config.spark_master
-    ) as (con, work):
+    )
+    claimed = claim(
+        folder, STAGE, SHARED_FOLDER, overwrite=config.overwrite, active=not config.dry_run
+    )
+    with claimed, engine as (con, work):
         plain = found.unpacked(work)
         options = Options(
             columns=columns,
@@ -305,8 +310,6 @@ def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[
     Raises:
         InputError: something lies there that this run would destroy or make wrong.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder}: there is a file of that name; name a folder")
     forms = [data_paths(folder, name, parquet=parquet) for parquet in (False, True)]
     known = [paths.inter for paths in forms]
     there = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.parquet")])
@@ -317,10 +320,6 @@ def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[
         )
     record = read_provenance(folder)
     ours = record is not None and record["kind"] == kind_of(STAGE)
-    if there and not ours:
-        raise InputError(
-            f"--output {folder}: {there[0].name} was not made by {STAGE}; choose another folder"
-        )
     has_reviews = ours and record is not None and bool(record.get("reviews"))
     whole = any(_is_whole(paths, settings, has_reviews) for paths in forms)
     if whole and is_current(folder, STAGE, settings, inputs):

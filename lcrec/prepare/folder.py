@@ -129,7 +129,8 @@ def write_data_folder(
                     _remove(path)
             finish()
     except (OSError, pa.ArrowException) as error:
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 2**20
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        free = shutil.disk_usage(there).free / 2**20
         raise InputError(
             f"--output {folder}: cannot be written ({error}; {free:,.0f} MB are free there)"
         ) from None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from lcrec.core.artifacts import read_jsonl, write_jsonl
+from lcrec.core.artifacts import atomic_path, read_jsonl, write_jsonl
 from lcrec.core.errors import InputError, closest
 from lcrec.core.provenance import provenance_path
 
@@ -91,7 +91,7 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
     """Write predictions atomically, one line each, as they come.
 
     Scores are written as float32 in their shortest exact form. A sidecar left by an earlier run
-    is removed first, since it would speak for another file; write the new one afterwards with
+    is removed, since it would speak for another file; write the new one afterwards with
     `lcrec.core.provenance.write_provenance`.
 
     Raises:
@@ -99,8 +99,9 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
             written then.
     """
     require_predictions_path(path)
-    provenance_path(path).unlink(missing_ok=True)
-    write_jsonl(path, _checked_rows(path, rows))
+    with atomic_path(path) as temporary:
+        write_jsonl(temporary, _checked_rows(path, rows))
+        provenance_path(path).unlink(missing_ok=True)
 
 
 def read_predictions(path: Path) -> Predictions:

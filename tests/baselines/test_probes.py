@@ -216,7 +216,7 @@ def test_vectors_of_a_kept_method(tmp_path):
     vectors, file = read_vectors(tmp_path / "mf")
     assert vectors.shape == (7, 4)
     assert file.name == "method.safetensors"
-    main(["popularity", *shared, "--save", str(tmp_path / "pop")])
+    main(["popularity", *shared, "--overwrite", "--save", str(tmp_path / "pop")])
     with pytest.raises(InputError, match="no vector per item; it has counts"):
         read_vectors(tmp_path / "pop")
 

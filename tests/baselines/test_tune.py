@@ -141,7 +141,10 @@ def test_what_it_refuses(shop, tmp_path, monkeypatch, capsys):
         (["popularity", *data, *output], "popularity has nothing to tune; those that do: .*ease"),
         (["itemknn", *data], "--output is required"),
         (["itemknn", *data, *output, "--neighbours", "3"], "unknown argument '--neighbours'"),
-        (["itemknn", *data, "--output", str(shop / "Shop.inter.json")], "is a file; name a folder"),
+        (
+            ["itemknn", *data, "--output", str(shop / "Shop.inter.json")],
+            "name a folder, not a file",
+        ),
         (["itemknn", *data, *output, "--split", "test"], "unknown argument '--split'"),
         (["tiger", *data, *output], "tiger: --index DIR is needed"),
     ]

@@ -1,17 +1,24 @@
 """A stage writes over its own result and over nothing else; one run at a time."""
 
+import dataclasses
+import errno
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from lcrec.core.errors import InputError
-from lcrec.core.outputs import claim
-from lcrec.core.provenance import write_provenance
+from lcrec.__main__ import main
+from lcrec.core.config import Writes
+from lcrec.core.errors import REMEDIES, InputError
+from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
+from lcrec.core.provenance import fingerprint, write_provenance
 
 EMBED, QUANTIZE = "python -m lcrec.embed", "python -m lcrec.quantize"
 
@@ -22,33 +29,35 @@ def test_a_new_place_is_claimed_and_no_note_stays(tmp_path):
     assert list((tmp_path / "a").iterdir()) == []
 
 
-@pytest.mark.parametrize("folder", [True, False])
-def test_a_stages_own_result_is_replaced_and_no_other_stages(tmp_path, folder):
-    output = tmp_path / ("out" if folder else "out.json")
-    (output.mkdir if folder else output.touch)()
+FORMS = {"folder": "out", ".json": "out.json"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stages_own_result_is_replaced_and_no_other_stages(tmp_path, form):
+    output = tmp_path / FORMS[form]
+    (output.mkdir if form == "folder" else output.touch)()
     write_provenance(output, EMBED, {}, {})
-    with claim(output, EMBED, folder=folder):
+    with claim(output, EMBED, form):
         pass
     with (
         pytest.raises(InputError, match=rf"--output {output} holds the result of {EMBED}"),
-        claim(output, QUANTIZE, folder=folder),
+        claim(output, QUANTIZE, form),
     ):
         raise AssertionError
+    with claim(output, QUANTIZE, form, overwrite=True):
+        pass
+    assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("folder", [True, False])
-def test_a_persons_own_files_are_never_replaced(tmp_path, folder):
-    output = tmp_path / ("out" if folder else "out.jsonl")
-    mine = output / "notes.txt" if folder else output
-    mine.parent.mkdir(exist_ok=True)
-    mine.write_text("mine")
-    with (
-        pytest.raises(InputError, match=f"{mine.name} has no "),
-        claim(output, EMBED, folder=folder),
-    ):
-        raise AssertionError
-    assert mine.read_text() == "mine"
-    assert not list(tmp_path.glob(".*.claim"))
+def test_what_a_person_put_into_a_result_is_kept(tmp_path):
+    (tmp_path / "index.json").touch()
+    write_provenance(tmp_path, QUANTIZE, {}, {})
+    check_output(tmp_path, QUANTIZE)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"also holds notes\.txt.*--overwrite"):
+        check_output(tmp_path, QUANTIZE)
+    check_output(tmp_path, QUANTIZE, SHARED_FOLDER)
+    check_output(tmp_path, QUANTIZE, overwrite=True)
 
 
 def test_hidden_files_are_nobodys_result(tmp_path):
@@ -58,29 +67,40 @@ def test_hidden_files_are_nobodys_result(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("folder", [True, False])
-def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path, folder):
+def test_neither_inputs_nor_the_current_folder_are_replaced(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path / "data")
+    for output in (tmp_path, Path(".."), tmp_path / "data" / ".." / "data"):
+        with pytest.raises(InputError, match="you are in that folder"):
+            check_output(output, EMBED, overwrite=True)
+    with pytest.raises(InputError, match="data is read from there"):
+        check_output(tmp_path, EMBED, overwrite=True, inputs=[tmp_path / "data"])
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_what_the_system_forbids_is_told_before_any_work(tmp_path, monkeypatch, number):
+    def fail(self, content):
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(InputError, match=f"--output .*{os.strerror(number)} .*{REMEDIES[number]}"):
+        check_output(tmp_path / "a" / "b", EMBED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_runs_leftovers_are_cleared(tmp_path):
     output = tmp_path / "out"
-    (output.touch if folder else output.mkdir)()
-    with pytest.raises(InputError, match="is to be written"), claim(output, EMBED, folder=folder):
-        raise AssertionError
-
-
-def test_a_path_below_a_file_is_refused_before_any_work(tmp_path):
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(InputError, match="a file stands where a folder has to be"),
-        claim(tmp_path / "file" / "out", EMBED),
-    ):
-        raise AssertionError
-
-
-def test_a_name_may_be_too_long(tmp_path):
-    with (
-        pytest.raises(InputError, match="the name is too long"),
-        claim(tmp_path / ("x" * 300), EMBED),
-    ):
-        raise AssertionError
+    write_provenance(output, EMBED, {}, {})
+    old = fingerprint(output)
+    me = os.getpid()  # a number that is in use again
+    for place in (tmp_path / f".out.{me}.partial", output / f".prompts.{me}.partial" / "half"):
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+    assert fingerprint(output) == old
+    with claim(output, EMBED):
+        assert [path.name for path in output.iterdir()] == ["lcrec.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.claim", "out"]
 
 
 def test_what_a_failed_run_left_is_its_stages_own(tmp_path):
@@ -131,3 +151,132 @@ def test_one_run_at_a_time_until_it_is_killed(tmp_path):
     with claim(output, EMBED):  # the kill freed it, and what it left is the stage's own
         time.sleep(0)
     assert not (tmp_path / ".out.claim").exists()
+
+
+# Every stage.
+
+# The words of each command that writes, up to its flags, by the name of its settings.
+COMMANDS = {
+    "AddItemsConfig": "add_items",
+    "BaselineConfig": "baselines popularity",
+    "ColdConfig": "baselines cold",
+    "CompareConfig": "baselines compare",
+    "ConvergenceConfig": "baselines convergence",
+    "DatasetConfig": "dataset",
+    "DiagnoseConfig": "baselines diagnose",
+    "EmbedConfig": "embed",
+    "EvaluateConfig": "evaluate",
+    "FinetuneConfig": "finetune",
+    "FuseConfig": "baselines fuse",
+    "GenerateConfig": "generate",
+    "IndexReportConfig": "index_report",
+    "IntentionConfig": "baselines intention",
+    "IntentsConfig": "intents",
+    "LanguageConfig": "evaluate language",
+    "MergeConfig": "modeling merge",
+    "PairsConfig": "evaluate pairs",
+    "PrepareConfig": "prepare",
+    "ProbeConfig": "baselines probe",
+    "QuantizeConfig": "quantize",
+    "SearchConfig": "evaluate search",
+    "SyntheticConfig": "synthetic --items 1",
+    "TinyLMConfig": "tinylm",
+    "TransferConfig": "baselines transfer",
+    "TuneConfig": "baselines tune itemknn",
+}
+# Where other settings decide the form, or whether it is an output at all, the stage itself asks.
+ASKING = {"GenerateConfig": ".jsonl", "IndexReportConfig": "folder"}
+
+
+def commands_up_to_outputs():
+    """Return, for each output of each command, all words up to its path, and its form.
+
+    What else the command requires is called x, which is nowhere.
+    """
+    top = Path(__file__).parents[2]
+    found = []
+    for path in sorted((top / "lcrec").rglob("*.py")):
+        if not re.search(r"^    (output|save): Path", path.read_text(encoding="utf-8"), re.M):
+            continue
+        name = ".".join(path.relative_to(top).with_suffix("").parts)
+        for kind in vars(importlib.import_module(name)).values():
+            if not (dataclasses.is_dataclass(kind) and kind.__module__ == name):
+                continue
+            fields = dataclasses.fields(kind)
+            for output in fields:
+                if output.name not in ("output", "save"):
+                    continue
+                words = COMMANDS[kind.__name__].split()
+                for field in fields:
+                    default = (field.default, field.default_factory)
+                    if field is not output and default == (dataclasses.MISSING,) * 2:
+                        flag = f"--{field.name.replace('_', '-')}"
+                        value = f"x{field.metadata['writes'] or ''}"
+                        words += [value] if field.metadata["words"] else [flag, value]
+                form = output.metadata["writes"] or ASKING[kind.__name__]
+                found.append(([*words, f"--{output.name}"], form))
+    return [
+        *found,
+        (["generate", *["--model", "x", "--data", "x", "--all-users", "--output"]], "folder"),
+    ]
+
+
+def test_the_settings_of_all_commands_that_write_are_known():
+    commands_up_to_outputs()  # imports all of them
+    importlib.import_module("lcrec.intents.__main__")  # whose output is the data folder's
+    assert {kind.__name__ for kind in Writes.__subclasses__()} == COMMANDS.keys()
+
+
+def snapshot(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("words", "form"), commands_up_to_outputs(), ids=lambda given: "-".join(given[:3])
+)
+def test_every_stage_asks_before_any_work_whether_it_may_write(words, form, tmp_path, monkeypatch):
+    """In one line, with the flag and nothing changed; inputs, which are not there, come later."""
+    monkeypatch.chdir(tmp_path)
+    is_folder = "folder" in form
+    name = "out" if is_folder else f"out{form}"
+
+    def refused(output, *more):
+        before = snapshot(tmp_path)
+        with pytest.raises(InputError, match=re.escape(f"{words[-1]} {output}")) as refusal:
+            main([*words, output, *more])
+        assert "\n" not in str(refusal.value)
+        assert snapshot(tmp_path) == before
+
+    mine = tmp_path / "mine" / name
+    (mine / "notes.txt" if is_folder else mine).parent.mkdir(parents=True)
+    (mine / "notes.txt" if is_folder else mine).write_text("mine")
+    refused(f"mine/{name}")
+    other = tmp_path / "other" / name
+    (other if is_folder else other.parent).mkdir(parents=True)
+    if not is_folder:
+        other.touch()
+    write_provenance(other, "python -m lcrec.play", {}, {})
+    refused(f"other/{name}")
+    wrong = tmp_path / "wrong" / name
+    wrong.parent.mkdir()
+    (wrong.touch if is_folder else wrong.mkdir)()
+    refused(f"wrong/{name}")
+    refused(f"wrong/{name}", "--overwrite")
+    (tmp_path / "file").touch()
+    refused(f"file/{name}")
+    refused(f"{'x' * 250}{name}")
+    refused("out.json" if is_folder else "out.txt")
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        write = Path.write_bytes
+
+        def write_bytes(path, content):
+            if f".{name}." in path.name:
+                raise full
+            return write(path, content)
+
+        patch.setattr(Path, "write_bytes", write_bytes)
+        refused(f"full/{name}")
+    with pytest.raises(InputError) as passed:  # allowed, so that an input is missed
+        main([*words, f"mine/{name}", "--overwrite"])
+    assert f"{words[-1]} mine/{name}" not in str(passed.value)

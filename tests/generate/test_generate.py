@@ -83,11 +83,9 @@ def test_what_is_up_to_date_is_left_alone(run, tmp_path, capsys):
     assert f"{path} is up to date." in out
     assert out.count("had, latest last:") == 2
     assert path.stat().st_mtime_ns == before
-    # Another setting, or a run that was killed before its sidecar, is done again.
+    # Another setting is done again.
     run("--output", path, "--k", 4)
     assert {len(row["ranked"]) for row in lines(path)} == {4}
-    (tmp_path / "predictions.lcrec.json").unlink()
-    run("--output", path, "--k", 4)
     assert "up to date" not in capsys.readouterr().out
     record = read_json(tmp_path / "predictions.lcrec.json")
     assert record["config"]["k"] == 4
@@ -357,13 +355,6 @@ def test_several_processes_give_all_users_the_same(
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
-def test_a_folder_of_something_else_is_left_alone(run, everyone, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds something else"):
-        run("--output", tmp_path, "--all-users", data=everyone)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
 def test_users_without_items(run, shop, tmp_path):
     data = with_sequences(shop, tmp_path / "data", {"ann": [0], "bob": []})
     with pytest.raises(InputError, match=r"1 users have no items .first: user 'bob'"):
@@ -565,7 +556,6 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         (["--user", "1", "--templates", "name-short"], "name-short: belongs to item2index"),
         (["--output", "x.jsonl", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
         (["--output", "x.jsonl", "--split", "train"], "'train' is none of valid, test"),
-        (["--all-users", "--output", "x.parquet"], "--all-users writes a folder"),
         (["--all-users", "--history", "2"], "--all-users writes to a folder"),
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),

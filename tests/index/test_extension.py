@@ -193,7 +193,6 @@ def test_twice_in_a_row(shop, tmp_path):
         ({"embeddings": None}, "--embeddings is required"),
         ({"epochs": 5}, "--epochs 5: --add trains nothing"),
         ({"kind": "random"}, "--kind random: --add trains nothing"),
-        ({"output": "index"}, "holds the old index, on which models were trained"),
         ({"embeddings": "embeddings"}, "embeddings was made from another item file"),
         ({"data": "data", "embeddings": "embeddings"}, "its last items are not those of --add"),
         ({"index": "data"}, r"index.json: no such file"),

@@ -229,7 +229,7 @@ def test_files_that_cannot_be_repaired(old, index, message):
 def test_flags_that_do_not_fit(old):
     with pytest.raises(InputError, match="--levels 3: --repair trains nothing"):
         repair(old, "--levels", 3)
-    with pytest.raises(InputError, match=r"index\.json has no lcrec\.json beside it"):
+    with pytest.raises(InputError, match="is read from there"):
         repair(old, "--output", old / "old")
     write_array(old / "embeddings" / "embeddings.npy", np.ones((5, 2), np.float32))
     with pytest.raises(InputError, match=r"--embeddings: has 5 items, .*index.json has 4"):

@@ -88,7 +88,7 @@ def test_what_lies_there_is_not_made_again_until_an_input_changes(toy, capsys):
 def test_a_file_from_elsewhere_or_edited_is_kept(toy):
     path = toy / "Toy.user.json"
     path.write_text('{"user_explicit_preference": {}}')
-    with pytest.raises(InputError, match=r"Toy\.user\.json: not what .* wrote.*--overwrite"):
+    with pytest.raises(InputError, match=r"Toy\.user\.json has no .*did not make it.*--overwrite"):
         keywords(toy)
     keywords(toy, "--overwrite")
     path.write_text(path.read_text().replace("pen", "fountain pen"))

@@ -97,8 +97,8 @@ def test_a_merge_that_changes_the_model_is_refused(checkpoint, tmp_path, monkeyp
 
 
 def test_refusals(checkpoint, tmp_path):
-    with pytest.raises(InputError, match="exists already; name a new folder"):
-        merge(checkpoint, tmp_path)
+    with pytest.raises(InputError, match=r"is read from there"):
+        merge(checkpoint, checkpoint)
     with pytest.raises(InputError, match="not a checkpoint of lcrec"):
         merge(tmp_path / "nothing", tmp_path / "merged")
     with pytest.raises(InputError, match=r"expected the word merge, found .'melt'."):

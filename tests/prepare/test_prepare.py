@@ -291,14 +291,11 @@ def test_a_folder_with_other_data_is_left_alone(tmp_path, shop):
     folder = tmp_path / "out" / "Toy"
     folder.mkdir(parents=True)
     (folder / "Office.inter.json").write_text("{}")
+    with pytest.raises(InputError, match=r"Office.inter.json has no lcrec.json beside it"):
+        main(shop())
     with pytest.raises(InputError, match=r"holds another data set, Office.inter.json"):
-        main(shop())
-    (folder / "Office.inter.json").rename(folder / "Toy.inter.json")
-    with pytest.raises(InputError, match=r"Toy.inter.json was not made by python -m lcrec.prepare"):
-        main(shop())
-    assert (folder / "Toy.inter.json").read_text() == "{}"
-    with pytest.raises(InputError, match=r"there is a file of that name"):
-        main(shop("--output", str(folder / "Toy.inter.json")))
+        main(shop("--overwrite"))
+    assert (folder / "Office.inter.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", ["Toy.user.json", "Toy.review.json"])

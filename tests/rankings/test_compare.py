@@ -424,7 +424,7 @@ def test_what_the_command_refuses(shop, tmp_path):
         (["--predictions", f"a={stale}"], "made from another inter file"),
         (["--reference", "lc-rec"], "--reference lc-rec: not compared.*popularity"),
         (["--protocol", "rnd"], "'rnd' is none of leave-one-out, random"),
-        (["--output", str(tmp_path / "file")], "a file is there; name a folder"),
+        (["--output", str(tmp_path / "file")], "name a folder, not a file"),
     ]
     for words, message in cases:
         given = {"--methods": ["popularity"], "--output": [str(tmp_path / "out")]}

@@ -212,7 +212,7 @@ def test_what_fuse_refuses(files, tmp_path):
         ([a, str(elsewhere), *output], "come from different sequences"),
         ([a, str(worded), *output], "a ranking for each of 2 prompt templates"),
         ([a, a, *output], "is given twice"),
-        ([a, b, "--output", a], "one of the files to join"),
+        ([a, b, "--output", a], "is read from there"),
         ([a, b, *output, "--weights", "1"], "--weights has 1 values for 2"),
         ([a, b, *output, "--weights", "0", "0"], "all are 0"),
         ([a, b, *output, "--weights", "-1", "2"], "too small"),

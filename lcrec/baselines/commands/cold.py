@@ -27,10 +27,11 @@ from lcrec.baselines.runs.flags import parse_entries
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
 from lcrec.core.artifacts import write_json
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import is_current, provenance_path, write_provenance
+from lcrec.core.outputs import publish
+from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import EvalCases, Split, leave_one_out
 from lcrec.rankings.metrics import PAD, ndcg_at_k, recall_at_k, summarise
@@ -154,14 +155,14 @@ VIEWS = {"cold": "cold among cold", "all": "cold among all", "warm": "warm"}
 
 
 @dataclass(frozen=True)
-class ColdConfig:
+class ColdConfig(Writes):
     """Settings of `python -m lcrec.baselines cold`."""
 
     data: Path = option("the data folder")
     methods: list[str] = option(
         'methods to compare, each with its own flags in quotes if any: "collabcontext --symmetric"'
     )
-    output: Path = option("the file for the figures, *.json")
+    output: Path = option("the file for the figures, *.json", writes=".json")
     embeddings: Path | None = option(
         "the folder that holds embeddings.npy, for the methods that need it", None
     )
@@ -221,8 +222,6 @@ def measure_cold(
 def main(argv: list[str]) -> None:
     """Run the command."""
     config = parse_config(ColdConfig, argv, description=__doc__ or "", prog=PROG, example=EXAMPLE)
-    if config.output.suffix != ".json" or config.output.is_dir():
-        raise InputError(f"--output {config.output}: the figures go to a file named *.json")
     chosen = parse_entries(config.methods)
     for entry in chosen:
         if "index" in entry.settings.needs:
@@ -275,10 +274,10 @@ def main(argv: list[str]) -> None:
     chance = min(1.0, TOP / counts["cold_items"])
     print(_table(figures))
     print(f"\nA random order of the cold items has Recall@{TOP} {chance:.4f} among them.")
-    provenance_path(config.output).unlink(missing_ok=True)
     result = {"data": inputs.name, "counts": counts, "chance": chance, "methods": figures}
-    write_json(config.output, result, indent=2)
-    write_provenance(config.output, PROG, settings, files)
+    with publish(config.output, PROG, ".json", overwrite=config.overwrite) as file:
+        write_json(file, result, indent=2)
+        write_provenance(file, PROG, settings, files)
     print(
         f"Wrote {config.output}.\nNext: with other items drawn: {PROG} --data {config.data} "
         f"--seed {config.seed + 1} ..."

@@ -23,11 +23,12 @@ from lcrec.baselines.runs.many import carry_out, plan_runs, taken
 from lcrec.baselines.runs.ranking import excluded
 from lcrec.baselines.runs.run import PROG
 from lcrec.baselines.runs.store import most
-from lcrec.core.artifacts import atomic_path, find_data, write_json
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.artifacts import atomic_files, find_data, write_json
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
+from lcrec.core.outputs import SHARED_FOLDER
+from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.splits import PROTOCOLS, EvalCases
 from lcrec.rankings.comparison import Comparison, Conditions, Entry, compare_entries, read_entry
 from lcrec.rankings.predictions import Predictions
@@ -38,11 +39,11 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Writes):
     """Settings of `python -m lcrec.baselines compare`."""
 
     data: Path = option("the data folder")
-    output: Path = option("the folder for the runs and the comparison")
+    output: Path = option("the folder for the runs and the comparison", writes=SHARED_FOLDER)
     methods: list[str] = option(
         'methods, each with its own flags in quotes if any: "sasrec --tuned"; or all, of which '
         "those are left out that lack something",
@@ -84,8 +85,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         CompareConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
     )
-    if config.output.exists() and not config.output.is_dir():
-        raise InputError(f"--output {config.output}: a file is there; name a folder")
     methods, left_out = _choose(config)
     files = _files_from_elsewhere(config.predictions or [])
     names = [*(entry.label for entry in methods), *files]
@@ -117,6 +116,8 @@ def main(argv: list[str]) -> None:
             flush=True,
         )
 
+    # First: what is in the folder when this run is killed is known as this command's own.
+    write_provenance(config.output, STAGE, config_dict(config), inputs.files)
     done, failed = carry_out(runs, config.jobs)
     left_out |= failed
     if config.reference in failed:
@@ -237,15 +238,14 @@ def _write(
     from lcrec.rankings.comparison_page import comparison_markdown, comparison_page
 
     table = comparison_markdown(figures)
-    for name, text in (("md", table), ("html", comparison_page(figures))):
-        with atomic_path(config.output / f"comparison.{name}") as temporary:
-            temporary.write_text(text, encoding="utf-8")
     result = config.output / "comparison.json"
-    provenance_path(result).unlink(missing_ok=True)
-    write_json(result, figures.to_json(), indent=2)
     given = {
         f"{word.partition('=')[0]} {place}": Path(word.partition("=")[2])
         for place, word in enumerate(config.predictions or [])
     }
-    write_provenance(result, STAGE, config_dict(config), inputs.files | dict(files) | given)
+    with atomic_files(result) as file:
+        for suffix, text in ((".md", table), (".html", comparison_page(figures))):
+            file.with_suffix(suffix).write_text(text, encoding="utf-8")
+        write_json(file, figures.to_json(), indent=2)
+        write_provenance(file, STAGE, config_dict(config), inputs.files | dict(files) | given)
     print(f"\n{table}\nWrote {result}, comparison.md and the page {config.output}/comparison.html.")

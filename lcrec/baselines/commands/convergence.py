@@ -18,8 +18,9 @@ from lcrec.baselines.registry import find_method
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.errors import InputError
+from lcrec.core.outputs import publish
 from lcrec.core.provenance import write_provenance
 
 COMMAND = "python -m lcrec.baselines convergence"
@@ -28,11 +29,11 @@ WITHIN = 0.01
 
 
 @dataclass(frozen=True)
-class ConvergenceConfig:
+class ConvergenceConfig(Writes):
     """Settings of `python -m lcrec.baselines convergence`."""
 
     data: Path = option("the data folder")
-    output: Path = option("the file to write, *.json")
+    output: Path = option("the file to write, *.json", writes=".json")
     embeddings: Path | None = option(
         "the folder that holds embeddings.npy, for the methods that need it", None
     )
@@ -51,8 +52,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         ConvergenceConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
     )
-    if config.output.suffix != ".json" or config.output.is_dir():
-        raise InputError(f"--output {config.output}: give a file named *.json")
     kinds = {name: find_method(name).settings for name in config.methods}
     if len(kinds) < len(config.methods):
         raise InputError(f"--methods {' '.join(config.methods)}: one is named twice")
@@ -75,8 +74,9 @@ def main(argv: list[str]) -> None:
             f"{one['seconds_per_epoch']:9.2f}{one['seconds_to_1_percent']:9.1f}",
             flush=True,
         )
-    write_json(config.output, found, indent=2)
-    write_provenance(config.output, COMMAND, config_dict(config), inputs.files)
+    with publish(config.output, COMMAND, ".json", overwrite=config.overwrite) as file:
+        write_json(file, found, indent=2)
+        write_provenance(file, COMMAND, config_dict(config), inputs.files)
     print(f"Wrote {config.output}.")
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from lcrec.baselines.base import positions
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.core.artifacts import find_data, write_json
-from lcrec.core.config import option, parse_config
+from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import provenance_path, require_same_input, write_provenance
+from lcrec.core.outputs import publish
+from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.rankings.comparison import read_comparable, single_lists
 from lcrec.rankings.metrics import PAD
 from lcrec.rankings.overlap import GROUPS, compare_lists
@@ -27,7 +28,7 @@ EXAMPLE = "runs/shop/predictions.jsonl runs/shop/sasrec/predictions.jsonl --data
 
 
 @dataclass(frozen=True)
-class DiagnoseConfig:
+class DiagnoseConfig(Writes):
     """Settings of `python -m lcrec.baselines diagnose`."""
 
     predictions: list[Path] = option("the two predictions files, A and B", words=True)
@@ -35,7 +36,7 @@ class DiagnoseConfig:
     k: list[int] = option(
         "how many items of each list count; several are set side by side", [5, 10, 20], minimum=1
     )
-    output: Path | None = option("where to write the numbers, *.json", None)
+    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
 
 
 def main(argv: list[str]) -> None:
@@ -45,8 +46,6 @@ def main(argv: list[str]) -> None:
     )
     if len(config.predictions) != 2:
         raise InputError(f"{len(config.predictions)} predictions files given; two are compared")
-    if config.output is not None and (config.output.suffix != ".json" or config.output.is_dir()):
-        raise InputError(f"--output {config.output}: the numbers go to a file named *.json")
     first, second = config.predictions
     print(f"A is {first}, B is {second}.")
     inter = find_data(config.data).inter
@@ -77,10 +76,10 @@ def main(argv: list[str]) -> None:
         print("\nNothing was written; --output FILE.json keeps these numbers.")
         return
     result = {"a": str(first), "b": str(second), "k": {str(k): one for k, one in figures.items()}}
-    provenance_path(config.output).unlink(missing_ok=True)
-    write_json(config.output, result, indent=2)
-    read_files = {"a": first, "b": second, **inputs.files}
-    write_provenance(config.output, COMMAND, {"k": config.k}, read_files)
+    with publish(config.output, COMMAND, ".json", overwrite=config.overwrite) as file:
+        write_json(file, result, indent=2)
+        read_files = {"a": first, "b": second, **inputs.files}
+        write_provenance(file, COMMAND, {"k": config.k}, read_files)
     print(
         f"\nWrote {config.output}.\nNext: python -m lcrec.baselines fuse {first} {second} "
         "--output FUSED.jsonl"

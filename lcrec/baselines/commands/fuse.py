@@ -11,19 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
+from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.rankings.comparison import read_comparable, single_lists
 from lcrec.rankings.fusion import MOST_WEIGHTS, best_weights, fuse, pool, weight_grid
 from lcrec.rankings.metrics import ndcg_at_k
-from lcrec.rankings.predictions import (
-    Prediction,
-    Predictions,
-    require_predictions_path,
-    write_predictions,
-)
+from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 
 COMMAND = "python -m lcrec.baselines fuse"
 EXAMPLE = (
@@ -32,11 +28,11 @@ EXAMPLE = (
 
 
 @dataclass(frozen=True)
-class FuseConfig:
+class FuseConfig(Writes):
     """Settings of `python -m lcrec.baselines fuse`."""
 
     predictions: list[Path] = option("the predictions files to join, two or more", words=True)
-    output: Path = option("the predictions file to write, *.jsonl")
+    output: Path = option("the predictions file to write, *.jsonl", writes=".jsonl")
     how: Literal["rrf", "score"] = option(
         "rrf: by rank, 1 / (60 + rank); score: by score, brought to 0 .. 1 in every list", "rrf"
     )
@@ -77,13 +73,13 @@ def main(argv: list[str]) -> None:
             read[0].users, read[0].targets, joint, strict=True
         )
     )
-    write_predictions(config.output, progress(rows, "write", "users", total=len(joint)))
-    write_provenance(config.output, COMMAND, settings, inputs, weights=list(weights), **facts)
+    with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
+        write_predictions(file, progress(rows, "write", "users", total=len(joint)))
+        write_provenance(file, COMMAND, settings, inputs, weights=list(weights), **facts)
     print(f"Wrote {config.output}: up to {config.top} items for {len(joint):,} users.\n{after}")
 
 
 def _require_sensible(config: FuseConfig) -> None:
-    require_predictions_path(config.output)
     files = config.predictions
     if len(files) < 2:
         raise InputError(f"{files[0]}: one predictions file alone; give two or more to join")
@@ -103,8 +99,6 @@ def _require_sensible(config: FuseConfig) -> None:
     for place, path in enumerate(resolved):
         if path in resolved[:place]:
             raise InputError(f"{path} is given twice")
-        if path == config.output.resolve():
-            raise InputError(f"--output {config.output}: is one of the files to join")
 
 
 def _weights(config: FuseConfig, read: Predictions) -> tuple[tuple[float, ...], dict[str, Any]]:

@@ -24,32 +24,28 @@ from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.artifacts import find_data, read_jsonl
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
+from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, write_provenance
 from lcrec.data.folder import load_interactions
 from lcrec.data.splits import EvalCases
 from lcrec.data.user_texts import load_user_texts
 from lcrec.rankings.metrics import METRICS, measure_lists
-from lcrec.rankings.predictions import (
-    Prediction,
-    read_predictions,
-    require_predictions_path,
-    write_predictions,
-)
+from lcrec.rankings.predictions import Prediction, read_predictions, write_predictions
 
 COMMAND = "python -m lcrec.baselines intention"
 EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/intention.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntentionConfig(AlphaRecSettings):
+class IntentionConfig(AlphaRecSettings, Writes):
     """Settings of `python -m lcrec.baselines intention`, with those of AlphaRec."""
 
     data: Path = option("the data folder")
     embeddings: Path = option("the folder that holds embeddings.npy, as lcrec.embed wrote it")
-    output: Path = option("the predictions file to write, *.jsonl")
+    output: Path = option("the predictions file to write, *.jsonl", writes=".jsonl")
     queries: Path | None = option(
         'lines of {"user", "query"}; none: the test intentions of <Name>.user.json', None
     )
@@ -73,7 +69,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         IntentionConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
     )
-    require_predictions_path(config.output)
     for place, alpha in enumerate(config.alpha):
         if alpha > 1:
             raise InputError(f"--alpha {alpha:g}: the share of a query lies between 0 and 1")
@@ -134,8 +129,9 @@ def main(argv: list[str]) -> None:
                 yield Prediction(user, int(target), ranked, scores, f"alpha={alpha:g}")
 
     total = len(config.alpha) * len(cases)
-    write_predictions(config.output, progress(rows(), "rank", "rankings", total=total))
-    write_provenance(config.output, COMMAND, settings, files, fit_seconds=round(seconds, 1))
+    with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
+        write_predictions(file, progress(rows(), "rank", "rankings", total=total))
+        write_provenance(file, COMMAND, settings, files, fit_seconds=round(seconds, 1))
     _show(config)
     print(f"Fitted in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
 

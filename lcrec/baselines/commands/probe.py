@@ -29,10 +29,11 @@ from safetensors.numpy import load_file
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.store import WEIGHTS
 from lcrec.core.artifacts import EMBEDDINGS, read_array, write_json
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError, closest
-from lcrec.core.provenance import provenance_path, write_provenance
+from lcrec.core.outputs import publish
+from lcrec.core.provenance import write_provenance
 
 HIDDEN: dict[str, tuple[int, ...]] = {
     "linear": (),
@@ -227,7 +228,7 @@ LEAST_ITEMS = 10
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Writes):
     """Settings of `python -m lcrec.baselines probe`."""
 
     source: Path = option("vectors to tell from: X.npy, or a folder of embeddings or of a method")
@@ -242,7 +243,7 @@ class ProbeConfig:
     data: Path | None = option("the data folder, for --distribution popularity", None)
     epochs: int = option("of the maps that are trained", 400, minimum=1)
     seed: int = option("of the draw of items and of training", 0, minimum=0)
-    output: Path | None = option("where to write the numbers, *.json", None)
+    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, Path]:
@@ -286,8 +287,6 @@ def main(argv: list[str]) -> None:
     for kind in config.maps:
         if kind not in MAPS:
             raise InputError(f"--maps: no map {kind!r}{closest(kind, MAPS)} ({', '.join(MAPS)})")
-    if config.output is not None and (config.output.suffix != ".json" or config.output.is_dir()):
-        raise InputError(f"--output {config.output}: the numbers go to a file named *.json")
     (source, source_file), (target, target_file) = map(read_vectors, (config.source, config.target))
     if len(source) != len(target):
         raise InputError(
@@ -317,10 +316,10 @@ def main(argv: list[str]) -> None:
     if config.output is None:
         print("\nNothing was written; --output FILE.json keeps these numbers.")
         return
-    provenance_path(config.output).unlink(missing_ok=True)
     shown = {"items": len(source), "distribution": config.distribution, "maps": found}
-    write_json(config.output, shown, indent=2)
-    write_provenance(config.output, COMMAND, config_dict(config), files)
+    with publish(config.output, COMMAND, ".json", overwrite=config.overwrite) as file:
+        write_json(file, shown, indent=2)
+        write_provenance(file, COMMAND, config_dict(config), files)
     print(f"\nWrote {config.output}.")
 
 

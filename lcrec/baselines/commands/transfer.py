@@ -15,12 +15,13 @@ from lcrec.baselines.runs.flags import method_settings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import AlphaRecSettings
-from lcrec.core.config import config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
+from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.splits import EvalCases
-from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
+from lcrec.rankings.predictions import Prediction, write_predictions
 
 COMMAND = "python -m lcrec.baselines transfer"
 EXAMPLE = (
@@ -30,7 +31,7 @@ EXAMPLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(AlphaRecSettings):
+class TransferConfig(AlphaRecSettings, Writes):
     """Settings of `python -m lcrec.baselines transfer`, with those of AlphaRec."""
 
     sources: list[Path] = option("the data folders to train on")
@@ -39,7 +40,7 @@ class TransferConfig(AlphaRecSettings):
     )
     target: Path = option("the data folder to rank, which is not trained on")
     target_embeddings: Path = option("the folder that holds its embeddings.npy")
-    output: Path = option("the predictions file to write, *.jsonl")
+    output: Path = option("the predictions file to write, *.jsonl", writes=".jsonl")
     split: Literal["valid", "test"] = option("which held-out item to predict", "test")
     top: int = option("how many items to list per user", 100, minimum=100)
     exclude_history: bool = option("never list what the user already has, but for a target", False)
@@ -52,7 +53,6 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         TransferConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
     )
-    require_predictions_path(config.output)
     if len(config.sources) != len(config.source_embeddings):
         raise InputError(
             f"--source-embeddings: {len(config.source_embeddings)} folders for "
@@ -108,8 +108,9 @@ def main(argv: list[str]) -> None:
         Prediction(user, int(item), ranked, scores)
         for user, item, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True)
     )
-    write_predictions(config.output, progress(rows, "rank", "users", total=len(cases)))
-    write_provenance(config.output, COMMAND, settings, files, fit_seconds=round(seconds, 1))
+    with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
+        write_predictions(file, progress(rows, "rank", "users", total=len(cases)))
+        write_provenance(file, COMMAND, settings, files, fit_seconds=round(seconds, 1))
     print(f"Trained in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
 
 

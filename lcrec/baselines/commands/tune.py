@@ -25,9 +25,10 @@ from lcrec.baselines.runs.ranking import ranked_matrix
 from lcrec.baselines.runs.run import example_of
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
-from lcrec.core.config import config_dict, console_command, option
+from lcrec.core.config import Writes, config_dict, console_command, option
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
+from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
@@ -36,11 +37,11 @@ TUNE = "tune.json"
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(Writes):
     """Settings of `python -m lcrec.baselines tune NAME` that all methods share."""
 
     data: Path = option("the data folder")
-    output: Path = option("the folder for tune.json and a folder per cell")
+    output: Path = option("the folder for tune.json and a folder per cell", writes=SHARED_FOLDER)
     embeddings: Path | None = option(
         "the folder that holds embeddings.npy, for the methods that need it", None
     )
@@ -83,8 +84,6 @@ def main(argv: list[str]) -> None:
         example=example_of(name, kind.needs, "{}/tuning"),
         without=kind.grid,
     )
-    if config.output.exists() and not config.output.is_dir():
-        raise InputError(f"--output {config.output}: is a file; name a folder")
     cells = cells_of(kind.grid)
     files = input_files(config.data, config.embeddings, kind.needs, config.index)
     files |= settings_files(method_settings(kind, config, **cells[0]))
@@ -95,6 +94,8 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     shared = {key: value for key, value in config_dict(config).items() if key != "device"}
+    # First: what is in the folder when this run is killed is known as this command's own.
+    write_provenance(config.output, f"{COMMAND} {name}", shared, files)
     for cell in progress(cells, f"tune {name}", "cells"):
         folder = config.output / _cell_name(cell)
         if is_current(folder, f"{COMMAND} {name}", shared | cell, files):

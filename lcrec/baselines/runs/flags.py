@@ -49,7 +49,9 @@ def method_config(
                 default=default, default_factory=field.default_factory, metadata=field.metadata
             )
             fields.append((field.name, hints[field.name], made))
-    return dataclasses.make_dataclass(f"{settings.__name__}WithShared", fields, frozen=True)
+    return dataclasses.make_dataclass(
+        f"{settings.__name__}WithShared", fields, frozen=True, kw_only=True
+    )
 
 
 def parse_method_config(

@@ -17,21 +17,22 @@ from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.store import fit_and_measure, fit_once, is_saved, most, peak_mb
 from lcrec.baselines.settings import Need
-from lcrec.core.config import config_dict, option
+from lcrec.core.config import Writes, config_dict, option
 from lcrec.core.console import progress
+from lcrec.core.outputs import FOLDER, publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.splits import PROTOCOLS, EvalCases
-from lcrec.rankings.predictions import Prediction, require_predictions_path, write_predictions
+from lcrec.rankings.predictions import Prediction, write_predictions
 
 PROG = "python -m lcrec.baselines"
 
 
 @dataclass(frozen=True)
-class BaselineConfig:
+class BaselineConfig(Writes):
     """Settings of `python -m lcrec.baselines NAME` that all methods share."""
 
     data: Path = option("the data folder")
-    output: Path = option("the predictions file to write, *.jsonl")
+    output: Path = option("the predictions file to write, *.jsonl", writes=".jsonl")
     embeddings: Path | None = option(
         "the folder that holds embeddings.npy, for the methods that need it", None
     )
@@ -63,6 +64,7 @@ class BaselineConfig:
         "a folder to keep the fitted method in; one of the same settings and data there is taken "
         "as it is",
         None,
+        writes=FOLDER,
     )
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
@@ -109,7 +111,6 @@ class MethodRun:
             prog=self.prog,
             example=example_of(name, self.method.settings.needs),
         )
-        require_predictions_path(self.config.output)
         self.chosen = method_settings(self.method.settings, self.config)
         self.needs = self.chosen.required_inputs
         self.files = input_files(
@@ -183,17 +184,18 @@ class MethodRun:
                 cases.users, cases.targets, lists, strict=True
             )
         )
-        write_predictions(output, progress(rows, self.name, "users", total=len(cases)))
-        write_provenance(
-            output,
-            self.prog,
-            self.settings,
-            self.files,
-            fit_seconds=cost["fit_seconds"],
-            rank_seconds=round(time.perf_counter() - fitted, 1),
-            peak_mb=most([cost["peak_mb"], peak_mb()]),
-            training=cost["training"],
-        )
+        with publish(output, self.prog, ".jsonl", overwrite=config.overwrite) as file:
+            write_predictions(file, progress(rows, self.name, "users", total=len(cases)))
+            write_provenance(
+                file,
+                self.prog,
+                self.settings,
+                self.files,
+                fit_seconds=cost["fit_seconds"],
+                rank_seconds=round(time.perf_counter() - fitted, 1),
+                peak_mb=most([cost["peak_mb"], peak_mb()]),
+                training=cost["training"],
+            )
         length = min(config.top, num_items, method.max_list_length or num_items)
         up_to = "up to " if leaves_out or method.max_list_length else ""
         if config.save is not None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lcrec.baselines.base import Baseline, TrainingData
-from lcrec.core.artifacts import PROVENANCE, atomic_path
+from lcrec.core.artifacts import atomic_path
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
 
@@ -58,33 +58,13 @@ def save_method(
         config: the settings that shape it, JSON values only.
         inputs: what it was fitted on, by role.
         **facts: such as how training went, JSON values only.
-
-    Raises:
-        InputError: the folder holds something else.
     """
-    require_replaceable(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         # Contiguous: safetensors would write the bytes of a transposed array as they lie.
         state = {name: np.ascontiguousarray(value) for name, value in method.state().items()}
         save_file(state, temporary / WEIGHTS)
         write_provenance(temporary, stage, config, inputs, **facts)
-
-
-def require_replaceable(folder: Path) -> None:
-    """Refuse a folder that writing a fitted method would take something else from.
-
-    Raises:
-        InputError: it is a file, or holds a file that no fitted method has.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; a fitted method goes into a folder")
-    if folder.is_dir():
-        others = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, PROVENANCE})
-        if others:
-            raise InputError(
-                f"{folder} holds {others[0]}, which no fitted method has; name another folder"
-            )
 
 
 def is_saved(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
@@ -133,16 +113,12 @@ def fit_once(
 
     Returns:
         what `fit_and_measure` returns, of now or then.
-
-    Raises:
-        InputError: the folder holds something else than a fitted method.
     """
     if is_saved(folder, stage, config, inputs):
         load_method(folder, method, data, inputs)
         record = read_provenance(folder)
         assert record is not None
         return {name: record.get(name) for name in ("fit_seconds", "peak_mb", "training")}
-    require_replaceable(folder)  # before the work, not after it
     cost = fit_and_measure(method, data)
     save_method(folder, stage, method, config, inputs, **cost)
     return cost
