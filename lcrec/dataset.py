@@ -168,16 +168,10 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
     Raises:
         InputError: the tokenizer cannot be loaded, or a chat template that cannot be applied.
     """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    from lcrec.prompts.encoder import SENTINEL, PromptEncoder, split_markup
+    from lcrec.prompts.rendering import SENTINEL, fix_prompt, split_markup
 
     if tokenizer is None:
-        rendered = render_jinja_template(
-            [prompts.messages(SENTINEL)],
-            chat_template=prompts.chat_template,
-            add_generation_prompt=True,
-        )[0][0]
+        _, rendered = fix_prompt(prompts.chat_template, prompts.messages(SENTINEL))
         before, after = split_markup(rendered, CHAT_TEMPLATE)
 
         def as_text(row: Row) -> dict[str, Any]:
@@ -187,6 +181,8 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
             return {**vars(row), "prompt": before + question + after, "completion": answer}
 
         return as_text
+    from lcrec.prompts.encoder import PromptEncoder
+
     loaded = load_tokenizer("--tokenizer", tokenizer)
     if loaded.chat_template is None:
         raise InputError(
@@ -244,8 +240,6 @@ def data_card(
         hashes: sha256 of every input, by role.
         prompts_hash: `PromptSet.content_hash`.
     """
-    from lcrec.prompts.encoder import CHAT_SETTINGS
-
     by_epoch, by_task, by_template = Counter[int](), Counter[str](), Counter[tuple[str, str]]()
     for (epoch, task, template), count in counts.items():
         by_epoch[epoch] += count
@@ -268,7 +262,7 @@ def data_card(
         form = f"lists of chat messages, for the chat template of `{config.tokenizer}`"
         chat = (
             "\n# Models that think aloud are asked not to, as lcrec asks them when recommending.\n"
-            f'rows = rows.map(lambda row: {{"chat_template_kwargs": {CHAT_SETTINGS}}})'
+            'rows = rows.map(lambda row: {"chat_template_kwargs": {"enable_thinking": False}})'
         )
     return f"""---
 configs:

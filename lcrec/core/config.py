@@ -196,7 +196,7 @@ def parse_config(
         path = find_recipe(config_file)
         document = read_yaml(path)
         if not isinstance(document, dict):
-            raise InputError(f"{path}: expected 'key: value' lines, found {document!r}")
+            raise InputError(f"{path}: expected 'key: value' lines, found {document!r:.200}")
         for key, value in document.items():
             if key not in fields:
                 raise InputError(f"{path}: unknown key {key!r}{closest(str(key), fields)}")
@@ -367,7 +367,9 @@ def _convert(value: Any, hint: Any, field: Any, where: str) -> Any:
 
 
 def _convert_kind(value: Any, kind: Any, where: str) -> Any:
-    wrong = InputError(f"{where}: expected {_kind_name(kind)}, found {value!r}")
+    def wrong() -> InputError:  # made where it is raised: a value may be long
+        return InputError(f"{where}: expected {_kind_name(kind)}, found {value!r:.200}")
+
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
         if value not in choices:
@@ -377,31 +379,31 @@ def _convert_kind(value: Any, kind: Any, where: str) -> Any:
         return value
     if typing.get_origin(kind) is list:
         if not isinstance(value, list):
-            raise wrong
+            raise wrong()
         (item_kind,) = typing.get_args(kind)
         return [_convert_kind(item, item_kind, where) for item in value]
     if kind is bool:
         if not isinstance(value, bool):
-            raise wrong
+            raise wrong()
         return value
     if kind in (int, float):
         # YAML 1.1 reads 1e-3 as text, and a flag is always text.
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise wrong
+            raise wrong()
         if kind is int and isinstance(value, float):
-            raise wrong
+            raise wrong()
         try:
             number = kind(value)
         except (ValueError, OverflowError):
-            raise wrong from None
+            raise wrong() from None
         if number != number or number in (float("inf"), float("-inf")):
-            raise wrong
+            raise wrong()
         if kind is int and abs(number) > LARGEST_INT:
             raise InputError(f"{where}: {number} is too large; the most allowed is {LARGEST_INT}")
         return number
     if kind in (str, Path):
         if isinstance(value, bool) or not isinstance(value, str | Path | int | float):
-            raise wrong
+            raise wrong()
         if kind is Path and str(value) == "":
             raise InputError(f"{where}: the path is empty")
         return kind(value if isinstance(value, str | Path) else str(value))

@@ -1,9 +1,7 @@
 """From a rendered prompt to the token ids that training and decoding share."""
 
 import re
-from typing import Any
 
-import jinja2
 import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
@@ -12,10 +10,8 @@ from lcrec.core.errors import InputError
 from lcrec.core.pretrained import check_ids
 from lcrec.index.item_index import ITEM_TOKEN, ItemIndex
 from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.rendering import SENTINEL, fix_prompt, split_markup
 
-SENTINEL = "\u2063lcrec\u2063"
-# Models that think aloud are asked not to: the answer follows at once.
-CHAT_SETTINGS: dict[str, Any] = {"enable_thinking": False}
 # Items as prompts show them, one or more on end; a text is split there, the items are kept.
 ITEM_RUN = re.compile(r"((?:<[a-z]_\d+>)+)")
 # Texts between items whose ids are kept: a few hundred bytes each.
@@ -30,9 +26,10 @@ class PromptEncoder:
     """Turns a question into prompt ids and an answer into completion ids.
 
     Role markup comes from the tokenizer's chat template; a tokenizer without one is given the
-    prompt set's, which then travels with the checkpoint. Item text may spell what is plain words
-    to one tokenizer and markup to another (`[INST]`, `[PAD]`): in questions and answers a space
-    breaks it up, so markup and special tokens stand where the chat template put them alone.
+    prompt set's. The tokenizer keeps the template with what `fix_prompt` took out of it, so that
+    a checkpoint is asked as it was trained. Item text may spell what is plain words to one
+    tokenizer and markup to another (`[INST]`, `[PAD]`): in questions and answers a space breaks it
+    up, so markup and special tokens stand where the chat template put them alone.
 
     Raises:
         InputError: the tokenizer has no EOS token, or a chat template that cannot be applied.
@@ -54,15 +51,15 @@ class PromptEncoder:
             conversations.append([joined])
         for conversation in conversations:
             try:
-                text = tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=True, **CHAT_SETTINGS
-                )
+                given = tokenizer.get_chat_template()
+                template, text = fix_prompt(given, conversation, **tokenizer.special_tokens_map)
                 break
-            except jinja2.TemplateError as error:
+            except Exception as error:  # what a stranger wrote may fail in any way
                 reason = str(error)
         else:
             raise InputError(f"the tokenizer's chat template fails: {reason}")
-        assert isinstance(text, str)
+        if template != given:
+            tokenizer.chat_template = template
         start = str(tokenizer.bos_token or "")
         wants_start = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
         self.conversation = conversation
@@ -145,18 +142,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Return the tokens that mean more to the model than their letters."""
     added = tokenizer.added_tokens_decoder.values()
     return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-
-
-def split_markup(text: str, source: str) -> tuple[str, str]:
-    """Return what stands before and after the question, which is `SENTINEL`, in a prompt.
-
-    Raises:
-        InputError: the question is not there exactly once, as it is; `source` names the culprit.
-    """
-    parts = text.split(SENTINEL)
-    if len(parts) != 2:
-        raise InputError(f"{source} does not show a question as it is")
-    return parts[0], parts[1]
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> list[int]:

@@ -18,13 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from lcrec.core.artifacts import atomic_path
 from lcrec.core.config import read_yaml
 from lcrec.core.errors import InputError, closest
 from lcrec.core.shipped import shipped
 from lcrec.index.item_index import ITEM_TOKEN
+from lcrec.prompts.rendering import SENTINEL, fix_prompt
 from lcrec.prompts.tasks import TASKS, Task
 from lcrec.prompts.templates import Template, read_template, text_faults
 
@@ -300,19 +299,13 @@ def _read_task(path: Path, task: Task, faults: list[str]) -> tuple[list[Template
 
 
 def chat_template_faults(text: str) -> list[str]:
-    """Return what is wrong with a chat template, tried the way `transformers` renders it."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    # transformers has a tag of its own that marks the assistant's words.
-    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
-    messages = [{"role": "system", "content": "Words."}, {"role": "user", "content": "A question?"}]
+    """Return what is wrong with a chat template, tried the way `PromptEncoder` renders it."""
+    messages = [{"role": "system", "content": "Words."}, {"role": "user", "content": SENTINEL}]
     try:
-        template = environment.from_string(text)
-        prompt = template.render(messages=messages, add_generation_prompt=True)
+        _, prompt = fix_prompt(text, messages)
     except Exception as error:  # what an editor wrote may fail in any way
         return [f"cannot be rendered: {type(error).__name__}: {error}"]
-    if "A question?" not in prompt:
+    if SENTINEL not in prompt:
         return ["leaves the question out"]
     if prompt != prompt.rstrip(" \t"):
         return ["the prompt ends in a space, which runs into the answer"]

@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lcrec.core.errors import InputError, closest
 from lcrec.index.item_index import ITEM_TOKEN
+from lcrec.prompts.rendering import BoundedEnvironment
 from lcrec.prompts.tasks import Record, Task, plain_text
 
-ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
+ENVIRONMENT = BoundedEnvironment(undefined=jinja2.StrictUndefined)
 # Templates see the variables of their task and nothing else.
 ENVIRONMENT.globals.clear()
 
