@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
                 f"{add}: {len(new)} new items must be numbered {num_items} to {last}, after the "
                 f"{num_items} of {old.item}; found {', '.join(list(new)[:3])}"
             )
-    inputs = {"item": old.item, "added": add, "inter": old.inter}
+    inputs = {"item": old.item, "added": add, **old.sequences}
     inputs |= {"user": old.user} if old.user.exists() else {}
     after = f"Next: python -m lcrec.embed --data {output} --add {add} --embeddings OLD --output NEW"
     parquet = is_parquet(old.inter)

@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     form = choose_form(config.tokenizer, prompts)
     from lcrec.prompts.rows import draw_rows, require_samples
 
-    inputs = {"item": paths.item, "inter": paths.inter, "index": index_path}
+    inputs = {"item": paths.item, **paths.sequences, "index": index_path}
     if paths.user.exists():
         inputs["user"] = paths.user
     if config.tokenizer is not None and Path(config.tokenizer).is_dir():

@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lcrec.data.splits import EvalCases
     from lcrec.index.item_index import ItemIndex
     from lcrec.modeling.finetuning import TrainingModel, TrainingRows
     from lcrec.modeling.trainer import Ranker, RecommenderTrainer
@@ -299,12 +300,12 @@ def catalogue_ranker(
 ) -> Ranker:
     """Return what validation ranks the catalogue with: the search that `generate` uses."""
     from lcrec.generate.recommender import Recommender
+    from lcrec.generate.requests import RankingRequest, case_requests
 
-    def rank(
-        model: PreTrainedModel | PeftModel, histories: Sequence[np.ndarray], beams: int
-    ) -> np.ndarray:
+    def rank(model: PreTrainedModel | PeftModel, cases: EvalCases, beams: int) -> np.ndarray:
         recommender = Recommender(model, tokenizer, index, prompts, max_history=max_history)
-        return recommender.recommend(histories, beams, num_beams=beams).items
+        requests = case_requests(cases, RankingRequest(k=beams, num_beams=beams))
+        return recommender.rank(requests, width=beams).items
 
     return rank
 

@@ -46,7 +46,7 @@ from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.search import search
 from lcrec.generate.trie import ItemTrie
 from lcrec.rankings.metrics import measure_lists, summarise_all
-from lcrec.rankings.predictions import Prediction, read_predictions, write_predictions
+from lcrec.rankings.predictions import read_predictions, write_predictions
 
 USERS, ITEMS = 25_000, 10_000  # Amazon 2018 Musical Instruments has 24,772 and 9,922
 LENGTHS = 5.0, 3.3  # least and mean beyond it: 8.3 per user there
@@ -135,10 +135,8 @@ def evaluate(config: BenchConfig) -> Figures:
 def ranked_rows(
     method: VectorBaseline, cases: EvalCases, train: Interactions, num_items: int
 ) -> Any:
-    """Yield a list of 100 per case."""
-    lists = rank_cases(method, cases, train, num_items, top=100)
-    for user, target, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True):
-        yield Prediction(user, int(target), ranked, scores)
+    """Return a list of 100 per case, one after the other."""
+    return cases.predictions(rank_cases(method, cases, train, num_items, top=100))
 
 
 def lightgcn(config: BenchConfig) -> Figures:

@@ -38,7 +38,7 @@ from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.generate.recommender import Recommender
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
-from lcrec.rankings.predictions import Prediction, read_predictions, top_items, write_predictions
+from lcrec.rankings.predictions import read_predictions, top_items, write_predictions
 
 TOP = Path(__file__).resolve().parents[1]
 COMMAND = "python scripts/cold_items.py"
@@ -204,10 +204,8 @@ def rank_cold(run: Path, cases: EvalCases, cold: np.ndarray, path: Path) -> None
         return
     recommender = Recommender.from_pretrained(run / "model", index=run / "index-grown")
     ranking = recommender.recommend(cases.histories, K, allow=[cold] * len(cases))
-    rows = zip(cases.users, cases.targets, ranking.items, ranking.scores, strict=True)
-    write_predictions(
-        path, (Prediction(user, int(target), *found) for user, target, *found in rows)
-    )
+    lists = zip(ranking.items, ranking.scores, strict=True)
+    write_predictions(path, cases.predictions(lists))
     write_provenance(path, COMMAND, {}, inputs)
 
 
@@ -225,11 +223,7 @@ def rank_neighbours(
     others = np.arange(cold[0])
     for among, exclude in (("all", None), ("cold", [others] * len(cases))):
         lists = top_items(scores, K, exclude)
-        rows = zip(cases.users, cases.targets, lists, strict=True)
-        write_predictions(
-            files["nearest-neighbour", among],
-            (Prediction(user, int(target), *found) for user, target, found in rows),
-        )
+        write_predictions(files["nearest-neighbour", among], cases.predictions(lists))
 
 
 if __name__ == "__main__":

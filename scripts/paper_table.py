@@ -213,7 +213,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a comparison.json of python -m lcrec.baselines compare")
     if record["protocol"] != "leave-one-out":
         raise InputError(
-            f"{path}: made with --protocol {record['protocol']}; the paper's is leave-one-out"
+            f"{path}: made with the split {record['protocol']!r}; the paper's is leave-one-out"
         )
     return record
 

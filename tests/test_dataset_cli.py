@@ -41,9 +41,7 @@ def flags(shop, index_folder):
 @pytest.fixture(scope="module")
 def drawn(shop, shop_items, split, index, prompts):
     """The rows that training would draw for the flags of `TASK_FLAGS`, two epochs of them."""
-    from lcrec.data.folder import load_interactions
-
-    texts = load_user_texts(shop, load_interactions(shop, len(shop_items)))
+    texts = load_user_texts(shop, split)
     data = TaskData(shop_items, split.train, index, user_texts=texts, seed=42)
     mixture = parse_mixture(TASK_FLAGS[1:])
     return [row for epoch in range(2) for row in draw_rows(data, prompts, mixture, 42, epoch)]

@@ -61,6 +61,11 @@ class DataPaths:
     card: Path
     card_page: Path
 
+    @property
+    def sequences(self) -> dict[str, Path]:
+        """The files, by role, that say who had what in which order, and what is held out of it."""
+        return {"inter": self.inter} | ({"split": self.split} if self.split.exists() else {})
+
 
 def data_paths(folder: Path, name: str, *, parquet: bool = False) -> DataPaths:
     """Return where the files of data set `name` lie in `folder`, existing or not.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
-from lcrec.data.splits import Split, leave_one_out
+from lcrec.data.splits import Split, load_split
 from lcrec.data.user_texts import UserTexts, load_user_texts
 
 
@@ -15,7 +15,7 @@ class DataSet:
     Attributes:
         items: the catalogue; item i has id i.
         interactions: every user's whole sequence, oldest first.
-        split: LC-Rec's leave-one-out: train up to [-2], validate on [-2], test on [-1].
+        split: what is trained, validated and tested on, as the folder says it.
         user_texts: what users like and look for; None where the folder has no such file.
     """
 
@@ -29,11 +29,11 @@ def load_data(folder: str | Path) -> DataSet:
     """Read a data folder, as `lcrec prepare` or `lcrec synthetic` wrote it.
 
     Raises:
-        InputError: a file is missing or malformed, files belong to different data sets, or a user
-            has fewer than three interactions.
+        InputError: a file is missing or malformed, files belong to different data sets, or the
+            interactions cannot be split.
     """
     folder = Path(folder)
     items = load_items(folder)
     interactions = load_interactions(folder, len(items))
-    user_texts = load_user_texts(folder, interactions)
-    return DataSet(items, interactions, leave_one_out(interactions), user_texts)
+    split = load_split(folder, interactions)
+    return DataSet(items, interactions, split, load_user_texts(folder, split))

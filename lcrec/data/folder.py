@@ -2,8 +2,7 @@
 
 Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json`
 {item: {title, description, ...}}, or the same as Parquet (`lcrec.data.folder`); item ids are
-0 .. n-1 without gaps. Also the split that everything is judged on: leave-one-out (train up to [-2],
-validate on [-2], test on [-1]), or what `<Name>.split.json` {user: {train, valid, test}} says.
+0 .. n-1 without gaps. What is held out of the interactions is the business of `lcrec.data.splits`.
 
 The Parquet form of a data folder: what `<Name>.inter.json` and its like hold, for large data.
 

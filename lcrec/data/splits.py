@@ -1,68 +1,56 @@
 """Splits interactions into what is learnt from, validated on and tested on.
 
-`leave_one_out` is LC-Rec's protocol and that of the sequential methods. The methods that match
-users and items were published on random parts of every user's items, 8:1:1 (as RecBole 1.2.1 has
-them, grouped by user), ranking what the user does not have: `random_split`. `load_split` reads the
-split that a data folder brings along.
-
-`random_parts`, `time_parts` and `cold_parts` say which part every interaction belongs to: int8
-[interactions], `TRAIN`, `VALID` or `TEST`, for interactions that lie user by user, each user's
-oldest first. Only `load_split` reads files; nothing is written.
+`load_split` returns the one split of a data folder, which every stage reads: leave-one-out, the
+protocol of LC-Rec and of the sequential methods, unless `lcrec prepare --split` wrote another as
+`<Name>.split.json`. `random_parts`, `time_parts` and `cold_parts` say which part of such a split
+every interaction belongs to: int8 [interactions], `TRAIN`, `VALID` or `TEST`, for interactions that
+lie user by user, each user's oldest first. Only `load_split` and `require_same_split` read files;
+nothing is written.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from lcrec.core.artifacts import find_data, is_parquet, read_json
 from lcrec.core.errors import InputError
-from lcrec.data.folder import (
-    Interactions,
-    kind_of_value,
-    load_interactions,
-    read_lists,
-    require_ids,
-    require_known,
-)
+from lcrec.core.provenance import fingerprint, read_provenance
+from lcrec.data.folder import Interactions, kind_of_value, read_lists, require_ids
 from lcrec.rankings.metrics import PAD
+from lcrec.rankings.predictions import Prediction
 
-TRAIN = 0
-VALID = 1
-TEST = 2
-
-
-def random_parts(offsets: np.ndarray, seed: int) -> np.ndarray:
-    """Split every user's interactions 8:1:1 at random, as `parts_in_order` does.
-
-    Args:
-        offsets: int64 [users + 1], where each user's interactions begin.
-        seed: of the order.
-    """
-    lengths = np.diff(offsets)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((np.random.default_rng(seed).random(len(owners)), owners))
-    return parts_in_order(order, offsets)
+PARTS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
 
 
-def parts_in_order(order: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Split every user's interactions 8:1:1: in a drawn order, first test, then valid, then train.
+def random_parts(offsets: np.ndarray, items: np.ndarray, seed: int) -> np.ndarray:
+    """Split every user's distinct items 8:1:1 at random.
 
     A tenth, rounded down but at least one, goes to test and as many to valid, as RecBole's ratio
-    split has it; the rest is to train on. Of fewer than three interactions all are.
+    split has it; the rest is to train on. Of fewer than three items all are. All interactions with
+    one item belong to one part.
 
     Args:
-        order: int64 [interactions], the interactions of each user in the order drawn, user by user.
         offsets: int64 [users + 1], where each user's interactions begin.
+        items: int [interactions].
+        seed: of the draw.
     """
-    lengths = np.diff(offsets)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    rank = np.arange(len(owners)) - offsets[owners]
-    share = np.where(lengths >= 3, np.maximum(1, lengths // 10), 0)[owners]
-    parts = np.empty(len(owners), dtype=np.int8)
-    parts[order] = np.where(rank < share, TEST, np.where(rank < 2 * share, VALID, TRAIN))
-    return parts
+    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    pairs = owners * (np.int64(items.max(initial=0)) + 1) + items
+    _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+    appearance = np.argsort(first)  # the distinct pairs, user by user, as they came
+    owner = owners[first[appearance]]
+    lengths = np.bincount(owner, minlength=len(offsets) - 1)
+    order = np.lexsort((np.random.default_rng(seed).random(len(owner)), owner))
+    rank = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
+    share = np.where(lengths >= 3, np.maximum(1, lengths // 10), 0)[owner]
+    parts = np.empty(len(owner), dtype=np.int8)
+    drawn = np.where(rank < share, TEST, np.where(rank < 2 * share, VALID, TRAIN))
+    parts[appearance[order]] = drawn
+    return parts[inverse]
 
 
 def time_parts(times: np.ndarray) -> np.ndarray:
@@ -81,7 +69,7 @@ def time_parts(times: np.ndarray) -> np.ndarray:
     parts = np.searchsorted(cuts, times, side="right").astype(np.int8)
     empty = np.flatnonzero(np.bincount(parts, minlength=3) == 0)
     if len(empty):
-        name = ("train", "valid", "test")[empty[0]]
+        name = PARTS[empty[0]]
         raise InputError(
             f"--split time: {name} would be empty, because too many interactions happened at one "
             "time; choose another split"
@@ -104,37 +92,79 @@ def cold_parts(offsets: np.ndarray, is_cold: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EvalCases:
-    """Users to recommend for: the history each has so far and the item that came next.
+    """What is to be predicted: the history that a user has so far and the item that came next.
 
-    `histories[i]` is int32 [length], oldest first and whole (nothing is truncated here);
-    `targets` is int32 [cases], or [cases, most targets] padded with -1 where the split holds out
-    several items of a user. `exclude[i]` are items that the split forbids to list for case i;
-    None: it forbids none.
+    Attributes:
+        users: [cases]; a user with several cases stands there once for each.
+        histories: int32 [length] each, oldest first and whole (nothing is truncated here).
+        targets: int32 [cases], or [cases, most targets] padded with -1 where the split holds out
+            several items of a user as one case.
+        exclude: items that the split forbids to rank, per case; None: it forbids none.
+        numbers: int64 [cases], the target's place in its user's sequence, which tells the cases of
+            one user apart; None where no user can have several.
     """
 
     users: list[str]
     histories: list[np.ndarray]
     targets: np.ndarray
     exclude: list[np.ndarray] | None = None
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def first_targets(self) -> np.ndarray:
+        """The target of each case, the first of several, int32 [cases]."""
+        return self.targets if self.targets.ndim == 1 else self.targets[:, 0]
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "EvalCases":
+        """Return the cases at these positions."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return EvalCases(
+            [self.users[row] for row in rows],
+            [self.histories[row] for row in rows],
+            self.targets[rows],
+            None if self.exclude is None else [self.exclude[row] for row in rows],
+            None if self.numbers is None else self.numbers[rows],
+        )
+
     def sample(self, count: int | None, seed: int) -> "EvalCases":
         """Return `count` cases drawn by seed, in their order; all where None or no more there."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
-        return EvalCases(
-            [self.users[case] for case in chosen],
-            [self.histories[case] for case in chosen],
-            self.targets[chosen],
-            None if self.exclude is None else [self.exclude[case] for case in chosen],
-        )
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
+    def one_per_user(self) -> "EvalCases":
+        """Return the first case of every user, with its first target."""
+        if self.targets.ndim == 1 and self.numbers is None:
+            return self
+        _, first = np.unique(self.users, return_index=True)
+        cases = self.take(np.sort(first))
+        return replace(cases, targets=cases.first_targets, numbers=None)
+
+    def predictions(
+        self, lists: Iterable[tuple[np.ndarray, np.ndarray]], template_id: str | None = None
+    ) -> Iterator[Prediction]:
+        """Yield the prediction of each case from its ranked items and their scores."""
+        numbers = [None] * len(self) if self.numbers is None else self.numbers.tolist()
+        for user, target, number, (ranked, scores) in zip(
+            self.users, self.targets, numbers, lists, strict=True
+        ):
+            yield Prediction(user, target, ranked, scores, template_id, number)
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split: sequences to train on, cases to validate and to test on."""
+    """A split: sequences to train on, cases to validate and to test on.
 
+    Attributes:
+        kind: "leave-one-out"; "time": every interaction from some moment on is a case, its history
+            all that came before; "sets": some of a user's items, whatever their time, are the
+            targets of one case, and its history is what the user trained on.
+        train: what every user has to train on, perhaps nothing.
+        valid, test: who has no target in a part, or no history, is no case of it.
+    """
+
+    kind: Literal["leave-one-out", "time", "sets"]
     train: Interactions
     valid: EvalCases
     test: EvalCases
@@ -168,137 +198,157 @@ def leave_one_out(interactions: Interactions) -> Split:
         )
         for back in (2, 1)
     )
-    return Split(train, valid, test)
+    return Split("leave-one-out", train, valid, test)
 
 
-PARTS = ("train", "valid", "test")
+def load_split(folder: Path, interactions: Interactions) -> Split:
+    """Return the split of a data folder: its `<Name>.split.json`, else leave-one-out.
 
-
-def load_split(folder: Path, num_items: int) -> Split:
-    """Read the split of a data folder: its `<Name>.split.json`, else leave-one-out.
-
-    Where there is a split file, `train` has every user, in the order of the file, with what there
-    is of theirs to train on, perhaps nothing. A case of `valid` has what the user trained on as its
-    history, one of `test` that and then what was to validate on; `targets` is [cases, n], distinct
-    ids padded with -1, as `lcrec.rankings.metrics` takes it. Who has no target in a part, or no
-    history, is no case of it.
+    Where train, valid and test follow each other in every user's sequence, the split is one by time
+    and every held-out interaction is a case. Otherwise a user's items in a part are the targets of
+    one case. What they trained on, and at test what was validated on, is then never ranked.
 
     Args:
         folder: the data folder.
-        num_items: the size of the catalogue, to check every id against.
+        interactions: every user's whole sequence, as the folder has it.
 
     Raises:
-        InputError: a file is missing or malformed, or an id is not in the catalogue.
+        InputError: the file is malformed or belongs to other interactions, a part has no case, or a
+            user is too short for leave-one-out.
     """
     path = find_data(folder).split
     if not path.exists():
-        return leave_one_out(load_interactions(folder, num_items))
+        return leave_one_out(interactions)
+    parts = _read_parts(path, interactions)
+    owners = np.concatenate([_owners(part) for part in parts])
+    items = np.concatenate([part.items for part in parts])
+    order = np.argsort(owners, kind="stable")
+    whole = _owners(interactions), interactions.items
+    train, valid, test = parts
+    if all(map(np.array_equal, whole, (owners[order], items[order]))):
+        labels = np.repeat(np.arange(3), [len(part.items) for part in parts])[order]
+        held_out = (labels == part for part in (VALID, TEST))
+        split = Split("time", train, *(_cases_in_time(interactions, own) for own in held_out))
+    else:
+        _require_same_interactions(path, interactions.users, whole, (owners, items))
+        cases = _case_per_user(train, valid), _case_per_user(train, test, valid)
+        split = Split("sets", train, *cases)
+    for name in ("valid", "test"):
+        if not len(getattr(split, name)):
+            raise InputError(
+                f"{path}: {name} has no case, because nobody with an item in it has a history; "
+                "choose another split"
+            )
+    return split
+
+
+def _owners(interactions: Interactions) -> np.ndarray:
+    """Return the position of each interaction's user, int64 [interactions]."""
+    return np.repeat(np.arange(len(interactions)), np.diff(interactions.offsets))
+
+
+def _read_parts(path: Path, interactions: Interactions) -> list[Interactions]:
+    """Return train, valid and test of a split file, with the users of `interactions`."""
+    strange = f"{path}: its users are not those of the data set; make both anew: lcrec prepare"
     if is_parquet(path):
         users, pairs = read_lists(path, PARTS)
-        for _, items in pairs:
-            require_known(items, num_items, path)
-        train, valid, test = (Interactions(users, *pair) for pair in pairs)
-    else:
-        raw = read_json(path)
-        if not isinstance(raw, dict) or not raw:
-            raise InputError(
-                f"{path}: expected {{user: {{train, valid, test}}}}, found {kind_of_value(raw)}"
-            )
-        for user, entry in raw.items():
-            if not isinstance(entry, dict) or entry.keys() != set(PARTS):
-                raise InputError(f"{path}: user {user!r}: expected the lists train, valid and test")
-            for part in PARTS:
-                require_ids(entry[part], num_items, f"{path}: user {user!r}: {part}")
-        train, valid, test = (
-            Interactions.from_sequences({user: entry[part] for user, entry in raw.items()})
-            for part in PARTS
-        )
-    return Split(train, _cases(valid, [train]), _cases(test, [train, valid]))
-
-
-def _cases(targets: Interactions, before: list[Interactions]) -> EvalCases:
-    """Return the cases of users with a target and a history, which is `before`, one by one."""
-    users, histories, rows = [], [], []
-    for user in np.flatnonzero(np.diff(targets.offsets)).tolist():
-        history = np.concatenate([part.sequence(user) for part in before])
-        if len(history):
-            users.append(targets.users[user])
-            histories.append(history)
-            # However often it was bought, an item is one target.
-            rows.append(list(dict.fromkeys(targets.sequence(user).tolist())))
-    padded = np.full((len(rows), max(map(len, rows), default=1)), -1, dtype=np.int32)
-    for case, row in enumerate(rows):
-        padded[case, : len(row)] = row
-    return EvalCases(users, histories, padded)
-
-
-SEED = 0  # of the one random split, so that whatever is run on it can be compared
-
-
-def random_split(interactions: Interactions, seed: int) -> Split:
-    """Split every user's distinct items 8:1:1 at random, as `parts_in_order` does.
-
-    An item that a user had several times counts where it came first. Histories are what the user
-    has in train, in the order of time, for test too: a method that reads histories knows no more
-    than one that keeps a vector per user. What is in train, and at test what was validated on, is
-    never ranked.
-
-    Args:
-        interactions: every user's items, oldest first.
-        seed: of the draw.
-
-    Returns:
-        train with every user; cases with `targets` int32 [cases, most targets], padded with -1, of
-        the users with at least three items.
-
-    Raises:
-        InputError: no user has three items.
-    """
-    rng = np.random.default_rng(seed)
-    distinct = []
-    for sequence in interactions:
-        _, first = np.unique(sequence, return_index=True)
-        distinct.append(sequence[np.sort(first)])
-    drawn = [rng.permutation(len(items)) for items in distinct]
-    offsets = np.concatenate(([0], np.cumsum([len(items) for items in distinct], dtype=np.int64)))
-    order = np.empty(offsets[-1], dtype=np.int64)
-    for start, own in zip(offsets[:-1], drawn, strict=True):
-        order[start : start + len(own)] = start + own
-    parts = parts_in_order(order, offsets)
-    train: dict[str, list[int]] = {}
-    users, histories, valid, test = [], [], [], []
-    for place, (user, items, own) in enumerate(
-        zip(interactions.users, distinct, drawn, strict=True)
-    ):
-        part = parts[offsets[place] : offsets[place + 1]]
-        kept = items[part == TRAIN]
-        train[user] = kept.tolist()
-        if len(kept) < len(items):
-            users.append(user)
-            histories.append(kept)
-            valid.append(items[own[part[own] == VALID]])
-            test.append(items[own[part[own] == TEST]])
-    if not users:
+        if users != interactions.users:
+            raise InputError(strange)
+        return [Interactions(users, *pair) for pair in pairs]
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not raw:
         raise InputError(
-            "no user has 3 different items, so none can be split into train, valid and test; "
-            "use more data, or --protocol leave-one-out"
+            f"{path}: expected {{user: {{train, valid, test}}}}, found {kind_of_value(raw)}"
         )
-    seen = [np.concatenate(both) for both in zip(histories, valid, strict=True)]
-    return Split(
-        Interactions.from_sequences(train),
-        EvalCases(users, histories, _pad(valid), histories),
-        EvalCases(users, histories, _pad(test), seen),
+    if raw.keys() != set(interactions.users):
+        raise InputError(strange)
+    for user, entry in raw.items():
+        if not isinstance(entry, dict) or entry.keys() != set(PARTS):
+            raise InputError(f"{path}: user {user!r}: expected the lists train, valid and test")
+        for part in PARTS:
+            require_ids(entry[part], None, f"{path}: user {user!r}: {part}")
+    return [
+        Interactions.from_sequences({user: raw[user][part] for user in interactions.users})
+        for part in PARTS
+    ]
+
+
+def _require_same_interactions(
+    path: Path, users: list[str], *pairs: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Refuse a split, the second of (owners, items), of other interactions than the first."""
+    base = 1 + max(int(items.max(initial=0)) for _, items in pairs)
+    one, other = (np.sort(owners * np.int64(base) + items) for owners, items in pairs)
+    if np.array_equal(one, other):
+        return
+    shared = min(len(one), len(other))
+    at = np.append(np.flatnonzero(one[:shared] != other[:shared]), shared)[0]
+    user = min(int(keys[at]) // base for keys in (one, other) if at < len(keys))
+    raise InputError(
+        f"{path}: user {users[user]!r}: train, valid and test together are not the user's "
+        "interactions; make both anew: lcrec prepare"
     )
 
 
-def _pad(lists: list[np.ndarray]) -> np.ndarray:
-    padded = np.full((len(lists), max(map(len, lists))), PAD, dtype=np.int32)
-    for row, items in zip(padded, lists, strict=True):
-        row[: len(items)] = items
-    return padded
+def _cases_in_time(interactions: Interactions, held_out: np.ndarray) -> EvalCases:
+    """Return a case for each interaction held out, bool [interactions], that is no user's first."""
+    owners = _owners(interactions)
+    starts = interactions.offsets[owners]
+    places = np.flatnonzero(held_out & (np.arange(len(owners)) > starts))
+    starts = starts[places]
+    return EvalCases(
+        [interactions.users[user] for user in owners[places].tolist()],
+        [interactions.items[start:end] for start, end in zip(starts, places, strict=True)],
+        interactions.items[places],
+        numbers=places - starts,
+    )
 
 
-PROTOCOLS: dict[str, Callable[[Interactions], Split]] = {
-    "leave-one-out": leave_one_out,
-    "random": lambda interactions: random_split(interactions, SEED),
-}
+def _case_per_user(train: Interactions, held_out: Interactions, *seen: Interactions) -> EvalCases:
+    """Return a case for each user with items held out, of which all are targets.
+
+    Args:
+        train: the histories.
+        held_out: the part.
+        seen: other parts whose items must not be ranked.
+    """
+    users, histories, rows, exclude = [], [], [], []
+    for user in np.flatnonzero(np.diff(held_out.offsets) * np.diff(train.offsets)).tolist():
+        history = train.sequence(user)
+        # However often it was bought, an item is one target.
+        targets = list(dict.fromkeys(held_out.sequence(user).tolist()))
+        had = np.concatenate([history, *(part.sequence(user) for part in seen)])
+        users.append(train.users[user])
+        histories.append(history)
+        rows.append(targets)
+        exclude.append(had[~np.isin(had, targets)])
+    padded = np.full((len(rows), max(map(len, rows), default=1)), PAD, dtype=np.int32)
+    for case, row in enumerate(rows):
+        padded[case, : len(row)] = row
+    return EvalCases(users, histories, padded, exclude)
+
+
+def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
+    """Refuse an artifact that was made with another split than a data folder's.
+
+    Args:
+        artifact: a file or folder; one without a record of the interactions it was made from is
+            accepted as it is.
+        folder: the data folder.
+        rebuild: the command that makes the artifact anew.
+
+    Raises:
+        InputError: the splits differ.
+    """
+    record = read_provenance(artifact)
+    if record is None or "inter" not in record["inputs"]:
+        return
+    path = find_data(folder).split
+    computed = {"path": "leave-one-out", "sha256": ""}
+    used = record["inputs"].get("split", computed)
+    now = {"path": path, "sha256": fingerprint(path)} if path.exists() else computed
+    if used["sha256"] != now["sha256"]:
+        raise InputError(
+            f"{artifact} was made with another split ({used['path']}) than --data {folder} has "
+            f"({now['path']}), so it may have seen what is held out; make it anew with: {rebuild}"
+        )

@@ -12,15 +12,54 @@ tuple as text: `(0, 12)` or `('0', 12)`. Writes nothing.
 import ast
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from lcrec.core.artifacts import find_data, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
-from lcrec.data.folder import Interactions
+from lcrec.data.splits import Split, require_same_split
 
 REBUILD = "python -m lcrec.intents"
+
+
+Section = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class IntentSubject:
+    """A user to write texts about.
+
+    Attributes:
+        user: the name.
+        liked: what a preference may be told from: all that the user trains on but the last item,
+            int32 [length].
+        taken: the item that an intention is about and what the user had before it, int32 [length]:
+            "train" the last item to train on, "test" the first to test on. Absent where there is
+            none.
+    """
+
+    user: str
+    liked: np.ndarray
+    taken: dict[Section, tuple[int, np.ndarray]]
+
+
+def intent_subjects(split: Split, count: int | None = None) -> list[IntentSubject]:
+    """Return the first `count` users, or all, with what texts about them may be written from."""
+    test = split.test.one_per_user()
+    tested = dict(
+        zip(test.users, zip(test.targets.tolist(), test.histories, strict=True), strict=True)
+    )
+    subjects = []
+    for user, sequence in zip(split.train.users[:count], split.train, strict=False):
+        taken: dict[Section, tuple[int, np.ndarray]] = {}
+        if len(sequence):
+            taken["train"] = int(sequence[-1]), sequence[:-1]
+        if user in tested:
+            taken["test"] = tested[user]
+        subjects.append(IntentSubject(user, sequence[:-1], taken))
+    return subjects
 
 
 @dataclass(frozen=True)
@@ -44,61 +83,63 @@ class UserTexts:
         )
 
 
-def load_user_texts(folder: Path, interactions: Interactions) -> UserTexts | None:
+def load_user_texts(folder: Path, split: Split) -> UserTexts | None:
     """Read `<Name>.user.json`, or return None where the data folder has none.
 
     Args:
         folder: the data folder.
-        interactions: the whole sequences, to check that an intention is about the right item:
-            the last training item ([-3]) or the test item ([-1]).
+        split: of the folder, to check that an intention is about the right item.
 
     Raises:
-        InputError: the file is malformed, was made from other sequences, speaks of a user the data
-            set does not have, or of another item than the one to be predicted.
+        InputError: the file is malformed, was made from other sequences or for another split,
+            speaks of a user the data set does not have, or of another item than the one to be
+            predicted.
     """
     paths = find_data(folder)
     path = paths.user
     if not path.exists():
         return None
     # Preferences name no item, so only this tells that they are of older sequences.
-    require_same_input(path, "inter", paths.inter, f"{REBUILD} --data {folder} --method METHOD")
+    rebuild = f"{REBUILD} --data {folder} --method METHOD"
+    require_same_input(path, "inter", paths.inter, rebuild)
+    require_same_split(path, folder, rebuild)
     raw = read_json(path)
     names = ("user_explicit_preference", "user_vague_intention")
     if not isinstance(raw, dict) or not any(name in raw for name in names):
         raise InputError(f"{path}: expected an object with {' and '.join(map(repr, names))}")
     intentions = _require_object(raw.get(names[1], {}), f"{path}: {names[1]}")
-    last_items = dict(zip(interactions.users, interactions, strict=True))
+    taken = {subject.user: subject.taken for subject in intent_subjects(split)}
     sections: list[dict[str, list[str]]] = []
-    for section, where, back in (
+    parts: tuple[tuple[dict, str, Section | None], ...] = (
         (raw.get(names[0], {}), f"{path}: {names[0]}", None),
-        (intentions.get("train", {}), f"{path}: {names[1]}: train", 3),
-        (intentions.get("test", {}), f"{path}: {names[1]}: test", 1),
-    ):
+        (intentions.get("train", {}), f"{path}: {names[1]}: train", "train"),
+        (intentions.get("test", {}), f"{path}: {names[1]}: test", "test"),
+    )
+    for section, where, part in parts:
         texts = {}
         for user, entry in _require_object(section, where).items():
             here = f"{where}: user {user!r}"
-            if user not in last_items:
+            if user not in taken:
                 raise InputError(f"{here} has no sequence; the file belongs to another data set")
-            if back is not None:
-                entry = _intention_texts(entry, last_items[user][-back:], back, here)
+            if part is not None:
+                entry = _intention_texts(entry, taken[user].get(part, (None,))[0], part, here)
             if not isinstance(entry, list) or not all(isinstance(text, str) for text in entry):
                 raise InputError(f"{here}: expected a list of texts, found {entry!r:.80}")
             texts[user] = [text for text in entry if text.strip()]
         sections.append({user: own for user, own in texts.items() if own})
     preferences, train_intentions, test_intentions = sections
-    return UserTexts(preferences, train_intentions, test_intentions, len(interactions))
+    return UserTexts(preferences, train_intentions, test_intentions, len(split.train))
 
 
-def _intention_texts(entry: object, last_items: np.ndarray, back: int, where: str) -> object:
-    """Return the texts of an intention, which must be about the first of the user's last items."""
+def _intention_texts(entry: object, item: int | None, part: Section, where: str) -> object:
+    """Return the texts of an intention, which must be about this item."""
     if not isinstance(entry, dict) or "item" not in entry or "querys" not in entry:
         raise InputError(f"{where}: expected {{item, querys: [text, ...]}}, found {entry!r:.80}")
-    item = int(last_items[0]) if len(last_items) else None
     if entry["item"] != item:
         raise InputError(
-            f"{where}: the intention is about item {entry['item']!r}, but the user's item at "
-            f"[-{back}] is {item}; the file belongs to other sequences: make it anew with "
-            f"{REBUILD}"
+            f"{where}: the intention is about item {entry['item']!r}, but the user's "
+            f"{'last item to train on' if part == 'train' else 'first item to test on'} is {item}; "
+            f"the file belongs to other sequences or to another split: make it anew with {REBUILD}"
         )
     return entry["querys"]
 

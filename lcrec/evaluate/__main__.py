@@ -7,11 +7,12 @@ Three more commands judge what the tasks taught a checkpoint, each in a module o
     python -m lcrec.evaluate language --help   titles, descriptions and preferences in words
 
 Reads one or more `predictions.jsonl` (see `lcrec.rankings.predictions`) that answer for the same
-users and targets; prints a table; writes `metrics.json`: {"users", "seed", "samples", "level",
-"mrr_depth", "runs": {label: {"list_length", "overall": {metric: {"mean", "low", "high"}},
-"templates": {template_id: {metric: mean over users}}, "across_templates": {metric: {"mean", "min",
-"max"}} or null}}}. The metrics are `METRICS` of `lcrec.rankings.metrics`, or `MULTI_TARGET_METRICS`
-where a user has several targets.
+users and targets; prints a table; writes `metrics.json`: {"users", "cases" where users have
+several, "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
+{metric: {"mean", "low", "high"}}, "templates": {template_id: {metric: mean over users}},
+"across_templates": {metric: {"mean", "min", "max"}} or null}}}. The metrics are `METRICS` of
+`lcrec.rankings.metrics`, or `MULTI_TARGET_METRICS` where a case has several targets. Where users
+have several cases, means are over cases, and intervals over users all the same.
 
 Where users were asked with several templates, a user's value is the mean over the templates.
 """
@@ -117,7 +118,10 @@ def main(argv: list[str]) -> None:
     print(f"Judging {', '.join(str(path) for path in files.values())}.")
     result = evaluate_files(files, config.seed)
     runs, users, depth = result["runs"], result["users"], result["mrr_depth"]
-    print(f"\n{users:,} users. Below each value: its 95 % bootstrap interval over users.", end="")
+    of = f"{result['cases']:,} cases of " if "cases" in result else ""
+    print(
+        f"\n{of}{users:,} users. Below each value: its 95 % bootstrap interval over users.", end=""
+    )
     print(" * marks the best of a column.\n" if len(runs) > 1 else "\n")
     print(format_table(runs, depth))
     for label, run in runs.items():

@@ -13,7 +13,8 @@ from lcrec.core.artifacts import find_data, write_json
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.data_set import load_data
-from lcrec.data.splits import Split
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import Split, require_same_split
 from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import LEVEL, SAMPLES
 
@@ -33,13 +34,15 @@ class Subject:
     Attributes:
         recommender: the model, its index and its prompt templates.
         data: the source of the records, limited as they were in training.
-        split: the leave-one-out split.
+        split: of the data folder.
+        interactions: every user's whole sequence.
         inputs: what was read, by role.
     """
 
     recommender: Recommender
     data: TaskData
     split: Split
+    interactions: Interactions
     inputs: dict[str, Path]
 
 
@@ -64,6 +67,7 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
     if model.is_dir():
         retrain = f"python -m lcrec.finetune --data {folder} --output DIR"
         require_same_input(model, "item", paths.item, retrain)
+        require_same_split(model, folder, retrain)
     recommender = Recommender.from_pretrained(
         model, dtype=DTYPES[precision], max_batch_tokens=batch_tokens
     )
@@ -75,10 +79,10 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
         max_text_words=recommender.request_encoder.max_text_words,
         user_texts=data.user_texts,
     )
-    inputs = {"model": model, "item": paths.item, "inter": paths.inter}
+    inputs = {"model": model, "item": paths.item, **paths.sequences}
     if data.user_texts is not None:
         inputs["user"] = paths.user
-    return Subject(recommender, task_data, data.split, inputs)
+    return Subject(recommender, task_data, data.split, data.interactions, inputs)
 
 
 def format_values(rows: dict[str, dict[str, Summary | None]], heading: str) -> str:

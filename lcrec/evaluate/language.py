@@ -193,7 +193,7 @@ def sample_questions(subject: Subject, template: Template, count: int, seed: int
 
 def _records(subject: Subject, task: str) -> Iterator[tuple[Record, list[Record]]]:
     """Yield each record to ask about, and for each right answer what it changes in the record."""
-    data, test = subject.data, subject.split.test
+    data, test = subject.data, subject.split.test.one_per_user()
     if task == "index2item":
         for record in TASKS[task].records(data):
             yield record, [{}]

@@ -5,11 +5,11 @@ Reads and writes nothing. Each function gives every case one item that its user 
 The next item, or one like it? Pairwise accuracy of a checkpoint (LC-Rec, Table V).
 
 Reads a checkpoint, the data folder and item embeddings. For every user the model weighs the item
-that came next against another that the user has never had: the one nearest in text (cosine of the
-embeddings), the one that most customers of the next item bought too (in training; LC-Rec took the
-nearest by SASRec's embedding), and one drawn at random. The item with the higher log-probability
-after the prompt is the model's choice; equal ones count half. Accuracy is the share of users for
-whom that is the item that came next.
+that came next (of several that are held out the first) against another that the user has never had:
+the one nearest in text (cosine of the embeddings), the one that most customers of the next item
+bought too (in training; LC-Rec took the nearest by SASRec's embedding), and one drawn at random.
+The item with the higher log-probability after the prompt is the model's choice; equal ones count
+half. Accuracy is the share of users for whom that is the item that came next.
 
 By default the model is asked with the first template of `seqrec` that serves evaluation and, where
 it was trained on `fusionseqrec`, with the first one that shows titles (LC-Rec's "Title").
@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
         )
     templates = choose_templates(subject, config.templates)
     cases = subject.split.valid if config.split == "valid" else subject.split.test
-    cases = cases.sample(config.users, config.seed)
+    cases = cases.one_per_user().sample(config.users, config.seed)
     seen = seen_items(subject, cases)
     print(
         f"Asking {len(cases):,} users' next item against three others, with {len(templates)} "
@@ -212,9 +212,8 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
 
 def seen_items(subject: Subject, cases: EvalCases) -> list[np.ndarray]:
     """Return all items each user ever had, which cannot be wrong answers, [cases] arrays."""
-    whole = subject.split.test
-    last = dict(zip(whole.users, zip(whole.histories, whole.targets, strict=True), strict=True))
-    return [np.append(*last[user]) for user in cases.users]
+    whole = dict(zip(subject.interactions.users, subject.interactions, strict=True))
+    return [whole[user] for user in cases.users]
 
 
 def pairwise_accuracy(

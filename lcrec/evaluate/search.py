@@ -157,7 +157,7 @@ def make_queries(
             "search needs what users look for at the test item, which this data set's "
             "<Name>.user.json does not say; make it with: python -m lcrec.intents"
         )
-    test = subject.split.test
+    test = subject.split.test.one_per_user()
     known = [case for case, user in enumerate(test.users) if user in texts.test_intentions]
     drawn = np.sort(np.random.default_rng(seed).permutation(known)[:users])
     queries, owners = [], []

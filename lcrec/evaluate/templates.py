@@ -14,9 +14,9 @@ from lcrec.core.artifacts import find_data
 from lcrec.core.console import ProgressBar
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import EvalCases, leave_one_out
+from lcrec.data.splits import EvalCases, load_split, require_same_split
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RankingRequest
+from lcrec.generate.requests import RankingRequest, case_requests
 from lcrec.modeling.recipe import STAGE
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.templates import Template
@@ -61,10 +61,11 @@ def score_model(
     """
     prompts = PromptSet.load(own, base=SHIPPED_PROMPTS) if own is not None else None
     items = load_items(data)
-    parts = leave_one_out(load_interactions(data, len(items)))
-    cases = (parts.valid if split == "valid" else parts.test).sample(users, seed)
+    parts = load_split(data, load_interactions(data, len(items)))
+    cases = (parts.valid if split == "valid" else parts.test).one_per_user().sample(users, seed)
     retrain = f"{STAGE} --data {data} --output DIR"
     require_same_input(folder, "item", find_data(data).item, retrain)
+    require_same_split(folder, data, retrain)
     trained = Recommender.from_pretrained(folder)
     default = trained.prompts.evaluation_templates("seqrec")[0]
     asked = trained
@@ -110,14 +111,12 @@ def score_templates(
         known: what the model was trained on.
     """
     scores = []
-    asks = [
-        recommender.encode([RankingRequest(own, template=template) for own in cases.histories])
-        for template in templates
-    ]
     k = min(DEPTH, len(recommender.index))
+    asks = [case_requests(cases, RankingRequest(k=k, template=own)) for own in templates]
+    prompts = [recommender.encode(requests) for requests in asks]
     bar = ProgressBar(len(templates) * len(cases), "rank", "rankings", leave=False)
-    for template, prompt_ids in zip(templates, asks, strict=True):
-        ranked, _ = recommender.rank_prompts(prompt_ids, k, count_done=bar.update)
+    for template, requests, prompt_ids in zip(templates, asks, prompts, strict=True):
+        ranked = recommender.rank(requests, prompt_ids, count_done=bar.update).items
         hits = hit_at_k(ranked, cases.targets, DEPTH)
         ndcg = ndcg_at_k(ranked, cases.targets, DEPTH)
         scores.append(Score(template, _kind(template, known), hits, ndcg))

@@ -34,8 +34,9 @@ from lcrec.core.provenance import fingerprint, is_current, write_provenance
 from lcrec.core.version import __version__
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.data.splits import EvalCases, leave_one_out
+from lcrec.data.splits import EvalCases, load_split, require_same_split
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
+from lcrec.rankings.predictions import PAD
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -63,7 +64,7 @@ class GenerateConfig(Writes):
     output: Path | None = option(
         "the predictions file to write for a split; with --all-users, a folder", None
     )
-    split: Literal["valid", "test"] = option("which held-out item to predict", "test")
+    split: Literal["valid", "test"] = option("which held-out items to predict", "test")
     all_users: bool = option("rank what comes after all that each user has, for every user", False)
     format: Literal["jsonl", "parquet"] = option("of the files of --all-users", "jsonl")
     shard_users: int = option("users per file of --all-users", 10_000, minimum=1)
@@ -123,8 +124,13 @@ def main(argv: list[str]) -> None:
     check_counts(config.k, config.beams, len(items))
     allowed = load_allowed(config.allow, config.deny, config.k, len(items))
     interactions = load_interactions(config.data, len(items))
-    split = None if config.all_users else leave_one_out(interactions)
+    split = None if config.all_users else load_split(config.data, interactions)
     cases = None if split is None else split.valid if config.split == "valid" else split.test
+    if cases is not None and cases.exclude is not None and config.constraint != "trie":
+        raise InputError(
+            f"--constraint {config.constraint}: the split of --data {config.data} forbids to rank "
+            "what a user trained on, which needs --constraint trie"
+        )
 
     with processes(PATIENCE) as state:
         if config.output is None:
@@ -190,6 +196,8 @@ def rank_split(
 
     output = config.output
     assert output is not None
+    retrain = f"python -m lcrec.finetune --data {config.data} --output DIR"
+    require_same_split(config.model, config.data, retrain)
     settings, inputs = recorded(config)
     current = output.exists() and is_current(output, STAGE, settings, inputs)
     if config.ensemble:
@@ -201,7 +209,7 @@ def rank_split(
         if state.is_main_process:
             show_examples(output, cases, items, config.show)
         return
-    recommender, job = prepare(config, len(items), cases.users, cases.histories, allowed, state)
+    recommender, job = prepare(config, len(items), cases, allowed, state)
     folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
@@ -209,7 +217,7 @@ def rank_split(
         folder,
         suffix=".jsonl",
         size=min(SPLIT_PART, math.ceil(len(cases) / SPLIT_PARTS)),
-        write=partial(write_split_part, users=cases.users, targets=cases.targets),
+        write=partial(write_split_part, cases=cases),
         provenance=provenance_of(settings, inputs, recommender),
         state=state,
     )
@@ -250,9 +258,9 @@ def rank_everyone(
             f"--data {config.data}: {len(empty)} users have no items (first: user "
             f"{interactions.users[empty[0]]!r}), so there is nothing to go by; leave them out"
         )
-    recommender, job = prepare(
-        config, num_items, interactions.users, list(interactions), allowed, state
-    )
+    nothing = np.full(len(interactions), PAD)  # is held out
+    everyone = EvalCases(interactions.users, list(interactions), nothing)
+    recommender, job = prepare(config, num_items, everyone, allowed, state)
     folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
@@ -275,22 +283,23 @@ def rank_everyone(
 def prepare(
     config: GenerateConfig,
     num_items: int,
-    users: list[str],
-    histories: list[np.ndarray],
+    cases: EvalCases,
     allowed: np.ndarray | None,
     state: PartialState,
 ) -> tuple[Recommender, RankingJob]:
     """Load the model, say what is about to happen, and put together what is asked of it."""
     from lcrec.generate.many_users import RankingJob
+    from lcrec.generate.requests import case_requests
 
     recommender = load_recommender(config, num_items, state)
-    requests = [make_request(config, history, allowed) for history in histories]
+    requests = case_requests(cases, make_request(config, (), allowed))
     templates = recommender.prompts.evaluation_templates("seqrec", config.templates)
-    job = RankingJob(users, requests, templates, config.ensemble)
+    job = RankingJob(cases.users, requests, templates, config.ensemble)
     if config.ensemble and len(job.templates) < 2:
         raise InputError("--ensemble joins several templates; name them, or give --templates all")
     state.print(
-        f"Ranking {len(recommender.index):,} items for {len(users):,} users with "
+        f"Ranking {len(recommender.index):,} items for {len(cases):,} "
+        f"{'users' if cases.numbers is None else 'cases'} with "
         f"{len(job.templates)} template(s) on {state.num_processes} process(es)"
     )
     return recommender, job
@@ -350,6 +359,8 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     del settings["show"]
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
+    if not config.all_users:
+        inputs |= paths.sequences
     if config.index is not None:
         inputs["index"] = index_path(config.index)
     for role in ("prompts", "allow", "deny"):

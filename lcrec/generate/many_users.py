@@ -15,11 +15,12 @@ from accelerate.state import PartialState
 from lcrec.core.artifacts import atomic_path, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.core.parts import make_parts
+from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
-from lcrec.rankings.predictions import Prediction, write_predictions
+from lcrec.rankings.predictions import write_predictions
 
 ENSEMBLE = "ensemble"  # the template id of joint lists
 
@@ -141,14 +142,16 @@ def _rank_part(
 # A split: predictions with targets, in one file in the end.
 
 
-def write_split_part(path: Path, part: Part, users: list[str], targets: np.ndarray) -> None:
+def write_split_part(path: Path, part: Part, cases: EvalCases) -> None:
     """Write a part of a split in the form of `lcrec.rankings.predictions`."""
+    count = len(next(iter(part.lists.values()))[0])
+    own = cases.take(range(part.first, part.first + count))
     write_predictions(
         path,
         (
-            Prediction(users[user], int(targets[user]), items, scores, name)
+            prediction
             for name, lists in part.lists.items()
-            for user, (items, scores) in enumerate(_shortened(*lists), start=part.first)
+            for prediction in own.predictions(_shortened(*lists), name)
         ),
     )
 

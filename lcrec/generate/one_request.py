@@ -83,7 +83,7 @@ def find_history(
     if user is not None:
         if user not in cases.users:
             raise InputError(f"--user {user}: not in the data set{closest(user, cases.users)}")
-        return cases.histories[cases.users.index(user)].tolist()
+        return cases.histories[cases.users.index(user)].tolist()  # before the first of their cases
     for item in history or []:
         if not 0 <= item < num_items:
             raise InputError(
@@ -146,7 +146,7 @@ def show_examples(predictions: Path, cases: EvalCases, items: Items, count: int)
     for case in np.linspace(0, len(cases) - 1, min(count, len(cases)), dtype=int):
         print(f"\nUser {printable(cases.users[case])}")
         ranked = lists[case][:5]
-        target = int(cases.targets[case])
+        target = int(cases.first_targets[case])
         show_ranking(items, cases.histories[case], ranked[ranked >= 0], target=target)
     print()
 

@@ -439,9 +439,9 @@ class Recommender:
                         f"request {row}: {requests[row].k} items wanted, but its allow and deny "
                         f"lists leave {left} of the {len(self.index)}"
                     )
-        if any(own.exclude_history for own in requests):
+        if any(own.exclude_history or len(own.exclude) for own in requests):
             deny = [
-                _join(own.deny, own.history) if own.exclude_history else own.deny
+                _join(own.deny, own.history if own.exclude_history else (), own.exclude)
                 for own in requests
             ]
             leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)
@@ -534,6 +534,5 @@ def _requests(
     ]
 
 
-def _join(denied: ItemIds | None, history: ItemIds) -> np.ndarray:
-    parts = [np.asarray(() if ids is None else ids, dtype=np.int64) for ids in (denied, history)]
-    return np.concatenate(parts)
+def _join(*lists: ItemIds | None) -> np.ndarray:
+    return np.concatenate([np.asarray(() if own is None else own, np.int64) for own in lists])

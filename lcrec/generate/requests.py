@@ -4,7 +4,7 @@ Everything a person can put into a request is checked here, before a model sees 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
+from lcrec.data.splits import EvalCases
 from lcrec.generate.item_filter import ItemIds
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder
@@ -34,6 +35,7 @@ class RankingRequest:
             should share the object: it is then stored once.
         deny: items that they must not get.
         exclude_history: rank no item of the history; there may then be fewer than k.
+        exclude: other items to rank none of; there may then be fewer than k.
         template: a template of `itemsearch` where there is a query, else of `seqrec`; None for the
             recommender's own choice.
 
@@ -49,12 +51,28 @@ class RankingRequest:
     allow: ItemIds | None = None
     deny: ItemIds | None = None
     exclude_history: bool = False
+    exclude: ItemIds = ()
     template: Template | None = None
 
     def __post_init__(self) -> None:
         is_count = isinstance(self.k, int | np.integer) and not isinstance(self.k, bool)
         if not is_count or self.k < 1:
             raise InputError(f"k: expected one number from 1 up, found {self.k!r:.60}")
+
+
+def case_requests(cases: EvalCases, like: RankingRequest) -> list[RankingRequest]:
+    """Return a request for each case of a split, never for items that the split forbids to rank.
+
+    Args:
+        cases: whom to rank for.
+        like: what all requests have in common.
+    """
+    nothing: list[ItemIds] = [()] * len(cases)
+    exclude = nothing if cases.exclude is None else cases.exclude
+    return [
+        replace(like, history=history, exclude=out)
+        for history, out in zip(cases.histories, exclude, strict=True)
+    ]
 
 
 class RequestEncoder:

@@ -11,6 +11,7 @@ endpoint, with the key in OPENAI_API_KEY).
 
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +22,10 @@ from lcrec.core.console import printable
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import check_output, claim
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
-from lcrec.data.folder import Interactions, Items, load_interactions, load_items
-from lcrec.data.splits import leave_one_out
-from lcrec.data.user_texts import load_reviews, load_user_texts
+from lcrec.data.folder import Items, load_interactions, load_items
+from lcrec.data.splits import Split, load_split
+from lcrec.data.user_texts import IntentSubject, intent_subjects, load_reviews, load_user_texts
 from lcrec.intents.requests import (
-    TARGETS,
     Answer,
     Journal,
     Outcome,
@@ -91,11 +91,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--method {config.method} needs --model NAME")
     paths = find_data(config.data)
     items = load_items(config.data)
-    interactions = load_interactions(config.data, len(items))
-    leave_one_out(interactions)  # refuses users without an item at [-3]
+    split = load_split(config.data, load_interactions(config.data, len(items)))
     prompts = IntentPrompts.load(config.prompts, SHIPPED_PROMPTS)
     settings = {name: value for name, value in config_dict(config).items() if name not in MEANS}
-    inputs = {"inter": paths.inter, "item": paths.item, "intents": prompts.path}
+    inputs = {**paths.sequences, "item": paths.item, "intents": prompts.path}
     if config.method != "keywords" and paths.review.exists():
         inputs["review"] = paths.review
     if config.method == "local" and Path(config.model or "").is_dir():
@@ -111,14 +110,14 @@ def main(argv: list[str]) -> None:
         paths.user, STAGE, ".json", overwrite=config.overwrite, flag="--data", active=writes
     )
     with claimed:
-        _write(config, paths, items, interactions, prompts, settings, inputs, writes=writes)
+        _write(config, paths, items, split, prompts, settings, inputs, writes=writes)
 
 
 def _write(
     config: IntentsConfig,
     paths: DataPaths,
     items: Items,
-    interactions: Interactions,
+    split: Split,
     prompts: IntentPrompts,
     settings: dict[str, Any],
     inputs: dict[str, Path],
@@ -126,7 +125,7 @@ def _write(
     writes: bool,
 ) -> None:
     """Get all texts and write them, or show the first where `writes` is off."""
-    chosen = first_users(interactions, config.trial)
+    chosen = intent_subjects(split, config.trial)
     guard = TitleGuard([items.text(item, "title") for item in range(len(items))])
     limits = {"max_history": config.max_history, "max_text_words": config.max_text_words}
     outcome: Outcome | None
@@ -136,7 +135,7 @@ def _write(
         print(f"Writing {KEYWORDS_NOTE}, about {len(chosen):,} users")
         outcome = keyword_texts(items, chosen, prompts, guard, **limits)
     else:
-        reviews = load_reviews(config.data, interactions.users, len(items))
+        reviews = load_reviews(config.data, split.train.users, len(items))
         told = f"{len(reviews):,} reviews" if reviews else "titles and descriptions (no reviews)"
         print(f"Asking {config.model} about {len(chosen):,} users, from {told}")
         requests = make_requests(items, chosen, reviews, **limits)
@@ -163,17 +162,10 @@ def _write(
             malformed=outcome.malformed,
             unanswered=outcome.unanswered,
         )
-    texts = load_user_texts(config.data, interactions)
+    texts = load_user_texts(config.data, split)
     assert texts is not None
     show_texts(outcome.texts, chosen, items, count=1)
     print(f"Wrote {paths.user}: {texts.describe()}.\n{next_command(config.data)}")
-
-
-def first_users(interactions: Interactions, count: int | None) -> Interactions:
-    """Return the first users' sequences; all where `count` is None or more than there are."""
-    users = interactions.users[:count]
-    offsets = interactions.offsets[: len(users) + 1]
-    return Interactions(users, offsets, interactions.items[: offsets[-1]])
 
 
 def is_done(
@@ -309,20 +301,17 @@ def account(outcome: Outcome, config: IntentsConfig) -> str:
     )
 
 
-def user_json(interactions: Interactions, texts: Texts) -> dict[str, Any]:
+def user_json(subjects: Sequence[IntentSubject], texts: Texts) -> dict[str, Any]:
     """Return LC-Rec's form of the texts; users without a text are left out of its section."""
     intentions: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
     preferences = {}
-    for user, sequence in zip(interactions.users, interactions, strict=True):
+    for subject in subjects:
+        user = subject.user
         if own := texts.get((user, "preference")):
             preferences[user] = own
-        for section, back in TARGETS:
+        for section, (item, before) in subject.taken.items():
             if own := texts.get((user, section)):
-                intentions[section][user] = {
-                    "item": int(sequence[-back]),
-                    "inters": sequence[:-back].tolist(),
-                    "querys": own,
-                }
+                intentions[section][user] = {"item": item, "inters": before.tolist(), "querys": own}
     return {"user_explicit_preference": preferences, "user_vague_intention": intentions}
 
 
@@ -336,18 +325,20 @@ def show_questions(requests: list[Request], prompts: IntentPrompts) -> None:
                 print(f"-- {name}, {message['role']}:\n{text}")
 
 
-def show_texts(texts: Texts, interactions: Interactions, items: Items, *, count: int) -> None:
+def show_texts(
+    texts: Texts, subjects: Sequence[IntentSubject], items: Items, *, count: int
+) -> None:
     """Print what was written about the first `count` users who have any text."""
     known = {user for user, _ in texts}
-    sequences = zip(interactions.users, interactions, strict=True)
-    for user, sequence in itertools.islice((s for s in sequences if s[0] in known), count):
+    for subject in itertools.islice((s for s in subjects if s.user in known), count):
+        user = subject.user
         print(f"User {printable(user)}")
         for text in texts.get((user, "preference"), []):
             print(f"  likes      {printable(text)}")
-        for section, back in TARGETS:
+        for section, (item, _) in subject.taken.items():
             for text in texts.get((user, section), []):
                 print(f"  looked for {printable(text)}")
-            print(f"  and took   {printable(items.title(int(sequence[-back])))}  (to {section})")
+            print(f"  and took   {printable(items.title(item))}  (to {section})")
 
 
 def next_command(data: Path) -> str:

@@ -6,16 +6,17 @@ draws no conclusion. Reads and writes nothing.
 """
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.core.errors import InputError
-from lcrec.data.folder import Interactions, Items
+from lcrec.data.folder import Items
+from lcrec.data.user_texts import IntentSubject
 from lcrec.data.words import words_of
-from lcrec.intents.requests import TARGETS, Outcome
+from lcrec.intents.requests import Outcome
 from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import IntentPrompts
 from lcrec.prompts.tasks import plain_text
@@ -27,7 +28,7 @@ LIKED_TERMS = 8
 
 def keyword_texts(
     items: Items,
-    interactions: Interactions,
+    subjects: Sequence[IntentSubject],
     prompts: IntentPrompts,
     guard: TitleGuard,
     *,
@@ -38,12 +39,12 @@ def keyword_texts(
 
     An intention looks at its item alone: once at its words of highest weight, once at those that
     most items share. It says at most half of a title's words, no word that only one item has and
-    none with a digit. A preference looks at the latest items before [-3]: at all of them, at what
-    two of them at least share, and at the last three.
+    none with a digit. A preference looks at the latest items to train on, but for the last: at all
+    of them, at what two of them at least share, and at the last three.
 
     Args:
         items: the catalogue.
-        interactions: the whole sequences, of 3 items at least.
+        subjects: the users.
         prompts: how the lists are worded.
         guard: knows the titles.
         max_history: items in a preference at most.
@@ -89,24 +90,22 @@ def keyword_texts(
         return list(found.values())
 
     intentions: dict[int, list[str]] = {}
-    for user, sequence in zip(interactions.users, interactions, strict=True):
-        for section, back in TARGETS:
-            item = int(sequence[-back])
+    for subject in subjects:
+        for section, (item, _) in subject.taken.items():
             if item not in intentions:
                 intentions[item] = wanted(item)
             if intentions[item]:
-                outcome.texts[user, section] = intentions[item]
+                outcome.texts[subject.user, section] = intentions[item]
             else:
                 outcome.leaked += 1
-        history = sequence[:-3][-max_history:]
-        liked = _liked(weights, history)
+        liked = _liked(weights, subject.liked[-max_history:])
         own = [
             prompts.render(f"keywords_{name}", {"terms": [terms[term] for term in found]})
             for name, found in liked.items()
             if len(found)
         ]
         if own:
-            outcome.texts[user, "preference"] = own
+            outcome.texts[subject.user, "preference"] = own
     return outcome
 
 

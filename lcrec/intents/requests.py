@@ -9,15 +9,15 @@ for the texts that a change of the template leaves as they were.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
-from lcrec.data.folder import Interactions, Items
-from lcrec.data.user_texts import Review
+from lcrec.data.folder import Items
+from lcrec.data.user_texts import IntentSubject, Review
 from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import INTENT_TEMPLATES, IntentPrompts, Messages, Variables
 from lcrec.prompts.tasks import plain_text
@@ -25,8 +25,6 @@ from lcrec.prompts.tasks import plain_text
 Section = Literal["preference", "train", "test"]
 Texts = dict[tuple[str, Section], list[str]]
 
-# Which item of a sequence, counted from its end, an intention is about.
-TARGETS: tuple[tuple[Section, int], ...] = (("train", 3), ("test", 1))
 # Longer texts are cut; a model that cannot stop must not fill the file.
 MAX_ANSWER_WORDS = 200
 
@@ -92,7 +90,7 @@ class Outcome:
 
 def make_requests(
     items: Items,
-    interactions: Interactions,
+    subjects: Sequence[IntentSubject],
     reviews: dict[tuple[str, int], Review],
     *,
     max_history: int,
@@ -101,11 +99,11 @@ def make_requests(
     """Return every question, in the order of the users.
 
     What is asked about an item looks at that item and the user's review of it alone; a preference
-    looks at the items before all three that are trained, validated and tested on ([:-3]).
+    looks at what the user trains on, without the last item.
 
     Args:
         items: the catalogue.
-        interactions: the whole sequences, of 3 items at least.
+        subjects: the users.
         reviews: what users wrote, by (user, item).
         max_history: titles in a preference at most, the latest.
         max_text_words: words of a title, description or review at most.
@@ -116,13 +114,13 @@ def make_requests(
         for item in range(len(items))
     ]
     requests = []
-    for user, sequence in zip(interactions.users, interactions, strict=True):
-        titles = [shown[item]["title"] for item in sequence[:-3][-max_history:].tolist()]
+    for subject in subjects:
+        user = subject.user
+        titles = [shown[item]["title"] for item in subject.liked[-max_history:].tolist()]
         titles = [title for title in titles if title]
         if titles:
             requests.append(Request(user, "preference", "preference", {"titles": titles}))
-        for section, back in TARGETS:
-            item = int(sequence[-back])
+        for section, (item, _) in subject.taken.items():
             review = reviews.get((user, item), Review("", ""))
             variables: Variables = {
                 **shown[item],

@@ -188,7 +188,7 @@ def validation_rows(
             "seqrec",
             template.id,
         )
-        for history, target in zip(cases.histories, cases.targets.tolist(), strict=True)
+        for history, target in zip(cases.histories, cases.first_targets.tolist(), strict=True)
     ]
 
 

@@ -15,7 +15,7 @@ from lcrec.core.config import config_dict, option
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import Items, load_interactions, load_items
-from lcrec.data.splits import Split, leave_one_out
+from lcrec.data.splits import Split, load_split
 from lcrec.data.user_texts import UserTexts, load_user_texts
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
@@ -153,7 +153,8 @@ def load_inputs(settings: TrainingSettings) -> TrainingInputs:
     index_path = settings.index if settings.index.is_file() else settings.index / INDEX
     require_same_input(index_path.parent, "item", paths.item, rebuild)
     index = ItemIndex.load(index_path, len(items))
-    files = {"item": paths.item, "inter": paths.inter, "index": index_path}
+    split = load_split(settings.data, interactions)
+    files = {"item": paths.item, **paths.sequences, "index": index_path}
     if settings.rows == "codebook":
         files["codebooks"] = index_path.parent / RQVAE_WEIGHTS
         if not files["codebooks"].is_file():
@@ -175,8 +176,8 @@ def load_inputs(settings: TrainingSettings) -> TrainingInputs:
     return TrainingInputs(
         files=files,
         items=items,
-        split=leave_one_out(interactions),
-        user_texts=load_user_texts(settings.data, interactions),
+        split=split,
+        user_texts=load_user_texts(settings.data, split),
         index=index,
         prompts=PromptSet.load(settings.prompts, base=SHIPPED_PROMPTS),
         mixture=parse_mixture(settings.tasks),

@@ -8,7 +8,7 @@ complete and renamed, before older ones go.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 # What to try where numbers overflow.
 _LESS = "Lower --learning-rate, raise --warmup, or compute in fp32 or bf16 instead of fp16"
 FEATURES = ("input_ids", "attention_mask", "position_ids")
-# Ranks the catalogue: (model in eval mode, histories, beams) -> item ids, int64 [users, beams].
-Ranker = Callable[[PreTrainedModel | PeftModel, Sequence[np.ndarray], int], np.ndarray]
+# Ranks the catalogue: (model in eval mode, cases, beams) -> item ids, int64 [cases, beams].
+Ranker = Callable[[PreTrainedModel | PeftModel, EvalCases, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -326,16 +326,16 @@ class RecommenderTrainer(SFTTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        histories = self.ranking.cases.histories
+        cases = self.ranking.cases
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         if self._is_zero3():  # processes meet in every forward, so each ranks all
             processes, process = 1, 0
-        mine = range(process, len(histories), processes)
+        mine = range(process, len(cases), processes)
         beams = self.ranking.num_beams
         with whole_weights(model), _attention_for_search(model):
-            own = self.ranking.ranker(model, [histories[row] for row in mine], beams)
+            own = self.ranking.ranker(model, cases.take(mine), beams)
         shares = gather_object([(list(mine), own)])
-        ranked = np.full((len(histories), beams), -1, dtype=np.int64)
+        ranked = np.full((len(cases), beams), -1, dtype=np.int64)
         for rows, items in shares:
             ranked[rows] = items
         model.train(was_training)

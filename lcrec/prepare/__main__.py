@@ -124,9 +124,9 @@ class PrepareConfig(Writes):
         "whether to write the texts of reviews, where there are any, for lcrec.intents", "keep"
     )
     split: Literal["leave-one-out", "random", "time", "cold-items"] = option(
-        "leave-one-out: the last item of every user to test, the one before to validate, written "
-        "nowhere; the others are written beside the data: random: 8:1:1 of every user; time: 8:1:1 "
-        "of all, at two moments; cold-items: test on items that are not trained on at all",
+        "what every later stage holds out; leave-one-out: the last item of every user to test, the "
+        "one before to validate; random: 8:1:1 of every user's items; time: 8:1:1 of all "
+        "interactions, at two moments; cold-items: test on items that nobody trains on",
         "leave-one-out",
     )
     cold_share: float = option("cold-items: the share of items to test on", 0.05, minimum=0)
@@ -178,6 +178,11 @@ def _run(config: PrepareConfig) -> None:
         items=config.items,
         source=config.source,
     )
+    if config.split == "time" and found.format in ("lcrec", "minionerec"):
+        raise InputError(
+            f"--split time: files of --format {found.format} tell the order of each user's items "
+            "and no time; choose another split"
+        )
     inputs = found.hashed()
     folder = config.output
     name = config.name or folder.resolve().name
@@ -279,7 +284,7 @@ def _check_settings(config: PrepareConfig) -> None:
 def _parts(split: str, seed: int, numbered: Numbered, refined: Refined) -> np.ndarray | None:
     """Return the part of the split every interaction belongs to; None for leave-one-out."""
     if split == "random":
-        return random_parts(numbered.offsets, seed)
+        return random_parts(numbered.offsets, numbered.items, seed)
     if split == "time":
         return time_parts(numbered.times)
     if split == "cold-items":

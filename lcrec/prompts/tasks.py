@@ -38,7 +38,7 @@ class TaskData:
 
     Attributes:
         items, index: the catalogue, and its items' tokens.
-        train: every user's training sequence (`leave_one_out(...).train`).
+        train: every user's training sequence (`Split.train`), which may be empty.
         max_history: how many of the latest items a history holds.
         max_text_words: the length, in words, that titles and all other texts are cut to.
         user_texts: preferences and intentions, where the data set has them.
@@ -106,7 +106,8 @@ class TaskData:
         return [
             position
             for position, user in enumerate(self.train.users)
-            if user in texts.preferences or user in texts.train_intentions
+            if (user in texts.preferences or user in texts.train_intentions)
+            and len(self.train.sequence(position))
         ]
 
     @cached_property

@@ -29,12 +29,10 @@ from lcrec.rankings.metrics import (
 from lcrec.rankings.overlap import GROUPS, compare_lists, popularity_groups
 from lcrec.rankings.predictions import Predictions, read_predictions, require_comparable
 
-# By protocol; of each the metric that methods are ordered by and its companion.
-METRICS_COMPARED: dict[str, tuple[str, ...]] = {
-    "leave-one-out": ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10", "NDCG@20"),
-    "random": MULTI_TARGET_METRICS,
-}
-FIRST = {"leave-one-out": ("NDCG@10", "HR@10"), "random": ("NDCG@10", "Recall@10")}
+# What is measured where cases have one target and where some have several; of each the metric that
+# methods are ordered by and its companion.
+SINGLE = ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10", "NDCG@20"), ("NDCG@10", "HR@10")
+SEVERAL = MULTI_TARGET_METRICS, ("NDCG@10", "Recall@10")
 CUT = 20  # places of a list that are judged
 PAIR_CUT = 10  # places of two lists that are laid side by side
 # Resamples per test: Holm's correction multiplies the least p that n resamples can give, 2 / n,
@@ -73,7 +71,7 @@ def read_entry(
 
     Args:
         files: {name of the run: predictions file}.
-        truth: users and targets of the split in use.
+        truth: cases and targets of the split in use.
         where: names the split, for errors.
         hidden: per user of `truth`, items that are taken out of the lists, so that lists made
             elsewhere are judged under the rule that the others were made under.
@@ -85,7 +83,7 @@ def read_entry(
     for path in files.values():
         found = read_predictions(path)
         require_comparable({where: truth, str(path): found})
-        found = found.in_order_of(truth.users)
+        found = found.in_order_of(truth)
         shown = (_without(ranked, hidden) for ranked in found.ranked.values())
         lists.append([ranked[:, :CUT].astype(np.int32) for ranked in shown])
         lengths.append(found.length)
@@ -109,7 +107,7 @@ class Conditions:
 
     Attributes:
         data: the name of the data set.
-        protocol: "leave-one-out" or "random".
+        protocol: the kind of the split, see `lcrec.data.splits.Split`.
         exclude_history: whether what a user has was never ranked, but for a target.
         repeats: the share of users with a target that they have already.
         tuned: whether methods started from their best known settings.
@@ -194,6 +192,7 @@ class Comparison:
     Attributes:
         conditions: what all methods were judged under.
         users: how many were judged.
+        cases: how many cases they have together.
         metrics: those that were measured.
         first: the two to look at first; methods are ordered by the one before.
         samples: resamples behind the intervals of `MethodFigures.overall`.
@@ -208,6 +207,7 @@ class Comparison:
 
     conditions: Conditions
     users: int
+    cases: int
     metrics: list[str]
     first: tuple[str, str]
     samples: int
@@ -249,18 +249,20 @@ def compare_entries(
         reference: the method that every other is tested against; None: the best of them.
         left_out: {method: why it could not be compared}.
     """
-    metrics, first = METRICS_COMPARED[conditions.protocol], FIRST[conditions.protocol]
+    metrics, first = SINGLE if truth.targets.ndim == 1 else SEVERAL
     by_user = {name: _by_user(entry, truth.targets, metrics) for name, entry in entries.items()}
-    overall = {name: _estimates(values) for name, values in by_user.items()}
+    owners = truth.owners
+    overall = {name: _estimates(values, owners) for name, values in by_user.items()}
     order = sorted(entries, key=lambda name: -overall[name][first[0]].mean)
     reference = reference or order[0]
     test_samples = max(SAMPLES, SAMPLES_PER_TEST * (len(entries) - 1))
-    tests = _tests_against(reference, by_user, first, test_samples)
+    tests = _tests_against(reference, by_user, first, test_samples, owners)
     groups = item_groups(popularity)
     targets_of = {group: _within(truth.targets, items) for group, items in groups.items()}
     return Comparison(
         conditions=conditions,
-        users=len(truth),
+        users=truth.num_users,
+        cases=len(truth),
         metrics=list(metrics),
         first=first,
         samples=SAMPLES,
@@ -292,10 +294,10 @@ def compare_entries(
     )
 
 
-def _estimates(by_user: ByUser) -> dict[str, Estimate]:
+def _estimates(by_user: ByUser, owners: np.ndarray | None) -> dict[str, Estimate]:
     """Return each metric's mean over seeds and users, with its interval over users."""
     means = {metric: rows.mean(axis=0) for metric, rows in by_user.items()}
-    overall = summarise_all(means, 0)
+    overall = summarise_all(means, 0, owners)
     return {
         metric: Estimate(**overall[metric], by_seed=rows.mean(axis=1).tolist())
         for metric, rows in by_user.items()
@@ -359,7 +361,11 @@ def _means_within(
 
 
 def _tests_against(
-    reference: str, by_user: Mapping[str, ByUser], metrics: Sequence[str], samples: int
+    reference: str,
+    by_user: Mapping[str, ByUser],
+    metrics: Sequence[str],
+    samples: int,
+    owners: np.ndarray | None,
 ) -> dict[str, dict[str, Test]]:
     """Return {method: {metric: test}} of every method but the reference."""
     others = [name for name in by_user if name != reference]
@@ -368,7 +374,7 @@ def _tests_against(
         return tests
     for metric in metrics:
         base, *means = (by_user[name][metric].mean(axis=0) for name in (reference, *others))
-        found = paired_bootstrap(means, base, 0, samples)
+        found = paired_bootstrap(means, base, 0, samples, owners)
         adjusted = holm([test["p"] for test in found])
         for name, test, p in zip(others, found, adjusted, strict=True):
             tests[name][metric] = Test(**test, p_holm=p)
@@ -390,12 +396,12 @@ def read_comparable(files: Sequence[Path]) -> list[Predictions]:
         for what, value in record.items():
             if records[0].get(what, value) != value:
                 raise InputError(
-                    f"{files[0]} and {path} come from different {what} ({records[0][what][:12]} "
-                    f"and {value[:12]}); give files made from the same --data and the same --split"
+                    f"{files[0]} and {path} come from different {what} ({records[0][what][:13]} "
+                    f"and {value[:13]}); give files made from the same --data and the same --split"
                 )
     read = [read_predictions(path) for path in files]
     require_comparable({str(path): one for path, one in zip(files, read, strict=True)})
-    return [one.in_order_of(read[0].users) for one in read]
+    return [one.in_order_of(read[0]) for one in read]
 
 
 def single_lists(
@@ -423,6 +429,7 @@ def _made_from(path: Path) -> dict[str, str]:
     found = {}
     if "inter" in record["inputs"]:
         found["sequences"] = str(record["inputs"]["inter"]["sha256"])
+        found["split files"] = record["inputs"].get("split", {}).get("sha256", "leave-one-out")
     if "split" in record["config"]:
         found["splits"] = str(record["config"]["split"])
     return found

@@ -99,10 +99,11 @@ def _facts(figures: Comparison) -> list[str]:
     """Return what a reader must know to read the tables, a paragraph each."""
     splits = {
         "leave-one-out": "leave-one-out (the last item of every user is the target)",
-        "random": "a random tenth of every user's items as targets (8:1:1)",
+        "time": "split by time (every later interaction is a target, after all before it)",
+        "sets": "some of every user's items, whatever their time, as targets",
     }
     conditions = figures.conditions
-    masks = conditions.exclude_history or conditions.protocol == "random"
+    masks = conditions.exclude_history or conditions.protocol == "sets"
     masking = (
         "What a user already has is never ranked, but for a target."
         if masks
@@ -131,8 +132,9 @@ def _facts(figures: Comparison) -> list[str]:
         if any(run and run["out_of_time"] for run in one.training or [])
     ]
     cut = f" Training was cut short of {', '.join(late)} (--max-minutes)." if late else ""
+    of = f"{figures.cases:,} cases, " if conditions.protocol == "time" else ""
     return [
-        f"{figures.users:,} users, {conditions.items:,} items, "
+        f"{figures.users:,} users, {of}{conditions.items:,} items, "
         f"{splits[conditions.protocol]}, ranking of the whole catalogue. "
         f"{masking}{given} Settings of the methods: {settings}.",
         f"Means over the users.{spread} The best of a column is marked.{note}{cut}",

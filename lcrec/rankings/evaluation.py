@@ -34,8 +34,9 @@ def evaluate_predictions(
         seed: of the bootstrap over users.
 
     Returns:
-        what `lcrec evaluate` writes to `metrics.json`: {"users", "seed", "samples", "level",
-        "mrr_depth", "runs": {label: {"overall": {metric: {"mean", "low", "high"}}, ...}}}.
+        what `lcrec evaluate` writes to `metrics.json`: {"users", "cases" where users have several,
+        "seed", "samples", "level", "mrr_depth", "runs": {label: {"overall": {metric: {"mean",
+        "low", "high"}}, ...}}}.
 
     Raises:
         InputError: a file is missing or malformed, files cannot be compared, or two would have the
@@ -52,13 +53,15 @@ def evaluate_files(files: dict[str, Path], seed: int) -> dict[str, Any]:
     }
     require_comparable({str(files[label]): content for label, content in predictions.items()})
     # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
+    first = next(iter(predictions.values()))
     depth = min(content.length for content in predictions.values())
     runs = {
         label: measure(content, depth=depth, seed=seed)
         for label, content in progress(predictions.items(), "measure", "files", leave=False)
     }
     return {
-        "users": len(next(iter(predictions.values()))),
+        "users": first.num_users,
+        **({} if first.numbers is None else {"cases": len(first)}),
         "seed": seed,
         "samples": SAMPLES,
         "level": LEVEL,
@@ -95,7 +98,7 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
         }
     return {
         "list_length": predictions.length,
-        "overall": summarise_all(of_users, seed),
+        "overall": summarise_all(of_users, seed, predictions.owners),
         "templates": {
             NO_TEMPLATE if template is None else template: {
                 metric: float(values[metric].mean()) for metric in metrics

@@ -98,10 +98,19 @@ def summarise(values: np.ndarray, seed: int) -> dict[str, float]:
     return summarise_all({"": values}, seed)[""]
 
 
-def summarise_all(values: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, float]]:
-    """Return `summarise` of each of several metrics of the same users, drawn once for all."""
+def summarise_all(
+    values: Mapping[str, np.ndarray], seed: int, owners: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """Return `summarise` of each of several metrics of the same users, drawn once for all.
+
+    Args:
+        values: float [users] each; float [cases] where users have several.
+        seed: of the resampling.
+        owners: int [cases], the number of each case's user, from 0: users are drawn, each with all
+            their cases, over which the mean is taken. None where users have one case each.
+    """
     names = list(values)
-    means = _resampled_means([values[name] for name in names], seed, SAMPLES)
+    means = _resampled_means([values[name] for name in names], seed, SAMPLES, owners)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     return {
         name: {
@@ -141,7 +150,11 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    values: Sequence[np.ndarray], reference: np.ndarray, seed: int, samples: int = SAMPLES
+    values: Sequence[np.ndarray],
+    reference: np.ndarray,
+    seed: int,
+    samples: int = SAMPLES,
+    owners: np.ndarray | None = None,
 ) -> list[dict[str, float]]:
     """Compare methods with one of them on the same users, each user with itself.
 
@@ -150,6 +163,7 @@ def paired_bootstrap(
         reference: float [users], that of the one.
         seed: of the resampling.
         samples: how many times as many users are drawn, with replacement.
+        owners: as for `summarise_all`.
 
     Returns:
         of each, `difference`, its mean less the reference's; `low` and `high`, the ends of the
@@ -159,7 +173,8 @@ def paired_bootstrap(
     """
     differences = [rows - reference for rows in values]
     found = []
-    for rows, means in zip(differences, _resampled_means(differences, seed, samples), strict=True):
+    resampled = _resampled_means(differences, seed, samples, owners)
+    for rows, means in zip(differences, resampled, strict=True):
         low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         against = min(int((means <= 0).sum()), int((means >= 0).sum()))
         p = min(1.0, 2 * (1 + against) / (1 + samples))
@@ -183,12 +198,18 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _resampled_means(values: Sequence[np.ndarray], seed: int, samples: int) -> np.ndarray:
-    """Return the means of the same resamples of users for each of several values [users],
-    float64 [values, samples]."""
+def _resampled_means(
+    values: Sequence[np.ndarray], seed: int, samples: int, owners: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the means of the same resamples of users for each of several values [users], or of
+    the values [cases] of their cases, float64 [values, samples]."""
     for rows in values:
         if rows.ndim != 1 or not len(rows) or len(rows) != len(values[0]):
             raise ValueError(f"expected values of shape [users], found {list(rows.shape)}")
+    counts: np.ndarray | None = None
+    if owners is not None:
+        counts = np.bincount(owners)
+        values = [np.bincount(owners, rows) for rows in values]
     rng = np.random.default_rng(seed)
     users = len(values[0])
     means = np.empty((len(values), samples))
@@ -196,8 +217,9 @@ def _resampled_means(values: Sequence[np.ndarray], seed: int, samples: int) -> n
     for start in range(0, samples, block):
         count = min(block, samples - start)
         drawn = rng.integers(0, users, size=(count, users), dtype=np.int32)
+        cases = users if counts is None else counts[drawn].sum(axis=1)
         for place, rows in enumerate(values):
-            means[place, start : start + count] = rows[drawn].mean(axis=1)
+            means[place, start : start + count] = rows[drawn].sum(axis=1) / cases
     return means
 
 

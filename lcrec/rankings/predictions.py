@@ -2,9 +2,10 @@
 
 Each line is one ranked list: {"user": text, "target": item id, "ranked": [item ids, best first],
 "scores": [falling numbers, one per item], "template_id": text or null}. A user may have one line
-per template. Where a split holds out several items of a user, "target" is their list. Whatever
-recommends writes this form, so one evaluator judges all of it; both sides check every line, because
-a repeated item or a missing user would flatter a method silently.
+per template. Where a split holds out several items of a user as one case, "target" is their list;
+where each is a case of its own, "case" tells them apart: the place of the item in the user's
+sequence. Whatever recommends writes this form, so one evaluator judges all of it; both sides check
+every line, because a repeated item or a missing user would flatter a method silently.
 """
 
 import math
@@ -23,7 +24,8 @@ from lcrec.core.provenance import provenance_path
 
 PAD = -1
 MAX_ITEM = 2**31 - 1
-KEYS = ("user", "target", "ranked", "scores", "template_id")
+KEYS = ("user", "target", "ranked", "scores", "template_id", "case")
+Key = tuple[str, int | None]  # of a case: the user, and which of their cases it is
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Prediction:
     `target` is the item that was held out, or all of them, padded with -1 or not. `ranked` holds
     distinct item ids, best first, none where the method found no item; `scores` as many finite
     numbers that never rise; `template_id` names the template that asked for it, None where there is
-    no template.
+    no template; `case` tells the cases of one user apart, None where users have one each.
     """
 
     user: str
@@ -41,24 +43,27 @@ class Prediction:
     ranked: Sequence[int] | np.ndarray
     scores: Sequence[float] | np.ndarray
     template_id: str | None = None
+    case: int | None = None
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A predictions file in memory; every template covers the same users with the same targets.
+    """A predictions file in memory; every template covers the same cases with the same targets.
 
     Attributes:
-        users: the distinct users, in the file's order.
-        targets: int64 [users]; [users, most targets] padded with -1 where a user has several.
-        ranked: {template_id: int64 [users, longest list]}, padded with -1; row i is `users[i]`.
-        scores: {template_id: float32 [users, longest list]}, likewise, padded with -inf;
+        users: [cases], in the file's order; a user with several cases stands there once for each.
+        targets: int64 [cases]; [cases, most targets] padded with -1 where a case has several.
+        ranked: {template_id: int64 [cases, longest list]}, padded with -1; row i is `users[i]`.
+        scores: {template_id: float32 [cases, longest list]}, likewise, padded with -inf;
             empty where the lists were not read from a file.
+        numbers: what tells the cases of one user apart, [cases]; None where users have one each.
     """
 
     users: list[str]
     targets: np.ndarray
     ranked: dict[str | None, np.ndarray]
     scores: dict[str | None, np.ndarray] = field(default_factory=dict)
+    numbers: Sequence[int | None] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -68,15 +73,32 @@ class Predictions:
         """The number of items in the longest list."""
         return next(iter(self.ranked.values())).shape[1]
 
-    def in_order_of(self, users: list[str]) -> "Predictions":
-        """Return the same predictions with the same users in this order."""
-        places = {user: place for place, user in enumerate(self.users)}
-        rows = np.array([places[user] for user in users])
+    @property
+    def keys(self) -> list[Key]:
+        """What tells the cases apart, [cases]."""
+        numbers = [None] * len(self) if self.numbers is None else self.numbers
+        return list(zip(self.users, numbers, strict=True))
+
+    @property
+    def owners(self) -> np.ndarray | None:
+        """The number of each case's user, int64 [cases]; None where users have one case each."""
+        return None if self.numbers is None else np.unique(self.users, return_inverse=True)[1]
+
+    @property
+    def num_users(self) -> int:
+        """The number of distinct users."""
+        return len(set(self.users))
+
+    def in_order_of(self, other: "Predictions") -> "Predictions":
+        """Return the same predictions in the order of others of the same cases."""
+        places = {key: place for place, key in enumerate(self.keys)}
+        rows = np.array([places[key] for key in other.keys])
         return Predictions(
-            users,
+            other.users,
             self.targets[rows],
             {template: ranked[rows] for template, ranked in self.ranked.items()},
             {template: scores[rows] for template, scores in self.scores.items()},
+            other.numbers,
         )
 
 
@@ -110,38 +132,42 @@ def read_predictions(path: Path) -> Predictions:
     Raises:
         InputError: the file is missing or empty; a line is no JSON object, lacks a key, repeats
             an item, has scores that rise, are not finite or differ in number from the items, or
-            gives a user twice under one template; a user has two targets; or a template lacks
-            users. The line is named.
+            gives a case twice under one template; a case has two targets; or a template lacks
+            cases. The line is named.
     """
     rows = read_jsonl(path)
-    seen: dict[str | None, dict[str, int]] = {}
-    targets: dict[str, int | list[int]] = {}
+    seen: dict[str | None, dict[Key, int]] = {}
+    targets: dict[Key, int | list[int]] = {}
     for number, row in enumerate(rows, start=1):
         where = f"{path}, line {number}"
         _check_row(row, where)
-        user, target, template = row["user"], row["target"], row.get("template_id")
+        key, target, template = (
+            (row["user"], row.get("case")),
+            row["target"],
+            row.get("template_id"),
+        )
         lines = seen.setdefault(template, {})
-        if user in lines:
+        if key in lines:
             raise InputError(
-                f"{where}: user {user!r} is there a second time{_under(template)} (first on line "
-                f"{lines[user]}); keep one list per user and template"
+                f"{where}: {_named(key)} is there a second time{_under(template)} (first on line "
+                f"{lines[key]}); keep one list per user and template"
             )
-        lines[user] = number
-        if targets.setdefault(user, target) != target:
+        lines[key] = number
+        if targets.setdefault(key, target) != target:
             raise InputError(
-                f"{where}: user {user!r} has target {target} here but {targets[user]} above; "
+                f"{where}: {_named(key)} has target {target} here but {targets[key]} above; "
                 "keep validation and test in files of their own"
             )
     for template, lines in seen.items():
-        if missing := [user for user in targets if user not in lines]:
+        if missing := [key for key in targets if key not in lines]:
             raise InputError(
                 f"{path}: {len(missing)} of {len(targets)} users have no list{_under(template)} "
-                f"(first: user {missing[0]!r}); every template must answer for every user: make "
+                f"(first: {_named(missing[0])}); every template must answer for every user: make "
                 "the file anew"
             )
     width = max(1, *(len(row["ranked"]) for row in rows))
     chosen = {
-        template: [rows[lines[user] - 1] for user in targets] for template, lines in seen.items()
+        template: [rows[lines[key] - 1] for key in targets] for template, lines in seen.items()
     }
     ranked = {
         template: _pad([row["ranked"] for row in own], width, np.int64, PAD)
@@ -152,11 +178,14 @@ def read_predictions(path: Path) -> Predictions:
         for template, own in chosen.items()
     }
     truths = list(targets.values())
+    users, numbers = map(list, zip(*targets, strict=True))
     if any(isinstance(truth, list) for truth in truths):
         lists = [truth if isinstance(truth, list) else [truth] for truth in truths]
-        several = _pad(lists, max(map(len, lists)), np.int64, PAD)
-        return Predictions(list(targets), several, ranked, scores)
-    return Predictions(list(targets), np.array(truths, dtype=np.int64), ranked, scores)
+        padded = _pad(lists, max(map(len, lists)), np.int64, PAD)
+    else:
+        padded = np.array(truths, dtype=np.int64)
+    one_each = all(number is None for number in numbers)
+    return Predictions(users, padded, ranked, scores, None if one_each else numbers)
 
 
 def require_comparable(files: Mapping[str, Predictions]) -> None:
@@ -178,16 +207,17 @@ def require_comparable(files: Mapping[str, Predictions]) -> None:
             (name, first_name, found.keys() - expected.keys()),
         ):
             if absent:
+                example = min(absent, key=lambda key: (key[0], key[1] or 0))
                 raise InputError(
-                    f"{has} has {len(absent)} users that {lacks} lacks (such as user "
-                    f"{min(absent)!r}); {remedy}"
+                    f"{has} has {len(absent)} users that {lacks} lacks (such as "
+                    f"{_named(example)}); {remedy}"
                 )
-        differing = [user for user, target in expected.items() if found[user] != target]
+        differing = [key for key, target in expected.items() if found[key] != target]
         if differing:
-            user = differing[0]
+            key = differing[0]
             raise InputError(
                 f"{first_name} and {name} have different targets for {len(differing)} users (such "
-                f"as user {user!r}: {expected[user]} and {found[user]}); {remedy}"
+                f"as {_named(key)}: {expected[key]} and {found[key]}); {remedy}"
             )
 
 
@@ -238,7 +268,7 @@ def _top_of_row(scores: np.ndarray, top: int, bound: np.float32) -> tuple[np.nda
 
 
 def _checked_rows(path: Path, rows: Iterable[Prediction]) -> Iterator[dict[str, Any]]:
-    seen: set[tuple[str | None, str]] = set()
+    seen: set[tuple[str | None, Key]] = set()
     for number, row in enumerate(rows, start=1):
         values = {
             "user": row.user,
@@ -247,14 +277,16 @@ def _checked_rows(path: Path, rows: Iterable[Prediction]) -> Iterator[dict[str, 
             "scores": _shortest(row.scores),
             "template_id": row.template_id,
         }
+        if row.case is not None:
+            values["case"] = row.case
         where = f"{path}, line {number}"
         _check_row(values, where)
-        key = (row.template_id, row.user)
-        if key in seen:
+        key = row.user, row.case
+        if (row.template_id, key) in seen:
             raise InputError(
-                f"{where}: user {row.user!r} is predicted a second time{_under(row.template_id)}"
+                f"{where}: {_named(key)} is predicted a second time{_under(row.template_id)}"
             )
-        seen.add(key)
+        seen.add((row.template_id, key))
         yield values
 
 
@@ -279,13 +311,13 @@ def _plain_target(target: int | Sequence[int] | np.ndarray) -> int | list[int]:
     return several[0] if len(several) == 1 else several
 
 
-def _truths(predictions: Predictions) -> dict[str, int | list[int]]:
-    """Return each user's target, or the sorted list of several."""
+def _truths(predictions: Predictions) -> dict[Key, int | list[int]]:
+    """Return each case's target, or the sorted list of several."""
     if predictions.targets.ndim == 1:
-        return dict(zip(predictions.users, predictions.targets.tolist(), strict=True))
+        return dict(zip(predictions.keys, predictions.targets.tolist(), strict=True))
     rows = [sorted(set(row) - {PAD}) for row in predictions.targets.tolist()]
     truths = [row[0] if len(row) == 1 else row for row in rows]
-    return dict(zip(predictions.users, truths, strict=True))
+    return dict(zip(predictions.keys, truths, strict=True))
 
 
 def _check_row(row: Any, where: str) -> None:
@@ -305,6 +337,9 @@ def _check_row(row: Any, where: str) -> None:
             f"{where}: target must be an item id from 0 up, or a list of distinct ones, found "
             f"{target!r:.60}"
         )
+    case = row.get("case")
+    if case is not None and not _are_items([case]):
+        raise InputError(f"{where}: case must be a number from 0 up or null, found {case!r}")
     if template is not None and not isinstance(template, str):
         raise InputError(f"{where}: template_id must be text or null, found {template!r}")
     ranked, scores = row["ranked"], row["scores"]
@@ -345,6 +380,11 @@ def _are_finite(values: list[Any]) -> bool:
         and -math.inf < min(values)
         and max(values) < math.inf
     )
+
+
+def _named(key: Key) -> str:
+    user, case = key
+    return f"user {user!r}" + ("" if case is None else f", case {case}")
 
 
 def _under(template: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Ways to part interactions, by hand, and what is written comes back."""
+"""Ways to part interactions, by hand, and the one split of a data folder that all stages read."""
 
 import json
 
@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcrec.baselines.__main__ import main
+from lcrec.baselines.base import TrainingData
+from lcrec.baselines.methods.closed_form import Popularity
+from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.core.artifacts import data_paths
 from lcrec.core.errors import InputError
-from lcrec.data.folder import load_interactions, write_lists
+from lcrec.data.folder import Interactions, load_interactions, write_lists
 from lcrec.data.splits import (
+    PARTS,
     TEST,
     TRAIN,
     VALID,
@@ -20,22 +25,31 @@ from lcrec.data.splits import (
     random_parts,
     time_parts,
 )
+from lcrec.rankings.predictions import read_predictions
 
 
-@given(st.lists(st.integers(3, 45), min_size=1, max_size=9), st.integers(0, 99))
-def test_random_parts(lengths, seed):
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    parts = random_parts(offsets, seed)
-    np.testing.assert_array_equal(parts, random_parts(offsets, seed))
-    for length, own in zip(lengths, np.split(parts, offsets[1:-1]), strict=True):
-        share = max(1, length // 10)
-        assert np.bincount(own, minlength=3).tolist() == [length - 2 * share, share, share]
+@given(
+    st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=45), min_size=1, max_size=9),
+    st.integers(0, 99),
+)
+def test_random_parts(sequences, seed):
+    interactions = Interactions.from_sequences(dict(enumerate(sequences)))
+    parts = random_parts(interactions.offsets, interactions.items, seed)
+    again = random_parts(interactions.offsets, interactions.items, seed)
+    np.testing.assert_array_equal(parts, again)
+    for items, own in zip(sequences, np.split(parts, interactions.offsets[1:-1]), strict=True):
+        part_of = dict(zip(items, own.tolist(), strict=True))
+        assert [part_of[item] for item in items] == own.tolist()  # repeats stay together
+        count = len(part_of)
+        share = max(1, count // 10) if count >= 3 else 0
+        sizes = np.bincount(list(part_of.values()), minlength=3).tolist()
+        assert sizes == [count - 2 * share, share, share]
 
 
 def test_random_parts_differ_by_seed():
-    offsets = np.array([0, 40, 80])
-    assert (random_parts(offsets, 0) != random_parts(offsets, 1)).any()
-    assert (random_parts(offsets, 0)[:40] != random_parts(offsets, 0)[40:]).any()
+    offsets, items = np.array([0, 40, 80]), np.tile(np.arange(40), 2)
+    assert (random_parts(offsets, items, 0) != random_parts(offsets, items, 1)).any()
+    assert (random_parts(offsets, items, 0)[:40] != random_parts(offsets, items, 0)[40:]).any()
 
 
 def test_time_and_cold_parts():
@@ -52,70 +66,155 @@ def test_time_and_cold_parts():
     assert parts.tolist() == [TRAIN, TRAIN, TEST, VALID, TEST, TEST, TRAIN, VALID]
 
 
-SPLIT = {
-    "ann": {"train": [0, 1], "valid": [2], "test": [3, 0, 3]},
+# Reading.
+
+IN_TIME = {
+    "ann": {"train": [0, 1], "valid": [2], "test": [3, 0]},
     "bob": {"train": [], "valid": [1], "test": [2]},
     "eve": {"train": [3], "valid": [], "test": []},
 }
+SETS = {
+    "ann": {"train": [0, 2], "valid": [3], "test": [1, 0, 1]},
+    "bob": {"train": [], "valid": [1], "test": [2]},
+    "eve": {"train": [3, 1], "valid": [2], "test": [1]},
+}
+SEQUENCES = {"ann": [0, 1, 2, 0, 3, 1], "bob": [1, 2], "eve": [1, 3, 1, 2]}  # of SETS
+
+
+def whole(split):
+    return {user: [*own["train"], *own["valid"], *own["test"]] for user, own in split.items()}
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A function that writes a data folder with a split, in either form."""
 
-    def write(split=SPLIT, *, parquet=False):
+    def write(split, sequences, *, parquet=False):
         paths = data_paths(tmp_path, "Shop", parquet=parquet)
         if not parquet:
-            paths.inter.write_text('{"ann": [0, 1, 2]}')
+            paths.inter.write_text(json.dumps(sequences))
             paths.split.write_text(json.dumps(split))
             return tmp_path
+        interactions = Interactions.from_sequences(sequences)
         lists = {}
-        for part in ("train", "valid", "test"):
+        for part in PARTS:
             parts = [entry[part] for entry in split.values()]
             offsets = np.cumsum([0, *map(len, parts)])
             lists[part] = (offsets, np.array([item for ids in parts for item in ids]))
-        write_lists(paths.inter, ["ann"], {"items": (np.array([0, 3]), np.arange(3))})
+        items = interactions.offsets, interactions.items
+        write_lists(paths.inter, list(sequences), {"items": items})
         write_lists(paths.split, list(split), lists)
         return tmp_path
 
     return write
 
 
+def read(folder):
+    return load_split(folder, load_interactions(folder, 4))
+
+
+def lists(arrays):
+    return [array.tolist() for array in arrays]
+
+
 @pytest.mark.parametrize("parquet", [False, True])
-def test_a_split_is_read_by_hand(folder, parquet):
-    split = load_split(folder(parquet=parquet), 4)
-    assert split.train.users == ["ann", "bob", "eve"]
-    assert [sequence.tolist() for sequence in split.train] == [[0, 1], [], [3]]
-    # Bob trained on nothing, so that there is nothing to tell his item to validate on from.
-    assert (split.valid.users, split.test.users) == (["ann"], ["ann", "bob"])
-    assert [history.tolist() for history in split.test.histories] == [[0, 1, 2], [1]]
-    assert split.valid.targets.tolist() == [[2]]
-    assert split.test.targets.tolist() == [[3, 0], [2, -1]]
+def test_a_split_by_time_by_hand(folder, parquet):
+    split = read(folder(IN_TIME, whole(IN_TIME), parquet=parquet))
+    assert (split.kind, split.train.users) == ("time", ["ann", "bob", "eve"])
+    assert lists(split.train) == [[0, 1], [], [3]]
+    # Each interaction is a case, but for a user's first, which nothing comes before.
+    assert (split.valid.users, split.test.users) == (["ann"], ["ann", "ann", "bob"])
+    assert lists(split.test.histories) == [[0, 1, 2], [0, 1, 2, 3], [1]]
+    assert split.test.targets.tolist() == [3, 0, 2]
     assert split.test.targets.dtype == np.int32
+    assert split.test.numbers.tolist() == [3, 4, 1]
+    assert split.test.exclude is None
+    first = split.test.one_per_user()
+    assert (first.users, first.targets.tolist(), first.numbers) == (["ann", "bob"], [3, 2], None)
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_a_split_of_sets_by_hand(folder, parquet):
+    split = read(folder(SETS, SEQUENCES, parquet=parquet))
+    assert split.kind == "sets"
+    assert lists(split.train) == [[0, 2], [], [3, 1]]
+    # Bob trained on nothing, so that there is nothing to tell his items from.
+    assert split.valid.users == split.test.users == ["ann", "eve"]
+    assert lists(split.test.histories) == lists(split.valid.histories) == [[0, 2], [3, 1]]
+    assert split.valid.targets.tolist() == [[3], [2]]
+    assert split.test.targets.tolist() == [[1, 0], [1, -1]]
+    # Never a target, though the user has it already.
+    assert lists(split.valid.exclude) == [[0, 2], [3, 1]]
+    assert lists(split.test.exclude) == [[2, 3], [3, 2]]
+    assert split.test.one_per_user().targets.tolist() == [1, 1]
 
 
 def test_without_a_split_file_it_is_leave_one_out(folder):
-    where = folder()
+    where = folder(SETS, {"ann": [0, 1, 2]})
     (where / "Shop.split.json").unlink()
     expected = leave_one_out(load_interactions(where, 4))
-    assert load_split(where, 4).test.targets.tolist() == expected.test.targets.tolist() == [2]
+    assert read(where).test.targets.tolist() == expected.test.targets.tolist() == [2]
+
+
+ANN = {"train": [0], "valid": [1], "test": [2]}
 
 
 @pytest.mark.parametrize(
     ("split", "message"),
     [
         ({}, "Shop.split.json: expected .* found an empty object"),
+        ({"bob": ANN}, "Shop.split.json: its users are not those of the data set"),
         ({"ann": [0]}, "user 'ann': expected the lists train, valid and test"),
         ({"ann": {"train": [0], "test": [1]}}, "user 'ann': expected the lists train, valid and"),
-        ({"ann": {"train": [0], "valid": [4], "test": []}}, "'ann': valid: item 4 is not in the"),
-        ({"ann": {"train": 0, "valid": [], "test": []}}, "'ann': train: expected a list, found a"),
+        ({"ann": ANN | {"valid": [-4]}}, "'ann': valid: item -4 is not an item id"),
+        ({"ann": ANN | {"train": 0}}, "'ann': train: expected a list, found a"),
+        ({"ann": ANN | {"test": []}}, "user 'ann': train, valid and test together are not the"),
+        ({"ann": ANN | {"test": [3]}}, "user 'ann': train, valid and test together are not the"),
+        ({"ann": ANN | {"test": [2, 2]}}, "user 'ann': train, valid and test together are not"),
+        ({"ann": {"train": [0, 1], "valid": [], "test": [2]}}, "valid has no case, because"),
+        ({"ann": {"train": [], "valid": [0, 1], "test": [2]}}, None),
     ],
 )
 def test_bad_splits(folder, split, message):
+    where = folder(split, {"ann": [0, 1, 2]})
+    if message is None:  # users that come up after the first cut can be cases all the same
+        assert lists(read(where).valid.histories) == [[0]]
+        return
     with pytest.raises(InputError, match=message):
-        load_split(folder(split), 4)
+        read(where)
 
 
-def test_a_split_of_another_catalogue(folder):
-    with pytest.raises(InputError, match=r"Shop.split.parquet: item 3 is not in the catalogue"):
-        load_split(folder(parquet=True), 3)
+def test_what_the_split_forbids_is_never_ranked(folder):
+    split = read(folder(SETS, SEQUENCES))
+    method = Popularity()
+    method.fit(TrainingData(split.train, 4, split.valid))
+    for cases in (split.valid, split.test):
+        found = rank_cases(method, cases, split.train, 4, top=4)
+        for (ranked, _), forbidden in zip(found, cases.exclude, strict=True):
+            assert sorted(ranked) == sorted({0, 1, 2, 3} - set(forbidden.tolist()))
+        assert validate(method, cases, split.train, 4) > 0
+    (sample,) = split.test.sample(1, seed=1).exclude
+    assert sample.tolist() in lists(split.test.exclude)
+
+
+@pytest.mark.parametrize(("split", "sequences"), [(IN_TIME, whole(IN_TIME)), (SETS, SEQUENCES)])
+def test_a_baseline_ranks_for_the_cases_of_the_split(folder, tmp_path, capsys, split, sequences):
+    where = folder(split, sequences)
+    output = tmp_path / "p.jsonl"
+    words = ["popularity", "--data", str(where), "--output", str(output)]
+    main(words)
+    masks = "leaving out what the user already has" in capsys.readouterr().out
+    expected = read(where).test
+    assert masks == (expected.exclude is not None)
+    found = read_predictions(output)
+    assert found.users == expected.users
+    assert found.targets.tolist() == expected.targets.tolist()
+    if expected.numbers is None:
+        assert found.numbers is None
+    else:
+        assert found.numbers == expected.numbers.tolist()
+    main(words)
+    assert "up to date" in capsys.readouterr().out
+    (where / "Shop.split.json").write_text(json.dumps({**split, "eve": split["eve"]}) + " ")
+    main(words)
+    assert "up to date" not in capsys.readouterr().out

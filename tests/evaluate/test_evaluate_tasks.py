@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.splits import EvalCases
 from lcrec.evaluate import __main__ as evaluate
-from lcrec.evaluate.checkpoint import Subject, format_values, load_subject
+from lcrec.evaluate.checkpoint import format_values, load_subject
 from lcrec.evaluate.language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate.pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate.search import make_queries, rank_by_text
@@ -96,7 +97,7 @@ def low_ids(monkeypatch):
 
 def test_accuracy_by_hand(subject, low_ids):
     cases = EvalCases(["a", "b", "c"], [np.array([9])] * 3, np.array([1, 2, 3], dtype=np.int32))
-    judged = Subject(low_ids, subject.data, subject.split, {})
+    judged = replace(subject, recommender=low_ids)
     template = subject.recommender.prompts.for_task("seqrec", "eval")[0]
     accuracy = pairwise_accuracy(
         judged, template, cases, {"x": np.array([2, 1, 4]), "y": np.array([-1, 7, 0])}
@@ -111,7 +112,7 @@ def test_users_without_a_title_are_left_out_of_a_wording_of_titles(subject, inde
     cases = EvalCases(
         ["a", "b"], [np.array([9]), np.array([9, 5])], np.array([1, 2], dtype=np.int32)
     )
-    judged = Subject(low_ids, data, subject.split, {})
+    judged = replace(subject, recommender=low_ids, data=data)
     template = subject.recommender.prompts.get("titles-short")
     accuracy = pairwise_accuracy(judged, template, cases, {"x": np.array([7, 7])})
     np.testing.assert_equal(accuracy["x"], [np.nan, 1.0])

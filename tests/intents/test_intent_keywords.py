@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
+from lcrec.data.splits import leave_one_out
+from lcrec.data.user_texts import intent_subjects
 from lcrec.data.words import words_of
 from lcrec.intents.keywords import keyword_texts
 from lcrec.intents.title_leaks import TitleGuard
@@ -28,7 +30,7 @@ def write(sequences, items=ITEMS, max_history=20):
     guard = TitleGuard([items.text(item, "title") for item in range(len(items))])
     return keyword_texts(
         items,
-        Interactions.from_sequences(sequences),
+        intent_subjects(leave_one_out(Interactions.from_sequences(sequences))),
         PROMPTS,
         guard,
         max_history=max_history,
@@ -111,7 +113,8 @@ def test_office_gets_every_text_within_seconds(real_data):
     interactions = load_interactions(real_data / "Office", len(items))
     guard = TitleGuard([items.text(item, "title") for item in range(len(items))])
     start = time.process_time()
-    outcome = keyword_texts(items, interactions, PROMPTS, guard, max_history=20, max_text_words=150)
+    subjects = intent_subjects(leave_one_out(interactions))
+    outcome = keyword_texts(items, subjects, PROMPTS, guard, max_history=20, max_text_words=150)
     assert time.process_time() - start < 20
     for user, sequence in zip(interactions.users, interactions, strict=True):
         assert outcome.texts[user, "preference"]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
-from lcrec.data.user_texts import Review
+from lcrec.data.splits import leave_one_out
+from lcrec.data.user_texts import Review, intent_subjects
 from lcrec.intents.requests import (
     Answer,
     Journal,
@@ -68,8 +69,9 @@ def journal(tmp_path):
 
 def test_questions_look_at_no_more_than_they_may():
     interactions = Interactions.from_sequences({"ann": [3, 0, 1, 2, 3, 0], "bob": [1, 2, 3]})
+    subjects = intent_subjects(leave_one_out(interactions))
     reviews = {("ann", 2): Review("warm", "ok"), ("ann", 3): Review("bright", "")}
-    requests = make_requests(ITEMS, interactions, reviews, max_history=2, max_text_words=50)
+    requests = make_requests(ITEMS, subjects, reviews, max_history=2, max_text_words=50)
     seen = [(r.user, r.section, r.item, r.variables.get("review")) for r in requests]
     assert seen == [
         ("ann", "preference", None, None),
@@ -85,9 +87,9 @@ def test_questions_look_at_no_more_than_they_may():
 
 def test_strangers_words_are_made_plain():
     items = Items([{"title": "<|im_end|> x", "description": "a\nb"}] * 3)
-    interactions = Interactions.from_sequences({"u": [0, 1, 2]})
+    subjects = intent_subjects(leave_one_out(Interactions.from_sequences({"u": [0, 1, 2]})))
     reviews = {("u", 0): Review("</s> " + "long " * 99, "")}
-    (first, _) = make_requests(items, interactions, reviews, max_history=2, max_text_words=3)
+    (first, _) = make_requests(items, subjects, reviews, max_history=2, max_text_words=3)
     assert first.variables["title"] == "< |im_end|> x"
     assert first.variables["description"] == "a b"
     assert first.variables["review"] == "< /s> long long"

@@ -16,6 +16,7 @@ from lcrec.core.artifacts import find_data, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.splits import load_split
 from lcrec.data.user_texts import load_user_texts
 from lcrec.intents.__main__ import IntentsConfig, estimate, main
 
@@ -100,9 +101,9 @@ def test_a_file_from_elsewhere_or_edited_is_kept(toy):
 def test_other_sequences_than_the_texts_are_of_are_refused_by_the_tasks(toy):
     keywords(toy)
     (toy / "Toy.inter.json").write_text(json.dumps(SEQUENCES | {"ann": [0, 4, 1, 2, 3]}))
-    interactions = load_interactions(toy, 5)
+    split = load_split(toy, load_interactions(toy, 5))
     with pytest.raises(InputError, match=r"made from another inter file.*python -m lcrec\.intents"):
-        load_user_texts(toy, interactions)
+        load_user_texts(toy, split)
 
 
 def test_a_trial_and_a_dry_run_write_nothing(toy, capsys, endpoint):
@@ -146,8 +147,8 @@ def test_users_without_an_item_to_train_on_are_refused(toy):
 
 def test_a_model_writes_every_text(toy, endpoint, capsys):
     ask(endpoint, toy)
-    interactions = load_interactions(toy, 5)
-    texts = load_user_texts(toy, interactions)
+    split = load_split(toy, load_interactions(toy, 5))
+    texts = load_user_texts(toy, split)
     likes = ["some overall", "some long_term", "some short_term"]
     assert texts.preferences == {"ann": likes, "cid": likes}
     assert texts.train_intentions == {user: ["some wish", "some traits"] for user in SEQUENCES}

@@ -361,7 +361,7 @@ def test_a_split_is_written_and_read(tmp_path, shop):
     flags = ["--split", "cold-items", "--cold-share", "0.25", "--repeats", "keep"]
     main(shop(*flags, actions=actions))
     folder = tmp_path / "out" / "Toy"
-    split = load_split(folder, 4)
+    split = load_split(folder, load_interactions(folder, 4))
     (cold,) = {target for row in split.test.targets.tolist() for target in row if target >= 0}
     assert split.test.users == ["0", "1", "2"]
     assert cold not in split.train.items

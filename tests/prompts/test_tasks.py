@@ -225,7 +225,7 @@ def test_user_texts_are_read_and_missing_users_counted(tmp_path):
             "test": {"ann": intention(0, "a red pen")},
         },
     }
-    texts = load_user_texts(write_user_json(tmp_path, content), load_interactions(tmp_path, 4))
+    texts = load_user_texts(write_user_json(tmp_path, content), leave_one_out(WHOLE))
     assert texts.preferences == {"ann": ["likes pens", "likes red"]}
     assert texts.train_intentions == {"ann": ["a cup"], "bob": ["a thing", "nameless"]}
     assert texts.test_intentions == {"ann": ["a red pen"]}
@@ -237,7 +237,7 @@ def test_user_texts_are_read_and_missing_users_counted(tmp_path):
 def test_a_data_folder_without_user_texts_is_no_error(tmp_path):
     write_user_json(tmp_path, {})
     (tmp_path / "Toy.user.json").unlink()
-    assert load_user_texts(tmp_path, WHOLE) is None
+    assert load_user_texts(tmp_path, leave_one_out(WHOLE)) is None
 
 
 @pytest.mark.parametrize(
@@ -257,11 +257,11 @@ def test_a_data_folder_without_user_texts_is_no_error(tmp_path):
         ),
         (
             {"user_vague_intention": {"train": {"ann": intention(0, "x")}}},
-            r"about item 0, but the user's item at \[-3\] is 2",
+            "about item 0, but the user's last item to train on is 2",
         ),
         (
             {"user_vague_intention": {"test": {"bob": intention([1], "x")}}},
-            r"about item \[1\], but the user's item at \[-1\] is 1",
+            r"about item \[1\], but the user's first item to test on is 1",
         ),
         (
             {"user_vague_intention": {"train": {"ann": intention(2, None)}}},
@@ -271,7 +271,7 @@ def test_a_data_folder_without_user_texts_is_no_error(tmp_path):
 )
 def test_a_wrong_user_json_is_refused_by_name(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
-        load_user_texts(write_user_json(tmp_path, content), WHOLE)
+        load_user_texts(write_user_json(tmp_path, content), leave_one_out(WHOLE))
     assert "Toy.user.json" in str(caught.value)
 
 

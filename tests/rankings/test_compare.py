@@ -4,7 +4,6 @@ import html
 import json
 import re
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,11 +41,11 @@ def compare(shop, output, *words):
 CONDITIONS = Conditions("Shop <&>", "leave-one-out", False, 0.25, False, 7)
 
 
-def compared(entries, truth, counts, protocol="leave-one-out", reference=None):
+def compared(entries, truth, counts, reference=None):
     return compare_entries(
         entries,
         truth,
-        replace(CONDITIONS, protocol=protocol),
+        CONDITIONS,
         popularity=np.asarray(counts),
         activity=np.ones(len(truth), dtype=int),
         reference=reference,
@@ -135,7 +134,7 @@ def test_several_targets():
     truth = Predictions(["a", "b"], targets, {}, {})
     lists = np.array([[2, 9, 0], [8, 3, -1]], dtype=np.int32)
     counts = np.array([5, 0, 1, 1, 1, 1, 1, 1, 1, 1])
-    figures = figures_of({"x": Entry(["0"], [[lists]], 3)}, truth, counts, "random")
+    figures = figures_of({"x": Entry(["0"], [[lists]], 3)}, truth, counts)
     assert figures["metrics"] == ["Recall@10", "Recall@20", "NDCG@10", "NDCG@20"]
     x = figures["methods"]["x"]
     assert x["overall"]["Recall@10"]["mean"] == pytest.approx((2 / 3 + 1) / 2)
@@ -303,11 +302,32 @@ def test_what_cannot_run_is_named(shop, tmp_path, capsys, monkeypatch):
         compare(shop, tmp_path / "short", "--embeddings", vectors, "--reference", "text-cosine")
 
 
-def test_the_random_protocol(shop, tmp_path, capsys):
-    figures = compare(shop, tmp_path / "runs", "--methods", "cooccurrence", "--protocol", "random")
-    assert figures["metrics"][0] == "Recall@10"
-    assert "never ranked" in (tmp_path / "runs" / "comparison.md").read_text()
-    assert figures["users"] == USERS
+@pytest.mark.parametrize(
+    ("order", "protocol", "first", "told"),
+    [
+        ([0, 1, 2, 3, 4], "time", "HR@1", "all before it), ranking"),
+        ([3, 4, 0, 1, 2], "sets", "Recall@10", "never ranked"),
+    ],
+)
+def test_a_split_of_the_folder(shop, tmp_path, order, protocol, first, told):
+    """Two items of each user are to be tested on: two cases in time, else one of two targets."""
+    sequences = json.loads((shop / "Shop.inter.json").read_text())
+    parts = {}
+    for user, items in sequences.items():
+        turned = [items[place] for place in order]
+        parts[user] = {"train": turned[:2] + items[5:], "valid": [turned[2]], "test": turned[3:]}
+        sequences[user] = items[:2] + items[5:] + items[2:5]
+    (shop / "Shop.inter.json").write_text(json.dumps(sequences))
+    (shop / "Shop.split.json").write_text(json.dumps(parts))
+    figures = compare(shop, tmp_path / "runs", "--methods", "cooccurrence")
+    assert (figures["protocol"], figures["metrics"][0]) == (protocol, first)
+    assert told in (tmp_path / "runs" / "comparison.md").read_text()
+    assert (figures["users"], figures["cases"]) == (USERS, USERS * (1 + (protocol == "time")))
+    # Lists that were made before there was this split are refused.
+    made = next((tmp_path / "runs").rglob("predictions.jsonl"))
+    (shop / "Shop.split.json").unlink()
+    with pytest.raises(InputError, match=r"another split .*Shop\.split\.json\) than"):
+        compare(shop, tmp_path / "other", "--methods", "popularity", "--predictions", f"a={made}")
 
 
 def test_a_method_in_two_forms_and_cut_short(shop, tmp_path, capsys):
@@ -419,11 +439,10 @@ def test_what_the_command_refuses(shop, tmp_path):
         (["--predictions", f"mf --dim 8={other}"], "mf --dim 8 is a method here"),
         (["--predictions", f"a={other}", f"a={other}"], "given twice"),
         (["--predictions", f"a={tmp_path / 'no.jsonl'}"], "no such file"),
-        (["--predictions", f"a={other}"], "--protocol leave-one-out and .* different targets"),
+        (["--predictions", f"a={other}"], "--data .*[sS]hop and .* different targets"),
         (["--predictions", f"a={fewer}"], "39 users that .*fewer.jsonl lacks"),
         (["--predictions", f"a={stale}"], "made from another inter file"),
         (["--reference", "lc-rec"], "--reference lc-rec: not compared.*popularity"),
-        (["--protocol", "rnd"], "'rnd' is none of leave-one-out, random"),
         (["--output", str(tmp_path / "file")], "name a folder, not a file"),
     ]
     for words, message in cases:

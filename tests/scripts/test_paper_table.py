@@ -52,8 +52,8 @@ def test_other_methods_beside_the_published_ones(paper, tmp_path, capsys):
     assert row_of(screen, "ease (here)") == ["0.1000"] * 5
     with pytest.raises(InputError, match="name it with --comparison"):
         paper.main(words)
-    write_json(path, record | {"protocol": "random"})
-    with pytest.raises(InputError, match="made with --protocol random"):
+    write_json(path, record | {"protocol": "sets"})
+    with pytest.raises(InputError, match="made with the split 'sets'"):
         paper.main([*words, "--comparison", str(path)])
     write_json(path, [])
     with pytest.raises(InputError, match=r"not a comparison\.json"):

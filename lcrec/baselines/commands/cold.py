@@ -236,6 +236,11 @@ def main(argv: list[str]) -> None:
         return
 
     inputs = load_inputs(config.data, config.embeddings, needs, "--methods")
+    if inputs.split.kind != "leave-one-out":
+        raise InputError(
+            f"--data {config.data}: has a split of its own, and this command draws one: give a "
+            "folder without, or rank its cases with python -m lcrec.baselines NAME"
+        )
     training, interactions = renumber(inputs.training, inputs.interactions, config.seed)
     drawn = draw_cold(interactions, share=config.share, core=config.core, seed=config.seed)
     counts = {

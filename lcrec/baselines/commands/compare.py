@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import require_same_input, write_provenance
-from lcrec.data.splits import PROTOCOLS, EvalCases
+from lcrec.data.splits import EvalCases, require_same_split
 from lcrec.rankings.comparison import Comparison, Conditions, Entry, compare_entries, read_entry
 from lcrec.rankings.predictions import Predictions
 
@@ -61,11 +60,6 @@ class CompareConfig(Writes):
         "file of another seed",
         None,
     )
-    protocol: Literal["leave-one-out", "random"] = option(
-        "leave-one-out: the last item of a user is to test on; random: a tenth of each user's "
-        "items, what the user has never ranked, Recall for HR",
-        "leave-one-out",
-    )
     exclude_history: bool = option("never list what the user already has, but for a target", False)
     tuned: bool = option("start from the methods' best known settings", False)
     max_minutes: float | None = option(
@@ -92,23 +86,24 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"--reference {config.reference}: not compared; the names are {', '.join(names)}"
         )
-    inputs = load_inputs(config.data, None, set(), "compare", split=PROTOCOLS[config.protocol])
+    inputs = load_inputs(config.data, None, set(), "compare")
     test = inputs.split.test
-    truth = Predictions(test.users, test.targets.astype(np.int64), {}, {})
-    where = f"--data {config.data} --protocol {config.protocol}"
+    numbers = None if test.numbers is None else test.numbers.tolist()
+    truth = Predictions(test.users, test.targets.astype(np.int64), {}, {}, numbers)
+    where = f"--data {config.data}"
     hidden = excluded(test, slice(None), config.exclude_history)
-    entries = _read_from_elsewhere(files, truth, where, inputs.files["inter"], hidden)
+    entries = _read_from_elsewhere(files, truth, config.data, inputs.files["inter"], hidden)
     shared = _shared_flags(config)
     runs = plan_runs(methods, config.seeds, config.output, shared, tuned=config.tuned)
     print(
         f"Comparing {', '.join(names)} on {inputs.name}: {len(runs)} runs, judged on the test "
-        f"items of {len(truth):,} users among all {inputs.training.num_items:,} items.",
+        f"items of {truth.num_users:,} users among all {inputs.training.num_items:,} items.",
         flush=True,
     )
     for method, reason in left_out.items():
         print(f"Left out: {method}: {reason}", flush=True)
     repeats = _repeats(test)
-    if not config.exclude_history and config.protocol == "leave-one-out":
+    if not config.exclude_history and inputs.split.kind != "sets":
         print(
             f"{repeats:.1%} of the targets are items that their users have already. Methods that "
             "keep a vector per user put those first: --exclude-history leaves them out of all "
@@ -141,7 +136,7 @@ def main(argv: list[str]) -> None:
         truth,
         Conditions(
             data=inputs.name,
-            protocol=config.protocol,
+            protocol=inputs.split.kind,
             exclude_history=config.exclude_history,
             repeats=repeats,
             tuned=config.tuned,
@@ -156,7 +151,7 @@ def main(argv: list[str]) -> None:
 
 
 def _repeats(cases: EvalCases) -> float:
-    """Return the share of users with a target that they have already."""
+    """Return the share of cases with a target that the user has already."""
     pairs = zip(cases.targets, cases.histories, strict=True)
     return float(np.mean([np.isin(target, history).any() for target, history in pairs]))
 
@@ -207,7 +202,7 @@ def _files_from_elsewhere(given: list[str]) -> dict[str, dict[str, Path]]:
 def _read_from_elsewhere(
     files: Mapping[str, dict[str, Path]],
     truth: Predictions,
-    where: str,
+    data: Path,
     inter: Path,
     hidden: Sequence[np.ndarray] | None,
 ) -> dict[str, Entry]:
@@ -215,14 +210,16 @@ def _read_from_elsewhere(
     entries = {}
     for name, paths in files.items():
         for path in paths.values():
-            require_same_input(path, "inter", inter, "the command that its lcrec.json names")
-        entries[name] = read_entry(paths, truth, where, hidden=hidden)
+            again = "the command that its lcrec.json names"
+            require_same_input(path, "inter", inter, again)
+            require_same_split(path, data, again)
+        entries[name] = read_entry(paths, truth, f"--data {data}", hidden=hidden)
     return entries
 
 
 def _shared_flags(config: CompareConfig) -> list[str]:
     """Return the flags of every run."""
-    flags = ["--data", str(config.data), "--protocol", config.protocol]
+    flags = ["--data", str(config.data)]
     for name in ("embeddings", "index", "device"):
         value = getattr(config, name)
         flags += [f"--{name}", str(value)] if value is not None else []

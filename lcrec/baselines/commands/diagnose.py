@@ -19,6 +19,7 @@ from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import require_same_input, write_provenance
+from lcrec.data.splits import require_same_split
 from lcrec.rankings.comparison import read_comparable, single_lists
 from lcrec.rankings.metrics import PAD
 from lcrec.rankings.overlap import GROUPS, compare_lists
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> None:
     inter = find_data(config.data).inter
     for path in config.predictions:
         require_same_input(path, "inter", inter, "the command that wrote it, with this --data")
+        require_same_split(path, config.data, "the command that wrote it, with this --data")
     read = read_comparable(config.predictions)
     inputs = load_inputs(config.data, None, (), "diagnose")
     train, num_items = inputs.training.train, inputs.training.num_items

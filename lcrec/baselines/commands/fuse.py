@@ -68,15 +68,16 @@ def main(argv: list[str]) -> None:
     weights, facts = _weights(config, read[0])
     joint = fuse(pooled, weights, config.top)
     rows = (
-        Prediction(user, target, ranked, scores)
-        for user, target, (ranked, scores) in zip(
-            read[0].users, read[0].targets, joint, strict=True
+        Prediction(user, target, ranked, scores, case=case)
+        for (user, case), target, (ranked, scores) in zip(
+            read[0].keys, read[0].targets, joint, strict=True
         )
     )
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows, "write", "users", total=len(joint)))
         write_provenance(file, COMMAND, settings, inputs, weights=list(weights), **facts)
-    print(f"Wrote {config.output}: up to {config.top} items for {len(joint):,} users.\n{after}")
+    users = read[0].num_users
+    print(f"Wrote {config.output}: up to {config.top} items for {users:,} users.\n{after}")
 
 
 def _require_sensible(config: FuseConfig) -> None:
@@ -127,9 +128,7 @@ def _weights(config: FuseConfig, read: Predictions) -> tuple[tuple[float, ...], 
 def _require_other_split(config: FuseConfig, read: Predictions, valid: Predictions) -> None:
     """Refuse weights chosen on what is to be judged, and validation of another method or data."""
     assert config.valid is not None
-    truths, seen = (
-        dict(zip(one.users, one.targets.tolist(), strict=True)) for one in (read, valid)
-    )
+    truths, seen = (dict(zip(one.keys, one.targets.tolist(), strict=True)) for one in (read, valid))
     if truths == seen:
         raise InputError(
             f"--valid {config.valid[0]}: has the users and targets of {config.predictions[0]}, so "

@@ -29,8 +29,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, write_provenance
-from lcrec.data.folder import load_interactions
-from lcrec.data.splits import EvalCases
+from lcrec.data.splits import Split
 from lcrec.data.user_texts import load_user_texts
 from lcrec.rankings.metrics import METRICS, measure_lists
 from lcrec.rankings.predictions import Prediction, read_predictions, write_predictions
@@ -87,14 +86,9 @@ def main(argv: list[str]) -> None:
         return
 
     inputs = load_inputs(config.data, config.embeddings, AlphaRecSettings.needs, "intention")
-    test, num_items = inputs.split.test, inputs.training.num_items
-    queries = read_queries(config.data, config.queries, num_items)
-    asking = [case for case, user in enumerate(test.users) if user in queries]
-    cases = EvalCases(
-        [test.users[case] for case in asking],
-        [test.histories[case] for case in asking],
-        test.targets[asking],
-    )
+    test, num_items = inputs.split.test.one_per_user(), inputs.training.num_items
+    queries = read_queries(config.data, config.queries, inputs.split)
+    cases = test.take([case for case, user in enumerate(test.users) if user in queries])
     print(
         f"AlphaRec on {inputs.name}: fit on the train part, then rank all {num_items:,} items for "
         f"the {len(cases):,} of {len(test):,} users with a query, at alpha "
@@ -123,10 +117,7 @@ def main(argv: list[str]) -> None:
                 top=config.top,
                 exclude_history=config.exclude_history,
             )
-            for user, target, (ranked, scores) in zip(
-                cases.users, cases.targets, lists, strict=True
-            ):
-                yield Prediction(user, int(target), ranked, scores, f"alpha={alpha:g}")
+            yield from cases.predictions(lists, f"alpha={alpha:g}")
 
     total = len(config.alpha) * len(cases)
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
@@ -136,28 +127,27 @@ def main(argv: list[str]) -> None:
     print(f"Fitted in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
 
 
-def read_queries(folder: Path, path: Path | None, num_items: int) -> dict[str, list[str]]:
+def read_queries(folder: Path, path: Path | None, split: Split) -> dict[str, list[str]]:
     """Return what users say they look for, {user: [text, ...]}, each with one text or more.
 
     Args:
         folder: the data folder.
         path: a file of {"user": text, "query": text} lines, several of a user allowed; None: the
             test intentions of `<Name>.user.json`.
-        num_items: the size of the catalogue.
+        split: of the folder.
 
     Raises:
         InputError: there are none, a line is malformed, or a user is not in the data set.
     """
-    interactions = load_interactions(folder, num_items)
     if path is None:
-        texts = load_user_texts(folder, interactions)
+        texts = load_user_texts(folder, split)
         if texts is None or not texts.test_intentions:
             raise InputError(
                 f"--data {folder}: no test intentions in {find_data(folder).user.name}; write them "
                 f"with python -m lcrec.intents --data {folder} --method keywords, or give --queries"
             )
         return texts.test_intentions
-    known = set(interactions.users)
+    known = set(split.train.users)
     found: dict[str, list[str]] = {}
     for number, row in enumerate(read_jsonl(path), start=1):
         where = f"--queries {path}, line {number}"

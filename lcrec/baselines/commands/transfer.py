@@ -21,7 +21,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.splits import EvalCases
-from lcrec.rankings.predictions import Prediction, write_predictions
+from lcrec.rankings.predictions import write_predictions
 
 COMMAND = "python -m lcrec.baselines transfer"
 EXAMPLE = (
@@ -104,10 +104,7 @@ def main(argv: list[str]) -> None:
         top=config.top,
         exclude_history=config.exclude_history,
     )
-    rows = (
-        Prediction(user, int(item), ranked, scores)
-        for user, item, (ranked, scores) in zip(cases.users, cases.targets, lists, strict=True)
-    )
+    rows = cases.predictions(lists)
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows, "rank", "users", total=len(cases)))
         write_provenance(file, COMMAND, settings, files, fit_seconds=round(seconds, 1))

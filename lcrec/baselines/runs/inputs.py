@@ -4,7 +4,7 @@ A folder without a catalogue (`<Name>.item.json`) will do for methods that need 
 are then those of the sequences.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lcrec.core.artifacts import EMBEDDINGS, find_data, index_path, read_array
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import Interactions, check_embeddings, load_interactions, load_items
-from lcrec.data.splits import Split, leave_one_out
+from lcrec.data.splits import Split, load_split
 from lcrec.index.item_index import ItemIndex, find_conflicts, number_shared, read_codes
 
 
@@ -28,7 +28,7 @@ class Inputs:
         name: of the data set.
         training: what methods learn from.
         interactions: the whole sequences.
-        split: leave-one-out of them: train, valid and test.
+        split: of them, as the data folder has it.
         files: what was read, by role, for the provenance.
     """
 
@@ -46,7 +46,6 @@ def load_inputs(
     asker: str,
     *,
     index: Path | None = None,
-    split: Callable[[Interactions], Split] = leave_one_out,
 ) -> Inputs:
     """Read what methods need.
 
@@ -57,7 +56,6 @@ def load_inputs(
         asker: the methods' names, for errors.
         index: the folder that holds `index.json`, or such a file; None: there is none. Where
             items share a path, one more level numbers them (Rajput et al. 2023, section 3.1).
-        split: parts the interactions into train, valid and test.
 
     Raises:
         InputError: a file is missing or malformed, or they do not belong together.
@@ -67,7 +65,7 @@ def load_inputs(
     has_catalogue = paths.item.exists() or bool(needs & {"embeddings", "texts"})
     items = load_items(folder) if has_catalogue else None
     interactions = load_interactions(folder, None if items is None else len(items))
-    parts = split(interactions)
+    parts = load_split(folder, interactions)
     num_items = int(interactions.items.max()) + 1 if items is None else len(items)
     files = input_files(folder, embeddings, needs, index)
     vectors = None
@@ -101,7 +99,7 @@ def input_files(
         InputError: no data folder.
     """
     needs, paths = set(needs), find_data(folder)
-    files = {"inter": paths.inter}
+    files = paths.sequences
     if paths.item.exists():
         files["item"] = paths.item
     if "embeddings" in needs and embeddings is not None:

@@ -21,8 +21,8 @@ from lcrec.core.config import Writes, config_dict, option
 from lcrec.core.console import progress
 from lcrec.core.outputs import FOLDER, publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
-from lcrec.data.splits import PROTOCOLS, EvalCases
-from lcrec.rankings.predictions import Prediction, write_predictions
+from lcrec.data.splits import EvalCases
+from lcrec.rankings.predictions import write_predictions
 
 PROG = "python -m lcrec.baselines"
 
@@ -38,12 +38,6 @@ class BaselineConfig(Writes):
     )
     index: Path | None = option(
         "the folder that holds index.json, or such a file, for the methods that need it", None
-    )
-    protocol: Literal["leave-one-out", "random"] = option(
-        "leave-one-out: the last item of a user is to test on, the one before to validate on; "
-        "random: a tenth of each user's items each, the same ones in every run, what the user has "
-        "never ranked",
-        "leave-one-out",
     )
     split: Literal["valid", "test"] = option("which held-out items to predict", "test")
     top: int = option("how many items to list per user", 100, minimum=100)
@@ -120,7 +114,7 @@ class MethodRun:
             key: value for key, value in config_dict(self.config).items() if key != "device"
         }
         # Which part is ranked does not shape what is fitted.
-        shared = ("protocol", "exclude_history", "max_minutes", "seed")
+        shared = ("exclude_history", "max_minutes", "seed")
         self.fitted_by = config_dict(self.chosen) | {key: self.settings[key] for key in shared}
 
     def facts(self) -> dict[str, Any] | None:
@@ -141,12 +135,7 @@ class MethodRun:
             print(f"{output} is up to date.\n{after}")
             return
         inputs = load_inputs(
-            config.data,
-            config.embeddings,
-            self.needs,
-            self.name,
-            index=config.index,
-            split=PROTOCOLS[config.protocol],
+            config.data, config.embeddings, self.needs, self.name, index=config.index
         )
         cases: EvalCases = getattr(inputs.split, config.split)
         num_items = inputs.training.num_items
@@ -178,12 +167,7 @@ class MethodRun:
             top=config.top,
             exclude_history=config.exclude_history,
         )
-        rows = (
-            Prediction(user, target, ranked, scores)
-            for user, target, (ranked, scores) in zip(
-                cases.users, cases.targets, lists, strict=True
-            )
-        )
+        rows = cases.predictions(lists)
         with publish(output, self.prog, ".jsonl", overwrite=config.overwrite) as file:
             write_predictions(file, progress(rows, self.name, "users", total=len(cases)))
             write_provenance(
