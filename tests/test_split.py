@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcrec.evaluate.wordings import score_model
 
 from lcrec import dataset
 from lcrec.baselines.__main__ import main as baselines
@@ -21,6 +20,7 @@ from lcrec.data.splits import PARTS, TEST, cold_parts, random_parts, time_parts
 from lcrec.data.user_texts import intent_subjects
 from lcrec.evaluate import __main__ as evaluate
 from lcrec.evaluate import checkpoint as judging
+from lcrec.evaluate.templates import score_model
 from lcrec.generate import __main__ as generate
 from lcrec.generate.recommender import Recommender
 from lcrec.intents import __main__ as intents
