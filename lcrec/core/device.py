@@ -22,6 +22,15 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
+def pick_precision(name: str | None = None) -> str:
+    """Return the arithmetic to rank with: what is named, else bf16 where a GPU has it."""
+    import torch
+
+    if name is not None:
+        return name
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
 def choose_kernels() -> None:
     """Leave out the attention kernel that is wrong under a mask; multiply float32 in TF32 on CUDA.
 

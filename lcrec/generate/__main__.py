@@ -26,6 +26,7 @@ import numpy as np
 
 from lcrec.core.artifacts import atomic_files, atomic_path, find_data, index_path
 from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.device import pick_precision
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, beside, check_output, claim
 from lcrec.core.parts import NOTE
@@ -100,7 +101,9 @@ class GenerateConfig(Writes):
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
-    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    precision: Literal["fp32", "bf16", "fp16"] | None = option(
+        "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
+    )
     batch_tokens: int | None = option(
         "prompt tokens per batch, padding included (default: 4096 on a CPU, 32768 on a GPU)",
         None,
@@ -133,6 +136,7 @@ def main(argv: list[str]) -> None:
         )
 
     with processes(PATIENCE) as state:
+        config = replace(config, precision=pick_precision(config.precision))
         if config.output is None:
             assert cases is not None
             answer(config, items, cases, allowed, state)
@@ -338,7 +342,7 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
     recommender = Recommender.from_pretrained(
         config.model,
         device=state.device,
-        dtype=DTYPES[config.precision],
+        dtype=DTYPES[pick_precision(config.precision)],
         index=config.index,
         prompts=own_prompts,
         max_batch_tokens=config.batch_tokens,

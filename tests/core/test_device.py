@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lcrec.core.device import compute_attention_plainly, pick_device
+from lcrec.core.device import compute_attention_plainly, pick_device, pick_precision
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +28,13 @@ def test_kernels_that_are_wrong_are_off_wherever_a_device_is_picked():
     compute_attention_plainly()
     assert not torch.backends.cuda.flash_sdp_enabled()
     assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+def test_ranking_is_in_bf16_where_a_gpu_has_it(monkeypatch):
+    assert pick_precision("fp16") == "fp16"
+    for has_gpu, has_bf16, expected in [(False, True, "fp32"), (True, False, "fp32")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=has_gpu: found)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=has_bf16: found)
+        assert pick_precision() == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert pick_precision() == "bf16"
