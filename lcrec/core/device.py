@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -22,7 +24,7 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
-def pick_precision(name: str | None = None) -> str:
+def pick_precision(name: Precision | None = None) -> Precision:
     """Return the arithmetic to rank with: what is named, else bf16 where a GPU has it."""
     import torch
 

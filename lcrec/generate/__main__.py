@@ -26,7 +26,7 @@ import numpy as np
 
 from lcrec.core.artifacts import atomic_files, atomic_path, find_data, index_path
 from lcrec.core.config import Writes, config_dict, option, parse_config
-from lcrec.core.device import pick_precision
+from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, beside, check_output, claim
 from lcrec.core.parts import NOTE
@@ -101,7 +101,7 @@ class GenerateConfig(Writes):
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
-    precision: Literal["fp32", "bf16", "fp16"] | None = option(
+    precision: Precision | None = option(
         "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
     )
     batch_tokens: int | None = option(

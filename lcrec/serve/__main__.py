@@ -17,10 +17,10 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lcrec.core.config import option, parse_config
-from lcrec.core.device import pick_precision
+from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
 from lcrec.data.new_items import require_same_catalogue
@@ -45,7 +45,7 @@ class ServeConfig(ServiceLimits):
     host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
     port: int = option("the port to listen on; 0 takes a free one", 8000, minimum=0)
     max_connections: int = option("open connections; the next is refused (503)", 512, minimum=1)
-    precision: Literal["fp32", "bf16", "fp16"] | None = option(
+    precision: Precision | None = option(
         "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
     )
     batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
