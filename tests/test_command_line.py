@@ -1,14 +1,18 @@
 """The command line: the overview, `lcrec STAGE`, and provenance that names the commands."""
 
 import ast
+import dataclasses
 import importlib.metadata
 import json
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import lcrec
 from lcrec.__main__ import STAGES, main
 from lcrec.baselines.__main__ import COMMANDS
 from lcrec.baselines.registry import METHODS
@@ -206,3 +210,16 @@ def test_help_ends_in_an_example_that_parses_and_nothing_heavy_is_loaded():
         assert "(default: False)" not in text, name
         assert accepted, name
         assert heavy == [], name
+
+
+def test_every_number_that_can_be_given_has_a_least_value():
+    """So that `parse_config` refuses less; four are checked where they are used."""
+    unbounded = {
+        field.name
+        for each in pkgutil.walk_packages(lcrec.__path__, "lcrec.")
+        for settings in vars(importlib.import_module(each.name)).values()
+        if isinstance(settings, type) and dataclasses.is_dataclass(settings)
+        for field in dataclasses.fields(settings)
+        if field.metadata.get("minimum", 0) is None and re.search("int|float", str(field.type))
+    }
+    assert unbounded == {"share", "history", "min_rating", "items"}

@@ -300,7 +300,6 @@ def test_what_is_refused(tmp_path, flags, shop, save_tokenizer, monkeypatch):
         (["--tokenizer", tmp_path / "nowhere"], "nowhere: cannot be loaded"),
         (["--tokenizer", save_tokenizer(None)], "has no chat template"),
         (["--tokenizer", save_tokenizer("[user]", "odd")], "does not show a question"),
-        (["--format", "csv"], "'csv' is none of parquet, jsonl"),
     ):
         with pytest.raises(InputError, match=message):
             main(flags(tmp_path / "rows", *more))

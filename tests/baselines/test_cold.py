@@ -184,7 +184,6 @@ def test_what_the_command_refuses(shop, tmp_path):
         (["--methods", "collabcontext"], "--embeddings DIR is needed"),
         (["--methods", "popularity", "--share", "0.01"], "--share 0.01 of 20 items is none"),
         (["--methods", "popularity", "--core", "2"], "--core: 2 is too small"),
-        ([], "--methods is required"),
     ]
     for flags, message in cases:
         with pytest.raises(InputError, match=message):

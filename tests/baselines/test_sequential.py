@@ -203,8 +203,6 @@ def test_what_the_commands_refuse(shop, tmp_path):
     cases = [
         (["sasrec", *base, "--heads", "3"], "--dim 64 cannot be split among --heads 3"),
         (["gru4rec", *base, "--dropout", "1"], r"--dropout: 1.0 is too large; .* 0.99"),
-        (["hgn", *base, "--loss", "mse"], "--loss: 'mse' is none of ce, bce, bpr, sampled"),
-        (["fmlp", *base, "--max-history", "0"], "--max-history: 0 is too small"),
         (["caser", *base, "--examples", "windows"], "unknown argument '--examples'"),
     ]
     for argv, message in cases:

@@ -139,13 +139,11 @@ def test_what_it_refuses(shop, tmp_path, monkeypatch, capsys):
         (["itemkn", *data, *output], "did you mean 'itemknn'"),
         ([*data, *output], "the method comes first"),
         (["popularity", *data, *output], "popularity has nothing to tune; those that do: .*ease"),
-        (["itemknn", *data], "--output is required"),
         (["itemknn", *data, *output, "--neighbours", "3"], "unknown argument '--neighbours'"),
         (
             ["itemknn", *data, "--output", str(shop / "Shop.inter.json")],
             "name a folder, not a file",
         ),
-        (["itemknn", *data, *output, "--split", "test"], "unknown argument '--split'"),
         (["tiger", *data, *output], "tiger: --index DIR is needed"),
     ]
     for argv, message in cases:

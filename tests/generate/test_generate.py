@@ -546,7 +546,6 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         (["--output", "x.jsonl", "--k", "49"], "--k 49: the catalogue has only 48"),
         (["--output", "x.jsonl", "--beams", "49"], "--beams 49: the catalogue has only 48"),
         (["--output", "x.jsonl", "--beams", "9"], "--beams 9 cannot rank --k 20"),
-        (["--output", "x.jsonl", "--k", "0"], "--k: 0 is too small"),
         (["--user", "6O"], "--user 6O: not in the data set; did you mean '6'"),
         (["--user", "nobody"], "--user nobody: not in the data set$"),
         (["--history", "3", "48"], "--history: item 48 is not in the catalogue.* 0 to 47"),
@@ -555,7 +554,6 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         (["--user", "1", "--templates", "next-shor"], "no template.*did you mean 'next-short'"),
         (["--user", "1", "--templates", "name-short"], "name-short: belongs to item2index"),
         (["--output", "x.jsonl", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
-        (["--output", "x.jsonl", "--split", "train"], "'train' is none of valid, test"),
         (["--all-users", "--history", "2"], "--all-users writes to a folder"),
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
@@ -568,8 +566,6 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
             ["--output", "x.jsonl", "--constraint", "level", "--exclude-history"],
             "--exclude-history needs --constraint trie",
         ),
-        (["--output", "x.jsonl", "--constraint", "tree"], "'tree' is none of trie, level, none"),
-        (["--outptu", "x.jsonl"], "unknown argument '--outptu'; did you mean '--output'"),
     ],
 )
 def test_refusals(run, tmp_path, monkeypatch, words, message):

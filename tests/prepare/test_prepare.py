@@ -427,11 +427,9 @@ def test_a_dry_run_writes_nothing(tmp_path, shop, capsys, monkeypatch):
         (["--since", "x"], r"--since 'x': expected a date"),
         (["--max-user-items", "3", "--min-user-items", "4"], r"--max-user-items 3 is less than"),
         (["--min-text", "99"], r"shorter than --min-text: 4 .*nothing is left"),
-        (["--max-title-words", "0"], r"--max-title-words: 0 is too small"),
         (["--cold-share", "1.5"], r"--cold-share 1.5: give a share below 1"),
         (["--split", "cold-items"], r"--cold-share 0.05: of 4 items that is none; give more"),
         (["--spark-master", "local[1]"], r"--spark-master local\[1\] belongs to --engine spark"),
-        (["--split", "halves"], r"--split: 'halves' is none of"),
     ],
 )
 def test_wrong_rules_are_named_and_nothing_is_written(tmp_path, shop, flags, message):
