@@ -41,7 +41,7 @@ from lcrec.baselines.shared.graph import VectorBaseline
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import EvalCases, Split, leave_one_out
+from lcrec.data.splits import Split, leave_one_out
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.search import search
 from lcrec.generate.trie import ItemTrie
@@ -112,12 +112,15 @@ def evaluate(config: BenchConfig) -> Figures:
     """Rank, write, read and measure; then validate, as a training does after an epoch."""
     split, num_items = inputs(config)
     method = Vectors(seed=config.seed)
-    method.fit(TrainingData(split.train, num_items))
+    data = TrainingData(split.train, num_items)
+    method.fit(data)
     before, started = peak_mb(), Clock()
     figures: Figures = {"users": len(split.test), "items": num_items}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.jsonl"
-        write_predictions(path, ranked_rows(method, split.test, split.train, num_items))
+        write_predictions(
+            path, split.test.predictions(rank_cases(method, split.test, data, top=100))
+        )
         figures["rank_and_write_seconds"] = started.seconds()
         predictions = read_predictions(path)
         figures["file_mb"] = path.stat().st_size / 1e6
@@ -127,16 +130,9 @@ def evaluate(config: BenchConfig) -> Figures:
     figures["evaluate_peak_mb"] = above(before)
     del predictions
     started = Clock()
-    validate(method, split.valid, split.train, num_items)
+    validate(method, split.valid, data)
     figures["validate_seconds"], figures["validate_cpu_seconds"] = started.both()
     return figures
-
-
-def ranked_rows(
-    method: VectorBaseline, cases: EvalCases, train: Interactions, num_items: int
-) -> Any:
-    """Return a list of 100 per case, one after the other."""
-    return cases.predictions(rank_cases(method, cases, train, num_items, top=100))
 
 
 def lightgcn(config: BenchConfig) -> Figures:

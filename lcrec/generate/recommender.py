@@ -194,19 +194,8 @@ class Recommender:
                 allow and deny leave, a template of another task, or a prompt longer than the
                 model's context.
         """
-        return self.rank(
-            _requests(
-                histories,
-                [None] * len(histories),
-                k,
-                allow,
-                deny,
-                exclude_history=exclude_history,
-                template=template,
-                num_beams=num_beams,
-            ),
-            width=int(np.max(k, initial=0)),  # of no requests too
-        )
+        shared = {"exclude_history": exclude_history, "template": template, "num_beams": num_beams}
+        return self._rank_lists(histories, [None] * len(histories), k, allow, deny, shared)
 
     def search(
         self,
@@ -239,19 +228,8 @@ class Recommender:
         for position, query in enumerate(queries):
             if not isinstance(query, str):
                 raise InputError(f"query {position}: expected text, found {query!r:.60}")
-        return self.rank(
-            _requests(
-                histories,
-                queries,
-                k,
-                allow,
-                deny,
-                exclude_history=exclude_history,
-                template=template,
-                num_beams=num_beams,
-            ),
-            width=int(np.max(k, initial=0)),  # of no requests too
-        )
+        shared = {"exclude_history": exclude_history, "template": template, "num_beams": num_beams}
+        return self._rank_lists(histories, queries, k, allow, deny, shared)
 
     def explain(
         self, histories: Sequence[ItemIds], items: Sequence[ItemIds], *, max_new_tokens: int = 64
@@ -489,6 +467,32 @@ class Recommender:
         items[beyond], scores[beyond] = -1, -np.inf
         return Ranking(items, scores)
 
+    def _rank_lists(
+        self,
+        histories: Sequence[ItemIds],
+        queries: Sequence[str | None],
+        k: int | Sequence[int],
+        allow: Sequence[ItemIds | None] | None,
+        deny: Sequence[ItemIds | None] | None,
+        shared: dict[str, Any],
+    ) -> Ranking:
+        """Rank for a request per history and query; `shared` is what all of them have in common."""
+        count = len(histories)
+        counts: list[Any] = [k] * count if np.ndim(k) == 0 else list(np.asarray(k))
+        if len(counts) != count:
+            raise InputError(f"k: expected one number from 1 up, or {count} of them, found {k}")
+        for name, lists in (("allow", allow), ("deny", deny)):
+            if lists is not None and len(lists) != count:
+                raise InputError(f"{name}: has {len(lists)} lists for {count} requests")
+        rows = zip(
+            histories, queries, counts, allow or [None] * count, deny or [None] * count, strict=True
+        )
+        requests = [
+            RankingRequest(history, query, k=own, allow=may, deny=must_not, **shared)
+            for history, query, own, may, must_not in rows
+        ]
+        return self.rank(requests, width=int(np.max(k, initial=0)))  # of no requests too
+
     def _beams(self, k: int, num_beams: int | None) -> int:
         """Return how many beams to search with for k items."""
         num_items = len(self.index)
@@ -506,32 +510,6 @@ def _constrain(trie: ItemTrie, constraint: str, model: PreTrainedModel | PeftMod
     if constraint == "none":
         return LooseTrie.anything(trie, model.config.get_text_config(decoder=True).vocab_size)
     return LooseTrie.by_level(trie) if constraint == "level" else trie
-
-
-def _requests(
-    histories: Sequence[ItemIds],
-    queries: Sequence[str | None],
-    k: int | Sequence[int],
-    allow: Sequence[ItemIds | None] | None,
-    deny: Sequence[ItemIds | None] | None,
-    **shared: Any,
-) -> list[RankingRequest]:
-    """Return a request per history and query; `shared` is what all of them have in common."""
-    count = len(histories)
-    counts: list[Any] = [k] * count if np.ndim(k) == 0 else list(np.asarray(k))
-    if len(counts) != count:
-        raise InputError(f"k: expected one number from 1 up, or {count} of them, found {k}")
-    for name, lists in (("allow", allow), ("deny", deny)):
-        if lists is not None and len(lists) != count:
-            raise InputError(f"{name}: has {len(lists)} lists for {count} requests")
-    allow = [None] * count if allow is None else allow
-    deny = [None] * count if deny is None else deny
-    return [
-        RankingRequest(history, query, k=own, allow=may, deny=must_not, **shared)
-        for history, query, own, may, must_not in zip(
-            histories, queries, counts, allow, deny, strict=True
-        )
-    ]
 
 
 def _join(*lists: ItemIds | None) -> np.ndarray:

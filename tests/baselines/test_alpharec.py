@@ -9,17 +9,11 @@ import torch
 from planted import make_planted
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.alpharec import (
-    AlphaRec,
-    Domain,
-    LinearMapping,
-    UserBatches,
-    user_means,
-)
+from lcrec.baselines.methods.alpharec import AlphaRec, Domain, LinearMapping, UserBatches
 from lcrec.baselines.methods.closed_form import Popularity, TextCosine
 from lcrec.baselines.runs.ranking import validate
 from lcrec.baselines.settings import AlphaRecSettings, LinearMappingSettings, TextCosineSettings
-from lcrec.baselines.shared.purchases import purchases
+from lcrec.baselines.shared.purchases import purchases, user_means
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import leave_one_out
@@ -303,7 +297,7 @@ def planted(request):
 
 def ndcg(method, planted):
     split, items = planted["split"], planted["data"].num_items
-    return validate(method, split.test, split.train, items, exclude_history=True)
+    return validate(method, split.test, TrainingData(split.train, items, exclude_history=True))
 
 
 def test_mapping_beats_cosine_and_the_whole_beats_the_mapping(planted):

@@ -252,7 +252,7 @@ def test_exclude_history(shop, tmp_path, capsys):
     train = Interactions.from_sequences({"ann": [1]})
     method.fit(TrainingData(train, 2))
     with pytest.raises(InputError, match="'ann' already has every item"):
-        list(rank_cases(method, everything, train, 2, top=100, exclude_history=True))
+        list(rank_cases(method, everything, TrainingData(train, 2, exclude_history=True), top=100))
 
 
 def test_a_folder_without_a_catalogue(shop, tmp_path):
@@ -323,12 +323,14 @@ def test_lists_of_a_method_that_reaches_few_items():
     method = Narrow()
     method.fit(TrainingData(train, 5))
     cases = EvalCases(["a", "b"], [np.array([3]), np.array([3, 1])], np.array([1, 2]))
-    ranked = [items.tolist() for items, _ in rank_cases(method, cases, train, 5, top=100)]
+    ranked = [
+        items.tolist() for items, _ in rank_cases(method, cases, TrainingData(train, 5), top=100)
+    ]
     assert ranked == [[3, 1], [3, 1]]
-    without = rank_cases(method, cases, train, 5, top=100, exclude_history=True)
+    without = rank_cases(method, cases, TrainingData(train, 5, exclude_history=True), top=100)
     assert [items.tolist() for items, _ in without] == [[1], []]  # an empty list is one too
     # a: place 2 of 2; b: not found.
-    assert validate(method, cases, train, 5) == pytest.approx(1 / np.log2(3) / 2)
+    assert validate(method, cases, TrainingData(train, 5)) == pytest.approx(1 / np.log2(3) / 2)
 
 
 def test_where_settings_start_from(shop, tmp_path, monkeypatch):
@@ -357,7 +359,7 @@ def test_batches_do_not_change_the_lists(monkeypatch):
     found = []
     for size in (1, 2 * ITEMS, 100):
         monkeypatch.setattr("lcrec.baselines.runs.ranking.SCORES_AT_ONCE", size)
-        lists = rank_cases(method, split.test, split.train, ITEMS, top=3)
+        lists = rank_cases(method, split.test, TrainingData(split.train, ITEMS), top=3)
         found.append([ranked.tolist() for ranked, _ in lists])
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 3

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch.nn import functional
 
-from lcrec.baselines.base import Baseline
+from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.shared.graph import normalised_adjacency, own_share, smooth
 from lcrec.baselines.shared.losses import alignment, bpr, candidate_scores, info_nce, uniformity
@@ -208,10 +208,12 @@ def test_validation_agrees_with_plain_loops(several, exclude):
         )
         gains = [1 / np.log2(rank + 2) for rank, item in enumerate(order[:10]) if item in truths]
         total += sum(gains) / sum(1 / np.log2(rank + 2) for rank in range(len(truths)))
-    found = validate(Given(table), cases, train, items, exclude_history=exclude)
+    found = validate(Given(table), cases, TrainingData(train, items, exclude_history=exclude))
     assert found == pytest.approx(total / users)
     if exclude:
-        lists = rank_cases(Given(table), cases, train, items, top=items, exclude_history=True)
+        lists = rank_cases(
+            Given(table), cases, TrainingData(train, items, exclude_history=True), top=items
+        )
         for user, (ranked, _) in enumerate(lists):
             truths = set(np.atleast_1d(cases.targets[user]).tolist())
             assert not set(ranked.tolist()) & (set(cases.histories[user].tolist()) - truths)
@@ -225,9 +227,9 @@ def test_validation_does_not_depend_on_how_items_are_numbered():
     order = rng.permutation(20)
     places = np.argsort(order)
     moved = EvalCases(cases.users, [places[row] for row in cases.histories], places[cases.targets])
-    expected = validate(Given(table), cases, train, 20, exclude_history=True)
-    found = validate(Given(table[:, order]), moved, train, 20, exclude_history=True)
+    expected = validate(Given(table), cases, TrainingData(train, 20, exclude_history=True))
+    found = validate(Given(table[:, order]), moved, TrainingData(train, 20, exclude_history=True))
     assert found == pytest.approx(expected)
     table[3, 4] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        validate(Given(table), cases, train, 20)
+        validate(Given(table), cases, TrainingData(train, 20))

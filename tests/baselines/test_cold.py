@@ -122,12 +122,16 @@ class Fixed(Baseline):
         pass
 
 
+def masked(drawn):
+    return TrainingData(drawn.warm.train, 40, exclude_history=True)
+
+
 def test_who_is_ranked_among_whom():
     train = Interactions.from_sequences({"a": [20, 21, 22, 23, 24]})
     split = leave_one_out(train)
     cold = EvalCases(["a"], [split.train.sequence(0)], np.array([[5, 39, -1]]))
     drawn = ColdSplit(split, cold, np.arange(10, 38), np.array([5, *range(38, 40)]))
-    views = measure_cold(Fixed(), drawn, 40, exclude_history=True)
+    views = measure_cold(Fixed(), drawn, masked(drawn))
     # By score_cold low ids come first: among the cold 5, 38, 39; among all 5, then 10 to 18.
     best = 1 / np.log2(2) + 1 / np.log2(3)
     assert views["cold"]["Recall@10"]["mean"] == 1
@@ -138,7 +142,7 @@ def test_who_is_ranked_among_whom():
     assert views["warm"]["Recall@10"]["mean"] == 0
     narrow = ColdSplit(split, cold, np.arange(10, 30), drawn.cold_items)
     # 29 to 25 stand before 24.
-    found = measure_cold(Fixed(), narrow, 40, exclude_history=True)["warm"]["NDCG@10"]["mean"]
+    found = measure_cold(Fixed(), narrow, masked(narrow))["warm"]["NDCG@10"]["mean"]
     assert found == pytest.approx(1 / np.log2(7))
 
 

@@ -90,7 +90,7 @@ def test_lists_hold_real_items_once_best_first(fitted):
     cases = EvalCases([f"u{user}" for user in range(20)], histories, targets)
     train = data_of(twenty()).train
     assert fitted.max_list_length == 20
-    for ranked, scores in rank_cases(fitted, cases, train, ITEMS, top=100):
+    for ranked, scores in rank_cases(fitted, cases, TrainingData(train, ITEMS), top=100):
         assert len(ranked) == len(set(ranked.tolist())) == 20
         assert set(ranked.tolist()) <= set(range(ITEMS))
         assert (np.diff(scores) <= 0).all()

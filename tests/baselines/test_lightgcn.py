@@ -1,5 +1,7 @@
 """LightGCN: it can learn by heart, it learns what is planted, its regularisation, its seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def test_it_beats_popularity_on_planted_data():
     popularity = Popularity()
     popularity.fit(data)
     found = [
-        validate(method, split.test, split.train, planted.num_items, exclude_history=True)
+        validate(method, split.test, replace(data, exclude_history=True))
         for method in (fitted(settings, data), popularity)
     ]
     assert found[0] > 1.5 * found[1]
@@ -76,9 +78,10 @@ def test_strangers_and_users_it_knows():
     assert scores == pytest.approx(method.item_vectors @ method.item_vectors[[1, 5]].mean(axis=0))
     # A user it knows is their vector, whatever history is shown.
     train = Interactions.from_sequences(TWO_TASTES)
-    method = fitted(LightGCNSettings(epochs=1), TrainingData(train, 8))
+    data = TrainingData(train, 8)
+    method = fitted(LightGCNSettings(epochs=1), data)
     one, other = (
-        validate(method, EvalCases(["u3"], [np.array(history)], np.array([4])), train, 8)
+        validate(method, EvalCases(["u3"], [np.array(history)], np.array([4])), data)
         for history in ([0], [1, 2, 7])
     )
     assert one == other

@@ -109,7 +109,9 @@ def test_text_mapped_onto_behaviour_ranks_worse_than_fusion():
     small |= {"batch_size": 1024, "epochs": 16, "every": 4}
 
     def ndcg(method):
-        return validate(method, split.test, split.train, planted.num_items, exclude_history=True)
+        return validate(
+            method, split.test, TrainingData(split.train, planted.num_items, exclude_history=True)
+        )
 
     fused, alone = (Fusion(FusionSettings(views=v, **small)) for v in ("both", "collaborative"))
     for method in (fused, alone):

@@ -190,15 +190,14 @@ class _Among:
 
 
 def measure_cold(
-    method: Baseline, drawn: ColdSplit, num_items: int, *, exclude_history: bool, seed: int = 0
+    method: Baseline, drawn: ColdSplit, data: TrainingData, seed: int = 0
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return {"cold", "all" and "warm": {metric: mean and interval over users}}.
 
     Args:
         method: fitted on `drawn.warm.train`.
         drawn: the split.
-        num_items: the size of the catalogue.
-        exclude_history: leave out the items of each user's history that are no target.
+        data: what it was fitted on.
         seed: of the bootstrap over users.
     """
     everything = np.union1d(drawn.warm_items, drawn.cold_items)
@@ -209,9 +208,7 @@ def measure_cold(
     }
     figures = {}
     for view, (cases, scorer) in views.items():
-        ranked = ranked_matrix(
-            scorer, cases, drawn.warm.train, num_items, top=TOP, exclude_history=exclude_history
-        )
+        ranked = ranked_matrix(scorer, cases, data, top=TOP)
         figures[view] = {
             name: summarise(metric(ranked, cases.targets, TOP), seed)
             for name, metric in METRICS.items()
@@ -268,13 +265,7 @@ def main(argv: list[str]) -> None:
         started = time.perf_counter()
         method.fit(training)
         seconds = round(time.perf_counter() - started, 1)
-        measured = measure_cold(
-            method,
-            drawn,
-            training.num_items,
-            exclude_history=config.exclude_history,
-            seed=config.seed,
-        )
+        measured = measure_cold(method, drawn, training, config.seed)
         figures[entry.label] = {**measured, "fit_seconds": seconds}
     chance = min(1.0, TOP / counts["cold_items"])
     print(_table(figures))

@@ -11,7 +11,7 @@ a template for every alpha, so that `lcrec.evaluate` compares them; alpha 0 is A
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,18 +105,12 @@ def main(argv: list[str]) -> None:
     method.fit(inputs.training)
     seconds = time.perf_counter() - started
     users = positions(inputs.training.train, cases.users)
+    data = replace(inputs.training, exclude_history=config.exclude_history)
 
     def rows() -> Iterator[Prediction]:
         for alpha in config.alpha:
             asked = method.ask(users, vectors, alpha, config.intention_at)
-            lists = rank_cases(
-                asked,
-                cases,
-                inputs.training.train,
-                num_items,
-                top=config.top,
-                exclude_history=config.exclude_history,
-            )
+            lists = rank_cases(asked, cases, data, top=config.top)
             yield from cases.predictions(lists, f"alpha={alpha:g}")
 
     total = len(config.alpha) * len(cases)

@@ -6,7 +6,7 @@ target. Of the target, only the train sequences are used, for the users' mean ve
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,15 +96,8 @@ def main(argv: list[str]) -> None:
     method.fit_domains([source.training for source in sources])
     seconds = time.perf_counter() - started
     method.transfer(target.training)
-    lists = rank_cases(
-        method,
-        cases,
-        target.training.train,
-        num_items,
-        top=config.top,
-        exclude_history=config.exclude_history,
-    )
-    rows = cases.predictions(lists)
+    data = replace(target.training, exclude_history=config.exclude_history)
+    rows = cases.predictions(rank_cases(method, cases, data, top=config.top))
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows, "rank", "users", total=len(cases)))
         write_provenance(file, COMMAND, settings, files, fit_seconds=round(seconds, 1))

@@ -125,16 +125,15 @@ def main(argv: list[str]) -> None:
 
 def _judge(method: Baseline, inputs: Inputs, exclude_history: bool) -> dict[str, Any]:
     """Fit and judge on validation; a loss that is no longer finite fails the cell alone."""
+    training = dataclasses.replace(inputs.training, exclude_history=exclude_history)
     started = time.perf_counter()
     try:
-        method.fit(dataclasses.replace(inputs.training, exclude_history=exclude_history))
+        method.fit(training)
     except FloatingPointError as error:
         return {"NDCG@10": None, "HR@10": None, "failed": str(error)}
     seconds = time.perf_counter() - started
-    cases, training = inputs.split.valid, inputs.training
-    ranked = ranked_matrix(
-        method, cases, training.train, training.num_items, top=10, exclude_history=exclude_history
-    )
+    cases = inputs.split.valid
+    ranked = ranked_matrix(method, cases, training, top=10)
     return {
         "NDCG@10": float(ndcg_at_k(ranked, cases.targets, 10).mean()),
         "HR@10": float(hit_at_k(ranked, cases.targets, 10).mean()),

@@ -32,7 +32,7 @@ from lcrec.baselines.runs.ranking import validator
 from lcrec.baselines.settings import AlphaRecSettings, LinearMappingSettings
 from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, own_share, smooth
 from lcrec.baselines.shared.losses import bpr, candidate_scores, info_nce
-from lcrec.baselines.shared.purchases import NegativeSampler, purchases
+from lcrec.baselines.shared.purchases import NegativeSampler, purchases, user_means
 from lcrec.baselines.shared.training import Step, train_epochs
 from lcrec.core.errors import InputError
 
@@ -75,17 +75,6 @@ class UserBatches:
             items = self.items[self.starts[users] + places]
             drawn = self.sampler.draw(users, self.negatives)
             yield torch.from_numpy(users), torch.from_numpy(items), torch.from_numpy(drawn)
-
-
-def user_means(bought: sparse.csr_array, embeddings: np.ndarray) -> np.ndarray:
-    """Return Z_U, float32 [users, dim]: the mean over a user's items, zeros for one without.
-
-    Args:
-        bought: R, sparse [users, items].
-        embeddings: Z_I, float32 [items, dim].
-    """
-    counts = np.maximum(np.diff(bought.indptr), 1)[:, None]
-    return ((bought @ embeddings) / counts).astype(np.float32)
 
 
 class Domain(nn.Module):

@@ -6,7 +6,7 @@ Reads and writes nothing.
 import numpy as np
 from scipy import linalg, sparse
 
-from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
+from lcrec.baselines.base import Baseline, TrainingData, require_embeddings, unit_rows
 from lcrec.baselines.settings import (
     CooccurrenceSettings,
     EASESettings,
@@ -245,7 +245,7 @@ class TextCosine(Baseline):
         counted = [history[-last:] if last else history for history in histories]
         # The sum points where the mean does.
         summed = history_rows(counted, len(self.embeddings)) @ self.embeddings
-        return _unit(summed) @ _unit(self.embeddings).T
+        return unit_rows(summed) @ unit_rows(self.embeddings).T
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the embeddings."""
@@ -254,9 +254,3 @@ class TextCosine(Baseline):
     def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
         """Take the embeddings."""
         self.embeddings = state["embeddings"]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows at length 1; one of zeros, which is like nothing, stays."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)

@@ -27,11 +27,11 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from lcrec.baselines.base import TrainingData, require_embeddings
+from lcrec.baselines.base import TrainingData, require_embeddings, unit_rows
 from lcrec.baselines.settings import CollabContextSettings
 from lcrec.baselines.shared.graph import VectorBaseline, dot_scores, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import alignment, uniformity
-from lcrec.baselines.shared.purchases import purchases
+from lcrec.baselines.shared.purchases import purchases, shuffled_pairs
 from lcrec.baselines.shared.training import Step, TrainingLog, train_baseline
 
 Phase = Literal["items tutor", "users tutor", "both at once"]
@@ -111,12 +111,12 @@ class CollabContext(VectorBaseline):
         bought = purchases(data.train, data.num_items)
         features = torch.from_numpy(normalise_features(embeddings, chosen.feature_norm))
         network = Network(normalised_adjacency(bought), features, chosen).to(self.device)
-        batches = _Batches(bought, chosen.batch_size, self.seed)
+        rng = np.random.default_rng(self.seed)
         self.history: list[tuple[Phase, int, float | None]] = []
         self.logs: list[tuple[Phase, TrainingLog]] = []
         self.checkpoints: dict[Phase, dict[str, torch.Tensor]] = {}
         for phase in _phases(chosen):
-            self._train(network, phase, batches, data)
+            self._train(network, phase, bought, rng, data)
         self._keep(network, phase)
         self._keep_cold(network, np.diff(bought.tocsc().indptr) == 0)
 
@@ -152,7 +152,12 @@ class CollabContext(VectorBaseline):
         self.cold_item_vectors = state["cold_item_vectors"]
 
     def _train(
-        self, network: Network, phase: Phase, batches: "_Batches", data: TrainingData
+        self,
+        network: Network,
+        phase: Phase,
+        bought: sparse.csr_array,
+        rng: np.random.Generator,
+        data: TrainingData,
     ) -> None:
         chosen = self.settings
         # A new optimiser: an old one's momentum would go on moving what is frozen now.
@@ -161,13 +166,14 @@ class CollabContext(VectorBaseline):
         )
 
         def losses() -> Iterator[Step]:
-            for users, items in batches:
+            for batch in shuffled_pairs(bought, chosen.batch_size, rng):
+                users, items = torch.from_numpy(batch).to(self.device).T
                 user_vectors, item_vectors = network(mapped=phase != "items tutor")
                 loss = phase_loss(
                     user_vectors,
                     item_vectors,
-                    users.to(self.device),
-                    items.to(self.device),
+                    users,
+                    items,
                     phase,
                     detach_tutor=chosen.detach_tutor,
                     alignment_only=chosen.alignment_only,
@@ -200,21 +206,6 @@ class CollabContext(VectorBaseline):
         self.cold_user_vectors, self.cold_item_vectors = (side.cpu().numpy() for side in vectors)
         # Smoothing left them divided by layers + 1, which would put them below all others.
         self.cold_item_vectors[never_bought] = network.raw_items.cpu().numpy()[never_bought]
-
-
-class _Batches:
-    """Shuffled purchases: users [batch] and items [batch], int64."""
-
-    def __init__(self, bought: sparse.csr_array, batch_size: int, seed: int) -> None:
-        self.pairs = torch.from_numpy(np.stack(bought.nonzero(), axis=1).astype(np.int64))
-        self.batch_size = batch_size
-        self.rng = np.random.default_rng(seed)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = torch.from_numpy(self.rng.permutation(len(self.pairs)))
-        for rows in order.split(self.batch_size):
-            users, items = self.pairs[rows].T
-            yield users, items
 
 
 def phase_loss(
@@ -261,8 +252,7 @@ def normalise_features(embeddings: np.ndarray, norm: str) -> np.ndarray:
             becomes 0, the largest 1.
     """
     if norm == "l2":
-        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return embeddings / np.where(lengths > 0, lengths, 1)
+        return unit_rows(embeddings)
     if norm == "minmax":
         low, high = embeddings.min(), embeddings.max()
         return (embeddings - low) / (high - low if high > low else 1)

@@ -16,15 +16,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import TrainingData
+from lcrec.baselines.base import TrainingData, unit_rows
 from lcrec.baselines.settings import FusionSettings
 from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import info_nce, sampled_dots
-from lcrec.baselines.shared.purchases import purchases
+from lcrec.baselines.shared.purchases import purchases, shuffled_pairs, user_means
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.errors import InputError
 
@@ -73,17 +72,6 @@ class FusedNetwork(nn.Module):
         return functional.normalize(torch.cat(self.branches(), dim=1), dim=-1)
 
 
-def user_texts_of(bought: sparse.csr_array, texts: np.ndarray) -> np.ndarray:
-    """Return every user's mean over the text vectors of their items, float32 [users, width].
-
-    Args:
-        bought: R, sparse [users, items].
-        texts: float32 [items, width].
-    """
-    counts = np.maximum(np.diff(bought.indptr), 1)[:, None]
-    return np.asarray(bought @ texts / counts, dtype=np.float32)
-
-
 @torch.no_grad()
 def hardest_negatives(
     users: torch.Tensor, items: torch.Tensor, candidates: torch.Tensor, count: int
@@ -113,8 +101,8 @@ class Fusion(VectorBaseline):
         assert data.embeddings is not None
         if data.num_items < 2:
             raise InputError("the catalogue has one item alone, so no other can be drawn")
-        items = _unit_rows(data.embeddings)
-        texts = np.concatenate((_unit_rows(user_texts_of(bought, items)), items))
+        items = unit_rows(data.embeddings)
+        texts = np.concatenate((unit_rows(user_means(bought, items)), items))
         network = FusedNetwork(
             normalised_adjacency(bought),
             torch.from_numpy(texts),
@@ -125,14 +113,11 @@ class Fusion(VectorBaseline):
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=chosen.learning_rate, weight_decay=chosen.weight_decay
         )
-        pairs = np.stack(bought.nonzero(), axis=1).astype(np.int64)
         rng = np.random.default_rng(self.seed)
         num_users = len(data.train)
 
         def losses() -> Iterator[Step]:
-            order = rng.permutation(len(pairs))
-            for start in range(0, len(order), chosen.batch_size):
-                batch = pairs[order[start : start + chosen.batch_size]]
+            for batch in shuffled_pairs(bought, chosen.batch_size, rng):
                 drawn = draw_others(batch[:, 1], chosen.candidates, data.num_items, rng)
                 yield self._loss(network, batch, drawn, num_users), len(batch)
 
@@ -157,12 +142,6 @@ class Fusion(VectorBaseline):
     def _keep(self, network: FusedNetwork, num_users: int) -> None:
         vectors = network().cpu().numpy()
         self.user_vectors, self.item_vectors = vectors[:num_users], vectors[num_users:]
-
-
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows at length one; rows of zeros stay, as texts without a vector."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
 
 
 def draw_others(

@@ -18,7 +18,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
@@ -26,36 +25,8 @@ from lcrec.baselines.base import TrainingData
 from lcrec.baselines.settings import LightGCNSettings, MatrixFactorisationSettings
 from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import bpr, candidate_scores, info_nce
-from lcrec.baselines.shared.purchases import NegativeSampler, purchases
+from lcrec.baselines.shared.purchases import NegativeSampler, purchases, shuffled_pairs
 from lcrec.baselines.shared.training import Step, train_baseline
-
-
-class PurchaseBatches:
-    """Shuffled purchases with items drawn against them.
-
-    Args:
-        bought: R, sparse [users, items].
-        batch_size: purchases per batch.
-        negatives: items drawn per purchase, outside what its user has.
-        seed: of order and draws.
-    """
-
-    def __init__(
-        self, bought: sparse.csr_array, batch_size: int, negatives: int, seed: int
-    ) -> None:
-        self.pairs = np.stack(bought.nonzero(), axis=1).astype(np.int64)
-        self.batch_size = batch_size
-        self.negatives = negatives
-        self.rng = np.random.default_rng(seed)
-        self.sampler = NegativeSampler(bought, seed + 1)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield users [batch], items [batch] and drawn items [batch, negatives], int64."""
-        order = self.rng.permutation(len(self.pairs))
-        for start in range(0, len(order), self.batch_size):
-            users, items = self.pairs[order[start : start + self.batch_size]].T
-            drawn = self.sampler.draw(users, self.negatives)
-            yield torch.from_numpy(users), torch.from_numpy(items), torch.from_numpy(drawn)
 
 
 class Network(nn.Module):
@@ -89,13 +60,17 @@ class LightGCN(VectorBaseline):
         # Fused: an update of all vectors in one pass, a tenth of the time on a CPU.
         optimizer = torch.optim.Adam(network.parameters(), lr=chosen.learning_rate, fused=True)
         negatives = chosen.negatives if chosen.loss == "info_nce" else 1
-        batches = PurchaseBatches(bought, chosen.batch_size, negatives, self.seed)
+        rng = np.random.default_rng(self.seed)
+        sampler = NegativeSampler(bought, self.seed + 1)
         num_users = len(data.train)
 
         def losses() -> Iterator[Step]:
-            for users, items, drawn in batches:
-                loss = self._loss(network, users, items + num_users, drawn + num_users)
-                yield loss, len(users)
+            for users, items in (
+                pairs.T for pairs in shuffled_pairs(bought, chosen.batch_size, rng)
+            ):
+                drawn = sampler.draw(users, negatives)
+                nodes = (users, items + num_users, drawn + num_users)
+                yield self._loss(network, *map(torch.from_numpy, nodes)), len(users)
 
         def refresh() -> None:
             self._keep(network, num_users)

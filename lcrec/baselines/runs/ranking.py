@@ -15,7 +15,6 @@ import numpy as np
 
 from lcrec.baselines.base import TrainingData, positions
 from lcrec.core.errors import InputError
-from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases
 from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import top_items
@@ -32,24 +31,16 @@ class Scorer(Protocol):
 
 
 def rank_cases(
-    method: Scorer,
-    cases: EvalCases,
-    train: Interactions,
-    num_items: int,
-    *,
-    top: int,
-    exclude_history: bool = False,
+    method: Scorer, cases: EvalCases, data: TrainingData, *, top: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rank the catalogue for every case, batch by batch, with a fitted method.
 
     Args:
         method: fitted.
         cases: the users, their histories and targets.
-        train: what it was fitted on, to know the users by.
-        num_items: the size of the catalogue.
+        data: what it was fitted on, to know the users by, and whether their items are masked.
         top: how many items to list; all of them where the catalogue is smaller, and fewer where
             the method reaches fewer (`Baseline.max_list_length`), none of which may be left.
-        exclude_history: leave out the items of each user's history that are no target.
 
     Yields:
         per case, in order, item ids int64 [length] and scores float32 [length], best first; of
@@ -58,13 +49,13 @@ def rank_cases(
     Raises:
         InputError: a user's history leaves nothing to list.
     """
-    users = positions(train, cases.users)
-    batch = max(1, SCORES_AT_ONCE // num_items)
+    users = positions(data.train, cases.users)
+    batch = max(1, SCORES_AT_ONCE // data.num_items)
     for start in range(0, len(cases), batch):
         rows = slice(start, start + batch)
-        exclude = excluded(cases, rows, exclude_history)
+        exclude = excluded(cases, rows, data.exclude_history)
         for place, ids in enumerate(exclude or ()):
-            if len(ids) >= num_items and len(np.unique(ids)) == num_items:
+            if len(ids) >= data.num_items and len(np.unique(ids)) == data.num_items:
                 raise InputError(
                     f"user {cases.users[start + place]!r} already has every item, so none is left "
                     "to list; run again without --exclude-history"
@@ -72,36 +63,20 @@ def rank_cases(
         yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
 
 
-def ranked_matrix(
-    method: Scorer,
-    cases: EvalCases,
-    train: Interactions,
-    num_items: int,
-    *,
-    top: int,
-    exclude_history: bool = False,
-) -> np.ndarray:
+def ranked_matrix(method: Scorer, cases: EvalCases, data: TrainingData, *, top: int) -> np.ndarray:
     """Return what `rank_cases`, whose arguments these are, lists: int64 [cases, top], -1 pads."""
     ranked = np.full((len(cases), top), PAD, dtype=np.int64)
-    lists = rank_cases(method, cases, train, num_items, top=top, exclude_history=exclude_history)
-    for row, (items, _) in zip(ranked, lists, strict=True):
+    for row, (items, _) in zip(ranked, rank_cases(method, cases, data, top=top), strict=True):
         row[: len(items)] = items
     return ranked
 
 
-def validate(
-    method: Scorer,
-    cases: EvalCases,
-    train: Interactions,
-    num_items: int,
-    *,
-    exclude_history: bool = False,
-) -> float:
+def validate(method: Scorer, cases: EvalCases, data: TrainingData) -> float:
     """Return NDCG@10 over the full ranking: what training stops on, for every method alike.
 
     Arguments are those of `rank_cases`.
     """
-    ranked = ranked_matrix(method, cases, train, num_items, top=10, exclude_history=exclude_history)
+    ranked = ranked_matrix(method, cases, data, top=10)
     return float(ndcg_at_k(ranked, cases.targets, 10).mean())
 
 
@@ -122,9 +97,7 @@ def validator(
     def score_now() -> float:
         if refresh is not None:
             refresh()
-        return validate(
-            method, cases, data.train, data.num_items, exclude_history=data.exclude_history
-        )
+        return validate(method, cases, data)
 
     return score_now
 

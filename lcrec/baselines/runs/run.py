@@ -159,15 +159,7 @@ class MethodRun:
         else:
             cost = fit_and_measure(method, training)
         fitted = time.perf_counter()
-        lists = rank_cases(
-            method,
-            cases,
-            training.train,
-            num_items,
-            top=config.top,
-            exclude_history=config.exclude_history,
-        )
-        rows = cases.predictions(lists)
+        rows = cases.predictions(rank_cases(method, cases, training, top=config.top))
         with publish(output, self.prog, ".jsonl", overwrite=config.overwrite) as file:
             write_predictions(file, progress(rows, self.name, "users", total=len(cases)))
             write_provenance(

@@ -3,6 +3,8 @@
 Reads and writes nothing.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import sparse
 
@@ -43,6 +45,27 @@ def history_rows(
         (np.concatenate(weights).astype(np.float32), (np.concatenate(rows), np.concatenate(items))),
         shape=(len(histories), num_items),
     )
+
+
+def shuffled_pairs(
+    bought: sparse.csr_array, batch_size: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Yield every purchase of R once, shuffled: users and items, int64 [batch, 2]."""
+    pairs = np.stack(bought.nonzero(), axis=1).astype(np.int64)
+    order = rng.permutation(len(pairs))
+    for start in range(0, len(order), batch_size):
+        yield pairs[order[start : start + batch_size]]
+
+
+def user_means(bought: sparse.csr_array, vectors: np.ndarray) -> np.ndarray:
+    """Return the mean over each user's items, float32 [users, dim]; zeros for one without.
+
+    Args:
+        bought: R, sparse [users, items].
+        vectors: of the items, float32 [items, dim].
+    """
+    counts = np.maximum(np.diff(bought.indptr), 1)[:, None]
+    return ((bought @ vectors) / counts).astype(np.float32)
 
 
 class NegativeSampler:
