@@ -125,9 +125,9 @@ def test_every_method_leaves_off_when_time_is_up(name):
 def test_every_method_is_validated_under_the_mask_it_will_be_judged_by(name, mask, monkeypatch):
     seen = []
 
-    def validate(*args, exclude_history, **kwargs):
-        seen.append(exclude_history)
-        return original(*args, exclude_history=exclude_history, **kwargs)
+    def validate(method, cases, data):
+        seen.append(data.exclude_history)
+        return original(method, cases, data)
 
     original = ranking.validate
     monkeypatch.setattr(ranking, "validate", validate)

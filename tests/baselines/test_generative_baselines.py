@@ -154,7 +154,7 @@ def test_batches_are_drawn_anew_and_hold_alike_lengths():
 def test_validation_is_on_a_sample_of_users(monkeypatch):
     sizes = []
 
-    def count(method, cases, train, num_items, *, exclude_history):
+    def count(method, cases, data):
         sizes.append(len(cases))
         return 0.0
 
