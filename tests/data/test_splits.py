@@ -189,10 +189,10 @@ def test_what_the_split_forbids_is_never_ranked(folder):
     method = Popularity()
     method.fit(TrainingData(split.train, 4, split.valid))
     for cases in (split.valid, split.test):
-        found = rank_cases(method, cases, split.train, 4, top=4)
+        found = rank_cases(method, cases, TrainingData(split.train, 4), top=4)
         for (ranked, _), forbidden in zip(found, cases.exclude, strict=True):
             assert sorted(ranked) == sorted({0, 1, 2, 3} - set(forbidden.tolist()))
-        assert validate(method, cases, split.train, 4) > 0
+        assert validate(method, cases, TrainingData(split.train, 4)) > 0
     (sample,) = split.test.sample(1, seed=1).exclude
     assert sample.tolist() in lists(split.test.exclude)
 
