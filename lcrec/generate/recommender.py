@@ -484,12 +484,13 @@ class Recommender:
         for name, lists in (("allow", allow), ("deny", deny)):
             if lists is not None and len(lists) != count:
                 raise InputError(f"{name}: has {len(lists)} lists for {count} requests")
-        rows = zip(
-            histories, queries, counts, allow or [None] * count, deny or [None] * count, strict=True
-        )
+        allow = [None] * count if allow is None else allow
+        deny = [None] * count if deny is None else deny
         requests = [
             RankingRequest(history, query, k=own, allow=may, deny=must_not, **shared)
-            for history, query, own, may, must_not in rows
+            for history, query, own, may, must_not in zip(
+                histories, queries, counts, allow, deny, strict=True
+            )
         ]
         return self.rank(requests, width=int(np.max(k, initial=0)))  # of no requests too
 
