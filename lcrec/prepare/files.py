@@ -113,6 +113,48 @@ def open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def read_lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file that `open_bytes` opened, with their ends.
+
+    Raises:
+        InputError: a line is longer than `LONGEST_LINE`, as a few megabytes of gz may hide it.
+    """
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if len(line) > LONGEST_LINE:
+            raise _too_long(path, number)
+        if not line:
+            return
+        yield line
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """Yield a file's uncompressed bytes, 4 MB at a time.
+
+    Raises:
+        InputError: the file cannot be read to its end, or a line is longer than `LONGEST_LINE`.
+    """
+    line, length = 1, 0
+    try:
+        with open_bytes(path) as file:
+            while chunk := file.read(2**22):
+                end = chunk.rfind(b"\n")
+                line += chunk.count(b"\n")
+                length = length + len(chunk) if end < 0 else len(chunk) - end - 1
+                if length > LONGEST_LINE:
+                    raise _too_long(path, line)
+                yield chunk
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
+
+
+def _too_long(path: Path, line: int) -> InputError:
+    return InputError(
+        f"{path}, line {line}: is longer than {LONGEST_LINE >> 20} MB; a row must end where its "
+        "line does"
+    )
+
+
 def with_plain_line_ends(path: Path, copy: Path) -> None:
     """Copy a delimited file, uncompressed, so that every line ends in a line feed.
 
@@ -124,10 +166,11 @@ def with_plain_line_ends(path: Path, copy: Path) -> None:
     """
     try:
         with open_bytes(path) as source, copy.open("wb") as target:
-            first = source.readline()
+            lines = read_lines(path, source)
+            first = next(lines, b"")
             if not first.endswith(b"\n"):  # no line feed in the whole file
                 target.write(first.replace(b"\r", b"\n"))
-            for line in itertools.chain([first] if first.endswith(b"\n") else [], source):
+            for line in itertools.chain([first] if first.endswith(b"\n") else [], lines):
                 end = b"\n" if line.endswith(b"\n") else b""
                 target.write(line.rstrip(b"\r\n").replace(b"\r", b" ") + end)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
@@ -142,7 +185,7 @@ def first_lines(path: Path, count: int) -> list[bytes]:
     """
     try:
         with open_bytes(path) as file:
-            return [line.rstrip(b"\r\n") for line in islice(file, count)]
+            return [line.rstrip(b"\r\n") for line in islice(read_lines(path, file), count)]
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({error}); is it whole?") from None
 
@@ -264,6 +307,10 @@ def open_delimited(
         f"SELECT s.file_path, e.line, min(e.error_message) FROM {errors} e JOIN {scan} s "
         "USING (scan_id, file_id) GROUP BY ALL ORDER BY ALL"
     ).fetchall()
+    if found:  # an overlong line is no row of the wrong shape, whatever DuckDB takes it for
+        for path in paths:
+            for _ in read_chunks(path):
+                pass
     examples = tuple(f"{path}, line {line}: {why}" for path, line, why in found[:3])
     table = _numbered(loaded).mutate(**{UNREADABLE: ibis.literal(False)})
     return Opened(table, len(found), examples, loaded.get_name())
@@ -387,18 +434,14 @@ def needs_python(paths: Sequence[Path]) -> bool:
         InputError: a file cannot be read to its end.
     """
     for path in paths:
-        try:
-            with open_bytes(path) as file:
-                tail = b""
-                while chunk := file.read(2**22):
-                    text = tail + chunk
-                    if (not tail and text.startswith(BYTE_ORDER_MARK)) or any(
-                        mark in text and pattern.search(text) for mark, pattern in NOT_FOR_DUCKDB
-                    ):
-                        return True
-                    tail = chunk[-16:]
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-            raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
+        tail = b""
+        for chunk in read_chunks(path):
+            text = tail + chunk
+            if (not tail and text.startswith(BYTE_ORDER_MARK)) or any(
+                mark in text and pattern.search(text) for mark, pattern in NOT_FOR_DUCKDB
+            ):
+                return True
+            tail = chunk[-16:]
     return False
 
 
@@ -436,7 +479,7 @@ def _rows(
 ) -> Iterator[list[str | None]]:
     try:
         with open_bytes(path) as file, ProgressBar(None, f"convert {path.name}", "rows") as bar:
-            for line in file:
+            for line in read_lines(path, file):
                 if line.strip():
                     record = evaluate(line) or {}
                     yield [_text(record.get(name)) for name in names]

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lcrec.core.errors import InputError
+from lcrec.prepare import files
 from lcrec.prepare.__main__ import main
 from lcrec.prepare.published import read_recbole, read_table
 from lcrec.prepare.sequences import read_lcrec
@@ -213,3 +214,21 @@ def test_parquet_times_with_a_zone_may_count_nanoseconds(con, tmp_path):
         raw = read_table(con, tmp_path / "log.parquet", tmp_path / "items.parquet", Options())
         found = raw.interactions.order_by("row").to_pyarrow().to_pylist()
         assert [row["time"].timestamp() for row in found] == [1_500_000_000, 1_500_000_001]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "before"),
+    [
+        ("log.csv.gz", ["user,item,time"], 0),
+        ("log.csv.gz", ["user,item,time", "ann,lamp,1"], 30),
+        ("log.jsonl.gz", [json.dumps({"user": "ann", "item": "lamp", "time": 1})], 1500),
+        ("log.json", [repr({"user": "ann", "item": "lamp", "time": 1})], 1500),  # Python's notation
+    ],
+)
+def test_a_line_without_an_end_is_refused_by_its_number(read, monkeypatch, name, rows, before):
+    """As a few megabytes of gz may hold it; here the bound is low instead."""
+    monkeypatch.setattr(files, "LONGEST_LINE", 2**20)
+    above = [*rows[:-1], *rows[-1:] * before]
+    log = "\n".join([*above, "x" * (6 * 2**20), *rows[-1:] * 3])
+    with pytest.raises(InputError, match=rf"{name}, line {len(above) + 1}: is longer than 1 MB"):
+        read(log, names=(name, "items.csv"), bad_rows="drop")
