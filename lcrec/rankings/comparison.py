@@ -22,6 +22,7 @@ from lcrec.rankings.metrics import (
     PAD,
     SAMPLES,
     holm,
+    mean_over_templates,
     measure_lists,
     paired_bootstrap,
     summarise_all,
@@ -83,7 +84,7 @@ def read_entry(
     for path in files.values():
         found = read_predictions(path)
         require_comparable({where: truth, str(path): found})
-        found = found.in_order_of(truth)
+        found = found.in_order_of(truth.keys)
         shown = (_without(ranked, hidden) for ranked in found.ranked.values())
         lists.append([ranked[:, :CUT].astype(np.int32) for ranked in shown])
         lengths.append(found.length)
@@ -338,7 +339,9 @@ def _by_user(entry: Entry, targets: np.ndarray, metrics: Sequence[str]) -> ByUse
     runs = []
     for lists in entry.lists:
         measured = [measure_lists(ranked, targets, CUT, metrics) for ranked in lists]
-        runs.append({name: np.mean([one[name] for one in measured], axis=0) for name in metrics})
+        runs.append(
+            {name: mean_over_templates([one[name] for one in measured]) for name in metrics}
+        )
     return {name: np.stack([run[name] for run in runs]) for name in metrics}
 
 
@@ -401,7 +404,7 @@ def read_comparable(files: Sequence[Path]) -> list[Predictions]:
                 )
     read = [read_predictions(path) for path in files]
     require_comparable({str(path): one for path, one in zip(files, read, strict=True)})
-    return [one.in_order_of(read[0]) for one in read]
+    return [one.in_order_of(read[0].keys) for one in read]
 
 
 def single_lists(

@@ -14,6 +14,8 @@ from lcrec.rankings.metrics import (
     METRICS,
     MULTI_TARGET_METRICS,
     SAMPLES,
+    exact_mean,
+    mean_over_templates,
     measure_lists,
     summarise_all,
 )
@@ -52,8 +54,11 @@ def evaluate_files(files: dict[str, Path], seed: int) -> dict[str, Any]:
         for label, path in progress(files.items(), "read", "files", leave=False)
     }
     require_comparable({str(files[label]): content for label, content in predictions.items()})
-    # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
     first = next(iter(predictions.values()))
+    # In one order, whatever that of the lines: the bootstrap draws places. Numbers rise.
+    order = sorted(first.keys, key=lambda key: (len(key[0]), key[0], key[1] or 0))
+    predictions = {label: content.in_order_of(order) for label, content in predictions.items()}
+    # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
     depth = min(content.length for content in predictions.values())
     runs = {
         label: measure(content, depth=depth, seed=seed)
@@ -88,20 +93,16 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
     }
     of_users, across = {}, {}
     for metric in metrics:
-        values = np.stack([values[metric] for values in by_template.values()])
-        of_users[metric] = values.mean(axis=0)
-        means = values.mean(axis=1)
-        across[metric] = {
-            "mean": float(values.mean()),
-            "min": float(means.min()),
-            "max": float(means.max()),
-        }
+        rows = [values[metric] for values in by_template.values()]
+        of_users[metric] = mean_over_templates(rows)
+        means = list(map(exact_mean, rows))
+        across[metric] = {"mean": exact_mean(np.stack(rows)), "min": min(means), "max": max(means)}
     return {
         "list_length": predictions.length,
         "overall": summarise_all(of_users, seed, predictions.owners),
         "templates": {
             NO_TEMPLATE if template is None else template: {
-                metric: float(values[metric].mean()) for metric in metrics
+                metric: exact_mean(values[metric]) for metric in metrics
             }
             for template, values in by_template.items()
         },

@@ -6,6 +6,7 @@ of distinct ids padded with -1. Every metric returns one value per user, so that
 and paired comparisons use the same numbers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -58,7 +59,8 @@ def ndcg_at_k(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     hits, truths = _hits(ranked, targets, k)
     discounts = 1 / np.log2(np.arange(k) + 2)
     ideal = np.cumsum(discounts)[np.minimum(truths, k) - 1]
-    return hits @ discounts[: hits.shape[1]] / ideal
+    # Not `hits @ discounts`: BLAS may add up the same row otherwise at another place.
+    return np.where(hits, discounts[: hits.shape[1]], 0.0).sum(axis=1) / ideal
 
 
 def mrr(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -93,6 +95,16 @@ def measure_lists(
     return values
 
 
+def exact_mean(values: np.ndarray) -> float:
+    """Return the mean of all values, correctly rounded: the same in whatever order they stand."""
+    return math.fsum(values.ravel().tolist()) / values.size
+
+
+def mean_over_templates(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Return each user's mean over templates, [users], the same for any order of the templates."""
+    return np.sort(np.stack(values), axis=0).mean(axis=0)
+
+
 def summarise(values: np.ndarray, seed: int) -> dict[str, float]:
     """Return the mean over users, [users], and the ends of its 95 % bootstrap interval, by name."""
     return summarise_all({"": values}, seed)[""]
@@ -114,7 +126,7 @@ def summarise_all(
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     return {
         name: {
-            "mean": float(values[name].mean()),
+            "mean": exact_mean(values[name]),
             "low": float(low[place]),
             "high": float(high[place]),
         }

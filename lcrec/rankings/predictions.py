@@ -89,16 +89,16 @@ class Predictions:
         """The number of distinct users."""
         return len(set(self.users))
 
-    def in_order_of(self, other: "Predictions") -> "Predictions":
-        """Return the same predictions in the order of others of the same cases."""
+    def in_order_of(self, keys: Sequence[Key]) -> "Predictions":
+        """Return the same predictions in the order of these keys, which are its own."""
         places = {key: place for place, key in enumerate(self.keys)}
-        rows = np.array([places[key] for key in other.keys])
+        rows = np.array([places[key] for key in keys])
         return Predictions(
-            other.users,
+            [user for user, _ in keys],
             self.targets[rows],
             {template: ranked[rows] for template, ranked in self.ranked.items()},
             {template: scores[rows] for template, scores in self.scores.items()},
-            other.numbers,
+            None if self.numbers is None else [number for _, number in keys],
         )
 
 

@@ -13,7 +13,6 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path
 from lcrec.rankings.predictions import (
     Prediction,
-    Predictions,
     read_predictions,
     require_comparable,
     require_predictions_path,
@@ -278,7 +277,7 @@ def test_scores_and_order(tmp_path):
     )
     read = read_predictions(path)
     assert read.scores[None].tolist() == [[0.5, -1], [2.25, -np.inf]]
-    turned = read.in_order_of(Predictions(["b", "a"], np.array([0, 1]), {}))
+    turned = read.in_order_of(read.keys[::-1])
     assert turned.users == ["b", "a"]
     assert turned.targets.tolist() == [0, 1]
     assert turned.ranked[None].tolist() == [[3, -1], [1, 2]]
