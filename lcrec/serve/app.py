@@ -2,7 +2,8 @@
 
 A request is checked and turned into a prompt (`lcrec.serve.requests`) and queued; one thread
 answers whatever has gathered (`lcrec.serve.batching`). Requests of both kinds, with any `k`, lists,
-filters and templates, share a batch, and each gets what `Recommender` would give it alone.
+filters and templates, share a batch, and each gets what `Recommender` would give it alone, to the
+digits that `lcrec.generate.search` promises.
 """
 
 import asyncio
