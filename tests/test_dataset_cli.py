@@ -285,25 +285,19 @@ def test_again_does_nothing_and_other_settings_replace(tmp_path, flags, capsys):
 
 
 def test_what_is_refused(tmp_path, flags, shop, save_tokenizer, monkeypatch):
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "thesis.txt").write_text("mine")
     other = tmp_path / "other"
     other.mkdir()
     write_json(other / "index.json", {str(i): [f"<a_{i}>"] for i in range(3)})
     for more, message in (
-        (["--output", taken], "thesis.txt has no lcrec.json"),
         (["--output", shop], "is read from there"),
         (["--index", other], "has 3 items but the catalogue has 48"),
         (["--tasks", "seqrek"], "no task 'seqrek'; did you mean 'seqrec'"),
         (["--history-dropout", "1"], "history_dropout is 1"),
-        (["--tokenizer", tmp_path / "nowhere"], "nowhere: cannot be loaded"),
         (["--tokenizer", save_tokenizer(None)], "has no chat template"),
         (["--tokenizer", save_tokenizer("[user]", "odd")], "does not show a question"),
     ):
         with pytest.raises(InputError, match=message):
             main(flags(tmp_path / "rows", *more))
-    assert (taken / "thesis.txt").read_text() == "mine"
     assert len(load_items(shop)) == 48
     assert not (tmp_path / "rows").exists()
 

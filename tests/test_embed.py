@@ -307,15 +307,7 @@ def test_other_weights_in_the_same_folder_are_noticed(shop, models, tmp_path, ca
     assert "is up to date" in capsys.readouterr().out
 
 
-def test_encoders_that_are_not_there(tmp_path, monkeypatch):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "weights").mkdir()
-    BertModel(BertConfig(vocab_size=9, intermediate_size=8, **SMALL)).save_pretrained(
-        tmp_path / "weights"
-    )
-    for name in ("missing", "empty", "weights"):
-        with pytest.raises(InputError, match=f"--encoder .*{name}: cannot be loaded"):
-            load_encoder(str(tmp_path / name), 512, 8192)
+def test_sentence_transformers_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "modules.json").write_text("[]")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     for name in (str(tmp_path), "sentence-transformers/all-MiniLM-L6-v2"):

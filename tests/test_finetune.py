@@ -337,7 +337,6 @@ def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--base", "no such model"), "--base no such model: cannot be loaded"),
         (("--mode", "full", "--quantize", "4bit"), "--quantize 4bit: .* take --mode lora"),
         (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
         (("--warmup", 10), "--warmup 10.0: give a share below 1"),

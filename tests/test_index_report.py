@@ -153,15 +153,6 @@ def test_weights_that_do_not_fit(shop, refused):
     refused(r"--embeddings: 6 wide, but .*rqvae.safetensors was trained on 5-wide ones")
 
 
-def test_another_stage_s_folder_is_not_written_to(shop):
-    item = shop / "data" / "Shop.item.json"
-    write_provenance(shop / "embeddings", "python -m lcrec.embed", {}, {"item": item})
-    before = sorted(path.name for path in (shop / "embeddings").iterdir())
-    with pytest.raises(InputError, match=r"--output .* holds the result of python -m lcrec.embed"):
-        run(shop, output="embeddings")
-    assert sorted(path.name for path in (shop / "embeddings").iterdir()) == before
-
-
 @pytest.mark.real_data
 def test_the_published_index_of_instruments(real_data, tmp_path):
     """9,922 items, 9,897 distinct paths, 48 items that share one, 3 at most."""

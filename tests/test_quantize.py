@@ -98,13 +98,6 @@ def test_a_file_that_was_deleted_is_made_again(shop, name):
     assert (shop / "index" / "index.json").read_bytes() == before
 
 
-def test_an_index_without_a_sidecar_may_be_a_persons_own(shop):
-    main(argv(shop))
-    (shop / "index" / "lcrec.json").unlink()
-    with pytest.raises(InputError, match=r"index.json has no lcrec.json beside it"):
-        main(argv(shop))
-
-
 def test_other_settings_make_another_index(shop):
     main(argv(shop))
     main(argv(shop, codes=5))

@@ -185,7 +185,6 @@ def test_convergence(domains, tmp_path, capsys):
         assert one["scores"][one["best_epoch"] - 1] == one["best_score"]
         assert one["within_1_percent"] <= one["best_epoch"]
     for more, message in [
-        (["--output", str(tmp_path / "c.txt")], r"named \*\.json"),
         (["--output", str(output), "--methods", "popularity"], "it has no epochs"),
         (["--output", str(output), "--methods", "mf", "mf"], "named twice"),
         (["--output", str(output), "--methods", "lightgnc"], "did you mean 'lightgcn'"),

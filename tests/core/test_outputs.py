@@ -153,37 +153,21 @@ def test_one_run_at_a_time_until_it_is_killed(tmp_path):
     assert not (tmp_path / ".out.claim").exists()
 
 
-# Every stage.
-
 # The words of each command that writes, up to its flags, by the name of its settings.
 COMMANDS = {
-    "AddItemsConfig": "add_items",
-    "BaselineConfig": "baselines popularity",
-    "ColdConfig": "baselines cold",
-    "CompareConfig": "baselines compare",
-    "ConvergenceConfig": "baselines convergence",
-    "DatasetConfig": "dataset",
-    "DiagnoseConfig": "baselines diagnose",
-    "EmbedConfig": "embed",
-    "EvaluateConfig": "evaluate",
-    "FinetuneConfig": "finetune",
-    "FuseConfig": "baselines fuse",
-    "GenerateConfig": "generate",
-    "IndexReportConfig": "index_report",
-    "IntentionConfig": "baselines intention",
-    "IntentsConfig": "intents",
-    "LanguageConfig": "evaluate language",
-    "MergeConfig": "modeling merge",
-    "PairsConfig": "evaluate pairs",
-    "PrepareConfig": "prepare",
-    "ProbeConfig": "baselines probe",
-    "QuantizeConfig": "quantize",
-    "SearchConfig": "evaluate search",
-    "SyntheticConfig": "synthetic --items 1",
-    "TinyLMConfig": "tinylm",
-    "TransferConfig": "baselines transfer",
+    "AddItemsConfig": "add_items", "BaselineConfig": "baselines popularity",
+    "ColdConfig": "baselines cold", "CompareConfig": "baselines compare",
+    "ConvergenceConfig": "baselines convergence", "DatasetConfig": "dataset",
+    "DiagnoseConfig": "baselines diagnose", "EmbedConfig": "embed", "EvaluateConfig": "evaluate",
+    "FinetuneConfig": "finetune", "FuseConfig": "baselines fuse", "GenerateConfig": "generate",
+    "IndexReportConfig": "index_report", "IntentionConfig": "baselines intention",
+    "IntentsConfig": "intents", "LanguageConfig": "evaluate language",
+    "MergeConfig": "modeling merge", "PairsConfig": "evaluate pairs", "PrepareConfig": "prepare",
+    "ProbeConfig": "baselines probe", "QuantizeConfig": "quantize",
+    "SearchConfig": "evaluate search", "SyntheticConfig": "synthetic --items 1",
+    "TinyLMConfig": "tinylm", "TransferConfig": "baselines transfer",
     "TuneConfig": "baselines tune itemknn",
-}
+}  # fmt: skip
 # Where other settings decide the form, or whether it is an output at all, the stage itself asks.
 ASKING = {"GenerateConfig": ".jsonl", "IndexReportConfig": "folder"}
 

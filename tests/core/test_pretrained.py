@@ -69,9 +69,6 @@ def refusal(call, *args, **kwargs):
     return message
 
 
-# Weights.
-
-
 @pytest.mark.parametrize(
     ("drop", "added", "expected"),
     [
@@ -140,9 +137,6 @@ def test_constants_that_old_files_hold_do_no_harm(tmp_path):
     old = {"bias": torch.ones(1, 1, 9, 9), "masked_bias": torch.tensor(-1e4)}
     change_weights(tmp_path, **{f"transformer.h.0.attn.{name}": old[name] for name in old})
     load_model("--base", tmp_path, CAUSAL)
-
-
-# Files.
 
 
 @pytest.mark.parametrize(
@@ -216,9 +210,6 @@ def test_settings_that_cannot_be_saved_are_dropped(own, tmp_path):
     assert load_model("--model", own, CAUSAL, sampling=True).generation_config.top_k == 5
 
 
-# Adapters.
-
-
 @pytest.fixture
 def adapter(own, tmp_path):
     """A LoRA adapter of somebody else's, on `own`."""
@@ -271,9 +262,6 @@ def test_rows_of_item_tokens_are_part_of_an_adapter(checkpoint, tmp_path):
     assert "trainable_tokens_delta" in refusal(load_checkpoint, tmp_path / "model")
 
 
-# Tokenizers.
-
-
 def write_words(folder, last, end="?"):
     """Write a tokenizer of whole words with the ids 0 to 9, and one more whose id is `last`."""
     words = {"?": 0} | {f"word{number}": number for number in range(1, 10)} | {"last": last}
@@ -318,9 +306,6 @@ def test_ids_beyond_the_embedding(own):
     write_words(own, last=500)
     message = refusal(load_pair, "--base", own, CAUSAL)
     assert "ids up to 500 and its embedding only 500 rows" in message
-
-
-# GGUF.
 
 
 @pytest.fixture

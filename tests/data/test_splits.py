@@ -66,8 +66,6 @@ def test_time_and_cold_parts():
     assert parts.tolist() == [TRAIN, TRAIN, TEST, VALID, TEST, TEST, TRAIN, VALID]
 
 
-# Reading.
-
 IN_TIME = {
     "ann": {"train": [0, 1], "valid": [2], "test": [3, 0]},
     "bob": {"train": [], "valid": [1], "test": [2]},

@@ -595,12 +595,9 @@ def test_what_halving_does_not_mend_is_an_error(monkeypatch, error):
 def test_refuses_inputs_that_do_not_fit(changes, message):
     ids, mask = make_prompts()
     arguments = {
-        "model": make_model(),
-        "input_ids": ids,
-        "attention_mask": mask,
-        "trie": ItemTrie.build(make_items().numpy()),
-        "num_beams": 5,
-    }
+        "model": make_model(), "input_ids": ids, "attention_mask": mask,
+        "trie": ItemTrie.build(make_items().numpy()), "num_beams": 5,
+    }  # fmt: skip
     with pytest.raises(InputError, match=message):
         search(**{**arguments, **changes})
 

@@ -117,14 +117,11 @@ def test_a_leak_is_named_and_asked_again_then_dropped(journal):
     whole = '{"wish": "a red pen", "traits": "pen, red"}'
     writer = Scripted(
         {
-            "Red Pen  []": [leaky],
-            "Red Pen  [red pen]": [GOOD],
-            "Red Pen never []": [leaky],
-            "Red Pen never [red pen]": [whole, whole],
-            "Red Pen all []": [whole],
+            "Red Pen  []": [leaky], "Red Pen  [red pen]": [GOOD], "Red Pen never []": [leaky],
+            "Red Pen never [red pen]": [whole, whole], "Red Pen all []": [whole],
             "Red Pen all [red pen]": [whole, "nothing"],
         }
-    )
+    )  # fmt: skip
     requests = [intention("ann", 0), intention("bob", 0, "train", "never")]
     requests.append(intention("cid", 0, "train", "all"))
     outcome = run(requests, writer, journal)

@@ -127,7 +127,6 @@ def test_a_trial_and_a_dry_run_write_nothing(toy, capsys, endpoint):
         (["--method", "openai"], "--method openai needs --model NAME"),
         (["--method", "local"], "--method local needs --model NAME"),
         (["--method", "keywords", "--prompts", "none"], "--prompts none: no such folder"),
-        (["--method", "local", "--model", "./none"], "--model ./none: cannot be loaded"),
     ],
 )
 def test_wrong_flags_are_named(toy, words, message):

@@ -7,14 +7,9 @@ from hypothesis import strategies as st
 from lcrec.intents.title_leaks import TitleGuard
 
 TITLES = [
-    "Brother TN330 Mono Laser Toner Cartridge",
-    "Ukulele",
-    "Gel Pens",
-    "Copy Paper, 500 Sheets",
-    "Card Stock, 500 Sheets",
-    "",
-    "不锈钢保温杯",
-]
+    "Brother TN330 Mono Laser Toner Cartridge", "Ukulele", "Gel Pens", "Copy Paper, 500 Sheets",
+    "Card Stock, 500 Sheets", "", "不锈钢保温杯",
+]  # fmt: skip
 GUARD = TitleGuard(TITLES)
 
 

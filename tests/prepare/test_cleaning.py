@@ -103,13 +103,10 @@ def test_every_character_that_cleaning_changes_is_suspect():
 
 
 ROWS = [
+    ("desk", "Desk &amp; drawer", "<p>Oak</p>"), ("lamp", "<br>", "<style>.x{}</style>"),
+    ("rug", None, " "), ("sofa", "A sofa for three", None), ("cup", "Cup", ""),
     ("desk", "Desk &amp; drawer", "<p>Oak</p>"),
-    ("lamp", "<br>", "<style>.x{}</style>"),
-    ("rug", None, " "),
-    ("sofa", "A sofa for three", None),
-    ("cup", "Cup", ""),
-    ("desk", "Desk &amp; drawer", "<p>Oak</p>"),
-]
+]  # fmt: skip
 
 
 def catalogue(con, tmp_path, rows=ROWS, wanted=None, **settings):

@@ -79,14 +79,12 @@ def test_tokens_are_counted_of_all_or_of_an_even_sample(encoder, capsys):
     assert "itemsearch: left out, task itemsearch needs what users like" in shown
 
 
-def test_tokenizers(checkpoint, index, prompts, tmp_path):
+def test_a_tokenizer_that_knows_the_items_is_taken_as_it_is(checkpoint, index, prompts):
     encoder = load_encoder(str(checkpoint), prompts, index)
     (ids,) = encoder.answer_ids([index.texts[5]])
     assert len(ids) == 4
     with pytest.raises(InputError, match=r"lacks .* model and index do not belong"):
         load_encoder(str(checkpoint), prompts, ItemIndex(INDEX.codes, (9, 9)))
-    with pytest.raises(InputError, match=rf"--tokenizer {tmp_path}: cannot be loaded"):
-        load_encoder(str(tmp_path), PROMPTS, INDEX)
 
 
 def test_on_the_command_line(checkpoint, shop, capsys):

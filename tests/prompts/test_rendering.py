@@ -41,9 +41,6 @@ def rendered(encoder, question="go", **settings):
     )
 
 
-# What moves.
-
-
 @pytest.mark.parametrize(
     ("opening", "written"),
     [
@@ -81,8 +78,6 @@ def test_a_template_that_does_not_move_stays_as_it_is():
     assert encoder_of(CHAT).tokenizer.chat_template == CHAT
 
 
-# Thinking.
-
 SWITCH = "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}"
 
 
@@ -111,8 +106,6 @@ def test_a_thought_is_closed_before_the_answer(end, written):
     shown = encoder.after.replace("\n", "\n   ")
     assert f"{shown}[[go" in lay_out_tokens(encoder, "go", "go")
 
-
-# Bounds.
 
 ENDLESS = (
     "{% for a in q %}{% for b in q %}{% for c in q %}{% endfor %}{% endfor %}{% endfor %}",
