@@ -48,9 +48,6 @@ def test_the_overview_lists_every_stage_and_no_other(capsys):
     assert sorted(NAMES) == sorted(stages_in_the_code())
     main(["--version"])
     assert capsys.readouterr().out == f"lcrec {__version__}\n"
-
-
-def test_the_overview_is_in_order_a_line_each(capsys):
     main([])
     shown = capsys.readouterr().out
     lines = [line for line in shown.splitlines() if "->" in line]

@@ -62,9 +62,6 @@ def test_the_rows_are_those_of_training_with_plain_markup(tmp_path, flags, drawn
     assert [r["prompt"] for r in rows] == [
         f"{prompts.system}\nQ: {row.prompt}\nA:\n" for row in drawn
     ]
-
-
-def test_jsonl_holds_the_same(tmp_path, flags):
     main(flags(tmp_path / "a", *TASK_FLAGS))
     main(flags(tmp_path / "b", *TASK_FLAGS, "--format", "jsonl"))
     lines = (tmp_path / "b" / "train.jsonl").read_text(encoding="utf-8").splitlines()

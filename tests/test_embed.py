@@ -142,7 +142,7 @@ def test_the_default_leaves_out_what_no_item_has(shop):
     assert read_provenance(shop / "embeddings")["config"]["fields"] == ["title"]
 
 
-def test_bad_fields():
+def test_fields_and_owners():
     items = Items([{"title": "A", "brand": "", "description": "B"}, {"title": "C"}])
     with pytest.raises(InputError, match=r"--fields titel: no item has any; .* description, title"):
         collect_texts(items, ["titel"], joined=False)
@@ -150,9 +150,6 @@ def test_bad_fields():
         collect_texts(items, ["title", "brand"], joined=False)
     with pytest.raises(InputError, match=r"item 1 has no text in description; give --fields"):
         collect_texts(items, ["description"], joined=False)
-
-
-def test_mean_by_owner_by_hand():
     vectors = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
     assert mean_by_owner(vectors, np.array([1, 1, 0])).tolist() == [[5, 5], [2, 1]]
     # Of users with several values, one without any is left out.

@@ -49,7 +49,7 @@ def road(run_command, tmp_path_factory):
     return top, printed
 
 
-def test_every_stage_says_where_its_result_lies_and_what_comes_next(road):
+def test_every_stage_says_what_it_made_from_what_and_what_comes_next(road):
     top, printed = road
     for name, out in printed:
         assert str(top) in out
@@ -58,9 +58,6 @@ def test_every_stage_says_where_its_result_lies_and_what_comes_next(road):
             assert "Next: " in out, name
     assert "in 1 process(es)" in dict(printed)["finetune"]
     assert "lc-rec" in dict(printed)["evaluate"]
-
-
-def test_artifacts_name_what_they_were_made_from(road):
     top, _ = road
     inputs = {
         "embeddings": {"item"},

@@ -68,16 +68,13 @@ def test_the_folder_loads_and_splits(folder, shop):
     record = read_provenance(folder)
     assert record["config"] == {"users": 2000, "items": 600, "seed": 0}
     assert record["purchases"] == len(interactions.items)
-
-
-def test_sequences_are_5_to_20_items_without_repeats(shop):
     lengths = [len(sequence) for sequence in shop.sequences]
     assert (min(lengths), max(lengths)) == (5, 20)
     assert 8 < np.mean(lengths) < 10
     assert all(len(set(sequence)) == len(sequence) for sequence in shop.sequences)
 
 
-def test_every_item_has_its_own_readable_title(texts):
+def test_every_item_has_its_own_readable_title(texts, shop):
     entries = list(texts["item"].values())
     assert len({entry["title"] for entry in entries}) == len(entries)
     assert all(set(entry) == {"title", "description", "brand", "categories"} for entry in entries)
@@ -90,9 +87,6 @@ def test_every_item_has_its_own_readable_title(texts):
     assert np.mean(descriptions) < 35
     full = make_shop(num_users=1, num_items=30_000)
     assert len({ware.title for ware in full.wares}) == 30_000
-
-
-def test_the_text_tells_kind_style_and_tier(shop):
     for ware in shop.wares:
         assert ware.kind.name in ware.title.lower()
         assert ware.style.name in ware.description.lower()
@@ -172,7 +166,7 @@ def test_the_tables_fit_together():
     assert sum(NEED_CHANCES) == pytest.approx(1)
 
 
-def test_after_a_tent_comes_a_sleeping_bag_with_the_planted_chance(shop):
+def test_what_follows_has_the_planted_chance_and_what_is_owned_none(shop):
     tent = next(i for i, ware in enumerate(shop.wares) if ware.kind.name == "tent")
     chances = next_item_probabilities(shop, [tent])
     for name, chance in zip(KINDS[0].followers, NEED_CHANCES, strict=True):
@@ -183,9 +177,6 @@ def test_after_a_tent_comes_a_sleeping_bag_with_the_planted_chance(shop):
     alike = [item for item in bags if shop.wares[item].style == shop.wares[tent].style]
     assert len(alike) / len(bags) < 0.3
     assert chances[alike].sum() > 0.4 * chances[bags].sum()
-
-
-def test_what_is_owned_is_not_needed_again(shop):
     first = {ware.kind.name: item for item, ware in reversed(list(enumerate(shop.wares)))}
     tent, *followers = (first[name] for name in ("tent", *KINDS[0].followers))
     chances = next_item_probabilities(shop, [*followers, tent])

@@ -96,8 +96,6 @@ def test_training_lowers_the_loss_and_no_training_changes_nothing():
     assert math.isnan(pretrain(model, TOKENIZER, TEXTS, 0, 1e-2, seed=0))
     assert model.model.embed_tokens.weight.equal(before)
 
-
-def test_the_same_seed_gives_the_same_weights():
     def weights(seed):
         model = small_model()
         pretrain(model, TOKENIZER, TEXTS, 2, 1e-2, seed=seed, block=16, batch_size=4)
@@ -215,14 +213,11 @@ def test_what_it_reads_is_left_alone(argv, shop):
     assert sorted(path.name for path in shop.iterdir()) == before
 
 
-def test_settings_that_cannot_work(argv):
+def test_settings_that_cannot_work_or_that_train_nothing(argv, tmp_path):
     with pytest.raises(InputError, match="--hidden-size 40: take a multiple of 32"):
         main(argv(hidden_size=40))
     with pytest.raises(InputError, match="--vocab-size: 100 is too small"):
         main(argv(vocab_size=100))
-
-
-def test_without_training(argv, tmp_path):
     main(argv(epochs=0))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert np.isfinite(model.get_input_embeddings().weight.detach().numpy()).all()

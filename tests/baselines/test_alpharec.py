@@ -64,14 +64,11 @@ def test_only_the_mapping_is_trained_whatever_the_number_of_users_and_items():
     assert numbers(method) == (10 * 5 + 5) + (5 * 8 + 8)
 
 
-def test_users_are_the_means_of_their_train_items():
+def test_what_the_means_of_users_see():
     train = Interactions.from_sequences({"a": [0, 2, 0], "b": [1], "c": []})
     embeddings = np.array([[1.0, 0], [5, 5], [3, 4]], dtype=np.float32)
     found = user_means(purchases(train, 3), embeddings)
     assert found.tolist() == [[2, 2], [5, 5], [0, 0]]
-
-
-def test_what_is_held_out_is_not_seen():
     data, split = toy(12, 20, 6, valid=False)
     others = Interactions.from_sequences(
         {
@@ -105,7 +102,7 @@ def test_linear_mapping_is_alpharec_without_network_and_graph():
     assert (scores(fitted(data, own, LinearMapping), 9) == scores(fitted(data, same), 9)).all()
 
 
-def test_the_loss_at_the_start_is_that_of_guessing():
+def test_losses():
     data, _ = toy(20, 300, 10)
     settings = AlphaRecSettings(temperature=50.0, hidden=6)
     torch.manual_seed(0)
@@ -115,9 +112,6 @@ def test_the_loss_at_the_start_is_that_of_guessing():
     (batch,) = UserBatches(bought, 4096, 256, seed=0)
     loss = method._loss(Domain(bought, data.embeddings), *batch)
     assert loss.item() == pytest.approx(math.log(257), abs=0.05)
-
-
-def test_bpr_is_an_ablation_that_scores_by_dot_products():
     data, _ = toy(9, 12, 10)
     method = fitted(data, dataclasses.replace(QUICK, loss="bpr"))
     assert not np.allclose(np.linalg.norm(method.item_vectors, axis=1), 1)

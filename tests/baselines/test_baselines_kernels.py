@@ -89,19 +89,6 @@ def test_own_share_is_the_mean_diagonal_of_powers(layers):
     assert found == pytest.approx(np.diag(sum(powers)) / (layers + 1), abs=1e-6)
 
 
-def test_info_nce_is_cross_entropy_and_finite():
-    generator = torch.Generator().manual_seed(0)
-    positive = torch.rand(5, generator=generator) * 2 - 1
-    negative = torch.rand(5, 8, generator=generator) * 2 - 1
-    logits = torch.cat((positive[:, None], negative), dim=1) / 0.2
-    expected = functional.cross_entropy(logits, torch.zeros(5, dtype=torch.long))
-    assert info_nce(positive, negative, 0.2) == pytest.approx(float(expected), rel=1e-6)
-    worst = info_nce(torch.tensor([-1.0]), torch.ones(1, 8), 0.01)
-    assert worst == pytest.approx(200 + np.log(8), rel=1e-5)
-    same = info_nce(torch.full((3,), 0.4), torch.full((3, 256), 0.4), 0.1)
-    assert same == pytest.approx(np.log(257), rel=1e-5)
-
-
 def test_losses_by_hand():
     assert bpr(torch.tensor([2.0]), torch.tensor([[2.0]])) == pytest.approx(np.log(2))
     assert bpr(torch.tensor([1.0]), torch.tensor([0.0])) == pytest.approx(np.log(1 + np.exp(-1)))
@@ -115,6 +102,16 @@ def test_losses_by_hand():
     alone.backward()
     assert alone == 0
     assert (one.grad == 0).all()
+    generator = torch.Generator().manual_seed(0)
+    positive = torch.rand(5, generator=generator) * 2 - 1
+    negative = torch.rand(5, 8, generator=generator) * 2 - 1
+    logits = torch.cat((positive[:, None], negative), dim=1) / 0.2
+    expected = functional.cross_entropy(logits, torch.zeros(5, dtype=torch.long))
+    assert info_nce(positive, negative, 0.2) == pytest.approx(float(expected), rel=1e-6)
+    worst = info_nce(torch.tensor([-1.0]), torch.ones(1, 8), 0.01)
+    assert worst == pytest.approx(200 + np.log(8), rel=1e-5)
+    same = info_nce(torch.full((3,), 0.4), torch.full((3, 256), 0.4), 0.1)
+    assert same == pytest.approx(np.log(257), rel=1e-5)
 
 
 @given(st.permutations(range(6)))

@@ -131,9 +131,6 @@ def test_each_phase_trains_its_own_side_alone(data):
     assert torch.equal(after_1["users"], after_2["users"])
     assert all(torch.equal(start[name], after_1[name]) for name in mlp)
     assert not any(torch.equal(after_1[name], after_2[name]) for name in mlp)
-
-
-def test_trainable_items_move_in_phase_2_and_the_cold_ones_are_asked_as_they_were(data):
     method = fitted(data, trainable_items=True)
     after_1, after_2 = method.checkpoints["items tutor"], method.checkpoints["users tutor"]
     raw = torch.from_numpy(data.embeddings)

@@ -29,17 +29,14 @@ def plain_counts(sequences, num_items):
     return bought
 
 
-def test_a_history_is_a_row():
+def test_a_history_is_a_row_and_ease_by_hand():
     histories = [np.array([2, 0, 2, 1]), np.array([3])]
     assert history_rows(histories, 5).toarray().tolist() == [[1, 1, 1, 0, 0], [0, 0, 0, 1, 0]]
     faded = history_rows(histories, 5, 0.5).toarray()
     # The last item counts 1; item 2 counts where it last stood, one step before.
     assert faded.tolist() == [[0.25, 1, 0.5, 0, 0], [0, 0, 0, 1, 0]]
     assert history_rows(histories, 5, 0.0).toarray()[0].tolist() == [0, 1, 0, 0, 0]
-
-
-def test_ease_by_hand():
-    """Two items: G = [[2 + l, 1], [1, 1 + l]], whose inverse is written down."""
+    # Two items: G = [[2 + l, 1], [1, 1 + l]], whose inverse is written down.
     method = fit(EASE(EASESettings(regularisation=1.0)), [[0, 1], [0]], 2)
     # det = 3 * 2 - 1 = 5; P = [[2, -1], [-1, 3]] / 5; B01 = 1/3, B10 = 1/2.
     assert method.weights == pytest.approx(np.array([[0, 1 / 3], [1 / 2, 0]]))

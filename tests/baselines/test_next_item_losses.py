@@ -63,7 +63,7 @@ def test_the_full_softmax_of_scores_far_apart_and_in_little_memory(monkeypatch):
     assert states.grad.tolist() == [[0], [-1]]
 
 
-def test_pairs_by_hand():
+def test_pairs_by_hand_and_a_sampled_softmax_over_all_is_the_full_one():
     positive, negative = torch.tensor([0.0, 2.0]), torch.tensor([[0.0], [-1.0]])
     expected = (2 * math.log(2) + math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
     assert float(bce(positive, negative)) == pytest.approx(expected)
@@ -74,9 +74,6 @@ def test_pairs_by_hand():
     bias = torch.tensor([0.0, 1.5, 9.0])
     found = next_item_loss("bpr", states, vectors, target, drawn, bias)
     assert found.item() == pytest.approx(math.log(2))
-
-
-def test_a_sampled_softmax_over_all_other_items_is_the_full_one():
     states, vectors, bias, _ = parts(predictions=1, items=5)
     for given in (None, bias):
         target, others = torch.tensor([2]), torch.tensor([[0, 1, 3, 4]])

@@ -113,7 +113,7 @@ def test_one_sequence_looks_at_another():
     assert not torch.allclose(changed[:, 2:], states[:, 2:], atol=1e-3)
 
 
-def test_positions_and_first_weights():
+def test_positions_first_weights_and_heads():
     torch.manual_seed(0)
     positions = Positions(5, 8, 0.0)
     x = torch.ones(1, 3, 8)
@@ -125,8 +125,5 @@ def test_positions_and_first_weights():
     assert float(model[1].weight.detach().std()) == pytest.approx(0.02, rel=0.05)
     assert not model[0].bias.any()
     assert not model[1].weight[7].any()
-
-
-def test_heads_that_do_not_divide():
     with pytest.raises(InputError, match="--dim 8 cannot be split among --heads 3"):
         Block(8, 3, 16, 0.0, 0.0)

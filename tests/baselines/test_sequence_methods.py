@@ -60,7 +60,7 @@ ITEMS = torch.tensor([[3, 4, 5], [6, 9, 9]])
 LENGTHS = torch.tensor([3, 1])
 
 
-def test_masks_by_hand():
+def test_masks_by_hand_and_in_the_shares_asked_for():
     torch.manual_seed(0)
     items, asked = mask_items(ITEMS, LENGTHS, 1.0, 0.0, 10)
     assert items.tolist() == [[10, 10, 10], [10, 9, 9]]  # the first place too, never padding
@@ -69,9 +69,6 @@ def test_masks_by_hand():
         items, asked = mask_items(ITEMS, LENGTHS, share, last_only, 10)
         assert items.tolist() == [[3, 4, 10], [10, 9, 9]]
         assert (items[asked] == 10).all()
-
-
-def test_masks_are_drawn_in_the_shares_asked_for():
     torch.manual_seed(0)
     items, lengths = torch.zeros(4000, 10, dtype=torch.int64), torch.full((4000,), 10)
     _, asked = mask_items(items, lengths, 0.2, 0.0, 1)

@@ -45,6 +45,10 @@ def test_examples_by_hand():
         (2, [4], 1),
     ]
     assert spelled("windows", 3)[-2:] == [(0, [5, 6, 7], 1), (2, [4], 1)]
+    train = Interactions.from_sequences({"a": [1], "b": [0]})
+    for form in ("prefixes", "windows"):
+        with pytest.raises(InputError, match="every user has one item to train on"):
+            cut_examples(train, 4, form)
 
 
 @given(
@@ -105,13 +109,6 @@ def test_batches_are_of_the_size_asked_for_and_shuffled_by_seed():
     assert epochs[0] == epochs[1]
     assert epochs[0][0] != epochs[0][1]
     assert next(iter(batches("prefixes", 9, seed=1))).targets.tolist() != epochs[0][0]
-
-
-def test_nothing_to_learn_an_order_from():
-    train = Interactions.from_sequences({"a": [1], "b": [0]})
-    for form in ("prefixes", "windows"):
-        with pytest.raises(InputError, match="every user has one item to train on"):
-            cut_examples(train, 4, form)
 
 
 def test_padding_by_hand():

@@ -62,7 +62,7 @@ def test_a_long_epoch_says_how_it_goes(monkeypatch, capfd):
     assert "ndcg=0.0000, best=0.0000" in shown
 
 
-def test_a_step_of_ones_own():
+def test_a_step_of_ones_own_and_a_loss_that_is_no_number():
     weight = Weight()
 
     def halve():
@@ -71,9 +71,6 @@ def test_a_step_of_ones_own():
 
     train(weight, None, epochs=2, step=halve)
     assert weight.value.item() == 2.5
-
-
-def test_a_loss_that_is_no_number_names_its_epoch():
     weight = Weight()
     optimizer = torch.optim.SGD(weight.parameters(), lr=1.0)
     with pytest.raises(FloatingPointError, match=r"loss of epoch 1 is nan; .*--learning-rate"):

@@ -151,7 +151,7 @@ def test_positions_are_shared_by_both_streams():
         assert gradient.abs().sum() > 0
 
 
-def test_users_are_found_by_cosine():
+def test_the_user_contrast_by_hand():
     one, two = torch.randn(4, DIM), torch.randn(4, DIM)
     cosines = torch.tensor([[torch.cosine_similarity(a, b, dim=0) for b in two] for a in one])
     expected = functional.cross_entropy(cosines / 0.2, torch.arange(4))
@@ -161,9 +161,6 @@ def test_users_are_found_by_cosine():
     assert both[0] != pytest.approx(both[1].item(), abs=1e-4)
     order = torch.tensor([2, 0, 3, 1])
     assert user_contrast(one[order], two[order], 0.2) == pytest.approx(both[0].item(), abs=1e-5)
-
-
-def test_the_mean_leaves_padding_out():
     states = torch.tensor([[[1.0], [3.0], [99.0]], [[5.0], [99.0], [99.0]]])
     real = torch.tensor([[True, True, False], [True, False, False]])
     assert masked_mean(states, real).tolist() == [[2.0], [5.0]]
@@ -191,9 +188,6 @@ def test_the_next_item_is_found_among_those_of_the_others():
     real = targets != 9
     loss = item_contrast(query, key, targets, real)
     assert loss == pytest.approx(slow_item_contrast(query, key, targets, real).item(), abs=1e-5)
-
-
-def test_padded_users_change_no_loss():
     query, key = torch.randn(5, 3, DIM), torch.randn(5, 3, DIM)
     targets = torch.randint(0, 5, (5, 3))
     real = torch.ones(5, 3, dtype=torch.bool)

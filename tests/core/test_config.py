@@ -45,19 +45,7 @@ def parse_yaml(tmp_path):
     return run
 
 
-def test_defaults_and_required():
-    config = parse("--output", "out")
-    assert config.output == Path("out")
-    assert (config.rate, config.batch_size, config.name) == (0.5, 8, "toy")
-    assert config.fields == ["title", "description"]
-    assert config.limit is None
-    config.fields.append("brand")  # which the next does not share
-    assert parse("--output", "out").fields == ["title", "description"]
-    with pytest.raises(InputError, match="--output is required: the folder to write to"):
-        parse()
-
-
-def test_flags_of_every_type():
+def test_defaults_and_flags_of_every_type():
     config = parse(
         *("--output", "out", "--rate", "1e-3", "--batch-size=16", "--name", "x", "--no-shuffle"),
         *("--mode", "full", "--fields", "title", "brand", "--widths", "3", "--limit", "7"),
@@ -68,6 +56,15 @@ def test_flags_of_every_type():
     assert type(config.batch_size) is int
     config = parse("--output", "out", "--rate", "0", "--batch-size", "1", "--widths", "1", "1")
     assert (config.rate, config.batch_size, config.widths) == (0, 1, [1, 1])  # the minima
+    config = parse("--output", "out")
+    assert config.output == Path("out")
+    assert (config.rate, config.batch_size, config.name) == (0.5, 8, "toy")
+    assert config.fields == ["title", "description"]
+    assert config.limit is None
+    config.fields.append("brand")  # which the next does not share
+    assert parse("--output", "out").fields == ["title", "description"]
+    with pytest.raises(InputError, match="--output is required: the folder to write to"):
+        parse()
 
 
 @dataclass(frozen=True)

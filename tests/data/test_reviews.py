@@ -32,12 +32,11 @@ def test_keys_are_tuples_as_text(tmp_path):
     }  # fmt: skip
 
 
-def test_a_folder_without_reviews_has_none(tmp_path):
+def test_a_folder_without_reviews_has_none_and_the_shop_one_for_every_purchase(
+    tmp_path, shop, shop_items
+):
     (tmp_path / "Toy.inter.json").write_text("{}")
     assert load_reviews(tmp_path, USERS, 4) == {}
-
-
-def test_the_synthetic_shop_has_one_for_every_purchase(shop, shop_items):
     interactions = load_interactions(shop, len(shop_items))
     reviews = load_reviews(shop, interactions.users, len(shop_items))
     assert len(reviews) == len(interactions.items)

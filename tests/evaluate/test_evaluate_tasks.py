@@ -130,9 +130,6 @@ def test_given_items_have_the_scores_of_the_full_ranking(subject):
         for place, item in enumerate(items[row]):
             expected = -np.inf if item < 0 else scores[row, list(ranked[row]).index(item)]
             assert found[row, place] == pytest.approx(expected, abs=1e-4)
-
-
-def test_items_of_the_whole_sequence_are_seen(subject):
     valid = subject.split.valid.sample(3, 0)
     whole = dict(zip(subject.split.test.users, subject.split.test.histories, strict=True))
     for user, own in zip(valid.users, seen_items(subject, valid), strict=True):
@@ -159,16 +156,13 @@ def test_pairs(words, embeddings, tmp_path, capsys):
     assert again.read_bytes() == output.read_bytes()
 
 
-def test_pairs_by_titles_and_fewer_users(words, embeddings, capsys):
+def test_pairs_by_titles_and_fewer_users_and_what_is_refused(words, embeddings, capsys, tmp_path):
     more = ["--users", 7, "--templates", "titles-short", "--split", "valid"]
     evaluate.main(words("pairs", "--embeddings", embeddings, *more))
     screen = capsys.readouterr().out
     assert "Asking 7 users" in screen
     assert len(row_of(screen, "titles-short")) == 3
     assert "Nothing was written" in screen
-
-
-def test_what_pairs_refuses(words, embeddings, tmp_path):
     write_array(tmp_path / "short" / "embeddings.npy", np.zeros((3, 2), dtype=np.float32))
     for more, message in (
         (["--templates", "next-nothing"], "no template 'next-nothing'"),
@@ -342,15 +336,12 @@ def test_language_with_right_answers_and_wrong_ones(words, subject, tmp_path, ca
     assert result["next-title-short"]["exact"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
-def test_language_as_it_is(words, capsys):
+def test_language_as_it_is_and_what_it_refuses(words, capsys):
     flags = ["--templates", "title-short", "--users", 3, "--max-new-tokens", 4]
     evaluate.main(words("language", *flags))
     screen = capsys.readouterr().out
     assert screen.count("model  ") == 2
     assert len(row_of(screen, "title-short")) == 2
-
-
-def test_what_language_refuses(words):
     for more, message in (
         ([], "trained on item2index, seqrec, none of which answers in words"),
         (["--templates", "name-short"], "belongs to item2index"),

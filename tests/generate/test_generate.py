@@ -53,7 +53,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_user_gets_the_recommenders_list(predicted, shop, split, checkpoint):
+def test_every_user_gets_the_recommenders_list(predicted, shop, split, checkpoint, run, tmp_path):
     rows = lines(predicted)
     assert [row["user"] for row in rows] == split.test.users
     assert [row["target"] for row in rows] == split.test.targets.tolist()
@@ -66,9 +66,6 @@ def test_every_user_gets_the_recommenders_list(predicted, shop, split, checkpoin
         split.test.histories, 20
     )
     assert (read_predictions(predicted).ranked["next-short"] == ranking.items).all()
-
-
-def test_twice_gives_identical_files(run, predicted, tmp_path):
     run("--output", tmp_path / "again.jsonl", "--batch-tokens", 700)
     assert (tmp_path / "again.jsonl").read_bytes() == predicted.read_bytes()
 
@@ -419,13 +416,6 @@ def test_titles_cannot_command_the_terminal(capsys):
     assert not set(out) & {"\x1b", "\u202e"}
 
 
-def test_one_history_excluded(run, capsys):
-    history = list(range(40))
-    run("--history", *history, "--exclude-history", "--k", 20)
-    shown = capsys.readouterr().out.split("recommended:")[1].strip().splitlines()
-    assert sorted(int(line.split()[1]) for line in shown) == list(range(40, ITEMS))
-
-
 def ranked_on_screen(out):
     """Return the ids in the table of a request."""
     table = out.split("recommended:\n")[1].split("  the model")[0]
@@ -441,6 +431,10 @@ def test_one_request_in_several_wordings(run, checkpoint, capsys):
         *(np.stack([getattr(r, n) for r in both]) for n in ("items", "scores")), 5
     )
     assert ranked_on_screen(capsys.readouterr().out) == items[0].tolist()
+    history = list(range(40))
+    run("--history", *history, "--exclude-history", "--k", 20)
+    shown = capsys.readouterr().out.split("recommended:")[1].strip().splitlines()
+    assert sorted(int(line.split()[1]) for line in shown) == list(range(40, ITEMS))
 
 
 def test_a_query_needs_a_model_that_learnt_search(run):

@@ -38,9 +38,6 @@ def test_requests_of_one_batch_have_their_own_lists():
     assert leaf_filter.totals().tolist() == [1, 3, 4, 0]
     assert reachable(leaf_filter.rows(np.array([3, 0])), 2) == [[], [0, 2, 6]]
     assert reachable(leaf_filter.rows(slice(1, 2)), 1) == [[0, 1, 3, 4, 5]]
-
-
-def test_what_is_stored():
     for lists in (None, [None, None]):
         assert LeafFilter.build(TOY, 2, allow=lists, deny=lists) is None
     assert LeafFilter.build(TOY, 2, deny=[[], None]) is None

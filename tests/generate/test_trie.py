@@ -90,16 +90,13 @@ def test_holds_exactly_the_catalogue(rows):
     assert trie.walk(torch.from_numpy(rows))[1].all()
 
 
-def test_many_wide_levels_sort_right():
+def test_many_wide_levels_sort_right_and_same_tokens_twice_are_named():
     # 8 levels of 18 bits do not fit one 63-bit key.
     rows = np.random.default_rng(0).integers(0, 2**18, (2000, 8))
     rows[1000:, :6] = rows[:1000, :6]
     trie = ItemTrie.build(rows)
     leaves = all_nodes(trie, 8)
     assert rows[trie.items(leaves).numpy()].tolist() == sorted(rows.tolist())
-
-
-def test_same_tokens_twice_names_both_items():
     with pytest.raises(InputError, match=r"items 1 and 3 have the same tokens \[4, 5\]"):
         ItemTrie.build(np.array([[4, 6], [4, 5], [3, 5], [4, 5]]))
 

@@ -135,7 +135,7 @@ def test_who_moves_and_where_to_by_hand():
     assert assign(4.0, 0.2, 0.3, codebooks=books).codes.tolist() == [[2], [0], [1]]
 
 
-def test_many_items_are_searched_in_slices():
+def test_many_items_are_searched_in_slices_and_conflicts_counted_by_item():
     # More than one slice of distances; each latent is a code of its own.
     side = 300
     coarse, fine = np.arange(side)[:, None] * 1000.0, np.arange(side)[:, None] * 1.0
@@ -143,9 +143,6 @@ def test_many_items_are_searched_in_slices():
     assignment = assign_unique(latents, np.stack([coarse, fine]))
     expected = np.stack(np.divmod(np.arange(70_000), side), axis=1)
     np.testing.assert_array_equal(assignment.codes, expected)
-
-
-def test_conflict_rate_counts_items_and_not_paths():
     nearest = np.array([[0], [0], [0], [1], [2]])
     assignment = Assignment(np.arange(5)[:, None], nearest)
     assert assignment.conflict_rate == pytest.approx(3 / 5)

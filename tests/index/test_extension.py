@@ -71,7 +71,7 @@ def test_a_full_code_space(model, shop, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_how_well_the_codes_describe_the_new_items(model):
+def test_how_well_the_codes_describe_the_new_items_and_how_shared_paths_are_numbered(model):
     points = np.array([[10, 0], [11, 0], [0, 0], [0, 13]], dtype=np.float32)
     extension = place_new_items(model, index_of([1, 0], [1, 1]), points)
     assert extension.index.codes[2:].tolist() == [[0, 0], [2, 2]]
@@ -79,9 +79,6 @@ def test_how_well_the_codes_describe_the_new_items(model):
     before, after = extension.explained
     assert before == 1
     assert after == pytest.approx(1 - 2**2 / (10.5**2 + 10.5**2 + 13**2))
-
-
-def test_a_level_that_numbers_those_who_share_a_path(model):
     old = index_of([0, 0, 0], [0, 0, 1], [1, 1, 0], sizes=(3, 3, 3))
     codes, _ = place(model, old, [0, 0], [11, 0], [0, 10])
     assert codes == [[0, 0, 2], [1, 1, 1], [2, 0, 0]]

@@ -28,18 +28,12 @@ def test_the_cost_of_uniqueness_by_hand(model):
     assert fit["explained_variance_assigned"] == pytest.approx(1 - 4 / SPREAD)
     assert fit["distortion_nearest"] == 0
     assert fit["distortion_assigned"] == pytest.approx(4 / SPREAD)
-
-
-def test_a_level_that_tells_apart_stands_for_nothing(model):
     fit = measure_fit(model, POINTS, np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0]]))
     assert fit["conflict_rate_before_assignment"] == pytest.approx(2 / 3)
     assert fit["items_moved"] == 0
     assert len(fit["explained_variance"]) == 2
     assert fit["explained_variance_assigned"] == pytest.approx(1)
     assert fit["distortion_assigned"] == 0
-
-
-def test_codes_given_and_embeddings_that_do_not_vary(model):
     codes = np.array([[0, 0], [0, 1], [1, 0]])
     fit = measure_fit(model, POINTS, codes, nearest=codes)
     assert fit["items_moved"] == fit["conflict_rate_before_assignment"] == 0

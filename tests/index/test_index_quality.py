@@ -91,9 +91,6 @@ def test_what_cannot_be_known_is_left_out_and_said():
     report = measure_index(CODES, (4, 3), embeddings=EMBEDDINGS, items=catalogue(brand=["x"] * 6))
     assert set(report["left_out"]) == {"explained_variance", "labels"}
     assert "no categories or brands" in report["left_out"]["labels"]
-
-
-def test_ids_of_one_token_have_no_neighbourhood():
     codes = np.arange(6)[:, None]
     items = catalogue(categories=["a", "a", "b", "b", "b", "c"])
     report = measure_index(codes, (6,), embeddings=EMBEDDINGS, items=items)

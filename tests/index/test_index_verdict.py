@@ -149,9 +149,6 @@ def test_an_index_that_follows_meaning_is_told_from_a_random_one():
     shuffled = toy(rng.permutation(codes), embeddings=embeddings)
     assert shuffled.grade == "warning"
     assert "nearest neighbours share its first code" in graded(shuffled, "warning")[0]
-
-
-def test_above_chance_by_hand():
     assert above_chance(0.5, 0.2, 0.8) == pytest.approx(0.5)
     assert above_chance(0.2, 0.2) == 0
     assert above_chance(1, 0.2) == 1

@@ -114,13 +114,7 @@ def test_tokens_that_number_items():
     assert found.level_sizes == (7,)
 
 
-def test_random_paths_spread():
-    found = index("random", torch.zeros(2000, 2), levels=3, codes=20)
-    loads = [np.bincount(level, minlength=20) for level in found.codes.T]
-    assert all(load.min() > 60 and load.max() < 140 for load in loads)
-
-
-def test_too_few_paths():
+def test_too_few_paths_and_random_ones_that_spread():
     for kind in ("rq-vae", "rq-kmeans", "balanced-kmeans", "random"):
         with pytest.raises(InputError, match="spell 8 items, the catalogue has 9: use --levels 4"):
             require_paths(kind, 9, levels=3, codes=2)
@@ -128,3 +122,6 @@ def test_too_few_paths():
     require_paths("vanilla", 9, levels=3, codes=2)
     with pytest.raises(InputError, match=r"--kind vanilla: .* use another kind"):
         require_paths("vanilla", 10**9, levels=3, codes=2)
+    found = index("random", torch.zeros(2000, 2), levels=3, codes=20)
+    loads = [np.bincount(level, minlength=20) for level in found.codes.T]
+    assert all(load.min() > 60 and load.max() < 140 for load in loads)

@@ -19,7 +19,7 @@ CODEBOOKS = np.array([[[0, 0], [10, 0], [0, 10]], [[0, 0], [1, 0], [0, 1]]], dty
 SHARED = np.array([[0, 0], [1, 1], [1, 1], [1, 0], [1, 1]], dtype=np.int32)
 
 
-def test_the_closest_keeps_its_path_and_the_others_go_to_the_nearest_free():
+def test_who_keeps_a_shared_path():
     # Items 1, 2 and 4 share the step to the right of (10, 0); item 3 holds the corner itself.
     latents = np.array([[0, 0], [10.6, 0.4], [11, 0], [10, 0], [9, 3]], dtype=np.float32)
     repaired = repair_codes(SHARED[:4], (3, 3), CODEBOOKS, latents[:4])
@@ -28,26 +28,22 @@ def test_the_closest_keeps_its_path_and_the_others_go_to_the_nearest_free():
     repaired = repair_codes(SHARED, (3, 3), CODEBOOKS, latents)
     assert repaired[2].tolist() == [1, 1]
     assert sorted(repaired[[1, 4]].tolist()) in ([[0, 1], [1, 2]], [[0, 2], [1, 2]])
-
-
-def test_without_embeddings_the_lowest_keeps_it():
     # The RQ-VAE alone: from (11, 0), the corner (10, 0) is taken, and the step up is next.
     assert repair_codes(SHARED[:4], (3, 3), CODEBOOKS).tolist() == [[0, 0], [1, 1], [1, 2], [1, 0]]
     # Nothing at all: the last code 2 is used by none.
     assert repair_codes(SHARED[:4], (3, 3)).tolist() == [[0, 0], [1, 1], [1, 2], [1, 0]]
     # A full prefix: item 4 goes where fewest are, the prefix 2, and there to the code fewest have.
     assert repair_codes(SHARED, (3, 3)).tolist()[3:] == [[1, 0], [2, 2]]
-
-
-def test_no_conflict_changes_nothing():
     unique = SHARED[[0, 1, 3]]
     assert repair_codes(unique, (3, 3)) is unique
-
-
-def test_a_code_space_that_is_too_small():
     with pytest.raises(InputError, match=r"levels of 1, 2 codes spell 2 items, and there are 3"):
         repair_codes(np.zeros((3, 2), np.int32), (1, 2))
     assert sorted(repair_codes(np.zeros((2, 2), np.int32), (1, 2)).tolist()) == [[0, 0], [0, 1]]
+    codes = np.array([[0, 0], [0, 0], [1, 0], [2, 0]], dtype=np.int32)
+    points = np.array([[0.0], [0.1], [5.0], [9.0]], dtype=np.float32)
+    repaired = repair_codes(codes, (3, 1), mean_codebooks(points, codes), points)
+    assert len(np.unique(repaired, axis=0)) == 4
+    assert (repaired != codes).any(axis=1).sum() == 1
 
 
 @given(st.data())
@@ -77,7 +73,7 @@ def test_whatever_is_shared(data):
         assert all(changed[group].sum() == len(group) - 1 for group in groups)
 
 
-def test_what_codes_stand_for_by_their_items():
+def test_codebooks_and_paths_by_hand():
     points = np.array([[0, 0], [0, 2], [10, 0], [10, 4]], dtype=np.float32)
     codes = np.array([[0, 0], [0, 1], [2, 0], [2, 1]], dtype=np.int32)
     codebooks = mean_codebooks(points, codes)
@@ -88,9 +84,6 @@ def test_what_codes_stand_for_by_their_items():
     assert codebooks[1, 1].tolist() == [0, 1.5]
     # Nobody knows what an unused code stands for, so it is far from everything.
     assert (codebooks[0, 1] > 1000).all()
-
-
-def test_paths_of_different_depth_are_filled_up():
     codes, filled = level_paths([[0, 4, 1], [1], [0, 4]])
     assert codes.tolist() == [[0, 4, 1], [1, 5, 2], [0, 4, 2]]
     assert filled == 2
@@ -182,14 +175,6 @@ def test_an_rqvae_that_is_not_the_indexs(old):
     write_json(old / "old" / "index.json", numbered)
     repair(old)
     assert ItemIndex.load(old / "new").text(1) == "<a_0><b_1><c_1>"
-
-
-def test_a_last_level_that_is_full_grows_where_nothing_nearer_is_free():
-    codes = np.array([[0, 0], [0, 0], [1, 0], [2, 0]], dtype=np.int32)
-    points = np.array([[0.0], [0.1], [5.0], [9.0]], dtype=np.float32)
-    repaired = repair_codes(codes, (3, 1), mean_codebooks(points, codes), points)
-    assert len(np.unique(repaired, axis=0)) == 4
-    assert (repaired != codes).any(axis=1).sum() == 1
 
 
 def test_nothing_to_repair(old, capsys):

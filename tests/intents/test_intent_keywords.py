@@ -51,19 +51,19 @@ def test_intentions_name_what_items_share_and_half_of_the_title_at_most():
     assert set(words_of(texts["u", "test"][0])) == {"mug", "kitchen", "cups"}
 
 
-def test_the_letters_of_a_model_number_are_no_word():
-    titles = ["Ink CLI-271 Gray Tank", "Ink CLI-272 Blue Tank", "Tank 12-Pack Blue", "Gray 6-Pack"]
-    texts = write({"u": [0, 2, 1]}, Items([{"title": title} for title in titles])).texts
-    said = {word for own in texts.values() for text in own for word in words_of(text)}
-    assert "cli" not in said
-    assert {"ink", "tank", "pack"} & said
-
-
 def test_what_nothing_can_be_said_of():
     outcome = write({"u": [4, 4, 0]})
     assert ("u", "train") not in outcome.texts
     assert outcome.leaked == 1
     assert ("u", "preference") not in write({"u": [0, 1, 2]}).texts
+    titles = ["Ink CLI-271 Gray Tank", "Ink CLI-272 Blue Tank", "Tank 12-Pack Blue", "Gray 6-Pack"]
+    texts = write({"u": [0, 2, 1]}, Items([{"title": title} for title in titles])).texts
+    said = {word for own in texts.values() for text in own for word in words_of(text)}
+    assert "cli" not in said
+    assert {"ink", "tank", "pack"} & said
+    items = Items([{"title": word} for word in ("pen", "mug", "lamp")])
+    with pytest.raises(InputError, match="--method keywords: no two items have a word"):
+        write({"u": [0, 1, 2]}, items)
 
 
 def test_preferences_are_about_all_about_what_recurs_and_about_the_latest():
@@ -77,12 +77,6 @@ def test_preferences_are_about_all_about_what_recurs_and_about_the_latest():
     assert not {"mug", "kitchen", "cups"} & set(words_of(lately))
     (short, *_) = write({"u": [2, 0, 1, 4, 5, 2]}, max_history=1).texts["u", "preference"]
     assert "mug" not in short
-
-
-def test_a_catalogue_without_shared_words_is_refused():
-    items = Items([{"title": word} for word in ("pen", "mug", "lamp")])
-    with pytest.raises(InputError, match="--method keywords: no two items have a word"):
-        write({"u": [0, 1, 2]}, items)
 
 
 TITLE = st.lists(

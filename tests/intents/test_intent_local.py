@@ -84,17 +84,19 @@ def know_one_answer(model, tokenizer):
     head[tokenizer.eos_token_id] = rows[answer]
 
 
-def test_a_chat_is_read_through_the_models_own_template(random_model):
+def test_a_chat_is_read_through_the_models_own_template(random_model, make_model, base):
     writer = LocalWriter(random_model, **SETTINGS)
     chat = [{"role": "system", "content": "Study."}, {"role": "user", "content": "A pen?"}]
     assert read(writer, chat) == "<system>Study.<user>A pen?<assistant>"
-
-
-def test_a_model_that_knows_no_system_message_reads_it_in_the_question(make_model):
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
     writer = LocalWriter(make_model(template=refusal + TEMPLATE), **SETTINGS)
     chat = [{"role": "system", "content": "Study."}, {"role": "user", "content": "A pen?"}]
     assert read(writer, chat) == "<user>Study.\n\nA pen?<assistant>"
+    template = TEMPLATE + "{{ 'quietly' if enable_thinking is false }}"
+    writer = LocalWriter(make_model(template=template), **SETTINGS)
+    assert read(writer, chats("x")[0]) == "<user>x<assistant>quietly"
+    with pytest.raises(InputError, match="has no chat template"):
+        LocalWriter(make_model(template=None), **SETTINGS)
 
 
 def test_a_review_can_neither_end_the_question_nor_speak_for_the_model(random_model):
@@ -106,12 +108,6 @@ def test_a_review_can_neither_end_the_question_nor_speak_for_the_model(random_mo
     shown = writer._tokenizer.decode(ids)
     assert shown.count("<assistant>") == 1
     assert shown.endswith("<assistant>")
-
-
-def test_thoughts_are_turned_off_where_the_template_can(make_model):
-    template = TEMPLATE + "{{ 'quietly' if enable_thinking is false }}"
-    writer = LocalWriter(make_model(template=template), **SETTINGS)
-    assert read(writer, chats("x")[0]) == "<user>x<assistant>quietly"
 
 
 def test_batches_answer_as_one_by_one(random_model):
@@ -146,11 +142,6 @@ def test_a_seed_decides_what_is_sampled(random_model):
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
-
-
-def test_no_chat_model_is_refused(make_model, base):
-    with pytest.raises(InputError, match="has no chat template"):
-        LocalWriter(make_model(template=None), **SETTINGS)
 
 
 def test_too_little_memory_is_told(random_model, monkeypatch):

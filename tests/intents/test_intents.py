@@ -98,12 +98,15 @@ def test_a_file_from_elsewhere_or_edited_is_kept(toy):
     assert "fountain pen" in path.read_text()
 
 
-def test_other_sequences_than_the_texts_are_of_are_refused_by_the_tasks(toy):
+def test_users_without_an_item_to_train_on_are_refused_and_so_are_other_sequences(toy):
     keywords(toy)
     (toy / "Toy.inter.json").write_text(json.dumps(SEQUENCES | {"ann": [0, 4, 1, 2, 3]}))
     split = load_split(toy, load_interactions(toy, 5))
     with pytest.raises(InputError, match=r"made from another inter file.*python -m lcrec\.intents"):
         load_user_texts(toy, split)
+    (toy / "Toy.inter.json").write_text(json.dumps(SEQUENCES | {"dan": [0, 1]}))
+    with pytest.raises(InputError, match="fewer than 3 items"):
+        keywords(toy)
 
 
 def test_a_trial_and_a_dry_run_write_nothing(toy, capsys, endpoint):
@@ -133,12 +136,6 @@ def test_wrong_flags_are_named(toy, words, message):
     with pytest.raises(InputError) as caught:
         main(["--data", str(toy), *words])
     assert message in str(caught.value)
-
-
-def test_users_without_an_item_to_train_on_are_refused(toy):
-    (toy / "Toy.inter.json").write_text(json.dumps(SEQUENCES | {"dan": [0, 1]}))
-    with pytest.raises(InputError, match="fewer than 3 items"):
-        keywords(toy)
 
 
 def test_a_model_writes_every_text(toy, endpoint, capsys):

@@ -113,9 +113,6 @@ def test_attention_dropout(base):
     assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
     model.eval()
     assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
-def test_attention_dropout_where_there_is_none():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))

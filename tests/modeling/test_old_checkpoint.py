@@ -28,14 +28,11 @@ def old(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_ranks_as_it_did(old):
+def test_it_ranks_as_it_did_and_keeps_its_facts(old):
     recorded = read_json(old / "ranking.json")
     ranking = Recommender.from_pretrained("model").recommend(recorded["histories"], 10)
     assert ranking.items.tolist() == recorded["items"]
     assert np.allclose(ranking.scores, recorded["scores"], atol=1e-4)
-
-
-def test_its_facts(old):
     facts = load_checkpoint(Path("model")).facts
     assert (facts.max_history, facts.max_text_words) == (4, 12)
     assert facts.tasks == ("seqrec=24", "item2index=8")

@@ -59,13 +59,10 @@ def test_clean_text(raw, clean):
     assert clean_text(raw) == clean
 
 
-def test_a_long_description_stays():
+def test_long_and_hostile_text():
     text = "word " * 5000
     assert clean_text(text) == text.strip()
     assert clean_text("<p>" + text + "</p>") == text.strip()
-
-
-def test_clean_text_is_quick_on_hostile_input():
     hostile = '<a ="x" ="x"' * 2000 + "<!--" * 2000 + "<style>" * 2000 + "&amp;" * 2000
     assert len(clean_text(hostile)) > 10_000
 

@@ -60,11 +60,6 @@ def test_ties_are_neighbours_in_one_history(ledger, times, share):
     assert card_of(ledger, times)["share_of_ties"] == share
 
 
-def test_times_of_no_known_unit(ledger):
-    card = card_of(ledger, [0, 1, 2, 3])
-    assert card["time"] == {"unit": "not known", "first": 0, "last": 3}
-
-
 def test_the_page(ledger):
     page = card_page(card_of(ledger, [START, START + 5, START + 1, START + 9]))
     assert page.count("<svg") == 4
@@ -72,9 +67,8 @@ def test_the_page(ledger):
     assert "all together: the input" in page
     assert "v&lt;b&gt;" in page
     assert "<b>Yo" not in page
-
-
-def test_rows_that_do_not_add_up(ledger):
+    card = card_of(ledger, [0, 1, 2, 3])
+    assert card["time"] == {"unit": "not known", "first": 0, "last": 3}
     ledger.dropped["core"] = 0
     with pytest.raises(AssertionError, match="6 of 7 interactions accounted for"):
         ledger.check()

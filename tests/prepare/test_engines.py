@@ -30,15 +30,9 @@ def test_tables_come_and_go_and_so_does_the_folder():
         with pytest.raises(duckdb.CatalogException):
             more.count().execute()
     assert not folder.exists()
-
-
-def test_a_failure_leaves_nothing_on_disk():
     with pytest.raises(KeyboardInterrupt), open_engine("duckdb", memory_gb=1) as (_, folder):
         raise KeyboardInterrupt
     assert not folder.exists()
-
-
-def test_too_little_memory_is_told():
     with (
         pytest.raises(InputError, match=r"DuckDB cannot go on \(.*--memory-gb 1 it puts into"),
         open_engine("duckdb", memory_gb=1),

@@ -100,11 +100,14 @@ def test_repeats_and_duplicates_whatever_the_order_of_rows(con):
         assert kept == [("u", "a", "review 2"), ("u", "b", "review 1"), ("v", "a", "review 4")]
 
 
-def test_the_latest_items_of_a_user(con):
+def test_the_latest_items_of_a_user_and_the_best_rated(con):
     # "b" and "c" happened at one time: of "u", the hash puts "b" after "c".
     rows = [("u", "a", 1), ("u", "c", 2), ("u", "b", 2), ("v", "a", 9)]
     assert rows_of(latest(as_table(con, rows), 1), "user", "item") == [("u", "b"), ("v", "a")]
     assert rows_of(latest(as_table(con, rows), 2), "item") == [("a",), ("b",), ("c",)]
+    rows = [("u", "a", 1, "4.5"), ("u", "b", 2, "3"), ("v", "a", 3, "5")]
+    kept = rated_at_least(as_table(con, rows, "rating"), 4.5, Path("log.csv"))
+    assert pairs_of(kept) == [("u", "a"), ("v", "a")]
 
 
 def test_cold_items_are_held_out_and_the_rest_is_a_core_again(con):
@@ -113,12 +116,6 @@ def test_cold_items_are_held_out_and_the_rest_is_a_core_again(con):
     rows += [("eve", "rug", 0), ("eve", "cup", 0)]
     left = pairs_of(hold_out(as_table(con, rows), ["rug"], 2, 1))
     assert sorted(left) == sorted(row[:2] for row in rows if row[0] != "eve")
-
-
-def test_ratings(con):
-    rows = [("u", "a", 1, "4.5"), ("u", "b", 2, "3"), ("v", "a", 3, "5")]
-    kept = rated_at_least(as_table(con, rows, "rating"), 4.5, Path("log.csv"))
-    assert pairs_of(kept) == [("u", "a"), ("v", "a")]
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_lists_in_text_cells_are_joined(read, cell, text):
     assert items[0]["description"] == text
 
 
-def test_lists_in_json_are_joined_without_what_is_missing(read):
+def test_lists_and_what_is_missing_in_json(read, con, tmp_path):
     items = lines(
         {"item": "lamp", "title": "Lamp", "description": ["Nice", None, "One"]},
         {"item": "desk", "title": "Desk", "description": ["Nice", 5], "categories": [["A"], ["B"]]},
@@ -168,9 +168,6 @@ def test_lists_in_json_are_joined_without_what_is_missing(read):
     _, rows = read(log, items, ("log.jsonl", "items.jsonl"))
     assert [row["description"] for row in rows] == ["Nice One", "Nice 5"]
     assert rows[1]["categories"] == "A, B"
-
-
-def test_lcrec_files_may_hold_nan_and_lists_with_gaps(con, tmp_path):
     inter, item = tmp_path / "x.inter.json", tmp_path / "x.item.json"
     inter.write_text('{"0": [0, 1, 2]}')
     item.write_text(

@@ -234,15 +234,12 @@ def test_json_lines_that_cannot_be_used_are_named_or_counted(con, files, line, w
     assert raw.lost == {why: 1}
 
 
-def test_future_dates_are_no_times(con, files):
+def test_future_dates_are_no_times_and_a_truncated_gz_is_an_error(con, files):
     log = "user,item,time\nann,lamp,2024-05-31T18:30:00Z\nbob,lamp,2624-05-31\n"
     raw = read_table(con, *files(log=log), DROP)
     assert raw.lost == {"time in the future": 1}
     (row,) = rows(raw.interactions)
     assert row["time"].isoformat() == "2024-05-31T18:30:00+00:00"
-
-
-def test_a_truncated_gz_is_an_error_whatever_is_asked(con, files):
     data = gzip.compress(("user,item,time\n" + "ann,lamp,1\n" * 100_000).encode())
     for name in ("log.csv.gz", "log.jsonl.gz"):
         if name == "log.jsonl.gz":

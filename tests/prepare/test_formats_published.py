@@ -308,7 +308,7 @@ def test_columns_overrule_a_published_format(write, read):
     assert raw.item_columns == {"item": "movieId", "title": "genres"}
 
 
-def test_files_of_another_format_are_told_apart(write, read):
+def test_every_format_is_read_and_found_and_told_from_others(write, read):
     write("ratings.csv", f"user,movie,rating,timestamp\n1,307,3.5,{DAY}\n")
     write("movies.csv", "movieId,title,genres\n307,Blue,Drama\n")
     with pytest.raises(InputError, match=r"ratings.csv: no user column .*among user, movie"):
@@ -317,9 +317,10 @@ def test_files_of_another_format_are_told_apart(write, read):
         InputError, match=r"expected exactly one file of interactions \(\*.inter\), found none"
     ):
         read("recbole")
+    assert FOLDERS.keys() | {"minionerec", "table"} == READERS.keys()
 
 
-def test_literals_run_no_code_and_bad_lines_are_counted(write, read, tmp_path):
+def test_what_runs_no_code_and_leaves_no_rows(write, read, tmp_path):
     write("reviews_T.json", lines(REVIEW_2014))
     wrong = "{'asin': __import__('os').getcwd()}\n{'asin': 'B9', 'title': 'Half\n\n[1]\n{'\n"
     write("meta_T.json", META_2014 + wrong)
@@ -328,15 +329,8 @@ def test_literals_run_no_code_and_bad_lines_are_counted(write, read, tmp_path):
     raw, _, items = read("amazon2014", bad_rows="drop")
     assert items == ITEMS_2014
     assert raw.items_lost == {"unreadable line": 4}
-
-
-def test_a_truncated_literal_file_leaves_no_rows(tmp_path, write):
     data = gzip.compress((META_2014 * 5000).encode())
     path = tmp_path / "meta.json.gz"
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"meta.json.gz: cannot be read to its end"):
         convert_lines([path], ["asin"], tmp_path / "x.parquet", evaluate=evaluate)
-
-
-def test_every_format_is_read_and_found():
-    assert FOLDERS.keys() | {"minionerec", "table"} == READERS.keys()

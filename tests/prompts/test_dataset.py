@@ -143,28 +143,13 @@ def test_shares_and_caps(amount, count):
     assert len({row.prompt for row in rows}) == count
 
 
-def test_caps_change_with_the_epoch_and_leave_other_tasks_alone():
-    chosen = {
-        row.prompt.split(" ", 1)[1]
-        for epoch in range(20)
-        for row in draw_rows(DATA, THREE, {"seqrec": 2.0}, 0, epoch)
-    }
-    assert len(chosen) == 4
-    both = draw_rows(DATA, THREE, {"seqrec": 1.0, "item2index": 2.0}, 3, 1)
-    alone = draw_rows(DATA, THREE, {"seqrec": 1.0}, 3, 1)
-    assert {row for row in both if row.task == "seqrec"} == set(alone)
-
-
-def test_wordings_for_evaluation_are_not_trained_on():
+def test_wordings_are_drawn_that_may_and_can_be_said():
     prompts = make_prompts(
         wording("held-out", "never {{ history | join('') }}", use="eval"),
         wording("train", "{{ history | join('') }}", use="train"),
     )
     rows = [row for e in range(9) for row in draw_rows(DATA, prompts, {"seqrec": 1.0}, 0, e)]
     assert {row.template_id for row in rows} == {"train"}
-
-
-def test_a_sample_that_no_wording_can_say_is_left_out():
     items = Items([{"title": "a", "description": "words"}, {"title": "b"}, {"title": "c"}, {}])
     data = TaskData(items, TRAIN, INDEX)
     prompts = make_prompts(
@@ -187,6 +172,15 @@ def test_a_cap_counts_samples_that_can_be_said():
             rows = list(draw_rows(data, prompts, {"item2index": amount}, 0, epoch))
             assert len(rows) == count
             assert {row.prompt for row in rows} == {"words?"}
+    chosen = {
+        row.prompt.split(" ", 1)[1]
+        for epoch in range(20)
+        for row in draw_rows(DATA, THREE, {"seqrec": 2.0}, 0, epoch)
+    }
+    assert len(chosen) == 4
+    both = draw_rows(DATA, THREE, {"seqrec": 1.0, "item2index": 2.0}, 3, 1)
+    alone = draw_rows(DATA, THREE, {"seqrec": 1.0}, 3, 1)
+    assert {row for row in both if row.task == "seqrec"} == set(alone)
 
 
 def test_same_seed_same_rows():
@@ -212,16 +206,13 @@ def check_encoding(tokenizer, prompts):
     return encoder, ids, whole["input_ids"]
 
 
-def test_prompt_ids(tokenizer):
-    prompts = make_prompts(THREE.templates[0], system="Be brief.")
-    _, ids, whole = check_encoding(tokenizer, prompts)
+def test_prompt_ids(tokenizer, prompts):
+    own = make_prompts(THREE.templates[0], system="Be brief.")
+    _, ids, whole = check_encoding(tokenizer, own)
     assert ids == whole
     assert tokenizer.decode(ids) == f"[system]Be brief.[user]go {INDEX.texts[0]} " + (
         f"{INDEX.texts[2]}[assistant]"
     )
-
-
-def test_the_shipped_chat_template(tokenizer, prompts):
     fresh = train_tokenizer(["go on up thing"], 300)
     extend_tokenizer(fresh, INDEX)
     _, ids, whole = check_encoding(fresh, prompts)

@@ -59,12 +59,6 @@ def test_a_sample_is_laid_out_as_it_is_trained(encoder, monkeypatch):
     assert lay_out_tokens(encoder, "<a_0><b_0>", "<a_1><b_1>").endswith(f"[X]<a_0><b_0>{span}")
 
 
-def test_lines_keep_their_indent(encoder):
-    assert "[X]one\n   two[[three\n   four<|endoftext|>]]" in lay_out_tokens(
-        encoder, "one\ntwo", "three\nfour"
-    )
-
-
 def test_tokens_are_counted_of_all_or_of_an_even_sample(encoder, capsys):
     print_stats(PROMPTS, DATA, encoder, max_length=8, count=0)
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[3:]}
@@ -77,6 +71,9 @@ def test_tokens_are_counted_of_all_or_of_an_even_sample(encoder, capsys):
     shown = capsys.readouterr().out
     assert re.search(r"row +2 +3 +6 +10 +10 +10 +50.0%", shown)
     assert "itemsearch: left out, task itemsearch needs what users like" in shown
+    assert "[X]one\n   two[[three\n   four<|endoftext|>]]" in lay_out_tokens(
+        encoder, "one\ntwo", "three\nfour"
+    )
 
 
 def test_a_tokenizer_that_knows_the_items_is_taken_as_it_is(checkpoint, index, prompts):

@@ -129,7 +129,7 @@ def test_seeds_wordings_and_a_chosen_reference():
     assert ".5000 ± .7071" in text
 
 
-def test_several_targets():
+def test_several_targets_and_groups():
     targets = np.array([[0, 1, 2], [3, -1, -1]])
     truth = Predictions(["a", "b"], targets, {}, {})
     lists = np.array([[2, 9, 0], [8, 3, -1]], dtype=np.int32)
@@ -142,9 +142,6 @@ def test_several_targets():
     assert x["groups"]["new"]["Recall@10"] == 0  # item 1 of user a is not listed
     assert x["groups"]["hot"]["Recall@10"] == 1  # item 0 is
     assert figures["pairs"] == []
-
-
-def test_groups_part_the_catalogue():
     groups = item_groups(np.arange(100))
     assert [int(groups[name].sum()) for name in ("cold", "mid", "hot")] == [60, 20, 20]
     assert (groups["cold"].astype(int) + groups["mid"] + groups["hot"] == 1).all()

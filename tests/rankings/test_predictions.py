@@ -156,9 +156,6 @@ def test_users_and_templates_must_be_whole(tmp_path):
     refused(write_lines(path, a, {**b, "target": 4}), "line 2", "target 4 here but 3 above")
     other = {**a, "user": "bob"}
     refused(write_lines(path, a, other, b), "1 of 2 users", "under template 'b'", "'bob'")
-
-
-def test_comparable_files_cover_the_same(tmp_path):
     bob = {**GOOD, "user": "bob", "target": 5}
     both = read_predictions(write_lines(tmp_path / "both.jsonl", GOOD, bob))
     turned = read_predictions(write_lines(tmp_path / "turned.jsonl", bob, GOOD))
@@ -206,14 +203,11 @@ def test_scores_are_the_shortest_text_that_reads_as_the_same_float32(tmp_path_fa
         assert (np.signbit(read[0]) == np.signbit(scores)).all()
 
 
-def test_writing_removes_the_sidecar_of_the_file_before(tmp_path):
+def test_paths_and_sidecars(tmp_path):
     path = tmp_path / "p.jsonl"
     provenance_path(path).write_text("{}")
     write_predictions(path, [Prediction("ann", 1, [2], [0])])
     assert not provenance_path(path).exists()
-
-
-def test_the_path_must_be_a_jsonl_file(tmp_path):
     for path, better in (
         (tmp_path, tmp_path / "predictions.jsonl"),
         (tmp_path / "x.json", tmp_path / "x.jsonl"),

@@ -16,7 +16,7 @@ def bench(load_script):
     return load_script("scripts/bench_quantize.py")
 
 
-def test_it_trains_as_the_stage_does(bench):
+def test_it_trains_as_the_stage_does_on_what_it_draws(bench):
     config = QuantizeConfig(data=Path(), embeddings=Path(), output=Path())
     settings = dict(bench.SETTINGS)
     assert settings.pop("num_levels") == config.levels
@@ -24,6 +24,10 @@ def test_it_trains_as_the_stage_does(bench):
     epsilons = level_epsilons(config.kind, config.sinkhorn_epsilon, config.levels)
     assert settings.pop("sinkhorn_epsilons") == epsilons
     assert settings == {name: getattr(config, name) for name in settings}
+    points = bench.clusters(500, 32, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(points, bench.clusters(500, 32, seed=0))
+    assert (points != bench.clusters(500, 32, seed=1)).any()
 
 
 def test_ranks_by_hand(bench):
@@ -37,13 +41,6 @@ def test_ranks_by_hand(bench):
     latents = np.array([[0.0], [0.0], [0.0]])
     rank, _ = bench.distance_ranks(latents, books, assign_unique(latents, books))
     assert sorted(rank.tolist()) == [0, 1, 2]
-
-
-def test_synthetic_embeddings(bench):
-    points = bench.clusters(500, 32, seed=0)
-    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(points, bench.clusters(500, 32, seed=0))
-    assert (points != bench.clusters(500, 32, seed=1)).any()
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def run_folder(script, words, in_process, tmp_path_factory):
     return folder
 
 
-def test_the_cold_items_were_never_seen(run_folder, shop):
+def test_the_cold_items_were_never_seen(run_folder, shop, words):
     warm, grown = load_items(run_folder / "warm"), load_items(run_folder / "grown")
     assert (len(warm), len(grown)) == (48 - COLD, 48)
     assert grown.fields[: len(warm)] == warm.fields
@@ -75,17 +75,11 @@ def test_the_cold_items_were_never_seen(run_folder, shop):
     trained = read_json(run_folder / "model" / "lcrec.json")["inputs"]["item"]["path"]
     assert trained == str(run_folder / "warm" / "Shop.item.json")
     assert len(ItemIndex.load(run_folder / "model")) == 48 - COLD
-
-
-def test_rows_of_the_embeddings_went_with_their_items(run_folder, words, shop):
     source = read_array(Path(words[3]) / "embeddings.npy")
     sorted_rows = read_array(run_folder / "embeddings" / "embeddings.npy")
     old, new = load_items(shop).fields, load_items(run_folder / "grown").fields
     for item, fields in enumerate(new):
         np.testing.assert_array_equal(sorted_rows[item], source[old.index(fields)])
-
-
-def test_every_case_has_a_cold_target_and_a_list(run_folder):
     files = sorted(run_folder.glob("*.jsonl"))
     assert len(files) == 4
     for path in files:

@@ -126,16 +126,13 @@ def pairs(response):
     return [row["item"] for row in rows], [row["score"] for row in rows]
 
 
-def test_a_recommendation_is_the_librarys(recommender, catalogue):
+def test_an_answer_is_the_librarys(recommender, catalogue):
     (response,) = ask(create_app(recommender, catalogue), post("/recommend", history=[3, 7], k=5))
     expected = recommender.recommend([[3, 7]], 5)
     items, scores = pairs(response)
     assert items == expected.items[0].tolist()
     assert np.allclose(scores, expected.scores[0], atol=1e-4)
     assert [row["title"] for row in response.json()["items"]] == [f"Thing {i}" for i in items]
-
-
-def test_a_search_is_the_librarys_with_a_history_or_without(recommender):
     app = create_app(recommender)
     plain, known = ask(
         app,
