@@ -240,13 +240,9 @@ def run_command():
     def run(*words, status=0, **environment):
         command = [sys.executable, *map(str, words)]
         result = subprocess.run(
-            command,
-            cwd=TOP,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
+            command, cwd=TOP, env={**os.environ, **environment}, capture_output=True, text=True,
             timeout=300,
-        )
+        )  # fmt: skip
         assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
         return result.stdout + result.stderr
 

@@ -45,10 +45,8 @@ PAGES = [
     *(page for page in sorted(ROOT.glob("*/README.md")) if page.parent.name in PAGE_FOLDERS),
 ]
 DOCUMENTS = [
-    *PAGES,
-    *sorted((ROOT / "scripts").glob("*.sh")),
-    *sorted((ROOT / "recipes").glob("*.sh")),
-]
+    *PAGES, *sorted((ROOT / "scripts").glob("*.sh")), *sorted((ROOT / "recipes").glob("*.sh")),
+]  # fmt: skip
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Flags of other programs, as the pages name them.

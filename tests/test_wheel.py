@@ -120,11 +120,9 @@ def test_an_installed_kit_takes_its_own_prompts_and_recipes(installed, elsewhere
     script += "for name in ('quickstart', 'recipes/quickstart.yaml', 'recipes/pancakes.yaml'):\n"
     script += "    print(find_recipe(name))\n"
     assert run_in(elsewhere, "-c", script, **path).splitlines() == [
-        f"{installed}/lcrec/_prompts",
-        f"{installed}/lcrec/_recipes/quickstart.yaml",
-        f"{installed}/lcrec/_recipes/quickstart.yaml",
-        "recipes/pancakes.yaml",
-    ]
+        f"{installed}/lcrec/_prompts", f"{installed}/lcrec/_recipes/quickstart.yaml",
+        f"{installed}/lcrec/_recipes/quickstart.yaml", "recipes/pancakes.yaml",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -278,17 +278,9 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 @pytest.fixture(scope="module")
 def planted():
     shop = make_planted(
-        users=400,
-        items=500,
-        shared=16,
-        private_text=0,
-        private_behaviour=0,
-        noise=0.3,
-        mean_length=7,
-        taste=4,
-        cold=20,
-        seed=0,
-    )
+        users=400, items=500, shared=16, private_text=0, private_behaviour=0, noise=0.3,
+        mean_length=7, taste=4, cold=20, seed=0,
+    )  # fmt: skip
     common = np.random.default_rng(1).normal(size=shop.embeddings.shape[1])
     embeddings = (0.3 * shop.embeddings + common).astype(np.float32)
     sequences, wanted = {}, {}

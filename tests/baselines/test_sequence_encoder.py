@@ -73,12 +73,10 @@ def test_a_block_is_torchs_own_post_norm_layer():
     theirs.self_attn.in_proj_weight.copy_(torch.cat([part.weight for part in projections]))
     theirs.self_attn.in_proj_bias.copy_(torch.cat([part.bias for part in projections]))
     pairs = [
-        (theirs.self_attn.out_proj, attention.out),
-        (theirs.linear1, block.feed_forward[0]),
-        (theirs.linear2, block.feed_forward[2]),
-        (theirs.norm1, block.attention_norm),
+        (theirs.self_attn.out_proj, attention.out), (theirs.linear1, block.feed_forward[0]),
+        (theirs.linear2, block.feed_forward[2]), (theirs.norm1, block.attention_norm),
         (theirs.norm2, block.feed_forward_norm),
-    ]
+    ]  # fmt: skip
     for other, ours in pairs:
         other.load_state_dict(ours.state_dict())
     x = vectors()

@@ -75,10 +75,6 @@ def test_a_step_of_ones_own_and_a_loss_that_is_no_number():
     optimizer = torch.optim.SGD(weight.parameters(), lr=1.0)
     with pytest.raises(FloatingPointError, match=r"loss of epoch 1 is nan; .*--learning-rate"):
         train_epochs(
-            weight,
-            optimizer,
-            lambda: [(weight.value * float("nan"), 1)],
-            None,
-            epochs=2,
+            weight, optimizer, lambda: [(weight.value * float("nan"), 1)], None, epochs=2,
             patience=1,
-        )
+        )  # fmt: skip

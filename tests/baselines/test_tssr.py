@@ -330,13 +330,9 @@ def text_encoder(tmp_path):
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-    )
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=16,
+    )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     return folder
 
@@ -371,16 +367,9 @@ def test_titles_without_a_token_are_refused(text_encoder):
 def planted():
     """Few purchases per item, and the next item is like the last in what the text tells."""
     shop = make_planted(
-        users=400,
-        items=500,
-        shared=12,
-        private_text=4,
-        private_behaviour=0,
-        taste=2.5,
-        follow=1.0,
-        mean_length=8,
-        seed=0,
-    )
+        users=400, items=500, shared=12, private_text=4, private_behaviour=0, taste=2.5, follow=1.0,
+        mean_length=8, seed=0,
+    )  # fmt: skip
     split = leave_one_out(shop.interactions)
     return TrainingData(split.train, shop.num_items, split.valid, shop.embeddings), split
 
@@ -388,15 +377,9 @@ def planted():
 def trained_on(planted, **settings):
     data, _ = planted
     chosen = TSSRSettings(
-        dim=32,
-        heads=2,
-        hidden=64,
-        cross_layers=2,
-        learning_rate=3e-3,
-        epochs=20,
-        patience=4,
+        dim=32, heads=2, hidden=64, cross_layers=2, learning_rate=3e-3, epochs=20, patience=4,
         **settings,
-    )
+    )  # fmt: skip
     method = TSSR(chosen)
     method.fit(data)
     return method

@@ -161,12 +161,9 @@ def test_the_usage_has_what_is_required_without_brackets(capsys):
 def test_help_ends_in_the_worked_example(capsys):
     with pytest.raises(SystemExit):
         parse_config(
-            ToyConfig,
-            ["--help"],
-            description="A toy.",
-            prog="python -m toy",
+            ToyConfig, ["--help"], description="A toy.", prog="python -m toy",
             example="--output out --rate 0.5",
-        )
+        )  # fmt: skip
     assert capsys.readouterr().out.endswith("example:\n  python -m toy --output out --rate 0.5\n")
 
 

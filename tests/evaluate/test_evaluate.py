@@ -138,10 +138,8 @@ def test_templates_are_averaged_per_user(tmp_path, capsys):
     assert row_of(screen, "plain")[0] == "1.0000"
     assert row_of(screen, "a template of many words")[:2] == ["0.0000", "0.5000"]
     assert [row_of(screen, name)[1] for name in ("mean", "lowest", "highest")] == [
-        "0.7500",
-        "0.5000",
-        "1.0000",
-    ]
+        "0.7500", "0.5000", "1.0000",
+    ]  # fmt: skip
     run = json.loads((tmp_path / "lcrec.metrics.json").read_text())["runs"]["lcrec"]
     assert run["templates"]["plain"]["HR@1"] == 1
     assert run["across_templates"]["HR@5"] == {"mean": 0.75, "min": 0.5, "max": 1.0}

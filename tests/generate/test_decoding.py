@@ -367,15 +367,10 @@ def test_the_model_s_generation_config_does_not_leak():
     expected = beam_search(model, ids, mask, trie, 8)
     with pytest.MonkeyPatch.context() as patch:
         sampling = transformers.GenerationConfig(
-            do_sample=True,
-            temperature=0.2,
-            top_k=2,
-            repetition_penalty=2.0,
-            eos_token_id=[100, 105, 110],
-            suppress_tokens=[101, 106],
-            max_length=5,
+            do_sample=True, temperature=0.2, top_k=2, repetition_penalty=2.0,
+            eos_token_id=[100, 105, 110], suppress_tokens=[101, 106], max_length=5,
             renormalize_logits=True,
-        )
+        )  # fmt: skip
         patch.setattr(model, "generation_config", sampling)
         output = generate_search(model, ids, mask, trie, 8)
     assert output.items.tolist() == expected.items.tolist()

@@ -45,15 +45,11 @@ def make_model(tmp_path_factory):
         heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
         model = Qwen3ForCausalLM(
             Qwen3Config(
-                vocab_size=len(tokenizer),
-                tie_word_embeddings=False,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                **sizes,
+                vocab_size=len(tokenizer), tie_word_embeddings=False, bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **sizes,
                 **heads,
             )
-        )
+        )  # fmt: skip
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(3.0)

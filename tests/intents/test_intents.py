@@ -62,10 +62,8 @@ def test_the_file_has_the_form_of_lc_rec(toy, capsys):
     # The test section is filled, for every user.
     test = content["user_vague_intention"]["test"]
     assert {user: (own["item"], own["inters"]) for user, own in test.items()} == {
-        "ann": (3, [4, 0, 1, 2]),
-        "bob": (2, [0, 1]),
-        "cid": (1, [3, 2, 4]),
-    }
+        "ann": (3, [4, 0, 1, 2]), "bob": (2, [0, 1]), "cid": (1, [3, 2, 4]),
+    }  # fmt: skip
     assert all(own["querys"] == ["pen, writing"] for own in test.values())
     out = capsys.readouterr().out
     assert "Next: python -m lcrec.finetune" in out

@@ -25,14 +25,9 @@ PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
 
 def small(tied):
     config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-    )
+        vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=tied,
+    )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
@@ -89,16 +84,9 @@ def test_work():
 
 
 SHAPE = Shape(
-    total=1000,
-    trainable=100,
-    linear=700,
-    ends=200,
-    block=350,
-    head=200,
-    layers=2,
-    width=10,
+    total=1000, trainable=100, linear=700, ends=200, block=350, head=200, layers=2, width=10,
     vocabulary=20,
-)
+)  # fmt: skip
 WORK = Work(samples=4, tokens=40, answer_tokens=8, steps=2, batch_tokens=20, batch_answers=6)
 
 

@@ -28,10 +28,8 @@ def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
     (tmp_path / "partial" / "checkpoint-12").mkdir(parents=True)
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-10",
-        "checkpoint-9",
-        "run.json",
-    ]
+        "checkpoint-10", "checkpoint-9", "run.json",
+    ]  # fmt: skip
 
 
 def test_no_checkpoint(tmp_path):

@@ -28,13 +28,9 @@ def ledger():
 def card_of(ledger, times):
     items = pa.table({"item": ["x", "y"], "title": ["Xylophone", "Yo"], "description": ["", "A"]})
     numbered = Numbered(
-        pa.chunked_array([["a", "b"]]),
-        pa.chunked_array([["x", "y"]]),
-        np.array([0, 2, 4]),
-        np.array([0, 1, 0, 1], dtype=np.int32),
-        np.asarray(times),
-        is_date=False,
-    )
+        pa.chunked_array([["a", "b"]]), pa.chunked_array([["x", "y"]]), np.array([0, 2, 4]),
+        np.array([0, 1, 0, 1], dtype=np.int32), np.asarray(times), is_date=False,
+    )  # fmt: skip
     catalogue = Catalogue(items, {NO_ROW: ["w"]}, {"title": ["v<b>"]}, [("title", "<b>Yo", "Yo")])
     return make_card("Toy", ledger, catalogue, items, numbered, np.array([0, 1, 0, 2]))
 

@@ -176,10 +176,8 @@ def test_lists_and_what_is_missing_in_json(read, con, tmp_path):
     )
     rows = read_lcrec(con, inter, item, Options()).items.order_by("row").to_pyarrow().to_pylist()
     assert [(row["title"], row["brand"], row["categories"]) for row in rows] == [
-        ("A", None, "B C"),
-        (None, None, None),
-        ("E", None, None),
-    ]
+        ("A", None, "B C"), (None, None, None), ("E", None, None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("mark", "\v\f\x1c\x1d\x1e\x85\u2028\u2029")

@@ -49,10 +49,8 @@ def rows(table):
 
 def test_parse_columns():
     assert parse_columns("user=a b, item = c=d ,brand=") == {
-        "user": "a b",
-        "item": "c=d",
-        "brand": "",
-    }
+        "user": "a b", "item": "c=d", "brand": "",
+    }  # fmt: skip
     assert parse_columns("") == {}
     with pytest.raises(InputError, match="expected role=column, found 'user'"):
         parse_columns("user")

@@ -125,10 +125,8 @@ def test_a_damaged_member_is_named(tmp_path):
 def test_several_files_have_a_role_each(tmp_path):
     found = Inputs("table", (Path("a"), Path("b")), (Path("c"),))
     assert found.hashed() == {
-        "interactions 1": Path("a"),
-        "interactions 2": Path("b"),
-        "items": Path("c"),
-    }
+        "interactions 1": Path("a"), "interactions 2": Path("b"), "items": Path("c"),
+    }  # fmt: skip
     assert str(found) == "a and 1 more and c"
 
 

@@ -234,12 +234,10 @@ def test_yelp(write, read):
     assert actions == [expected]
     assert items == [
         {
-            "item": "b",
-            "title": "Café",
-            "categories": "Food, Coffee",
+            "item": "b", "title": "Café", "categories": "Food, Coffee",
             "details": "Affton, MO, WiFi: u'free'",
         }
-    ]
+    ]  # fmt: skip
 
 
 BOOKS_HEADER = (

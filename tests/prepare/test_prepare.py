@@ -120,11 +120,9 @@ def test_toy_shop_from_parquet_with_lists_dates_and_number_ids(tmp_path):
     # The hash of "bob" with "102", the chair, is below that with "100", the lamp.
     assert sequences == {**SEQUENCES, "1": [2, 0, 3]}
     assert catalogue["3"] == {
-        "title": "Lamp",
-        "description": "Fine Solid",
-        "brand": "",
+        "title": "Lamp", "description": "Fine Solid", "brand": "",
         "categories": "Home, Office, New",
-    }
+    }  # fmt: skip
     assert catalogue["2"]["description"] == ""
     assert (tmp_path / "out" / "Toy" / "Toy.item2id").read_text().startswith("102\t0\n")
 
@@ -155,11 +153,9 @@ def test_items_without_text_go_before_the_core(tmp_path, shop, capsys):
     screen = capsys.readouterr().out
     assert "nothing but markup: 1 ('lamp'); item has no row in the items file: 1 ('rug')" in screen
     assert card(tmp_path)["dropped"] == {
-        "first of repeats": 1,
-        "item's text is nothing but markup": 3,
-        "item has no row in the items file": 1,
-        "core 3 items, 1 users again": 4,
-    }
+        "first of repeats": 1, "item's text is nothing but markup": 3,
+        "item has no row in the items file": 1, "core 3 items, 1 users again": 4,
+    }  # fmt: skip
 
 
 def test_items_without_text_can_be_refused(shop):

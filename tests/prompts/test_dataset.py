@@ -60,10 +60,8 @@ def tokenizer():
 
 def test_mixture_reads_shares_and_caps():
     assert parse_mixture(["seqrec", "item2index=0.5", "index2item=200"]) == {
-        "seqrec": 1.0,
-        "item2index": 0.5,
-        "index2item": 200.0,
-    }
+        "seqrec": 1.0, "item2index": 0.5, "index2item": 200.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -111,12 +109,10 @@ def test_a_sample_has_one_wording_per_epoch_and_several_over_time():
         histories = [row.prompt.split(" ", 1)[1] for row in rows]
         assert sorted(histories) == sorted(
             [
-                "<a_0><b_0>",
-                "<a_0><b_0> <a_0><b_1>",
-                "<a_0><b_0> <a_0><b_1> <a_1><b_0>",
+                "<a_0><b_0>", "<a_0><b_0> <a_0><b_1>", "<a_0><b_0> <a_0><b_1> <a_1><b_0>",
                 "<a_1><b_1>",
             ]
-        )
+        )  # fmt: skip
         for history, row in zip(histories, rows, strict=True):
             seen[history][row.template_id] += 1
     for counts in seen.values():

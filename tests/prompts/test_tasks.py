@@ -132,13 +132,9 @@ def test_questions_at_inference_are_those_of_training():
     assert history_record(INDEX, np.array([0, 1]), data.max_history).items() <= train.items()
     assert item_record(data, 0).items() <= records("item2index")[0].items()
     asked = search_record(
-        INDEX,
-        [0, 1],
-        data.max_history,
-        preference="likes pens",
-        intention="a cup",
+        INDEX, [0, 1], data.max_history, preference="likes pens", intention="a cup",
         max_text_words=data.max_text_words,
-    )
+    )  # fmt: skip
     assert asked.items() <= records("itemsearch")[0].items()
     assert mixed_record(data, [0, 1], 2) == records("fusionseqrec")[1]
 

@@ -67,13 +67,9 @@ def wordpiece():
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        eos_token="[SEP]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    )
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", eos_token="[SEP]",
+        cls_token="[CLS]", sep_token="[SEP]",
+    )  # fmt: skip
 
 
 def unigram(marked="always"):
@@ -82,11 +78,9 @@ def unigram(marked="always"):
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=marked)
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=100,
-        special_tokens=["<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
+        vocab_size=100, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
         show_progress=False,
-    )
+    )  # fmt: skip
     tokenizer.train_from_iterator(TEXTS, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
@@ -208,15 +202,10 @@ def make_model(tokenizer, *, tied, spare=0):
     torch.manual_seed(1)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer) + spare,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            tie_word_embeddings=tied,
-            pad_token_id=None,
+            vocab_size=len(tokenizer) + spare, hidden_size=32, intermediate_size=32,
+            num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=tied, pad_token_id=None,
         )
-    )
+    )  # fmt: skip
 
 
 def tables(model):

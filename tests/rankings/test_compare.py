@@ -43,14 +43,10 @@ CONDITIONS = Conditions("Shop <&>", "leave-one-out", False, 0.25, False, 7)
 
 def compared(entries, truth, counts, reference=None):
     return compare_entries(
-        entries,
-        truth,
-        CONDITIONS,
-        popularity=np.asarray(counts),
-        activity=np.ones(len(truth), dtype=int),
-        reference=reference,
+        entries, truth, CONDITIONS, popularity=np.asarray(counts),
+        activity=np.ones(len(truth), dtype=int), reference=reference,
         left_out={"alpharec": "needs | texts"},
-    )
+    )  # fmt: skip
 
 
 def figures_of(*words, **named):
@@ -400,10 +396,8 @@ def test_runs_of_a_method_that_draws(shop, tmp_path):
         *(("mf --paper-family", seed) for seed in range(2)),
     ]
     assert [run.folder.name for run in runs[::2]] == [
-        "popularity-0",
-        "mf_dim_8-1",
-        "mf_paper-family-1",
-    ]
+        "popularity-0", "mf_dim_8-1", "mf_paper-family-1",
+    ]  # fmt: skip
     assert runs[1].argv[2:5] == ["--tuned", "--dim", "8"]
     assert "--tuned" not in runs[3].argv
     with pytest.raises(InputError, match="'mf  --dim 8' is there twice, in other words"):

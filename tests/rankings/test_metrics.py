@@ -83,13 +83,11 @@ def test_agrees_with_plain_loops(lists, k):
     ranked, targets = lists
     found = np.stack(
         [
-            hit_at_k(ranked, targets, k),
-            recall_at_k(ranked, targets, k),
-            ndcg_at_k(ranked, targets, k),
-            mrr(ranked, targets),
+            hit_at_k(ranked, targets, k), recall_at_k(ranked, targets, k),
+            ndcg_at_k(ranked, targets, k), mrr(ranked, targets),
         ],
         axis=1,
-    )
+    )  # fmt: skip
     expected = [brute_force(*row, k) for row in zip(ranked.tolist(), targets.tolist(), strict=True)]
     assert found == pytest.approx(np.array(expected, dtype=float))
     assert ((found >= 0) & (found <= 1 + 1e-12)).all()

@@ -93,11 +93,9 @@ def test_a_process_from_start_to_end(checkpoint, shop):
             # One who leaves is dropped; those who wait are answered although the end has come.
             leaver = http.client.HTTPConnection("127.0.0.1", service.port)
             leaver.request(
-                "POST",
-                "/recommend",
-                json.dumps({"history": [9]}),
+                "POST", "/recommend", json.dumps({"history": [9]}),
                 {**head, "Content-Type": "application/json"},
-            )
+            )  # fmt: skip
             wait_for(client, "lcrec_queue_depth 1.0")
             leaver.close()
             wait_for(client, "lcrec_queue_depth 0.0")
