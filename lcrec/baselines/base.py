@@ -133,6 +133,16 @@ def positions(train: Interactions, users: list[str]) -> np.ndarray:
     return np.array([places.get(user, UNKNOWN) for user in users], dtype=np.int64)
 
 
+def trained_positions(train: Interactions, users: list[str]) -> np.ndarray:
+    """Return `positions`, but -1 too for users with nothing to train on, of whom nothing is known.
+
+    A split by time has such users; what a method would have for them is a vector without training.
+    """
+    places = positions(train, users)
+    is_empty = np.append(np.diff(train.offsets) == 0, True)  # the last is that of -1
+    return np.where(is_empty[places], UNKNOWN, places)
+
+
 def require_embeddings(data: TrainingData, asker: str) -> np.ndarray:
     """Return the items' embeddings, float32 [num_items, dim].
 

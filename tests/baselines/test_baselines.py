@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planted import write_data
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.base import Baseline, TrainingData, positions
+from lcrec.baselines.base import Baseline, TrainingData, positions, trained_positions
 from lcrec.baselines.methods.closed_form import Cooccurrence, Popularity
 from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs import ranking
@@ -93,6 +93,10 @@ def enough():
     rng = np.random.default_rng(0)
     sequences = {f"u{user}": [*rng.permutation(11)[:6].tolist(), 11] for user in range(12)}
     split = leave_one_out(Interactions.from_sequences(sequences))
+    # A split by time has users with nothing to train on.
+    offsets = np.append(split.train.offsets, split.train.offsets[-1])
+    train = Interactions([*split.train.users, "new"], offsets, split.train.items)
+    split = dataclasses.replace(split, train=train)
     data = TrainingData(
         split.train,
         12,
@@ -154,9 +158,10 @@ def test_every_method_keeps_the_contract(name, tmp_path):
         method.score(users[[row]], [history]) for row, history in enumerate(split.test.histories)
     ]
     assert np.concatenate(rows) == pytest.approx(scores, abs=1e-5)  # whatever the batch
-    stranger = method.score(np.array([-1]), [np.array([3, 4])])
-    assert stranger.shape == (1, 12)
-    assert not np.isnan(stranger).any()
+    assert trained_positions(split.train, ["u1", "new", "nobody"]).tolist() == [1, -1, -1]
+    unseen = method.score(np.array([-1, 12]), [np.array([3, 4])] * 2)
+    assert unseen.shape == (2, 12)
+    assert not np.isnan(unseen).any()
 
     again = kind(quick(kind), seed=1)
     again.fit(data)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.baselines.base import positions
+from lcrec.baselines.base import trained_positions
 from lcrec.baselines.registry import find_method
 from lcrec.baselines.runs.flags import method_settings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     started = time.perf_counter()
     method.fit(inputs.training)
     seconds = time.perf_counter() - started
-    users = positions(inputs.training.train, cases.users)
+    users = trained_positions(inputs.training.train, cases.users)
     data = replace(inputs.training, exclude_history=config.exclude_history)
 
     def rows() -> Iterator[Prediction]:

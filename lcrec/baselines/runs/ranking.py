@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lcrec.baselines.base import TrainingData, positions
+from lcrec.baselines.base import TrainingData, trained_positions
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.rankings.metrics import PAD, ndcg_at_k
@@ -49,7 +49,7 @@ def rank_cases(
     Raises:
         InputError: a user's history leaves nothing to list.
     """
-    users = positions(data.train, cases.users)
+    users = trained_positions(data.train, cases.users)
     batch = max(1, SCORES_AT_ONCE // data.num_items)
     for start in range(0, len(cases), batch):
         rows = slice(start, start + batch)
