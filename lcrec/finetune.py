@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.config import Writes, option, parse_config
-from lcrec.core.errors import run_stage
+from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
 from lcrec.core.provenance import fingerprint, is_current
 from lcrec.modeling.recipe import (
@@ -198,12 +198,14 @@ def _finetune(job: FinetuneRun) -> Path:
 
 def _train(job: FinetuneRun, state: PartialState) -> None:
     """Train, and write the checkpoint; all processes call this."""
+    import torch
     from transformers import set_seed
 
     from lcrec.modeling.finetuning import (
         count_trainable,
         describe_run,
         draw_training_rows,
+        explain_out_of_memory,
         load_model,
         make_trainer,
     )
@@ -243,7 +245,10 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     )
     with state.main_process_first():  # which clears away what a killed run left unfinished
         resume_from = latest_checkpoint(work)
-    trainer.train(resume_from_checkpoint=resume_from)
+    try:
+        trainer.train(resume_from_checkpoint=resume_from)
+    except torch.OutOfMemoryError:
+        raise InputError(explain_out_of_memory(config, trained, rows, trainer)) from None
     state.wait_for_everyone()  # all have read the best weights before they are cleared away
     weights = trainer.whole_state()  # all take part
     if state.is_main_process:
@@ -263,7 +268,7 @@ def _buffer_tokens(config: FinetuneConfig, trained: TrainingModel, rows: Trainin
     from lcrec.modeling.finetuning import buffer_tokens
 
     note = config.output / WORK / BUFFER
-    if not note.exists():
+    if not note.exists() or config.max_tokens_per_batch is not None:
         tokens = buffer_tokens(config, trained, rows, torch.cuda.mem_get_info()[0])
         write_json(note, {"tokens": tokens})
     return read_json(note)["tokens"]

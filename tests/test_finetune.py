@@ -1,6 +1,8 @@
 """The recipe: what it trains and keeps; runs killed, resumed, stopped early, refused, repeated."""
 
 import dataclasses
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +18,14 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError
+from lcrec.core.outputs import SHARED_FOLDER, claim
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import load_items
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import checkpoint as checkpoint_module
 from lcrec.modeling.checkpoint import load_checkpoint
+from lcrec.modeling.recipe import STAGE
 from lcrec.modeling.run_folder import latest_checkpoint
 from lcrec.modeling.trainer import RecommenderTrainer
 from lcrec.rankings.metrics import ndcg_at_k
@@ -222,6 +226,48 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at
     assert_same_weights(resumed, whole)
     assert read_provenance(resumed)["config"] == read_provenance(whole)["config"]
     assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "adapter_model.safetensors"]
+)
+def test_a_damaged_checkpoint_is_named(finetune, tmp_path, kill_at, name):
+    kill_at(6)
+    with pytest.raises(Killed):
+        finetune(tmp_path / "model")
+    (damaged,) = (tmp_path / "model" / ".training").glob(f"checkpoint-4/{name}")
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"checkpoint-4 cannot be resumed from .*; remove that"):
+        finetune(tmp_path / "model")
+    shutil.rmtree(damaged.parent)
+    assert (finetune(tmp_path / "model") / "lcrec.json").exists()
+
+
+def test_a_device_whose_memory_is_full(finetune, checkpoint, tmp_path, monkeypatch):
+    """What is complete is kept, and the command with smaller batches goes on from it."""
+    with monkeypatch.context() as patch:
+
+        def full(trainer, *args):
+            if trainer.state.global_step == 5:
+                raise torch.OutOfMemoryError
+            return answer(trainer, *args)
+
+        answer = RecommenderTrainer._add_gradients
+        patch.setattr(RecommenderTrainer, "_add_gradients", full)
+        with pytest.raises(InputError, match=r"full in update 6 \([\d,]+ tokens at once") as told:
+            finetune(tmp_path / "model")
+    assert re.search(r"lcrec plan\) to need \d+\.\d\d GiB", str(told.value))
+    (flag, tokens) = re.search(r"(--max-tokens-per-batch) (\d+)", str(told.value)).groups()
+    resumed = finetune(tmp_path / "model", flag, tokens)
+    one, other = map(weights, (resumed, checkpoint))
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_run_is_refused_while_the_first_lives(finetune, tmp_path):
+    refused = rf"another run \(process {os.getpid()}\) is writing there"
+    with claim(tmp_path / "model", STAGE, SHARED_FOLDER), pytest.raises(InputError, match=refused):
+        finetune(tmp_path / "model")
 
 
 def test_a_run_killed_while_saving(finetune, checkpoint, tmp_path, monkeypatch):

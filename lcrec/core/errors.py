@@ -28,6 +28,11 @@ REMEDIES = {
     errno.EDQUOT: "make room within the quota and give the same command again",
     errno.EFBIG: "raise the limit on the size of files, and give the same command again",
 }
+# Likewise of what libraries raise, by the name of the exception.
+LIBRARY_REMEDIES = {
+    "OutOfMemoryError": "take smaller batches, or a device with more memory free",
+    "SafetensorError": "bring back the file, or make it anew",
+}
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
@@ -79,6 +84,9 @@ def _from_system(error: BaseException | None) -> str | None:
         if number is None and not isinstance(error, OSError):
             named = re.search(r"\(os error (\d+)\)", str(error))
             number = int(named[1]) if named else None
+        kind = type(error).__name__  # of libraries that are not imported for it
+        if number not in REMEDIES and kind in LIBRARY_REMEDIES:
+            return f"{str(error).strip().splitlines()[0]}; {LIBRARY_REMEDIES[kind]}"
         if number in REMEDIES:
             text = (str(error).strip() or os.strerror(number)).splitlines()[0]
             return f"{text}; {REMEDIES[number]}"

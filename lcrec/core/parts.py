@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcrec.core.artifacts import read_json, write_json
+from lcrec.core.artifacts import clear_leftovers, read_json, write_json
 from lcrec.core.console import ProgressBar
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def make_parts(
             shutil.rmtree(folder)
         if not folder.exists():
             write_json(note, inputs)
+        clear_leftovers(folder, locked=True)
         there = sum(path.exists() for path in paths)
         if there:
             print(f"Going on: {there} of {len(paths)} parts are there.")

@@ -30,7 +30,7 @@ from lcrec.modeling.base import (
     use_liger,
 )
 from lcrec.modeling.checkpoint import copy_rows
-from lcrec.modeling.cost import Work, load_shape, measure_shape, memory
+from lcrec.modeling.cost import GIB, Shape, Work, load_shape, measure_shape, memory
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.packing import PackingCollator
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
@@ -247,7 +247,6 @@ def buffer_tokens(
         InputError: `--max-tokens-per-batch` is below the longest sample.
     """
     lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
-    answers = lengths - np.asarray(rows.train["prompt_length"])
     longest = int(lengths.max())
     if settings.max_tokens_per_batch is not None:
         if settings.max_tokens_per_batch < longest:
@@ -258,25 +257,62 @@ def buffer_tokens(
         return settings.max_tokens_per_batch
     starts = np.arange(0, len(lengths), settings.batch_size)
     batch = int(np.add.reduceat(lengths, starts).max())
-    share = float(answers.sum() / lengths.sum())
     shape = measure_shape(trained.model)
     for count in itertools.count(1):
         # Buffers are filled but for less than a sample each.
         capacity = max(longest, batch if count == 1 else -(-batch // count) + longest)
         capacity = -(-capacity // BLOCK) * BLOCK
-        work = Work(0, 0, 0, 0, capacity, math.ceil(capacity * share * 1.5))
-        needed = memory(
-            shape,
-            work,
-            precision=settings.precision,
-            quantize=settings.quantize,
-            checkpointing=settings.gradient_checkpointing,
-            processes=1,
-            sharding="none",
-        )
+        needed = _needed_bytes(settings, shape, rows, capacity)
         if needed <= FILLED * free_bytes or batch // count <= longest:
             return capacity
     raise AssertionError
+
+
+def _needed_bytes(
+    settings: TrainingSettings, shape: Shape, rows: TrainingRows, tokens: int
+) -> float:
+    """Return the estimated bytes that a device needs for so many tokens at once."""
+    lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
+    share = 1 - float(np.sum(rows.train["prompt_length"]) / lengths.sum())  # of answers
+    return memory(
+        shape,
+        Work(0, 0, 0, 0, tokens, math.ceil(tokens * share * 1.5)),
+        precision=settings.precision,
+        quantize=settings.quantize,
+        checkpointing=settings.gradient_checkpointing,
+        processes=1,
+        sharding="none",
+    )
+
+
+def explain_out_of_memory(
+    settings: TrainingSettings, trained: TrainingModel, rows: TrainingRows, trainer: Any
+) -> str:
+    """Return in one line what did not fit into memory, what was estimated, and what would fit.
+
+    Args:
+        settings, trained, rows: the run's.
+        trainer: the `RecommenderTrainer` that ran out of memory.
+    """
+    lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
+    batch = trainer.batch_at_once()
+    if batch is None:
+        what, tokens = f"validation after update {trainer.state.global_step:,}", int(lengths.max())
+    else:
+        tokens = batch[1]
+        what = f"update {trainer.state.global_step + 1:,} ({tokens:,} tokens at once"
+        what += f", in a batch of {batch[0]:,} rows)"
+    needed = _needed_bytes(settings, measure_shape(trained.model), rows, tokens)
+    longest = int(lengths.max())
+    remedy = f"give --max-tokens-per-batch {max(longest, tokens // 2)}, to the same result"
+    if tokens <= longest:
+        remedy = "no smaller batch is possible: give --gradient-checkpointing, --mode rows or "
+        remedy += "--quantize 4bit, or take a device with more memory"
+    return (
+        f"the device's memory was full in {what}, which was estimated (lcrec plan) to need "
+        f"{needed / GIB:,.2f} GiB; {remedy}: the same command then goes on from the last "
+        "complete checkpoint"
+    )
 
 
 def make_trainer(

@@ -20,8 +20,11 @@ from lcrec.modeling.recipe import STAGE
 WORK = ".training"  # inside the output folder, until the run is finished
 NOTE = "run.json"  # inside it: all that decides the result
 BUFFER = "buffer.json"  # inside it: tokens of a buffer of packed samples
+TRAINER_STATE = "trainer_state.json"  # transformers' name of it
 COMPLETE = "complete"  # the mark in a checkpoint folder
 STAGED = "partial"  # beside the checkpoints: the one that is being written is staged there
+# A run that does not fit into memory goes on with another: the result is the same.
+MEANS = ("max_tokens_per_batch",)
 
 
 def check_run(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
@@ -48,10 +51,11 @@ def check_run(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
     elif finished is not None and finished["kind"] == kind_of(STAGE):
         hashes = {role: entry["sha256"] for role, entry in finished["inputs"].items()}
         found = finished["config"] | {"inputs": hashes, "processes": run["processes"]}
-    if note.exists() and found == run:
+    decides = {key for key in (*run, *found) if key not in MEANS}
+    differing = [key for key in run if found.get(key) != run[key] and key in decides]
+    if note.exists() and all(found.get(key) == run.get(key) for key in decides):
         return False
     if not overwrite:
-        differing = [key for key in run if found.get(key) != run[key]]
         raise InputError(
             f"--output {output} holds something else: a run that differs in "
             f"{', '.join(differing) or 'settings that this version does not know'}; name another "
@@ -77,7 +81,11 @@ def claim_output(output: Path, run: dict[str, Any], *, overwrite: bool) -> None:
 
 
 def latest_checkpoint(folder: Path) -> str | None:
-    """Return the latest complete checkpoint in `folder`, removing incomplete ones."""
+    """Return the latest complete checkpoint in `folder`, removing incomplete ones.
+
+    Raises:
+        InputError: its state of training cannot be read.
+    """
     shutil.rmtree(folder / STAGED, ignore_errors=True)
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / COMPLETE).exists():
@@ -85,7 +93,30 @@ def latest_checkpoint(folder: Path) -> str | None:
     # Imported late: before training nothing here needs transformers.
     from transformers.trainer_utils import get_last_checkpoint
 
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    latest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if latest is not None:
+        with explain_damage(latest):
+            read_json(Path(latest) / TRAINER_STATE)
+    return latest
+
+
+@contextlib.contextmanager
+def explain_damage(checkpoint: str | Path) -> Iterator[None]:
+    """Explain what to do when a checkpoint to resume from cannot be loaded.
+
+    Raises:
+        InputError: a file in it is missing or damaged.
+    """
+    try:
+        yield
+    except Exception as error:  # each format has its own, and zip archives and pickles several
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{checkpoint} cannot be resumed from ({reason}); remove that folder and give the same "
+            "command again: it goes on from the checkpoint before it, or starts anew"
+        ) from None
 
 
 def publish_checkpoint(written: Path, place: Path) -> None:

@@ -8,6 +8,7 @@ complete and renamed, before older ones go.
 
 import contextlib
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ from lcrec.data.splits import EvalCases
 from lcrec.modeling.base import base_model
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.packing import PackingCollator, is_packed, split_buffers
-from lcrec.modeling.run_folder import STAGED, explain_disk_full, publish_checkpoint
+from lcrec.modeling.run_folder import STAGED, explain_damage, explain_disk_full, publish_checkpoint
 from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
@@ -132,6 +133,14 @@ class RecommenderTrainer(SFTTrainer):
             if not self._halve_buffers():
                 raise
         return self._add_all_gradients(model)
+
+    def batch_at_once(self) -> tuple[int, int] | None:
+        """Return rows and tokens of the batch that is being computed; None between updates."""
+        if not self._batches:
+            return None
+        rows = self._batches[-1][0]["input_ids"]
+        at_once = max(part["input_ids"].numel() for part in self._split(self._batches[-1][0]))
+        return len(rows), at_once
 
     def _halve_buffers(self) -> bool:
         """Pack into smaller buffers from now on, once; tell whether that can be done."""
@@ -374,6 +383,18 @@ class RecommenderTrainer(SFTTrainer):
             load_result = load_result._replace(missing_keys=missing)
         super()._issue_warnings_after_load(load_result)
 
+    def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
+        with explain_damage(checkpoint):
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with explain_damage(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with explain_damage(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
+
     def _get_output_dir(self, trial: Any = None) -> str:
         # The Trainer asks this for the folder to write a checkpoint in, and to look for others in.
         return self._staged or super()._get_output_dir(trial)
@@ -385,6 +406,9 @@ class RecommenderTrainer(SFTTrainer):
             self._staged = str(staged)
             try:
                 super()._save_checkpoint(*args, **kwargs)
+            except BaseException:  # a full disk is not kept full
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
             finally:
                 self._staged = None
             if self.state.best_model_checkpoint == str(staged / name):

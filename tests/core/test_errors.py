@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lcrec.core.errors import REMEDIES, InputError, run_stage
+from lcrec.core.errors import LIBRARY_REMEDIES, REMEDIES, InputError, run_stage
 
 
 def end(error, monkeypatch, capsys):
@@ -47,6 +47,13 @@ def test_a_full_disk_behind_a_librarys_own_error(monkeypatch, capsys):
     wrapped = ValueError("cannot save")
     wrapped.__cause__ = OSError(errno.EROFS, os.strerror(errno.EROFS), "/ro")
     assert "Read-only file system: '/ro'" in end(wrapped, monkeypatch, capsys)[1]
+
+
+@pytest.mark.parametrize("kind", LIBRARY_REMEDIES)
+def test_what_a_library_raises_is_one_line(kind, monkeypatch, capsys):
+    error = type(kind, (Exception,), {})("what was wrong\nand all its frames")
+    seen = f"error: what was wrong; {LIBRARY_REMEDIES[kind]}\n"
+    assert end(error, monkeypatch, capsys) == (2, seen)
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys):

@@ -24,6 +24,7 @@ def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}" / "complete").touch()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     (tmp_path / "run.json").touch()
     (tmp_path / "partial" / "checkpoint-12").mkdir(parents=True)
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
