@@ -4,8 +4,8 @@ This is the only module that knows file names. Every write goes to a temporary n
 folder and is renamed when complete, so a killed stage leaves no half file. Every artifact folder
 carries `lcrec.json`: the version, the stage, its settings and the sha256 of its inputs; a stage
 that is asked for what already lies there does nothing, and one whose input has changed since
-refuses, naming the command that rebuilds it. Where an artifact is several files, the one that the
-next stage reads is removed first and written last, so that nobody reads a mixture of old and new.
+refuses, naming the command that rebuilds it. A folder is replaced whole, and a file together with
+its sidecar, so that nobody reads a mixture of old and new.
 """
 
 import contextlib

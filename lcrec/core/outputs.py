@@ -113,7 +113,9 @@ def claim(
         clear_leftovers(place, locked=True)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(output)  # a full disk has no name of its own
             if not output.exists() or _is_whole(output, stage):
                 note.unlink()  # nothing unfinished lies there
             with contextlib.suppress(OSError):
