@@ -114,7 +114,7 @@ def claim(
         try:
             yield
         except BaseException as error:
-            if isinstance(error, OSError) and error.filename is None:
+            if isinstance(error, OSError) and error.errno and error.filename is None:
                 error.filename = str(output)  # a full disk has no name of its own
             if not output.exists() or _is_whole(output, stage):
                 note.unlink()  # nothing unfinished lies there
