@@ -85,6 +85,12 @@ def index():
     return ItemIndex(codes.astype(np.int32), LEVEL_SIZES)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages of an index have no pictures, which take longer than all the rest of a toy index."""
+    monkeypatch.setattr("lcrec.index.page.draw_svg", lambda draw, description: "<svg></svg>")
+
+
 @pytest.fixture(scope="session")
 def index_folder(index, shop, tmp_path_factory):
     """The index as `lcrec.quantize` would leave it."""

@@ -12,6 +12,7 @@ from lcrec.index.rqvae import RQVAE
 from lcrec.index_report import main
 from lcrec.quantize import main as quantize
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 ITEMS = 24
 CODES = np.column_stack([np.arange(ITEMS) // 6, np.arange(ITEMS) % 6])
 

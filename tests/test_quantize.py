@@ -14,6 +14,7 @@ from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import RQVAE
 from lcrec.quantize import QuantizeConfig, check_embeddings, level_epsilons, main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 ITEMS = 24
 SETTINGS = {
     "levels": 3, "codes": 4, "latent-dim": 4, "hidden-dims": 8, "epochs": 6, "batch-size": 8,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core import artifacts, provenance
@@ -251,6 +251,7 @@ def test_find_data_names_every_file_and_refuses_none_and_many(tmp_path):
         find_data(tmp_path)
 
 
+@settings(max_examples=30)  # each is flushed to the disk
 @given(JSON_VALUES)
 def test_json_round_trip(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "value.json"
@@ -258,6 +259,7 @@ def test_json_round_trip(tmp_path_factory, value):
     assert read_json(path) == value
 
 
+@settings(max_examples=30)
 @given(st.lists(JSON_VALUES, min_size=1, max_size=5))
 def test_jsonl_round_trip(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "rows.jsonl"

@@ -125,15 +125,17 @@ def test_histories_of_any_length(run, checkpoint, shop, tmp_path):
     assert [len(history) for history in cases.histories] == [1, 28, 4, 4, 2]
 
 
-def test_every_wording_answers_for_every_user(run, prompts, split, tmp_path):
+def test_every_wording_answers_for_every_user(run, prompts, shop, tmp_path):
+    users = {f"user {number}": [number, 7, 9, 30 - number] for number in range(9)}
+    data = with_sequences(shop, tmp_path / "data", users)
     path = tmp_path / "predictions.jsonl"
-    run("--output", path, "--templates", "all", "--k", 5)
+    run("--output", path, "--templates", "all", "--k", 5, data=data)
     serving = [template.id for template in prompts.for_task("seqrec", "eval")]
     rows = lines(path)
     assert [(row["template_id"], row["user"]) for row in rows] == [
-        (template, user) for template in serving for user in split.test.users
+        (template, user) for template in serving for user in users
     ]
-    run("--output", path, "--templates", serving[3], serving[1], "--k", 5)
+    run("--output", path, "--templates", serving[3], serving[1], "--k", 5, data=data)
     chosen = [row for t in (serving[3], serving[1]) for row in rows if row["template_id"] == t]
     assert [row["ranked"] for row in lines(path)] == [row["ranked"] for row in chosen]
 

@@ -14,6 +14,7 @@ from lcrec.core.provenance import read_provenance
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.revise import place_new_items
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 NAMES = ("red desk lamp", "tall floor lamp", "office chair", "garden chair", "woollen rug")
 ITEMS = [{"title": f"{name} number {number}"} for number in range(5) for name in NAMES]
 NEW = {"25": {"title": "green desk lamp"}, "26": {"title": "woollen rug number 2"}}

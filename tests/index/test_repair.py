@@ -14,6 +14,7 @@ from lcrec.index.item_index import ItemIndex, find_conflicts
 from lcrec.index.revise import level_paths, mean_codebooks, repair_codes
 from lcrec.index.rqvae import RQVAE
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 # The first level is a corner of the plane, the second a step from it.
 CODEBOOKS = np.array([[[0, 0], [10, 0], [0, 10]], [[0, 0], [1, 0], [0, 1]]], dtype=np.float32)
 SHARED = np.array([[0, 0], [1, 1], [1, 1], [1, 0], [1, 1]], dtype=np.int32)

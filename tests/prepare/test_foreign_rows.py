@@ -180,10 +180,9 @@ def test_lists_and_what_is_missing_in_json(read, con, tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mark", "\v\f\x1c\x1d\x1e\x85\u2028\u2029")
-def test_a_raw_id_may_hold_what_python_takes_for_a_line_end(mark, tmp_path, monkeypatch):
+def test_a_raw_id_may_hold_what_python_takes_for_a_line_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    users = [f"u{mark}{number}" for number in range(3)]
+    users = [f"u{mark}{n}" for mark in "\v\f\x1c\x1d\x1e\x85\u2028\u2029" for n in range(3)]
     log = [{"user": user, "item": f"i{item}", "time": item} for user in users for item in range(3)]
     (tmp_path / "log.jsonl").write_text(lines(*log))
     items = [{"item": f"i{item}", "title": f"Item {item}"} for item in range(3)]

@@ -22,8 +22,10 @@ USERS, ITEMS = 40, 30
 
 
 @pytest.fixture
-def shop(tmp_path):
+def shop(tmp_path, monkeypatch):
     """Users of two tastes, who go through its ten items in order; items 20 to 29 are rare."""
+    # Drawing takes longer than comparing; `test_the_page` looks at pictures.
+    monkeypatch.setattr("lcrec.rankings.comparison_page.draw_svg", lambda *_, **__: "<svg />")
     rng = np.random.default_rng(0)
     sequences = {}
     for user in range(USERS):
