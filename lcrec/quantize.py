@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from lcrec.core.provenance import is_current, require_same_input, write_provenan
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.data.new_items import count_old_items, require_same_past
 from lcrec.index.item_index import LEVEL_LETTERS, ItemIndex
+from lcrec.index.settings import IndexSettings
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -54,53 +55,6 @@ STAGE = "python -m lcrec.quantize"
 EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/index"
 # The others wait while one does k-means on the whole catalogue, or the assignment.
 PATIENCE = timedelta(hours=12)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexSettings:
-    """How items get their codes."""
-
-    kind: Literal["rq-vae", "rq-kmeans", "balanced-kmeans", "tiger", "random", "vanilla"] = option(
-        "how to index: rq-vae (LC-Rec's), rq-kmeans and balanced-kmeans (no training), tiger (no "
-        "uniform mapping, one more token tells apart), random paths, vanilla (a token per item)",
-        "rq-vae",
-    )
-    levels: int = option("how many tokens spell an item", 4, minimum=1)
-    codes: int = option("how many codes each level has", 256, minimum=2)
-    parity: bool = option(
-        "train as the published code does, to compare: its widths, k-means of the first batch, "
-        "nothing standardised, dead codes left, last state kept",
-        False,
-    )
-    latent_dim: int | None = option(
-        "width of the latent that is quantised (default: the embeddings'; with --parity 32)",
-        None,
-        minimum=1,
-    )
-    hidden_dims: list[int] | None = option(
-        "widths of the encoder between input and latent (default: 512 256; with --parity 2048 "
-        "1024 512 256 128 64)",
-        None,
-        minimum=1,
-    )
-    commitment_weight: float = option("weight of the commitment loss (beta)", 0.25, minimum=0)
-    sinkhorn_epsilon: list[float] = option(
-        "uniform semantic mapping, smaller is stricter and 0 turns it off: one number for the last "
-        "level, or one per level",
-        [0.003],
-        minimum=0,
-    )
-    epochs: int | None = option(
-        "passes over the catalogue at most (default: 60; with --parity 5000)", None, minimum=0
-    )
-    patience: int = option(
-        "stop after this many checks (every 5 epochs) without a gain", 8, minimum=1
-    )
-    batch_size: int = option("items per step, all processes together", 1024, minimum=2)
-    learning_rate: float = option("AdamW's step size", 1e-3, minimum=0)
-    weight_decay: float = option("AdamW's weight decay", 1e-4, minimum=0)
-    bf16: bool = option("encode and decode in bfloat16 while training", False)
-    seed: int = option("decides initialisation and order", 0, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +128,8 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
             with claim(config.output, STAGE, overwrite=config.overwrite):
                 extend(config, embeddings, inputs)
         return
-    from lcrec.index.methods import WITHOUT_MODEL
-
     check_settings(config, num_items)
-    names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * (config.kind not in WITHOUT_MODEL)
+    names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * config.has_model
     made = all((config.output / name).exists() for name in names)
     current = made and is_current(config.output, STAGE, config_dict(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
@@ -204,13 +156,14 @@ def _index(
     )
     import torch
 
+    from lcrec.index.methods import index_items
     from lcrec.index.page import print_verdict
 
     vectors = torch.from_numpy(embeddings)
     unfinished = beside(config.output, "training.safetensors")
     model = train_model(vectors, config, unfinished)
     if state.is_main_process:
-        indexing = index_items(vectors, config, model)
+        indexing = index_items(config, vectors, model)
         report = describe_index(indexing, vectors, items, config.seed)
         name = f"{find_data(config.data).name} by {config.kind}"
         verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
@@ -234,12 +187,14 @@ def build_index(embeddings: np.ndarray, settings: IndexSettings | None = None) -
     """
     import torch
 
+    from lcrec.index.methods import index_items
+
     settings = settings or IndexSettings()
     rows = check_embeddings(np.asarray(embeddings), len(embeddings), Path(EMBEDDINGS))
     check_settings(settings, len(rows))
     with one_thread():
         vectors = torch.from_numpy(rows)
-        indexing = index_items(vectors, settings, train_model(vectors, settings))
+        indexing = index_items(settings, vectors, train_model(vectors, settings))
     return ItemIndex(indexing.codes, indexing.level_sizes)
 
 
@@ -251,52 +206,19 @@ def check_settings(settings: IndexSettings, num_items: int) -> None:
     """
     from lcrec.index.methods import require_paths
 
-    require_paths(settings.kind, num_items, settings.levels, settings.codes)
+    require_paths(settings, num_items)
     if settings.levels > len(LEVEL_LETTERS):
         raise InputError(f"--levels {settings.levels}: at most {len(LEVEL_LETTERS)} can be named")
-    level_epsilons(settings.kind, settings.sinkhorn_epsilon, settings.levels)
+    settings.level_epsilons()
 
 
 def train_model(
     embeddings: Tensor, settings: IndexSettings, resume_from: Path | None = None
 ) -> RQVAE | None:
-    """Train the RQ-VAE of a kind that has one, on all processes together, else return None.
+    """Train the RQ-VAE of a kind that has one, on all processes together, else return None."""
+    from lcrec.index.rqvae_training import train_rqvae
 
-    Args:
-        embeddings: float32 [items, dim].
-        settings: of the index.
-        resume_from: a file to keep the state of training in.
-    """
-    from lcrec.index.methods import TRAINED
-    from lcrec.index.rqvae_training import TrainingSettings, train_rqvae
-
-    if settings.kind not in TRAINED:
-        return None
-    training = TrainingSettings(
-        num_levels=settings.levels,
-        num_codes=settings.codes,
-        latent_dim=settings.latent_dim,
-        hidden_dims=settings.hidden_dims,
-        commitment_weight=settings.commitment_weight,
-        sinkhorn_epsilons=level_epsilons(settings.kind, settings.sinkhorn_epsilon, settings.levels),
-        epochs=settings.epochs,
-        patience=settings.patience,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        seed=settings.seed,
-        parity=settings.parity,
-        bf16=settings.bf16,
-    )
-    return train_rqvae(embeddings, training, resume_from)
-
-
-def index_items(embeddings: Tensor, settings: IndexSettings, model: RQVAE | None) -> Indexing:
-    """Give every item its path, from embeddings [items, dim] and what `train_model` returned."""
-    from lcrec.index.methods import INDEXERS
-
-    index = INDEXERS[settings.kind]
-    return index(embeddings, settings.levels, settings.codes, settings.seed, model)
+    return train_rqvae(embeddings, settings, resume_from) if settings.is_trained else None
 
 
 def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:
@@ -347,24 +269,6 @@ def repair(config: QuantizeConfig, source: Path) -> None:
         f"{config.data or 'DATA'} --index {config.output} --base MODEL --output DIR"
         if done
         else f"{config.output} is up to date."
-    )
-
-
-def level_epsilons(kind: str, given: list[float], levels: int) -> list[float]:
-    """Return Sinkhorn's epsilon per level; without uniform mapping (`tiger`) it is zero.
-
-    Raises:
-        InputError: neither one number nor one per level.
-    """
-    if kind == "tiger":
-        return [0.0] * levels
-    if len(given) == levels:
-        return given
-    if len(given) == 1:
-        return [0.0] * (levels - 1) + given
-    raise InputError(
-        f"--sinkhorn-epsilon: {len(given)} numbers for --levels {levels}; give one for the last "
-        "level, or one per level"
     )
 
 

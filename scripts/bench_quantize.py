@@ -39,21 +39,10 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.index.assignment import Assignment, assign_unique, shared_rows
 from lcrec.index.clustering import balanced_codes, sinkhorn
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.rqvae_training import TrainingSettings, explained_variance, train_rqvae
+from lcrec.index.rqvae_training import explained_variance, train_rqvae
+from lcrec.index.settings import IndexSettings
 
 Figures = dict[str, Any]
-# What `python -m lcrec.quantize` trains with unless told otherwise.
-SETTINGS: dict[str, Any] = {
-    "num_levels": 4,
-    "num_codes": 256,
-    "commitment_weight": 0.25,
-    "sinkhorn_epsilons": [0, 0, 0, 0.003],
-    "patience": 8,
-    "batch_size": 1024,
-    "learning_rate": 1e-3,
-    "weight_decay": 1e-4,
-    "seed": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def clusters(items: int, width: int, seed: int) -> np.ndarray:
 def train(embeddings: Tensor, **settings: Any) -> tuple[RQVAE, float]:
     """Return what `python -m lcrec.quantize` would train, and the seconds that took."""
     start = time.perf_counter()
-    model = train_rqvae(embeddings, TrainingSettings(**SETTINGS | settings))
+    model = train_rqvae(embeddings, IndexSettings(**settings))
     return model, time.perf_counter() - start
 
 

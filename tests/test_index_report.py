@@ -1,5 +1,7 @@
 """The command that reports on an index made anywhere, end to end."""
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,8 @@ from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.index.item_index import ItemIndex
-from lcrec.index.methods import INDEXERS, WITHOUT_MODEL
 from lcrec.index.rqvae import RQVAE
+from lcrec.index.settings import IndexSettings
 from lcrec.index_report import main
 from lcrec.quantize import main as quantize
 
@@ -74,7 +76,7 @@ def test_an_index_with_conflicts_is_reported_not_refused(shop):
     assert report["verdict"]["text"] == "Not fit for training: items share an index."
 
 
-@pytest.mark.parametrize("kind", INDEXERS)
+@pytest.mark.parametrize("kind", get_args(get_type_hints(IndexSettings)["kind"]))
 def test_it_says_of_every_kind_what_quantize_said(shop, kind):
     settings = {"kind": kind, "levels": 2, "codes": 6, "epochs": 5, "hidden-dims": 8}
     folders = {name: shop / name for name in ("data", "embeddings")}
@@ -89,7 +91,7 @@ def test_it_says_of_every_kind_what_quantize_said(shop, kind):
             for name in before:
                 report.pop(name)
     assert again == said
-    with_model = kind not in WITHOUT_MODEL
+    with_model = IndexSettings(kind=kind).has_model
     assert ("explained_variance" in said) == with_model
     assert (shop / "index" / "rqvae.safetensors").exists() == with_model
     # Beside the index itself its record stays what it was.

@@ -12,7 +12,8 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import RQVAE
-from lcrec.quantize import QuantizeConfig, check_embeddings, level_epsilons, main
+from lcrec.index.settings import IndexSettings
+from lcrec.quantize import QuantizeConfig, check_embeddings, main
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 ITEMS = 24
@@ -182,12 +183,16 @@ def test_settings_of_parity_are_the_published_ones(shop, monkeypatch):
     assert (config.learning_rate, config.batch_size, config.commitment_weight) == (1e-3, 1024, 0.25)
 
 
+def epsilons(kind, given, levels):
+    return IndexSettings(kind=kind, sinkhorn_epsilon=given, levels=levels).level_epsilons()
+
+
 def test_epsilon_per_level():
-    assert level_epsilons("rq-vae", [0.003], 4) == [0, 0, 0, 0.003]
-    assert level_epsilons("rq-vae", [0, 0.1, 0.01], 3) == [0, 0.1, 0.01]
-    assert level_epsilons("tiger", [0.003], 3) == [0, 0, 0]
+    assert epsilons("rq-vae", [0.003], 4) == [0, 0, 0, 0.003]
+    assert epsilons("rq-vae", [0, 0.1, 0.01], 3) == [0, 0.1, 0.01]
+    assert epsilons("tiger", [0.003], 3) == [0, 0, 0]
     with pytest.raises(InputError, match="--sinkhorn-epsilon: 2 numbers for --levels 3"):
-        level_epsilons("rq-vae", [0.1, 0.2], 3)
+        epsilons("rq-vae", [0.1, 0.2], 3)
 
 
 @pytest.fixture

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from lcrec.core.artifacts import find_data, write_json
+import numpy as np
+
+from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array, write_json
+from lcrec.core.config import Writes, option
+from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.data_set import load_data
-from lcrec.data.folder import Interactions
+from lcrec.data.folder import Interactions, load_items
 from lcrec.data.splits import Split, require_same_split
 from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import LEVEL, SAMPLES
@@ -25,6 +29,17 @@ PROG = "python -m lcrec.evaluate"
 CELL = 14  # characters
 
 Summary = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(Writes):
+    """The settings of every command that judges a checkpoint."""
+
+    model: Path = option("the checkpoint folder")
+    data: Path = option("the data folder")
+    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -46,14 +61,16 @@ class Subject:
     inputs: dict[str, Path]
 
 
-def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -> Subject:
+def load_subject(
+    model: Path, folder: Path, precision: str = "fp32", batch_tokens: int | None = None
+) -> Subject:
     """Load a checkpoint and the data folder it was trained on.
 
     Args:
         model: the checkpoint folder.
         folder: the data folder.
         precision: a key of `DTYPES`.
-        batch_tokens: prompt tokens per batch, padding included.
+        batch_tokens: prompt tokens per batch, padding included; None for the model's own choice.
 
     Raises:
         InputError: either is missing or damaged, or they do not belong together.
@@ -83,6 +100,25 @@ def load_subject(model: Path, folder: Path, precision: str, batch_tokens: int) -
     if data.user_texts is not None:
         inputs["user"] = paths.user
     return Subject(recommender, task_data, data.split, data.interactions, inputs)
+
+
+def read_embeddings(data: Path, embeddings: Path) -> tuple[np.ndarray, Path]:
+    """Return the item embeddings in a folder, or in a file, and the file.
+
+    Raises:
+        InputError: there are none, or they are of another catalogue than `data`.
+    """
+    path = embeddings / EMBEDDINGS if embeddings.is_dir() else embeddings
+    item_path, count = find_data(data).item, len(load_items(data))
+    rebuild = f"python -m lcrec.embed --data {data} --output {path.parent}"
+    vectors = read_array(path)
+    require_same_input(path.parent, "item", item_path, rebuild)
+    if vectors.ndim != 2 or len(vectors) != count:
+        raise InputError(
+            f"{path} has shape {list(vectors.shape)}, but the catalogue has {count} items; "
+            f"make it anew with: {rebuild}"
+        )
+    return vectors, path
 
 
 def format_values(rows: dict[str, dict[str, Summary | None]], heading: str) -> str:

@@ -18,16 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.data.words import words_of
-from lcrec.evaluate.checkpoint import PROG, Subject, format_values, load_subject, write_result
+from lcrec.evaluate.checkpoint import (
+    PROG,
+    JudgeConfig,
+    Subject,
+    format_values,
+    load_subject,
+    write_result,
+)
 from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
@@ -68,21 +74,16 @@ class RougeL:
 LANGUAGE_TASKS = ("index2item", "fusionseqrec", "preferenceobtain")
 
 
-@dataclass(frozen=True)
-class LanguageConfig(Writes):
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(JudgeConfig):
     """Settings of `python -m lcrec.evaluate language`."""
 
-    model: Path = option("the checkpoint folder")
-    data: Path = option("the data folder")
-    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
     templates: list[str] | None = option(
         "templates whose answer is text (default: see above)", None
     )
     users: int = option("users, or items, to sample for each template", 500, minimum=1)
     max_new_tokens: int = option("tokens of an answer at most", 128, minimum=1)
     show: int = option("answers to print for each template", 2, minimum=0)
-    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
-    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
     seed: int = option("of sampling and the bootstrap", 0, minimum=0)
 
 

@@ -23,19 +23,18 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
-from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import ProgressBar
-from lcrec.core.errors import InputError
-from lcrec.core.provenance import require_same_input
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases
 from lcrec.evaluate.checkpoint import (
     PROG,
+    JudgeConfig,
     Subject,
     Summary,
     format_values,
     load_subject,
+    read_embeddings,
     write_result,
 )
 from lcrec.prompts.tasks import mixed_record
@@ -121,21 +120,16 @@ NEGATIVES = {
 }
 
 
-@dataclass(frozen=True)
-class PairsConfig(Writes):
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig(JudgeConfig):
     """Settings of `python -m lcrec.evaluate pairs`."""
 
-    model: Path = option("the checkpoint folder")
-    data: Path = option("the data folder")
     embeddings: Path = option("the item embeddings that say which texts are alike")
-    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
     split: Literal["valid", "test"] = option("which held-out item is the next one", "test")
     templates: list[str] | None = option(
         "templates to ask with, of seqrec or of fusionseqrec from titles (default: see above)", None
     )
     users: int | None = option("users to sample (default: all)", None, minimum=1)
-    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
-    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
     seed: int = option("of sampling, random negatives and the bootstrap", 0, minimum=0)
 
 
@@ -144,17 +138,9 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         PairsConfig, argv, description=__doc__ or "", prog=f"{PROG} pairs", example=EXAMPLE
     )
-    path = config.embeddings / EMBEDDINGS if config.embeddings.is_dir() else config.embeddings
-    vectors = read_array(path)
-    rebuild = f"python -m lcrec.embed --data {config.data} --output {path.parent}"
-    require_same_input(path.parent, "item", find_data(config.data).item, rebuild)
+    vectors, path = read_embeddings(config.data, config.embeddings)
     subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
     num_items = len(subject.data.items)
-    if vectors.ndim != 2 or len(vectors) != num_items:
-        raise InputError(
-            f"{path} has shape {list(vectors.shape)}, but the catalogue has {num_items} items; "
-            f"make it anew with: {rebuild}"
-        )
     templates = choose_templates(subject, config.templates)
     cases = subject.split.valid if config.split == "valid" else subject.split.test
     cases = cases.one_per_user().sample(config.users, config.seed)

@@ -12,21 +12,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
-from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import ProgressBar, progress
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import require_same_input
 from lcrec.evaluate.checkpoint import (
     PROG,
+    JudgeConfig,
     Subject,
     Summary,
     format_values,
     load_subject,
+    read_embeddings,
     write_result,
 )
 from lcrec.prompts.templates import Template
@@ -42,22 +42,17 @@ RETRIEVAL = "text retrieval"
 BLOCK = 256  # queries encoded at once
 
 
-@dataclass(frozen=True)
-class SearchConfig(Writes):
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(JudgeConfig):
     """Settings of `python -m lcrec.evaluate search`."""
 
-    model: Path = option("the checkpoint folder")
-    data: Path = option("the data folder")
     embeddings: Path = option("the folder of item embeddings to retrieve from")
     encoder: str | None = option("their encoder, if it lies elsewhere now", None)
-    output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
     templates: list[str] | None = option(
         "itemsearch templates that use the intention (default: see above)", None
     )
     users: int | None = option("users to sample (default: all with an intention)", None, minimum=1)
     k: int = option("items to rank per query, the depth of MRR", 20, minimum=10)
-    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
-    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
     seed: int = option("of sampling and the bootstrap", 0, minimum=0)
 
 
@@ -66,10 +61,7 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         SearchConfig, argv, description=__doc__ or "", prog=f"{PROG} search", example=EXAMPLE
     )
-    item_path = find_data(config.data).item
-    rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
-    vectors = read_array(config.embeddings / EMBEDDINGS)
-    require_same_input(config.embeddings, "item", item_path, rebuild)
+    vectors, path = read_embeddings(config.data, config.embeddings)
     subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
     num_items = len(subject.data.items)
     if config.k > num_items:
@@ -110,7 +102,7 @@ def main(argv: list[str]) -> None:
     for name, count in counts.items():
         if count < len(targets):
             print(f"  {name}: {count:,} users; the others lack what it asks with")
-    inputs = {**subject.inputs, "embeddings": config.embeddings / EMBEDDINGS}
+    inputs = {**subject.inputs, "embeddings": path}
     record = {
         "users": len(targets),
         "queries": len(queries),

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.core.artifacts import find_data
 from lcrec.core.console import ProgressBar
-from lcrec.core.provenance import require_same_input
-from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import EvalCases, load_split, require_same_split
+from lcrec.data.splits import EvalCases
+from lcrec.evaluate.checkpoint import load_subject
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest, case_requests
-from lcrec.modeling.recipe import STAGE
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
@@ -60,13 +57,9 @@ def score_model(
         InputError: a folder is wrong, or they do not belong together.
     """
     prompts = PromptSet.load(own, base=SHIPPED_PROMPTS) if own is not None else None
-    items = load_items(data)
-    parts = load_split(data, load_interactions(data, len(items)))
+    subject = load_subject(folder, data)
+    parts, trained = subject.split, subject.recommender
     cases = (parts.valid if split == "valid" else parts.test).one_per_user().sample(users, seed)
-    retrain = f"{STAGE} --data {data} --output DIR"
-    require_same_input(folder, "item", find_data(data).item, retrain)
-    require_same_split(folder, data, retrain)
-    trained = Recommender.from_pretrained(folder)
     default = trained.prompts.evaluation_templates("seqrec")[0]
     asked = trained
     if prompts is not None:
@@ -80,7 +73,7 @@ def score_model(
     templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(
         f"Asking {folder} with {len(templates)} templates of seqrec for the {split} items of "
-        f"{len(cases):,} users, ranking {len(items):,} items"
+        f"{len(cases):,} users, ranking {len(trained.index):,} items"
     )
     scores = score_templates(asked, templates, cases, trained.prompts)
     same = asked.prompts.system == trained.prompts.system

@@ -1,13 +1,12 @@
-"""The ways to index a catalogue, behind one contract.
+"""The ways to index a catalogue.
 
-Each takes the same arguments and returns an `Indexing`: a unique path per item, and the model whose
+Each returns an `Indexing`: a unique path per item, and the model whose
 codebooks give the codes their meaning, where they have one. `rq-vae` is LC-Rec's. The rest are for
 comparison: `rq-kmeans` and `balanced-kmeans` quantise the embeddings without training, `tiger`
 tells items that share a path apart by one more token instead of uniform mapping (Rajput et al.
 2023), `random` and `vanilla` (a token per item) know nothing of the items.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from lcrec.core.errors import InputError
 from lcrec.index.assignment import assign_unique, require_capacity, shared_rows
 from lcrec.index.item_index import CODE_DIGITS, number_shared
 from lcrec.index.rqvae import RQVAE
+from lcrec.index.settings import IndexSettings
 
 
 @dataclass(frozen=True)
@@ -39,54 +39,37 @@ class Indexing:
     model: RQVAE | None = None
 
 
-# Takes embeddings [items, dim], levels, codes, seed, and for the kinds in `TRAINED` the RQ-VAE that
-# was trained on these embeddings.
-Indexer = Callable[[Tensor, int, int, int, RQVAE | None], Indexing]
+def index_items(settings: IndexSettings, embeddings: Tensor, model: RQVAE | None) -> Indexing:
+    """Give every item a path of its own, by the kind of index that the settings name.
 
-
-def index_by_rqvae(
-    embeddings: Tensor, levels: int, codes: int, seed: int, model: RQVAE | None
-) -> Indexing:
-    """Give each item the path that the RQ-VAE has for it, or one near to it that is free."""
-    assert model is not None
-    return _unique(model, embeddings)
-
-
-def index_by_kmeans(
-    embeddings: Tensor, levels: int, codes: int, seed: int, model: RQVAE | None
-) -> Indexing:
-    """Quantise the embeddings themselves by residual k-means."""
-    model, _ = _kmeans_model(embeddings, levels, codes, seed, balanced=False)
-    return _unique(model, embeddings)
-
-
-def index_by_balanced_kmeans(
-    embeddings: Tensor, levels: int, codes: int, seed: int, model: RQVAE | None
-) -> Indexing:
-    """Quantise by residual k-means in which the codes of a level share the items evenly."""
-    model, chosen = _kmeans_model(embeddings, levels, codes, seed, balanced=True)
-    return _unique(model, embeddings, chosen)
-
-
-def index_with_extra_token(
-    embeddings: Tensor, levels: int, codes: int, seed: int, model: RQVAE | None
-) -> Indexing:
-    """Number the items that share a path of the RQ-VAE by one more level.
-
-    That level has as many codes as the others, or as the largest group needs.
+    Args:
+        settings: kind, levels, codes and seed are read.
+        embeddings: float32 [items, dim].
+        model: the RQ-VAE that was trained on them, for a kind that has one.
     """
+    kind, levels, codes, items = settings.kind, settings.levels, settings.codes, len(embeddings)
+    sizes = (codes,) * levels
+    if kind == "vanilla":
+        return Indexing(np.arange(items, dtype=np.int32)[:, None], (items,))
+    if kind == "random":
+        return Indexing(_random_paths(items, levels, codes, settings.seed), sizes)
+    if kind in ("rq-kmeans", "balanced-kmeans"):
+        balanced = kind == "balanced-kmeans"
+        model, chosen = _kmeans_model(embeddings, levels, codes, settings.seed, balanced=balanced)
+        return _unique(model, embeddings, chosen if balanced else None)
     assert model is not None
+    if kind == "rq-vae":
+        return _unique(model, embeddings)
+    # Items that share a path are numbered by one more level, of as many codes as the others, or as
+    # the largest group needs.
     nearest = model.nearest_codes(model.encode_all(embeddings)).numpy().astype(np.int32)
     extra = number_shared(nearest)
-    paths = np.column_stack([nearest, extra])
-    return Indexing(paths, (codes,) * levels + (max(codes, int(extra.max()) + 1),), nearest, model)
+    last = max(codes, int(extra.max()) + 1)
+    return Indexing(np.column_stack([nearest, extra]), (*sizes, last), nearest, model)
 
 
-def index_at_random(
-    embeddings: Tensor, levels: int, codes: int, seed: int, model: RQVAE | None
-) -> Indexing:
-    """Draw distinct paths."""
-    items = len(embeddings)
+def _random_paths(items: int, levels: int, codes: int, seed: int) -> np.ndarray:
+    """Draw distinct paths, int32 [items, levels]."""
     rng = np.random.default_rng(seed)
     if codes**levels <= 2 * items:
         drawn = rng.permutation(codes**levels)[:items]
@@ -95,43 +78,23 @@ def index_at_random(
         paths = rng.integers(codes, size=(items, levels))
         while (again := shared_rows(paths)).any():
             paths[again] = rng.integers(codes, size=(int(again.sum()), levels))
-    return Indexing(paths.astype(np.int32), (codes,) * levels)
+    return paths.astype(np.int32)
 
 
-def index_by_name(
-    embeddings: Tensor, levels: int, codes: int, seed: int, model: RQVAE | None
-) -> Indexing:
-    """Give each item a token of its own; levels and codes play no part."""
-    items = len(embeddings)
-    return Indexing(np.arange(items, dtype=np.int32)[:, None], (items,))
-
-
-INDEXERS: dict[str, Indexer] = {
-    "rq-vae": index_by_rqvae,
-    "rq-kmeans": index_by_kmeans,
-    "balanced-kmeans": index_by_balanced_kmeans,
-    "tiger": index_with_extra_token,
-    "random": index_at_random,
-    "vanilla": index_by_name,
-}
-TRAINED = ("rq-vae", "tiger")
-WITHOUT_MODEL = ("random", "vanilla")
-
-
-def require_paths(kind: str, items: int, levels: int, codes: int) -> None:
-    """Check that an index of this kind has a path for each item.
+def require_paths(settings: IndexSettings, items: int) -> None:
+    """Check that an index of these settings has a path for each item.
 
     Raises:
         InputError: it has fewer, or needs more tokens than can be named; the remedy is named.
     """
-    if kind == "vanilla":
+    if settings.kind == "vanilla":
         if items > 10**CODE_DIGITS:
             raise InputError(
                 f"--kind vanilla: {items} items need as many tokens, and {10**CODE_DIGITS} can be "
                 "named; use another kind"
             )
-    elif kind != "tiger":  # its last level grows with the need
-        require_capacity(items, levels, codes)
+    elif settings.kind != "tiger":  # its last level grows with the need
+        require_capacity(items, settings.levels, settings.codes)
 
 
 def _kmeans_model(

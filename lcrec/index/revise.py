@@ -20,9 +20,11 @@ Paths of different depth are filled up first, each level by one code of its own.
 Both write an index folder: `index.json`, the weights where there are some, and the report on it.
 """
 
+import contextlib
 import math
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,14 +185,24 @@ def extend_index(
         "explained_variance_new": extension.explained[1],
     }
     title = f"{name}, {len(index) - len(old):,} new items added"
+    with _revision(output, weights, index, report, title) as folder:
+        write_provenance(folder, stage, config, inputs, level_sizes=old.level_sizes)
+    return True
+
+
+@contextlib.contextmanager
+def _revision(
+    output: Path, weights: Path, index: ItemIndex, report: dict[str, Any], title: str
+) -> Iterator[Path]:
+    """Write an index folder but for its provenance, which the caller adds; print the verdict."""
     with atomic_path(output) as folder:
         folder.mkdir()
-        shutil.copyfile(weights, folder / RQVAE_WEIGHTS)
+        if weights.exists():
+            shutil.copyfile(weights, folder / RQVAE_WEIGHTS)
         verdict = write_index_report(folder, report, title)
         index.save(folder)
-        write_provenance(folder, stage, config, inputs, level_sizes=old.level_sizes)
+        yield folder
     print_verdict(verdict)
-    return True
 
 
 def require_same_space(embeddings: Path, index: Path) -> None:
@@ -419,14 +431,8 @@ def repair_index(
         "paths_filled_up": filled,
         "rule": rule,
     }
-    with atomic_path(output) as folder:
-        folder.mkdir()
-        if weights.exists():
-            shutil.copyfile(weights, folder / RQVAE_WEIGHTS)
-        verdict = write_index_report(folder, report, f"{path.name}, repaired")
-        index.save(folder)
+    with _revision(output, weights, index, report, f"{path.name}, repaired") as folder:
         write_provenance(folder, stage, config, inputs, level_sizes=sizes)
-    print_verdict(verdict)
     print(f"Moved {len(moved):,} items by {rule}. {len(codes) - len(moved):,} keep their index.")
     return True
 

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lcrec.core.version import __version__
 from lcrec.index.assignment import shared_rows
 from lcrec.index.clustering import SLICE
 from lcrec.index.rqvae import RQVAE
+from lcrec.index.settings import IndexSettings
 
 
 @dataclass
@@ -54,83 +55,37 @@ WORTHWHILE = 1e-3  # a smaller gain of the score does not count against patience
 SECONDS_BETWEEN_SAVES = 60
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How an RQ-VAE is built and trained.
+def build_rqvae(settings: IndexSettings, width: int) -> RQVAE:
+    """Return the untrained model for embeddings of this width."""
+    published, hidden_dims = settings.parity, settings.hidden_dims
+    if hidden_dims is None:
+        hidden_dims = PUBLISHED_WIDTHS if published else HIDDEN_WIDTHS
+    return RQVAE(
+        width,
+        hidden_dims=hidden_dims,
+        latent_dim=settings.latent_dim or (32 if published else width),
+        num_levels=settings.levels,
+        num_codes=settings.codes,
+        commitment_weight=settings.commitment_weight,
+        sinkhorn_epsilons=settings.level_epsilons(),
+        parity=published,
+    )
 
-    Attributes:
-        num_levels, num_codes: the model's paths.
-        latent_dim, hidden_dims: its widths; None: a latent as wide as the embeddings behind
-            `HIDDEN_WIDTHS`, with `parity` one of 32 behind `PUBLISHED_WIDTHS`.
-        commitment_weight, sinkhorn_epsilons: the model's losses and balanced levels.
-        epochs: passes over the items at most; None: 60, with `parity` 5000.
-        patience: checks without a gain of `WORTHWHILE` before training stops.
-        batch_size: items per step, all processes together.
-        learning_rate, weight_decay: AdamW's.
-        seed: decides the result on a given machine.
-        parity: train as the published code does.
-        bf16: encode and decode in bfloat16; distances and losses stay in float32.
-    """
 
-    num_levels: int
-    num_codes: int
-    latent_dim: int | None = None
-    hidden_dims: Sequence[int] | None = None
-    commitment_weight: float
-    sinkhorn_epsilons: Sequence[float]
-    epochs: int | None = None
-    patience: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    seed: int
-    parity: bool = False
-    bf16: bool = False
-
-    def build(self, width: int) -> RQVAE:
-        """Return the untrained model for embeddings of this width."""
-        latent_dim = self.latent_dim
-        if latent_dim is None:
-            latent_dim = 32 if self.parity else width
-        hidden_dims = self.hidden_dims
-        if hidden_dims is None:
-            hidden_dims = PUBLISHED_WIDTHS if self.parity else HIDDEN_WIDTHS
-        return RQVAE(
-            width,
-            hidden_dims=hidden_dims,
-            latent_dim=latent_dim,
-            num_levels=self.num_levels,
-            num_codes=self.num_codes,
-            commitment_weight=self.commitment_weight,
-            sinkhorn_epsilons=self.sinkhorn_epsilons,
-            parity=self.parity,
-        )
-
-    @property
-    def max_epochs(self) -> int:
-        """Passes over the items at most."""
-        if self.epochs is not None:
-            return self.epochs
-        return 5000 if self.parity else 60
-
-    def fingerprint(self, model: RQVAE, embeddings: Tensor) -> dict[str, Any]:
-        """Return what decides the result of training, as JSON values."""
-        return {
-            **model.settings,
-            "epochs": self.max_epochs,
-            "patience": self.patience,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "seed": self.seed,
-            "bf16": self.bf16,
-            "lcrec": __version__,
-            "embeddings": hashlib.sha256(embeddings.contiguous().numpy().data).hexdigest(),
-        }
+def _call(settings: IndexSettings, model: RQVAE, embeddings: Tensor) -> dict[str, Any]:
+    """Return what decides the result of training, as JSON values."""
+    names = ("patience", "batch_size", "learning_rate", "weight_decay", "seed", "bf16")
+    return {
+        **model.settings,
+        "epochs": settings.max_epochs,
+        **{name: getattr(settings, name) for name in names},
+        "lcrec": __version__,
+        "embeddings": hashlib.sha256(embeddings.contiguous().numpy().data).hexdigest(),
+    }
 
 
 def train_rqvae(
-    embeddings: Tensor, settings: TrainingSettings, resume_from: Path | None = None
+    embeddings: Tensor, settings: IndexSettings, resume_from: Path | None = None
 ) -> RQVAE:
     """Train on all items; return the best model, on the CPU, ready to encode.
 
@@ -151,11 +106,11 @@ def train_rqvae(
     state = PartialState(cpu=not torch.accelerator.is_available())
     seed, parity, epochs = settings.seed, settings.parity, settings.max_epochs
     torch.manual_seed(seed)
-    model = settings.build(embeddings.shape[1]).to(state.device)
+    model = build_rqvae(settings, embeddings.shape[1]).to(state.device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    call = settings.fingerprint(model, embeddings)
+    call = _call(settings, model, embeddings)
     progress = load_state(resume_from, call, model, optimizer) if resume_from else None
     if progress:
         state.print(f"Going on after epoch {progress.epoch}, where {resume_from} stands.")

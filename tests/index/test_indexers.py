@@ -1,12 +1,15 @@
 """Every way to index keeps the contract: unique paths, in range, the model that made them."""
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import torch
 
 from lcrec.core.errors import InputError
-from lcrec.index.methods import INDEXERS, TRAINED, WITHOUT_MODEL, require_paths
+from lcrec.index.methods import index_items, require_paths
 from lcrec.index.rqvae import RQVAE
+from lcrec.index.settings import IndexSettings
 
 
 def toy_catalogue():
@@ -25,10 +28,13 @@ def trained(points, levels, codes):
 
 
 def index(kind, points, levels=3, codes=5, seed=0):
-    model = trained(points, levels, codes) if kind in TRAINED else None
-    return INDEXERS[kind](points, levels, codes, seed, model)
+    settings = IndexSettings(kind=kind, levels=levels, codes=codes, seed=seed)
+    return index_items(
+        settings, points, trained(points, levels, codes) if settings.is_trained else None
+    )
 
 
+KINDS = get_args(get_type_hints(IndexSettings)["kind"])
 CATALOGUES = {
     "clusters": toy_catalogue(),
     "one item": torch.ones(1, 3),
@@ -41,7 +47,7 @@ CATALOGUES = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", CATALOGUES)
-@pytest.mark.parametrize("kind", INDEXERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_item_gets_its_own_path(kind, name):
     points = CATALOGUES[name]
     found = index(kind, points)
@@ -51,14 +57,14 @@ def test_every_item_gets_its_own_path(kind, name):
     assert len(np.unique(codes, axis=0)) == len(points)
     assert codes.min() >= 0
     assert (codes < np.array(sizes)).all()
-    assert (found.model is None) == (kind in WITHOUT_MODEL)
-    assert (found.nearest is None) == (kind in WITHOUT_MODEL)
+    assert (found.model is None) == (kind in ("random", "vanilla"))
+    assert (found.nearest is None) == (kind in ("random", "vanilla"))
     if found.model:
         assert found.nearest.shape == (len(points), found.model.num_levels)
         assert not found.model.training
 
 
-@pytest.mark.parametrize("kind", INDEXERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_seed_decides(kind):
     points = toy_catalogue()
     np.testing.assert_array_equal(index(kind, points).codes, index(kind, points).codes)
@@ -117,11 +123,11 @@ def test_tokens_that_number_items():
 def test_too_few_paths_and_random_ones_that_spread():
     for kind in ("rq-vae", "rq-kmeans", "balanced-kmeans", "random"):
         with pytest.raises(InputError, match="spell 8 items, the catalogue has 9: use --levels 4"):
-            require_paths(kind, 9, levels=3, codes=2)
-    require_paths("tiger", 9, levels=3, codes=2)
-    require_paths("vanilla", 9, levels=3, codes=2)
+            require_paths(IndexSettings(kind=kind, levels=3, codes=2), 9)
+    require_paths(IndexSettings(kind="tiger", levels=3, codes=2), 9)
+    require_paths(IndexSettings(kind="vanilla", levels=3, codes=2), 9)
     with pytest.raises(InputError, match=r"--kind vanilla: .* use another kind"):
-        require_paths("vanilla", 10**9, levels=3, codes=2)
+        require_paths(IndexSettings(kind="vanilla", levels=3, codes=2), 10**9)
     found = index("random", torch.zeros(2000, 2), levels=3, codes=20)
     loads = [np.bincount(level, minlength=20) for level in found.codes.T]
     assert all(load.min() > 60 and load.max() < 140 for load in loads)

@@ -8,16 +8,17 @@ from planted import toy_clusters
 
 import lcrec.index.rqvae_training
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.rqvae_training import TrainingSettings, explained_variance, train_rqvae
+from lcrec.index.rqvae_training import explained_variance, train_rqvae
+from lcrec.index.settings import IndexSettings
 
 
 def train(embeddings, resume_from=None, **settings):
     defaults = {
-        "num_levels": 2, "num_codes": 4, "latent_dim": 4, "hidden_dims": [8],
-        "commitment_weight": 0.25, "sinkhorn_epsilons": [0.0, 0.003], "epochs": 10, "patience": 8,
+        "levels": 2, "codes": 4, "latent_dim": 4, "hidden_dims": [8],
+        "commitment_weight": 0.25, "sinkhorn_epsilon": [0.0, 0.003], "epochs": 10, "patience": 8,
         "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 1e-4, "seed": 0,
     }  # fmt: skip
-    return train_rqvae(embeddings, TrainingSettings(**defaults | settings), resume_from)
+    return train_rqvae(embeddings, IndexSettings(**defaults | settings), resume_from)
 
 
 def equal(one, two):

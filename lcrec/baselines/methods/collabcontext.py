@@ -89,9 +89,7 @@ class CollabContext(VectorBaseline):
     """Two phases in which items teach users, then users teach items.
 
     Attributes:
-        history: [(phase, epoch from 1, validation NDCG@10 or None)] in the order of training.
         logs: [(phase, its log)], a phase each.
-        checkpoints: {phase: the weights kept of its last run}.
     """
 
     Settings = CollabContextSettings
@@ -112,9 +110,7 @@ class CollabContext(VectorBaseline):
         features = torch.from_numpy(normalise_features(embeddings, chosen.feature_norm))
         network = Network(normalised_adjacency(bought), features, chosen).to(self.device)
         rng = np.random.default_rng(self.seed)
-        self.history: list[tuple[Phase, int, float | None]] = []
         self.logs: list[tuple[Phase, TrainingLog]] = []
-        self.checkpoints: dict[Phase, dict[str, torch.Tensor]] = {}
         for phase in _phases(chosen):
             self._train(network, phase, bought, rng, data)
         self._keep(network, phase)
@@ -190,10 +186,6 @@ class CollabContext(VectorBaseline):
             label=f"CollabContext, {phase}",
         )
         self.logs.append((phase, log))
-        self.history += [(phase, epoch.number, epoch.score) for epoch in log.epochs]
-        self.checkpoints[phase] = {
-            name: value.detach().cpu().clone() for name, value in network.state_dict().items()
-        }
 
     @torch.no_grad()
     def _keep(self, network: Network, phase: Phase) -> None:
