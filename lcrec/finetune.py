@@ -15,6 +15,7 @@ as those for FSDP.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
 
     from lcrec.data.splits import EvalCases
     from lcrec.index.item_index import ItemIndex
+    from lcrec.modeling.cost import Activations
     from lcrec.modeling.finetuning import TrainingModel, TrainingRows
     from lcrec.modeling.trainer import Ranker, RecommenderTrainer
     from lcrec.prompts.prompt_set import PromptSet
@@ -201,12 +203,15 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     import torch
     from transformers import set_seed
 
+    from lcrec.modeling.cost import measure_activations
     from lcrec.modeling.finetuning import (
+        compare_memory,
         count_trainable,
         describe_run,
         draw_training_rows,
         explain_out_of_memory,
         load_model,
+        load_model_shape,
         make_trainer,
     )
 
@@ -227,10 +232,15 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     if state.is_main_process:
         claim_output(config.output, identity, overwrite=config.overwrite)
     state.wait_for_everyone()
+
+    @functools.cache
+    def activations() -> Activations:
+        return measure_activations(load_model_shape(config, inputs).model, config.precision)
+
     capacity = None
     if trained.packs:
         with state.main_process_first():  # which alone decides, once for all of a run's starts
-            capacity = _buffer_tokens(config, trained, rows)
+            capacity = _buffer_tokens(config, trained, rows, activations())
     state.print(describe_run(config, trained, rows, state.num_processes, capacity))
     trainable = count_trainable(trained.model)
     trainer = make_trainer(
@@ -248,7 +258,11 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     try:
         trainer.train(resume_from_checkpoint=resume_from)
     except torch.OutOfMemoryError:
-        raise InputError(explain_out_of_memory(config, trained, rows, trainer)) from None
+        raise InputError(
+            explain_out_of_memory(config, trained, rows, activations(), trainer)
+        ) from None
+    if torch.cuda.is_available():
+        state.print(compare_memory(config, trained, rows, activations(), capacity))
     state.wait_for_everyone()  # all have read the best weights before they are cleared away
     weights = trainer.whole_state()  # all take part
     if state.is_main_process:
@@ -261,7 +275,9 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
         )
 
 
-def _buffer_tokens(config: FinetuneConfig, trained: TrainingModel, rows: TrainingRows) -> int:
+def _buffer_tokens(
+    config: FinetuneConfig, trained: TrainingModel, rows: TrainingRows, activations: Activations
+) -> int:
     """Return the tokens of a buffer: as they were when the run began, so that it resumes alike."""
     import torch
 
@@ -269,7 +285,7 @@ def _buffer_tokens(config: FinetuneConfig, trained: TrainingModel, rows: Trainin
 
     note = config.output / WORK / BUFFER
     if not note.exists() or config.max_tokens_per_batch is not None:
-        tokens = buffer_tokens(config, trained, rows, torch.cuda.mem_get_info()[0])
+        tokens = buffer_tokens(config, trained, rows, activations, torch.cuda.mem_get_info()[0])
         write_json(note, {"tokens": tokens})
     return read_json(note)["tokens"]
 

@@ -43,16 +43,19 @@ def main(argv: list[str]) -> None:
 
     from transformers import set_seed
 
-    from lcrec.modeling.cost import Hardware, plan
+    from lcrec.modeling.cost import Hardware, measure_activations, plan
     from lcrec.modeling.finetuning import draw_training_rows, load_model, load_model_shape
 
     set_seed(config.seed)
-    planned = (load_model_shape if config.tflops else load_model)(config, inputs)
+    without_weights = load_model_shape(config, inputs)
+    activations = measure_activations(without_weights.model, config.precision)
+    planned = without_weights if config.tflops else load_model(config, inputs)
     rows = draw_training_rows(config, inputs, planned)
     hardware = Hardware(
         devices=config.devices, device=pick_device(), tflops=config.tflops, mfu=config.mfu
     )
-    print(plan(planned.model, rows.train, config, hardware, planned.tokenizer.pad_token_id))
+    pad_token_id = planned.tokenizer.pad_token_id
+    print(plan(planned.model, rows.train, config, hardware, pad_token_id, activations))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lcrec.core.device import choose_kernels
+from lcrec.core.device import prepare_cuda
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -43,7 +43,7 @@ def processes(patience: timedelta | None = None) -> Iterator[PartialState]:
     import torch.distributed.nn
     from accelerate.state import PartialState
 
-    choose_kernels()
+    prepare_cuda()
     # Without `cpu`, Accelerate starts every process as if it were alone where there is no GPU.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience)
     yield state

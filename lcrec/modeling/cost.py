@@ -4,14 +4,14 @@ A model is planned from its shape alone (weights on PyTorch's `meta` device), so
 laptop could hold is planned on a laptop.
 
 Memory is an estimate. Trained parameters take 16 bytes (float32 weight and gradient, AdamW's two
-moments: ZeRO, arXiv 1910.02054, section 3), frozen ones what they are stored in. Activations take
-34 bytes per token, layer and unit of width in 16 bits (Korthikanti et al., arXiv 2205.05198,
-section 4.1, without the attention matrix, which fused kernels do not keep), twice that in 32; with
-checkpointing one vector per token and layer, and one layer whole. Hours follow from timed steps, or
-from operations: 2 per parameter and token forward, 2 backward through frozen weights, 4 through
-trained ones (Kaplan et al., arXiv 2001.08361, section 2.1), 2 again with checkpointing.
+moments: ZeRO, arXiv 1910.02054, section 3), frozen ones what they are stored in. What the forward
+pass keeps for the backward pass is counted on the model itself, run on tensors without memory; with
+checkpointing it is one vector per token and layer, and one layer whole. Hours follow from timed
+steps, or from operations: 2 per parameter and token forward, 2 backward through frozen weights, 4
+through trained ones (Kaplan et al., arXiv 2001.08361, section 2.1), 2 again with checkpointing.
 """
 
+import copy
 import time
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.errors import InputError
@@ -26,8 +28,8 @@ from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
 from lcrec.modeling.base import DTYPES, base_model
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import TrainingSettings
-from lcrec.modeling.trainer import sample_losses, split_batch
-from lcrec.prompts.rows import collate_left
+from lcrec.modeling.trainer import padded_losses, sample_losses, split_batch
+from lcrec.prompts.rows import IGNORED, collate_left
 
 # NF4 with double quantisation: 4 bits and 0.127 for the scales (arXiv 2305.14314, section 3).
 STORED_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 4.127 / 8}
@@ -52,6 +54,15 @@ class Shape:
     layers: int
     width: int
     vocabulary: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that are held between forward and backward pass: per token, per scored one, once."""
+
+    per_token: float
+    per_answer: float
+    fixed: float
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,51 @@ def measure_shape(model: PreTrainedModel | PeftModel) -> Shape:
     )
 
 
+def measure_activations(model: PreTrainedModel | PeftModel, precision: str) -> Activations:
+    """Count what a forward pass keeps for the backward pass, on tensors without memory.
+
+    Args:
+        model: on the meta device, as it will be trained.
+        precision: `fp32`, `bf16` or `fp16`.
+    """
+    model = copy.deepcopy(model).train()
+    vocabulary = measure_shape(model).vocabulary
+    arithmetic = torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def held(rows: int, width: int, answers: int) -> int:
+            kept: dict[int, Tensor] = {}
+
+            def keep(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in weights:
+                    kept[storage._cdata] = tensor
+                return tensor
+
+            ids = torch.ones(rows, width, dtype=torch.int64)
+            labels = torch.full_like(ids, IGNORED)
+            labels[:, width - answers :] = 1
+            batch = {
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                "position_ids": torch.arange(width).expand(rows, -1),
+                "labels": labels,
+            }
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), arithmetic:
+                padded_losses(model, batch, answers)
+            return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+        small, wide, scored = held(4, 64, 1), held(8, 64, 1), held(4, 64, 9)
+    per_answer = (scored - small) / 32
+    per_token = (wide - small - 4 * per_answer) / 256
+    # Beside what is kept: the logits, their float32 copy where they are less, and its gradient.
+    logits = vocabulary * (8 if precision == "fp32" else 10)
+    fixed = small - 256 * per_token - 4 * per_answer
+    return Activations(per_token, per_answer + logits, fixed)
+
+
 def measure_work(
     train: Dataset, *, batch_size: int, accumulate: int, processes: int, max_tokens: int | None
 ) -> Work:
@@ -140,6 +196,7 @@ def measure_work(
 def memory(
     shape: Shape,
     work: Work,
+    activations: Activations,
     *,
     precision: str,
     quantize: str,
@@ -150,7 +207,7 @@ def memory(
     """Return the estimated bytes one device needs.
 
     Args:
-        shape, work: the model and the run.
+        shape, work, activations: the model and the run.
         precision: `fp32`, `bf16` or `fp16`.
         quantize: `none`, `8bit` or `4bit`: what the blocks' frozen weights are stored in.
         checkpointing: whether activations are computed again on the way back.
@@ -171,15 +228,13 @@ def memory(
         # Two blocks, or the ends, are whole at a time.
         gathered = max(2 * shape.block, shape.ends) * STORED_BYTES[precision]
         weights, trained = weights / processes, trained / processes
-    wide = STORED_BYTES[precision] / 2
-    per_layer = work.batch_tokens * shape.width * wide
-    if checkpointing:
-        activations = per_layer * 2 * shape.layers + per_layer * 34
-    else:
-        activations = per_layer * 34 * shape.layers
-    # Logits, their float32 copy and its gradient.
-    logits = work.batch_answers * shape.vocabulary * (STORED_BYTES[precision] + 8)
-    return weights + trained + states + gathered + activations + logits
+    per_token = activations.per_token
+    if checkpointing:  # a layer's input each, in what the layers pass on, and one layer whole
+        passed_on = 4.0 if shape.trainable == shape.total else STORED_BYTES[precision]
+        per_token = shape.layers * shape.width * passed_on + per_token / shape.layers
+    held = activations.fixed + work.batch_tokens * per_token
+    held += work.batch_answers * activations.per_answer
+    return weights + trained + states + gathered + held
 
 
 def time_steps(
@@ -251,6 +306,7 @@ def plan(
     settings: TrainingSettings,
     hardware: Hardware,
     pad_token_id: int,
+    activations: Activations,
 ) -> str:
     """Return what `lcrec plan` prints.
 
@@ -260,6 +316,7 @@ def plan(
         settings: the run's.
         hardware: what it will run on.
         pad_token_id: the tokenizer's.
+        activations: of the model.
     """
     precision, quantize = settings.precision, settings.quantize
     checkpointing, processes = settings.gradient_checkpointing, hardware.devices
@@ -292,6 +349,7 @@ def plan(
         needed = memory(
             shape,
             work,
+            activations,
             precision=precision,
             quantize=quantize,
             checkpointing=checkpointing,

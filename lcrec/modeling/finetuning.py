@@ -30,7 +30,16 @@ from lcrec.modeling.base import (
     use_liger,
 )
 from lcrec.modeling.checkpoint import copy_rows
-from lcrec.modeling.cost import GIB, Shape, Work, load_shape, measure_shape, memory
+from lcrec.modeling.cost import (
+    GIB,
+    Activations,
+    Shape,
+    Work,
+    load_shape,
+    measure_shape,
+    measure_work,
+    memory,
+)
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.packing import PackingCollator
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
@@ -232,7 +241,11 @@ def count_trainable(model: torch.nn.Module) -> int:
 
 
 def buffer_tokens(
-    settings: TrainingSettings, trained: TrainingModel, rows: TrainingRows, free_bytes: float
+    settings: TrainingSettings,
+    trained: TrainingModel,
+    rows: TrainingRows,
+    activations: Activations,
+    free_bytes: float,
 ) -> int:
     """Return how many tokens a buffer of packed samples is to hold.
 
@@ -240,7 +253,7 @@ def buffer_tokens(
     `--max-tokens-per-batch` says.
 
     Args:
-        settings, trained, rows: the run's.
+        settings, trained, rows, activations: the run's.
         free_bytes: what a device has for the model and all that training needs beside it.
 
     Raises:
@@ -262,21 +275,27 @@ def buffer_tokens(
         # Buffers are filled but for less than a sample each.
         capacity = max(longest, batch if count == 1 else -(-batch // count) + longest)
         capacity = -(-capacity // BLOCK) * BLOCK
-        needed = _needed_bytes(settings, shape, rows, capacity)
+        needed = _needed_bytes(settings, shape, _work_of(rows, capacity), activations)
         if needed <= FILLED * free_bytes or batch // count <= longest:
             return capacity
     raise AssertionError
 
 
-def _needed_bytes(
-    settings: TrainingSettings, shape: Shape, rows: TrainingRows, tokens: int
-) -> float:
-    """Return the estimated bytes that a device needs for so many tokens at once."""
+def _work_of(rows: TrainingRows, tokens: int) -> Work:
+    """Return the work of a device that holds so many tokens at once, answers among them."""
     lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
-    share = 1 - float(np.sum(rows.train["prompt_length"]) / lengths.sum())  # of answers
+    answers = 1 - float(np.sum(rows.train["prompt_length"]) / lengths.sum())
+    return Work(0, 0, 0, 0, tokens, math.ceil(tokens * answers * 1.5))
+
+
+def _needed_bytes(
+    settings: TrainingSettings, shape: Shape, work: Work, activations: Activations
+) -> float:
+    """Return the bytes that a device is estimated to need, where weights are not sharded."""
     return memory(
         shape,
-        Work(0, 0, 0, 0, tokens, math.ceil(tokens * share * 1.5)),
+        work,
+        activations,
         precision=settings.precision,
         quantize=settings.quantize,
         checkpointing=settings.gradient_checkpointing,
@@ -286,12 +305,16 @@ def _needed_bytes(
 
 
 def explain_out_of_memory(
-    settings: TrainingSettings, trained: TrainingModel, rows: TrainingRows, trainer: Any
+    settings: TrainingSettings,
+    trained: TrainingModel,
+    rows: TrainingRows,
+    activations: Activations,
+    trainer: Any,
 ) -> str:
     """Return in one line what did not fit into memory, what was estimated, and what would fit.
 
     Args:
-        settings, trained, rows: the run's.
+        settings, trained, rows, activations: the run's.
         trainer: the `RecommenderTrainer` that ran out of memory.
     """
     lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
@@ -302,7 +325,8 @@ def explain_out_of_memory(
         tokens = batch[1]
         what = f"update {trainer.state.global_step + 1:,} ({tokens:,} tokens at once"
         what += f", in a batch of {batch[0]:,} rows)"
-    needed = _needed_bytes(settings, measure_shape(trained.model), rows, tokens)
+    shape = measure_shape(trained.model)
+    needed = _needed_bytes(settings, shape, _work_of(rows, tokens), activations)
     longest = int(lengths.max())
     remedy = f"give --max-tokens-per-batch {max(longest, tokens // 2)}, to the same result"
     if tokens <= longest:
@@ -313,6 +337,26 @@ def explain_out_of_memory(
         f"{needed / GIB:,.2f} GiB; {remedy}: the same command then goes on from the last "
         "complete checkpoint"
     )
+
+
+def compare_memory(
+    settings: TrainingSettings,
+    trained: TrainingModel,
+    rows: TrainingRows,
+    activations: Activations,
+    capacity: int | None,
+) -> str:
+    """Return the line that sets the memory that a run took on a GPU beside the estimate."""
+    work = measure_work(
+        rows.train,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        processes=1,
+        max_tokens=capacity or settings.max_tokens_per_batch,
+    )
+    estimate = _needed_bytes(settings, measure_shape(trained.model), work, activations)
+    held = torch.cuda.max_memory_reserved()
+    return f"Memory: {held / GIB:.1f} GiB at most, estimated {estimate / GIB:.1f} GiB"
 
 
 def make_trainer(

@@ -561,7 +561,9 @@ def sample_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, 
         model put out.
     """
     if not is_packed(inputs):
-        return _padded_losses(model, inputs)
+        labels = inputs["labels"]
+        width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
+        return padded_losses(model, inputs, width)
     (labels,), (places,), (samples,) = (inputs[name] for name in ("labels", "places", "samples"))
     outputs = model(
         input_ids=inputs["input_ids"],
@@ -576,11 +578,19 @@ def sample_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, 
     return sums.index_add(0, samples, torch.stack((losses, labels != IGNORED), 1)), outputs
 
 
-def _padded_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, CausalLMOutput]:
-    # Rows are padded on the left, so the answers are the last columns: only those pass through the
-    # head, and logits are [batch, longest answer, vocabulary].
+def padded_losses(
+    model: nn.Module, inputs: dict[str, Tensor], width: int
+) -> tuple[Tensor, CausalLMOutput]:
+    """Return `sample_losses` of rows that are padded on the left.
+
+    The answers are the last columns: only those pass through the head, and logits are
+    [batch, width, vocabulary].
+
+    Args:
+        model, inputs: as for `sample_losses`.
+        width: tokens of the longest answer.
+    """
     labels = inputs["labels"]
-    width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
     features = {name: inputs[name] for name in FEATURES}
     # The positions before the answers, by number: to cut off the last would copy all logits.
     end = labels.shape[1] - 1

@@ -18,6 +18,7 @@ from transformers import (
 
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import choose_attention
+from lcrec.modeling.cost import Activations
 from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens
 from lcrec.modeling.packing import PackingCollator, first_fit, split_buffers, takes_buffers
 from lcrec.modeling.recipe import TrainingSettings
@@ -162,10 +163,10 @@ def test_buffers_hold_the_largest_batch_or_what_fits():
 
     def size(free, **options):
         settings = TrainingSettings(data="", index="", base="", batch_size=10, **options)
-        return buffer_tokens(settings, trained, found, free)
+        return buffer_tokens(settings, trained, found, Activations(5000, 600, 0), free)
 
     assert size(1e12) == 896  # 10 x 80 in blocks of 128
-    halves = size(4.5e6)
+    halves = size(6e6)
     assert 400 + 80 <= halves < 896
     assert size(0) == 256  # still room for a sample beside another
     assert size(0, max_tokens_per_batch=80) == 80

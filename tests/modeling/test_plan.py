@@ -11,16 +11,24 @@ from lcrec import plan
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import add_adapter, load_base
 from lcrec.modeling.cost import (
+    Activations,
     Shape,
     Work,
     load_shape,
+    measure_activations,
     measure_shape,
     measure_work,
     memory,
     operations,
 )
+from lcrec.modeling.trainer import padded_losses
+from lcrec.prompts.rows import collate_left
 
 PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
+
+
+def adapt(model):
+    return add_adapter(model, [48, 49], rank=2, alpha=4, dropout=0.0)
 
 
 def small(tied):
@@ -47,8 +55,7 @@ def test_parameters(tied):
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_of_an_adapter(tied):
     plain = measure_shape(small(tied))
-    adapted = add_adapter(small(tied), [48, 49], rank=2, alpha=4, dropout=0.0)
-    shape = measure_shape(adapted)
+    shape = measure_shape(adapt(small(tied)))
     # Per layer: four matrices 8 to 8, two 8 to 16, one 16 to 8; rank times both sides.
     lora = 3 * 2 * (4 * 16 + 3 * 24)
     rows = 2 * 8 * (1 if tied else 2)
@@ -89,28 +96,57 @@ SHAPE = Shape(
 )  # fmt: skip
 WORK = Work(samples=4, tokens=40, answer_tokens=8, steps=2, batch_tokens=20, batch_answers=6)
 
+HELD = Activations(per_token=300, per_answer=280, fixed=70)
+
 
 def test_memory_and_operations_by_hand():
-    activations = 20 * 10 * 34 * 2
-    logits = 6 * 20 * (2 + 8)
-    alone = memory(SHAPE, WORK, processes=1, sharding="none", **PLAIN)
-    assert alone == 900 * 2 + 100 * 16 + activations + logits
-    zero2 = memory(SHAPE, WORK, processes=2, sharding="zero2", **PLAIN)
+    activations, logits = 20 * 300, 6 * 280
+    alone = memory(SHAPE, WORK, HELD, processes=1, sharding="none", **PLAIN)
+    assert alone == 900 * 2 + 100 * 16 + 70 + activations + logits
+    zero2 = memory(SHAPE, WORK, HELD, processes=2, sharding="zero2", **PLAIN)
     assert alone - zero2 == 100 * 12 / 2
-    whole = memory(SHAPE, WORK, processes=2, sharding="full", **PLAIN)
+    whole = memory(SHAPE, WORK, HELD, processes=2, sharding="full", **PLAIN)
     assert alone - whole == (900 * 2 + 100 * 16) / 2 - 2 * 350 * 2  # two blocks are whole
-    four = memory(SHAPE, WORK, processes=1, sharding="none", **(PLAIN | {"quantize": "4bit"}))
+    four = memory(SHAPE, WORK, HELD, processes=1, sharding="none", **(PLAIN | {"quantize": "4bit"}))
     assert alone - four == pytest.approx(700 * (2 - 4.127 / 8))
     checkpointed = memory(
-        SHAPE, WORK, processes=1, sharding="none", **(PLAIN | {"checkpointing": True})
+        SHAPE, WORK, HELD, processes=1, sharding="none", **(PLAIN | {"checkpointing": True})
     )
-    assert alone - checkpointed == activations - (20 * 10 * 2 * 2 + 20 * 10 * 34)
+    assert alone - checkpointed == activations - (20 * 10 * 2 * 2 + 20 * 150)
     through = 40 * 700 * (4 + 2 * 0.1)
     assert operations(SHAPE, WORK, checkpointing=False) == pytest.approx(through + 8 * 200 * 6)
     again = operations(SHAPE, WORK, checkpointing=True) - operations(
         SHAPE, WORK, checkpointing=False
     )
     assert again == pytest.approx(40 * 700 * 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_activations_are_what_a_forward_pass_keeps(precision, mode):
+    def make():
+        return small(True) if mode == "full" else adapt(small(True))
+
+    with torch.device("meta"):
+        shape = make()
+    found = measure_activations(shape, precision)
+    model = make().train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that none is used twice
+        return tensor
+
+    batch = collate_left([{**row, "task": "seqrec"} for row in rows(*[64] * 5, 50, answer=3)], 0)
+    arithmetic = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), arithmetic:
+        padded_losses(model, batch, 3)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    logits = 50 * (8 if precision == "fp32" else 10)
+    estimate = 384 * found.per_token + 18 * (found.per_answer - logits) + found.fixed
+    assert estimate == pytest.approx(real, rel=0.1)
 
 
 def test_no_weights_are_needed(base, tmp_path):
