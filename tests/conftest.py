@@ -88,7 +88,9 @@ def index():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages of an index have no pictures, which take longer than all the rest of a toy index."""
-    monkeypatch.setattr("lcrec.index.page.draw_svg", lambda draw, description: "<svg></svg>")
+    from markupsafe import Markup
+
+    monkeypatch.setattr("lcrec.index.page.draw_svg", lambda draw, description: Markup("<svg />"))
 
 
 @pytest.fixture(scope="session")

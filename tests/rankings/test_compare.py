@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from planted import write_data
 
 from lcrec.baselines.__main__ import main
@@ -25,7 +26,9 @@ USERS, ITEMS = 40, 30
 def shop(tmp_path, monkeypatch):
     """Users of two tastes, who go through its ten items in order; items 20 to 29 are rare."""
     # Drawing takes longer than comparing; `test_the_page` looks at pictures.
-    monkeypatch.setattr("lcrec.rankings.comparison_page.draw_svg", lambda *_, **__: "<svg />")
+    monkeypatch.setattr(
+        "lcrec.rankings.comparison_page.draw_svg", lambda *_, **__: Markup("<svg />")
+    )
     rng = np.random.default_rng(0)
     sequences = {}
     for user in range(USERS):
