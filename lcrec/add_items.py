@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
             write_json(paths.item, read_json(old.item) | numbered)
         if raw_ids is not None:
             paths.item_ids.write_text(raw_ids, encoding="utf-8")
-        facts = {"items": last + 1, "inter_sha256": fingerprint(paths.inter)}
+        facts: dict[str, Any] = {"items": last + 1, "inter_sha256": fingerprint(paths.inter)}
         write_provenance(folder, ADD_STAGE, config_dict(config), inputs, **facts)
     print(f"Wrote {output}: {last + 1:,} items. {after}")
 

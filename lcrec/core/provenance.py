@@ -35,6 +35,7 @@ KINDS = {
     "python -m lcrec.evaluate search": "metrics",
     "python -m lcrec.evaluate language": "metrics",
 }
+COST = "cost.json"
 # The layout of a kind's files, raised when an older one can no longer be read; 1 where absent.
 FORMATS: dict[str, int] = {}
 
@@ -57,10 +58,14 @@ def fingerprint(path: Path) -> str:
         raise InputError(f"{path}: no such file or folder")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        # The sidecar tells of the folder's making, not of its content; a killed run's leftovers
-        # are no content either.
+        # Sidecars tell of the folder's making, not of its content; a killed run's leftovers are no
+        # content either.
         parts = file.relative_to(path).parts
-        if file.is_file() and file.name != PROVENANCE and not any(map(LEFTOVER.fullmatch, parts)):
+        if (
+            file.is_file()
+            and file.name not in (PROVENANCE, COST)
+            and not any(map(LEFTOVER.fullmatch, parts))
+        ):
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\0".encode())
     return digest.hexdigest()
 
@@ -71,8 +76,20 @@ def provenance_path(artifact: Path) -> Path:
     return artifact.with_suffix(f".{PROVENANCE}") if is_file else artifact / PROVENANCE
 
 
+def cost_path(artifact: Path) -> Path:
+    """Return the file that tells what making an artifact took, beside or in it as its sidecar."""
+    sidecar = provenance_path(artifact)
+    return sidecar.with_name(sidecar.name.removesuffix(PROVENANCE) + COST)
+
+
 def write_provenance(
-    artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path], **facts: Any
+    artifact: Path,
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, Path],
+    *,
+    cost: dict[str, Any] | None = None,
+    **facts: Any,
 ) -> None:
     """Write the sidecar, when all files of a folder that is replaced whole are there.
 
@@ -82,6 +99,8 @@ def write_provenance(
             artifact this is.
         config: the resolved settings, JSON values only, without paths (see `config_dict`).
         inputs: what was read, by role; each is hashed.
+        cost: what the making took, such as seconds: no two runs take the same, so it stands in a
+            file of its own, and equal runs have equal sidecars.
         **facts: anything a later stage needs to know, JSON values only.
     """
     kind = kind_of(stage)
@@ -96,6 +115,8 @@ def write_provenance(
         },
         **facts,
     }
+    if cost is not None:
+        write_json(cost_path(artifact), cost, indent=2)
     if artifact.is_dir():
         # A later run replaces the folder, but not what a person has put beside these.
         record["files"] = sorted(path.name for path in artifact.iterdir() if path.name[0] != ".")
@@ -116,6 +137,8 @@ def read_provenance(artifact: Path) -> dict[str, Any] | None:
     """Return the artifact's provenance, or None where there is none.
 
     A sidecar of version 0.1.0, which has no kind, gets that of its command, in format 1.
+
+    What the making took (`cost_path`) is in it too, as in the sidecars of version 0.1.0.
 
     Raises:
         InputError: the sidecar is damaged, or of a format that this version does not know.
@@ -147,7 +170,8 @@ def read_provenance(artifact: Path) -> dict[str, Any] | None:
             f"{record['lcrec']}, cannot be read by lcrec {__version__}, which knows format "
             f"{format_of(record['kind'])}; use that version, or delete it and rebuild"
         )
-    return record
+    cost = cost_path(artifact)
+    return record | (read_json(cost) if cost.exists() else {})
 
 
 def is_kind(artifact: Path, stage: str) -> bool:

@@ -1,6 +1,7 @@
 """Baselines: counts done by hand, the contract for all of them, the command and its errors."""
 
 import dataclasses
+import itertools
 import json
 import time
 
@@ -19,8 +20,9 @@ from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.runs.store import is_saved, load_method, save_method
 from lcrec.baselines.settings import CooccurrenceSettings
+from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import provenance_path
+from lcrec.core.provenance import cost_path, fingerprint, provenance_path
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.index.item_index import ItemIndex
@@ -172,7 +174,7 @@ def test_every_method_keeps_the_contract(name, tmp_path):
 
     inputs = {"inter": tmp_path / "some.txt"}
     inputs["inter"].write_text("x")
-    save_method(tmp_path / "m", "stage", method, {"a": 1}, inputs)
+    save_method(tmp_path / "m", "stage", method, {"a": 1}, inputs, {"fit_seconds": 0.1})
     assert is_saved(tmp_path / "m", "stage", {"a": 1}, inputs)
     assert not is_saved(tmp_path / "m", "stage", {"a": 2}, inputs)
     copy = kind(quick(kind), seed=1)
@@ -213,6 +215,18 @@ def test_the_command(shop, tmp_path, capsys):
     assert output.stat().st_mtime_ns == stamp
     main(["popularity", "--data", str(shop), "--output", str(output), "--split", "valid"])
     assert [row["target"] for row in lists(output)] == [2, 3, 5]
+
+
+def test_equal_runs_have_equal_sidecars_whatever_they_took(shop, tmp_path, monkeypatch):
+    seen = []
+    for pace in (1, 7):
+        output, folder = tmp_path / str(pace) / "p.jsonl", tmp_path / str(pace) / "method"
+        monkeypatch.setattr("time.perf_counter", itertools.count(0, pace).__next__)
+        main(["popularity", "--data", str(shop), "--output", str(output), "--save", str(folder)])
+        assert read_json(cost_path(output))["fit_seconds"] == pace
+        sidecars = [provenance_path(path).read_bytes() for path in (output, folder)]
+        seen.append((sidecars, fingerprint(folder)))
+    assert seen[0] == seen[1]
 
 
 def test_save_keeps_the_fitted_method(shop, tmp_path, capsys, monkeypatch):

@@ -111,7 +111,7 @@ def test_a_model_of_another_catalogue_or_shape_is_refused(fitted, tmp_path):
     source = tmp_path / "inter.json"
     source.write_text("{}")
     inputs = {"inter": source}
-    save_method(tmp_path / "m", "stage", fitted, {}, inputs)
+    save_method(tmp_path / "m", "stage", fitted, {}, inputs, {})
     kind = type(fitted)
     other = kind(fitted.settings)
     with pytest.raises(InputError, match=r"it has 24 items, the catalogue 25.*fit it again"):

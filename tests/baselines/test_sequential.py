@@ -192,7 +192,7 @@ def test_a_file_from_another_catalogue(tmp_path, twenty):
     method = untrained("sasrec", training(twenty, 40))
     source = tmp_path / "x"
     source.write_text("x")
-    save_method(tmp_path / "m", "stage", method, {}, {"inter": source})
+    save_method(tmp_path / "m", "stage", method, {}, {"inter": source}, {})
     with pytest.raises(InputError, match=r"not this method's \(size mismatch for items.weight"):
         load_method(tmp_path / "m", method, training(twenty, 41), {"inter": source})
     load_method(tmp_path / "m", method, training(twenty, 40), {"inter": source})

@@ -217,7 +217,8 @@ def test_from_nothing_to_the_page_and_on(shop, tmp_path, capsys):
     assert (output / "comparison.html").read_text().count("<svg ") == 3
     run = output / "cooccurrence-0"
     names = {path.name for path in run.iterdir()}
-    assert names == {"method", "predictions.jsonl", "predictions.lcrec.json", "log.txt"}
+    made = {f"predictions.{end}" for end in ("jsonl", "lcrec.json", "cost.json")}
+    assert names == {"method", "log.txt", *made}
 
     # One run is gone, as if it had been killed: it alone is made again, with the same result.
     before = (run / "predictions.jsonl").read_bytes()

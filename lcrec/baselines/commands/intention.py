@@ -116,7 +116,8 @@ def main(argv: list[str]) -> None:
     total = len(config.alpha) * len(cases)
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows(), "rank", "rankings", total=total))
-        write_provenance(file, COMMAND, settings, files, fit_seconds=round(seconds, 1))
+        cost = {"fit_seconds": round(seconds, 1)}
+        write_provenance(file, COMMAND, settings, files, cost=cost)
     _show(config)
     print(f"Fitted in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
 

@@ -100,7 +100,8 @@ def main(argv: list[str]) -> None:
     rows = cases.predictions(rank_cases(method, cases, data, top=config.top))
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows, "rank", "users", total=len(cases)))
-        write_provenance(file, COMMAND, settings, files, fit_seconds=round(seconds, 1))
+        cost = {"fit_seconds": round(seconds, 1)}
+        write_provenance(file, COMMAND, settings, files, cost=cost)
     print(f"Trained in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
 
 

@@ -101,8 +101,9 @@ def main(argv: list[str]) -> None:
         if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
             continue
         made = method.make(method_settings(kind, config, **cell), config.seed, config.device)
-        figures = _judge(made, inputs, config.exclude_history)
-        write_provenance(folder, f"{COMMAND} {name}", shared | cell, files, figures=figures)
+        figures, cost = _judge(made, inputs, config.exclude_history)
+        stage = f"{COMMAND} {name}"
+        write_provenance(folder, stage, shared | cell, files, cost=cost, figures=figures)
     found = [_read_cell(config.output / _cell_name(cell)) for cell in cells]
     rows = [{"settings": cell, **figures} for cell, figures in zip(cells, found, strict=True)]
     rows.sort(key=lambda row: (row["NDCG@10"] is None, -(row["NDCG@10"] or 0)))
@@ -123,28 +124,35 @@ def main(argv: list[str]) -> None:
     print(f"\nWrote {config.output / TUNE}.\nNext, with the best: {command}")
 
 
-def _judge(method: Baseline, inputs: Inputs, exclude_history: bool) -> dict[str, Any]:
-    """Fit and judge on validation; a loss that is no longer finite fails the cell alone."""
+def _judge(
+    method: Baseline, inputs: Inputs, exclude_history: bool
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Fit and judge on validation; a loss that is no longer finite fails the cell alone.
+
+    Returns:
+        the figures, and what fitting took.
+    """
     training = dataclasses.replace(inputs.training, exclude_history=exclude_history)
     started = time.perf_counter()
     try:
         method.fit(training)
     except FloatingPointError as error:
-        return {"NDCG@10": None, "HR@10": None, "failed": str(error)}
+        return {"NDCG@10": None, "HR@10": None, "failed": str(error)}, {}
     seconds = time.perf_counter() - started
     cases = inputs.split.valid
     ranked = ranked_matrix(method, cases, training, top=10)
-    return {
+    figures = {
         "NDCG@10": float(ndcg_at_k(ranked, cases.targets, 10).mean()),
         "HR@10": float(hit_at_k(ranked, cases.targets, 10).mean()),
-        "fit_seconds": round(seconds, 1),
     }
+    return figures, {"fit_seconds": round(seconds, 1)}
 
 
 def _read_cell(folder: Path) -> dict[str, Any]:
     record = read_provenance(folder)
     assert record is not None
-    return record["figures"]
+    cost = {name: record[name] for name in ("fit_seconds",) if name in record}
+    return {**record["figures"], **cost}
 
 
 def _cell_name(cell: dict[str, Any]) -> str:

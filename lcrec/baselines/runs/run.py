@@ -125,7 +125,8 @@ class MethodRun:
         whole = config.output.exists() and is_current(
             config.output, self.prog, self.settings, self.files
         )
-        return read_provenance(config.output) if whole else None
+        facts = read_provenance(config.output) if whole else None
+        return facts if facts is not None and "fit_seconds" in facts else None
 
     def run(self) -> None:
         """Fit and rank, unless an equal run left its file; say so either way."""
@@ -157,7 +158,7 @@ class MethodRun:
         if config.save is not None:
             cost = fit_once(config.save, self.prog, method, self.fitted_by, self.files, training)
         else:
-            cost = fit_and_measure(method, training)
+            cost = {**fit_and_measure(method, training), "training": method.training}
         fitted = time.perf_counter()
         rows = cases.predictions(rank_cases(method, cases, training, top=config.top))
         with publish(output, self.prog, ".jsonl", overwrite=config.overwrite) as file:
@@ -167,9 +168,11 @@ class MethodRun:
                 self.prog,
                 self.settings,
                 self.files,
-                fit_seconds=cost["fit_seconds"],
-                rank_seconds=round(time.perf_counter() - fitted, 1),
-                peak_mb=most([cost["peak_mb"], peak_mb()]),
+                cost={
+                    "fit_seconds": cost["fit_seconds"],
+                    "rank_seconds": round(time.perf_counter() - fitted, 1),
+                    "peak_mb": most([cost["peak_mb"], peak_mb()]),
+                },
                 training=cost["training"],
             )
         length = min(config.top, num_items, method.max_list_length or num_items)

@@ -47,7 +47,7 @@ def save_method(
     method: Baseline,
     config: dict[str, Any],
     inputs: dict[str, Path],
-    **facts: Any,
+    cost: dict[str, Any],
 ) -> None:
     """Write a fitted method.
 
@@ -57,19 +57,21 @@ def save_method(
         method: fitted.
         config: the settings that shape it, JSON values only.
         inputs: what it was fitted on, by role.
-        **facts: such as how training went, JSON values only.
+        cost: what `fit_and_measure` returned.
     """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         # Contiguous: safetensors would write the bytes of a transposed array as they lie.
         state = {name: np.ascontiguousarray(value) for name, value in method.state().items()}
         save_file(state, temporary / WEIGHTS)
-        write_provenance(temporary, stage, config, inputs, **facts)
+        training = method.training
+        write_provenance(temporary, stage, config, inputs, cost=cost, training=training)
 
 
 def is_saved(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
     """Tell whether a method of these settings, fitted on these inputs, lies there."""
-    return (folder / WEIGHTS).is_file() and is_current(folder, stage, config, inputs)
+    whole = (folder / WEIGHTS).is_file() and is_current(folder, stage, config, inputs)
+    return whole and "fit_seconds" in (read_provenance(folder) or {})
 
 
 def load_method(
@@ -112,26 +114,24 @@ def fit_once(
         data: what to fit it on.
 
     Returns:
-        what `fit_and_measure` returns, of now or then.
+        what `fit_and_measure` returns, of now or then, and `training`, see `Baseline.training`.
     """
-    if is_saved(folder, stage, config, inputs):
+    if not is_saved(folder, stage, config, inputs):
+        save_method(folder, stage, method, config, inputs, fit_and_measure(method, data))
+    else:
         load_method(folder, method, data, inputs)
-        record = read_provenance(folder)
-        assert record is not None
-        return {name: record.get(name) for name in ("fit_seconds", "peak_mb", "training")}
-    cost = fit_and_measure(method, data)
-    save_method(folder, stage, method, config, inputs, **cost)
-    return cost
+    record = read_provenance(folder)
+    assert record is not None
+    return {name: record.get(name) for name in ("fit_seconds", "peak_mb", "training")}
 
 
 def fit_and_measure(method: Baseline, data: TrainingData) -> dict[str, Any]:
     """Fit a method.
 
     Returns:
-        `fit_seconds`; `peak_mb` of the process, None where it is not known; and `training`, see
-        `Baseline.training`.
+        `fit_seconds`, and `peak_mb` of the process, None where it is not known.
     """
     started = time.perf_counter()
     method.fit(data)
     seconds = round(time.perf_counter() - started, 1)
-    return {"fit_seconds": seconds, "peak_mb": peak_mb(), "training": method.training}
+    return {"fit_seconds": seconds, "peak_mb": peak_mb()}
