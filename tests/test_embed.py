@@ -7,20 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2Model,
-    Qwen3Config,
-    Qwen3Model,
-    RobertaConfig,
-    RobertaModel,
-    T5Config,
-    T5Model,
-)
+import transformers
 
 import lcrec.add_items
 import lcrec.embed
@@ -52,12 +39,14 @@ ITEMS = {
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
-    "bert": lambda size: BertModel(
-        BertConfig(vocab_size=size, intermediate_size=32, max_position_embeddings=64, **SMALL)
+    "bert": lambda size: transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=size, intermediate_size=32, max_position_embeddings=64, **SMALL
+        )
     ),
     # Its positions begin at 3: 66 rows serve 64 tokens after those up to the padding token's, 1.
-    "roberta": lambda size: RobertaModel(
-        RobertaConfig(
+    "roberta": lambda size: transformers.RobertaModel(
+        transformers.RobertaConfig(
             vocab_size=size,
             intermediate_size=32,
             max_position_embeddings=66,
@@ -65,16 +54,18 @@ MODELS = {
             **SMALL,
         )
     ),
-    "gpt2": lambda size: GPT2Model(
-        GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    "gpt2": lambda size: transformers.GPT2Model(
+        transformers.GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=64)
     ),
-    "qwen3": lambda size: Qwen3Model(
-        Qwen3Config(
+    "qwen3": lambda size: transformers.Qwen3Model(
+        transformers.Qwen3Config(
             vocab_size=size, intermediate_size=32, num_key_value_heads=2, head_dim=8, **SMALL
         )
     ),
-    "t5": lambda size: T5Model(
-        T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    "t5": lambda size: transformers.T5Model(
+        transformers.T5Config(
+            vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+        )
     ),
 }
 
@@ -96,7 +87,7 @@ def models(tmp_path_factory):
         if name != "bert":
             settings = folder / name / "tokenizer_config.json"
             write_json(settings, {**read_json(settings), "padding_side": "left"})
-            assert AutoTokenizer.from_pretrained(folder / name).padding_side == "left"
+            assert transformers.AutoTokenizer.from_pretrained(folder / name).padding_side == "left"
     return folder
 
 
@@ -227,8 +218,8 @@ def test_nothing_is_written_where_the_input_is_wrong(shop):
 
 def mean_of_tokens(folder, text, max_tokens=512):
     """Return the mean of the last hidden states of one text on its own, without any padding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
     if model.config.is_encoder_decoder:
         model = model.encoder
     ids = tokenizer(text)["input_ids"][:max_tokens]
@@ -263,8 +254,10 @@ def test_long_texts_are_cut(models, name):
 
 
 def test_half_precision_weights_give_float32(models, tmp_path):
-    AutoModel.from_pretrained(models / "bert").to(torch.bfloat16).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(models / "bert").save_pretrained(tmp_path)
+    transformers.AutoModel.from_pretrained(models / "bert").to(torch.bfloat16).save_pretrained(
+        tmp_path
+    )
+    transformers.AutoTokenizer.from_pretrained(models / "bert").save_pretrained(tmp_path)
     vectors = load_encoder(str(tmp_path), 512, 8192)(TEXTS)
     assert vectors.dtype == np.float32
     exact = load_encoder(str(models / "bert"), 512, 8192)(TEXTS)
@@ -292,11 +285,13 @@ def test_end_to_end_with_an_encoder(shop, models, capsys):
 
 def test_other_weights_in_the_same_folder_are_noticed(shop, models, tmp_path, capsys):
     folder = tmp_path / "encoder"
-    AutoTokenizer.from_pretrained(models / "bert").save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(models / "bert").save_pretrained(folder)
     arrays = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        BertModel(AutoModel.from_pretrained(models / "bert").config).save_pretrained(folder)
+        transformers.BertModel(
+            transformers.AutoModel.from_pretrained(models / "bert").config
+        ).save_pretrained(folder)
         main(argv(shop, "--encoder", folder))
         arrays.append(embeddings_of(shop))
     assert not np.allclose(*arrays)
@@ -514,10 +509,10 @@ def test_old_embeddings_that_cannot_be_extended(grown, models):
 
 def test_an_encoder_that_is_another_one_now(grown, models, tmp_path):
     folder = tmp_path / "encoder"
-    AutoTokenizer.from_pretrained(models / "bert").save_pretrained(folder)
-    config = AutoModel.from_pretrained(models / "bert").config
-    BertModel(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(models / "bert").save_pretrained(folder)
+    config = transformers.AutoModel.from_pretrained(models / "bert").config
+    transformers.BertModel(config).save_pretrained(folder)
     main(argv(grown, "--encoder", folder))
-    BertModel(config).save_pretrained(folder)
+    transformers.BertModel(config).save_pretrained(folder)
     with pytest.raises(InputError, match="was made from another encoder file"):
         add(grown)

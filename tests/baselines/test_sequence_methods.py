@@ -7,27 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from lcrec.baselines import settings
 from lcrec.baselines.base import TrainingData
+from lcrec.baselines.methods import attributes
 from lcrec.baselines.methods.attention import BERT4Rec, SASRec, mask_items
-from lcrec.baselines.methods.attributes import (
-    FDSA,
-    Forms,
-    ItemFeatures,
-    S3Rec,
-    item_attributes,
-    pretraining_loss,
-    weighted_loss,
-)
 from lcrec.baselines.methods.without_attention import FMLP, HGN, Caser, FrequencyFilter
-from lcrec.baselines.settings import (
-    BERT4RecSettings,
-    CaserSettings,
-    FDSASettings,
-    FMLPSettings,
-    HGNSettings,
-    S3RecSettings,
-    SASRecSettings,
-)
 from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.baselines.shared.sequences import SequenceBatches, pad_histories
 from lcrec.core.errors import InputError
@@ -83,7 +67,7 @@ def test_masks_by_hand_and_in_the_shares_asked_for():
 
 @torch.no_grad()
 def test_bert4rec_never_sees_what_it_must_name():
-    method = BERT4Rec(BERT4RecSettings(**SMALL))
+    method = BERT4Rec(settings.BERT4RecSettings(**SMALL))
     network = method.build(training()).eval()
     states = []
     for second in (4, 7):
@@ -98,7 +82,7 @@ def test_bert4rec_never_sees_what_it_must_name():
 
 def test_every_mask_counts_in_the_loss(monkeypatch):
     """With all masked, each item of each sequence is asked for: the first and the last too."""
-    method = BERT4Rec(BERT4RecSettings(**SMALL, masked=1.0, last_only=0.0))
+    method = BERT4Rec(settings.BERT4RecSettings(**SMALL, masked=1.0, last_only=0.0))
     data = training()
     network, method.sampler = method.build(data), None
     asked = []
@@ -114,7 +98,7 @@ def test_every_mask_counts_in_the_loss(monkeypatch):
 
 @torch.no_grad()
 def test_a_mask_stands_behind_the_history():
-    network = BERT4Rec(BERT4RecSettings(**SMALL)).build(training()).eval()
+    network = BERT4Rec(settings.BERT4RecSettings(**SMALL)).build(training()).eval()
     batch = pad_histories(np.array([0, 1]), [np.array([3]), np.array([1, 2, 4])], 10, 6)
     items = torch.tensor([[3, network.mask, 10, 10], [1, 2, 4, network.mask]])
     expected = network.fill(items, torch.tensor([2, 4]), items == network.mask)
@@ -135,7 +119,9 @@ def test_a_filter_of_ones_lets_all_pass(length):
 
 @torch.no_grad()
 def test_fmlp_knows_how_long_ago_each_item_was():
-    network = FMLP(FMLPSettings(dim=8, hidden=16, max_history=6, dropout=0.0)).build(training())
+    network = FMLP(settings.FMLPSettings(dim=8, hidden=16, max_history=6, dropout=0.0)).build(
+        training()
+    )
     network.eval()
     histories = [np.array([1, 2, 3]), np.array([2, 1, 3])]
     one, other = network(pad_histories(np.array([0, 0]), histories, 10, 6))
@@ -144,7 +130,7 @@ def test_fmlp_knows_how_long_ago_each_item_was():
 
 @torch.no_grad()
 def test_hgn_by_hand():
-    network = HGN(HGNSettings(dim=2, max_history=3)).build(training())
+    network = HGN(settings.HGNSettings(dim=2, max_history=3)).build(training())
     network.items.weight[:2] = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
     network.users.table.weight[0] = torch.tensor([0.5, 0.25])
     for gate in (network.item_features, network.user_features, network.item_gate):
@@ -164,7 +150,7 @@ def test_hgn_by_hand():
 
 
 def test_hgn_scores_drawn_items_by_its_second_table():
-    method = HGN(HGNSettings(dim=4, max_history=3, loss="bpr"))
+    method = HGN(settings.HGNSettings(dim=4, max_history=3, loss="bpr"))
     data = training(sequences={"a": [0, 1, 2], "b": [1, 2, 0]}, num_items=4)
     method.sampler = NegativeSampler(purchases(data.train, 4), 0)  # can draw item 3 alone
     network = method.build(data)
@@ -176,7 +162,7 @@ def test_hgn_scores_drawn_items_by_its_second_table():
 
 @torch.no_grad()
 def test_caser_by_hand():
-    chosen = CaserSettings(dim=2, max_history=3, horizontal=1, vertical=1, dropout=0.0)
+    chosen = settings.CaserSettings(dim=2, max_history=3, horizontal=1, vertical=1, dropout=0.0)
     network = Caser(chosen).build(training())
     network.items.weight[:2] = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
     for height, filters in enumerate(network.horizontal, start=1):
@@ -195,7 +181,9 @@ def test_caser_is_held_by_the_norms_of_its_matrices():
     data = training()
     losses = []
     for weight in (0.0, 0.5):
-        method = Caser(CaserSettings(dim=4, max_history=3, dropout=0.0, regularisation=weight))
+        method = Caser(
+            settings.CaserSettings(dim=4, max_history=3, dropout=0.0, regularisation=weight)
+        )
         method.sampler = None
         torch.manual_seed(0)
         network = method.build(data)
@@ -212,19 +200,19 @@ def test_attributes_by_hand():
             {"title": "c"},
         ]
     )
-    found = item_attributes(items, "fdsa")
+    found = attributes.item_attributes(items, "fdsa")
     assert found.names == [("categories", "Drills"), ("categories", "Tools"), ("brand", "Hex")]
     categories, brands = found.fields
     assert categories.tolist() == [[1, 0], [1, 3], [3, 3], [3, 3]]  # the last row is for padding
     assert brands.tolist() == [[2], [3], [3], [3]]
-    assert len(item_attributes(shelf(["x", ""]), "fdsa").fields) == 1
+    assert len(attributes.item_attributes(shelf(["x", ""]), "fdsa").fields) == 1
     with pytest.raises(
         InputError, match=r"s3rec learns .* none of the 2 items .* categories or br"
     ):
-        item_attributes(shelf(["", " "]), "s3rec")
+        attributes.item_attributes(shelf(["", " "]), "s3rec")
 
 
-@pytest.mark.parametrize("kind", [FDSA, S3Rec])
+@pytest.mark.parametrize("kind", [attributes.FDSA, attributes.S3Rec])
 def test_a_catalogue_without_attributes(kind):
     with pytest.raises(InputError, match="take a method that needs neither, such as sasrec"):
         kind().fit(training(shelf([""] * 10)))
@@ -233,7 +221,7 @@ def test_a_catalogue_without_attributes(kind):
 @torch.no_grad()
 def test_features_by_hand():
     items = Items([{"brand": "x", "categories": "p, q"}, {"brand": "x"}, {}])
-    features = ItemFeatures(item_attributes(items, "fdsa"), 2)
+    features = attributes.ItemFeatures(attributes.item_attributes(items, "fdsa"), 2)
     values = features.values.weight
     features.attention[2].weight.zero_()  # equal weights for the fields that are there
     found = features(torch.tensor([[0, 1], [2, 3]]))
@@ -248,8 +236,8 @@ def test_fdsa_with_one_brand_for_all_is_sasrec():
     """Its feature stream then says nothing of items, and the rest can be SASRec to the number."""
     data = training(shelf(["x"] * 10))
     small = {**SMALL, "heads": 2}
-    sasrec = SASRec(SASRecSettings(**small))
-    fdsa = FDSA(FDSASettings(**small))
+    sasrec = SASRec(settings.SASRecSettings(**small))
+    fdsa = attributes.FDSA(settings.FDSASettings(**small))
     sasrec.network, fdsa.network = sasrec.build(data).eval(), fdsa.build(data).eval()
     network = fdsa.network
     network.load_state_dict({**network.state_dict(), **sasrec.network.state_dict()})
@@ -264,7 +252,7 @@ def test_fdsa_with_one_brand_for_all_is_sasrec():
 
 
 def test_fdsa_has_a_norm_for_each_place():
-    network = FDSA(FDSASettings(**SMALL)).build(training(shelf("ab" * 5)))
+    network = attributes.FDSA(settings.FDSASettings(**SMALL)).build(training(shelf("ab" * 5)))
     norms = (network.positions.norm, network.feature_positions.norm, network.norm)
     assert len({id(norm.weight) for norm in norms}) == 3
 
@@ -274,17 +262,17 @@ PRETRAINED = {**SMALL, "pretrain_epochs": 3, "epochs": 1, "learning_rate": 0.01}
 
 def test_s3rec_goes_on_from_what_was_pretrained(monkeypatch):
     data = training(shelf("ab" * 5))
-    method = S3Rec(S3RecSettings(**PRETRAINED))
+    method = attributes.S3Rec(settings.S3RecSettings(**PRETRAINED))
     seen = []
 
     def start(data):
-        network = S3Rec.start(method, data)
+        network = attributes.S3Rec.start(method, data)
         seen.append({key: value.clone() for key, value in network.state_dict().items()})
         return network
 
     def loss(network, batch):
         seen.append({key: value.clone() for key, value in network.state_dict().items()})
-        return S3Rec.loss(method, network, batch)
+        return attributes.S3Rec.loss(method, network, batch)
 
     monkeypatch.setattr(method, "start", start)
     monkeypatch.setattr(method, "loss", loss)
@@ -300,12 +288,12 @@ def test_s3rec_goes_on_from_what_was_pretrained(monkeypatch):
 
 
 def test_attributes_of_s3rec_end_with_pretraining():
-    method = S3Rec(S3RecSettings(**PRETRAINED))
+    method = attributes.S3Rec(settings.S3RecSettings(**PRETRAINED))
     method.fit(training(shelf("ab" * 5)))
     state = method.state()
-    plain = SASRec(SASRecSettings(**SMALL)).build(training()).state_dict()
+    plain = SASRec(settings.SASRecSettings(**SMALL)).build(training()).state_dict()
     assert state.keys() == plain.keys()
-    other = S3Rec(S3RecSettings(**PRETRAINED))
+    other = attributes.S3Rec(settings.S3RecSettings(**PRETRAINED))
     other.load_state(state, training(items=None))  # no attributes there at all
     history = [np.array([1, 2])]
     assert (other.score(np.array([0]), history) == method.score(np.array([0]), history)).all()
@@ -316,16 +304,16 @@ def test_pretraining_learns_its_tasks():
     items = shelf(["abcde"[item // 2] for item in range(10)])
     walks = {f"u{user}": [(user + step) % 10 for step in range(5)] for user in range(60)}
     data = training(items, walks)
-    chosen = S3RecSettings(**{**SMALL, "dim": 16})
+    chosen = settings.S3RecSettings(**{**SMALL, "dim": 16})
     torch.manual_seed(0)
-    network = S3Rec(chosen).build(data)
-    forms = Forms(item_attributes(items, "s3rec"), 16)
+    network = attributes.S3Rec(chosen).build(data)
+    forms = attributes.Forms(attributes.item_attributes(items, "s3rec"), 16)
     sampler = NegativeSampler(purchases(data.train, 10), 0)
     stream = torch.from_numpy(data.train.items.astype(np.int64))
     optimizer = torch.optim.Adam([*network.parameters(), *forms.parameters()], lr=0.01)
     batch, logs = one_batch(data), []
     for _ in range(170):
-        losses = pretraining_loss(network, forms, batch, sampler, stream, 0.2)
+        losses = attributes.pretraining_loss(network, forms, batch, sampler, stream, 0.2)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
@@ -349,27 +337,27 @@ def test_a_pretraining_batch_costs_what_its_parts_do_together():
     """What draws nothing is the same to the last digits: attributes of items, here of all."""
     walks = {"u0": [0, 1], "u1": [1, 2, 3, 4], "u2": [3, 0, 2], "u3": [4, 1], "u4": [2, 4, 0, 1, 3]}
     data = training(shelf("abcabc"), walks, num_items=6)
-    chosen = S3RecSettings(**SMALL, aap=0.5, mip=0, map=0, sp=0)
-    network = S3Rec(chosen).build(data).eval()
-    forms = Forms(item_attributes(data.items, "s3rec"), SMALL["dim"])
+    chosen = settings.S3RecSettings(**SMALL, aap=0.5, mip=0, map=0, sp=0)
+    network = attributes.S3Rec(chosen).build(data).eval()
+    forms = attributes.Forms(attributes.item_attributes(data.items, "s3rec"), SMALL["dim"])
     sampler = NegativeSampler(purchases(data.train, 6), 0)
     tools = (sampler, torch.from_numpy(data.train.items.astype(np.int64)))
     batch = one_batch(data)
     assert len(batch.by_length(4)) > 1  # and of unequal size
-    whole = pretraining_loss(network, forms, batch, *tools, chosen.masked)["aap"].item()
-    parts = weighted_loss(network, forms, batch, *tools, chosen).item()
+    whole = attributes.pretraining_loss(network, forms, batch, *tools, chosen.masked)["aap"].item()
+    parts = attributes.weighted_loss(network, forms, batch, *tools, chosen).item()
     assert parts == pytest.approx(0.5 * whole, rel=1e-5)
 
 
 def test_items_without_attributes_take_no_part_in_their_tasks():
     items = shelf(["a", "", "b"])
-    forms = Forms(item_attributes(items, "s3rec"), 4)
+    forms = attributes.Forms(attributes.item_attributes(items, "s3rec"), 4)
     losses = forms.attribute_loss(forms.aap, torch.ones(3, 4), torch.tensor([0, 1, 2]))
     assert losses[1] == 0
     assert losses[[0, 2]].min() > 0
 
 
-@pytest.mark.parametrize("kind", [SASRec, BERT4Rec, FDSA, S3Rec])
+@pytest.mark.parametrize("kind", [SASRec, BERT4Rec, attributes.FDSA, attributes.S3Rec])
 def test_defaults_are_those_of_recbole(kind):
     chosen = kind().settings
     shared = (chosen.dim, chosen.layers, chosen.heads, chosen.hidden, chosen.loss)

@@ -9,17 +9,7 @@ from planted import make_planted
 from torch.nn import functional
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.tssr import (
-    TSSR,
-    Content,
-    FixedVectors,
-    Network,
-    cut_windows,
-    item_contrast,
-    load_texts,
-    masked_mean,
-    user_contrast,
-)
+from lcrec.baselines.methods import tssr
 from lcrec.baselines.runs.ranking import validate
 from lcrec.baselines.settings import TSSRSettings
 from lcrec.core.errors import InputError
@@ -33,7 +23,7 @@ SMALL = TSSRSettings(dim=DIM, heads=2, hidden=16, cross_layers=2, max_history=5,
 def awake(settings=SMALL, scale=0.7):
     """A network whose sublayers add something: at the start their scale is about 0."""
     torch.manual_seed(0)
-    network = Network(ITEMS, settings).eval()
+    network = tssr.Network(ITEMS, settings).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith("scales"):
@@ -105,7 +95,7 @@ def test_padding_changes_no_real_place():
 
 def test_at_the_start_a_stream_hardly_hears_the_other():
     torch.manual_seed(0)
-    network = Network(ITEMS, dataclasses.replace(SMALL, gate=False)).eval()
+    network = tssr.Network(ITEMS, dataclasses.replace(SMALL, gate=False)).eval()
     items, content, real = inputs()
     with torch.no_grad():
         allowed = torch.ones(3, 1, 5, 5, dtype=torch.bool)
@@ -155,15 +145,17 @@ def test_the_user_contrast_by_hand():
     one, two = torch.randn(4, DIM), torch.randn(4, DIM)
     cosines = torch.tensor([[torch.cosine_similarity(a, b, dim=0) for b in two] for a in one])
     expected = functional.cross_entropy(cosines / 0.2, torch.arange(4))
-    assert user_contrast(one, two, 0.2) == pytest.approx(expected.item(), abs=1e-5)
-    assert user_contrast(one[:1], two[:1], 0.2) == 0
-    both = user_contrast(one, two, 0.2), user_contrast(two, one, 0.2)
+    assert tssr.user_contrast(one, two, 0.2) == pytest.approx(expected.item(), abs=1e-5)
+    assert tssr.user_contrast(one[:1], two[:1], 0.2) == 0
+    both = tssr.user_contrast(one, two, 0.2), tssr.user_contrast(two, one, 0.2)
     assert both[0] != pytest.approx(both[1].item(), abs=1e-4)
     order = torch.tensor([2, 0, 3, 1])
-    assert user_contrast(one[order], two[order], 0.2) == pytest.approx(both[0].item(), abs=1e-5)
+    assert tssr.user_contrast(one[order], two[order], 0.2) == pytest.approx(
+        both[0].item(), abs=1e-5
+    )
     states = torch.tensor([[[1.0], [3.0], [99.0]], [[5.0], [99.0], [99.0]]])
     real = torch.tensor([[True, True, False], [True, False, False]])
-    assert masked_mean(states, real).tolist() == [[2.0], [5.0]]
+    assert tssr.masked_mean(states, real).tolist() == [[2.0], [5.0]]
 
 
 def slow_item_contrast(query, key, targets, real):
@@ -186,21 +178,21 @@ def test_the_next_item_is_found_among_those_of_the_others():
     query, key = torch.randn(4, 3, DIM), torch.randn(4, 3, DIM)
     targets = torch.tensor([[0, 1, 2], [0, 2, 9], [3, 1, 4], [5, 9, 9]])
     real = targets != 9
-    loss = item_contrast(query, key, targets, real)
+    loss = tssr.item_contrast(query, key, targets, real)
     assert loss == pytest.approx(slow_item_contrast(query, key, targets, real).item(), abs=1e-5)
     query, key = torch.randn(5, 3, DIM), torch.randn(5, 3, DIM)
     targets = torch.randint(0, 5, (5, 3))
     real = torch.ones(5, 3, dtype=torch.bool)
     real[3:] = False
-    whole = item_contrast(query, key, targets, real)
+    whole = tssr.item_contrast(query, key, targets, real)
     assert whole == pytest.approx(
-        item_contrast(query[:3], key[:3], targets[:3], real[:3]).item(), abs=1e-6
+        tssr.item_contrast(query[:3], key[:3], targets[:3], real[:3]).item(), abs=1e-6
     )
 
 
 def training_loss(data, settings, sequences=None):
     """The loss of a batch and its network, with every sublayer awake."""
-    method = TSSR(settings)
+    method = tssr.TSSR(settings)
     network = awake(settings)
     torch.manual_seed(3)
     content = None if settings.id_only else method._content(data)
@@ -249,15 +241,15 @@ def test_a_state_of_content_is_drawn_to_the_vector_of_the_next_id(data):
 )
 def test_a_switch_takes_its_part_away(data, switch, gone):
     settings = dataclasses.replace(SMALL, epochs=1, batch_size=4, **switch)
-    parts = {name.split(".")[0] for name, _ in Network(ITEMS, settings).named_parameters()}
+    parts = {name.split(".")[0] for name, _ in tssr.Network(ITEMS, settings).named_parameters()}
     every = {"items", "positions", "identity", "content", "cross_identity", "cross_content"}
     assert parts == (every | {"gate", "output"}) - set(gone)
-    method = TSSR(settings)
+    method = tssr.TSSR(settings)
     method.fit(data)
     histories = [np.array([0, 1]), np.array([1, 0])]
     scores = method.score(np.array([0, 1]), histories)
     shifted = dataclasses.replace(data, embeddings=data.embeddings[::-1].copy())
-    other = TSSR(settings)
+    other = tssr.TSSR(settings)
     other.fit(shifted)
     reads_content = not np.allclose(scores, other.score(np.array([0, 1]), histories))
     assert reads_content == (not settings.id_only)
@@ -288,18 +280,18 @@ def test_settings_that_do_not_go_together_are_refused(settings, message, tmp_pat
     with pytest.raises(InputError, match="--id-only reads no texts"):
         TSSRSettings(id_only=True, text_encoder=tmp_path)
     with pytest.raises(InputError, match="--dim 10 cannot be split among --heads 4"):
-        Network(ITEMS, TSSRSettings(dim=10))
+        tssr.Network(ITEMS, TSSRSettings(dim=10))
 
 
 def test_windows_are_the_last_items_of_users_with_two():
     train = Interactions.from_sequences({"a": [1, 2, 3, 4], "b": [5], "c": [6, 7]})
-    assert [items.tolist() for items in cut_windows(train, 2)] == [[2, 3, 4], [6, 7]]
+    assert [items.tolist() for items in tssr.cut_windows(train, 2)] == [[2, 3, 4], [6, 7]]
     with pytest.raises(InputError, match="every user has one item"):
-        cut_windows(Interactions.from_sequences({"b": [5]}), 2)
+        tssr.cut_windows(Interactions.from_sequences({"b": [5]}), 2)
 
 
 def test_each_item_is_encoded_once():
-    class Counting(FixedVectors):
+    class Counting(tssr.FixedVectors):
         asked = ()
 
         def forward(self, items):
@@ -307,7 +299,7 @@ def test_each_item_is_encoded_once():
             return super().forward(items)
 
     source = Counting(torch.randn(4, 3))
-    content = Content(source, 4, 2)
+    content = tssr.Content(source, 4, 2)
     vectors = content(torch.tensor([[3, 1, 3], [1, 4, 4]]))
     assert source.asked == [1, 3]
     assert torch.equal(vectors[0, 0], vectors[0, 2])
@@ -348,19 +340,19 @@ def test_a_text_encoder_is_trained_with_the_rest(data, text_encoder):
     }
     assert gradients["embeddings.word_embeddings.weight"].abs().sum() > 0
     without_embeddings = dataclasses.replace(data, embeddings=None)
-    method, copy = TSSR(settings, seed=2), TSSR(settings)
+    method, copy = tssr.TSSR(settings, seed=2), tssr.TSSR(settings)
     method.fit(without_embeddings)
     copy.load_state(method.state(), without_embeddings)
     asked = np.array([0, -1]), [np.array([0, 1]), np.array([8])]
     assert (copy.score(*asked) == method.score(*asked)).all()
-    start = load_texts(text_encoder, ["thing number 1"], 8)(torch.tensor([0]))
-    again = load_texts(text_encoder, ["thing number 1", "thing"], 8)(torch.tensor([0]))
+    start = tssr.load_texts(text_encoder, ["thing number 1"], 8)(torch.tensor([0]))
+    again = tssr.load_texts(text_encoder, ["thing number 1", "thing"], 8)(torch.tensor([0]))
     assert torch.allclose(start, again, atol=1e-6)  # whatever the padding
 
 
 def test_titles_without_a_token_are_refused(text_encoder):
     with pytest.raises(InputError, match="title of item 1 has no token"):
-        load_texts(text_encoder, ["thing", " "], 8)
+        tssr.load_texts(text_encoder, ["thing", " "], 8)
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +372,7 @@ def trained_on(planted, **settings):
         dim=32, heads=2, hidden=64, cross_layers=2, learning_rate=3e-3, epochs=20, patience=4,
         **settings,
     )  # fmt: skip
-    method = TSSR(chosen)
+    method = tssr.TSSR(chosen)
     method.fit(data)
     return method
 
@@ -403,7 +395,7 @@ def test_on_planted_data_content_helps_and_users_are_aligned(planted):
     with torch.no_grad():
         streams = both.network(items, both.contents[items], real)
     one, two = (
-        functional.normalize(masked_mean(side, real), dim=-1)
+        functional.normalize(tssr.masked_mean(side, real), dim=-1)
         for side in (streams.identity, streams.content)
     )
     right = ((two @ one.T).argmax(1) == torch.arange(64)).float().mean()

@@ -6,19 +6,7 @@ from html.parser import HTMLParser
 import matplotlib
 import pytest
 
-from lcrec.core.report import (
-    PALETTE,
-    QUIET,
-    SERIES,
-    Finding,
-    Heading,
-    Paragraph,
-    Picture,
-    Table,
-    Verdict,
-    draw_svg,
-    render_page,
-)
+from lcrec.core import report
 
 HOSTILE = "<script>alert('x')</script> & \"$5 < $6\""
 VOID = {"meta", "br", "hr", "img", "link"}
@@ -55,22 +43,26 @@ def toy_picture(description="a line"):
     def draw(axes):
         axes.plot([1, 2], [3, 4], label=HOSTILE)
         axes.plot([1, 2], [4, 3], label="other")
-        axes.bar([1], [2], color=SERIES[2])
-        axes.hlines(1, 0, 2, color=QUIET)
+        axes.bar([1], [2], color=report.SERIES[2])
+        axes.hlines(1, 0, 2, color=report.QUIET)
         axes.legend()
 
-    return draw_svg(draw, description)
+    return report.draw_svg(draw, description)
 
 
 def toy_page():
-    return render_page(
+    return report.render_page(
         f"Title {HOSTILE}",
         [
-            Paragraph(f"Paragraph {HOSTILE}"),
-            Verdict("warning", "Verdict", [Finding("good", HOSTILE), Finding("note", "b", "do c")]),
-            Picture(toy_picture(HOSTILE), f"Caption {HOSTILE}"),
-            Heading("Heading"),
-            Table("Table", ["name", "count"], [("row", "12"), (HOSTILE, "3")]),
+            report.Paragraph(f"Paragraph {HOSTILE}"),
+            report.Verdict(
+                "warning",
+                "Verdict",
+                [report.Finding("good", HOSTILE), report.Finding("note", "b", "do c")],
+            ),
+            report.Picture(toy_picture(HOSTILE), f"Caption {HOSTILE}"),
+            report.Heading("Heading"),
+            report.Table("Table", ["name", "count"], [("row", "12"), (HOSTILE, "3")]),
         ],
     )
 
@@ -101,7 +93,9 @@ def ids(text):
 
 
 def test_pictures_share_nothing_and_are_the_same_each_time():
-    text = render_page("Two", [Picture(toy_picture(name), name) for name in ("one", "two")])
+    text = report.render_page(
+        "Two", [report.Picture(toy_picture(name), name) for name in ("one", "two")]
+    )
     assert len(ids(text)) == len(set(ids(text))) > 2
     assert toy_picture() == toy_picture()
     before = dict(matplotlib.rcParams)
@@ -117,7 +111,7 @@ def test_a_picture_follows_light_and_dark_and_its_text_stays_text():
     )
     assert not re.search(r'\b(fill|stroke)="', svg)  # a variable works in a style only
     text = toy_page()
-    for name, shade in PALETTE.items():
+    for name, shade in report.PALETTE.items():
         assert f"--{name}: {shade['light']};" in text
         assert f"--{name}: {shade['dark']};" in text
     svg = toy_picture()
@@ -133,7 +127,7 @@ def test_successive_lines_differ_in_more_than_colour():
         seen.extend((line.get_linestyle(), line.get_marker()) for line in axes.lines)
 
     seen = []
-    draw_svg(draw, "three")
+    report.draw_svg(draw, "three")
     assert len({style for style, _ in seen}) == len({marker for _, marker in seen}) == 3
 
 
@@ -144,7 +138,7 @@ def test_successive_lines_differ_in_more_than_colour():
 )
 def test_a_colour_that_is_not_of_the_page_is_refused(draw):
     with pytest.raises(ValueError, match="use SERIES or QUIET"):
-        draw_svg(draw, "wrong")
+        report.draw_svg(draw, "wrong")
 
 
 def contrast(one, other):
@@ -162,4 +156,4 @@ def contrast(one, other):
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize("name", ["ink", "quiet", "series-1", "series-2", "series-3"])
 def test_every_colour_can_be_read(mode, name):
-    assert contrast(PALETTE[name][mode], PALETTE["paper"][mode]) >= 4.5
+    assert contrast(report.PALETTE[name][mode], report.PALETTE["paper"][mode]) >= 4.5

@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 from lcrec.core.artifacts import INDEX, PROVENANCE, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import write_provenance
-from lcrec.index.item_index import (
-    ITEM_TOKEN,
-    ItemIndex,
-    find_conflicts,
-    number_shared,
-    read_codes,
-    token_name,
-)
+from lcrec.index import item_index
 
 TOY = np.array([[0, 2], [1, 0], [0, 0]], dtype=np.int32)
 TOY_JSON = {"0": ["<a_0>", "<b_2>"], "1": ["<a_1>", "<b_0>"], "2": ["<a_0>", "<b_0>"]}
@@ -39,11 +32,11 @@ def indices(draw):
     sizes = draw(st.lists(st.integers(1, 300), min_size=1, max_size=6))
     path = st.tuples(*(st.integers(0, size - 1) for size in sizes))
     codes = draw(st.lists(path, min_size=1, max_size=20, unique=True))
-    return ItemIndex(np.array(codes, dtype=np.int32), tuple(sizes))
+    return item_index.ItemIndex(np.array(codes, dtype=np.int32), tuple(sizes))
 
 
 def test_tokens_by_hand(write):
-    index = ItemIndex(TOY, (2, 3))
+    index = item_index.ItemIndex(TOY, (2, 3))
     assert len(index) == 3
     assert index.num_levels == 2
     assert index.tokens(0) == ["<a_0>", "<b_2>"]
@@ -53,10 +46,10 @@ def test_tokens_by_hand(write):
     assert index.code_columns.tolist() == [[0, 4], [1, 2], [0, 2]]
     assert index.code_columns.dtype == np.int64
     folder = write()
-    ItemIndex(TOY, (2, 3)).save(folder)
+    item_index.ItemIndex(TOY, (2, 3)).save(folder)
     assert read_json(folder / "index.json") == TOY_JSON
-    index = ItemIndex(np.zeros((1, 26), dtype=np.int32), (1,) * 26)
-    assert index.tokens(0)[-1] == "<z_0>" == token_name(25, 0)
+    index = item_index.ItemIndex(np.zeros((1, 26), dtype=np.int32), (1,) * 26)
+    assert index.tokens(0)[-1] == "<z_0>" == item_index.token_name(25, 0)
 
 
 @given(indices())
@@ -64,7 +57,7 @@ def test_vocabulary_columns_and_texts_agree(index):
     assert len(set(index.vocabulary)) == sum(index.level_sizes)
     for item, columns in enumerate(index.code_columns):
         assert [index.vocabulary[column] for column in columns] == index.tokens(item)
-    assert [ITEM_TOKEN.findall(text) for text in index.texts] == [
+    assert [item_index.ITEM_TOKEN.findall(text) for text in index.texts] == [
         [("abcdef"[level], str(code)) for level, code in enumerate(row)]
         for row in index.codes.tolist()
     ]
@@ -77,7 +70,7 @@ def test_round_trip(tmp_path_factory, index):
     write_provenance(folder, "python -m toy", {}, {}, level_sizes=index.level_sizes)
     index.save(folder)
     for path in (folder, folder / "index.json"):
-        read = ItemIndex.load(path, len(index))
+        read = item_index.ItemIndex.load(path, len(index))
         np.testing.assert_array_equal(read.codes, index.codes)
         assert read.codes.dtype == np.int32
         assert read.level_sizes == index.level_sizes
@@ -86,11 +79,11 @@ def test_round_trip(tmp_path_factory, index):
 
 def test_level_sizes_come_from_the_sidecar_or_from_the_largest_code(write):
     folder = write()
-    assert ItemIndex.load(folder).level_sizes == (2, 3)
+    assert item_index.ItemIndex.load(folder).level_sizes == (2, 3)
     write_provenance(folder, "python -m toy", {}, {}, level_sizes=(4, 8))
-    assert ItemIndex.load(folder).level_sizes == (4, 8)
+    assert item_index.ItemIndex.load(folder).level_sizes == (4, 8)
     write_provenance(folder, "python -m toy", {}, {})  # the record of another stage
-    assert ItemIndex.load(folder).level_sizes == (2, 3)
+    assert item_index.ItemIndex.load(folder).level_sizes == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -108,26 +101,26 @@ def test_a_sidecar_that_does_not_fit(write, sizes, message):
     folder = write()
     write_provenance(folder, "python -m toy", {}, {}, level_sizes=sizes)
     with pytest.raises(InputError, match=message):
-        ItemIndex.load(folder)
+        item_index.ItemIndex.load(folder)
 
 
 def test_items_that_share_a_path(write):
     shared = {**TOY_JSON, "3": ["<a_1>", "<b_0>"], "4": ["<a_0>", "<b_1>"]}
     with pytest.raises(InputError) as error:
-        ItemIndex.load(write(shared))
+        item_index.ItemIndex.load(write(shared))
     message = str(error.value)
     assert "index.json: 2 items share an index with another" in message
     assert "items 1 and 3 (<a_1><b_0>)" in message
     assert "python -m lcrec.quantize" in message
     shared = {"0": ["<a_0>", "<b_2>"], "1": ["<a_1>", "<b_0>"], "2": ["<a_0>", "<b_2>"]}
-    assert read_codes(write(shared) / INDEX).tolist() == [[0, 2], [1, 0], [0, 2]]
+    assert item_index.read_codes(write(shared) / INDEX).tolist() == [[0, 2], [1, 0], [0, 2]]
     with pytest.raises(InputError, match="has 3 items but the catalogue has 4"):
-        read_codes(write(shared) / INDEX, 4)
-    assert find_conflicts(TOY) == []
+        item_index.read_codes(write(shared) / INDEX, 4)
+    assert item_index.find_conflicts(TOY) == []
     codes = np.array([[1, 1], [0, 5], [1, 1], [0, 5], [0, 6], [1, 1]])
-    assert sorted(find_conflicts(codes)) == [[0, 2, 5], [1, 3]]
+    assert sorted(item_index.find_conflicts(codes)) == [[0, 2, 5], [1, 3]]
     codes = np.array([[1, 2], [0, 0], [1, 2], [1, 1], [1, 2], [0, 0]])
-    assert number_shared(codes).tolist() == [0, 0, 1, 0, 2, 1]
+    assert item_index.number_shared(codes).tolist() == [0, 0, 1, 0, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -157,22 +150,22 @@ def test_items_that_share_a_path(write):
 )
 def test_bad_files(write, value, message):
     with pytest.raises(InputError, match=message):
-        ItemIndex.load(write(value))
+        item_index.ItemIndex.load(write(value))
 
 
 def test_no_index_of_this_catalogue(tmp_path, write):
     with pytest.raises(InputError, match=r"index.json: no such file; .*lcrec.quantize"):
-        ItemIndex.load(tmp_path)
+        item_index.ItemIndex.load(tmp_path)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(InputError, match=r"index.json, line 1"):
-        ItemIndex.load(tmp_path)
+        item_index.ItemIndex.load(tmp_path)
     with pytest.raises(InputError, match=r"has 3 items but the catalogue has 4: it belongs to"):
-        ItemIndex.load(write(), 4)
-    assert len(ItemIndex.load(write(), 3)) == 3
+        item_index.ItemIndex.load(write(), 4)
+    assert len(item_index.ItemIndex.load(write(), 3)) == 3
     folder = write()
     (folder / PROVENANCE).write_text('{"level_sizes": [2, 3]}')
     with pytest.raises(InputError, match=r"lcrec.json: not an lcrec provenance file"):
-        ItemIndex.load(folder)
+        item_index.ItemIndex.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -189,14 +182,14 @@ def test_no_index_of_this_catalogue(tmp_path, write):
 )
 def test_codes_that_are_no_index(codes, sizes, message):
     with pytest.raises(InputError, match=message):
-        ItemIndex(codes, sizes)
+        item_index.ItemIndex(codes, sizes)
 
 
 @pytest.mark.real_data
 def test_the_published_index_is_read_and_its_conflicts_are_named(real_data, tmp_path):
     path = real_data / "Instruments" / "Instruments.index.json"
     with pytest.raises(InputError) as error:
-        ItemIndex.load(path, 9922)
+        item_index.ItemIndex.load(path, 9922)
     message = str(error.value)
     assert "Instruments.index.json" in message
 
@@ -212,7 +205,7 @@ def test_the_published_index_is_read_and_its_conflicts_are_named(real_data, tmp_
     # One item of each path makes a good index.
     unique = dict(enumerate(dict.fromkeys(tuple(tokens) for tokens in published.values())))
     write_json(tmp_path / "index.json", unique)
-    index = ItemIndex.load(tmp_path, 9897)
+    index = item_index.ItemIndex.load(tmp_path, 9897)
     assert index.num_levels == 4
     assert max(index.level_sizes) == 256
     assert index.tokens(0) == published["0"]
@@ -237,7 +230,7 @@ def test_the_published_index_is_read_and_its_conflicts_are_named(real_data, tmp_
     ],
 )
 def test_an_index_that_adds_items(write, longer, message):
-    old = ItemIndex(TOY, (3, 3))
+    old = item_index.ItemIndex(TOY, (3, 3))
     folder = write({key: path for key, path in (TOY_JSON | longer).items() if path})
     if message:
         with pytest.raises(InputError, match=message):

@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 
 import lcrec.index.quality
 from lcrec.data.folder import Items
-from lcrec.index.quality import (
-    choose_labels,
-    measure_index,
-    nearest_neighbours,
-    neighbours_kept,
-    prefix_groups,
-    purity,
-    variance_between,
-)
+from lcrec.index import quality
 
 # Three branches of three, two and one items; the second code only counts.
 CODES = np.array([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [2, 0]], dtype=np.int32)
@@ -35,7 +27,7 @@ def catalogue(**fields):
 
 
 def test_the_tree_by_hand():
-    report = measure_index(CODES, (4, 3))
+    report = quality.measure_index(CODES, (4, 3))
     assert report["items"] == 6
     assert report["level_sizes"] == [4, 3]
     assert report["conflicts"] == {"items": 0, "groups": 0, "largest": 0, "examples": []}
@@ -52,7 +44,9 @@ def test_the_tree_by_hand():
 
 def test_all_figures_are_json():
     items = catalogue(categories=["a", "a", "b", "b", "b", "c"])
-    report = measure_index(CODES, (4, 3), embeddings=EMBEDDINGS, items=items, fit={"x": 1.0})
+    report = quality.measure_index(
+        CODES, (4, 3), embeddings=EMBEDDINGS, items=items, fit={"x": 1.0}
+    )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["x"] == 1
     assert report["left_out"] == {}
@@ -71,13 +65,13 @@ def test_all_figures_are_json():
 )
 def test_a_last_level_that_only_counts_is_known(codes, counts):
     codes = np.array(codes)
-    report = measure_index(codes, tuple(codes.max(axis=0) + 1))
+    report = quality.measure_index(codes, tuple(codes.max(axis=0) + 1))
     assert report["last_level_counts"] is counts
 
 
 def test_conflicts_are_counted_and_named():
     codes = np.array([[0, 1], [1, 1], [0, 1], [0, 1], [1, 0], [1, 1]])
-    report = measure_index(codes, (2, 2))
+    report = quality.measure_index(codes, (2, 2))
     assert report["conflicts"] == {
         "items": 5, "groups": 2, "largest": 3, "examples": [[0, 2, 3], [1, 5]],
     }  # fmt: skip
@@ -85,15 +79,17 @@ def test_conflicts_are_counted_and_named():
 
 
 def test_what_cannot_be_known_is_left_out_and_said():
-    report = measure_index(CODES, (4, 3))
+    report = quality.measure_index(CODES, (4, 3))
     assert set(report["left_out"]) == {"explained_variance", "neighbours", "labels", "branches"}
     assert not report.keys() & report["left_out"].keys()
-    report = measure_index(CODES, (4, 3), embeddings=EMBEDDINGS, items=catalogue(brand=["x"] * 6))
+    report = quality.measure_index(
+        CODES, (4, 3), embeddings=EMBEDDINGS, items=catalogue(brand=["x"] * 6)
+    )
     assert set(report["left_out"]) == {"explained_variance", "labels"}
     assert "no categories or brands" in report["left_out"]["labels"]
     codes = np.arange(6)[:, None]
     items = catalogue(categories=["a", "a", "b", "b", "b", "c"])
-    report = measure_index(codes, (6,), embeddings=EMBEDDINGS, items=items)
+    report = quality.measure_index(codes, (6,), embeddings=EMBEDDINGS, items=items)
     assert not report.keys() & {"neighbours", "labels", "branches", "variance_between_prefixes"}
     assert "no two items share a code" in report["left_out"]["neighbours"]
 
@@ -102,7 +98,7 @@ def test_what_cannot_be_known_is_left_out_and_said():
 def test_the_smallest_catalogues(count):
     codes = np.arange(count)[:, None] * [0, 1]
     items = catalogue(brand=["x"] * count)
-    report = measure_index(codes, (1, 2), embeddings=EMBEDDINGS[:count], items=items)
+    report = quality.measure_index(codes, (1, 2), embeddings=EMBEDDINGS[:count], items=items)
     assert report["items"] == count
     assert ("neighbours" in report) == (count == 2)
 
@@ -123,7 +119,7 @@ def test_neither_the_order_of_items_nor_the_names_of_codes_matter(codes, random)
     renamed = codes[order]
     renamed[:, :-1] = np.array(names)[renamed[:, :-1]]
     sizes = (4,) * codes.shape[1]
-    before, after = measure_index(codes, sizes), measure_index(renamed, sizes)
+    before, after = quality.measure_index(codes, sizes), quality.measure_index(renamed, sizes)
     for name in before.keys() - {"conflicts", "perplexity"}:
         assert before[name] == after[name], name
     assert before["perplexity"] == pytest.approx(after["perplexity"])
@@ -132,24 +128,24 @@ def test_neither_the_order_of_items_nor_the_names_of_codes_matter(codes, random)
 
 @given(code_tables())
 def test_prefix_groups_are_those_of_equal_rows(codes):
-    for depth, group in enumerate(prefix_groups(codes), start=1):
+    for depth, group in enumerate(quality.prefix_groups(codes), start=1):
         _, expected = np.unique(codes[:, :depth], axis=0, return_inverse=True)
         assert group.tolist() == expected.reshape(-1).tolist()
 
 
 def test_neighbours_by_hand():
-    report = measure_index(CODES, (4, 3), embeddings=EMBEDDINGS)["neighbours"]
+    report = quality.measure_index(CODES, (4, 3), embeddings=EMBEDDINGS)["neighbours"]
     assert (report["count"], report["queries"]) == (5, 6)
     # All five others are neighbours: 2 of 5 share the first code thrice, 1 of 5 twice.
     assert report["kept"] == pytest.approx([(3 * 2 + 2 * 1) / 30, 0])
     assert report["kept"] == pytest.approx(report["chance"])
     assert report["kept"] == pytest.approx(report["most"])
-    group = prefix_groups(CODES)[0]
-    nearest = nearest_neighbours(EMBEDDINGS, np.arange(6), 1)
-    facts = neighbours_kept(group, np.arange(6), nearest)
+    group = quality.prefix_groups(CODES)[0]
+    nearest = quality.nearest_neighbours(EMBEDDINGS, np.arange(6), 1)
+    facts = quality.neighbours_kept(group, np.arange(6), nearest)
     assert facts["kept"] == facts["most"] == 5 / 6  # the last item is alone
     assert facts["chance"] == pytest.approx((3 * 2 + 2 * 1) / (6 * 5))
-    report = measure_index(CODES, (4, 3), embeddings=np.zeros((6, 2), dtype=np.float32))
+    report = quality.measure_index(CODES, (4, 3), embeddings=np.zeros((6, 2), dtype=np.float32))
     assert report["variance_between_prefixes"] == [None, None]
     assert all(map(math.isfinite, report["neighbours"]["kept"]))
 
@@ -158,10 +154,10 @@ def test_chance_is_the_mean_over_all_orders():
     group = np.array([0, 0, 0, 1, 1])
     neighbours = np.array([[1, 2], [0, 2], [4, 0], [4, 1], [3, 0]])
     kept = [
-        neighbours_kept(np.array(shuffled), np.arange(5), neighbours)["kept"]
+        quality.neighbours_kept(np.array(shuffled), np.arange(5), neighbours)["kept"]
         for shuffled in itertools.permutations(group)
     ]
-    chance = neighbours_kept(group, np.arange(5), neighbours)["chance"]
+    chance = quality.neighbours_kept(group, np.arange(5), neighbours)["chance"]
     assert np.mean(kept) == pytest.approx(chance)
 
 
@@ -170,7 +166,7 @@ def test_slices_find_what_a_search_at_once_finds(monkeypatch, cells):
     monkeypatch.setattr(lcrec.index.quality, "CELLS", cells)
     embeddings = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     queries = np.array([3, 17, 39])
-    found = nearest_neighbours(embeddings, queries, 4)
+    found = quality.nearest_neighbours(embeddings, queries, 4)
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     for query, neighbours in zip(queries, found, strict=True):
         order = np.argsort(-(unit @ unit[query]))
@@ -181,13 +177,13 @@ def test_of_many_items_a_sample_is_asked(monkeypatch):
     rng = np.random.default_rng(0)
     codes = np.column_stack([np.arange(400) % 8, np.arange(400) // 8])
     embeddings = np.eye(8)[codes[:, 0]] + rng.normal(scale=0.1, size=(400, 8))
-    whole = measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
+    whole = quality.measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
     monkeypatch.setattr(lcrec.index.quality, "SEARCH_BUDGET", 1)
     monkeypatch.setattr(lcrec.index.quality, "LEAST_QUERIES", 50)
-    sampled = measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
+    sampled = quality.measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
     assert (whole["queries"], sampled["queries"]) == (400, 50)
     assert whole["kept"][0] == sampled["kept"][0] == 1
-    again = measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
+    again = quality.measure_index(codes, (8, 50), embeddings=embeddings)["neighbours"]
     assert again == sampled
 
 
@@ -195,27 +191,27 @@ def test_variance_between_prefixes():
     group = np.repeat([0, 1], 6)
     points = np.array([0, 2] * 3 + [4, 6] * 3)[:, None]
     # Squared distances to 3 sum to 60, to the groups' means 1 and 5 to 12; 12 items, 2 groups.
-    assert variance_between(group, points) == pytest.approx(1 - 12 / 60 * 11 / 10)
-    assert variance_between(group, (group * 7.0)[:, None]) == pytest.approx(1)
+    assert quality.variance_between(group, points) == pytest.approx(1 - 12 / 60 * 11 / 10)
+    assert quality.variance_between(group, (group * 7.0)[:, None]) == pytest.approx(1)
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(20), 2)
     points = rng.normal(size=(40, 130)).astype(np.float32)
-    values = [variance_between(rng.permutation(group), points) for _ in range(50)]
+    values = [quality.variance_between(rng.permutation(group), points) for _ in range(50)]
     assert np.mean(values) == pytest.approx(0, abs=0.02)
     points = np.random.default_rng(0).normal(size=(30, 3))
-    assert variance_between(np.arange(30), points) is None
-    assert variance_between(np.r_[0, np.arange(29)], points) is None
+    assert quality.variance_between(np.arange(30), points) is None
+    assert quality.variance_between(np.r_[0, np.arange(29)], points) is None
 
 
 def test_purity():
     group = np.array([0] * 6 + [2] * 4 + [1])
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 5])
-    assert purity(group, labels) == pytest.approx((4 + 2) / 10)
-    assert purity(np.arange(11), labels) is None
+    assert quality.purity(group, labels) == pytest.approx((4 + 2) / 10)
+    assert quality.purity(np.arange(11), labels) is None
     labels = np.repeat([0, 1], 20)
     codes = np.column_stack([labels, np.arange(40)])
     items = catalogue(categories=np.array(["Pens", "Desks"])[labels].tolist())
-    report = measure_index(codes, (2, 40), items=items)["labels"]
+    report = quality.measure_index(codes, (2, 40), items=items)["labels"]
     assert report["field"] == "categories"
     assert (report["items"], report["distinct"]) == (40, 2)
     assert report["purity"] == [1, None]
@@ -233,7 +229,7 @@ def test_purity():
     ],
 )
 def test_categories_are_cut_where_they_tell_items_apart(categories, expected):
-    field, labels = choose_labels(catalogue(categories=categories))
+    field, labels = quality.choose_labels(catalogue(categories=categories))
     assert field == "categories"
     assert labels.tolist() == expected
 
@@ -241,22 +237,22 @@ def test_categories_are_cut_where_they_tell_items_apart(categories, expected):
 @pytest.mark.parametrize("categories", ["", "Office"])
 def test_without_categories_that_tell_brands_are_taken(categories):
     items = catalogue(categories=[categories] * 3, brand=["Bic", "", "Bic, France"])
-    assert choose_labels(items)[0] == ""
+    assert quality.choose_labels(items)[0] == ""
     items = catalogue(categories=[categories] * 3, brand=["Bic", "Pilot", "Bic"])
-    field, labels = choose_labels(items)
+    field, labels = quality.choose_labels(items)
     assert (field, labels.tolist()) == ("brand", [0, 1, 0])
 
 
 def test_examples():
     items = catalogue(title=[*"abcde", "f" * 30 + " " + "g" * 50])
-    report = measure_index(CODES, (4, 3), items=items)
+    report = quality.measure_index(CODES, (4, 3), items=items)
     assert report["branches"] == [
         {"prefix": "<a_0>", "items": 3, "titles": ["a", "b", "c"]},
         {"prefix": "<a_1>", "items": 2, "titles": ["d", "e"]},
     ]
     codes = np.column_stack([np.arange(60) // 20, np.arange(60) // 2 % 10, np.arange(60) % 2])
     items = catalogue(title=["A long title " * 20] * 60)
-    branches = measure_index(codes, (3, 10, 2), items=items)["branches"]
+    branches = quality.measure_index(codes, (3, 10, 2), items=items)["branches"]
     assert [branch["prefix"] for branch in branches] == [
         "<a_0>", "<a_0><b_0>", "<a_1>", "<a_1><b_0>", "<a_2>", "<a_2><b_0>",
     ]  # fmt: skip

@@ -14,15 +14,7 @@ from lcrec.data.folder import Interactions, Items, load_interactions
 from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import UserTexts, load_user_texts
 from lcrec.index.item_index import ITEM_TOKEN, ItemIndex
-from lcrec.prompts.tasks import (
-    TASKS,
-    TaskData,
-    history_record,
-    item_record,
-    mixed_record,
-    plain_text,
-    search_record,
-)
+from lcrec.prompts import tasks
 
 ITEMS = Items(
     [
@@ -44,13 +36,13 @@ TEXTS = UserTexts(
 )
 
 
-def toy(**changes) -> TaskData:
+def toy(**changes) -> tasks.TaskData:
     values = {"items": ITEMS, "train": leave_one_out(WHOLE).train, "index": INDEX}
-    return TaskData(**{**values, "user_texts": TEXTS, **changes})
+    return tasks.TaskData(**{**values, "user_texts": TEXTS, **changes})
 
 
-def records(task: str, data: TaskData | None = None, epoch: int = 0) -> list:
-    return list(TASKS[task].records(data or toy(), epoch))
+def records(task: str, data: tasks.TaskData | None = None, epoch: int = 0) -> list:
+    return list(tasks.TASKS[task].records(data or toy(), epoch))
 
 
 def test_seqrec_yields_every_prefix_and_item_tasks_every_item():
@@ -94,24 +86,24 @@ def test_tasks_of_user_texts_stop_before_the_last_training_item():
     assert seen == ["likes pens", "likes red", "likes pens"]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", tasks.TASKS)
 def test_a_record_holds_every_variable_of_its_task_and_nothing_else(task):
     for record in records(task):
-        assert record.keys() == TASKS[task].variables.keys()
+        assert record.keys() == tasks.TASKS[task].variables.keys()
         for name, value in record.items():
-            is_list = TASKS[task].variables[name].type == "list of text"
+            is_list = tasks.TASKS[task].variables[name].type == "list of text"
             assert isinstance(value, list if is_list else str)
     assert records(task) == records(task)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", tasks.TASKS)
 def test_a_record_made_alone_is_that_of_the_row(task):
     data = toy(history_dropout=0.5, train=Interactions.from_sequences({"ann": [0, 1, 2, 3]}))
     for epoch in range(2):
         rows = records(task, data, epoch)
-        assert len(rows) == TASKS[task].count(data)
+        assert len(rows) == tasks.TASKS[task].count(data)
         for place in reversed(range(len(rows))):
-            assert TASKS[task].record(data, epoch, place) == rows[place]
+            assert tasks.TASKS[task].record(data, epoch, place) == rows[place]
 
 
 def test_users_with_no_text_and_sequences_of_one_item_have_no_records():
@@ -122,21 +114,21 @@ def test_users_with_no_text_and_sequences_of_one_item_have_no_records():
     data = toy(max_history=1)
     assert [record["history"] for record in records("seqrec", data)] == [[A], [B]]
     assert records("fusionseqrec", data)[1]["title_history"] == ["Blue pen"]
-    assert history_record(INDEX, [0, 1, 2], 2) == {"history": [B, C]}
-    assert history_record(INDEX, [], 2) == {"history": []}
+    assert tasks.history_record(INDEX, [0, 1, 2], 2) == {"history": [B, C]}
+    assert tasks.history_record(INDEX, [], 2) == {"history": []}
 
 
 def test_questions_at_inference_are_those_of_training():
     data = toy()
     train = records("seqrec")[1]
-    assert history_record(INDEX, np.array([0, 1]), data.max_history).items() <= train.items()
-    assert item_record(data, 0).items() <= records("item2index")[0].items()
-    asked = search_record(
+    assert tasks.history_record(INDEX, np.array([0, 1]), data.max_history).items() <= train.items()
+    assert tasks.item_record(data, 0).items() <= records("item2index")[0].items()
+    asked = tasks.search_record(
         INDEX, [0, 1], data.max_history, preference="likes pens", intention="a cup",
         max_text_words=data.max_text_words,
     )  # fmt: skip
     assert asked.items() <= records("itemsearch")[0].items()
-    assert mixed_record(data, [0, 1], 2) == records("fusionseqrec")[1]
+    assert tasks.mixed_record(data, [0, 1], 2) == records("fusionseqrec")[1]
 
 
 def test_task_data_refuses_what_cannot_fit():
@@ -176,7 +168,7 @@ def test_task_data_refuses_what_cannot_fit():
     ],
 )
 def test_plain_text_by_hand(text, expected):
-    assert plain_text(text, 5) == expected
+    assert tasks.plain_text(text, 5) == expected
 
 
 TOKEN_LIKE = st.text() | st.lists(st.sampled_from(["<", ">", "a_1", "<a_12>", " ", "\n"])).map(
@@ -186,7 +178,7 @@ TOKEN_LIKE = st.text() | st.lists(st.sampled_from(["<", ">", "a_1", "<a_12>", " 
 
 @given(TOKEN_LIKE, TOKEN_LIKE, st.integers(1, 8))
 def test_no_text_can_spell_an_item_token_alone_or_beside_another(left, right, max_words):
-    left, right = plain_text(left, max_words), plain_text(right, max_words)
+    left, right = tasks.plain_text(left, max_words), tasks.plain_text(right, max_words)
     for text in (left, right, left + right):
         assert not re.search(r"<\S", text)
         assert not ITEM_TOKEN.search(text)
@@ -198,7 +190,7 @@ def test_no_text_can_spell_an_item_token_alone_or_beside_another(left, right, ma
 def test_texts_of_items_are_cut_and_made_plain():
     items = Items([{"title": "<a_0>\nfake", "description": "word " * 2000}])
     index = ItemIndex(np.zeros((1, 2), dtype=np.int32), (1, 1))
-    data = TaskData(items, Interactions.from_sequences({"u": [0]}), index, max_text_words=10)
+    data = tasks.TaskData(items, Interactions.from_sequences({"u": [0]}), index, max_text_words=10)
     assert data.titles == ["< a_0> fake"]
     assert data.descriptions == [" ".join(["word"] * 10)]
 
@@ -278,13 +270,13 @@ def test_instruments_has_as_many_samples_as_the_paper_code_makes(real_data):
     codes = np.stack([np.arange(9922) // 100, np.arange(9922) % 100], axis=1).astype(np.int32)
     users = interactions.users
     texts = UserTexts({u: ["likes"] for u in users}, {u: ["seeks"] for u in users}, {}, len(users))
-    data = TaskData(
+    data = tasks.TaskData(
         Items([{"title": f"thing {i}", "description": f"about {i}"} for i in range(9922)]),
         leave_one_out(interactions).train,
         ItemIndex(codes, (100, 100)),
         user_texts=texts,
     )
-    assert {task: sum(1 for _ in TASKS[task].records(data)) for task in TASKS} == {
+    assert {task: sum(1 for _ in tasks.TASKS[task].records(data)) for task in tasks.TASKS} == {
         "seqrec": 131_837, "item2index": 9_922, "index2item": 9_922, "fusionseqrec": 131_837,
         "itemsearch": 24_772, "preferenceobtain": 24_772,
     }  # fmt: skip
@@ -295,14 +287,14 @@ def test_history_dropout_thins_histories_and_changes_by_epoch():
     train = Interactions.from_sequences(sequences)
     data = toy(train=train, history_dropout=0.5)
     whole = toy(train=train)
-    first, again = (list(TASKS["seqrec"].records(data, 0)) for _ in range(2))
+    first, again = (list(tasks.TASKS["seqrec"].records(data, 0)) for _ in range(2))
     assert first == again
-    assert first != list(TASKS["seqrec"].records(data, 1))
+    assert first != list(tasks.TASKS["seqrec"].records(data, 1))
     kept = [len(record["history"]) for record in first]
-    full = [len(record["history"]) for record in TASKS["seqrec"].records(whole, 0)]
+    full = [len(record["history"]) for record in tasks.TASKS["seqrec"].records(whole, 0)]
     assert len(kept) == len(full)
     assert min(kept) == 1
     # Of 1, 2 and 3 items half stay, and one at least: (1 + 1.25 + 1.625) / 6 of them.
     assert sum(kept) / sum(full) == pytest.approx(3.875 / 6, abs=0.05)
-    for thin, record in zip(first, TASKS["seqrec"].records(whole, 0), strict=True):
+    for thin, record in zip(first, tasks.TASKS["seqrec"].records(whole, 0), strict=True):
         assert [item for item in record["history"] if item in thin["history"]] == thin["history"]

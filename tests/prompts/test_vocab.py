@@ -2,25 +2,11 @@
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import (
-    AutoTokenizer,
-    ByT5Tokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
 from lcrec.core.errors import InputError
 from lcrec.index.item_index import ItemIndex
@@ -41,32 +27,36 @@ def bpe():
 
 def bpe_with_bos():
     """Byte-level BPE whose post-processor puts BOS first (Llama 3's kind), without a pad token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     special = ["<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    )
 
 
 def wordpiece():
     """WordPiece that lowers case, splits at punctuation and adds [CLS] and [SEP] (BERT's kind)."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=200, special_tokens=special, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", eos_token="[SEP]",
         cls_token="[CLS]", sep_token="[SEP]",
     )  # fmt: skip
@@ -74,15 +64,15 @@ def wordpiece():
 
 def unigram(marked="always"):
     """Unigram over words marked by a leading ▁ (sentencepiece's kind)."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=marked)
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=marked)
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(
         vocab_size=100, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
         show_progress=False,
     )  # fmt: skip
     tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
     )
 
@@ -98,7 +88,7 @@ KINDS = {
     "WordPiece": wordpiece,
     "Unigram": unigram,
     "Unigram, marked at the start": unigram_at_start,
-    "slow, in Python": ByT5Tokenizer,
+    "slow, in Python": transformers.ByT5Tokenizer,
 }
 kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
@@ -155,7 +145,7 @@ def test_tokens_survive_saving(make, tmp_path):
     tokenizer = make()
     new_ids = extend_tokenizer(tokenizer, INDEX)
     tokenizer.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert vocabulary_ids(loaded, INDEX).tolist() == new_ids
     question = f"Bought: {INDEX.texts[2]} pen"
     assert loaded(question)["input_ids"] == tokenizer(question)["input_ids"]
@@ -163,7 +153,7 @@ def test_tokens_survive_saving(make, tmp_path):
 
 @pytest.mark.real_data
 def test_qwen3(real_data):
-    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "Qwen3")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(real_data / "tokenizers" / "Qwen3")
     check_tokens(tokenizer, INDEX)
 
 
@@ -200,8 +190,8 @@ def test_a_tuned_tokenizer_is_refused_and_missing_tokens_are_counted(extended):
 def make_model(tokenizer, *, tied, spare=0):
     """Make a random model whose table has `spare` more entries than the tokenizer."""
     torch.manual_seed(1)
-    return LlamaForCausalLM(
-        LlamaConfig(
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
             vocab_size=len(tokenizer) + spare, hidden_size=32, intermediate_size=32,
             num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=tied, pad_token_id=None,
         )

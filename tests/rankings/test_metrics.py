@@ -7,33 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec.rankings.metrics import (
-    MULTI_TARGET_METRICS,
-    SAMPLES,
-    bootstrap_interval,
-    hit_at_k,
-    holm,
-    measure_lists,
-    mrr,
-    ndcg_at_k,
-    paired_bootstrap,
-    recall_at_k,
-    summarise,
-    summarise_all,
-)
+from lcrec.rankings import metrics
 
 RANKED = np.array([[4, 7, 1], [7, 4, 1], [1, 7, 4], [1, 7, -1]])
 TARGET = np.array([4, 4, 4, 4])  # ranks 1, 2, 3 and absent
 
 
 def test_single_target_by_hand():
-    assert hit_at_k(RANKED, TARGET, 1).tolist() == [1, 0, 0, 0]
-    assert hit_at_k(RANKED, TARGET, 2).tolist() == [1, 1, 0, 0]
-    assert hit_at_k(RANKED, TARGET, 99).tolist() == [1, 1, 1, 0]
-    assert mrr(RANKED, TARGET).tolist() == [1, 1 / 2, 1 / 3, 0]
+    assert metrics.hit_at_k(RANKED, TARGET, 1).tolist() == [1, 0, 0, 0]
+    assert metrics.hit_at_k(RANKED, TARGET, 2).tolist() == [1, 1, 0, 0]
+    assert metrics.hit_at_k(RANKED, TARGET, 99).tolist() == [1, 1, 1, 0]
+    assert metrics.mrr(RANKED, TARGET).tolist() == [1, 1 / 2, 1 / 3, 0]
     expected = [1, 1 / math.log2(3), 1 / 2, 0]
-    assert ndcg_at_k(RANKED, TARGET, 10) == pytest.approx(expected)
-    assert ndcg_at_k(RANKED, TARGET, 2) == pytest.approx([1, 1 / math.log2(3), 0, 0])
+    assert metrics.ndcg_at_k(RANKED, TARGET, 10) == pytest.approx(expected)
+    assert metrics.ndcg_at_k(RANKED, TARGET, 2) == pytest.approx([1, 1 / math.log2(3), 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +35,7 @@ def test_single_target_by_hand():
 )
 def test_what_does_not_fit_is_refused(ranked, targets, k, message):
     with pytest.raises(ValueError, match=message):
-        ndcg_at_k(ranked, targets, k)
+        metrics.ndcg_at_k(ranked, targets, k)
 
 
 @st.composite
@@ -83,8 +70,8 @@ def test_agrees_with_plain_loops(lists, k):
     ranked, targets = lists
     found = np.stack(
         [
-            hit_at_k(ranked, targets, k), recall_at_k(ranked, targets, k),
-            ndcg_at_k(ranked, targets, k), mrr(ranked, targets),
+            metrics.hit_at_k(ranked, targets, k), metrics.recall_at_k(ranked, targets, k),
+            metrics.ndcg_at_k(ranked, targets, k), metrics.mrr(ranked, targets),
         ],
         axis=1,
     )  # fmt: skip
@@ -101,7 +88,7 @@ def test_neither_the_order_of_users_nor_the_names_of_items_matter(lists, k, rand
     names = list(range(7))
     random.shuffle(names)
     renamed = np.array([*names, -1])  # -1, the last, stays what it is
-    for metric in (hit_at_k, recall_at_k, ndcg_at_k):
+    for metric in (metrics.hit_at_k, metrics.recall_at_k, metrics.ndcg_at_k):
         values = metric(ranked, targets, k)
         assert metric(ranked[users], targets[users], k) == pytest.approx(values[users])
         assert metric(renamed[ranked], renamed[targets], k) == pytest.approx(values)
@@ -112,9 +99,9 @@ def test_neither_the_order_of_users_nor_the_names_of_items_matter(lists, k, rand
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(0, 5))
 def test_interval_contains_the_mean(numbers, seed):
     values = np.array(numbers)
-    low, high = bootstrap_interval(values, seed, level=0.999)
+    low, high = metrics.bootstrap_interval(values, seed, level=0.999)
     assert low - 1e-9 <= values.mean() <= high + 1e-9
-    narrow = bootstrap_interval(values, seed, level=0.5)
+    narrow = metrics.bootstrap_interval(values, seed, level=0.5)
     assert low <= narrow[0] <= narrow[1] <= high
 
 
@@ -123,7 +110,7 @@ def test_interval_shrinks_with_users_and_matches_theory():
     widths = []
     for users in (100, 400, 6400):
         values = (rng.random(users) < 0.5).astype(float)
-        low, high = bootstrap_interval(values, seed=1)
+        low, high = metrics.bootstrap_interval(values, seed=1)
         widths.append(high - low)
         theory = 2 * 1.96 * math.sqrt(0.25 / users)
         assert high - low == pytest.approx(theory, rel=0.15)
@@ -132,12 +119,12 @@ def test_interval_shrinks_with_users_and_matches_theory():
 
 def test_interval_is_the_same_for_the_same_seed_however_it_is_split(monkeypatch):
     values = np.random.default_rng(0).random(50)
-    whole = bootstrap_interval(values, seed=3)
-    assert bootstrap_interval(values, seed=3) == whole
-    assert bootstrap_interval(values, seed=4) != whole
+    whole = metrics.bootstrap_interval(values, seed=3)
+    assert metrics.bootstrap_interval(values, seed=3) == whole
+    assert metrics.bootstrap_interval(values, seed=4) != whole
     monkeypatch.setattr("lcrec.rankings.metrics.BLOCK", 500)
-    assert bootstrap_interval(values, seed=3) == whole
-    assert bootstrap_interval(np.ones(5), seed=0) == (1, 1)
+    assert metrics.bootstrap_interval(values, seed=3) == whole
+    assert metrics.bootstrap_interval(np.ones(5), seed=0) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +137,13 @@ def test_interval_is_the_same_for_the_same_seed_however_it_is_split(monkeypatch)
 )
 def test_interval_refuses_what_has_no_mean(values, level, message):
     with pytest.raises(ValueError, match=message):
-        bootstrap_interval(values, 0, level=level)
+        metrics.bootstrap_interval(values, 0, level=level)
 
 
 def test_metrics_by_name():
     ranked = np.array([[4, 1, 7, 2], [5, 6, 0, 3]])
     targets = np.array([[1, 2, 9], [3, -1, -1]])
-    values = measure_lists(ranked, targets, 4, MULTI_TARGET_METRICS)
+    values = metrics.measure_lists(ranked, targets, 4, metrics.MULTI_TARGET_METRICS)
     assert list(values) == ["Recall@10", "Recall@20", "NDCG@10", "NDCG@20"]
     assert values["Recall@10"].tolist() == [2 / 3, 1]
     best = 1 + 1 / np.log2(3) + 1 / 2
@@ -164,34 +151,38 @@ def test_metrics_by_name():
     assert values["NDCG@20"] == pytest.approx(gains)
     rng = np.random.default_rng(0)
     values = {"a": rng.random(50), "b": rng.integers(0, 2, 50).astype(float)}
-    together = summarise_all(values, seed=5)
-    assert together == {name: summarise(rows, seed=5) for name, rows in values.items()}
-    assert (together["a"]["low"], together["a"]["high"]) == bootstrap_interval(values["a"], seed=5)
+    together = metrics.summarise_all(values, seed=5)
+    assert together == {name: metrics.summarise(rows, seed=5) for name, rows in values.items()}
+    assert (together["a"]["low"], together["a"]["high"]) == metrics.bootstrap_interval(
+        values["a"], seed=5
+    )
 
 
 def test_paired_bootstrap_sees_what_intervals_apart_do_not():
     rng = np.random.default_rng(0)
     base = rng.random(200)
     better = base + 0.01 + 0.001 * rng.random(200)  # far less than users differ, yet always so
-    (found,) = paired_bootstrap([better], base, seed=0)
+    (found,) = metrics.paired_bootstrap([better], base, seed=0)
     assert 0.01 < found["low"] < found["difference"] < found["high"] < 0.011
-    assert found["p"] == 2 / (SAMPLES + 1)
-    (turned,) = paired_bootstrap([base], better, seed=0)
+    assert found["p"] == 2 / (metrics.SAMPLES + 1)
+    (turned,) = metrics.paired_bootstrap([base], better, seed=0)
     assert turned["difference"] == -found["difference"]
     assert (turned["low"], turned["p"]) == (-found["high"], found["p"])
     noise = rng.random(200)
-    same, other = paired_bootstrap([base, noise], base, seed=0)
+    same, other = metrics.paired_bootstrap([base, noise], base, seed=0)
     assert same == {"difference": 0, "low": 0, "high": 0, "p": 1}
-    assert [other] == paired_bootstrap([noise], base, seed=0)  # no test depends on the others
+    assert [other] == metrics.paired_bootstrap(
+        [noise], base, seed=0
+    )  # no test depends on the others
     assert other["low"] < 0 < other["high"]
     assert other["p"] > 0.05
-    (finer,) = paired_bootstrap([better], base, seed=0, samples=4999)
+    (finer,) = metrics.paired_bootstrap([better], base, seed=0, samples=4999)
     assert finer["p"] == 2 / 5000
     with pytest.raises(ValueError, match="shape"):
-        paired_bootstrap([np.ones((2, 2))], np.ones((2, 2)), seed=0)
+        metrics.paired_bootstrap([np.ones((2, 2))], np.ones((2, 2)), seed=0)
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
-    assert holm([0.6, 0.6]) == [1, 1]
-    assert holm([]) == []
+    assert metrics.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert metrics.holm([0.6, 0.6]) == [1, 1]
+    assert metrics.holm([]) == []
