@@ -21,6 +21,7 @@ from lcrec.core.provenance import is_kind
 
 if TYPE_CHECKING:  # each takes seconds to import
     from peft import PeftModel
+    from torch.nn import Module
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -197,6 +198,20 @@ def base_of_adapter(option: str, folder: Path, *, remedy: str = REMEDY) -> str:
 
     with _one_line(option, folder, "", remedy):
         return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+
+
+def position_limit(model: Module) -> int | None:
+    """Return the longest sequence that a transformers model has positions for, None for no limit.
+
+    Models of the RoBERTa family count positions from the one after their padding token's number,
+    so the first rows of their table serve no token.
+    """
+    for name, module in model.named_modules():
+        offset = getattr(module, "padding_idx", None)
+        if offset is not None and name.endswith("position_embeddings"):
+            table: Any = module.weight
+            return len(table) - offset - 1
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
 
 def check_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
+from lcrec.core.pretrained import position_limit
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
 from lcrec.generate.requests import RankingRequest, RequestEncoder, plan_batches
@@ -121,7 +122,7 @@ class Recommender:
             prompts,
             max_history=max_history,
             max_text_words=max_text_words,
-            context=getattr(model.config, "max_position_embeddings", None),
+            context=position_limit(model),
         )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
         self.constraint = _constrain(self.trie, constraint, model)

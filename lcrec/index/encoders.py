@@ -14,7 +14,6 @@ terms, in the order of their columns).
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lcrec.core.artifacts import LSA_TERMS, LSA_WEIGHTS, atomic_path, read_json, write_json
 from lcrec.core.errors import InputError
-from lcrec.core.pretrained import ENCODER, encoder_part, load_pair, reason_of
+from lcrec.core.pretrained import ENCODER, encoder_part, load_pair, position_limit, reason_of
 from lcrec.core.provenance import read_provenance, require_same_input
 from lcrec.data.folder import Items
 
@@ -97,6 +96,7 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
             ) from None
         except Exception as error:  # whatever a damaged folder brings about
             raise InputError(f"--encoder {name}: cannot be loaded ({reason_of(error)})") from None
+        max_tokens = min(max_tokens, position_limit(model) or max_tokens)
         model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
 
         def encode(texts: list[str]) -> np.ndarray:
@@ -127,19 +127,6 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
         return np.concatenate(vectors)
 
     return encode_mean
-
-
-def position_limit(model: Any) -> int | None:
-    """Return the longest sequence that a transformers model has positions for, None for no limit.
-
-    Models of the RoBERTa family count positions from the one after their padding token's number,
-    so the first rows of their table serve no token.
-    """
-    for name, module in model.named_modules():
-        offset = getattr(module, "padding_idx", None)
-        if offset is not None and name.endswith("position_embeddings"):
-            return len(module.weight) - offset - 1
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 def encoder_of(embeddings: Path, name: str | None = None) -> Encoder:

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from trl import SFTConfig
 
 from lcrec.core.errors import InputError
-from lcrec.core.pretrained import rows_needed
+from lcrec.core.pretrained import position_limit, rows_needed
 from lcrec.data.splits import EvalCases
 from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
@@ -155,7 +155,8 @@ def draw_training_rows(
     Where they are packed, a batch is any rows, so that all batches are about as large.
 
     Raises:
-        InputError: a row is longer than `max_length`, or no task has a sample.
+        InputError: a row is longer than `max_length` or the model's context, or no task has a
+            sample.
     """
     encoder = PromptEncoder(trained.tokenizer, inputs.prompts)
     grouped = None if trained.packs else settings.batch_size
@@ -174,13 +175,15 @@ def draw_training_rows(
         for epoch in range(settings.epochs)
     ]
     require_samples(inputs.mixture, {task for rows in epochs for task in rows.tasks})
-    train = tokenise_rows(epochs, encoder, settings.max_length, grouped)
+    context = position_limit(trained.model)
+    train = tokenise_rows(epochs, encoder, settings.max_length, grouped, context)
     held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
     valid = tokenise_rows(
         [validation_rows(held_out, inputs.index, inputs.prompts, settings.max_history)],
         encoder,
         settings.max_length,
         grouped,
+        context,
     )
     return TrainingRows(train, len(epochs[0]), valid, held_out)
 

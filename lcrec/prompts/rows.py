@@ -140,7 +140,11 @@ def _draw_task(
 
 
 def tokenise_rows(
-    epochs: Iterable[Iterable[Row]], encoder: PromptEncoder, max_length: int, batch_size: int | None
+    epochs: Iterable[Iterable[Row]],
+    encoder: PromptEncoder,
+    max_length: int,
+    batch_size: int | None,
+    context: int | None = None,
 ) -> Dataset:
     """Return the rows of all epochs as token ids, in the order they are to be trained.
 
@@ -149,7 +153,7 @@ def tokenise_rows(
     padded) and the batches keep a random order; without a `batch_size` rows stay as drawn.
 
     Raises:
-        InputError: a row is longer than `max_length` tokens.
+        InputError: a row is longer than `max_length` tokens, or than the `context` of the model.
     """
     parts = []
     for number, epoch in enumerate(epochs):
@@ -160,11 +164,13 @@ def tokenise_rows(
         answers = encoder.answer_ids([row.completion for row in rows])
         lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
         longest = int(np.argmax(lengths))
-        if lengths[longest] > max_length:
+        if lengths[longest] > min(max_length, context or max_length):
+            bound = f"--max-length {max_length}; raise it, or lower"
+            if max_length >= lengths[longest]:
+                bound = f"the {context} of the base model's context; lower"
             raise InputError(
-                f"template {rows[longest].template_id}: a sample has {lengths[longest]} "
-                f"tokens, more than --max-length {max_length}; raise it, or lower "
-                f"--max-history or --max-text-words (the sample begins "
+                f"template {rows[longest].template_id}: a sample has {lengths[longest]} tokens, "
+                f"more than {bound} --max-history or --max-text-words (the sample begins "
                 f"{rows[longest].prompt[:60]!r})"
             )
         order = (

@@ -10,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
@@ -35,6 +37,7 @@ from lcrec.core.pretrained import (
     load_model,
     load_pair,
     load_tokenizer,
+    position_limit,
 )
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
@@ -390,3 +393,27 @@ def test_which_gguf(gguf_base, monkeypatch):
     assert "cannot be loaded" in refusal(load_pair, "--base", path, CAUSAL)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install gguf" in refusal(load_pair, "--base", path, CAUSAL)
+
+
+@pytest.mark.parametrize(
+    ("family", "rows", "tokens"),
+    [
+        ("bert", 34, 34),
+        ("roberta", 34, 32),  # positions begin after that of the padding token, 1
+        ("mpnet", 34, 32),
+        ("longformer", 34, 32),
+        ("ibert", 34, 32),
+        ("esm", 34, 32),
+        ("nystromformer", 34, 34),  # begin at 2, in a table of two rows more
+        ("opt", 34, 34),
+    ],
+)
+def test_a_model_takes_as_many_tokens_as_its_position_table_and_no_more(family, rows, tokens):
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "ffn_dim": 8}
+    given = {"intermediate_size": 8, "max_position_embeddings": rows, "pad_token_id": 1, **sizes}
+    config = AutoConfig.for_model(family, vocab_size=9, **given)
+    model = AutoModel.from_config(config).eval()
+    assert position_limit(model) == tokens
+    model(torch.full((1, tokens), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, tokens + 1), 5))

@@ -412,6 +412,9 @@ def test_a_row_that_is_too_long_names_its_template(tokenizer):
     assert f"template {longest.template_id}: a sample has {max(lengths)} tokens" in message
     assert f"--max-length {max(lengths) - 1}" in message
     assert "--max-history" in message
+    tokenise_rows([rows], encoder, 999, 2, context=max(lengths))
+    with pytest.raises(InputError, match=f"more than the {max(lengths) - 1} of the base model's"):
+        tokenise_rows([rows], encoder, 999, 2, context=max(lengths) - 1)
 
 
 def test_an_epoch_may_be_empty(tokenizer):
