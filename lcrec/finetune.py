@@ -167,12 +167,7 @@ def count_devices() -> int:
 
 
 def launch_command(argv: Sequence[str], devices: int) -> list[str]:
-    """Return the command that starts this stage once per device, through Accelerate.
-
-    Args:
-        argv: the stage's own arguments.
-        devices: how many CUDA devices of this machine to use.
-    """
+    """Return the command that starts this stage once per device, through Accelerate."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     shape = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(devices)]
     # Port 0: any free one. Precision is the trainer's business, see --precision.

@@ -158,15 +158,7 @@ def pretrain(
 ) -> float:
     """Train to predict the next token of the texts, joined and cut into blocks.
 
-    Args:
-        model: trained in place.
-        tokenizer: its tokenizer.
-        texts: the corpus.
-        epochs: passes over it.
-        learning_rate: AdamW's peak; 5 % warm-up, then cosine to zero.
-        seed: decides the order.
-        block: tokens per row.
-        batch_size: rows per step.
+    AdamW's step size rises over 5 % of the steps to `learning_rate` and falls by a cosine to zero.
 
     Returns:
         The loss per token, averaged over the last tenth of the steps; NaN without any step.

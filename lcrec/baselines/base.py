@@ -146,10 +146,6 @@ def trained_positions(train: Interactions, users: list[str]) -> np.ndarray:
 def require_embeddings(data: TrainingData, asker: str) -> np.ndarray:
     """Return the items' embeddings, float32 [num_items, dim].
 
-    Args:
-        data: what a method is fitted on.
-        asker: the method, for the error.
-
     Raises:
         InputError: there are none.
     """

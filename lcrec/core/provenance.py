@@ -199,11 +199,8 @@ def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[
 def require_same_input(artifact: Path, role: str, path: Path, rebuild: str) -> None:
     """Refuse an artifact that was made from another file than the one now in use.
 
-    Args:
-        artifact: the folder or file; one without a sidecar (made elsewhere) is accepted as it is.
-        role: the input's role in the sidecar, such as "item".
-        path: the file in use now.
-        rebuild: the command that makes the artifact anew.
+    An artifact without a sidecar, made elsewhere, is accepted. `role` is the input's name in it,
+    such as "item", and `rebuild` the command that makes the artifact anew.
 
     Raises:
         InputError: the recorded hash is not the file's.

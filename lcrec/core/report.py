@@ -133,9 +133,7 @@ TEMPLATE = jinja2.Environment(
 def render_page(title: str, blocks: Sequence[Block]) -> str:
     """Return a whole HTML page.
 
-    Args:
-        title: of the page, plain text.
-        blocks: from top to bottom; figures in succession stand side by side where they fit.
+    Figures in succession stand side by side where they fit.
     """
     return TEMPLATE.render(title=title, blocks=blocks, palette=PALETTE)
 

@@ -312,9 +312,7 @@ def read_lists(path: Path, names: Sequence[str]) -> tuple[list[str], list[Any]]:
 def write_texts(path: Path, fields: Any) -> None:
     """Write the catalogue's texts as a new folder of Parquet files.
 
-    Args:
-        path: the folder to make.
-        fields: Arrow table with a column of text per field, row i being item i.
+    `fields` has a column of text per field, row i being item i.
     """
     import pyarrow.parquet as pq
 

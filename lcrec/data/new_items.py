@@ -78,11 +78,8 @@ def require_same_past(data: Path, artifact: Path) -> None:
 def require_same_catalogue(data: Path, model: Path, index: Path | None) -> None:
     """Refuse a data folder of another catalogue than a checkpoint's, or than its longer index's.
 
-    Args:
-        data: the data folder.
-        model: the checkpoint.
-        index: the index that adds items to the checkpoint's own, if there is one: the checkpoint
-            knows the catalogue as it was before.
+    `index`, where there is one, adds items to the checkpoint's own, which knows the catalogue as it
+    was before.
 
     Raises:
         InputError: the records disagree.

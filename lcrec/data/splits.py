@@ -208,10 +208,6 @@ def load_split(folder: Path, interactions: Interactions) -> Split:
     and every held-out interaction is a case. Otherwise a user's items in a part are the targets of
     one case. What they trained on, and at test what was validated on, is then never ranked.
 
-    Args:
-        folder: the data folder.
-        interactions: every user's whole sequence, as the folder has it.
-
     Raises:
         InputError: the file is malformed or belongs to other interactions, a part has no case, or a
             user is too short for leave-one-out.
@@ -305,13 +301,7 @@ def _cases_in_time(interactions: Interactions, held_out: np.ndarray) -> EvalCase
 
 
 def _case_per_user(train: Interactions, held_out: Interactions, *seen: Interactions) -> EvalCases:
-    """Return a case for each user with items held out, of which all are targets.
-
-    Args:
-        train: the histories.
-        held_out: the part.
-        seen: other parts whose items must not be ranked.
-    """
+    """Return a case for each user with items held out, of which all are targets."""
     users, histories, rows, exclude = [], [], [], []
     for user in np.flatnonzero(np.diff(held_out.offsets) * np.diff(train.offsets)).tolist():
         history = train.sequence(user)

@@ -86,9 +86,7 @@ class UserTexts:
 def load_user_texts(folder: Path, split: Split) -> UserTexts | None:
     """Read `<Name>.user.json`, or return None where the data folder has none.
 
-    Args:
-        folder: the data folder.
-        split: of the folder, to check that an intention is about the right item.
+    The split tells whether an intention is about the right item.
 
     Raises:
         InputError: the file is malformed, was made from other sequences or for another split,
@@ -160,11 +158,6 @@ class Review:
 
 def load_reviews(folder: Path, users: list[str], num_items: int) -> dict[tuple[str, int], Review]:
     """Read `<Name>.review.json`: {(user, item): review}; empty where the folder has none.
-
-    Args:
-        folder: the data folder.
-        users: all users of the data set.
-        num_items: the size of the catalogue.
 
     Raises:
         InputError: the file is malformed, or speaks of a user or an item that the data set does

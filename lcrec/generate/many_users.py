@@ -75,16 +75,8 @@ def rank_in_parts(
     """Make every part that is not there yet, and return the paths of all, in the users' order.
 
     Returns when all processes have done theirs.
-
-    Args:
-        recommender: what ranks.
-        job: for whom, and what.
-        folder: where the parts lie; parts made of something else are removed first.
-        suffix: of the files' names.
-        size: users per part.
-        write: writes one part, atomically.
-        provenance: all that shapes the result, JSON values only.
-        state: of the processes.
+    A part has `size` users, and `write` writes it atomically. Parts made of something else than
+    `provenance`, JSON values that tell all that shapes the result, are removed first.
 
     Raises:
         InputError: a user for whom nothing is left to rank, or what `Recommender` raises.

@@ -61,12 +61,7 @@ class RankingRequest:
 
 
 def case_requests(cases: EvalCases, like: RankingRequest) -> list[RankingRequest]:
-    """Return a request for each case of a split, never for items that the split forbids to rank.
-
-    Args:
-        cases: whom to rank for.
-        like: what all requests have in common.
-    """
+    """Return a request for each case of a split, never for items that the split forbids to rank."""
     nothing: list[ItemIds] = [()] * len(cases)
     exclude = nothing if cases.exclude is None else cases.exclude
     return [

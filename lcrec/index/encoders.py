@@ -211,10 +211,7 @@ class Lsa:
 def fit_lsa(texts: list[str], dim: int, seed: int) -> Lsa:
     """Learn the projection from a catalogue's texts.
 
-    Args:
-        texts: all of them.
-        dim: width of the vectors; less where there are fewer texts or terms.
-        seed: decides the SVD's start.
+    They are `dim` wide, less where there are fewer texts or terms.
 
     Raises:
         InputError: the texts hold too little to learn from.

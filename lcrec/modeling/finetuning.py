@@ -211,13 +211,7 @@ def describe_run(
     processes: int,
     capacity: int | None,
 ) -> str:
-    """Return the lines that say what is trained on what, and how.
-
-    Args:
-        settings, trained, rows: the run's.
-        processes: how many share the work.
-        capacity: tokens of a buffer, where samples are packed.
-    """
+    """Return the lines that say what is trained on what, and how."""
     parameters = list(trained.model.parameters())
     global_batch = settings.batch_size * settings.accumulate * processes
     how = f"Attention: {base_model(trained.model).config._attn_implementation}"

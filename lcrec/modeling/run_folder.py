@@ -30,10 +30,7 @@ MEANS = ("max_tokens_per_batch",)
 def check_run(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
     """Refuse an output folder that this run may not take; change nothing.
 
-    Args:
-        output: the folder.
-        run: all that decides the result: settings, hashes of the inputs, number of processes.
-        overwrite: whether another run there may be thrown away.
+    `run` is all that decides the result: settings, hashes of the inputs, number of processes.
 
     Returns:
         Whether another run lies there, which must be thrown away first.

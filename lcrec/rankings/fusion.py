@@ -118,10 +118,7 @@ def pool(files: Sequence[Lists], how: Literal["rrf", "score"]) -> Pool:
 def fuse(pooled: Pool, weights: Sequence[float], top: int) -> list[Lists]:
     """Return every user's joint list: item ids, best first, and their fused scores.
 
-    Args:
-        pooled: what all files list.
-        weights: one per file, not negative.
-        top: how many items to list; fewer where fewer are there.
+    `weights` has one per file, not negative; a list has `top` items, or as many as there are.
 
     Returns:
         per user int64 [length] and float32 [length]; of equal scores the lower id comes first.

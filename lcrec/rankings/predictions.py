@@ -191,8 +191,7 @@ def read_predictions(path: Path) -> Predictions:
 def require_comparable(files: Mapping[str, Predictions]) -> None:
     """Refuse to compare predictions that answer for other users or other targets.
 
-    Args:
-        files: {name to show: predictions}.
+    The keys are the names to show.
 
     Raises:
         InputError: two of them differ in users or in a user's target.

@@ -73,11 +73,7 @@ class Problem(HTTPException):
 
 
 class Meters:
-    """The Prometheus metrics of one service.
-
-    Args:
-        registry: where they are registered.
-    """
+    """The Prometheus metrics of one service."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(

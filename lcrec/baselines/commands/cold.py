@@ -117,12 +117,8 @@ def renumber(
 
     Of equal scores the lower id is ranked first, and catalogues are often numbered by first
     purchase: a method that scores all cold items alike would rank them by popularity after all.
-
-    Args:
-        data: of which embeddings and texts are put in the new order; its sequences, which the cold
-            split replaces, are not.
-        interactions: the whole sequences.
-        seed: of the order.
+    Embeddings and texts are put in the new order, and the interactions; the sequences in `data`,
+    which the cold split replaces, are not.
     """
     order = np.random.default_rng(seed).permutation(data.num_items)  # [new id] -> old id
     new_ids = np.argsort(order).astype(np.int32)

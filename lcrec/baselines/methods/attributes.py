@@ -47,10 +47,6 @@ class Attributes:
 def item_attributes(items: Items, asker: str) -> Attributes:
     """Return the attributes of the catalogue.
 
-    Args:
-        items: the catalogue.
-        asker: the method that needs them, for the error.
-
     Raises:
         InputError: no item has any.
     """
@@ -88,12 +84,7 @@ def _padded(rows: list[list[int]], pad: int) -> np.ndarray:
 
 
 class ItemFeatures(nn.Module):
-    """A vector per item out of what it is.
-
-    Args:
-        attributes: of the catalogue.
-        dim: numbers per vector.
-    """
+    """A vector per item out of what it is."""
 
     def __init__(self, attributes: Attributes, dim: int) -> None:
         super().__init__()

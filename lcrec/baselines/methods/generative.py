@@ -44,12 +44,7 @@ PROMPTS_ELSEWHERE = 256
 
 
 class Prefixes:
-    """The examples in train sequences: every item but the first, with what came before it.
-
-    Args:
-        train: the sequences.
-        max_history: how many of the items before count.
-    """
+    """The examples in train sequences: every item but the first, with what came before it."""
 
     def __init__(self, train: Interactions, max_history: int) -> None:
         self.items = train.items

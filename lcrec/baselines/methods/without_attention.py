@@ -52,12 +52,7 @@ class GRU4Rec(SequentialBaseline):
 
 
 class FrequencyFilter(nn.Module):
-    """A filter per dimension, applied by the discrete Fourier transform.
-
-    Args:
-        length: places.
-        dim: numbers per place.
-    """
+    """A filter per dimension, applied by the discrete Fourier transform."""
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()

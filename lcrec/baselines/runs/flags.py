@@ -29,11 +29,7 @@ def method_config(
 ) -> type:
     """Return the dataclass of all that a command takes: the shared settings, then the method's.
 
-    Args:
-        shared: the settings that do not depend on the method.
-        settings: the method's own.
-        tuned: whether its own settings start from the best known ones.
-        without: names of its settings that are not for setting here.
+    With `tuned` the method's start from the best known ones; those in `without` are left out.
     """
     fields = []
     for config_type in (shared, settings):

@@ -95,9 +95,7 @@ def _folder_name(entry: MethodEntry) -> str:
 def carry_out(runs: Sequence[Run], jobs: int = 1) -> tuple[list[Run], dict[str, str]]:
     """Make what is missing, and say what is being done and what is left.
 
-    Args:
-        runs: all of them.
-        jobs: how many to make at a time; each gets its share of the processor's threads.
+    With several jobs at a time each gets its share of the processor's threads.
 
     Returns:
         the runs that are done, and {label: reason} of those that could not be; all runs of a

@@ -105,10 +105,7 @@ def validator(
 def excluded(cases: EvalCases, rows: slice, exclude_history: bool) -> list[np.ndarray] | None:
     """Return what must not be ranked, per case, never a target; None where nothing is excluded.
 
-    Args:
-        cases: of which the split may forbid items of its own.
-        rows: the cases wanted.
-        exclude_history: whether the items of a history must not be ranked either.
+    The split may forbid items of its own; with `exclude_history` a history's are left out too.
     """
     sources = [cases.exclude] if cases.exclude is not None else []
     sources += [cases.histories] if exclude_history else []

@@ -81,10 +81,6 @@ def example_of(name: str, needs: frozenset[Need], output: str = "{}/predictions.
 class MethodRun:
     """A run that may be done already.
 
-    Args:
-        name: of the method.
-        argv: what stands after it on the command line.
-
     Attributes:
         method: what is known of the method without loading it.
         config: what was given, `BaselineConfig` and the method's own settings in one.

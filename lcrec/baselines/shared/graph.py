@@ -88,10 +88,6 @@ def own_share(adjacency: torch.Tensor, layers: int) -> torch.Tensor:
     It is the mean over k = 0 .. K of the diagonal of A_hat^k. The graph has two sides, so that
     odd powers have none; of an even one it is the squared length of the rows of the half power.
 
-    Args:
-        adjacency: A_hat, symmetric.
-        layers: K.
-
     Returns:
         float32 [users + items], 1 where K is 0.
     """

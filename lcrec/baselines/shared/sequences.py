@@ -57,9 +57,6 @@ class Batch:
         """Return the histories and the item after each, int64 [batch, length + 1].
 
         Only of a batch with targets, which asks once per row after its last item.
-
-        Args:
-            pad: the id that pads.
         """
         last = self.targets[self.columns == self.lengths[self.rows] - 1]
         places = self.lengths[:, None]
