@@ -27,7 +27,7 @@ from lcrec.core.artifacts import (
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, check_output, claim
-from lcrec.core.provenance import require_same_input, write_provenance
+from lcrec.core.provenance import is_kind, require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths
 
@@ -56,6 +56,12 @@ def main(argv: list[str]) -> None:
     own_folder = config.output.resolve() == path.parent.resolve()
     if not own_folder:
         check_output(config.output, STAGE, FOLDER, overwrite=config.overwrite, inputs=[path])
+    elif not (config.overwrite or is_kind(config.output, "python -m lcrec.quantize")):
+        for page in filter(Path.exists, (config.output / REPORT, config.output / REPORT_PAGE)):
+            raise InputError(
+                f"--output {config.output}: {page.name} in it may be a person's own; name another "
+                "folder, or give --overwrite to replace it"
+            )
     # Torch is loaded here: help and wrong options need none.
     import torch
 

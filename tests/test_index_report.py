@@ -67,6 +67,13 @@ def test_a_file_alone(shop):
     assert report["verdict"]["grade"] == "note"
 
 
+def test_a_persons_report_beside_an_index_is_kept(shop):
+    (shop / "made" / "report.html").write_text("mine")
+    with pytest.raises(InputError, match=r"report\.html in it may be a person's own"):
+        run(shop, output="made")
+    assert (shop / "made" / "report.html").read_text() == "mine"
+
+
 def test_an_index_with_conflicts_is_reported_not_refused(shop):
     codes = CODES.copy()
     codes[7] = codes[6]

@@ -53,10 +53,10 @@ def check_output(
         for path in inputs:
             if _resolved(path).is_relative_to(place):
                 raise InputError(f"{flag} {output}: {path} is read from there; name another place")
-        _try_to_write(place)
         note = beside(output, "claim")
         claimed = note.read_text(encoding="utf-8").strip() if note.exists() else ""
         _require_replaceable(output, stage, form, claimed, overwrite, flag)
+        _try_to_write(place)
 
 
 @contextlib.contextmanager
@@ -100,24 +100,22 @@ def claim(
         )
     with file:
         before = file.read().strip()
+        held = False
         try:
             _require_replaceable(output, stage, form, before, overwrite, flag)
-        except InputError:
-            if not before:
-                note.unlink()
-            raise
-        file.seek(0)
-        file.truncate()
-        json.dump({"kind": kind_of(stage), "process": os.getpid()}, file)
-        file.flush()
-        clear_leftovers(place, locked=True)
-        try:
+            file.seek(0)
+            file.truncate()
+            json.dump({"kind": kind_of(stage), "process": os.getpid()}, file)
+            file.flush()
+            held = True
+            clear_leftovers(place, locked=True)
             yield
         except BaseException as error:
             if isinstance(error, OSError) and error.errno and error.filename is None:
                 error.filename = str(output)  # a full disk has no name of its own
-            if not output.exists() or _is_whole(output, stage):
-                note.unlink()  # nothing unfinished lies there
+            unfinished = output.exists() and not _is_whole(output, stage) if held else before
+            if not unfinished:
+                note.unlink()
             with contextlib.suppress(OSError):
                 for folder in made:
                     folder.rmdir()  # where nothing was written
