@@ -34,6 +34,7 @@ from lcrec.core.processes import processes
 from lcrec.core.provenance import fingerprint, is_current, write_provenance
 from lcrec.core.version import __version__
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
+from lcrec.data.id_map import IdMap, Names, load_names
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import EvalCases, load_split, require_same_split
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
@@ -70,7 +71,7 @@ class GenerateConfig(Writes):
     format: Literal["jsonl", "parquet"] = option("of the files of --all-users", "jsonl")
     shard_users: int = option("users per file of --all-users", 10_000, minimum=1)
     user: str | None = option("show one user's recommendations instead", None)
-    history: list[int] | None = option("show recommendations for these items instead", None)
+    history: list[str] | None = option("show recommendations for these items instead", None)
     query: str | None = option(
         "show what fits these words instead (the task itemsearch); --user or --history may add "
         "what the customer has",
@@ -98,6 +99,12 @@ class GenerateConfig(Writes):
     )
     allow: Path | None = option("a file of the only items to recommend, an id per line", None)
     deny: Path | None = option("a file of items never to recommend, an id per line", None)
+    ids: Literal["raw", "numbers"] | None = option(
+        "what users and items are called in flags, in the files that those name, on the screen and "
+        "in the files of --all-users (default: by raw ids where the data folder has <Name>.user2id "
+        "and <Name>.item2id); predictions of a split keep numbers",
+        None,
+    )
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
@@ -125,8 +132,9 @@ def main(argv: list[str]) -> None:
         config = replace(config, k=min(20, len(items)))
     assert config.k is not None
     check_counts(config.k, config.beams, len(items))
-    allowed = load_allowed(config.allow, config.deny, config.k, len(items))
     interactions = load_interactions(config.data, len(items))
+    names = load_names(config.data, interactions.users, len(items), config.ids)
+    allowed = load_allowed(config.allow, config.deny, config.k, names.items)
     split = None if config.all_users else load_split(config.data, interactions)
     cases = None if split is None else split.valid if config.split == "valid" else split.test
     if cases is not None and cases.exclude is not None and config.constraint != "trie":
@@ -139,7 +147,7 @@ def main(argv: list[str]) -> None:
         config = replace(config, precision=pick_precision(config.precision))
         if config.output is None:
             assert cases is not None
-            answer(config, items, cases, allowed, state)
+            answer(config, items, interactions.users, names, cases, allowed, state)
             return
         claimed = claim(
             config.output,
@@ -150,14 +158,16 @@ def main(argv: list[str]) -> None:
         )
         with claimed:
             if cases is None:
-                rank_everyone(config, len(items), interactions, allowed, state)
+                rank_everyone(config, names, interactions, allowed, state)
             else:
-                rank_split(config, items, cases, allowed, state)
+                rank_split(config, items, names.items, cases, allowed, state)
 
 
 def answer(
     config: GenerateConfig,
     items: Items,
+    users: list[str],
+    names: Names,
     cases: EvalCases,
     allowed: np.ndarray | None,
     state: PartialState,
@@ -165,7 +175,7 @@ def answer(
     """Answer one request on the screen."""
     from lcrec.generate.one_request import answer_request, find_history
 
-    history = find_history(config.user, config.history, cases, len(items))
+    history = find_history(config.user, config.history, cases, users, names)
     recommender = load_recommender(config, len(items), state)
     request = make_request(config, history, allowed)
     templates: list[Template | None] = [None]  # the recommender's own choice
@@ -181,7 +191,7 @@ def answer(
             )
         ]
     if state.is_main_process:
-        answer_request(recommender, items, request, templates, explain=config.explain)
+        answer_request(recommender, items, names.items, request, templates, explain=config.explain)
 
 
 # Many users.
@@ -190,6 +200,7 @@ def answer(
 def rank_split(
     config: GenerateConfig,
     items: Items,
+    ids: IdMap,
     cases: EvalCases,
     allowed: np.ndarray | None,
     state: PartialState,
@@ -211,7 +222,7 @@ def rank_split(
     if current:
         state.print(f"{output} is up to date.")
         if state.is_main_process:
-            show_examples(output, cases, items, config.show)
+            show_examples(output, cases, items, ids, config.show)
         return
     recommender, job = prepare(config, len(items), cases, allowed, state)
     folder = beside(output, "parts")
@@ -232,14 +243,14 @@ def rank_split(
             for path in written:
                 write_provenance(path, STAGE, settings, inputs)
         shutil.rmtree(folder)
-        show_examples(output, cases, items, config.show)
+        show_examples(output, cases, items, ids, config.show)
         files = " ".join(str(output.with_name(path.name)) for path in written)
         print(f"Wrote {files}. Next: python -m lcrec.evaluate --predictions {files}")
 
 
 def rank_everyone(
     config: GenerateConfig,
-    num_items: int,
+    names: Names,
     interactions: Interactions,
     allowed: np.ndarray | None,
     state: PartialState,
@@ -263,8 +274,8 @@ def rank_everyone(
             f"{interactions.users[empty[0]]!r}), so there is nothing to go by; leave them out"
         )
     nothing = np.full(len(interactions), PAD)  # is held out
-    everyone = EvalCases(interactions.users, list(interactions), nothing)
-    recommender, job = prepare(config, num_items, everyone, allowed, state)
+    everyone = EvalCases(list(names.users.names), list(interactions), nothing)
+    recommender, job = prepare(config, len(names.items.names), everyone, allowed, state)
     folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
@@ -272,7 +283,7 @@ def rank_everyone(
         folder,
         suffix=f".{config.format}",
         size=config.shard_users,
-        write=partial(FORMATS[config.format], users=interactions.users),
+        write=partial(FORMATS[config.format], names=names),
         provenance=provenance_of(settings, inputs, recommender),
         state=state,
     )
@@ -360,11 +371,15 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
 def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     """Return what a result is recorded to be made of: settings and input files."""
     settings = config_dict(config)
-    del settings["show"]
+    del settings["show"], settings["ids"]
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
     if not config.all_users:
         inputs |= paths.sequences
+    speaks = config.all_users or config.allow is not None or config.deny is not None
+    if speaks and config.ids != "numbers":
+        maps = {"user_ids": paths.user_ids, "item_ids": paths.item_ids}
+        inputs |= {role: path for role, path in maps.items() if path.exists()}
     if config.index is not None:
         inputs["index"] = index_path(config.index)
     for role in ("prompts", "allow", "deny"):

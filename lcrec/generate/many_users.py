@@ -15,6 +15,7 @@ from accelerate.state import PartialState
 from lcrec.core.artifacts import atomic_path, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.core.parts import make_parts
+from lcrec.data.id_map import Names
 from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
@@ -178,25 +179,26 @@ def join_split_parts(
 # All users: lists without targets, the parts are the result.
 
 
-def write_jsonl_part(path: Path, part: Part, users: list[str]) -> None:
+def write_jsonl_part(path: Path, part: Part, names: Names) -> None:
     """Write one JSON object per list: user, ranked, scores, template_id."""
-    write_jsonl(path, _rows(part, users))
+    write_jsonl(path, _rows(part, names))
 
 
-def write_parquet_part(path: Path, part: Part, users: list[str]) -> None:
-    """Write a table: user text, ranked list of int32, scores list of float32, template_id text."""
+def write_parquet_part(path: Path, part: Part, names: Names) -> None:
+    """Write a table: user text, ranked list of int32, or of text where the items have raw ids,
+    scores list of float32, template_id text."""
     import pyarrow as pa
     from pyarrow import parquet
 
     schema = pa.schema(
         {
             "user": pa.string(),
-            "ranked": pa.list_(pa.int32()),
+            "ranked": pa.list_(pa.string() if names.items.is_raw else pa.int32()),
             "scores": pa.list_(pa.float32()),
             "template_id": pa.string(),
         }
     )
-    table = pa.Table.from_pylist(list(_rows(part, users)), schema=schema)
+    table = pa.Table.from_pylist(list(_rows(part, names)), schema=schema)
     with atomic_path(path) as temporary:
         parquet.write_table(table, temporary)
 
@@ -204,14 +206,14 @@ def write_parquet_part(path: Path, part: Part, users: list[str]) -> None:
 FORMATS = {"jsonl": write_jsonl_part, "parquet": write_parquet_part}
 
 
-def _rows(part: Part, users: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(part: Part, names: Names) -> Iterator[dict[str, Any]]:
     for name, lists in part.lists.items():
         for user, (items, scores) in enumerate(_shortened(*lists), start=part.first):
             # Text of a float32 is its shortest exact form: half the digits of the same float64.
             exact = scores.astype("U32").astype(np.float64)
             yield {
-                "user": users[user],
-                "ranked": items.tolist(),
+                "user": names.users.names[user],
+                "ranked": names.items.names_of(items) if names.items.is_raw else items.tolist(),
                 "scores": exact.tolist(),
                 "template_id": name,
             }

@@ -12,6 +12,7 @@ import numpy as np
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
+from lcrec.data.id_map import IdMap, Names
 from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
@@ -30,9 +31,7 @@ def check_counts(k: int, beams: int | None, num_items: int) -> None:
         raise InputError(f"--beams {beams} cannot rank --k {k} items; take at least {k} beams")
 
 
-def load_allowed(
-    allow: Path | None, deny: Path | None, k: int, num_items: int
-) -> np.ndarray | None:
+def load_allowed(allow: Path | None, deny: Path | None, k: int, ids: IdMap) -> np.ndarray | None:
     """Return the items that `--allow` and `--deny` leave, int64 ascending; None for all.
 
     Raises:
@@ -41,39 +40,46 @@ def load_allowed(
     """
     if allow is None and deny is None:
         return None
+    num_items = len(ids.names)
     may = np.full(num_items, allow is None)
     if allow is not None:
-        may[read_item_ids(allow, "--allow", num_items)] = True
+        may[read_item_ids(allow, "--allow", ids)] = True
     if deny is not None:
-        may[read_item_ids(deny, "--deny", num_items)] = False
+        may[read_item_ids(deny, "--deny", ids)] = False
     left = int(may.sum())
     if left < k:
         raise InputError(f"--k {k}: --allow and --deny leave only {left} of {num_items} items")
     return np.flatnonzero(may)
 
 
-def read_item_ids(path: Path, flag: str, num_items: int) -> list[int]:
+def read_item_ids(path: Path, flag: str, ids: IdMap) -> list[int]:
     """Read a text file of one item id per line; empty lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{flag} {path}: cannot be read as text ({error})") from None
-    ids = []
+    items = []
     for number, line in enumerate(lines, start=1):
         text = line.strip()
         if not text:
             continue
-        if not (text.isascii() and text.isdigit() and int(text[:12]) < num_items):
+        if ids.is_raw:
+            try:
+                items.append(ids.number(text))
+            except InputError as error:
+                raise InputError(f"{flag} {path}, line {number}: {error}") from None
+            continue
+        if not (text.isascii() and text.isdigit() and int(text[:12]) < len(ids.names)):
             raise InputError(
-                f"{flag} {path}, line {number}: expected an item id from 0 to {num_items - 1}, "
-                f"found {text!r:.60}"
+                f"{flag} {path}, line {number}: expected an item id from 0 to "
+                f"{len(ids.names) - 1}, found {text!r:.60}"
             )
-        ids.append(int(text))
-    return ids
+        items.append(int(text))
+    return items
 
 
 def find_history(
-    user: str | None, history: list[int] | None, cases: EvalCases, num_items: int
+    user: str | None, history: list[str] | None, cases: EvalCases, users: Sequence[str], ids: Names
 ) -> list[int]:
     """Return the items of `--history` or of `--user`, none where neither is given.
 
@@ -81,21 +87,26 @@ def find_history(
         InputError: an item that is not in the catalogue, or no such user.
     """
     if user is not None:
-        if user not in cases.users:
-            raise InputError(f"--user {user}: not in the data set{closest(user, cases.users)}")
-        return cases.histories[cases.users.index(user)].tolist()  # before the first of their cases
-    for item in history or []:
-        if not 0 <= item < num_items:
-            raise InputError(
-                f"--history: item {item} is not in the catalogue, whose ids are 0 to "
-                f"{num_items - 1}"
-            )
-    return history or []
+        if user not in ids.users.numbers:
+            near = closest(user, ids.users.names)
+            raise InputError(f"--user {user}: not in the data set{near}")
+        name = users[ids.users.numbers[user]]
+        if name not in cases.users:
+            raise InputError(f"--user {user}: the split holds nothing of theirs; give --history")
+        return cases.histories[cases.users.index(name)].tolist()  # before the first of their cases
+    for word in history or []:
+        if not ids.items.is_raw and not word.removeprefix("-").isdecimal():
+            raise InputError(f"--history: expected a whole number, found {word!r}")
+    try:
+        return [ids.items.number(word) for word in history or []]
+    except InputError as error:
+        raise InputError(f"--history: {error}") from None
 
 
 def answer_request(
     recommender: Recommender,
     items: Items,
+    ids: IdMap,
     request: RankingRequest,
     templates: Sequence[Template | None],
     *,
@@ -106,6 +117,7 @@ def answer_request(
     Args:
         recommender: what ranks.
         items: the catalogue, for the titles.
+        ids: what the items are called.
         request: what to rank; its own template is not looked at.
         templates: of `itemsearch` where there is a query, else of `seqrec`; None for the
             recommender's own choice.
@@ -127,7 +139,7 @@ def answer_request(
     found = ranked[0][ranked[0] >= 0]
     if request.query is not None:
         print(f"  looks for: {printable(request.query)}")
-    show_ranking(items, request.history, found, scores[0])
+    show_ranking(items, ids, request.history, found, scores[0])
     if explain:
         (words,) = recommender.explain([request.history], [found])
         if words.preference is not None:
@@ -138,7 +150,9 @@ def answer_request(
                 print(f"  {place:>3} {printable(title)}")
 
 
-def show_examples(predictions: Path, cases: EvalCases, items: Items, count: int) -> None:
+def show_examples(
+    predictions: Path, cases: EvalCases, items: Items, ids: IdMap, count: int
+) -> None:
     """Print the recommendations of `count` users spread over the split."""
     if not count:
         return
@@ -147,28 +161,33 @@ def show_examples(predictions: Path, cases: EvalCases, items: Items, count: int)
         print(f"\nUser {printable(cases.users[case])}")
         ranked = lists[case][:5]
         target = int(cases.first_targets[case])
-        show_ranking(items, cases.histories[case], ranked[ranked >= 0], target=target)
+        show_ranking(items, ids, cases.histories[case], ranked[ranked >= 0], target=target)
     print()
 
 
 def show_ranking(
     items: Items,
+    ids: IdMap,
     history: Sequence[int] | np.ndarray,
     ranked: np.ndarray,
     scores: np.ndarray | None = None,
     target: int | None = None,
 ) -> None:
     """Print what a user had and what is recommended, by title; `target` is marked if found."""
+
+    def name(item: int) -> str:
+        return printable(ids.names[item])
+
     if len(history):
         print("  had, latest last:")
     for item in list(history)[-5:]:
-        print(f"      {int(item):>7}  {printable(items.title(int(item))):.80}")
+        print(f"      {name(item):>7}  {printable(items.title(int(item))):.80}")
     print("  recommended:")
     for place, item in enumerate(ranked.tolist(), start=1):
         score = "" if scores is None else f"  {scores[place - 1]:8.3f}"
         mark = "  <- taken" if item == target else ""
-        print(f"  {place:>3} {item:>7}{score}  {printable(items.title(item)):.80}{mark}")
+        print(f"  {place:>3} {name(item):>7}{score}  {printable(items.title(item)):.80}{mark}")
     if not len(ranked):
         print("      nothing: no beam ended in an item")
     if target is not None and target not in ranked:
-        print(f"  taken: {target:>4}  {printable(items.title(target)):.80}")
+        print(f"  taken: {name(target):>4}  {printable(items.title(target)):.80}")

@@ -16,6 +16,7 @@ from ibis.util import gen_name
 
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
+from lcrec.data.id_map import read_raw_ids
 from lcrec.prepare.files import UNREADABLE, Delimited, Opened, header, open_delimited
 from lcrec.prepare.layouts import Layout, Paths, as_paths, find_columns
 from lcrec.prepare.rows import Roles, Sifted, join_leaves, sift
@@ -37,7 +38,7 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
     path, catalogue = _one(interactions), _one(items)
     stem = path.name.removesuffix(".inter.json")
     users_path, items_path = (path.with_name(f"{stem}.{kind}2id") for kind in ("user", "item"))
-    users, item_ids = _raw_ids(users_path), _raw_ids(items_path)
+    users, item_ids = read_raw_ids(users_path), read_raw_ids(items_path)
     sequences = _mapping(path)
     reviews = path.with_name(f"{stem}.review.json")
     said = _mapping(reviews) if options.reviews and reviews.exists() else None
@@ -181,23 +182,6 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise InputError(f"{path}: expected one JSON object with an entry per id, found none")
     return value
-
-
-def _raw_ids(path: Path) -> dict[str, str] | None:
-    """Read lines of raw id, tab, number; None where there is no such file."""
-    if not path.exists():
-        return None
-    raw_ids = {}
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1
-    ):
-        raw_id, tab, key = line.rpartition("\t")
-        if not tab or key in raw_ids:
-            raise InputError(
-                f"{path}, line {number}: expected 'raw id, tab, number', found {line!r}"
-            )
-        raw_ids[key] = raw_id
-    return raw_ids
 
 
 def _raw(raw_ids: dict[str, str] | None, key: str, path: Path) -> str:

@@ -10,6 +10,7 @@ from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items, load_interactions
+from lcrec.data.id_map import IdMap
 from lcrec.data.splits import leave_one_out
 from lcrec.generate import __main__ as generate
 from lcrec.generate import many_users
@@ -411,8 +412,9 @@ def test_a_catalogue_of_fewer_items_than_the_default(tmp_path):
 
 def test_titles_cannot_command_the_terminal(capsys):
     items = Items([{"title": "Lamp\x1b[2J\n    1  0  faked"}, {"title": "Rug\u202e"}])
-    show_ranking(items, [0], np.array([0, 1]), target=1)
-    show_ranking(items, [1], np.array([0]), target=1)
+    ids = IdMap("item", ["0", "1"], is_raw=False)
+    show_ranking(items, ids, [0], np.array([0, 1]), target=1)
+    show_ranking(items, ids, [1], np.array([0]), target=1)
     out = capsys.readouterr().out
     assert out.count(r"Lamp\x1b[2J\n    1  0  faked") == 3
     assert not set(out) & {"\x1b", "\u202e"}

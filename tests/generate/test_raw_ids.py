@@ -1,0 +1,119 @@
+"""A shop's own ids: in flags, files and on the screen, the same rankings as by numbers."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from lcrec.core.artifacts import find_data
+from lcrec.core.errors import InputError
+from lcrec.generate import __main__ as generate
+
+# They look like numbers, and are others: item 40 is called 007.
+ITEMS = [f"{47 - item:03}" for item in range(48)]
+USERS = [f"C-{59 - user:02}" for user in range(60)]
+
+
+@pytest.fixture
+def named(shop, tmp_path):
+    """The shop, whose users and items have raw ids."""
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for path in (find_data(shop).inter, find_data(shop).item):
+        shutil.copy(path, folder)
+    write(folder / "Shop.user2id", USERS)
+    write(folder / "Shop.item2id", ITEMS)
+    return folder
+
+
+def write(path, names):
+    path.write_text("".join(f"{name}\t{number}\n" for number, name in enumerate(names)))
+
+
+@pytest.fixture
+def run(checkpoint, named, capsys):
+    def call(*words):
+        generate.main(["--model", str(checkpoint), "--data", str(named), *map(str, words)])
+        return capsys.readouterr().out
+
+    return call
+
+
+def in_raw_ids(table):
+    """Return a table of numbers with the raw ids in place of the items' numbers."""
+    lines = []
+    for line in table.splitlines():
+        number = line[6:13]
+        own = f"{ITEMS[int(number)]:>7}" if number.strip().isdecimal() else number
+        lines.append(line[:6] + own + line[13:])
+    return lines
+
+
+def test_a_table_is_the_same_but_for_the_names(run):
+    by_number = run("--history", 12, 7, "--k", 5, "--ids", "numbers")
+    assert run("--history", ITEMS[12], ITEMS[7], "--k", 5).splitlines() == in_raw_ids(by_number)
+    by_number = run("--user", 17, "--k", 5, "--ids", "numbers")
+    assert run("--user", USERS[17], "--k", 5).splitlines() == in_raw_ids(by_number)
+
+
+def test_files_of_items_and_of_all_users(run, tmp_path):
+    few = [1, 5, 20, 33]
+    for name, ids in (("numbers", map(str, few)), ("raw", (ITEMS[item] for item in few))):
+        (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+        flags = ["--ids", name, "--allow", tmp_path / f"{name}.txt", "--all-users", "--k", 3]
+        run(*flags, "--output", tmp_path / name)
+    by_number, raw = (
+        [json.loads(line) for line in (tmp_path / name / "part-00000.jsonl").open()]
+        for name in ("numbers", "raw")
+    )
+    for user, (ours, theirs) in enumerate(zip(by_number, raw, strict=True)):
+        assert ours["user"] == str(user)
+        assert theirs["user"] == USERS[user]
+        assert theirs["ranked"] == [ITEMS[item] for item in ours["ranked"]]
+        assert theirs["scores"] == ours["scores"]
+    run(*flags, "--format", "parquet", "--output", tmp_path / "table")
+    table = pq.read_table(tmp_path / "table" / "part-00000.parquet")
+    assert table["ranked"].to_pylist() == [row["ranked"] for row in raw]
+
+
+def test_predictions_keep_numbers(run, tmp_path):
+    run("--output", tmp_path / "p.jsonl", "--k", 3)
+    first = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
+    assert first["user"] == "0"
+    assert all(type(item) is int for item in [first["target"], *first["ranked"]])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--history", "7"], "--history: item '7' is unknown"),
+        (["--user", "17"], "--user 17: not in the data set"),
+        (["--user", "C-1x"], "--user C-1x: not in the data set; did you mean 'C-"),
+        (["--history", "007", "--deny", "deny.txt"], "deny.txt, line 2: item '40' is unknown"),
+    ],
+)
+def test_numbers_are_no_raw_ids(run, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deny.txt").write_text("040\n40\n")
+    with pytest.raises(InputError, match=message):
+        run(*words)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("item2id", ITEMS[:-1], "Shop.item2id: no line for item 47, but the data set has 48 items"),
+        ("item2id", [*ITEMS, "048"], "Shop.item2id: 49 lines, but the data set has 48 items"),
+        ("item2id", [*ITEMS[:-1], "007"], "raw id '007' stands there twice"),
+        ("user2id", USERS[:3], "Shop.user2id: no line for user 3, but the data set has 60 users"),
+        ("user2id", None, "--ids raw: .*Shop.user2id: no such file; it holds the users' raw ids"),
+    ],
+)
+def test_maps_that_do_not_fit(run, named, name, lines, message):
+    if lines is None:
+        (named / f"Shop.{name}").unlink()
+    else:
+        write(named / f"Shop.{name}", lines)
+    with pytest.raises(InputError, match=message):
+        run("--user", "1", *(["--ids", "raw"] if lines is None else []))
