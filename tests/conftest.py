@@ -182,19 +182,6 @@ def load_script():
 
 
 @pytest.fixture(scope="session")
-def load_command():
-    """A function that imports what `python -m NAME` runs: a package's command is its `__main__`."""
-
-    def load(name):
-        module = importlib.import_module(name)
-        return (
-            importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
-        )
-
-    return load
-
-
-@pytest.fixture(scope="session")
 def recipe():
     """The module `lcrec.finetune`."""
     from lcrec import finetune as module

@@ -59,12 +59,15 @@ def test_an_index_made_elsewhere(shop, capsys):
     assert "24 items, 2 codes each" in out
     assert report["verdict"]["text"] in out
     assert f"Wrote {shop / 'report' / 'report.html'}" in out
-
-
-def test_a_file_alone(shop):
     report = run(shop, "made/index.json", embeddings=False, data=False)
     assert set(report["left_out"]) == {"explained_variance", "neighbours", "labels", "branches"}
     assert report["verdict"]["grade"] == "note"
+    codes = CODES.copy()
+    codes[7] = codes[6]
+    write_index(shop / "made" / "index.json", codes)
+    report = run(shop)
+    assert report["conflicts"]["examples"] == [[6, 7]]
+    assert report["verdict"]["text"] == "Not fit for training: items share an index."
 
 
 def test_a_persons_report_beside_an_index_is_kept(shop):
@@ -72,15 +75,6 @@ def test_a_persons_report_beside_an_index_is_kept(shop):
     with pytest.raises(InputError, match=r"report\.html in it may be a person's own"):
         run(shop, output="made")
     assert (shop / "made" / "report.html").read_text() == "mine"
-
-
-def test_an_index_with_conflicts_is_reported_not_refused(shop):
-    codes = CODES.copy()
-    codes[7] = codes[6]
-    write_index(shop / "made" / "index.json", codes)
-    report = run(shop)
-    assert report["conflicts"]["examples"] == [[6, 7]]
-    assert report["verdict"]["text"] == "Not fit for training: items share an index."
 
 
 @pytest.mark.parametrize("kind", get_args(get_type_hints(IndexSettings)["kind"]))

@@ -166,7 +166,7 @@ def test_the_tables_fit_together():
     assert sum(NEED_CHANCES) == pytest.approx(1)
 
 
-def test_what_follows_has_the_planted_chance_and_what_is_owned_none(shop):
+def test_users_follow_the_process_and_what_is_owned_is_not_needed_again(shop):
     tent = next(i for i, ware in enumerate(shop.wares) if ware.kind.name == "tent")
     chances = next_item_probabilities(shop, [tent])
     for name, chance in zip(KINDS[0].followers, NEED_CHANCES, strict=True):
@@ -184,9 +184,6 @@ def test_what_follows_has_the_planted_chance_and_what_is_owned_none(shop):
         assert chances[shop.kinds == shop.kinds[item]].sum() < WHIM_CHANCE / len(KINDS) * 1.1
     everything = next_item_probabilities(shop, list(first.values()))
     assert everything.sum() == pytest.approx(1)
-
-
-def test_users_follow_the_process(shop):
     follows = Counter(
         shop.wares[after].kind.name in shop.wares[before].kind.followers
         for sequence in shop.sequences

@@ -188,18 +188,6 @@ def test_sources_share_no_edge_and_no_negative(monkeypatch):
     assert (users >= 9).any()
 
 
-def test_other_widths_and_missing_embeddings_are_refused():
-    narrow, wide = toy(9, 12, 10)[0], toy(9, 12, 11)[0]
-    with pytest.raises(InputError, match="10 and 11 numbers wide"):
-        AlphaRec(QUICK).fit_domains([narrow, wide])
-    with pytest.raises(InputError, match=r"embeddings 10 wide.*are 11 wide"):
-        fitted(narrow).transfer(wide)
-    bare = dataclasses.replace(narrow, embeddings=None)
-    for method in (AlphaRec(QUICK), TextCosine()):
-        with pytest.raises(InputError, match=r"lcrec\.embed"):
-            method.fit(bare)
-
-
 def test_no_query_and_alpha_0_are_the_same():
     data, _ = toy(9, 12, 10)
     method = fitted(data)
@@ -244,12 +232,21 @@ def test_a_query_enters_before_the_graph(layers):
     assert asked.user_vectors[4] == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_cannot_be_asked_is_refused():
+def test_what_cannot_be_asked_or_joined_is_refused():
     method = fitted(toy(9, 12, 10)[0])
     with pytest.raises(InputError, match=r"alpha 1\.5"):
         method.ask(np.array([0]), np.zeros((1, 10), dtype=np.float32), 1.5)
     with pytest.raises(InputError, match="embeddings 10 wide"):
         method.ask(np.array([0]), np.zeros((1, 11), dtype=np.float32), 0.5)
+    narrow, wide = toy(9, 12, 10)[0], toy(9, 12, 11)[0]
+    with pytest.raises(InputError, match="10 and 11 numbers wide"):
+        AlphaRec(QUICK).fit_domains([narrow, wide])
+    with pytest.raises(InputError, match=r"embeddings 10 wide.*are 11 wide"):
+        fitted(narrow).transfer(wide)
+    bare = dataclasses.replace(narrow, embeddings=None)
+    for method in (AlphaRec(QUICK), TextCosine()):
+        with pytest.raises(InputError, match=r"lcrec\.embed"):
+            method.fit(bare)
 
 
 def test_text_cosine_by_hand():

@@ -277,36 +277,25 @@ def test_jsonl_lines_end_where_they_should(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (b"", "line 1, column 1: not valid JSON"),
-        (b'{"0": [1,\n 2,}', "line 2, column 4: not valid JSON"),
-        (b'{"title": "caf\xe9"}', "cannot be read as UTF-8"),
-        (b'{"0": [1], "1": [2], "0": [3]}', "key '0' is written twice"),
-        (b'{"0": {"title": "a", "title": "b"}}', "key 'title' is written twice"),
-        (b"[" * 100_000 + b"]" * 100_000, "within each other are too many"),
+        ("a.json", b"", "line 1, column 1: not valid JSON"),
+        ("a.json", b'{"0": [1,\n 2,}', "line 2, column 4: not valid JSON"),
+        ("a.json", b'{"title": "caf\xe9"}', "cannot be read as UTF-8"),
+        ("a.json", b'{"0": [1], "1": [2], "0": [3]}', "key '0' is written twice"),
+        ("a.json", b'{"0": {"title": "a", "title": "b"}}', "key 'title' is written twice"),
+        ("a.json", b"[" * 100_000 + b"]" * 100_000, "within each other are too many"),
+        ("a.jsonl", b"", "the file is empty"),
+        ("a.jsonl", b'{"a": 1}\n{"a": 2\n{"a": 3}\n', "line 2: not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n\n{"a": 3}\n', "line 2: not valid JSON"),
+        ("a.jsonl", b'"\xff"\n', "cannot be read as UTF-8"),
+        ("a.jsonl", b"[" * 100_000 + b"]" * 100_000, "within each other are too many"),
     ],
 )
-def test_bad_json(tmp_path, content, message):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(InputError, match=f"a.json.*{message}"):
-        read_json(tmp_path / "a.json")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "the file is empty"),
-        (b'{"a": 1}\n{"a": 2\n{"a": 3}\n', "line 2: not valid JSON"),
-        (b'{"a": 1}\n\n{"a": 3}\n', "line 2: not valid JSON"),
-        (b'"\xff"\n', "cannot be read as UTF-8"),
-        (b"[" * 100_000 + b"]" * 100_000, "within each other are too many"),
-    ],
-)
-def test_bad_jsonl(tmp_path, content, message):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(InputError, match=f"a.jsonl.*{message}"):
-        read_jsonl(tmp_path / "a.jsonl")
+def test_bad_json(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}.*{message}"):
+        (read_json if name == "a.json" else read_jsonl)(tmp_path / name)
 
 
 def test_arrays(tmp_path):

@@ -28,16 +28,13 @@ def test_a_log_gets_a_line_every_30_seconds_and_one_at_the_end(clock, capsys):
     ]
 
 
-def test_short_work_or_work_not_to_stay_leaves_no_last_line(clock, capsys):
+def test_short_work_other_ranks_and_work_not_to_stay_leave_no_last_line(clock, capsys):
     for _ in progress(range(29), "embed", "texts"):
         clock[0] += 1
     assert capsys.readouterr().err == ""
     for _ in progress(range(40), "embed", "texts", leave=False):
         clock[0] += 1
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_other_ranks_are_silent(clock, capsys):
     with ProgressBar(100, "rank", "users", disable=True) as bar:
         clock[0] += 100
         bar.update(50)

@@ -95,7 +95,7 @@ def low_ids(monkeypatch):
     return PrefersLowIds()
 
 
-def test_accuracy_by_hand(subject, low_ids):
+def test_accuracy_by_hand(subject, low_ids, index):
     cases = EvalCases(["a", "b", "c"], [np.array([9])] * 3, np.array([1, 2, 3], dtype=np.int32))
     judged = replace(subject, recommender=low_ids)
     template = subject.recommender.prompts.for_task("seqrec", "eval")[0]
@@ -104,9 +104,6 @@ def test_accuracy_by_hand(subject, low_ids):
     )
     assert accuracy["x"].tolist() == [1.0, 0.0, 0.5]
     np.testing.assert_equal(accuracy["y"], [np.nan, 1.0, 0.0])
-
-
-def test_users_without_a_title_are_left_out_of_a_wording_of_titles(subject, index, low_ids):
     items = type(subject.data.items)([{"title": "" if i == 9 else "t"} for i in range(48)])
     data = TaskData(items, subject.data.train, index)
     cases = EvalCases(

@@ -186,13 +186,22 @@ def test_what_prompts_begin_with_is_encoded_once(family, shared, monkeypatch):
     assert_exact(output, score_all(model, ids, mask, items))
 
 
-def test_equal_prompts_get_equal_answers():
+def test_equal_prompts_and_equal_scores():
     model, trie = make_model(), ItemTrie.build(make_items().numpy())
     ids, mask = make_prompts((12,))
     alone = search(model, ids, mask, trie, 6)
     together = search(model, ids.repeat(5, 1), mask.repeat(5, 1), trie, 6)
     assert together.items.tolist() == alone.items.tolist() * 5
     torch.testing.assert_close(together.scores, alone.scores.repeat(5, 1), atol=1e-4, rtol=0)
+    model = make_model(seed=5)
+    uniform = torch.zeros_like(model.lm_head.weight)
+    items = make_items(count=30)
+    by_tokens = sorted(range(30), key=lambda item: items[item].tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.lm_head, "weight", torch.nn.Parameter(uniform))
+        output = beam_search(model, *make_prompts(), ItemTrie.build(items.numpy()), 12)
+    assert output.items.tolist() == [by_tokens[:12]] * 3
+    torch.testing.assert_close(output.scores, torch.full((3, 12), -3 * np.log(VOCAB).item()))
 
 
 @st.composite
@@ -243,18 +252,6 @@ def test_one_item_and_one_beam(strategy):
     output = strategy(model, ids, mask, ItemTrie.build(items.numpy()), 1)
     assert output.items.tolist() == [[0]] * 3
     assert_exact(output, score_all(model, ids, mask, items))
-
-
-def test_equal_scores_are_ordered_by_tokens():
-    model = make_model(seed=5)
-    uniform = torch.zeros_like(model.lm_head.weight)
-    items = make_items(count=30)
-    by_tokens = sorted(range(30), key=lambda item: items[item].tolist())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.lm_head, "weight", torch.nn.Parameter(uniform))
-        output = beam_search(model, *make_prompts(), ItemTrie.build(items.numpy()), 12)
-    assert output.items.tolist() == [by_tokens[:12]] * 3
-    torch.testing.assert_close(output.scores, torch.full((3, 12), -3 * np.log(VOCAB).item()))
 
 
 def test_bfloat16_scores_are_computed_in_float32():

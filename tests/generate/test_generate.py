@@ -573,12 +573,6 @@ def test_refusals(run, tmp_path, monkeypatch, words, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_history(run, tmp_path):
-    (tmp_path / "c.yaml").write_text("history: []\n")
-    with pytest.raises(InputError, match="--history: the list is empty"):
-        run("--config", tmp_path / "c.yaml")
-
-
 def test_what_is_no_checkpoint(run, base, tmp_path):
     for model in (base, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=rf"--model {model}: not a checkpoint of lcrec"):
@@ -596,14 +590,14 @@ def test_data_of_another_catalogue(run, shop, tmp_path):
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_users_with_too_few_items(run, shop, tmp_path):
+def test_users_with_too_few_items_or_with_everything(run, shop, tmp_path):
     data = with_sequences(shop, tmp_path / "data", {"ann": [0, 1, 2], "bob": [3, 4]})
     with pytest.raises(InputError, match=r"fewer than 3 items.*'bob'"):
         run("--output", tmp_path / "p.jsonl", data=data)
-
-
-def test_a_user_who_has_everything(run, shop, tmp_path):
-    data = with_sequences(shop, tmp_path / "data", {"ann": [*range(ITEMS), 0]})
+    data = with_sequences(shop, tmp_path / "all", {"ann": [*range(ITEMS), 0]})
     with pytest.raises(InputError, match="user 'ann': nothing is left to recommend"):
         run("--output", tmp_path / "p.jsonl", "--exclude-history", data=data)
     assert not (tmp_path / "p.jsonl").exists()
+    (tmp_path / "c.yaml").write_text("history: []\n")
+    with pytest.raises(InputError, match="--history: the list is empty"):
+        run("--config", tmp_path / "c.yaml")

@@ -179,9 +179,6 @@ def test_each_request_of_a_mixed_call_gets_what_it_gets_alone(recommender):
         assert (mixed.scores[row, k:] == -np.inf).all()
         may = set(range(ITEMS) if allow[row] is None else allow[row]) - set(deny[row] or ())
         assert set(alone.items[0].tolist()) <= may
-
-
-def test_lists_and_the_history_are_excluded_together(recommender):
     ranking = recommender.recommend(
         [[1, 2], [3]], 8, allow=[range(10), None], deny=[[5], [6]], exclude_history=True
     )

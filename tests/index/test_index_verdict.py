@@ -90,24 +90,18 @@ def test_one_weakness_is_named_with_its_remedy(changes, grade, words):
         assert verdict.findings[0] == weak[0]
 
 
-def test_items_that_joined_and_are_like_the_others():
+def test_what_else_decides():
     verdict = judge_with(**added(0.6))
     assert verdict.text == "A good index: recommend with it."
     assert judge_with(**added(0.1)).text == (
         "Look at one thing before recommending with this index."
     )
     assert any("2 found their nearest index taken" in text for text in graded(verdict, "good"))
-
-
-def test_conflicts_forbid_training():
     conflicts = {"items": 5, "groups": 2, "largest": 3, "examples": [[4, 7, 9], [1, 2]]}
     verdict = judge_with(conflicts=conflicts, **neighbours(0.1))
     assert verdict.text == "Not fit for training: items share an index."
     assert "5 of 1,000 items share" in graded(verdict, "warning")[0]
     assert "items 4 and 7" in graded(verdict, "warning")[0]
-
-
-def test_without_embeddings_nothing_is_called_good():
     codes_only = {name: value for name, value in GOOD.items() if name != "neighbours"}
     del codes_only["explained_variance"]
     del codes_only["explained_variance_assigned"]

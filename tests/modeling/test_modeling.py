@@ -172,13 +172,10 @@ def saved(base, index, prompts, tmp_path):
     return save(tmp_path / "model", model, tokenizer, index, prompts, own_base), own_base
 
 
-def test_what_is_no_checkpoint(tmp_path, index_folder, base, shop):
+def test_what_is_no_checkpoint(tmp_path, index_folder, base, shop, saved):
     for folder in (tmp_path / "nowhere", tmp_path, index_folder, base, shop):
         with pytest.raises(InputError, match=r"not a checkpoint of lcrec.*lcrec\.finetune"):
             load_checkpoint(folder)
-
-
-def test_a_half_written_checkpoint_is_none(saved):
     folder, _ = saved
     (folder / "lcrec.json").unlink()  # which comes last
     with pytest.raises(InputError, match="not a checkpoint of lcrec"):

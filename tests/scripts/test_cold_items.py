@@ -1,5 +1,6 @@
 """The experiment on items that join after the training, on a toy shop, stage by stage."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def words(shop, base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_process(script, recipe, load_command):
+def in_process(script, recipe):
     """Run the stages in this process, which has loaded the libraries already; keep their names."""
     ran = []
 
@@ -47,7 +48,8 @@ def in_process(script, recipe, load_command):
         assert check
         if command[1] == "-m":
             name, arguments = command[2], command[3:]
-            load_command(name).main(arguments)
+            package = f"{name}.__main__" if name == "lcrec.generate" else name
+            importlib.import_module(package).main(arguments)
         else:
             name, arguments = command[1], command[2:]
             assert (cwd / name).exists()
