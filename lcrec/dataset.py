@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
     has_texts = data.user_texts is not None
     known = [task for task in TASKS if has_texts or task not in NEEDS_USER_TEXTS]
     mixture = parse_mixture(known if config.tasks is None else config.tasks)
-    form = choose_form(config.tokenizer, prompts)
+    form, chat_template = choose_form(config.tokenizer, prompts)
     from lcrec.prompts.rows import draw_rows, require_samples
 
     inputs = {"item": paths.item, **paths.sequences, "index": index_path}
@@ -146,6 +146,8 @@ def main(argv: list[str]) -> None:
             require_samples(mixture, {task for _, task, _ in counts})
             index.save(folder)
             write_json(folder / ITEM_TOKENS, index.vocabulary)
+            if chat_template is not None:
+                (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
             hashes = {role: fingerprint(path) for role, path in inputs.items()}
             card = data_card(config, name, paths.name, counts, hashes, prompts.content_hash)
             (folder / CARD).write_text(card, encoding="utf-8")
@@ -158,8 +160,10 @@ def main(argv: list[str]) -> None:
         )
 
 
-def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], dict[str, Any]]:
-    """Return what makes a row of the file of a drawn row.
+def choose_form(
+    tokenizer: str | None, prompts: PromptSet
+) -> tuple[Callable[[Row], dict[str, Any]], str | None]:
+    """Return what makes a row of the file of a drawn row, and the chat template for chat messages.
 
     Args:
         tokenizer: whose chat template will be used; None for text with the prompt set's markup.
@@ -180,7 +184,7 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
             )
             return {**vars(row), "prompt": before + question + after, "completion": answer}
 
-        return as_text
+        return as_text, None
     from lcrec.prompts.encoder import PromptEncoder
 
     loaded = load_tokenizer("--tokenizer", tokenizer)
@@ -194,7 +198,7 @@ def choose_form(tokenizer: str | None, prompts: PromptSet) -> Callable[[Row], di
         answer = [{"role": "assistant", "content": encoder.escape_markup(row.completion)}]
         return {**vars(row), "prompt": encoder.messages(row.prompt), "completion": answer}
 
-    return as_messages
+    return as_messages, str(loaded.chat_template)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, is_chat: bool) -> None:
@@ -261,8 +265,8 @@ def data_card(
     if config.tokenizer is not None:
         form = f"lists of chat messages, for the chat template of `{config.tokenizer}`"
         chat = (
-            "\n# Models that think aloud are asked not to, as lcrec asks them when recommending.\n"
-            'rows = rows.map(lambda row: {"chat_template_kwargs": {"enable_thinking": False}})'
+            "\n# The tokenizer's own, without a clock, chance and thinking, as lcrec renders it.\n"
+            f'tokenizer.chat_template = open("{CHAT_TEMPLATE}", encoding="utf-8").read()'
         )
     return f"""---
 configs:

@@ -236,15 +236,26 @@ def test_chat_messages_for_a_template_without_a_system_role(
     assert first == [{"role": "user", "content": f"{prompts.system}\n\n{drawn[0].prompt}"}]
 
 
+def test_chat_messages_come_with_a_template_that_does_not_move(
+    tmp_path, flags, save_tokenizer, drawn, prompts
+):
+    folder = save_tokenizer("{{ strftime_now('%Y') }}" + CHAT)
+    main(flags(tmp_path / "rows", *TASK_FLAGS, "--tokenizer", folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (tmp_path / "rows" / "chat_template.jinja").read_text("utf-8")
+    asked = {"tokenize": False, "add_generation_prompt": True}
+    prompt = tokenizer.apply_chat_template(read(tmp_path / "rows")[0]["prompt"], **asked)
+    assert prompt == f"2025[system]{prompts.system}[user]{drawn[0].prompt}[assistant]"
+
+
 @pytest.mark.real_data
 def test_qwen3_is_trained_as_it_will_be_asked(tmp_path, flags, real_data, drawn, prompts, base):
     folder = real_data / "tokenizers" / "Qwen3"
     main(flags(tmp_path / "rows", *TASK_FLAGS, "--tokenizer", folder))
     card = (tmp_path / "rows" / "README.md").read_text()
-    (line,) = [line for line in card.splitlines() if line.startswith("rows = rows.map")]
-    names = {"rows": read(tmp_path / "rows").select(range(8))}
-    exec(line, names)
+    assert 'tokenizer.chat_template = open("chat_template.jinja"' in card
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (tmp_path / "rows" / "chat_template.jinja").read_text("utf-8")
     tokenizer.add_tokens(read_json(tmp_path / "rows" / "item_tokens.json"))
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -253,7 +264,7 @@ def test_qwen3_is_trained_as_it_will_be_asked(tmp_path, flags, real_data, drawn,
     trainer = SFTTrainer(
         model=Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **size, **heads)),
         processing_class=tokenizer,
-        train_dataset=names["rows"],
+        train_dataset=read(tmp_path / "rows").select(range(8)),
         args=SFTConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, report_to="none"),
     )
     encoder = PromptEncoder(tokenizer, prompts)

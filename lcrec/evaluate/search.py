@@ -52,7 +52,11 @@ class SearchConfig(JudgeConfig):
         "itemsearch templates that use the intention (default: see above)", None
     )
     users: int | None = option("users to sample (default: all with an intention)", None, minimum=1)
-    k: int = option("items to rank per query, the depth of MRR", 20, minimum=10)
+    k: int | None = option(
+        "items to rank per query, the depth of MRR (default: 20, or all of a smaller catalogue)",
+        None,
+        minimum=10,
+    )
     seed: int = option("of sampling and the bootstrap", 0, minimum=0)
 
 
@@ -64,8 +68,9 @@ def main(argv: list[str]) -> None:
     vectors, path = read_embeddings(config.data, config.embeddings)
     subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
     num_items = len(subject.data.items)
-    if config.k > num_items:
-        raise InputError(f"--k {config.k}: the catalogue has only {num_items} items")
+    k = min(20, num_items) if config.k is None else config.k
+    if k > num_items:
+        raise InputError(f"--k {k}: the catalogue has only {num_items} items")
     templates = choose_templates(subject, config.templates)
     queries, owners, targets = make_queries(subject, config.users, config.seed)
     from lcrec.index.encoders import encoder_of, mean_by_owner
@@ -78,26 +83,26 @@ def main(argv: list[str]) -> None:
     if "itemsearch" not in subject.recommender.tasks:
         print("Note: this model was not trained on itemsearch; it is asked what it never learnt.")
     texts = [query.query or "" for query in queries]
-    ranked = {RETRIEVAL: (owners, rank_by_text(encode, vectors, texts, config.k))}
+    ranked = {RETRIEVAL: (owners, rank_by_text(encode, vectors, texts, k))}
     records = [subject.recommender.request_encoder.record(query) for query in queries]
     for template in templates:
         asked = np.flatnonzero([template.can_ask(record) for record in records])
         if len(asked):
             own = [queries[row] for row in asked]
-            lists = rank_by_model(subject.recommender, template, own, config.k)
+            lists = rank_by_model(subject.recommender, template, own, k)
             ranked[template.id] = (owners[asked], lists)
         else:
             print(f"Note: {template.id} asks with what no user has; left out.")
     rows: dict[str, dict[str, Summary | None]] = {}
     counts = {}
     for name, (users, lists) in ranked.items():
-        by_query = measure_lists(lists, targets[users], config.k)
+        by_query = measure_lists(lists, targets[users], k)
         counts[name] = len(np.unique(users))
         rows[name] = {
             metric: summarise(mean_by_owner(values, users), config.seed)
             for metric, values in by_query.items()
         }
-    print(f"\nMRR looks {config.k} items deep. Below each value, its 95 % interval over users.\n")
+    print(f"\nMRR looks {k} items deep. Below each value, its 95 % interval over users.\n")
     print(format_values(rows, "asked by"))
     for name, count in counts.items():
         if count < len(targets):
@@ -106,12 +111,11 @@ def main(argv: list[str]) -> None:
     record = {
         "users": len(targets),
         "queries": len(queries),
-        "mrr_depth": config.k,
+        "mrr_depth": k,
         "runs": {name: {"users": counts[name], "overall": rows[name]} for name in rows},
     }
-    write_result(
-        config.output, "search", config_dict(config), inputs, record, overwrite=config.overwrite
-    )
+    settings = config_dict(config) | {"k": k}
+    write_result(config.output, "search", settings, inputs, record, overwrite=config.overwrite)
 
 
 def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Template]:
