@@ -172,43 +172,41 @@ COMMANDS = {
 ASKING = {"GenerateConfig": ".jsonl", "IndexReportConfig": "folder"}
 
 
+def settings_that_write(base=Writes):
+    """Return the settings of all commands that write: those that no others are made from."""
+    top = Path(__file__).parents[2]
+    for path in sorted((top / "lcrec").rglob("*.py")) if base is Writes else ():
+        if re.search(r"^class \w+\(.*(Writes|Config)\b", path.read_text(encoding="utf-8"), re.M):
+            importlib.import_module(".".join(path.relative_to(top).with_suffix("").parts))
+    below = base.__subclasses__()
+    return [kind for each in below for kind in settings_that_write(each)] or [base]
+
+
 def commands_up_to_outputs():
     """Return, for each output of each command, all words up to its path, and its form.
 
     What else the command requires is called x, which is nowhere.
     """
-    top = Path(__file__).parents[2]
-    found = []
-    for path in sorted((top / "lcrec").rglob("*.py")):
-        if not re.search(r"^    (output|save): Path", path.read_text(encoding="utf-8"), re.M):
-            continue
-        name = ".".join(path.relative_to(top).with_suffix("").parts)
-        for kind in vars(importlib.import_module(name)).values():
-            if not (dataclasses.is_dataclass(kind) and kind.__module__ == name):
+    found = [(["generate", *["--model", "x", "--data", "x", "--all-users", "--output"]], "folder")]
+    for kind in settings_that_write():
+        fields = dataclasses.fields(kind)
+        for output in fields:
+            if output.name not in ("output", "save"):
                 continue
-            fields = dataclasses.fields(kind)
-            for output in fields:
-                if output.name not in ("output", "save"):
-                    continue
-                words = COMMANDS[kind.__name__].split()
-                for field in fields:
-                    default = (field.default, field.default_factory)
-                    if field is not output and default == (dataclasses.MISSING,) * 2:
-                        flag = f"--{field.name.replace('_', '-')}"
-                        value = f"x{field.metadata['writes'] or ''}"
-                        words += [value] if field.metadata["words"] else [flag, value]
-                form = output.metadata["writes"] or ASKING[kind.__name__]
-                found.append(([*words, f"--{output.name}"], form))
-    return [
-        *found,
-        (["generate", *["--model", "x", "--data", "x", "--all-users", "--output"]], "folder"),
-    ]
+            words = COMMANDS[kind.__name__].split()
+            for field in fields:
+                default = (field.default, field.default_factory)
+                if field is not output and default == (dataclasses.MISSING,) * 2:
+                    flag = f"--{field.name.replace('_', '-')}"
+                    value = f"x{field.metadata['writes'] or ''}"
+                    words += [value] if field.metadata["words"] else [flag, value]
+            form = output.metadata["writes"] or ASKING[kind.__name__]
+            found.append(([*words, f"--{output.name}"], form))
+    return found
 
 
 def test_the_settings_of_all_commands_that_write_are_known():
-    commands_up_to_outputs()  # imports all of them
-    importlib.import_module("lcrec.intents.__main__")  # whose output is the data folder's
-    assert {kind.__name__ for kind in Writes.__subclasses__()} == COMMANDS.keys()
+    assert {kind.__name__ for kind in settings_that_write()} == COMMANDS.keys()
 
 
 def snapshot(folder):
