@@ -312,24 +312,12 @@ def test_ids_beyond_the_embedding(own):
 
 
 @pytest.fixture
-def gguf_base(own, tmp_path):
+def gguf_base(own, make_llama, tmp_path):
     """A Llama as llama.cpp keeps it, in 8 bits, with the base's tokenizer; and what it was."""
     gguf = pytest.importorskip("gguf")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer = load_tokenizer("--base", own)
     spelt = read_json(own / "tokenizer.json")["model"]
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            rms_norm_eps=1e-6,
-        )
-    )
+    model = make_llama(tied=False)
     (tmp_path / "gguf").mkdir()
     path = tmp_path / "gguf" / "tiny.gguf"
     writer = gguf.GGUFWriter(str(path), "llama")
