@@ -155,9 +155,3 @@ def require_embeddings(data: TrainingData, asker: str) -> np.ndarray:
             "them with: python -m lcrec.embed"
         )
     return data.embeddings
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows at length 1, [rows, dim]; rows of zeros, as of texts without words, stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)

@@ -44,24 +44,18 @@ def on_terminal() -> bool:
 
 
 def progress(
-    iterable: Iterable[Item],
-    desc: str,
-    unit: str,
-    *,
-    total: int | None = None,
-    leave: bool = True,
-    disable: bool = False,
+    iterable: Iterable[Item], desc: str, unit: str, *, total: int | None = None, leave: bool = True
 ) -> Iterator[Item]:
     """Yield the items of `iterable` and show how many were consumed.
 
     Args:
         iterable: what to go through.
-        desc, unit, leave, disable: see `ProgressBar`.
+        desc, unit, leave: see `ProgressBar`.
         total: how many items there are; by default `len(iterable)` where it has one.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    with ProgressBar(total, desc, unit, leave=leave, disable=disable) as bar:
+    with ProgressBar(total, desc, unit, leave=leave) as bar:
         for item in iterable:
             yield item
             bar.update()

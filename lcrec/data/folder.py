@@ -190,6 +190,12 @@ def _require_no_gap(items: np.ndarray, path: Path, catalogue: Path) -> None:
         )
 
 
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows at length 1, [rows, dim]; rows of zeros, as of texts without words, stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
 def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.ndarray:
     """Return the embeddings as float32 [items, dim], refusing what cannot be indexed.
 

@@ -25,7 +25,7 @@ from scipy import sparse
 
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import ProgressBar
-from lcrec.data.folder import Interactions
+from lcrec.data.folder import Interactions, unit_rows
 from lcrec.data.splits import EvalCases
 from lcrec.evaluate.checkpoint import (
     PROG,
@@ -57,8 +57,7 @@ def similar_in_text(vectors: np.ndarray, targets: np.ndarray, seen: Seen) -> np.
     Returns:
         the nearest, of equals the one with the lower id; -1 where every item was seen.
     """
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.maximum(norms, 1e-12)
+    unit = unit_rows(vectors)
     found = np.full(len(targets), -1)
     for start in range(0, len(targets), BLOCK):
         rows = slice(start, start + BLOCK)

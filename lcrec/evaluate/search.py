@@ -19,6 +19,7 @@ import numpy as np
 from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.console import ProgressBar, progress
 from lcrec.core.errors import InputError
+from lcrec.data.folder import unit_rows
 from lcrec.evaluate.checkpoint import (
     PROG,
     JudgeConfig,
@@ -184,13 +185,9 @@ def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[str], k: in
         queries: what is looked for.
         k: how many items; of equals the lower id comes first.
     """
-    unit = _unit(vectors)
+    unit = unit_rows(vectors)
     items = np.empty((len(queries), k), dtype=np.int64)
     for start in progress(range(0, len(queries), BLOCK), RETRIEVAL, "batches"):
-        found = _unit(encode(queries[start : start + BLOCK])) @ unit.T
+        found = unit_rows(encode(queries[start : start + BLOCK])) @ unit.T
         items[start : start + BLOCK] = np.argsort(-found, axis=1, kind="stable")[:, :k]
     return items
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -34,6 +34,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError, closest
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import write_provenance
+from lcrec.data.folder import unit_rows
 
 HIDDEN: dict[str, tuple[int, ...]] = {
     "linear": (),
@@ -102,7 +103,7 @@ def r_squared(mapped: np.ndarray, target: np.ndarray) -> float:
 
 def mean_cosine(mapped: np.ndarray, target: np.ndarray) -> float:
     """Return the mean over items of the cosine of both vectors, [items, dim]."""
-    return float((_unit(mapped) * _unit(target)).sum(axis=1).mean())
+    return float((unit_rows(mapped) * unit_rows(target)).sum(axis=1).mean())
 
 
 def neighbour_jaccard(mapped: np.ndarray, target: np.ndarray, count: int = NEIGHBOURS) -> float:
@@ -114,7 +115,7 @@ def neighbour_jaccard(mapped: np.ndarray, target: np.ndarray, count: int = NEIGH
     """
     count = min(count, len(mapped) - 1)
     total = 0.0
-    sides = (_unit(mapped), _unit(target))
+    sides = (unit_rows(mapped), unit_rows(target))
     for start in range(0, len(mapped), 512):
         rows = np.arange(start, min(start + 512, len(mapped)))
         nearest = []
@@ -137,14 +138,14 @@ def anchor_correlation(mapped: np.ndarray, target: np.ndarray, seed: int = 0) ->
     from scipy import stats  # here, for it takes as long to load as torch
 
     anchors = np.random.default_rng(seed).permutation(len(mapped))[:ANCHORS]
-    sides = [_unit(vectors) for vectors in (mapped, target)]
+    sides = [unit_rows(vectors) for vectors in (mapped, target)]
     total = 0.0
     for start in range(0, len(mapped), 512):
         ranks = [
             stats.rankdata(vectors[start : start + 512] @ vectors[anchors].T, axis=1)
             for vectors in sides
         ]
-        centred = [_unit(rank - rank.mean(axis=1, keepdims=True)) for rank in ranks]
+        centred = [unit_rows(rank - rank.mean(axis=1, keepdims=True)) for rank in ranks]
         total += float((centred[0] * centred[1]).sum())
     return total / len(mapped)
 
@@ -214,11 +215,6 @@ def _train(
         return np.asarray(found.cpu().numpy())
 
     return run
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1))
 
 
 COMMAND = "python -m lcrec.baselines probe"

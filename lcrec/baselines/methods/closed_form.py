@@ -6,7 +6,7 @@ Reads and writes nothing.
 import numpy as np
 from scipy import linalg, sparse
 
-from lcrec.baselines.base import Baseline, TrainingData, require_embeddings, unit_rows
+from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
 from lcrec.baselines.settings import (
     CooccurrenceSettings,
     EASESettings,
@@ -16,6 +16,7 @@ from lcrec.baselines.settings import (
 )
 from lcrec.baselines.shared.purchases import history_rows, purchases
 from lcrec.core.errors import InputError
+from lcrec.data.folder import unit_rows
 
 
 class Popularity(Baseline):

@@ -27,12 +27,13 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from lcrec.baselines.base import TrainingData, require_embeddings, unit_rows
+from lcrec.baselines.base import TrainingData, require_embeddings
 from lcrec.baselines.settings import CollabContextSettings
 from lcrec.baselines.shared.graph import VectorBaseline, dot_scores, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import alignment, uniformity
 from lcrec.baselines.shared.purchases import purchases, shuffled_pairs
 from lcrec.baselines.shared.training import Step, TrainingLog, train_baseline
+from lcrec.data.folder import unit_rows
 
 Phase = Literal["items tutor", "users tutor", "both at once"]
 
@@ -113,7 +114,6 @@ class CollabContext(VectorBaseline):
         self.logs: list[tuple[Phase, TrainingLog]] = []
         for phase in _phases(chosen):
             self._train(network, phase, bought, rng, data)
-        self._keep(network, phase)
         self._keep_cold(network, np.diff(bought.tocsc().indptr) == 0)
 
     @property

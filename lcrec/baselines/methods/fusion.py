@@ -19,13 +19,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import TrainingData, unit_rows
+from lcrec.baselines.base import TrainingData
 from lcrec.baselines.settings import FusionSettings
 from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, smooth
 from lcrec.baselines.shared.losses import info_nce, sampled_dots
 from lcrec.baselines.shared.purchases import purchases, shuffled_pairs, user_means
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.errors import InputError
+from lcrec.data.folder import unit_rows
 
 
 class FusedNetwork(nn.Module):
@@ -122,10 +123,10 @@ class Fusion(VectorBaseline):
                 yield self._loss(network, batch, drawn, num_users), len(batch)
 
         def refresh() -> None:
-            self._keep(network, num_users)
+            with torch.no_grad():
+                self.keep(network(), num_users)
 
         self.log = train_baseline(self, data, network, optimizer, losses, refresh=refresh)
-        refresh()
 
     def _loss(
         self, network: FusedNetwork, batch: np.ndarray, drawn: np.ndarray, num_users: int
@@ -137,11 +138,6 @@ class Fusion(VectorBaseline):
         hard = hardest_negatives(user, catalogue, candidates, self.settings.negatives)
         matched = (user * catalogue[items]).sum(-1)
         return info_nce(matched, sampled_dots(user, catalogue, hard), self.settings.temperature)
-
-    @torch.no_grad()
-    def _keep(self, network: FusedNetwork, num_users: int) -> None:
-        vectors = network().cpu().numpy()
-        self.user_vectors, self.item_vectors = vectors[:num_users], vectors[num_users:]
 
 
 def draw_others(

@@ -30,7 +30,7 @@ from lcrec.baselines.shared.purchases import purchases
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import T5, load_config, load_pair
-from lcrec.data.folder import Interactions
+from lcrec.data.folder import Interactions, unit_rows
 from lcrec.generate.search import search
 from lcrec.generate.trie import ItemTrie
 from lcrec.index.item_index import ItemIndex
@@ -316,8 +316,8 @@ def spectral_parts(
         return _even(np.argsort(vectors[:, 0] * roots, kind="stable"), clusters)
     from sklearn.cluster import KMeans  # slow to load, and only for this
 
-    rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return KMeans(clusters, n_init=4, random_state=seed).fit_predict(rows).astype(np.int64)
+    labels = KMeans(clusters, n_init=4, random_state=seed).fit_predict(unit_rows(vectors))
+    return labels.astype(np.int64)
 
 
 def _even(order: np.ndarray, parts: int) -> np.ndarray:

@@ -65,27 +65,30 @@ class LightGCN(VectorBaseline):
         num_users = len(data.train)
 
         def losses() -> Iterator[Step]:
-            for users, items in (
-                pairs.T for pairs in shuffled_pairs(bought, chosen.batch_size, rng)
-            ):
+            for pairs in shuffled_pairs(bought, chosen.batch_size, rng):
+                users, items = pairs.T
                 drawn = sampler.draw(users, negatives)
                 nodes = (users, items + num_users, drawn + num_users)
                 yield self._loss(network, *map(torch.from_numpy, nodes)), len(users)
 
         def refresh() -> None:
-            self._keep(network, num_users)
+            with torch.no_grad():
+                self.keep(self._vectors(network), num_users)
 
         self.log = train_baseline(self, data, network, optimizer, losses, refresh=refresh)
-        refresh()
+
+    def _vectors(self, network: Network) -> torch.Tensor:
+        vectors = network()
+        return (
+            functional.normalize(vectors, dim=-1) if self.settings.loss == "info_nce" else vectors
+        )
 
     def _loss(
         self, network: Network, users: torch.Tensor, items: torch.Tensor, drawn: torch.Tensor
     ) -> torch.Tensor:
         chosen = self.settings
         users, items, drawn = (ids.to(self.device) for ids in (users, items, drawn))
-        vectors = network()
-        if chosen.loss == "info_nce":
-            vectors = functional.normalize(vectors, dim=-1)
+        vectors = self._vectors(network)
         user = vectors[users]
         matched = (user * vectors[items]).sum(-1)
         unmatched = candidate_scores(user, vectors, drawn)
@@ -94,14 +97,6 @@ class LightGCN(VectorBaseline):
         used = torch.cat((users, items, drawn.flatten()))
         norms = network.vectors[used].square().sum() / (2 * len(users))
         return bpr(matched, unmatched) + chosen.regularisation * norms
-
-    @torch.no_grad()
-    def _keep(self, network: Network, num_users: int) -> None:
-        vectors = network()
-        if self.settings.loss == "info_nce":
-            vectors = functional.normalize(vectors, dim=-1)
-        vectors = vectors.cpu().numpy()
-        self.user_vectors, self.item_vectors = vectors[:num_users], vectors[num_users:]
 
 
 class MatrixFactorisation(LightGCN):

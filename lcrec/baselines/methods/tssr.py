@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
 from lcrec.baselines.settings import TSSRSettings
-from lcrec.baselines.shared.sequences import pad_histories
+from lcrec.baselines.shared.sequences import pad_histories, require_order
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
 from lcrec.core.errors import InputError
@@ -310,11 +310,9 @@ class TSSR(Baseline):
             for sequences in _batches(windows, chosen.batch_size, data.num_items, rng):
                 yield self._loss(network, content, sequences.to(self.device)), len(sequences)
 
-        def refresh() -> None:
-            self._keep(network, content)
-
-        self.log = train_baseline(self, data, parts, optimizer, losses, refresh=refresh)
-        refresh()
+        self.log = train_baseline(
+            self, data, parts, optimizer, losses, refresh=lambda: self._keep(network, content)
+        )
 
     @torch.no_grad()
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
@@ -401,14 +399,8 @@ def cut_windows(train: Interactions, max_history: int) -> list[np.ndarray]:
     Raises:
         InputError: nobody has two.
     """
-    windows = [items[-max_history - 1 :] for items in train if len(items) > 1]
-    if not windows:
-        raise InputError(
-            "every user has one item to train on, so there is nothing to learn an order from; "
-            "keep users with 4 items or more, such as with python -m lcrec.prepare "
-            "--min-user-items 5"
-        )
-    return windows
+    require_order(np.diff(train.offsets))
+    return [items[-max_history - 1 :] for items in train if len(items) > 1]
 
 
 def initialise(network: Network, num_items: int) -> None:

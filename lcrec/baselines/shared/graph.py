@@ -107,6 +107,11 @@ class VectorBaseline(Baseline):
     user_vectors: np.ndarray
     item_vectors: np.ndarray
 
+    def keep(self, vectors: torch.Tensor, num_users: int) -> None:
+        """Take all vectors, [users + items, dim], users first."""
+        rows = vectors.detach().cpu().numpy()
+        self.user_vectors, self.item_vectors = rows[:num_users], rows[num_users:]
+
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the dot products, float32 [batch, num_items]."""
         return dot_scores(users, histories, self.user_vectors, self.item_vectors)

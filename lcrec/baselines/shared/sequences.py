@@ -115,6 +115,20 @@ class Examples:
     counts: np.ndarray
 
 
+def require_order(lengths: np.ndarray) -> None:
+    """Refuse train sequences, by their lengths, in which nothing follows anything.
+
+    Raises:
+        InputError: no user has two items.
+    """
+    if not (lengths > 1).any():
+        raise InputError(
+            "every user has one item to train on, so there is nothing to learn an order from; "
+            "keep users with 4 items or more, such as with python -m lcrec.prepare "
+            "--min-user-items 5"
+        )
+
+
 def cut_examples(
     train: Interactions, max_history: int, form: Literal["prefixes", "windows"]
 ) -> Examples:
@@ -124,13 +138,8 @@ def cut_examples(
         InputError: no user has two items, so nothing follows anything.
     """
     lengths = np.diff(train.offsets)
+    require_order(lengths)
     asked = (lengths - 1).clip(min=0)  # targets per user
-    if not asked.any():
-        raise InputError(
-            "every user has one item to train on, so there is nothing to learn an order from; "
-            "keep users with 4 items or more, such as with python -m lcrec.prepare "
-            "--min-user-items 5"
-        )
     if form == "prefixes":
         per_user = asked
     else:

@@ -174,13 +174,13 @@ def train_baseline(
         module: the weights.
         optimizer, losses, step: as `train_epochs` takes them.
         refresh: brings what `method.score` works with up to the current weights, where that is
-            not the module itself.
+            not the module itself; before every validation, and in the end.
         label: before the progress bar; None: the name of the method's class.
 
     Raises:
         FloatingPointError: a loss is not finite; the epoch is named.
     """
-    return train_epochs(
+    log = train_epochs(
         module,
         optimizer,
         losses,
@@ -192,3 +192,6 @@ def train_baseline(
         deadline=data.deadline,
         step=step,
     )
+    if refresh is not None:
+        refresh()
+    return log
