@@ -22,6 +22,12 @@ from lcrec.prepare.text import Catalogue
 Card = dict[str, Any]
 BARS = 40
 NAMED = 10  # ids named of items that lost a text
+UNIT_NAMES = {
+    1: "seconds",
+    1_000: "milliseconds",
+    1_000_000: "microseconds",
+    1_000_000_000: "nanoseconds",
+}
 SHOWN = 300  # characters of a text shown before and after cleaning
 
 
@@ -87,9 +93,7 @@ def make_card(
         "text_length": _spread(sizes),
         "share_of_ties": _share_of_ties(numbered),
         "time": {
-            "unit": {1: "seconds", 1_000: "milliseconds", 1_000_000: "microseconds"}.get(
-                unit or 0, "not known"
-            ),
+            "unit": UNIT_NAMES.get(unit or 0, "not known"),
             "first": _moment(first, unit),
             "last": _moment(last, unit),
         },

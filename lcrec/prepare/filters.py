@@ -18,8 +18,9 @@ from ibis.expr.types import BooleanColumn, Table
 from lcrec.core.errors import InputError
 from lcrec.prepare.engines import materialise, release, store
 
-# Seconds since 1970 of the last centuries, then the same in milli- and microseconds.
-UNITS = ((3e8, 1e11, 1), (3e11, 1e14, 1_000), (3e14, 1e17, 1_000_000))
+START = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+# Seconds since 1970 of the last centuries, then the same in milli-, micro- and nanoseconds.
+UNITS = ((3e8, 1e11, 1), (3e11, 1e14, 1_000), (3e14, 1e17, 1_000_000), (3e17, 1e20, 1_000_000_000))
 # Pairs are stored anew when a round of the k-core leaves fewer of them than this.
 SHRUNK = 0.7
 # What orders a user's interactions of one time: the first 12 hexadecimal digits of the MD5 of
@@ -31,8 +32,8 @@ TIE_BREAK = (_.user + "\t" + _.item).hexdigest("md5").left(12)
 def time_unit(earliest: float, latest: float) -> int | None:
     """Return how many of the unit these times are in make a second; None: they are no dates.
 
-    Times from 1979-07 on are told apart by their size: seconds, milli- and microseconds since 1970
-    lie a factor of a thousand apart.
+    Times from 1979-07 on are told apart by their size: seconds, milli-, micro- and nanoseconds
+    since 1970 lie a factor of a thousand apart.
     """
     for low, high, per_second in UNITS:
         if low <= earliest and latest < high:
@@ -90,10 +91,12 @@ def in_time_window(interactions: Table, since: str | None, until: str | None) ->
             if per_second is None:
                 raise InputError(
                     f"{flag} {text}: the data's times are numbers from {row['first']:g} to "
-                    f"{row['last']:g}, which are no seconds, milli- or microseconds since 1970; "
+                    f"{row['last']:g}, which are no seconds or parts of one since 1970; "
                     "give a number"
                 )
-            moment = moment.timestamp() * per_second
+            micros = (moment - START) // datetime.timedelta(microseconds=1)
+            whole, rest = divmod(micros * per_second, 1_000_000)  # exact: nanoseconds are no float
+            moment = whole + rest / 1_000_000 if rest else whole
         bound = ibis.literal(moment)
         inside = interactions.time >= bound if flag == "--since" else interactions.time < bound
         interactions = interactions.filter(inside)

@@ -81,6 +81,7 @@ def sift(
     table = _select(opened.table, roles, paths[0], list_mark)
     if "user" in roles:
         table = _with_time(table, roles, paths[0], options, unit)
+        table = table.drop(*({"nanos"} & set(table.columns)))
     if "row" not in table.columns:
         table = table.mutate(row=_content_hash(table))
     table = table.mutate(why=_why(table))
@@ -121,7 +122,9 @@ def _select(table: Table, roles: Roles, path: Path, list_mark: str | None) -> Ta
                     raise InputError(f"{where} holds {kind}; ids must be text or whole numbers")
                 column = column.cast("string")
             elif role == "time":
-                if "TIMESTAMPTZ_NS" in str(kind):  # which Ibis has no name for
+                # Ibis has no name for the type that has a zone.
+                if "TIMESTAMPTZ_NS" in str(kind) or (kind.is_timestamp() and kind.scale == 9):
+                    selected["nanos"] = epoch_ns(column)
                     column = column.cast(UTC)
                     kind = column.type()
                 sortable = kind.is_string() or kind.is_timestamp() or kind.is_date()
@@ -214,6 +217,9 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
         return table.mutate(time=_.row, untimely=ibis.null("string"))
     written = table.time
     kind = written.type()
+    if "nanos" in table.columns:
+        fine = (table.nanos % 1000 != 0).any().execute()
+        return _with_moment(table, written, table.nanos if fine else None)
     if kind.is_timestamp() or kind.is_date():
         return _with_moment(table, written.cast(UTC))
     if kind.is_string():
@@ -226,10 +232,13 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
                 numbers=number.notnull().sum(),
                 whole=(number.notnull() & whole).sum(),
                 moments=moment.notnull().sum(),
+                fine=(moment.notnull() & written.re_search(r"\.[0-9]{6}0*[1-9]")).sum(),
             )
             counts = n.to_pyarrow().to_pylist()[0]
             if (counts["moments"] or 0) > (counts["numbers"] or 0):
-                return _with_moment(table, moment)
+                return _with_moment(
+                    table, moment, _nanos(written, moment) if counts["fine"] else None
+                )
             all_whole = counts["whole"] == counts["numbers"]
         else:
             all_whole = False
@@ -250,10 +259,10 @@ def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: T
         untimely, ibis.cases((number > _latest().timestamp() * per_second, FUTURE))
     )
     sound = ibis.ifelse(untimely.isnull(), number, ibis.null("float64"))
-    millis = (sound * (1000 // per_second)).round().cast("int64")
+    micros = (sound * (1_000_000 // per_second)).round().cast("int64")
     # Of Ibis's own units Spark knows seconds alone.
-    from_millis = epoch_ms if table.get_backend().name == "duckdb" else timestamp_millis
-    moment = from_millis(millis).cast(UTC)
+    from_micros = make_timestamp if table.get_backend().name == "duckdb" else timestamp_micros
+    moment = from_micros(micros).cast(UTC)
     return table.mutate(written=written, time=moment, untimely=untimely)
 
 
@@ -262,23 +271,47 @@ def _finite(number: Column) -> Column:
     return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
 
 
-@ibis.udf.scalar.builtin
-def epoch_ms(millis: int) -> dt.timestamp:
-    """Return the moment so many milliseconds after 1970 began: a function of DuckDB."""
+def _nanos(written: Column, moment: Column) -> Column:
+    """Return nanoseconds since 1970, of a moment of whole microseconds and its text."""
+    micros = (epoch_us if moment.get_backend().name == "duckdb" else unix_micros)(moment)
+    rest = written.re_extract(r"\.[0-9]{6}([0-9]{1,3})", 1).rpad(3, "0")
+    return micros * 1000 + rest.try_cast("int64")
 
 
 @ibis.udf.scalar.builtin
-def timestamp_millis(millis: int) -> dt.timestamp:
-    """Return the moment so many milliseconds after 1970 began: a function of Spark."""
+def make_timestamp(micros: int) -> dt.timestamp:
+    """Return the moment so many microseconds after 1970 began: a function of DuckDB."""
 
 
-def _with_moment(table: Table, moment: Column) -> Table:
+@ibis.udf.scalar.builtin
+def timestamp_micros(micros: int) -> dt.timestamp:
+    """Return the moment so many microseconds after 1970 began: a function of Spark."""
+
+
+@ibis.udf.scalar.builtin
+def epoch_us(moment: dt.timestamp) -> dt.int64:
+    """Return the microseconds from 1970 to a moment: a function of DuckDB."""
+
+
+@ibis.udf.scalar.builtin
+def unix_micros(moment: dt.timestamp) -> dt.int64:
+    """Return the microseconds from 1970 to a moment: a function of Spark."""
+
+
+@ibis.udf.scalar.builtin
+def epoch_ns(moment) -> dt.int64:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Return the nanoseconds from 1970 to a moment: a function of DuckDB."""
+
+
+def _with_moment(table: Table, moment: Column, nanos: Column | None = None) -> Table:
+    """Add the time: the moment, or what tells its nanoseconds as a number."""
     untimely = ibis.cases(
         (moment.isnull(), NO_TIME),
         (moment < ibis.literal(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), UTC), NEGATIVE),
         (moment > ibis.literal(_latest(), UTC), FUTURE),
     )
-    return table.mutate(written=table.time, time=moment, untimely=untimely)
+    time = moment if nanos is None else nanos
+    return table.mutate(written=table.time, time=time, untimely=untimely)
 
 
 def _latest() -> datetime.datetime:

@@ -29,9 +29,10 @@ class RawTables:
     `interactions` and `lost` together, and those of `items` and `items_lost` together.
 
     Attributes:
-        interactions: user, item (text, never empty), time (a UTC timestamp, or a number whose unit
-            is not known), row and, where the format has them, rating (as written) and, where they
-            are asked for, review_title and review_text.
+        interactions: user, item (text, never empty), time (a UTC timestamp; a number, whose unit is
+            not known; nanoseconds since 1970 where a time has parts of a microsecond), row and,
+            where the format has them, rating (as written) and, where they are asked for,
+            review_title and review_text.
         items: item (text, never empty), row and, where found, the `TEXT_ROLES` and `EXTRA_ROLES`
             (text or null).
         interactions_path: what messages call the interactions: their file, the first of several.

@@ -134,12 +134,19 @@ DAY = 86_400
 START = 1_538_352_000  # 2018-10-01
 
 
-@pytest.mark.parametrize("per_second", [1, 1_000, 1_000_000])
+@pytest.mark.parametrize("per_second", [1, 1_000, 1_000_000, 1_000_000_000])
 @pytest.mark.parametrize("number", [int, float])
 def test_a_window_of_dates_on_numbers(con, per_second, number):
     rows = [("u", f"i{day}", number((START + day * DAY) * per_second)) for day in range(4)]
     kept = in_time_window(as_table(con, rows), "2018-10-02", "2018-10-04T00:00:00+00:00")
     assert rows_of(kept, "item") == [("i1",), ("i2",)]
+
+
+def test_a_bound_is_exact_to_the_nanosecond(con):
+    bound = (START + DAY) * 10**9
+    rows = [("u", f"i{more}", bound + more) for more in (-1, 0)]
+    kept = in_time_window(as_table(con, rows), "2018-10-02", None)
+    assert rows_of(kept, "item") == [("i0",)]
 
 
 def test_a_window_on_timestamps_and_on_numbers(con):

@@ -197,17 +197,32 @@ def test_a_raw_id_may_hold_what_python_takes_for_a_line_end(tmp_path, monkeypatc
     assert sorted(line.rpartition("\t")[0] for line in ids[0].decode().split("\n")[:-1]) == users
 
 
-def test_parquet_times_with_a_zone_may_count_nanoseconds(con, tmp_path):
-    moments = pa.array([1_500_000_000_000_000_123, 1_500_000_001_000_000_000])
-    for zone in ("UTC", "+02:00", None):
-        times = moments.cast(pa.timestamp("ns", zone))
-        log = pa.table({"user": ["ann", "bob"], "item": ["lamp", "desk"], "time": times})
-        pq.write_table(log, tmp_path / "log.parquet")
-        titles = pa.table({"item": ["lamp", "desk"], "title": ["Lamp", "Desk"]})
-        pq.write_table(titles, tmp_path / "items.parquet")
-        raw = read_table(con, tmp_path / "log.parquet", tmp_path / "items.parquet", Options())
-        found = raw.interactions.order_by("row").to_pyarrow().to_pylist()
-        assert [row["time"].timestamp() for row in found] == [1_500_000_000, 1_500_000_001]
+@pytest.mark.parametrize("zone", ["UTC", "+02:00", None])
+@pytest.mark.parametrize("nanos", [(123, 45), (123_000, 45_000)])
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.jsonl"])
+def test_parts_of_a_microsecond_are_kept_where_a_time_has_any(con, tmp_path, zone, nanos, name):
+    counts = [1_500_000_000_000_000_000 + more for more in nanos]
+    times = pa.array(counts).cast(pa.timestamp("ns", zone))
+    log = pa.table({"user": ["ann", "bob"], "item": ["lamp", "desk"], "time": times})
+    if name == "log.parquet":
+        pq.write_table(log, tmp_path / name)
+    else:  # as pandas writes them, "2017-07-14 04:40:00.000000123+02:00"
+        frame = log.to_pandas()
+        frame["time"] = frame["time"].astype(str)
+        lines = {"orient": "records", "lines": True}
+        frame.to_csv(tmp_path / name) if name == "log.csv" else frame.to_json(
+            tmp_path / name, **lines
+        )
+    titles = pa.table({"item": ["lamp", "desk"], "title": ["Lamp", "Desk"]})
+    pq.write_table(titles, tmp_path / "items.parquet")
+    raw = read_table(con, tmp_path / name, tmp_path / "items.parquet", Options())
+    found = raw.interactions.order_by("row").time.to_pyarrow()
+    if nanos[0] < 1_000:
+        assert found.to_pylist() == counts
+    else:
+        assert found.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist() == [
+            count // 1_000 for count in counts
+        ]
 
 
 @pytest.mark.parametrize(
