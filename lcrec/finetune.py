@@ -16,6 +16,7 @@ as those for FSDP.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -208,6 +209,7 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
         load_model,
         load_model_shape,
         make_trainer,
+        starts_from_texts,
     )
 
     config, inputs = job.config, job.inputs
@@ -221,7 +223,9 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     texts = inputs.user_texts
     if texts is not None and {"itemsearch", "preferenceobtain"} & inputs.mixture.keys():
         state.print(f"{inputs.files['user'].name}: {texts.describe()}")
-    rows = draw_training_rows(config, inputs, trained)
+    if config.rows == "codebook" and starts_from_texts(config, inputs):
+        state.print("--rows codebook: this index has none, so rows start from the items' titles")
+    rows = draw_training_rows(config, inputs, trained, state.num_processes)
 
     # The output folder is claimed only now that nothing is wrong with the rest.
     if state.is_main_process:
@@ -237,6 +241,10 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
         with state.main_process_first():  # which alone decides, once for all of a run's starts
             capacity = _buffer_tokens(config, trained, rows, activations())
     state.print(describe_run(config, trained, rows, state.num_processes, capacity))
+    simple = {}
+    if state.is_main_process:
+        simple = rank_simply(inputs, rows.held_out)
+        print(f"To beat on {len(rows.held_out):,} held-out users: {describe_figures(simple)}")
     trainable = count_trainable(trained.model)
     trainer = make_trainer(
         config,
@@ -263,11 +271,59 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     if state.is_main_process:
         _save(job, trained, trainer, weights, trainable)
         shutil.rmtree(work)
+        print(describe_end(trainer, simple, rows))
         print(
             f"Wrote {config.output} (NDCG@10 {trainer.state.best_metric:.4f} on "
             f"{len(rows.held_out):,} held-out users). Next: python -m lcrec.generate "
             f"--model {config.output} --data {config.data} --output DIR/predictions.jsonl"
         )
+
+
+# By method the shares HR@10 and NDCG@10.
+Figures = dict[str, tuple[float, float]]
+
+
+def rank_simply(inputs: TrainingInputs, cases: EvalCases) -> Figures:
+    """Return what guessing and counting reach on the held-out users."""
+    from lcrec.baselines.base import TrainingData
+    from lcrec.baselines.methods.closed_form import Cooccurrence, Popularity
+    from lcrec.baselines.runs.ranking import ranked_matrix
+    from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
+
+    data = TrainingData(inputs.split.train, len(inputs.items))
+    top = min(10, data.num_items)
+    gains = sum(1 / math.log2(rank + 2) for rank in range(top))
+    found: Figures = {"chance": (top / data.num_items, gains / data.num_items)}
+    for name, method in (("popularity", Popularity()), ("co-occurrence", Cooccurrence())):
+        method.fit(data)
+        ranked = ranked_matrix(method, cases, data, top=top)
+        figures = (metric(ranked, cases.targets, 10).mean() for metric in (hit_at_k, ndcg_at_k))
+        found[name] = tuple(map(float, figures))  # type: ignore[assignment]
+    return found
+
+
+def describe_figures(figures: Figures) -> str:
+    """Return the figures as words of one line."""
+    return "; ".join(f"{name} HR@10 {h:.4f}, NDCG@10 {n:.4f}" for name, (h, n) in figures.items())
+
+
+def describe_end(trainer: RecommenderTrainer, simple: Figures, rows: TrainingRows) -> str:
+    """Return when training ended and whether the model is better than counting."""
+    state = trainer.state
+    per_epoch = state.max_steps / rows.epochs
+    best = (state.best_global_step or state.global_step) / per_epoch
+    ended = f"best epoch {best:.2g} of {rows.epochs}"
+    if state.global_step < state.max_steps:
+        ended = f"Stopped early at epoch {state.global_step / per_epoch:.2g}, {ended}"
+    else:
+        ended = f"Trained to the end, {ended}"
+    name, (_, most) = max(simple.items(), key=lambda entry: entry[1][1])
+    if state.best_metric is not None and state.best_metric <= most:
+        ended += (
+            f". The model ranks no better than {name} (NDCG@10 {most:.4f}): train longer "
+            "(--epochs), at another --learning-rate, or from a larger base"
+        )
+    return ended + "."
 
 
 def _buffer_tokens(

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     without_weights = load_model_shape(config, inputs)
     activations = measure_activations(without_weights.model, config.precision)
     planned = without_weights if config.tflops else load_model(config, inputs)
-    rows = draw_training_rows(config, inputs, planned)
+    rows = draw_training_rows(config, inputs, planned, config.devices)
     hardware = Hardware(
         devices=config.devices, device=pick_device(), tflops=config.tflops, mfu=config.mfu
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +128,7 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
             with claim(config.output, STAGE, overwrite=config.overwrite):
                 extend(config, embeddings, inputs)
         return
+    config = config.for_items(num_items)
     check_settings(config, num_items)
     names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * config.has_model
     made = all((config.output / name).exists() for name in names)
@@ -169,6 +170,12 @@ def _index(
         verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
         unfinished.unlink(missing_ok=True)
         print_verdict(verdict)
+        suited = replace(config, levels=None, codes=None).for_items(len(items)).shape
+        if verdict.grade == "warning" and suited != config.shape:
+            print(
+                f"{suited[0]} levels of {suited[1]} codes suit {len(items):,} items: run it again "
+                "without --levels and --codes"
+            )
         print(
             f"Wrote {config.output}. Next: python -m lcrec.finetune --data "
             f"{config.data} --index {config.output} --base MODEL --output DIR"
@@ -180,7 +187,7 @@ def build_index(embeddings: np.ndarray, settings: IndexSettings | None = None) -
 
     Args:
         embeddings: float32 [items, dim]; row i is item i.
-        settings: how; by default LC-Rec's RQ-VAE with 4 levels of 256 codes.
+        settings: how; by default LC-Rec's RQ-VAE, with levels and codes that suit the catalogue.
 
     Raises:
         InputError: an embedding is NaN or infinite, or the settings allow fewer paths than items.
@@ -189,8 +196,8 @@ def build_index(embeddings: np.ndarray, settings: IndexSettings | None = None) -
 
     from lcrec.index.methods import index_items
 
-    settings = settings or IndexSettings()
     rows = check_embeddings(np.asarray(embeddings), len(embeddings), Path(EMBEDDINGS))
+    settings = (settings or IndexSettings()).for_items(len(rows))
     check_settings(settings, len(rows))
     with one_thread():
         vectors = torch.from_numpy(rows)
@@ -207,8 +214,9 @@ def check_settings(settings: IndexSettings, num_items: int) -> None:
     from lcrec.index.methods import require_paths
 
     require_paths(settings, num_items)
-    if settings.levels > len(LEVEL_LETTERS):
-        raise InputError(f"--levels {settings.levels}: at most {len(LEVEL_LETTERS)} can be named")
+    levels, _ = settings.shape
+    if levels > len(LEVEL_LETTERS):
+        raise InputError(f"--levels {levels}: at most {len(LEVEL_LETTERS)} can be named")
     settings.level_epsilons()
 
 

@@ -1,6 +1,7 @@
 """The recipe: what it trains and keeps; runs killed, resumed, stopped early, refused, repeated."""
 
 import dataclasses
+import math
 import os
 import re
 import shutil
@@ -19,13 +20,14 @@ from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER, claim
-from lcrec.core.provenance import read_provenance
+from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.data.folder import load_items
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import checkpoint as checkpoint_module
 from lcrec.modeling.checkpoint import load_checkpoint
-from lcrec.modeling.recipe import STAGE
+from lcrec.modeling.finetuning import count_epochs
+from lcrec.modeling.recipe import STAGE, TrainingSettings
 from lcrec.modeling.run_folder import latest_checkpoint
 from lcrec.modeling.trainer import RecommenderTrainer
 from lcrec.rankings.metrics import ndcg_at_k
@@ -70,11 +72,20 @@ def kill_at(monkeypatch):
 
 @pytest.fixture
 def script_validation(monkeypatch):
-    """Let validation see a planned NDCG@10; returns the models' weights at each validation."""
+    """Let validation see a planned NDCG@10 and loss; returns the weights at each validation."""
 
-    def plan(places):
-        """Put the target at these places (from 1, 0 for nowhere), one per validation."""
+    def plan(places, losses=None):
+        """Put the target at these places (from 1, 0 for nowhere), one per validation.
+
+        The losses are those given, one per validation, or never change.
+        """
         seen = []
+        loop = RecommenderTrainer.evaluation_loop
+
+        def evaluate(self, *args, **kwargs):
+            output = loop(self, *args, **kwargs)
+            output.metrics["eval_loss"] = losses[len(seen) - 1] if losses else 1.0
+            return output
 
         def rank(self):
             place = places[len(seen)]
@@ -87,6 +98,7 @@ def script_validation(monkeypatch):
             return ranked
 
         monkeypatch.setattr(RecommenderTrainer, "rank", rank)
+        monkeypatch.setattr(RecommenderTrainer, "evaluation_loop", evaluate)
         return seen
 
     return plan
@@ -313,11 +325,20 @@ def test_the_best_weights_are_kept_and_training_stops(finetune, tmp_path, script
     assert not any(torch.equal(kept[name], seen[4][name]) for name in trained)
 
 
+def test_training_goes_on_while_the_loss_falls(finetune, tmp_path, script_validation, capsys):
+    # Never lower than at the third: the sixth is the third in a row without any gain.
+    seen = script_validation([2, 0, 0, 0, 0, 0, 0, 0, 0], [5, 4, 3, 3, 4, 3, 3, 3, 3])
+    finetune(tmp_path / "model", "--epochs", 9, "--patience", 3)
+    assert len(seen) == 6
+    assert "Stopped early at epoch 6, best epoch 1 of 9." in capsys.readouterr().out
+
+
 def test_a_resumed_run_stops_where_it_would_have(finetune, tmp_path, script_validation, kill_at):
     places = [5, 2, 9, 0, 4, 1, 1, 1, 1]  # the sixth would be better, but is never reached
-    script_validation(places)
+    losses = [3, 2, 2, 2, 2, 2, 2, 2, 2]
+    script_validation(places, losses)
     whole = finetune(tmp_path / "whole", "--epochs", 9, "--patience", 3)
-    seen = script_validation(places)
+    seen = script_validation(places, losses)
     kill_at(18)  # after the fourth validation, which follows update 16
     with pytest.raises(Killed):
         finetune(tmp_path / "killed", "--epochs", 9, "--patience", 3)
@@ -567,3 +588,39 @@ def test_a_model_of_qwen3s_kind(finetune, real_data, tmp_path):
     ranking = loaded.recommend([[1, 2], [3]], 48)
     assert all(sorted(row) == list(range(48)) for row in ranking.items.tolist())
     assert sum(path.stat().st_size for path in output.glob("*.safetensors")) < 100_000
+
+
+def test_guessing_and_counting_stand_beside_the_model(finetune, tmp_path, capsys):
+    finetune(tmp_path / "model", "--epochs", 1, "--learning-rate", 1e-12)
+    out = capsys.readouterr().out
+    found = re.search(r"To beat on 20 held-out users: chance HR@10 (\S+), NDCG@10 (\S+);", out)
+    # 10 of 48 items are hit by chance, each place as often as another.
+    assert float(found[1]) == pytest.approx(10 / 48, abs=1e-4)
+    places = sum(1 / math.log2(rank + 2) for rank in range(10))
+    assert float(found[2]) == pytest.approx(places / 48, abs=1e-4)
+    assert re.search(r"; popularity HR@10 \S+, NDCG@10 \S+; co-occurrence HR@10 ", out)
+    # A model that learnt nothing is said to be useless.
+    assert re.search(r"Trained to the end, best epoch 1 of 1\. The model ranks no better than", out)
+
+
+@pytest.mark.parametrize(
+    ("samples", "processes", "given", "epochs"),
+    [(64, 1, None, 40), (8 * 100, 1, None, 20), (8 * 100, 2, None, 40), (8 * 9000, 1, None, 4)],
+)
+def test_epochs_follow_from_the_updates_of_one(samples, processes, given, epochs):
+    settings = TrainingSettings(data="", index="", base="", batch_size=8, epochs=given)
+    assert count_epochs(settings, samples, processes) == epochs
+    assert count_epochs(dataclasses.replace(settings, epochs=3), samples, processes) == 3
+
+
+def test_an_index_without_a_codebook_starts_from_titles(finetune, index, shop, tmp_path, capsys):
+    index.save(tmp_path / "index")
+    write_provenance(
+        tmp_path / "index",
+        "python -m lcrec.quantize",
+        {"kind": "random"},
+        {"item": find_data(shop).item},
+        level_sizes=list(index.level_sizes),
+    )
+    finetune(tmp_path / "model", "--rows", "codebook", "--index", tmp_path / "index")
+    assert "--rows codebook: this index has none, so rows start from" in capsys.readouterr().out

@@ -184,7 +184,23 @@ def test_settings_of_parity_are_the_published_ones(shop, monkeypatch):
 
 
 def epsilons(kind, given, levels):
-    return IndexSettings(kind=kind, sinkhorn_epsilon=given, levels=levels).level_epsilons()
+    return IndexSettings(kind=kind, sinkhorn_epsilon=given, levels=levels, codes=4).level_epsilons()
+
+
+@pytest.mark.parametrize(
+    ("items", "given", "shape"),
+    [
+        (2000, {}, (4, 256)),
+        (1999, {}, (3, 64)),
+        (240, {}, (3, 32)),
+        (1, {}, (3, 4)),
+        (240, {"codes": 16}, (3, 16)),
+        (240, {"levels": 2}, (2, 32)),
+        (240, {"parity": True}, (4, 256)),
+    ],
+)
+def test_levels_and_codes_suit_the_catalogue_unless_given(items, given, shape):
+    assert IndexSettings(**given).for_items(items).shape == shape
 
 
 def test_epsilon_per_level():

@@ -47,7 +47,8 @@ def index_items(settings: IndexSettings, embeddings: Tensor, model: RQVAE | None
         embeddings: float32 [items, dim].
         model: the RQ-VAE that was trained on them, for a kind that has one.
     """
-    kind, levels, codes, items = settings.kind, settings.levels, settings.codes, len(embeddings)
+    kind, items = settings.kind, len(embeddings)
+    levels, codes = settings.for_items(items).shape
     sizes = (codes,) * levels
     if kind == "vanilla":
         return Indexing(np.arange(items, dtype=np.int32)[:, None], (items,))
@@ -94,7 +95,7 @@ def require_paths(settings: IndexSettings, items: int) -> None:
                 "named; use another kind"
             )
     elif settings.kind != "tiger":  # its last level grows with the need
-        require_capacity(items, settings.levels, settings.codes)
+        require_capacity(items, *settings.shape)
 
 
 def _kmeans_model(

@@ -58,14 +58,15 @@ SECONDS_BETWEEN_SAVES = 60
 def build_rqvae(settings: IndexSettings, width: int) -> RQVAE:
     """Return the untrained model for embeddings of this width."""
     published, hidden_dims = settings.parity, settings.hidden_dims
+    levels, codes = settings.shape
     if hidden_dims is None:
         hidden_dims = PUBLISHED_WIDTHS if published else HIDDEN_WIDTHS
     return RQVAE(
         width,
         hidden_dims=hidden_dims,
         latent_dim=settings.latent_dim or (32 if published else width),
-        num_levels=settings.levels,
-        num_codes=settings.codes,
+        num_levels=levels,
+        num_codes=codes,
         commitment_weight=settings.commitment_weight,
         sinkhorn_epsilons=settings.level_epsilons(),
         parity=published,
@@ -103,6 +104,7 @@ def train_rqvae(
         resume_from: a file to keep the state of training in. One that is there is gone on from if
             it was left by the same call, and replaced otherwise. Whoever calls deletes it.
     """
+    settings = settings.for_items(len(embeddings))
     state = PartialState(cpu=not torch.accelerator.is_available())
     seed, parity, epochs = settings.seed, settings.parity, settings.max_epochs
     torch.manual_seed(seed)

@@ -1,10 +1,14 @@
 """How items get their codes; apart from the rest, so that options are read without torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
+
+WITHOUT_CODEBOOK = ("random", "vanilla")  # kinds whose codes stand for nothing
+SMALL = 2000  # items; with fewer, the published 4 levels of 256 codes are too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +20,17 @@ class IndexSettings:
         "uniform mapping, one more token tells apart), random paths, vanilla (a token per item)",
         "rq-vae",
     )
-    levels: int = option("how many tokens spell an item", 4, minimum=1)
-    codes: int = option("how many codes each level has", 256, minimum=2)
+    levels: int | None = option(
+        "how many tokens spell an item (default: 4, or 3 where a catalogue has fewer than 2,000)",
+        None,
+        minimum=1,
+    )
+    codes: int | None = option(
+        "how many codes each level has (default: 256; for fewer than 2,000 items about twice the "
+        "root of their number)",
+        None,
+        minimum=2,
+    )
     parity: bool = option(
         "train as the published code does, to compare: its widths, k-means of the first batch, "
         "nothing standardised, dead codes left, last state kept",
@@ -53,6 +66,25 @@ class IndexSettings:
     bf16: bool = option("encode and decode in bfloat16 while training", False)
     seed: int = option("decides initialisation and order", 0, minimum=0)
 
+    def for_items(self, items: int) -> Self:
+        """Return the settings with the levels and codes that suit so many items, unless given.
+
+        From 2,000 items on they are the published ones, and with `parity` always. A smaller
+        catalogue cannot fill 256 codes: most would stand for one item or none, and a prefix that
+        belongs to one item says nothing of others.
+        """
+        levels, codes = 4, 256
+        if items < SMALL and not self.parity:
+            levels, codes = 3, max(4, 2 ** round(math.log2(2 * math.sqrt(items))))
+        return replace(self, levels=self.levels or levels, codes=self.codes or codes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Levels and codes, of settings that are for a catalogue (`for_items`)."""
+        assert self.levels is not None
+        assert self.codes is not None
+        return self.levels, self.codes
+
     @property
     def is_trained(self) -> bool:
         """Whether the kind trains an RQ-VAE."""
@@ -61,7 +93,7 @@ class IndexSettings:
     @property
     def has_model(self) -> bool:
         """Whether the codes stand for vectors."""
-        return self.kind not in ("random", "vanilla")
+        return self.kind not in WITHOUT_CODEBOOK
 
     @property
     def max_epochs(self) -> int:
@@ -76,7 +108,7 @@ class IndexSettings:
         Raises:
             InputError: `sinkhorn_epsilon` is neither one number nor one per level.
         """
-        given, levels = self.sinkhorn_epsilon, self.levels
+        given, (levels, _) = self.sinkhorn_epsilon, self.shape
         if self.kind == "tiger":
             return [0.0] * levels
         if len(given) == levels:

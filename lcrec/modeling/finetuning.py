@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from lcrec.core.errors import InputError
@@ -43,12 +43,21 @@ from lcrec.modeling.cost import (
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.packing import PackingCollator
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
-from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
+from lcrec.modeling.trainer import EarlyStopping, Ranker, RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.rows import Row, collate_left, draw_rows, require_samples, tokenise_rows
+from lcrec.prompts.rows import (
+    DrawnRows,
+    Row,
+    collate_left,
+    draw_rows,
+    require_samples,
+    tokenise_rows,
+)
 from lcrec.prompts.tasks import TaskData, history_record
 
+# Epochs where none are given: a model learns by updates, and a small shop makes few in an epoch.
+FEWEST_EPOCHS, MOST_EPOCHS, ENOUGH_UPDATES = 4, 40, 2000
 BLOCK = 128  # tokens; flex attention computes in blocks of as many
 FILLED = 0.8  # of a device's free memory; the allocator and the search in validation take the rest
 FULL_CARD = 16_384  # tokens at once that keep a large card busy, whatever the model
@@ -76,12 +85,14 @@ class TrainingRows:
 
     Attributes:
         train: the rows of all epochs as token ids, in the order they are trained.
+        epochs: how many epochs they are.
         per_epoch: how many rows the first epoch has.
         valid: the rows that the validation loss is taken on.
         held_out: the users that validation ranks the catalogue for.
     """
 
     train: Dataset
+    epochs: int
     per_epoch: int
     valid: Dataset
     held_out: EvalCases
@@ -105,13 +116,19 @@ def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingMo
         model,
         tokenizer,
         inputs.index,
-        texts=titles if settings.rows == "text" else None,
+        texts=titles if starts_from_texts(settings, inputs) else None,
         codebooks=codebooks,
     )
     if "rows" in inputs.files:
         copy_rows(inputs.files["rows"], model, tokenizer, inputs.index)
     packs = choose_attention(model, settings.attention, dropout=settings.dropout)
     return TrainingModel(_adapt(model, new_ids, settings), tokenizer, packs)
+
+
+def starts_from_texts(settings: TrainingSettings, inputs: TrainingInputs) -> bool:
+    """Tell whether the item tokens' rows start from titles, as told or for want of a codebook."""
+    lacks_codebook = settings.rows == "codebook" and "codebooks" not in inputs.files
+    return settings.rows == "text" or lacks_codebook
 
 
 def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingModel:
@@ -148,7 +165,7 @@ def _adapt(
 
 
 def draw_training_rows(
-    settings: TrainingSettings, inputs: TrainingInputs, trained: TrainingModel
+    settings: TrainingSettings, inputs: TrainingInputs, trained: TrainingModel, processes: int
 ) -> TrainingRows:
     """Draw every epoch's rows up front: the same for any number of processes, and resumable.
 
@@ -170,10 +187,12 @@ def draw_training_rows(
         history_dropout=settings.history_dropout,
         seed=settings.seed,
     )
-    epochs = [
-        draw_rows(data, inputs.prompts, inputs.mixture, settings.seed, epoch)
-        for epoch in range(settings.epochs)
-    ]
+
+    def draw(epoch: int) -> DrawnRows:
+        return draw_rows(data, inputs.prompts, inputs.mixture, settings.seed, epoch)
+
+    epochs = [draw(0)]
+    epochs += map(draw, range(1, count_epochs(settings, len(epochs[0]), processes)))
     require_samples(inputs.mixture, {task for rows in epochs for task in rows.tasks})
     context = position_limit(trained.model)
     train = tokenise_rows(epochs, encoder, settings.max_length, grouped, context)
@@ -185,7 +204,15 @@ def draw_training_rows(
         grouped,
         context,
     )
-    return TrainingRows(train, len(epochs[0]), valid, held_out)
+    return TrainingRows(train, len(epochs), len(epochs[0]), valid, held_out)
+
+
+def count_epochs(settings: TrainingSettings, samples: int, processes: int) -> int:
+    """Return how many epochs are trained: as many as were asked for, or make enough updates."""
+    if settings.epochs is not None:
+        return settings.epochs
+    updates = max(1, samples // (settings.batch_size * settings.accumulate * processes))
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(ENOUGH_UPDATES / updates)))
 
 
 def validation_rows(
@@ -396,8 +423,8 @@ def make_trainer(
         data_collator=collator,
         ranking=RankingValidation(rows.held_out, rank, min(settings.num_beams, num_items)),
         max_tokens_per_batch=settings.max_tokens_per_batch,
-        epochs=settings.epochs,
-        callbacks=[EarlyStoppingCallback(settings.patience)],
+        epochs=rows.epochs,
+        callbacks=[EarlyStopping(settings.patience or max(3, rows.epochs // 4))],
         args=SFTConfig(
             output_dir=str(work),
             # One pass over the rows of all epochs, in their order.

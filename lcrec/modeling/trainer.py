@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -441,6 +442,39 @@ class RecommenderTrainer(SFTTrainer):
             # PEFT's default would write both resized matrices whole beside the trained rows.
             folder = output_dir or str(self.args.output_dir)
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Stops after some validations with a gain neither in NDCG@10 nor in the loss.
+
+    A model that starts from noise learns to spell items, which the loss shows, before it ranks one
+    item above the others.
+
+    Args:
+        early_stopping_patience: how many.
+        early_stopping_threshold: what a metric must gain to count.
+    """
+
+    def __init__(
+        self, early_stopping_patience: int = 1, early_stopping_threshold: float = 0.0
+    ) -> None:
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+        self.least_loss = math.inf
+
+    def on_evaluate(  # type: ignore[override]  # its two bases disagree on `metrics`
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the validation, unless the loss has never been as low."""
+        loss = kwargs["metrics"]["eval_loss"]
+        if loss < self.least_loss:
+            self.least_loss, self.early_stopping_patience_counter = loss, -1
+        super().on_evaluate(args, state, control, **kwargs)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run goes on from."""
+        state = super().state()
+        state["attributes"]["least_loss"] = self.least_loss
+        return state
 
 
 class TrainingLines(TrainerCallback):
