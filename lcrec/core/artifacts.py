@@ -34,6 +34,7 @@ RQVAE_WEIGHTS = "rqvae.safetensors"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
 PROVENANCE = "lcrec.json"
+COST = "cost.json"  # what the making took
 PROMPTS = "prompts"
 RECIPE = "recipe.yaml"
 CARD = "README.md"
@@ -167,7 +168,9 @@ def atomic_files(path: Path) -> Iterator[Path]:
         made = sorted(folder.iterdir(), key=lambda file: file.name.endswith(PROVENANCE))
         for file in made:
             if file.name.endswith(PROVENANCE):
-                (path.parent / file.name).unlink(missing_ok=True)
+                for name in (PROVENANCE, COST):  # of the file before
+                    old = file.name.removesuffix(PROVENANCE) + name
+                    (path.parent / old).unlink(missing_ok=True)
         for file in made:
             file.replace(path.parent / file.name)
         _flush_names(path.parent)

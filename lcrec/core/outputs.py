@@ -9,7 +9,6 @@ asks again and holds a lock, which the system frees with the process, until the 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -92,8 +91,8 @@ def claim(
         note = beside(output, "claim")
         file = _locked(note)
     if file is None:
-        owner = note.read_text(encoding="utf-8").strip() if note.exists() else ""
-        running = f" (process {json.loads(owner)['process']})" if owner else ""
+        owner = note.read_text(encoding="utf-8") if note.exists() else ""
+        running = f" (process {owner.split()[-1]})" if owner else ""
         raise InputError(
             f"{flag} {output}: another run{running} is writing there; wait for it, or name another "
             "place"
@@ -105,8 +104,7 @@ def claim(
             _require_replaceable(output, stage, form, before, overwrite, flag)
             file.seek(0)
             file.truncate()
-            json.dump({"kind": kind_of(stage), "process": os.getpid()}, file)
-            file.flush()
+            print(kind_of(stage), os.getpid(), file=file, flush=True)
             held = True
             clear_leftovers(place, locked=True)
             yield
@@ -196,6 +194,9 @@ def _require_form(output: Path, form: str, flag: str) -> None:
         raise InputError(f"{flag} {output}: it goes to a file named *{form}, such as {better}")
     if folder and (output.is_file() or provenance_path(output).parent != output):
         raise InputError(f"{flag} {output}: name a folder, not a file")
+    if form == FOLDER and output.resolve().is_mount():
+        better = output / "NAME"
+        raise InputError(f"{flag} {output}: a mount point is not replaced; name {better}")
     if not folder and output.is_dir():
         raise InputError(f"{flag} {output}: name a file, not a folder")
 
@@ -224,7 +225,7 @@ def _require_replaceable(
         reason = f"{output} also holds {others[0]}, which {stage} did not write"
     elif record is not None:
         reason = f"{output} holds the result of {record['stage']} ({record['kind']})"
-    elif claimed and json.loads(claimed)["kind"] == kind_of(stage):
+    elif claimed.rpartition(" ")[0] == kind_of(stage):
         return
     else:
         if folder:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lcrec.core.artifacts import LEFTOVER, PROVENANCE, read_json, write_json
+from lcrec.core.artifacts import COST, LEFTOVER, PROVENANCE, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 
@@ -35,7 +35,6 @@ KINDS = {
     "python -m lcrec.evaluate search": "metrics",
     "python -m lcrec.evaluate language": "metrics",
 }
-COST = "cost.json"
 # The layout of a kind's files, raised when an older one can no longer be read; 1 where absent.
 FORMATS: dict[str, int] = {}
 

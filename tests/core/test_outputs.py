@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import importlib
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ import pytest
 from lcrec.__main__ import main
 from lcrec.core.config import Writes
 from lcrec.core.errors import REMEDIES, InputError
-from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
+from lcrec.core.outputs import SHARED_FOLDER, check_output, claim, publish
 from lcrec.core.provenance import fingerprint, write_provenance
 
 EMBED, QUANTIZE = "python -m lcrec.embed", "python -m lcrec.quantize"
@@ -76,6 +75,32 @@ def test_neither_inputs_nor_the_current_folder_are_replaced(tmp_path, monkeypatc
             check_output(output, EMBED, overwrite=True)
     with pytest.raises(InputError, match="data is read from there"):
         check_output(tmp_path, EMBED, overwrite=True, inputs=[tmp_path / "data"])
+
+
+def test_a_mount_point_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(InputError, match=f"a mount point is not replaced; name {tmp_path}/NAME"):
+        check_output(tmp_path, EMBED)
+    check_output(tmp_path, EMBED, SHARED_FOLDER)
+
+
+def test_a_file_changes_together_with_what_stands_beside_it(tmp_path):
+    output = tmp_path / "out.jsonl"
+    for content, cost in (("old", {"seconds": 1}), ("new", None)):
+        with publish(output, EMBED, ".jsonl", overwrite=False) as file:
+            file.write_text(content)
+            write_provenance(file, EMBED, {"content": content}, {}, cost=cost)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "out.lcrec.json"}
+    before = snapshot(tmp_path)
+
+    def fail():
+        with publish(output, EMBED, ".jsonl", overwrite=False) as file:
+            file.write_text("newer")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{output}'"):
+        fail()
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
@@ -146,8 +171,7 @@ def test_one_run_at_a_time_until_it_is_killed(tmp_path):
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-    note = json.loads((tmp_path / ".out.claim").read_text())
-    assert note == {"kind": "embeddings", "process": holder.pid}
+    assert (tmp_path / ".out.claim").read_text() == f"embeddings {holder.pid}\n"
     with claim(output, EMBED):  # the kill freed it, and what it left is the stage's own
         time.sleep(0)
     assert not (tmp_path / ".out.claim").exists()
