@@ -39,6 +39,7 @@ from lcrec.core.outputs import FOLDER, beside, claim
 from lcrec.core.processes import processes
 from lcrec.core.provenance import is_current, require_same_input, write_provenance
 from lcrec.data.folder import Items, check_embeddings, load_items
+from lcrec.data.id_map import load_item_ids
 from lcrec.data.new_items import count_old_items, require_same_past
 from lcrec.index.item_index import LEVEL_LETTERS, ItemIndex
 from lcrec.index.settings import IndexSettings
@@ -244,8 +245,9 @@ def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Pat
     require_same_space(folder, config.index)
     inputs = {**inputs, "added": config.add}
     name = find_data(data).name
+    raw_ids = load_item_ids(data, len(items))
     done = extend_index(
-        config.index, old_items, name, items, embeddings, config.output, inputs, STAGE
+        config.index, old_items, name, items, raw_ids, embeddings, config.output, inputs, STAGE
     )
     print(
         f"Wrote {config.output}. Next: python -m lcrec.generate --model MODEL --index "

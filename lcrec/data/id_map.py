@@ -42,6 +42,8 @@ class IdMap:
             InputError: there is no such user or item.
         """
         number = self.numbers.get(name)
+        if number is None and not isinstance(name, str):
+            raise InputError(f"{self.kind} {name!r:.60}: raw ids are text")
         if number is None and self.is_raw:
             raise InputError(f"{self.kind} {name!r:.60} is unknown{closest(name, self.names)}")
         if number is None:

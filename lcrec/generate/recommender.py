@@ -12,7 +12,7 @@ and what a customer likes (`preferenceobtain`), as far as it was trained on thes
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import position_limit
+from lcrec.data.id_map import Ids
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
 from lcrec.generate.requests import RankingRequest, RequestEncoder, plan_batches
@@ -75,10 +76,12 @@ class Ranking:
     Attributes:
         items: int64 [requests, k], catalogue ids; -1 where fewer than k items were found.
         scores: float32 [requests, k], log-probabilities; -inf where the item is -1.
+        raw_ids: the items of each request by their raw ids, where it was asked in raw ids.
     """
 
     items: np.ndarray
     scores: np.ndarray
+    raw_ids: list[list[str]] | None = None
 
 
 class Recommender:
@@ -176,6 +179,7 @@ class Recommender:
         exclude_history: bool = False,
         template: Template | None = None,
         num_beams: int | None = None,
+        ids: Ids = "numbers",
     ) -> Ranking:
         """Return the k best items after each history.
 
@@ -189,6 +193,8 @@ class Recommender:
                 be shorter than k.
             template: a `seqrec` template; by default the first that serves evaluation.
             num_beams: beams to search with, at least k; default `max(k, 20)`, at most all items.
+            ids: what the items of `histories`, `allow` and `deny` are called: their numbers, or the
+                raw ids that the checkpoint carries; the ranking then has `raw_ids` too.
 
         Raises:
             InputError: an empty history, an unknown item, more items wanted than there are or than
@@ -196,7 +202,8 @@ class Recommender:
                 model's context.
         """
         shared = {"exclude_history": exclude_history, "template": template, "num_beams": num_beams}
-        return self._rank_lists(histories, [None] * len(histories), k, allow, deny, shared)
+        queries = [None] * len(histories)
+        return self._rank_lists(histories, queries, k, allow, deny, ids, shared)
 
     def search(
         self,
@@ -209,6 +216,7 @@ class Recommender:
         exclude_history: bool = False,
         template: Template | None = None,
         num_beams: int | None = None,
+        ids: Ids = "numbers",
     ) -> Ranking:
         """Return the k best items for what each customer says they look for.
 
@@ -217,7 +225,7 @@ class Recommender:
             histories: what each customer has, oldest first; empty where nothing is known.
             template: an `itemsearch` template; by default the first that serves evaluation and uses
                 the history where there is one.
-            k, allow, deny, exclude_history, num_beams: as for `recommend`.
+            k, allow, deny, exclude_history, num_beams, ids: as for `recommend`.
 
         Raises:
             InputError: an empty query, a model that never learnt `itemsearch`, or as `recommend`.
@@ -230,7 +238,7 @@ class Recommender:
             if not isinstance(query, str):
                 raise InputError(f"query {position}: expected text, found {query!r:.60}")
         shared = {"exclude_history": exclude_history, "template": template, "num_beams": num_beams}
-        return self._rank_lists(histories, queries, k, allow, deny, shared)
+        return self._rank_lists(histories, queries, k, allow, deny, ids, shared)
 
     def explain(
         self, histories: Sequence[ItemIds], items: Sequence[ItemIds], *, max_new_tokens: int = 64
@@ -475,6 +483,7 @@ class Recommender:
         k: int | Sequence[int],
         allow: Sequence[ItemIds | None] | None,
         deny: Sequence[ItemIds | None] | None,
+        ids: Ids,
         shared: dict[str, Any],
     ) -> Ranking:
         """Rank for a request per history and query; `shared` is what all of them have in common."""
@@ -487,13 +496,40 @@ class Recommender:
                 raise InputError(f"{name}: has {len(lists)} lists for {count} requests")
         allow = [None] * count if allow is None else allow
         deny = [None] * count if deny is None else deny
+        if ids == "raw":
+            histories, allow, deny = (
+                self._numbers(name, lists)
+                for name, lists in (("history", histories), ("allow", allow), ("deny", deny))
+            )
         requests = [
             RankingRequest(history, query, k=own, allow=may, deny=must_not, **shared)
             for history, query, own, may, must_not in zip(
                 histories, queries, counts, allow, deny, strict=True
             )
         ]
-        return self.rank(requests, width=int(np.max(k, initial=0)))  # of no requests too
+        ranking = self.rank(requests, width=int(np.max(k, initial=0)))  # of no requests too
+        if ids == "numbers":
+            return ranking
+        names = self.index.ids.names_of
+        return replace(ranking, raw_ids=[names(row[row >= 0].tolist()) for row in ranking.items])
+
+    def _numbers(self, name: str, lists: Sequence[Any]) -> list[Any]:
+        """Return lists of raw ids as numbers; the same object stays one, and None stays None."""
+        map_ = self.index.ids
+        if not map_.is_raw:
+            raise InputError(
+                "ids='raw': the checkpoint carries no raw ids; it was trained before there were "
+                "any, or on a data folder without <Name>.item2id"
+            )
+        found: dict[int, list[int]] = {}
+        for position, own in enumerate(lists):
+            if own is None or id(own) in found:
+                continue
+            try:
+                found[id(own)] = [map_.number(item) for item in own]
+            except InputError as error:
+                raise InputError(f"{name} {position}: {error}") from None
+        return [None if own is None else found[id(own)] for own in lists]
 
     def _beams(self, k: int, num_beams: int | None) -> int:
         """Return how many beams to search with for k items."""

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.core.artifacts import INDEX, index_path, read_json, write_json
+from lcrec.core.artifacts import INDEX, ITEM_IDS, index_path, read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
+from lcrec.data.id_map import IdMap
 
 LEVEL_LETTERS = string.ascii_lowercase
 CODE_DIGITS = 6  # every code up to the largest becomes a token, so there is a limit
@@ -30,10 +31,12 @@ class ItemIndex:
         codes: int32 [items, levels]; row i is item i.
         level_sizes: how many codes each level has, used or not. All of them become tokens, so an
             item that joins later needs no new one.
+        raw_ids: what the items are called outside, by number; None where nobody said.
     """
 
     codes: np.ndarray
     level_sizes: tuple[int, ...]
+    raw_ids: list[str] | None = None
 
     def __post_init__(self) -> None:
         codes, sizes = self.codes, np.asarray(self.level_sizes)
@@ -94,9 +97,18 @@ class ItemIndex:
         starts = np.cumsum((0, *self.level_sizes[:-1]))
         return self.codes.astype(np.int64) + starts
 
+    @cached_property
+    def ids(self) -> IdMap:
+        """What the items are called: their raw ids, or their numbers where they have none."""
+        names = self.raw_ids or [str(item) for item in range(len(self))]
+        return IdMap("item", names, is_raw=self.raw_ids is not None)
+
     def save(self, folder: Path) -> None:
-        """Write `index.json`; the level sizes belong into the folder's provenance facts."""
+        """Write `index.json`, and `item_ids.json` where there are raw ids; the level sizes belong
+        into the folder's provenance facts."""
         write_json(folder / INDEX, {str(item): self.tokens(item) for item in range(len(self))})
+        if self.raw_ids is not None:
+            write_json(folder / ITEM_IDS, self.raw_ids)
 
     @classmethod
     def load(cls, folder: str | Path, num_items: int | None = None) -> "ItemIndex":
@@ -118,7 +130,7 @@ class ItemIndex:
                 "whole numbers; rebuild the index with python -m lcrec.quantize"
             )
         try:
-            return cls(codes, tuple(sizes))
+            return cls(codes, tuple(sizes), _read_raw_ids(path.parent / ITEM_IDS, len(codes)))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -147,10 +159,27 @@ class ItemIndex:
                 f"{path}: {len(changed)} items have another index than before, such as item {item}:"
                 f" {longer.text(item)} instead of {self.text(item)}; {remedy}"
             )
+        if self.raw_ids is not None and (longer.raw_ids or [])[: len(self)] != self.raw_ids:
+            raise InputError(
+                f"{path}: the items have not the raw ids that they had before ({ITEM_IDS} beside "
+                f"it); {remedy}"
+            )
         try:
-            return ItemIndex(longer.codes, self.level_sizes)
+            return ItemIndex(longer.codes, self.level_sizes, longer.raw_ids)
         except InputError as error:
             raise InputError(f"{path}: {error}, the codes there were before; {remedy}") from None
+
+
+def _read_raw_ids(path: Path, num_items: int) -> list[str] | None:
+    """Return the raw ids of an index's items, None where there is no such file."""
+    if not path.exists():
+        return None
+    raw_ids = read_json(path)
+    if not isinstance(raw_ids, list) or not all(isinstance(name, str) for name in raw_ids):
+        raise InputError(f"{path}: expected a list of the items' raw ids")
+    if len(raw_ids) != num_items or len(set(raw_ids)) != num_items:
+        raise InputError(f"{path}: expected {num_items} different raw ids, one for each item")
+    return raw_ids
 
 
 def token_name(level: int, code: int) -> str:

@@ -25,7 +25,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def extend_index(
     old_items: int,
     name: str,
     items: Items,
+    raw_ids: list[str] | None,
     embeddings: np.ndarray,
     output: Path,
     inputs: dict[str, Path],
@@ -136,6 +137,7 @@ def extend_index(
         old_items: how many items it must have.
         name: the catalogue's, for the title of the report.
         items: all items, old and new.
+        raw_ids: theirs, if they have any.
         embeddings: float32 [items, dim], of all items.
         output: another folder.
         inputs: what was read besides the old index, for the record.
@@ -170,7 +172,7 @@ def extend_index(
         )
     print(f"Adding {len(embeddings) - len(old):,} items to the {len(old):,} of {path}")
     extension = place_new_items(model, old, embeddings)
-    index = extension.index
+    index = replace(extension.index, raw_ids=raw_ids)
     report = measure_index(
         index.codes,
         index.level_sizes,

@@ -6,7 +6,7 @@ wrong file is refused at once.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from lcrec.core.config import config_dict, option
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, require_same_input
 from lcrec.data.folder import Items, load_interactions, load_items
+from lcrec.data.id_map import load_item_ids
 from lcrec.data.splits import Split, load_split
 from lcrec.data.user_texts import UserTexts, load_user_texts
 from lcrec.index.item_index import ItemIndex
@@ -161,7 +162,8 @@ def load_inputs(settings: TrainingSettings) -> TrainingInputs:
     rebuild = f"python -m lcrec.quantize --data {settings.data} --output {settings.index}"
     index_path = settings.index if settings.index.is_file() else settings.index / INDEX
     require_same_input(index_path.parent, "item", paths.item, rebuild)
-    index = ItemIndex.load(index_path, len(items))
+    raw_ids = load_item_ids(settings.data, len(items))
+    index = replace(ItemIndex.load(index_path, len(items)), raw_ids=raw_ids)
     split = load_split(settings.data, interactions)
     files = {"item": paths.item, **paths.sequences, "index": index_path}
     if settings.rows == "codebook":

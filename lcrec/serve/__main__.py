@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import re
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lcrec.core.artifacts import find_data
 from lcrec.core.config import option, parse_config
 from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
+from lcrec.data.id_map import IdMap, Ids
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.serve.limits import ServiceLimits
 
@@ -42,6 +45,10 @@ class ServeConfig(ServiceLimits):
     model: Path = option("the checkpoint folder")
     data: Path | None = option("the data folder, for titles, fields and filters", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
+    ids: Ids | None = option(
+        "what clients call the items (default: by the raw ids that the checkpoint carries, if any)",
+        None,
+    )
     host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
     port: int = option("the port to listen on; 0 takes a free one", 8000, minimum=0)
     max_connections: int = option("open connections; the next is refused (503)", 512, minimum=1)
@@ -81,9 +88,20 @@ def main(argv: list[str]) -> None:
             index=config.index,
             max_batch_tokens=config.batch_tokens,
         )
+        ids = recommender.index.ids
+        if config.ids == "raw" and not ids.is_raw:
+            raise InputError(
+                f"--ids raw: {config.index or config.model} carries no raw ids; it was made before "
+                "there were any, or from a data folder without <Name>.item2id"
+            )
+        has_map = config.data is not None and find_data(config.data).item_ids.exists()
+        if config.ids is None and has_map and not ids.is_raw:
+            print("note: items go by numbers, since the checkpoint carries no raw ids; train anew")
+        if config.ids == "numbers":
+            ids = replace(recommender.index, raw_ids=None).ids
         # A model that cannot recommend is refused here, and the first client does not wait longer.
         recommender.recommend([[0]], 1)
-        app = create_app(recommender, items, config, token=token)
+        app = create_app(recommender, items, config, token=token, ids=ids)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -99,16 +117,20 @@ def main(argv: list[str]) -> None:
                 timeout_graceful_shutdown=int(config.timeout) + 5,
             )
         )
-        print_welcome(listener, recommender, token)
+        print_welcome(listener, recommender, ids, token)
         with contextlib.suppress(KeyboardInterrupt):  # raised again once all is answered
             server.run(sockets=[listener])
 
 
-def print_welcome(listener: socket.socket, recommender: Recommender, token: str | None) -> None:
+def print_welcome(
+    listener: socket.socket, recommender: Recommender, ids: IdMap, token: str | None
+) -> None:
     """Print where the service is, what it can do, and what to mind."""
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"Serving {len(recommender.index):,} items on http://{host}:{port}, explained at /docs")
+    if ids.is_raw:
+        print("  items go by their raw ids")
     if "itemsearch" not in recommender.tasks:
         print("  /search is off: the model was not trained on itemsearch")
     authorization = ""
@@ -120,9 +142,10 @@ def print_welcome(listener: socket.socket, recommender: Recommender, token: str 
             "listen on 127.0.0.1",
             file=sys.stderr,
         )
+    example = json.dumps(ids.names[0]) if ids.is_raw else 0
     print(
         f"Try: curl http://{host}:{port}/recommend{authorization} -H 'Content-Type: "
-        'application/json\' -d \'{"history": [0], "k": 5}\'',
+        f'application/json\' -d \'{{"history": [{example}], "k": 5}}\'',
         flush=True,
     )
 

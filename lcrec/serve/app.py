@@ -31,6 +31,7 @@ from lcrec.core.artifacts import unique_keys
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 from lcrec.data.folder import Items
+from lcrec.data.id_map import IdMap
 from lcrec.generate.recommender import Recommender
 from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
 from lcrec.serve.limits import ServiceLimits
@@ -51,6 +52,7 @@ from lcrec.serve.requests import (
     RecommendRequest,
     RequestHandler,
     SearchRequest,
+    bodies,
 )
 
 ROUTES = (
@@ -104,6 +106,7 @@ def create_app(
     limits: ServiceLimits | None = None,
     *,
     token: str | None = None,
+    ids: IdMap | None = None,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
@@ -112,6 +115,8 @@ def create_app(
         items: the catalogue, for titles, fields and filters.
         limits: what it allows; None for the defaults.
         token: what clients must send as `Authorization: Bearer TOKEN`; None for no check.
+        ids: what clients call the items; None for the raw ids of the checkpoint, or numbers where
+            it has none.
 
     Raises:
         InputError: the catalogue is not the index's.
@@ -123,7 +128,9 @@ def create_app(
     limits = limits or ServiceLimits()
     registry = CollectorRegistry()
     meters = Meters(registry)
-    handler = RequestHandler(recommender, items, limits)
+    handler = RequestHandler(recommender, items, limits, ids)
+    recommend_body, search_body = bodies(handler.ids)
+    name = str if handler.ids.is_raw else Annotated[int, BeforeValidator(plain_number)]
     batcher = Batcher(
         handler.rank,
         max_batch=limits.max_batch,
@@ -171,7 +178,10 @@ def create_app(
         return handler.answer(*await _wait(batcher, encoded, request.receive, limits.timeout))
 
     @app.post("/recommend", responses=refusals, summary="The items to come after a history")
-    async def recommend(request: Request, body: RecommendRequest) -> RankingAnswer:
+    async def recommend(
+        request: Request,
+        body: recommend_body,  # type: ignore[valid-type]
+    ) -> RankingAnswer:
         return await rank(request, body)
 
     @app.post(
@@ -179,7 +189,10 @@ def create_app(
         responses=refusals | _problems(501),
         summary="The items that fit a request in words",
     )
-    async def search(request: Request, body: SearchRequest) -> RankingAnswer:
+    async def search(
+        request: Request,
+        body: search_body,  # type: ignore[valid-type]
+    ) -> RankingAnswer:
         try:
             recommender.require_task("itemsearch")
         except InputError as error:
@@ -187,7 +200,7 @@ def create_app(
         return await rank(request, body)
 
     @app.get("/items/{item}", responses=_problems(404, 422), summary="What is known of an item")
-    async def item(item: Annotated[int, BeforeValidator(plain_number)]) -> ItemAnswer:
+    async def item(item: name) -> ItemAnswer:  # type: ignore[valid-type]
         return handler.item(item)
 
     @app.get("/healthz", responses=_problems(503), summary="Whether the process works")

@@ -5,14 +5,17 @@ what fails later is the model's fault, and no client's. Requests of both kinds, 
 and filters, are ranked together.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Items
+from lcrec.data.id_map import IdMap
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
@@ -21,6 +24,7 @@ from lcrec.serve.middleware import Problem
 
 FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
 ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+RawIds = Annotated[list[str], Field(fail_fast=True)]
 
 
 class _Options(BaseModel):
@@ -73,10 +77,37 @@ class SearchRequest(_Options):
     history: ItemIds = Field([], description="item ids, oldest first, if there are any")
 
 
+Body = RecommendRequest | SearchRequest
+Form = TypeVar("Form", bound=_Options)
+
+
+def bodies(ids: IdMap) -> tuple[type[RecommendRequest], type[SearchRequest]]:
+    """Return the forms of both kinds of request, for items that are called by these ids."""
+    if not ids.is_raw:
+        return RecommendRequest, SearchRequest
+    return _in_raw_ids(RecommendRequest, ids), _in_raw_ids(SearchRequest, ids)
+
+
+def _in_raw_ids(form: type[Form], ids: IdMap) -> type[Form]:
+    """Return the same form with text for items."""
+    fields: dict[str, Any] = {}
+    for name, kind in {"history": RawIds, "allow": RawIds | None, "deny": RawIds}.items():
+        field = copy(form.model_fields[name])
+        field.examples = None
+        fields[name] = (kind, field)
+    made = create_model(form.__name__, __base__=form, __doc__=form.__doc__, **fields)
+    example: dict[str, Any] = {"history": list(ids.names[:2]), "k": 5}
+    if issubclass(form, SearchRequest):
+        example["query"] = "a desk full of cables"
+    made.model_config["json_schema_extra"] = {"examples": [example]}
+    made.model_rebuild(force=True)
+    return made
+
+
 class RankedItem(BaseModel):
     """An item of an answer."""
 
-    item: int
+    item: int | str
     score: float = Field(description="the log-probability of the item's tokens")
     title: str | None = Field(description="null where the service runs without --data")
 
@@ -92,13 +123,10 @@ class RankingAnswer(BaseModel):
 class ItemAnswer(BaseModel):
     """What the service knows of an item."""
 
-    item: int
+    item: int | str
     tokens: list[str] = Field(examples=[["<a_12>", "<b_3>", "<c_200>", "<d_7>"]])
     title: str | None
     fields: dict[str, str] = Field(description="the item's texts; empty without --data")
-
-
-Body = RecommendRequest | SearchRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +145,14 @@ class RequestHandler:
     """
 
     def __init__(
-        self, recommender: Recommender, items: Items | None, limits: ServiceLimits
+        self,
+        recommender: Recommender,
+        items: Items | None,
+        limits: ServiceLimits,
+        ids: IdMap | None = None,
     ) -> None:
         self.recommender, self.items = recommender, items
+        self.ids = ids or recommender.index.ids
         self.num_items = len(recommender.index)
         self.limits = limits
         self.by_value = {} if items is None else _items_by_value(items)
@@ -185,26 +218,46 @@ class RequestHandler:
         """Put a ranking into words."""
         pairs = zip(items.tolist(), scores.tolist(), strict=True)
         return RankingAnswer(
-            items=[RankedItem(item=i, score=score, title=self.title(i)) for i, score in pairs]
+            items=[
+                RankedItem(item=self.name(i), score=score, title=self.title(i))
+                for i, score in pairs
+            ]
         )
+
+    def name(self, item: int) -> int | str:
+        """Return what an item is called: its raw id, or its number where it has none."""
+        return self.ids.names[item] if self.ids.is_raw else item
 
     def title(self, item: int) -> str | None:
         """Return an item's title, None without a catalogue."""
         return None if self.items is None else self.items.title(item)
 
-    def item(self, item: int) -> ItemAnswer:
+    def item(self, name: int | str) -> ItemAnswer:
         """Return what is known of an item.
 
         Raises:
             Problem: there is no such item.
         """
-        if not 0 <= item < self.num_items:
-            raise Problem(404, f"there is no item {item!s:.20}; ids are 0 to {self.num_items - 1}")
+        if isinstance(name, str):
+            if name not in self.ids.numbers:
+                raise Problem(404, f"there is no item {name[:80]!a}")
+            item = self.ids.numbers[name]
+        elif not 0 <= name < self.num_items:
+            raise Problem(404, f"there is no item {name!s:.20}; ids are 0 to {self.num_items - 1}")
+        else:
+            item = name
         fields = {} if self.items is None else self.items.fields[item]
         tokens = self.recommender.index.tokens(item)
-        return ItemAnswer(item=item, tokens=tokens, title=self.title(item), fields=fields)
+        return ItemAnswer(item=name, tokens=tokens, title=self.title(item), fields=fields)
 
-    def _ids(self, field: str, ids: list[int]) -> np.ndarray:
+    def _ids(self, field: str, ids: Sequence[Any]) -> np.ndarray:
+        """Return the numbers of the items that a list of a body names."""
+        if self.ids.is_raw:
+            numbers = [self.ids.numbers.get(name, -1) for name in ids]
+            if -1 in numbers:
+                place = numbers.index(-1)
+                raise _fault(f"{field}/{place}", f"item {ids[place][:80]!a} is unknown")
+            return np.asarray(numbers, dtype=np.int64)
         for place, item in enumerate(ids):
             if item >= self.num_items:
                 raise _fault(

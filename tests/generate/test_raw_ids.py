@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lcrec.core.artifacts import find_data
+from lcrec.core.artifacts import find_data, read_json
 from lcrec.core.errors import InputError
 from lcrec.generate import __main__ as generate
+from lcrec.generate.recommender import Recommender
+from lcrec.index.item_index import ItemIndex
 
 # They look like numbers, and are others: item 40 is called 007.
 ITEMS = [f"{47 - item:03}" for item in range(48)]
@@ -117,3 +121,54 @@ def test_maps_that_do_not_fit(run, named, name, lines, message):
         write(named / f"Shop.{name}", lines)
     with pytest.raises(InputError, match=message):
         run("--user", "1", *(["--ids", "raw"] if lines is None else []))
+
+
+def test_the_checkpoint_carries_them(named, finetune, tmp_path):
+    """So that Python and the service need no data folder."""
+    model = finetune(tmp_path / "model", "--data", named, "--epochs", 1)
+    assert read_json(model / "item_ids.json") == ITEMS
+    recommender = Recommender.from_pretrained(model)
+    lists = {"allow": [range(30)], "deny": [[1, 2]]}
+    by_number = recommender.recommend([[12, 7]], 5, **lists)
+    ours = {name: [[ITEMS[item] for item in own[0]]] for name, own in lists.items()}
+    raw = recommender.recommend([[ITEMS[12], ITEMS[7]]], 5, **ours, ids="raw")
+    assert raw.raw_ids == [[ITEMS[item] for item in by_number.items[0]]]
+    assert (raw.items == by_number.items).all()
+    assert by_number.raw_ids is None
+    with pytest.raises(InputError, match="history 1: item '7' is unknown"):
+        recommender.recommend([["007"], ["7"]], 5, ids="raw")
+    with pytest.raises(InputError, match="history 0: item 7: raw ids are text"):
+        recommender.recommend([[7]], 5, ids="raw")
+
+
+def test_a_checkpoint_without_them_works_by_numbers(checkpoint):
+    assert not (checkpoint / "item_ids.json").exists()
+    recommender = Recommender.from_pretrained(checkpoint)
+    with pytest.raises(InputError, match="the checkpoint carries no raw ids"):
+        recommender.recommend([["007"]], 5, ids="raw")
+
+
+@pytest.mark.parametrize("content", ['{"0": "a"}', "[1, 2]", '["a"]', '["a", "a"]'])
+def test_damaged_raw_ids_of_an_index(index, tmp_path, content):
+    index.save(tmp_path)
+    (tmp_path / "item_ids.json").write_text(content)
+    with pytest.raises(InputError, match=r"item_ids\.json: expected"):
+        ItemIndex.load(tmp_path)
+
+
+def test_an_index_that_adds_items_brings_theirs(index, tmp_path):
+    known = replace(index, raw_ids=ITEMS)
+    codes = np.concatenate([index.codes, [[3, 3, 3]]]).astype(np.int32)
+    for names, message in (
+        ([*ITEMS, "new"], None),
+        (None, "the items have not the raw ids that they had before"),
+        (["other", *ITEMS], "the items have not the raw ids that they had before"),
+    ):
+        folder = tmp_path / str(message)[:4] / str(names)[:4]
+        folder.mkdir(parents=True)
+        ItemIndex(codes, index.level_sizes, names).save(folder)
+        if message is None:
+            assert known.load_extension(folder).ids.number("new") == 48
+        else:
+            with pytest.raises(InputError, match=message):
+                known.load_extension(folder)

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcrec.core.errors import InputError
+from lcrec.data.id_map import IdMap
 from lcrec.serve import __main__ as serve
 
 TOP = Path(__file__).parents[2]
@@ -219,7 +220,7 @@ def test_an_open_door_is_announced(host, token, warned, capsys):
         tasks = ("seqrec", "itemsearch")
 
     with serve.bind(host, 0) as listener:
-        serve.print_welcome(listener, Trained(), token)
+        serve.print_welcome(listener, Trained(), IdMap("item", ["0"], is_raw=False), token)
     printed = capsys.readouterr()
     assert ("anyone who reaches 0.0.0.0 can use the service" in printed.err) == warned
     assert "Serving 48 items on http://" in printed.out

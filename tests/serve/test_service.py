@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import tracemalloc
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -746,3 +747,55 @@ def test_metrics_name_routes_and_statuses(recommender):
         "lcrec_queue_depth 0.0",
     ):
         assert line in response.text, line
+
+
+# Raw ids: item 40 is called 007.
+NAMES = [f"{47 - item:03}" for item in range(ITEMS)]
+
+
+@pytest.fixture
+def by_raw_ids(recommender, catalogue):
+    ids = replace(recommender.index, raw_ids=NAMES).ids
+    return lambda: create_app(recommender, catalogue, ids=ids)
+
+
+def test_items_go_by_raw_ids(recommender, catalogue, by_raw_ids):
+    """Requests, answers and the page say the shop's own ids; the rankings are the same."""
+    body = {"k": 5, "exclude_history": True}
+    lists = {"history": [12, 7], "deny": [1, 2], "allow": list(range(30))}
+    ours = {field: [NAMES[item] for item in own] for field, own in lists.items()}
+    (by_number,) = ask(create_app(recommender, catalogue), post("/recommend", **body, **lists))
+    ranked, found, item, schema = ask(
+        by_raw_ids(),
+        post("/recommend", **body, **ours),
+        post("/search", query="red paint", k=3, history=[NAMES[3]]),
+        get("/items/007"),
+        get("/openapi.json"),
+    )
+    assert pairs(ranked)[0] == [NAMES[item] for item in pairs(by_number)[0]]
+    assert pairs(ranked)[1] == pytest.approx(pairs(by_number)[1], abs=1e-4)
+    assert set(pairs(found)[0]) <= set(NAMES)
+    assert (item.json()["item"], item.json()["title"]) == ("007", "Thing 40")
+    schemas = schema.json()["components"]["schemas"]
+    calls = [
+        post(path, **example)
+        for path, form in (("/recommend", "RecommendRequest"), ("/search", "SearchRequest"))
+        for example in schemas[form]["examples"]
+    ]
+    assert len(calls) == 2
+    for response in ask(by_raw_ids(), *calls):
+        assert pairs(response)[0]
+
+
+def test_numbers_are_no_raw_ids(by_raw_ids):
+    wrong, unknown, denied, item = ask(
+        by_raw_ids(),
+        post("/recommend", history=[7]),
+        post("/recommend", history=["007", "7"]),
+        post("/recommend", history=["007"], deny=["48"]),
+        get("/items/7"),
+    )
+    check_problem(wrong, 422, "#/history/0", "string")
+    check_problem(unknown, 422, "#/history/1", "item '7' is unknown")
+    check_problem(denied, 422, "#/deny/0", "item '48' is unknown")
+    check_problem(item, 404, "there is no item '7'")
