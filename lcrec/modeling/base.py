@@ -13,8 +13,8 @@ from transformers.utils import is_liger_kernel_available
 
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import CAUSAL, load_pair
+from lcrec.modeling.batches import takes_buffers
 from lcrec.modeling.item_rows import compute_rows_apart
-from lcrec.modeling.packing import takes_buffers
 
 BASE_REMEDY = (
     "name a model on the hub, a folder that holds one, or make a small one with "

@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
 from lcrec.modeling.base import DTYPES, base_model
+from lcrec.modeling.batches import padded_losses, sample_losses, split_batch
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import TrainingSettings
-from lcrec.modeling.trainer import padded_losses, sample_losses, split_batch
 from lcrec.prompts.rows import IGNORED, collate_left
 
 # NF4 with double quantisation: 4 bits and 0.127 for the scales (arXiv 2305.14314, section 3).

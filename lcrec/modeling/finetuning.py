@@ -29,6 +29,7 @@ from lcrec.modeling.base import (
     set_attention_dropout,
     use_liger,
 )
+from lcrec.modeling.batches import PackingCollator
 from lcrec.modeling.checkpoint import copy_rows
 from lcrec.modeling.cost import (
     GIB,
@@ -41,7 +42,6 @@ from lcrec.modeling.cost import (
     memory,
 )
 from lcrec.modeling.item_rows import resize_embeddings
-from lcrec.modeling.packing import PackingCollator
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import EarlyStopping, Ranker, RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
@@ -71,7 +71,7 @@ class TrainingModel:
     Attributes:
         model: with the item tokens in its vocabulary, and adapters where those are trained.
         tokenizer: knows the item tokens.
-        packs: whether samples are packed into buffers (`lcrec.modeling.packing`) for it.
+        packs: whether samples are packed into buffers (`lcrec.modeling.batches`) for it.
     """
 
     model: PreTrainedModel | PeftModel

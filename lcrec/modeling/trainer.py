@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
@@ -36,7 +35,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
@@ -46,16 +44,20 @@ from lcrec.core.device import compute_attention_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.modeling.base import base_model
+from lcrec.modeling.batches import (
+    PackingCollator,
+    is_packed,
+    sample_losses,
+    split_batch,
+    split_buffers,
+)
 from lcrec.modeling.item_rows import show_frozen_weights
-from lcrec.modeling.packing import PackingCollator, is_packed, split_buffers
 from lcrec.modeling.run_folder import STAGED, explain_damage, explain_disk_full, publish_checkpoint
-from lcrec.prompts.rows import IGNORED
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
 # What to try where numbers overflow.
 _LESS = "Lower --learning-rate, raise --warmup, or compute in fp32 or bf16 instead of fp16"
-FEATURES = ("input_ids", "attention_mask", "position_ids")
 # Ranks the catalogue: (model in eval mode, cases, beams) -> item ids, int64 [cases, beams].
 Ranker = Callable[[PreTrainedModel | PeftModel, EvalCases, int], np.ndarray]
 
@@ -579,91 +581,3 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.set_reshard_after_forward(True, recurse=False)
         part.reshard()
-
-
-def sample_losses(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, CausalLMOutput]:
-    """Return the summed cross-entropy of each sample's answer.
-
-    Only what answers are predicted from passes through the head.
-
-    Args:
-        model: a causal language model.
-        inputs: from `collate_left`, or one part of `split_buffers`.
-
-    Returns:
-        Per sample the sum and the number of answer tokens, float32 [samples, 2], and what the
-        model put out.
-    """
-    if not is_packed(inputs):
-        labels = inputs["labels"]
-        width = int(labels.shape[1] - (labels != IGNORED).any(0).int().argmax())
-        return padded_losses(model, inputs, width)
-    (labels,), (places,), (samples,) = (inputs[name] for name in ("labels", "places", "samples"))
-    outputs = model(
-        input_ids=inputs["input_ids"],
-        position_ids=inputs["position_ids"],
-        use_cache=False,
-        logits_to_keep=places,
-    )
-    losses = F.cross_entropy(
-        outputs.logits[0].float(), labels, ignore_index=IGNORED, reduction="none"
-    )
-    sums = torch.zeros(len(inputs["task"]), 2, device=losses.device)
-    return sums.index_add(0, samples, torch.stack((losses, labels != IGNORED), 1)), outputs
-
-
-def padded_losses(
-    model: nn.Module, inputs: dict[str, Tensor], width: int
-) -> tuple[Tensor, CausalLMOutput]:
-    """Return `sample_losses` of rows that are padded on the left.
-
-    The answers are the last columns: only those pass through the head, and logits are
-    [batch, width, vocabulary].
-
-    Args:
-        model, inputs: as for `sample_losses`.
-        width: tokens of the longest answer.
-    """
-    labels = inputs["labels"]
-    features = {name: inputs[name] for name in FEATURES}
-    # The positions before the answers, by number: to cut off the last would copy all logits.
-    end = labels.shape[1] - 1
-    before = torch.arange(end - width, end, device=labels.device)
-    outputs = model(**features, use_cache=False, logits_to_keep=before)
-    logits = outputs.logits.float()
-    targets = labels[:, -width:]
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(targets)
-    return torch.stack((losses.sum(1), (targets != IGNORED).sum(1)), 1), outputs
-
-
-def split_batch(
-    batch: dict[str, Tensor], max_tokens: int | None, gather: Callable[[Tensor], Tensor]
-) -> list[dict[str, Tensor]]:
-    """Split a left-padded batch into parts of rows of like length, without needless padding.
-
-    Args:
-        batch: from `collate_left`.
-        max_tokens: how many tokens a part may hold, padding included; at least one row goes in.
-        gather: collects a tensor from all processes, which split alike: where weights are
-            sharded, processes meet in every forward.
-    """
-    rows, width = batch["input_ids"].shape
-    if max_tokens is None:
-        return [batch]
-    count = -(-rows // max(1, max_tokens // width))
-    count = int(gather(torch.tensor([count], device=batch["input_ids"].device)).max())
-    if count == 1:
-        return [batch]
-    lengths = batch["attention_mask"].sum(1)
-    parts = []
-    for chosen in lengths.argsort(stable=True).tensor_split(min(count, rows)):
-        used = int(lengths[chosen].max())
-        parts.append(
-            {
-                name: value[chosen, -used:] if value.dim() == 2 else value[chosen]
-                for name, value in batch.items()
-            }
-        )
-    return parts

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Conf
 from lcrec import plan
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import add_adapter, load_base
+from lcrec.modeling.batches import padded_losses
 from lcrec.modeling.cost import (
     Activations,
     Shape,
@@ -21,7 +22,6 @@ from lcrec.modeling.cost import (
     memory,
     operations,
 )
-from lcrec.modeling.trainer import padded_losses
 from lcrec.prompts.rows import collate_left
 
 PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}

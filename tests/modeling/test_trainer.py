@@ -19,10 +19,10 @@ from lcrec.data.splits import EvalCases
 from lcrec.finetune import catalogue_ranker
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import add_adapter, load_base
+from lcrec.modeling.batches import PackingCollator, split_batch
 from lcrec.modeling.item_rows import resize_embeddings
-from lcrec.modeling.packing import PackingCollator
 from lcrec.modeling.run_folder import latest_checkpoint
-from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer, split_batch
+from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.rows import collate_left, draw_rows, tokenise_rows
 from lcrec.prompts.tasks import TaskData

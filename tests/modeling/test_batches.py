@@ -18,11 +18,16 @@ from transformers import (
 
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import choose_attention
+from lcrec.modeling.batches import (
+    PackingCollator,
+    first_fit,
+    sample_losses,
+    split_buffers,
+    takes_buffers,
+)
 from lcrec.modeling.cost import Activations
 from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens
-from lcrec.modeling.packing import PackingCollator, first_fit, split_buffers, takes_buffers
 from lcrec.modeling.recipe import TrainingSettings
-from lcrec.modeling.trainer import sample_losses
 from lcrec.prompts.rows import collate_left
 
 SMALL = {
