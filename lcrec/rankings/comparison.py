@@ -21,6 +21,7 @@ from lcrec.rankings.metrics import (
     MULTI_TARGET_METRICS,
     PAD,
     SAMPLES,
+    exact_mean,
     holm,
     mean_over_templates,
     measure_lists,
@@ -360,7 +361,7 @@ def _means_within(
         return dict.fromkeys(metrics)
     own = [[ranked[users] for ranked in lists] for lists in entry.lists]
     part = _by_user(Entry(entry.seeds, own, entry.length), targets[users], metrics)
-    return {metric: float(values.mean()) for metric, values in part.items()}
+    return {metric: exact_mean(values) for metric, values in part.items()}
 
 
 def _tests_against(
