@@ -23,7 +23,7 @@ python -m lcrec.embed --data $data --output $run/embeddings --lsa-dim 64
 
 echo "== 4. Embeddings to the item index"
 python -m lcrec.quantize --data $data --embeddings $run/embeddings --output $run/index \
-    --levels 3 --codes 32 --batch-size 256
+    --batch-size 256
 
 echo "== 5. Fine-tune"
 $launch recipes/finetune.py --config recipes/quickstart.yaml \
