@@ -99,9 +99,11 @@ def main(argv: list[str]) -> None:
         QuantizeConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
     )
     if config.repair is None:  # refused before torch is loaded
-        for flag, folder in (("data", config.data), ("embeddings", config.embeddings)):
-            if folder is None:
-                raise InputError(f"--{flag} is required")
+        if config.data is None:
+            raise InputError("--data is required")
+        needs = config.has_model or config.add is not None or config.index is not None
+        if config.embeddings is None and needs:
+            raise InputError("--embeddings is required: only --kind vanilla and random do without")
     with one_thread(), processes(PATIENCE) as state:
         _run(config, state)
 
@@ -113,18 +115,19 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
                 repair(config, config.repair)
         return
     assert config.data is not None
-    assert config.embeddings is not None
     item_path = find_data(config.data).item
     items = load_items(config.data)
     num_items = len(items)
-    rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
-    require_same_input(config.embeddings, "item", item_path, rebuild)
-    path = config.embeddings / EMBEDDINGS
-    if not path.exists():
-        raise InputError(f"--embeddings: there is no {path}; make it with: {rebuild}")
-    inputs = {"item": item_path, "embeddings": path}
-    embeddings = check_embeddings(read_array(path), num_items, path)
+    inputs, embeddings = {"item": item_path}, None
+    if config.embeddings is not None:
+        rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
+        require_same_input(config.embeddings, "item", item_path, rebuild)
+        path = inputs["embeddings"] = config.embeddings / EMBEDDINGS
+        if not path.exists():
+            raise InputError(f"--embeddings: there is no {path}; make it with: {rebuild}")
+        embeddings = check_embeddings(read_array(path), num_items, path)
     if config.add is not None or config.index is not None:
+        assert embeddings is not None
         if state.is_main_process:
             with claim(config.output, STAGE, overwrite=config.overwrite):
                 extend(config, embeddings, inputs)
@@ -147,25 +150,29 @@ def _index(
     config: QuantizeConfig,
     state: PartialState,
     items: Items,
-    embeddings: np.ndarray,
+    embeddings: np.ndarray | None,
     inputs: dict[str, Path],
 ) -> None:
     """Make the codes of all items, measure them and write the index."""
     assert config.data is not None
+    shape = f"{config.levels} levels of {config.codes} codes"
+    if config.kind == "vanilla":
+        shape = "one token each"
+    source = "" if embeddings is None else f" from {embeddings.shape[1]}-wide embeddings"
     state.print(
-        f"Indexing {len(items):,} items by {config.kind}: {config.levels} levels of {config.codes} "
-        f"codes from {embeddings.shape[1]}-wide embeddings on {state.num_processes} process(es)"
+        f"Indexing {len(items):,} items by {config.kind}: {shape}{source} on "
+        f"{state.num_processes} process(es)"
     )
     import torch
 
     from lcrec.index.methods import index_items
     from lcrec.index.page import print_verdict
 
-    vectors = torch.from_numpy(embeddings)
+    vectors = None if embeddings is None else torch.from_numpy(embeddings)
     unfinished = beside(config.output, "training.safetensors")
-    model = train_model(vectors, config, unfinished)
+    model = None if vectors is None else train_model(vectors, config, unfinished)
     if state.is_main_process:
-        indexing = index_items(config, vectors, model)
+        indexing = index_items(config, len(items), vectors, model)
         report = describe_index(indexing, vectors, items, config.seed)
         name = f"{find_data(config.data).name} by {config.kind}"
         verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
@@ -202,7 +209,7 @@ def build_index(embeddings: np.ndarray, settings: IndexSettings | None = None) -
     check_settings(settings, len(rows))
     with one_thread():
         vectors = torch.from_numpy(rows)
-        indexing = index_items(settings, vectors, train_model(vectors, settings))
+        indexing = index_items(settings, len(rows), vectors, train_model(vectors, settings))
     return ItemIndex(indexing.codes, indexing.level_sizes)
 
 
@@ -305,7 +312,7 @@ def write_index(
 
 
 def describe_index(
-    indexing: Indexing, embeddings: Tensor, items: Items | None = None, seed: int = 0
+    indexing: Indexing, embeddings: Tensor | None, items: Items | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Return the facts by which an index is judged, as JSON values (`lcrec.index.quality`).
 
@@ -314,12 +321,12 @@ def describe_index(
     from lcrec.index.quality import measure_fit, measure_index
 
     fit = None
-    if indexing.model:
+    if indexing.model and embeddings is not None:
         fit = measure_fit(indexing.model, embeddings, indexing.codes, indexing.nearest)
     return measure_index(
         indexing.codes,
         indexing.level_sizes,
-        embeddings=embeddings.numpy(),
+        embeddings=None if embeddings is None else embeddings.numpy(),
         items=items,
         fit=fit,
         seed=seed,

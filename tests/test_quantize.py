@@ -161,6 +161,17 @@ def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
         assert (shop / "index" / name).read_bytes() == (shop / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["vanilla", "random"])
+def test_codes_that_stand_for_nothing_need_no_embeddings(shop, kind, capsys):
+    words = ["--data", str(shop / "data"), "--output", str(shop / "index"), "--kind", kind]
+    main(words)
+    assert ItemIndex.load(shop / "index", ITEMS).num_levels == (1 if kind == "vanilla" else 3)
+    assert set(read_provenance(shop / "index")["inputs"]) == {"item"}
+    assert "embeddings" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="--embeddings is required: only --kind vanilla and"):
+        main([*words[:-1], "rq-kmeans"])
+
+
 def test_settings_of_parity_are_the_published_ones(shop, monkeypatch):
     seen = {}
 

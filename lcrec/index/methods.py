@@ -39,21 +39,25 @@ class Indexing:
     model: RQVAE | None = None
 
 
-def index_items(settings: IndexSettings, embeddings: Tensor, model: RQVAE | None) -> Indexing:
+def index_items(
+    settings: IndexSettings, items: int, embeddings: Tensor | None, model: RQVAE | None
+) -> Indexing:
     """Give every item a path of its own, by the kind of index that the settings name.
 
     Args:
         settings: kind, levels, codes and seed are read.
-        embeddings: float32 [items, dim].
+        items: how many there are.
+        embeddings: float32 [items, dim]; None will do where codes stand for nothing.
         model: the RQ-VAE that was trained on them, for a kind that has one.
     """
-    kind, items = settings.kind, len(embeddings)
+    kind = settings.kind
     levels, codes = settings.for_items(items).shape
     sizes = (codes,) * levels
     if kind == "vanilla":
         return Indexing(np.arange(items, dtype=np.int32)[:, None], (items,))
     if kind == "random":
         return Indexing(_random_paths(items, levels, codes, settings.seed), sizes)
+    assert embeddings is not None
     if kind in ("rq-kmeans", "balanced-kmeans"):
         balanced = kind == "balanced-kmeans"
         model, chosen = _kmeans_model(embeddings, levels, codes, settings.seed, balanced=balanced)

@@ -29,9 +29,8 @@ def trained(points, levels, codes):
 
 def index(kind, points, levels=3, codes=5, seed=0):
     settings = IndexSettings(kind=kind, levels=levels, codes=codes, seed=seed)
-    return index_items(
-        settings, points, trained(points, levels, codes) if settings.is_trained else None
-    )
+    model = trained(points, levels, codes) if settings.is_trained else None
+    return index_items(settings, len(points), points, model)
 
 
 KINDS = get_args(get_type_hints(IndexSettings)["kind"])
