@@ -187,8 +187,10 @@ def recipe():
     from lcrec import finetune as module
 
     # Every run collects garbage: without this, among all objects of the libraries just imported.
+    # Thawed in the end, or DuckDB would list all its objects as leaked.
     gc.freeze()
-    return module
+    yield module
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
