@@ -8,7 +8,7 @@ import pytest
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.evaluate.templates import Score, print_scores, score_templates
-from lcrec.generate.recommender import Recommender
+from lcrec.generate.recommender import Ranking, Recommender
 from lcrec.prompts.__main__ import main
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.templates import Template
@@ -27,20 +27,16 @@ class Oracle:
     """Ranks the target first for `good`, fourth for u and not at all for v otherwise."""
 
     index = range(30)
-    run_in_batches, rank_prompts = Recommender.run_in_batches, Recommender.rank_prompts
 
     def encode(self, requests):
         return [[request.history[0], request.template.id == "good"] for request in requests]
 
-    def plan_batches(self, prompt_ids):
-        return [np.array([1]), np.array([0])]  # not in the order of the users
-
-    def rank_batch(self, batch, k, **more):
+    def rank(self, requests, prompt_ids, *, count_done):
         lists = {(0, True): [3, 5], (1, True): [4, 5], (0, False): [7, 8, 9, 3], (1, False): [3]}
-        ranked = np.full((len(batch), k), -1)
-        for row, ids in enumerate(batch):
+        ranked = np.full((len(requests), requests[0].k), -1)
+        for row, ids in enumerate(prompt_ids):
             ranked[row, : len(lists[tuple(ids)])] = lists[tuple(ids)]
-        return ranked, ranked
+        return Ranking(ranked, ranked)
 
 
 def test_every_wording_is_asked_of_the_same_users():
