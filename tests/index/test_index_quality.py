@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import identity_rqvae
 
 import lcrec.index.quality
 from lcrec.data.folder import Items
@@ -259,3 +261,32 @@ def test_examples():
     assert [branch["items"] for branch in branches] == [20, 2] * 3
     assert {len(branch["titles"]) for branch in branches} == {4, 2}
     assert max(len(title) for branch in branches for title in branch["titles"]) <= 70
+
+
+POINTS = torch.tensor([[-1.0], [-1.0], [9.0]])
+SPREAD = (100 + 100 + 400) / 9  # squared distances to the mean 7/3
+
+
+def test_the_cost_of_uniqueness_by_hand():
+    model = identity_rqvae([[0], [10]], [[-1], [1]])
+    fit = quality.measure_fit(model, POINTS, np.array([[0, 0], [0, 1], [1, 0]]))
+    assert json.loads(json.dumps(fit)) == fit
+    # The first two points share their nearest path, 0 - 1; the second moves to 0 + 1.
+    assert fit["conflict_rate_before_assignment"] == pytest.approx(2 / 3)
+    assert fit["items_moved"] == 1
+    assert fit["explained_variance"] == pytest.approx([1 - 3 / SPREAD, 1])
+    assert fit["explained_variance_assigned"] == pytest.approx(1 - 4 / SPREAD)
+    assert fit["distortion_nearest"] == 0
+    assert fit["distortion_assigned"] == pytest.approx(4 / SPREAD)
+    fit = quality.measure_fit(model, POINTS, np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0]]))
+    assert fit["conflict_rate_before_assignment"] == pytest.approx(2 / 3)
+    assert fit["items_moved"] == 0
+    assert len(fit["explained_variance"]) == 2
+    assert fit["explained_variance_assigned"] == pytest.approx(1)
+    assert fit["distortion_assigned"] == 0
+    codes = np.array([[0, 0], [0, 1], [1, 0]])
+    fit = quality.measure_fit(model, POINTS, codes, nearest=codes)
+    assert fit["items_moved"] == fit["conflict_rate_before_assignment"] == 0
+    assert fit["distortion_nearest"] == fit["distortion_assigned"] == pytest.approx(4 / SPREAD)
+    fit = quality.measure_fit(model, torch.full((2, 1), -1.0), np.array([[0, 0], [0, 1]]))
+    assert all(np.isfinite(value).all() for value in fit.values())

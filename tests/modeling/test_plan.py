@@ -9,19 +9,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Conf
 
 from lcrec import plan
 from lcrec.core.errors import InputError
+from lcrec.modeling import cost
 from lcrec.modeling.base import add_adapter, load_base
 from lcrec.modeling.batches import padded_losses
-from lcrec.modeling.cost import (
-    Activations,
-    Shape,
-    Work,
-    load_shape,
-    measure_activations,
-    measure_shape,
-    measure_work,
-    memory,
-    operations,
-)
 from lcrec.prompts.rows import collate_left
 
 PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
@@ -45,7 +35,7 @@ LAYER = 256 + 384 + 16
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters(tied):
-    shape = measure_shape(small(tied))
+    shape = cost.measure_shape(small(tied))
     ends = 400 if tied else 800
     assert shape.total == shape.trainable == ends + 3 * LAYER + 8
     assert (shape.ends, shape.head, shape.linear) == (ends, 400, 3 * LAYER + 8)
@@ -54,8 +44,8 @@ def test_parameters(tied):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_of_an_adapter(tied):
-    plain = measure_shape(small(tied))
-    shape = measure_shape(adapt(small(tied)))
+    plain = cost.measure_shape(small(tied))
+    shape = cost.measure_shape(adapt(small(tied)))
     # Per layer: four matrices 8 to 8, two 8 to 16, one 16 to 8; rank times both sides.
     lora = 3 * 2 * (4 * 16 + 3 * 24)
     rows = 2 * 8 * (1 if tied else 2)
@@ -66,7 +56,7 @@ def test_parameters_of_an_adapter(tied):
 def test_four_bits_hide_no_parameter(base):
     models = [load_base(str(base), quantize=bits)[0] for bits in ("none", "4bit")]
     adapted = [add_adapter(model, [3, 4], rank=2, alpha=4, dropout=0.0) for model in models]
-    whole, packed = map(measure_shape, adapted)
+    whole, packed = map(cost.measure_shape, adapted)
     assert packed == whole
 
 
@@ -80,42 +70,44 @@ def rows(*lengths, answer=2):
 
 
 def test_work():
-    work = measure_work(
+    work = cost.measure_work(
         rows(5, 7, 3, 4, 6), batch_size=2, accumulate=1, processes=1, max_tokens=None
     )
     assert (work.samples, work.tokens, work.answer_tokens, work.steps) == (5, 25, 10, 3)
     assert (work.batch_tokens, work.batch_answers) == (14, 4)  # 2 x 7; 2 x 2 answers
-    assert measure_work(
+    assert cost.measure_work(
         rows(5, 7, 3, 4, 6), batch_size=2, accumulate=2, processes=2, max_tokens=8
-    ) == Work(samples=5, tokens=25, answer_tokens=10, steps=1, batch_tokens=8, batch_answers=4)
+    ) == cost.Work(samples=5, tokens=25, answer_tokens=10, steps=1, batch_tokens=8, batch_answers=4)
 
 
-SHAPE = Shape(
+SHAPE = cost.Shape(
     total=1000, trainable=100, linear=700, ends=200, block=350, head=200, layers=2, width=10,
     vocabulary=20,
 )  # fmt: skip
-WORK = Work(samples=4, tokens=40, answer_tokens=8, steps=2, batch_tokens=20, batch_answers=6)
+WORK = cost.Work(samples=4, tokens=40, answer_tokens=8, steps=2, batch_tokens=20, batch_answers=6)
 
-HELD = Activations(per_token=300, per_answer=280, fixed=70)
+HELD = cost.Activations(per_token=300, per_answer=280, fixed=70)
 
 
 def test_memory_and_operations_by_hand():
     activations, logits = 20 * 300, 6 * 280
-    alone = memory(SHAPE, WORK, HELD, processes=1, sharding="none", **PLAIN)
+    alone = cost.memory(SHAPE, WORK, HELD, processes=1, sharding="none", **PLAIN)
     assert alone == 900 * 2 + 100 * 16 + 70 + activations + logits
-    zero2 = memory(SHAPE, WORK, HELD, processes=2, sharding="zero2", **PLAIN)
+    zero2 = cost.memory(SHAPE, WORK, HELD, processes=2, sharding="zero2", **PLAIN)
     assert alone - zero2 == 100 * 12 / 2
-    whole = memory(SHAPE, WORK, HELD, processes=2, sharding="full", **PLAIN)
+    whole = cost.memory(SHAPE, WORK, HELD, processes=2, sharding="full", **PLAIN)
     assert alone - whole == (900 * 2 + 100 * 16) / 2 - 2 * 350 * 2  # two blocks are whole
-    four = memory(SHAPE, WORK, HELD, processes=1, sharding="none", **(PLAIN | {"quantize": "4bit"}))
+    four = cost.memory(
+        SHAPE, WORK, HELD, processes=1, sharding="none", **(PLAIN | {"quantize": "4bit"})
+    )
     assert alone - four == pytest.approx(700 * (2 - 4.127 / 8))
-    checkpointed = memory(
+    checkpointed = cost.memory(
         SHAPE, WORK, HELD, processes=1, sharding="none", **(PLAIN | {"checkpointing": True})
     )
     assert alone - checkpointed == activations - (20 * 10 * 2 * 2 + 20 * 150)
     through = 40 * 700 * (4 + 2 * 0.1)
-    assert operations(SHAPE, WORK, checkpointing=False) == pytest.approx(through + 8 * 200 * 6)
-    again = operations(SHAPE, WORK, checkpointing=True) - operations(
+    assert cost.operations(SHAPE, WORK, checkpointing=False) == pytest.approx(through + 8 * 200 * 6)
+    again = cost.operations(SHAPE, WORK, checkpointing=True) - cost.operations(
         SHAPE, WORK, checkpointing=False
     )
     assert again == pytest.approx(40 * 700 * 2)
@@ -129,7 +121,7 @@ def test_activations_are_what_a_forward_pass_keeps(precision, mode):
 
     with torch.device("meta"):
         shape = make()
-    found = measure_activations(shape, precision)
+    found = cost.measure_activations(shape, precision)
     model = make().train()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -152,14 +144,14 @@ def test_activations_are_what_a_forward_pass_keeps(precision, mode):
 def test_no_weights_are_needed(base, tmp_path):
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
     Qwen3Config(num_hidden_layers=36, hidden_size=4096).save_pretrained(tmp_path)
-    model, _ = load_shape(str(tmp_path))
+    model, _ = cost.load_shape(str(tmp_path))
     assert {p.device for p in model.parameters()} == {torch.device("meta")}
-    assert 7e9 < measure_shape(model).total < 15e9
+    assert 7e9 < cost.measure_shape(model).total < 15e9
 
 
 def test_a_shape_that_is_none(tmp_path):
     with pytest.raises(InputError, match=r"--base .*cannot be loaded.*config\.json"):
-        load_shape(str(tmp_path))
+        cost.load_shape(str(tmp_path))
 
 
 def number(text, pattern):

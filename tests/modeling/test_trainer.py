@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
 from lcrec.core import console
@@ -55,26 +54,18 @@ def rows(tokenizer, prompts, shop_items, split, index):
     return tokenise_rows([drawn], PromptEncoder(tokenizer, prompts), 400, 4)
 
 
-def make_model(base, index, *, tied=True, mode="lora"):
-    model, tokenizer = load_base(str(base))
-    if not tied:
+@pytest.fixture
+def make_model(base, index, make_llama):
+    def make(*, tied=True, mode="lora"):
+        model, tokenizer = load_base(str(base))
+        model = model if tied else make_llama(tied=False)
+        new_ids = extend_tokenizer(tokenizer, index)
+        resize_embeddings(model, tokenizer, index)
         torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                tie_word_embeddings=False,
-            )
-        )
-    new_ids = extend_tokenizer(tokenizer, index)
-    resize_embeddings(model, tokenizer, index)
-    torch.manual_seed(0)
-    if mode == "lora":
-        return add_adapter(model, new_ids, rank=2, alpha=4, dropout=0.0)
-    return model
+        lora = {"rank": 2, "alpha": 4, "dropout": 0.0}
+        return add_adapter(model, new_ids, **lora) if mode == "lora" else model
+
+    return make
 
 
 @pytest.fixture
@@ -93,19 +84,12 @@ def make_trainer(tokenizer, rows, prompts, split, index, tmp_path):
             ),
             epochs=epochs,
             args=SFTConfig(
-                output_dir=str(tmp_path / "work"),
-                train_sampling_strategy="sequential",
-                dataset_kwargs={"skip_prepare_dataset": True},
-                remove_unused_columns=False,
-                max_length=400,
-                activation_checkpointing=False,
-                learning_rate=1e-2,
-                report_to="none",
-                use_cpu=True,
-                disable_tqdm=True,
-                **settings,
+                output_dir=str(tmp_path / "work"), train_sampling_strategy="sequential",
+                dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+                max_length=400, activation_checkpointing=False, learning_rate=1e-2,
+                report_to="none", use_cpu=True, disable_tqdm=True, **settings,
             ),
-        )
+        )  # fmt: skip
 
     return make
 
@@ -117,8 +101,8 @@ def features(batch):
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_the_loss_is_the_plain_one(make_trainer, base, index, rows, tokenizer, tied, mode):
-    model = make_model(base, index, tied=tied, mode=mode)
+def test_the_loss_is_the_plain_one(make_trainer, rows, tokenizer, tied, mode, make_model):
+    model = make_model(tied=tied, mode=mode)
     trainer = make_trainer(model)
     # Answers of different lengths; one row alone is not padded at all.
     for chosen in (range(8), range(8, 20), [3]):
@@ -136,8 +120,8 @@ def test_the_loss_is_the_plain_one(make_trainer, base, index, rows, tokenizer, t
         assert torch.allclose(part, plain / 4, atol=1e-5)
 
 
-def test_gradients_are_the_plain_ones(make_trainer, base, index, rows, tokenizer):
-    model = make_model(base, index, mode="full")
+def test_gradients_are_the_plain_ones(make_trainer, rows, tokenizer, make_model):
+    model = make_model(mode="full")
     batch = collate_left([rows[row] for row in range(8)], tokenizer.pad_token_id)
     model(**features(batch)).loss.backward()
     plain = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -149,13 +133,13 @@ def test_gradients_are_the_plain_ones(make_trainer, base, index, rows, tokenizer
 
 @pytest.mark.parametrize("limit", [1, 150, 10_000])
 def test_a_batch_in_parts_gives_the_same_gradients(
-    make_trainer, base, index, rows, tokenizer, limit
+    make_trainer, rows, tokenizer, limit, make_model
 ):
     batch = collate_left([rows[row] for row in range(6, 14)], tokenizer.pad_token_id)
     answers = (batch["labels"] != -100).sum()
     found = []
     for max_tokens in (None, limit):
-        trainer = make_trainer(make_model(base, index, mode="full"))
+        trainer = make_trainer(make_model(mode="full"))
         trainer.create_optimizer_and_scheduler(1)
         trainer.max_tokens_per_batch = max_tokens
         loss = trainer.training_step(trainer.model, batch, answers)
@@ -185,8 +169,8 @@ def test_parts_hold_like_lengths_and_no_needless_padding():
     assert len(split_batch(batch, 36, lambda count: torch.tensor([1, 9]))) == 4
 
 
-def test_the_loss_is_logged_per_task(make_trainer, base, index, rows):
-    trainer = make_trainer(make_model(base, index), logging_steps=1)
+def test_the_loss_is_logged_per_task(make_trainer, rows, make_model):
+    trainer = make_trainer(make_model(), logging_steps=1)
     trainer.train()
     first = trainer.state.log_history[0]
     named = {rows[row]["task"] for row in range(8)}
@@ -199,8 +183,8 @@ def test_the_loss_is_logged_per_task(make_trainer, base, index, rows):
     assert mean == pytest.approx(first["loss"], abs=1e-4)
 
 
-def test_three_losses_in_a_row_that_are_nan_stop_the_run(make_trainer, base, index, capsys):
-    model = make_model(base, index)
+def test_three_losses_in_a_row_that_are_nan_stop_the_run(make_trainer, capsys, make_model):
+    model = make_model()
     trainer = make_trainer(model, max_steps=5)
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad)[0] = float("nan")
@@ -242,9 +226,9 @@ def broken_kernel(monkeypatch):
     ids=["fp32", "bf16", "accumulated"],
 )
 def test_a_kernel_that_fails_costs_no_update(
-    make_trainer, base, index, capsys, tmp_path, broken_kernel, settings
+    make_trainer, capsys, tmp_path, broken_kernel, settings, make_model
 ):
-    model = make_model(base, index, mode="full")
+    model = make_model(mode="full")
     trainer = make_trainer(model, **settings)
     trainer.train()
     said = capsys.readouterr().out
@@ -255,16 +239,16 @@ def test_a_kernel_that_fails_costs_no_update(
     assert all(p.isfinite().all() for p in model.parameters())
     if not settings:
         broken = {n: p.detach() for n, p in model.named_parameters()}
-        whole = make_model(base, index, mode="full")
+        whole = make_model(mode="full")
         make_trainer(whole).train()  # by plain attention throughout
         for name, weight in whole.named_parameters():
             assert torch.allclose(weight, broken[name], atol=1e-4), name
 
 
 @pytest.fixture
-def trained_padded(make_trainer, base, index):
+def trained_padded(make_trainer, make_model):
     """The weights after three updates of padded rows, and the losses on the way."""
-    model = make_model(base, index, mode="full")
+    model = make_model(mode="full")
     trainer = make_trainer(model, logging_steps=1)
     trainer.train()
     return model, list(trainer.state.log_history), trainer.evaluate()
@@ -283,9 +267,9 @@ def check_same_training(trainer, model, expected):
 
 @pytest.mark.parametrize("capacity", [200, 2000])
 def test_packed_samples_train_as_padded_ones(
-    make_trainer, base, index, tokenizer, trained_padded, capacity
+    make_trainer, tokenizer, trained_padded, capacity, make_model
 ):
-    model = make_model(base, index, mode="full")
+    model = make_model(mode="full")
     collator = PackingCollator(tokenizer.pad_token_id, capacity)
     trainer = make_trainer(model, collator=collator, logging_steps=1)
     trainer.train()
@@ -293,9 +277,9 @@ def test_packed_samples_train_as_padded_ones(
 
 
 def test_buffers_that_do_not_fit_into_memory_are_halved_once(
-    make_trainer, base, index, tokenizer, trained_padded, capsys, monkeypatch
+    make_trainer, tokenizer, trained_padded, capsys, monkeypatch, make_model
 ):
-    model = make_model(base, index, mode="full")
+    model = make_model(mode="full")
     forward, most = model.forward, 1000
 
     def on_a_small_card(input_ids, **inputs):
@@ -315,16 +299,16 @@ def test_buffers_that_do_not_fit_into_memory_are_halved_once(
         trainer.train()
 
 
-def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, base, index):
+def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, make_model):
     weights = []
     for settings in (
         {"per_device_train_batch_size": 8},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     ):
-        model = make_model(base, index)
+        model = make_model()
         make_trainer(model, **settings).train()
         weights.append({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
-    start = dict(make_model(base, index).named_parameters())
+    start = dict(make_model().named_parameters())
     for name, one in weights[0].items():
         assert torch.allclose(one, weights[1][name], atol=1e-4), name
     assert any(not torch.equal(one, start[name]) for name, one in weights[0].items())
@@ -332,11 +316,11 @@ def test_accumulating_is_the_same_as_a_larger_batch(make_trainer, base, index):
 
 @pytest.mark.parametrize("users", [1, 33, 60])
 def test_validation_is_what_offline_ranking_says(
-    make_trainer, base, index, tokenizer, prompts, split, users
+    make_trainer, index, tokenizer, prompts, split, users, make_model
 ):
     valid = split.valid
     cases = EvalCases(valid.users[:users], valid.histories[:users], valid.targets[:users])
-    model = make_model(base, index)
+    model = make_model()
     trainer = make_trainer(model, cases)
     metrics = trainer.evaluate()
     recommender = Recommender(model.eval(), tokenizer, index, prompts, max_history=4)
@@ -347,8 +331,8 @@ def test_validation_is_what_offline_ranking_says(
     assert metrics["eval_loss"] > 1
 
 
-def test_ranking_leaves_the_mode_as_it_was(make_trainer, base, index):
-    model = make_model(base, index)
+def test_ranking_leaves_the_mode_as_it_was(make_trainer, make_model):
+    model = make_model()
     trainer = make_trainer(model)
     for training in (True, False):
         model.train(training)
@@ -356,8 +340,8 @@ def test_ranking_leaves_the_mode_as_it_was(make_trainer, base, index):
         assert model.training == training
 
 
-def test_checkpoints_on_the_way_are_marked_and_small(make_trainer, base, index, tmp_path):
-    trainer = make_trainer(make_model(base, index), save_steps=2)
+def test_checkpoints_on_the_way_are_marked_and_small(make_trainer, tmp_path, make_model):
+    trainer = make_trainer(make_model(), save_steps=2)
     trainer.train()
     work = tmp_path / "work"
     assert latest_checkpoint(work) == str(work / "checkpoint-3")
@@ -369,10 +353,10 @@ def test_checkpoints_on_the_way_are_marked_and_small(make_trainer, base, index, 
 
 
 def test_an_older_checkpoint_goes_once_the_newer_one_stands(
-    make_trainer, base, index, tmp_path, monkeypatch
+    make_trainer, tmp_path, monkeypatch, make_model
 ):
     """At every moment of a run there is a complete checkpoint to go on from."""
-    trainer = make_trainer(make_model(base, index), save_steps=1, save_total_limit=1)
+    trainer = make_trainer(make_model(), save_steps=1, save_total_limit=1)
     work = tmp_path / "work"
     seen = []
 
@@ -393,10 +377,10 @@ def latest_checkpoint_of(work):
     return marked[-1] if marked else None
 
 
-def test_weights_are_missing_unless_they_are_tied(make_trainer, base, index, monkeypatch):
+def test_weights_are_missing_unless_they_are_tied(make_trainer, monkeypatch, make_model):
     notes = []
     monkeypatch.setattr("transformers.trainer.logger.warning", notes.append)
-    trainer = make_trainer(make_model(base, index, tied=True, mode="full"))
+    trainer = make_trainer(make_model(tied=True, mode="full"))
     trainer._issue_warnings_after_load(_IncompatibleKeys(["lm_head.weight"], []))
     assert notes == []
     trainer._issue_warnings_after_load(_IncompatibleKeys(["model.norm.weight"], []))
@@ -404,18 +388,14 @@ def test_weights_are_missing_unless_they_are_tied(make_trainer, base, index, mon
 
 
 def test_a_log_counts_to_the_epochs_and_gets_a_line_now_and_then(
-    make_trainer, base, index, monkeypatch, capsys
+    make_trainer, monkeypatch, capsys, make_model
 ):
     now = itertools.count(step=20)
     monkeypatch.setattr(console, "monotonic", lambda: float(next(now)))
     trainer = make_trainer(
-        make_model(base, index),
-        epochs=4,
-        max_steps=-1,
-        num_train_epochs=1,
-        logging_steps=1,
+        make_model(), epochs=4, max_steps=-1, num_train_epochs=1, logging_steps=1,
         eval_strategy="epoch",
-    )
+    )  # fmt: skip
     trainer.train()
     steps = trainer.state.global_step
     assert trainer.state.epoch == 1

@@ -1,0 +1,88 @@
+"""The benches at toy size: every figure is there, and what they compute has known answers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lcrec.core.errors import InputError
+from lcrec.index.assignment import assign_unique
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def figures_of(out):
+    return json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
+
+
+@pytest.mark.slow
+def test_comparing_on_a_small_shop(shop, run_command):
+    out = run_command("scripts/bench_baselines.py", "--data", shop, "--epochs", 1)
+    figures = figures_of(out)
+    assert (figures["users"], figures["items"]) == (60, 48)
+    for name in ("evaluate_seconds", "lightgcn_epoch_seconds", "sasrec_epoch_seconds"):
+        assert 0 < figures[name] < 60
+    assert figures["tiger_users_per_second"] > 0
+    assert figures["tiger_vs_generate"] > 0
+    assert figures["peak_mb"] >= max(figures["lightgcn_peak_mb"], figures["sasrec_peak_mb"]) > 0
+
+
+@pytest.mark.slow
+def test_the_ways_of_fine_tuning_learn_alike(run_command):
+    size = ["--vocabulary", 8192, "--steps", 6, "--rounds", 1, "--threads", 1, "--shapes", "7b"]
+    out = run_command("scripts/bench_finetune.py", *size, CUDA_VISIBLE_DEVICES="")
+    result = figures_of(out)
+    assert result.keys() == {
+        "tokens_ratio", "cpu_tokens_ratio", "memory_ratio", "adapter_ratio", "loss_difference",
+        "same_rows_difference",
+    }  # fmt: skip
+    # An eighth of the rows, and in one matrix of two; beside them the same adapters.
+    assert 1 / 16 < result["adapter_ratio"] < 1 / 10
+    assert result["tokens_ratio"] > 0
+    assert 0 < result["memory_ratio"] < 1
+    assert 0 < result["loss_difference"] < 0.01
+    assert result["same_rows_difference"] < 1e-4
+    assert "\n--shapes 7b: skipped" in f"\n{out}"
+
+
+@pytest.mark.slow
+def test_uniform_codes_of_an_index(run_command):
+    figures = figures_of(run_command("scripts/bench_quantize.py", "--parts", "sinkhorn"))
+    assert figures["sinkhorn_no_nan"] is True
+    assert figures["sinkhorn_column_error"] < 1e-3
+    assert figures["sinkhorn_row_error"] < 1e-3
+    assert figures["sinkhorn_load"][0] >= 0.5
+    assert figures["sinkhorn_load"][1] <= 2
+
+
+def test_the_measures_of_an_index_by_hand(load_script):
+    bench = load_script("scripts/bench_quantize.py")
+    points = bench.clusters(500, 32, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(points, bench.clusters(500, 32, seed=0))
+    assert (points != bench.clusters(500, 32, seed=1)).any()
+    books = np.array([[[0.0], [100.0]], [[0.0], [1.0]]])
+    latents = np.array([[0.0], [0.1], [100.9], [99.0]])
+    # Two at 0 + 0, of which one takes the second nearest; the others keep their nearest.
+    rank, size = bench.distance_ranks(latents, books, assign_unique(latents, books))
+    assert rank.tolist() == [1, 2, 1, 1]
+    assert size.tolist() == [2, 2, 1, 1]
+    latents = np.zeros((3, 1))
+    rank, _ = bench.distance_ranks(latents, books, assign_unique(latents, books))
+    assert sorted(rank.tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("baselines", ["--parts", "evalute"], r"--parts .'evalute'.: there are evaluate, lightgcn"),
+        ("finetune", ["--shapes", "70b"], r"--shapes 70b: expected 0\.6b or 7b"),
+        ("quantize", ["--parts", "all"], r"--parts \['all'\]: there are kmeans, parity"),
+        ("quantize", ["--embeddings", "."], r"there is no embeddings.npy in it"),
+    ],
+)
+def test_what_a_bench_does_not_know(load_script, monkeypatch, script, words, message):
+    monkeypatch.syspath_prepend(SCRIPTS)  # for what it shares with another script
+    with pytest.raises(InputError, match=message):
+        load_script(f"scripts/bench_{script}.py").main(words)
