@@ -210,6 +210,7 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
         load_model_shape,
         make_trainer,
         starts_from_texts,
+        try_model,
     )
 
     config, inputs = job.config, job.inputs
@@ -226,6 +227,9 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     if config.rows == "codebook" and starts_from_texts(config, inputs):
         state.print("--rows codebook: this index has none, so rows start from the items' titles")
     rows = draw_training_rows(config, inputs, trained, state.num_processes)
+
+    rank = catalogue_ranker(trained.tokenizer, inputs.index, inputs.prompts, config.max_history)
+    try_model(config, trained, rows, rank)
 
     # The output folder is claimed only now that nothing is wrong with the rest.
     if state.is_main_process:
@@ -250,7 +254,7 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
         config,
         trained,
         rows,
-        catalogue_ranker(trained.tokenizer, inputs.index, inputs.prompts, config.max_history),
+        rank,
         num_items=len(inputs.items),
         work=work,
         processes=state.num_processes,

@@ -35,6 +35,8 @@ OTHER_USES = re.compile(
     r"(^|\.)(pooler|seq_relationship|classifier|score|v_head)\.|(masked_bias|position_ids|inv_freq)$"
 )
 SHOWN = 3  # names in a message
+# Rotations whose frequencies follow from the longest sequence of a batch.
+MOVING = ("longrope", "dynamic")
 
 
 def load_model(
@@ -204,14 +206,22 @@ def position_limit(model: Module) -> int | None:
     """Return the longest sequence that a transformers model has positions for, None for no limit.
 
     Models of the RoBERTa family count positions from the one after their padding token's number,
-    so the first rows of their table serve no token.
+    so the first rows of their table serve no token. Where one long sequence would change the
+    positions of all others in its batch, as beyond the length that Phi-3 was first trained at, that
+    length is the limit.
     """
     for name, module in model.named_modules():
         offset = getattr(module, "padding_idx", None)
         if offset is not None and name.endswith("position_embeddings"):
             table: Any = module.weight
             return len(table) - offset - 1
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    config: Any = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):
+        if isinstance(rope, dict) and rope.get("rope_type") in MOVING:
+            limit = rope.get("original_max_position_embeddings") or limit
+    return limit
 
 
 def check_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,12 +7,17 @@ import torch
 from accelerate.state import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.transformers_weight_conversion import (
+    _MODEL_TO_CONVERSION_PATTERN,
+    _MOE_TARGET_MODULE_MAPPING,
+)
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from lcrec.core.errors import InputError
-from lcrec.core.pretrained import CAUSAL, load_pair
+from lcrec.core.pretrained import CAUSAL, load_pair, reason_of
 from lcrec.modeling.batches import takes_buffers
 from lcrec.modeling.item_rows import compute_rows_apart
 
@@ -141,6 +146,9 @@ def add_adapter(
         alpha, dropout: LoRA's scale and dropout.
         dora: split the update into length and direction (arXiv 2402.09353).
         rslora: scale by the root of the rank (arXiv 2312.03732).
+
+    Raises:
+        InputError: PEFT cannot adapt this family.
     """
     names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
     ends = [model.get_input_embeddings()]
@@ -153,11 +161,15 @@ def add_adapter(
         lora_dropout=dropout,
         use_dora=dora,
         use_rslora=rslora,
-        target_modules="all-linear" if rank else DUMMY_TARGET_MODULES,
+        target_modules=_linear_layers(model) if rank else DUMMY_TARGET_MODULES,
+        exclude_modules=_read_by_kernels(model) or None,
         trainable_token_indices=dict.fromkeys(modules, new_ids),
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise cannot_train(model.config.model_type, "lora" if rank else "rows", error) from None
     assert isinstance(adapted, PeftModel)
     compute_rows_apart(adapted)
     return adapted
@@ -168,6 +180,45 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, PreTrainedModel)
     return inner
+
+
+def cannot_train(family: str, mode: str, error: Exception) -> InputError:
+    """Return the refusal of a family in a mode, with the mode that may train it."""
+    other = "take another family" if mode == "full" else "take --mode full"
+    return InputError(
+        f"--mode {mode}: models of the family {family} cannot be trained so "
+        f"({reason_of(error)}); {other}"
+    )
+
+
+def _linear_layers(model: PreTrainedModel) -> str | list[str]:
+    """Return the layers to adapt: the linear ones, without the experts of a mixture.
+
+    The experts of a layer are one tensor. PEFT would adapt it in some families, not in others, and
+    then without dropout and by building it anew at every step.
+    """
+    family = _MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type, "")
+    experts = _MOE_TARGET_MODULE_MAPPING.get(family)
+    if experts is None:
+        return "all-linear"
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    return sorted(linear - experts.keys())
+
+
+def _read_by_kernels(model: PreTrainedModel) -> list[str]:
+    """Return the layers of state-space mixers whose weights kernels read, adapter or not."""
+    return [
+        f"{name}.{layer}"
+        for name, module in model.named_modules()
+        if hasattr(module, "conv1d")
+        for layer in ("conv1d", "out_proj")
+        if hasattr(module, layer)
+    ]
 
 
 def loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:

@@ -3,15 +3,19 @@
 import functools
 import itertools
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import PartialState
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
 from lcrec.core.errors import InputError
@@ -41,6 +45,7 @@ from lcrec.modeling.cost import (
     measure_work,
     memory,
 )
+from lcrec.modeling.families import check_family
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import EarlyStopping, Ranker, RankingValidation, RecommenderTrainer
@@ -229,6 +234,24 @@ def validation_rows(
         )
         for history, target in zip(cases.histories, cases.first_targets.tolist(), strict=True)
     ]
+
+
+def try_model(
+    settings: TrainingSettings, trained: TrainingModel, rows: TrainingRows, rank: Ranker
+) -> None:
+    """Try a step and a ranking before any work, but where weights are sharded over processes.
+
+    Raises:
+        InputError: the model's family cannot be trained in this mode, or not be decoded.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or is_deepspeed_zero3_enabled():
+        return
+    if trained.packs:  # no sample is padded, and that it keeps them apart was tried
+        return
+    model = trained.model
+    if settings.quantize == "none":  # a quantised base lies there already
+        nn.Module.to(model, PartialState().device)
+    check_family(model, settings.mode, lambda: rank(model, rows.held_out.take([0]), 1))
 
 
 def describe_run(
@@ -456,6 +479,8 @@ def make_trainer(
             logging_steps=max(1, validate_steps // 5),
             logging_nan_inf_filter=False,  # it would wait for the device at every batch
             report_to=settings.report_to,
+            # The loss is that of the answers; and with its router in the output no cache is read.
+            router_aux_loss_coef=0.0,
             seed=settings.seed,
             use_cpu=not torch.accelerator.is_available(),
         ),

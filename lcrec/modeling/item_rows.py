@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lcrec.core.errors import InputError
 from lcrec.core.pretrained import rows_needed
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import vocabulary_ids
@@ -50,9 +51,17 @@ def resize_embeddings(
         index: the item index it was extended by.
         texts: each item's text, [items], to start rows from.
         codebooks: the codes' vectors, float [levels, codes, dim], to start rows from instead.
+
+    Raises:
+        InputError: the embedding has rows that are no tokens.
     """
     new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
     needed = rows_needed(tokenizer)
+    if len(weight_of(model.get_input_embeddings())) != model.config.get_text_config().vocab_size:
+        raise InputError(
+            f"--base: models of the family {model.config.model_type} have rows in their embedding "
+            "that are no tokens, so no item tokens can be added; take another family"
+        )
     if len(weight_of(model.get_input_embeddings())) < needed:
         model.resize_token_embeddings(needed, mean_resizing=False)
     text_ids = None
