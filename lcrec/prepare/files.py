@@ -373,8 +373,8 @@ def open_parquet(
     try:
         if con.name == "duckdb":
             table = con.read_parquet([str(path) for path in paths])
-        else:  # ibis hands Spark one path at a time
-            table = ibis.union(*(con.read_parquet(str(path)) for path in paths))
+        else:
+            table = _open_on_spark(con, paths)
     except (duckdb.Error, pa.ArrowException) as error:
         why = reason(error) if isinstance(error, duckdb.Error) else error
         raise InputError(f"{paths[0]}: cannot be read as Parquet ({why})") from None
@@ -385,6 +385,19 @@ def open_parquet(
             loaded = _load(con, table, paths)
             table, stored = _numbered(loaded), loaded.get_name()
     return Opened(table.mutate(**{UNREADABLE: ibis.literal(False)}), stored=stored)
+
+
+def _open_on_spark(con: BaseBackend, paths: Sequence[Path]) -> Table:
+    from pyspark.errors import AnalysisException  # here, so that DuckDB does without Spark
+
+    try:  # ibis hands Spark one path at a time
+        return ibis.union(*(con.read_parquet(str(path)) for path in paths))
+    except AnalysisException as error:  # such as for times in nanoseconds
+        why = str(error).splitlines()[0]
+        raise InputError(
+            f"{paths[0]}: Spark cannot read it ({why}); use --engine duckdb, or write the file "
+            "otherwise, such as with times in microseconds"
+        ) from None
 
 
 def _load(con: BaseBackend, table: Table, paths: Sequence[Path]) -> Table:

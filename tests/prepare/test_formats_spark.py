@@ -101,3 +101,16 @@ def test_what_needs_duckdb_says_so(spark, tmp_path):
     (tmp_path / "X.item.json").write_text('{"0": {"title": "A"}}')
     with pytest.raises(InputError, match=r"sequences are read with --engine duckdb only"):
         READERS["lcrec"](spark, tmp_path / "X.inter.json", tmp_path / "X.item.json", Options())
+
+
+def test_parts_of_a_microsecond_in_text_and_in_parquet(spark, folder):
+    counts = [1_388_620_800_000_000_000 + more for more in (123, 45)]
+    written = [f"2014-01-02T02:00:00.{count % 10**9:09d}+02:00" for count in counts]
+    columns = {"user": ["ann", "bob"], "item": ["007", "007"]}
+    for name, times in (("text", written), ("moments", pa.array(counts, pa.timestamp("ns")))):
+        pq.write_table(pa.table({**columns, "time": times}), folder / f"{name}.parquet")
+    for con in (ibis.duckdb.connect(), spark):
+        raw = READERS["table"](con, folder / "text.parquet", folder / "items.jsonl", Options())
+        assert sorted(row["time"] for row in rows(raw.interactions, "time")) == counts[::-1]
+    with pytest.raises(InputError, match=r"moments.parquet: Spark cannot read it .*NANOS.*duckdb"):
+        READERS["table"](spark, folder / "moments.parquet", folder / "items.jsonl", Options())
