@@ -16,7 +16,8 @@ from lcrec.baselines.__main__ import main as baselines
 from lcrec.core.artifacts import find_data
 from lcrec.core.errors import InputError
 from lcrec.data.data_set import load_data
-from lcrec.data.splits import PARTS, TEST, cold_parts, random_parts, time_parts
+from lcrec.data.folder import Interactions
+from lcrec.data.splits import TEST, cold_parts, random_parts, time_parts, write_split
 from lcrec.data.user_texts import intent_subjects
 from lcrec.evaluate import __main__ as evaluate
 from lcrec.evaluate import checkpoint as judging
@@ -69,11 +70,7 @@ def planted(kind, shop, tmp_path_factory):
     sequences, parts = plant(kind, [np.array(own) for own in users.values()])
     inter = {user: own.tolist() for user, own in zip(users, sequences, strict=True)}
     (folder / "Shop.inter.json").write_text(json.dumps(inter))
-    split = {
-        user: {name: items[own == part].tolist() for part, name in enumerate(PARTS)}
-        for user, items, own in zip(users, sequences, parts, strict=True)
-    }
-    (folder / "Shop.split.json").write_text(json.dumps(split))
+    write_split(folder, Interactions.from_sequences(inter), np.concatenate(parts))
     return folder
 
 

@@ -4,10 +4,10 @@
 protocol of LC-Rec and of the sequential methods, unless `lcrec prepare --split` wrote another as
 `<Name>.split.json`. `random_parts`, `time_parts` and `cold_parts` say which part of such a split
 every interaction belongs to: int8 [interactions], `TRAIN`, `VALID` or `TEST`, for interactions that
-lie user by user, each user's oldest first. Only `load_split` and `require_same_split` read files;
-nothing is written.
+lie user by user, each user's oldest first; `write_split` writes what they say.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from lcrec.core.artifacts import find_data, is_parquet, read_json
+from lcrec.core.artifacts import atomic_path, find_data, is_parquet, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint, read_provenance
-from lcrec.data.folder import Interactions, kind_of_value, read_lists, require_ids
+from lcrec.data.folder import Interactions, kind_of_value, read_lists, require_ids, write_lists
 from lcrec.rankings.metrics import PAD
 from lcrec.rankings.predictions import Prediction
 
@@ -316,6 +316,45 @@ def _case_per_user(train: Interactions, held_out: Interactions, *seen: Interacti
     for case, row in enumerate(rows):
         padded[case, : len(row)] = row
     return EvalCases(users, histories, padded, exclude)
+
+
+def part_lists(
+    offsets: np.ndarray, items: np.ndarray, parts: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return {part: (int64 [users + 1], int32 [ids])}: where each user's items begin, and all.
+
+    Args:
+        offsets: int64 [users + 1], where each user's interactions begin.
+        items: int32 [interactions].
+        parts: int8 [interactions], the part each belongs to.
+    """
+    lists = {}
+    for part, name in enumerate(PARTS):
+        before = np.concatenate([[0], np.cumsum(parts == part)])
+        lists[name] = before[offsets].astype(np.int64), items[parts == part]
+    return lists
+
+
+def write_split(folder: Path, interactions: Interactions, parts: np.ndarray) -> None:
+    """Write `<Name>.split.json` into a data folder, or the same as Parquet where that is its form.
+
+    Args:
+        folder: the data folder.
+        interactions: its own.
+        parts: int8 [interactions], the part each belongs to: `TRAIN`, `VALID` or `TEST`.
+    """
+    path = find_data(folder).split
+    lists = part_lists(interactions.offsets, interactions.items, parts)
+    with atomic_path(path) as temporary:
+        if is_parquet(path):
+            write_lists(temporary, interactions.users, lists)
+            return
+        by_part = {name: Interactions(interactions.users, *own) for name, own in lists.items()}
+        entries = {
+            user: {name: own.sequence(place).tolist() for name, own in by_part.items()}
+            for place, user in enumerate(interactions.users)
+        }
+        temporary.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
 def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:

@@ -34,7 +34,7 @@ from lcrec.core.artifacts import DataPaths, atomic_path, is_parquet
 from lcrec.core.console import ProgressBar, progress
 from lcrec.core.errors import InputError
 from lcrec.data.folder import write_lists, write_texts
-from lcrec.data.splits import PARTS
+from lcrec.data.splits import part_lists
 from lcrec.prepare.engines import materialise, write_sorted
 from lcrec.prepare.filters import TIE_BREAK
 from lcrec.prepare.pipeline import UNIT_SEPARATOR
@@ -113,7 +113,7 @@ def write_data_folder(
             made.add(paths.card_page)
             if parts is not None:
                 made.add(paths.split)
-                lists = {name: _part(numbered, parts == part) for part, name in enumerate(PARTS)}
+                lists = part_lists(numbered.offsets, numbered.items, parts)
                 _write_lists(opened(paths.split), users, lists, paths.split)
             if reviews is not None:
                 made.add(paths.review)
@@ -144,12 +144,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path.replace(doomed))
     else:
         path.unlink(missing_ok=True)
-
-
-def _part(numbered: Numbered, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return offsets and items of the interactions that belong to a part."""
-    before = np.concatenate([[0], np.cumsum(belongs)])
-    return before[numbered.offsets].astype(np.int64), numbered.items[belongs]
 
 
 def _write_lists(

@@ -24,6 +24,7 @@ from lcrec.data.splits import (
     load_split,
     random_parts,
     time_parts,
+    write_split,
 )
 from lcrec.rankings.predictions import read_predictions
 
@@ -180,6 +181,20 @@ def test_bad_splits(folder, split, message):
         return
     with pytest.raises(InputError, match=message):
         read(where)
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_what_is_written_is_read(folder, parquet):
+    where = folder(SETS, SEQUENCES, parquet=parquet)
+    expected = read(where)
+    parts = np.array([0, 2, 0, 2, 1, 2, 1, 2, 2, 0, 0, 1])
+    write_split(where, load_interactions(where, 4), parts)
+    found = read(where)
+    assert lists(found.train) == lists(expected.train)
+    assert found.valid.targets.tolist() == expected.valid.targets.tolist()
+    assert found.test.targets.tolist() == expected.test.targets.tolist()
+    path = where / "Shop.split.json"
+    assert parquet or json.loads(path.read_text()) == SETS
 
 
 def test_what_the_split_forbids_is_never_ranked(folder):
