@@ -29,15 +29,14 @@ if TYPE_CHECKING:
     from lcrec.finetune import FinetuneConfig
     from lcrec.finetune import run as fine_tune
     from lcrec.generate.recommender import Recommender
-    from lcrec.index.item_index import ItemIndex
-    from lcrec.index.settings import IndexSettings
+    from lcrec.index.item_index import IndexSettings, ItemIndex
     from lcrec.prompts.prompt_set import PromptSet
     from lcrec.quantize import build_index
     from lcrec.rankings.evaluation import evaluate_predictions
 
 _HOMES = {
     "FinetuneConfig": "finetune",
-    "IndexSettings": "index.settings",
+    "IndexSettings": "index.item_index",
     "ItemIndex": "index.item_index",
     "PromptSet": "prompts.prompt_set",
     "Recommender": "generate.recommender",

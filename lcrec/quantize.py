@@ -41,8 +41,7 @@ from lcrec.core.provenance import is_current, require_same_input, write_provenan
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.data.id_map import load_item_ids
 from lcrec.data.new_items import count_old_items, require_same_past
-from lcrec.index.item_index import LEVEL_LETTERS, ItemIndex
-from lcrec.index.settings import IndexSettings
+from lcrec.index.item_index import LEVEL_LETTERS, IndexSettings, ItemIndex
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState

@@ -31,9 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lcrec.baselines.base import TrainingData
+from lcrec.baselines.base import TrainingData, find_method
 from lcrec.baselines.methods.generative import TIGER
-from lcrec.baselines.registry import find_method
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.runs.store import peak_mb

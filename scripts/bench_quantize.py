@@ -38,9 +38,9 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.index.assignment import Assignment, assign_unique, shared_rows
 from lcrec.index.clustering import balanced_codes, sinkhorn
+from lcrec.index.item_index import IndexSettings
 from lcrec.index.rqvae import RQVAE
 from lcrec.index.rqvae_training import explained_variance, train_rqvae
-from lcrec.index.settings import IndexSettings
 
 Figures = dict[str, Any]
 

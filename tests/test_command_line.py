@@ -15,7 +15,7 @@ import pytest
 import lcrec
 from lcrec.__main__ import STAGES, main
 from lcrec.baselines.__main__ import COMMANDS
-from lcrec.baselines.registry import METHODS
+from lcrec.baselines.base import METHODS
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 

@@ -20,9 +20,8 @@ import pytest
 
 import lcrec
 from lcrec.baselines.__main__ import COMMANDS
-from lcrec.baselines.base import TrainingData
+from lcrec.baselines.base import METHODS, TrainingData
 from lcrec.baselines.commands import tune
-from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs.flags import method_config
 from lcrec.baselines.runs.run import BaselineConfig
 from lcrec.core.config import parse_config

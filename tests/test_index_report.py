@@ -8,9 +8,8 @@ import pytest
 from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
-from lcrec.index.item_index import ItemIndex
+from lcrec.index.item_index import IndexSettings, ItemIndex
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.settings import IndexSettings
 from lcrec.index_report import main
 from lcrec.quantize import main as quantize
 

@@ -11,10 +11,10 @@ __all__ = ["METHODS", "Baseline", "Method", "TrainingData", "find_method"]
 __getattr__ = lazy_exports(
     __name__,
     {
-        "METHODS": "registry",
+        "METHODS": "base",
         "Baseline": "base",
-        "Method": "registry",
+        "Method": "base",
         "TrainingData": "base",
-        "find_method": "registry",
+        "find_method": "base",
     },
 )

@@ -6,7 +6,7 @@ do more than run one method.
 
 import importlib
 
-from lcrec.baselines.registry import METHODS
+from lcrec.baselines.base import METHODS
 from lcrec.baselines.runs.run import PROG, MethodRun, example_of
 from lcrec.core.config import console_command
 from lcrec.core.errors import InputError, closest, run_stage

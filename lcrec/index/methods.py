@@ -15,9 +15,8 @@ from torch import Tensor
 
 from lcrec.core.errors import InputError
 from lcrec.index.assignment import assign_unique, require_capacity, shared_rows
-from lcrec.index.item_index import CODE_DIGITS, number_shared
+from lcrec.index.item_index import CODE_DIGITS, IndexSettings, number_shared
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.settings import IndexSettings
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from lcrec.core.console import ProgressBar
 from lcrec.core.version import __version__
 from lcrec.index.assignment import shared_rows
 from lcrec.index.clustering import SLICE
+from lcrec.index.item_index import IndexSettings
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.settings import IndexSettings
 
 
 @dataclass

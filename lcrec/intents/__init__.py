@@ -1,8 +1,8 @@
 """What users like and look for, written from their reviews by a language model or by counting.
 
-`requests` makes one request per user, keeps a journal and checks the answers, `writers` sends them
-to an endpoint or a local model, `keywords` does without a model, and `title_leaks` refuses texts
-that give away the titles of items.
+`requests` makes one request per user, keeps a journal, checks the answers and refuses texts that
+give away the titles of items, `writers` sends them to an endpoint or a local model, and `keywords`
+does without a model.
 """
 
 from lcrec.core.lazy import lazy_exports

@@ -31,12 +31,12 @@ from lcrec.intents.requests import (
     Outcome,
     Request,
     Texts,
+    TitleGuard,
     Writer,
     first_chats,
     make_requests,
     write_texts,
 )
-from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import IntentPrompts, Messages
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS
 

@@ -16,8 +16,7 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.data.user_texts import IntentSubject
 from lcrec.data.words import words_of
-from lcrec.intents.requests import Outcome
-from lcrec.intents.title_leaks import TitleGuard
+from lcrec.intents.requests import Outcome, TitleGuard
 from lcrec.prompts.intent_wording import IntentPrompts
 from lcrec.prompts.tasks import plain_text
 

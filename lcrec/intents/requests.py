@@ -9,6 +9,7 @@ for the texts that a change of the template leaves as they were.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.data.user_texts import IntentSubject, Review
-from lcrec.intents.title_leaks import TitleGuard
+from lcrec.data.words import words_of
 from lcrec.prompts.intent_wording import INTENT_TEMPLATES, IntentPrompts, Messages, Variables
 from lcrec.prompts.tasks import plain_text
 
@@ -27,6 +28,45 @@ Texts = dict[tuple[str, Section], list[str]]
 
 # Longer texts are cut; a model that cannot stop must not fill the file.
 MAX_ANSWER_WORDS = 200
+
+
+QUOTE_LENGTH = 4
+
+
+class TitleGuard:
+    """Tells what a text says of an item's title.
+
+    A text gives a title away if it holds (a) a word of it with a digit that no other title has,
+    such as a model number, (b) four words of it in a row, or (c) every word of it, in any order.
+
+    Args:
+        titles: every item's title [items], empty where it has none.
+    """
+
+    def __init__(self, titles: Sequence[str]) -> None:
+        self._words = [words_of(title) for title in titles]
+        counts = Counter(word for words in self._words for word in set(words))
+        self._codes = [
+            {word for word in words if counts[word] == 1 and any(map(str.isdigit, word))}
+            for words in self._words
+        ]
+
+    def title_words(self, item: int) -> list[str]:
+        """Return the words of an item's title, in order."""
+        return self._words[item]
+
+    def leak(self, item: int, text: str) -> str:
+        """Return the words of the item's title that the text gives away; empty if it does not."""
+        title, said = self._words[item], words_of(text)
+        for word in said:
+            if word in self._codes[item]:
+                return word
+        runs = {tuple(said[start:][:QUOTE_LENGTH]) for start in range(len(said))}
+        for start in range(len(title) - QUOTE_LENGTH + 1):
+            run = tuple(title[start:][:QUOTE_LENGTH])
+            if run in runs:
+                return " ".join(run)
+        return " ".join(title) if title and set(title) <= set(said) else ""
 
 
 @dataclass(frozen=True)

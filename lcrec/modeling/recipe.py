@@ -18,8 +18,7 @@ from lcrec.data.folder import Items, load_interactions, load_items
 from lcrec.data.id_map import load_item_ids
 from lcrec.data.splits import Split, load_split
 from lcrec.data.user_texts import UserTexts, load_user_texts
-from lcrec.index.item_index import ItemIndex
-from lcrec.index.settings import WITHOUT_CODEBOOK
+from lcrec.index.item_index import WITHOUT_CODEBOOK, ItemIndex
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.tasks import parse_mixture
 

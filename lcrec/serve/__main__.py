@@ -27,7 +27,7 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import load_items
 from lcrec.data.id_map import IdMap, Ids
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.serve.limits import ServiceLimits
+from lcrec.serve.batching import ServiceLimits
 
 if TYPE_CHECKING:
     from lcrec.generate.recommender import Recommender

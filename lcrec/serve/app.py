@@ -33,8 +33,7 @@ from lcrec.core.version import __version__
 from lcrec.data.folder import Items
 from lcrec.data.id_map import IdMap
 from lcrec.generate.recommender import Recommender
-from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
-from lcrec.serve.limits import ServiceLimits
+from lcrec.serve.batching import Batcher, QueueFull, ServiceLimits, ShuttingDown
 from lcrec.serve.middleware import (
     CLIENT_GONE,
     PROBLEM_TYPE,

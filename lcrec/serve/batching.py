@@ -4,7 +4,8 @@ An event loop submits requests one by one; `Batcher` collects up to `max_batch` 
 came within `max_wait` seconds of the first, and hands them to a single thread. While that thread
 works the next batch gathers, so under load no time is spent waiting. The queue is bounded, a
 request whose caller has gone is dropped from it, and one that makes the computation fail fails
-alone: the others of its batch are answered without it.
+alone: the others of its batch are answered without it. `ServiceLimits` has all limits of the
+service.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, TypeVar
+
+from lcrec.core.config import option
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -184,3 +187,21 @@ def answer_apart(
         _log.warning("a batch of %d failed (%s): answering its halves", len(requests), error)
         half = len(requests) // 2
         return answer_apart(answer, requests[:half]) + answer_apart(answer, requests[half:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceLimits:
+    """How many requests wait and are answered together, how long they take, how large they are."""
+
+    max_batch: int = option("requests answered together at most", 32, minimum=1)
+    batch_wait: float = option("milliseconds a request waits for others to join", 2.0, minimum=0)
+    max_queue: int = option("requests that may wait; the next is refused (503)", 256, minimum=1)
+    timeout: float = option(
+        "seconds until a request is given up (504), and to send its head or body",
+        10.0,
+        minimum=0.001,
+    )
+    max_body: int = option("bytes of a request at most (413)", 2**20, minimum=1)
+    max_k: int = option("items of an answer at most", 100, minimum=1)
+    max_history: int = option("items of a request's history at most", 1000, minimum=1)
+    max_query: int = option("characters of a query at most", 2000, minimum=1)

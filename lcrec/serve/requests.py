@@ -19,7 +19,7 @@ from lcrec.data.id_map import IdMap
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
-from lcrec.serve.limits import ServiceLimits
+from lcrec.serve.batching import ServiceLimits
 from lcrec.serve.middleware import Problem
 
 FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts

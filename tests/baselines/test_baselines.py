@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from planted import write_data
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.base import Baseline, TrainingData, positions, trained_positions
+from lcrec.baselines.base import METHODS, Baseline, TrainingData, positions, trained_positions
 from lcrec.baselines.methods.closed_form import Cooccurrence, Popularity
-from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs import ranking
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.base import TrainingData
+from lcrec.baselines.base import METHODS, TrainingData
 from lcrec.baselines.methods.lightgcn import LightGCN
-from lcrec.baselines.registry import METHODS
 from lcrec.baselines.runs.store import load_method, save_method
 from lcrec.baselines.settings import LightGCNSettings
 from lcrec.baselines.shared.sequences import Batch, pad_histories

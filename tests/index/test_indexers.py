@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lcrec.core.errors import InputError
+from lcrec.index.item_index import IndexSettings
 from lcrec.index.methods import index_items, require_paths
 from lcrec.index.rqvae import RQVAE
-from lcrec.index.settings import IndexSettings
 
 
 def toy_catalogue():

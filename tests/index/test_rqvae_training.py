@@ -7,9 +7,9 @@ import torch
 from planted import toy_clusters
 
 import lcrec.index.rqvae_training
+from lcrec.index.item_index import IndexSettings
 from lcrec.index.rqvae import RQVAE
 from lcrec.index.rqvae_training import explained_variance, train_rqvae
-from lcrec.index.settings import IndexSettings
 
 
 def train(embeddings, resume_from=None, **settings):

@@ -13,7 +13,7 @@ from lcrec.data.splits import leave_one_out
 from lcrec.data.user_texts import intent_subjects
 from lcrec.data.words import words_of
 from lcrec.intents.keywords import keyword_texts
-from lcrec.intents.title_leaks import TitleGuard
+from lcrec.intents.requests import TitleGuard
 from lcrec.prompts.intent_wording import IntentPrompts
 
 SHIPPED = Path(__file__).parents[2] / "prompts"

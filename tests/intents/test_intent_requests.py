@@ -14,12 +14,12 @@ from lcrec.intents.requests import (
     Answer,
     Journal,
     Request,
+    TitleGuard,
     first_chats,
     make_requests,
     parse_answer,
     write_texts,
 )
-from lcrec.intents.title_leaks import TitleGuard
 from lcrec.prompts.intent_wording import INTENT_TEMPLATES, IntentPrompts
 
 TEXTS = dict.fromkeys(INTENT_TEMPLATES, "{{ leaked }}") | {

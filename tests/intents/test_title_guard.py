@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lcrec.intents.title_leaks import TitleGuard
+from lcrec.intents.requests import TitleGuard
 
 TITLES = [
     "Brother TN330 Mono Laser Toner Cartridge", "Ukulele", "Gel Pens", "Copy Paper, 500 Sheets",

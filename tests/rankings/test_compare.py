@@ -11,7 +11,7 @@ from markupsafe import Markup
 from planted import write_data
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.registry import METHODS
+from lcrec.baselines.base import METHODS
 from lcrec.baselines.runs.flags import parse_entries
 from lcrec.baselines.runs.many import Run, carry_out, plan_runs
 from lcrec.core.errors import InputError

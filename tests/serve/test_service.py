@@ -22,7 +22,7 @@ from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.serve.app import create_app
-from lcrec.serve.limits import ServiceLimits
+from lcrec.serve.batching import ServiceLimits
 from lcrec.serve.requests import RecommendRequest, RequestHandler
 
 ITEMS = 48

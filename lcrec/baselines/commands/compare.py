@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lcrec.baselines.base import positions
-from lcrec.baselines.registry import METHODS
+from lcrec.baselines.base import METHODS, positions
 from lcrec.baselines.runs.flags import MethodEntry, parse_entries
 from lcrec.baselines.runs.inputs import Inputs, load_inputs
 from lcrec.baselines.runs.many import carry_out, plan_runs, taken

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.baselines.base import Baseline, TrainingData
-from lcrec.baselines.registry import find_method
+from lcrec.baselines.base import Baseline, TrainingData, find_method
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json

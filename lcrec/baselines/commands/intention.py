@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.baselines.base import trained_positions
-from lcrec.baselines.registry import find_method
+from lcrec.baselines.base import find_method, trained_positions
 from lcrec.baselines.runs.flags import method_settings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcrec.baselines.base import Baseline
-from lcrec.baselines.registry import METHODS, find_method
+from lcrec.baselines.base import METHODS, Baseline, find_method
 from lcrec.baselines.runs.flags import method_settings, parse_method_config, settings_files
 from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix

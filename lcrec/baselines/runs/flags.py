@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lcrec.baselines.base import Baseline
-from lcrec.baselines.registry import find_method
+from lcrec.baselines.base import Baseline, find_method
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lcrec.baselines.registry import find_method
+from lcrec.baselines.base import find_method
 from lcrec.baselines.runs.flags import method_settings, parse_method_config, settings_files
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
