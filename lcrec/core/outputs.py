@@ -86,7 +86,7 @@ def claim(
     with _one_line(output, flag):
         _require_form(output, form, flag)
         place = _resolved(output)
-        made = [folder for folder in place.parents if not folder.exists()]
+        made = [folder for folder in (place, *place.parents) if not folder.exists()]
         place.parent.mkdir(parents=True, exist_ok=True)
         note = beside(output, "claim")
         file = _locked(note)
@@ -111,14 +111,19 @@ def claim(
         except BaseException as error:
             if isinstance(error, OSError) and error.errno and error.filename is None:
                 error.filename = str(output)  # a full disk has no name of its own
+            _remove_empty(made[:1])
             unfinished = output.exists() and not _is_whole(output, stage) if held else before
             if not unfinished:
                 note.unlink()
-            with contextlib.suppress(OSError):
-                for folder in made:
-                    folder.rmdir()  # where nothing was written
+            _remove_empty(made[1:])
             raise
         note.unlink()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # which refuses one that holds anything
 
 
 @contextlib.contextmanager

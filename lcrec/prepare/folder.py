@@ -132,7 +132,8 @@ def write_data_folder(
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         free = shutil.disk_usage(there).free / 2**20
         raise InputError(
-            f"--output {folder}: cannot be written ({error}; {free:,.0f} MB are free there)"
+            f"--output {folder}: cannot be written ({error}; {free:,.0f} MB are free there); make "
+            "room, or name another folder"
         ) from None
 
 

@@ -128,6 +128,17 @@ def test_a_killed_runs_leftovers_are_cleared(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".out.claim", "out"]
 
 
+def test_a_failed_run_that_wrote_nothing_leaves_nothing(tmp_path):
+    def fail():
+        with claim(tmp_path / "a" / "out", EMBED):
+            (tmp_path / "a" / "out").mkdir()
+            raise InputError("wrong")
+
+    with pytest.raises(InputError, match="wrong"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_failed_run_left_is_its_stages_own(tmp_path):
     output = tmp_path / "out"
 
