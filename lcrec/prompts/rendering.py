@@ -24,8 +24,8 @@ from lcrec.core.errors import InputError
 MOST_WORK = 2_000_000
 ROUND = 20  # what a round counts, in characters
 # A template needs no larger number; `center(2000000000)` would fill the memory in one step.
-MOST_NUMBER = 100_000_000
-WIDE_FORMAT = re.compile(r"[%{]\D*\d{9}")
+MOST_NUMBER = 1_000_000
+WIDE_FORMAT = re.compile(r"[%{]\D*\d{7}")
 TOO_LONG = (
     f"it writes more than {MOST_WORK:,} characters, or loops more than {MOST_WORK // ROUND:,} times"
 )
