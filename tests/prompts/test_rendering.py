@@ -7,15 +7,24 @@ the checkpoint elsewhere must get the prompt that it was trained on.
 import random
 import re
 import time
+from pathlib import Path
 
 import jinja2
 import pytest
+import trl
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from lcrec.core.errors import InputError
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.prompt_set import PromptSet, chat_template_faults
-from lcrec.prompts.rendering import BoundedEnvironment, RenderingTooLong
+from lcrec.prompts.rendering import (
+    SENTINEL,
+    BoundedEnvironment,
+    RenderingTooLong,
+    fix_prompt,
+    split_markup,
+)
 from lcrec.prompts.tasks import TASKS
 from lcrec.prompts.templates import read_template
 from lcrec.prompts.tokens import lay_out_tokens
@@ -105,6 +114,24 @@ def test_a_thought_is_closed_before_the_answer(end, written):
     # The preview shows what is trained.
     shown = encoder.after.replace("\n", "\n   ")
     assert f"{shown}[[go" in lay_out_tokens(encoder, "go", "go")
+
+
+TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+
+
+def test_templates_of_well_known_models_are_kept_as_they_are_rendered():
+    """Those that trl has: whoever renders what is kept gets the same, and the answer is next."""
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    asked = [{"role": "user", "content": f"Which? {SENTINEL}"}]
+    for path in TEMPLATES:
+        kept, text = fix_prompt(path.read_text(encoding="utf-8"), asked, **tokens)
+        (elsewhere,), _ = render_jinja_template(
+            [asked], chat_template=kept, add_generation_prompt=True, **tokens
+        )
+        assert elsewhere == text, path
+        _, after = split_markup(text, path.name)
+        assert after.count("<think>") == after.count("</think>"), path
+    assert len(TEMPLATES) > 20
 
 
 ENDLESS = (
