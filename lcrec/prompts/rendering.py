@@ -128,6 +128,7 @@ SENTINEL = "\u2063lcrec\u2063"
 # command trains the same model tomorrow.
 DAY = datetime(2025, 1, 1)
 RENDERINGS = 8  # all alike, or chance has a hand in them
+MOVING = re.compile("strftime_now|random|enable_thinking")
 RANDOM = re.compile(r"\|(\s*)random\b(?:\s*\(\s*\))?")
 # A tag of transformers' own that marks the assistant's words; nothing of it is written.
 GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
@@ -151,23 +152,6 @@ def _chat_environment() -> BoundedEnvironment:
     return environment
 
 
-def render_chat(template: str, messages: list[dict[str, str]], **variables: Any) -> str:
-    """Return a conversation with a chat template's markup, up to where the answer begins.
-
-    Args:
-        template: the chat template.
-        messages: of `role` and `content`.
-        variables: what else the template is given, such as `bos_token`.
-
-    Raises:
-        Exception: whatever a stranger's template may raise; `RenderingTooLong` where it writes too
-            much.
-    """
-    compiled = _chat_environment().from_string(GENERATION.sub("", template))
-    given = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
-    return compiled.render(messages=messages, **given)
-
-
 def fix_prompt(template: str, messages: list[dict[str, str]], **variables: Any) -> tuple[str, str]:
     """Return a chat template without clock, chance and thinking, and what it makes of a prompt.
 
@@ -177,11 +161,30 @@ def fix_prompt(template: str, messages: list[dict[str, str]], **variables: Any) 
 
     Args:
         template: the chat template.
-        messages, variables: see `render_chat`; the last message holds `SENTINEL`.
+        messages: of `role` and `content`; the last holds `SENTINEL`.
+        variables: what else the template is given, such as `bos_token`.
 
     Raises:
-        Exception: see `render_chat`; `jinja2.TemplateError` too where chance remains.
+        Exception: whatever a stranger's template may raise; `RenderingTooLong` where it writes too
+            much, `jinja2.TemplateError` where chance remains.
     """
+    if MOVING.search(template):  # what follows takes as long as compiling the template
+        template = _fix_template(template)
+    compiled = _chat_environment().from_string(GENERATION.sub("", template))
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
+    texts = {compiled.render(messages=messages, **given) for _ in range(RENDERINGS)}
+    if len(texts) > 1:
+        raise jinja2.TemplateError("it writes another prompt each time")
+    text = texts.pop()
+    end = _end_of_thought(text.rpartition(SENTINEL)[2])
+    if end:
+        closing = f"{{{{ {end!r} if add_generation_prompt else '' }}}}"
+        template, text = template.removesuffix("\n") + closing, text + end
+    return template, text
+
+
+def _fix_template(template: str) -> str:
+    """Return a chat template without clock, random choices and the switch for thinking."""
     parsed = _chat_environment().parse(GENERATION.sub("", template))
     names = meta.find_undeclared_variables(parsed)
     if any(found.name == "random" for found in parsed.find_all(nodes.Filter)):
@@ -193,15 +196,7 @@ def fix_prompt(template: str, messages: list[dict[str, str]], **variables: Any) 
         days = "".join(f"|replace({sign!r}, {DAY.strftime(sign)!r})" for sign in shown)
         macro = f"{{%- macro strftime_now(format) -%}}{{{{ format{days} }}}}{{%- endmacro %}}\n"
         template = macro + template
-    texts = {render_chat(template, messages, **variables) for _ in range(RENDERINGS)}
-    if len(texts) > 1:
-        raise jinja2.TemplateError("it writes another prompt each time")
-    text = texts.pop()
-    end = _end_of_thought(text.rpartition(SENTINEL)[2])
-    if end:
-        closing = f"{{{{ {end!r} if add_generation_prompt else '' }}}}"
-        template, text = template.removesuffix("\n") + closing, text + end
-    return template, text
+    return template
 
 
 def _end_of_thought(after: str) -> str:

@@ -18,13 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from lcrec.core.errors import InputError
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.prompt_set import PromptSet, chat_template_faults
-from lcrec.prompts.rendering import (
-    SENTINEL,
-    BoundedEnvironment,
-    RenderingTooLong,
-    fix_prompt,
-    split_markup,
-)
+from lcrec.prompts.rendering import SENTINEL, BoundedEnvironment, RenderingTooLong, fix_prompt
 from lcrec.prompts.tasks import TASKS
 from lcrec.prompts.templates import read_template
 from lcrec.prompts.tokens import lay_out_tokens
@@ -119,6 +113,7 @@ def test_a_thought_is_closed_before_the_answer(end, written):
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 
 
+@pytest.mark.slow  # most of a second for each
 def test_templates_of_well_known_models_are_kept_as_they_are_rendered():
     """Those that trl has: whoever renders what is kept gets the same, and the answer is next."""
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -129,7 +124,7 @@ def test_templates_of_well_known_models_are_kept_as_they_are_rendered():
             [asked], chat_template=kept, add_generation_prompt=True, **tokens
         )
         assert elsewhere == text, path
-        _, after = split_markup(text, path.name)
+        after = text.partition(SENTINEL)[2]  # nothing for models of images, whose text is a list
         assert after.count("<think>") == after.count("</think>"), path
     assert len(TEMPLATES) > 20
 
