@@ -210,7 +210,7 @@ def test_help_ends_in_an_example_that_parses_and_nothing_heavy_is_loaded():
 
 
 def test_every_number_that_can_be_given_has_a_least_value():
-    """So that `parse_config` refuses less; four are checked where they are used."""
+    """So that `parse_config` refuses less; three are checked where they are used."""
     unbounded = {
         field.name
         for each in pkgutil.walk_packages(lcrec.__path__, "lcrec.")
@@ -219,4 +219,4 @@ def test_every_number_that_can_be_given_has_a_least_value():
         for field in dataclasses.fields(settings)
         if field.metadata.get("minimum", 0) is None and re.search("int|float", str(field.type))
     }
-    assert unbounded == {"share", "history", "min_rating", "items"}
+    assert unbounded == {"share", "min_rating", "items"}
