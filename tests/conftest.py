@@ -238,7 +238,7 @@ def run_command():
         command = [sys.executable, *map(str, words)]
         result = subprocess.run(
             command, cwd=TOP, env={**os.environ, **environment}, capture_output=True, text=True,
-            timeout=300,
+            timeout=900,
         )  # fmt: skip
         assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
         return result.stdout + result.stderr
