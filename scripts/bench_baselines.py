@@ -35,7 +35,7 @@ from lcrec.baselines.base import TrainingData, find_method
 from lcrec.baselines.methods.generative import TIGER
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
-from lcrec.baselines.runs.store import peak_mb
+from lcrec.baselines.runs.run import peak_mb
 from lcrec.baselines.shared.graph import VectorBaseline
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage

@@ -17,7 +17,7 @@ from lcrec.baselines.methods.closed_form import Cooccurrence, Popularity
 from lcrec.baselines.runs import ranking
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
-from lcrec.baselines.runs.store import is_saved, load_method, save_method
+from lcrec.baselines.runs.run import is_saved, load_method, save_method
 from lcrec.baselines.settings import CooccurrenceSettings
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, T5Config, T5ForCo
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.methods.generative import P5CID, TIGER, Prefixes, WholeWords
 from lcrec.baselines.runs.ranking import rank_cases
-from lcrec.baselines.runs.store import load_method, save_method
+from lcrec.baselines.runs.run import load_method, save_method
 from lcrec.baselines.settings import P5CIDSettings, TIGERSettings
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions

@@ -9,7 +9,7 @@ import torch
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.base import METHODS, TrainingData
 from lcrec.baselines.methods.lightgcn import LightGCN
-from lcrec.baselines.runs.store import load_method, save_method
+from lcrec.baselines.runs.run import load_method, save_method
 from lcrec.baselines.settings import LightGCNSettings
 from lcrec.baselines.shared.sequences import Batch, pad_histories
 from lcrec.core.errors import InputError

@@ -19,8 +19,7 @@ from lcrec.baselines.runs.flags import MethodEntry, parse_entries
 from lcrec.baselines.runs.inputs import Inputs, load_inputs
 from lcrec.baselines.runs.many import carry_out, plan_runs, taken
 from lcrec.baselines.runs.ranking import excluded
-from lcrec.baselines.runs.run import PROG
-from lcrec.baselines.runs.store import most
+from lcrec.baselines.runs.run import PROG, most
 from lcrec.core.artifacts import atomic_files, find_data, write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress

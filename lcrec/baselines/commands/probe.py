@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lcrec.baselines.runs.inputs import load_inputs
-from lcrec.baselines.runs.store import WEIGHTS
+from lcrec.baselines.runs.run import WEIGHTS
 from lcrec.core.artifacts import EMBEDDINGS, read_array, write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
