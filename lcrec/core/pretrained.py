@@ -281,12 +281,16 @@ def _one_line(option: str, name: str | Path, kind: str, remedy: str) -> Iterator
 def _no_report() -> Iterator[None]:
     """Silence transformers' table of the weights that do not fit: they are named below."""
     logger = logging.getLogger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+
+    # By its level, which it looks at, it would say that no layer is sharded.
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(is_error)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(is_error)
 
 
 def _locate(option: str, name: str | Path) -> dict[str, Any]:
