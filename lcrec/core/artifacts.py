@@ -217,9 +217,15 @@ def _lives(process: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or all of a folder, is on the disk."""
+    """Wait until a file, or all of a folder, is on the disk, and let those read it who may.
+
+    safetensors makes files that only their owner can read, whatever the umask says.
+    """
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    mask = os.umask(0)
+    os.umask(mask)
     for file in files:
+        file.chmod(file.stat().st_mode | (0o666 & ~mask))
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     for folder in [path, *path.rglob("*")]:

@@ -197,6 +197,19 @@ def test_all_of_a_folder_is_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
     assert flushed[-1] == str(tmp_path)
 
 
+def test_whoever_may_read_an_artifact_can_read_all_of_it(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "made") as temporary:
+            temporary.mkdir()
+            (temporary / "weights").touch(0o600)  # as safetensors makes its files
+            (temporary / "program").touch(0o700)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()}
+    assert modes == {"weights": 0o640, "program": 0o740}
+
+
 def test_a_linked_folder_is_replaced_where_it_lies(tmp_path):
     target = tmp_path / "big-disk"
     write_json(target / "a.json", 1)
