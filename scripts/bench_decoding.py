@@ -11,13 +11,16 @@ loaded, each way in a process of its own. The last line is one JSON object:
 - `vs_prefix_fn`: users per second against `generate` with `prefix_allowed_tokens_fn` over a dict;
 - `vs_logits_processor`: against `generate` with `ItemConstraint`, all beams at once;
 - `vs_prefill`: time against one forward pass over the prompts with `logits_to_keep=1`;
+- `vs_prefill_shared`: the same, of prompts that begin with the same 80 tokens, which are read once
+  for all batches; against one forward pass over the whole prompts;
 - `memory_ratio`: peak memory against `generate` with `prefix_allowed_tokens_fn`;
 - `vs_prefix_fn_152k`: as the first, with a vocabulary of 152,000;
 - `tree_10m_seconds`, `tree_10m_peak_mb`: to build the tree of 10 million items;
 - `constraint_share`: of a step after the prompt, the share spent in the tree.
 
-`--ways gpu` measures models of 0.6 and 7 billion parameters in bf16 on a GPU, in batches of 64:
-`gpu_0.6b_users_per_second`, `gpu_0.6b_vs_prefill`, and the same for 7b.
+`--ways gpu` measures models of 0.135, 0.6 and 7 billion parameters in bf16 on a GPU, in batches of
+64 with 20, 50 and 256 beams: `gpu_0.6b_20_users_per_second`, `gpu_0.6b_20_vs_prefill` and so on,
+with `20_shared` for 20 beams after prompts that begin with the same 80 tokens.
 
 Ratios of time are given twice: by the clock, and with `_processor` at the end by the processors'
 time, which other work on the machine disturbs less (with one thread; two wait for each other
@@ -41,8 +44,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.core.config import option, parse_config
+from lcrec.core.device import prepare_cuda
 from lcrec.core.errors import InputError, run_stage
-from lcrec.generate.beams import beam_search
+from lcrec.generate.beams import BeamOutput, beam_search, read_head
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.search import supports_shared_prefix
@@ -52,14 +56,21 @@ WORDS = 32_000  # vocabulary beside the item tokens
 LEVELS, CODES = 4, 256
 ITEMS = 10_000
 BATCH, PROMPT, BEAMS = 8, 200, 20
+HEAD = 80  # tokens that prompts begin with, where they begin alike
 HAD = 50  # items each user may not get
 WAYS = ("speed", "memory", "wide", "tree", "gpu")
 GPU_BATCH = 64
 SIZES: tuple[str, ...] = ("hidden_size", "intermediate_size", "num_hidden_layers")
 SIZES += ("num_attention_heads", "num_key_value_heads", "head_dim")
 SMALL = (512, 1536, 7, 8, 4, 64)
-# As Qwen3-0.6B, and as LLaMA-7B, on which LC-Rec was built.
-GPU_SHAPES = {"0.6b": (1024, 3072, 28, 16, 8, 128), "7b": (4096, 11_008, 32, 32, 32, 128)}
+# As SmolLM2-135M, as Qwen3-0.6B, and as LLaMA-7B, on which LC-Rec was built.
+GPU_SHAPES = {
+    "smollm2": (576, 1536, 30, 9, 3, 64),
+    "0.6b": (1024, 3072, 28, 16, 8, 128),
+    "7b": (4096, 11_008, 32, 32, 32, 128),
+    "tiny": (32, 64, 1, 1, 1, 32),  # to try the script with, on a CPU too
+}
+GPU_BEAMS = (20, 50, 256)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,9 @@ class BenchConfig:
         "what to measure: speed, memory, wide (the large vocabulary), tree, gpu",
         ["speed", "memory", "wide", "tree"],
     )
+    shapes: list[str] = option(
+        "models to measure on a GPU: smollm2, 0.6b, 7b, tiny", ["smollm2", "0.6b", "7b"]
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +96,11 @@ def main(argv: list[str]) -> None:
     for way in config.ways:
         if way not in WAYS:
             raise InputError(f"--ways {way}: is none of {', '.join(WAYS)}")
-    if "gpu" in config.ways and not torch.cuda.is_available():
+    for shape in config.shapes:
+        if shape not in GPU_SHAPES:
+            raise InputError(f"--shapes {shape}: is none of {', '.join(GPU_SHAPES)}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "gpu" in config.ways and device == "cpu" and config.shapes != ["tiny"]:
         raise InputError("--ways gpu: there is no CUDA GPU here")
     torch.set_num_threads(config.threads)
     figures: dict[str, float] = {}
@@ -99,9 +117,9 @@ def main(argv: list[str]) -> None:
         print(f"{config.rounds} rounds with a vocabulary of 152,000 ...")
         figures |= measure_wide(config.rounds)
     if "gpu" in config.ways:
-        for name, shape in GPU_SHAPES.items():
-            print(f"{config.rounds} rounds with the shape of {name} in bf16 on a GPU ...")
-            figures |= measure_gpu(name, shape, config.rounds)
+        for name in config.shapes:
+            print(f"{config.rounds} rounds with the shape of {name} in bf16 on {device} ...")
+            figures |= measure_gpu(name, config.rounds, device)
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
@@ -173,7 +191,7 @@ class Setting:
         self.model = model or make_model(vocabulary)
         self.items = make_catalogue(ITEMS, vocabulary - LEVELS * CODES)
 
-    def prepare(self, way: str) -> Callable[[Tensor], Any]:
+    def prepare(self, way: str, beams: int = BEAMS) -> Callable[[Tensor], Any]:
         """Return a way, with all that it needs made beforehand."""
         model = self.model
         if way == "prefix_fn":
@@ -182,7 +200,17 @@ class Setting:
         trie = ItemTrie.build(self.items).to(model.device)
         if way == "shared_prefix":
             assert supports_shared_prefix(model)
-            return lambda p: beam_search(model, p, torch.ones_like(p), trie, BEAMS)
+            return lambda p: beam_search(model, p, torch.ones_like(p), trie, beams)
+        if way == "shared_head":
+            start = torch.arange(HEAD, device=model.device)
+            head = read_head(model, start.tolist())
+
+            def search(prompts: Tensor) -> BeamOutput:
+                prompts = torch.cat([start.expand(len(prompts), -1), prompts[:, HEAD:]], dim=1)
+                ones = torch.ones_like(prompts)
+                return beam_search(model, prompts, ones, trie, beams, head=head)
+
+            return search
         if way == "logits_processor":
             return lambda p: generate_search(model, p, torch.ones_like(p), trie, BEAMS)
         assert way == "prefill"
@@ -240,9 +268,9 @@ def measure_speed(rounds: int) -> dict[str, float]:
     setting = Setting(WORDS + LEVELS * CODES)
     parameters = sum(p.numel() for p in setting.model.parameters())
     print(f"  {parameters / 1e6:.1f} million parameters, {torch.get_num_threads()} threads")
-    names = ("shared_prefix", "prefill", "logits_processor", "prefix_fn")
+    names = ("shared_prefix", "shared_head", "prefill", "logits_processor", "prefix_fn")
     ways = {name: setting.prepare(name) for name in names}
-    short, (*_, processor, prefix_fn) = list(names[:2]), names
+    short, (*_, processor, prefix_fn) = list(names[:3]), names
     seconds = time_rounds(ways, rounds, [*short, processor, *short, prefix_fn, *short])
     ours = seconds["shared_prefix"]
     prompts = make_prompts(0)
@@ -254,6 +282,7 @@ def measure_speed(rounds: int) -> dict[str, float]:
         **ratios("vs_prefix_fn", seconds["prefix_fn"], ours),
         **ratios("vs_logits_processor", seconds["logits_processor"], ours),
         **ratios("vs_prefill", ours, seconds["prefill"]),
+        **ratios("vs_prefill_shared", seconds["shared_head"], seconds["prefill"]),
         "constraint_share": constraint_share(setting, rounds),
     }
 
@@ -266,30 +295,33 @@ def measure_wide(rounds: int) -> dict[str, float]:
     return ratios("vs_prefix_fn_152k", seconds["prefix_fn"], seconds["shared_prefix"])
 
 
-def measure_gpu(
-    name: str, shape: tuple[int, ...], rounds: int, device: str = "cuda"
-) -> dict[str, float]:
+def measure_gpu(name: str, rounds: int, device: str) -> dict[str, float]:
     """Measure users per second, and the time against one forward pass over the prompts."""
-    vocabulary = 152_000
+    vocabulary = WORDS + LEVELS * CODES if name == "tiny" else 152_000
+    prepare_cuda()
     with torch.device(device):
-        model = make_model(vocabulary, shape)
+        model = make_model(vocabulary, GPU_SHAPES[name])
     torch.nn.Module.to(model, torch.bfloat16)
     setting = Setting(vocabulary, model)
-    ways = {way: setting.prepare(way) for way in ("shared_prefix", "prefill")}
+    ways = {str(beams): setting.prepare("shared_prefix", beams) for beams in GPU_BEAMS}
+    ways |= {"20_shared": setting.prepare("shared_head"), "prefill": setting.prepare("prefill")}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 2):  # two to warm up
-        prompts = make_prompts(turn, GPU_BATCH).to(device)
+        prompts = make_prompts(turn, GPU_BATCH if device == "cuda" else 2).to(device)
         for way, call in ways.items():
             start = time.perf_counter()
             call(prompts)
-            if device != "cpu":
-                torch.accelerator.synchronize()
+            if device == "cuda":
+                torch.cuda.synchronize()
             seconds[way].append(time.perf_counter() - start)
-    ours, prefill = (np.array(seconds[way][2:]) for way in ways)
-    return {
-        f"gpu_{name}_users_per_second": GPU_BATCH / float(np.median(ours)),
-        f"gpu_{name}_vs_prefill": float(np.median(ours / prefill)),
-    }
+    medians = {way: float(np.median(found[2:])) for way, found in seconds.items()}
+    figures = {}
+    for way in ways:
+        if way != "prefill":
+            figures[f"gpu_{name}_{way}_users_per_second"] = len(prompts) / medians[way]
+            figures[f"gpu_{name}_{way}_vs_prefill"] = medians[way] / medians["prefill"]
+    print("  " + ", ".join(f"{key}: {value:.3g}" for key, value in figures.items()), flush=True)
+    return figures
 
 
 def constraint_share(setting: Setting, rounds: int) -> float:

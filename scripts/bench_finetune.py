@@ -23,9 +23,11 @@ Each runs in a process of its own, in turn, round after round. The last line is 
   sample comes twice, so every loss is one of samples not trained on yet;
 - `same_rows_difference`: the same, but the plain way trains what the kit trains, the item tokens'
   rows by PEFT's `trainable_token_indices` (once, in the first round): what remains is arithmetic;
-- `shapes`, with `--shapes` where CUDA is available: tokens per second, MFU (of what a large matrix
-  product in bf16 reaches) and peak memory of LoRA and QLoRA on a random model of that size, in
-  bf16 with gradient checkpointing, batches of 16.
+
+With `--shapes` models of real sizes (smollm2, 0.6b, 7b) are trained instead, made in memory: full,
+full with padded rows, LoRA and QLoRA, in bf16, batches of 256 samples. Per way the line holds
+tokens per second, MFU (of what a large matrix product in bf16 reaches), tokens of a buffer, GiB at
+the peak, reserved, and as `lcrec plan` has it, and the seconds before the first timed update.
 """
 
 import json
@@ -33,7 +35,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,8 +44,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_finetune_shapes import SHAPES, measure_shapes
 from bench_finetune_ways import WARM_UP, Job, train
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
@@ -57,26 +58,6 @@ LEVEL_SIZES = (256, 256, 256, 256)
 WORDS = 7168  # entries of the tokenizer, at most
 LEAST = WORDS + sum(LEVEL_SIZES)
 BASE = ["--hidden-size", "128", "--layers", "2", "--context", "2048", "--epochs", "0"]
-SHAPES: dict[str, PretrainedConfig] = {
-    "0.6b": Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    ),
-    "7b": LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=4096,
-        intermediate_size=11_008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        tie_word_embeddings=False,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,7 @@ class BenchConfig:
     learning_rate: float = option("peak step size of AdamW", 2e-4, minimum=1e-12)
     rounds: int = option("rounds to take the median of", 3, minimum=1)
     threads: int = option("threads of a process", 2, minimum=1)
-    shapes: list[str] = option(f"models to measure on a GPU: {', '.join(SHAPES)}", [])
+    shapes: list[str] = option(f"measure these instead: {', '.join(SHAPES)}", [])
 
 
 def main(argv: list[str]) -> None:
@@ -102,17 +83,16 @@ def main(argv: list[str]) -> None:
     for shape in config.shapes:
         if shape not in SHAPES:
             raise InputError(f"--shapes {shape}: expected {' or '.join(SHAPES)}")
+    if config.shapes:
+        print(json.dumps(measure_shapes(config.shapes, config.steps)))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = (config.data or folder / "shop").resolve()
         if config.data is None:
             stage("synthetic", "--output", data, "--users", "600", "--items", "300")
         prepare(folder, data, config.vocabulary)
-        result: dict[str, Any] = compare(folder, data, config)
-        if config.shapes and not torch.cuda.is_available():
-            print(f"--shapes {' '.join(config.shapes)}: skipped, since no CUDA device is here")
-        elif config.shapes:
-            result["shapes"] = measure_shapes(folder, data, config)
+        result = compare(folder, data, config)
     print(json.dumps(result))
 
 
@@ -169,60 +149,6 @@ def compare(folder: Path, data: Path, config: BenchConfig) -> dict[str, float]:
         "same_rows_difference": [abs(kit.loss - rows.loss) / rows.loss],
     }
     return {name: round(statistics.median(values), 6) for name, values in ratios.items()}
-
-
-def measure_shapes(folder: Path, data: Path, config: BenchConfig) -> dict[str, dict[str, float]]:
-    """Train random models of real sizes on the GPU, with LoRA and QLoRA."""
-    tflops = in_own_process(measured_tflops)
-    print(f"A large matrix product reaches {tflops:.0f} TFLOPS")
-    table: dict[str, dict[str, float]] = {}
-    for shape in config.shapes:
-        base = folder / shape
-        in_own_process(make_shape, shape, base, folder / "base")
-        job = Job(
-            folder,
-            base,
-            data,
-            config.steps,
-            config.learning_rate,
-            config.threads,
-            precision="bf16",
-            checkpointing=True,
-            batch_size=16,
-        )
-        lora = in_own_process(train, job)
-        qlora = in_own_process(train, replace(job, quantize="4bit"))
-        for mode, figures in (("LoRA", lora), ("QLoRA", qlora)):
-            row = {
-                "tokens_per_second": round(figures.tokens_per_second),
-                "mfu": round(figures.operations / figures.seconds / (tflops * 1e12), 4),
-                "peak_gib": round(figures.peak_mb / 1024, 2),
-            }
-            print(f"  {shape} {mode}: {row}")
-            table[f"{shape} {mode}"] = row
-    return table
-
-
-def make_shape(shape: str, folder: Path, tokenizer: Path) -> None:
-    """Write a random model of this shape, in bf16, with the small model's tokenizer."""
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    load_base(str(tokenizer))[1].save_pretrained(folder)
-
-
-def measured_tflops() -> float:
-    """Return what a large matrix product in bf16 reaches, in 10^12 operations per second."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    for repeats in (3, 20):  # the first is to warm up
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            a @ b
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-    return 2 * 8192**3 * 20 / seconds / 1e12
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:

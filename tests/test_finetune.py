@@ -115,6 +115,7 @@ def test_a_finished_run(checkpoint, prompts):
     assert set(facts["inputs"]) == {"item", "inter", "index", "user", "base"}
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_live_and_reloaded_model_rank_alike(finetune, tmp_path, monkeypatch, split, mode):
     live = []
@@ -194,6 +195,7 @@ def test_kinds_of_lora(recipe, finetune_words, tmp_path):
     Recommender.from_pretrained(output)
 
 
+@pytest.mark.cuda
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "rows"])
 def test_a_base_in_four_bits(finetune, tmp_path, base, make_llama, mode):
@@ -221,6 +223,7 @@ def test_rows_may_start_from_a_stage_that_trained_them_alone(finetune, tmp_path,
         finetune(tmp_path / "other", "--rows", "nowhere")
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at, step, mode):

@@ -49,13 +49,15 @@ def prepare_cuda() -> None:
 
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    # Not by `fp32_precision`: torch's older settings, which libraries read, then raise errors.
+    torch.backends.cuda.matmul.allow_tf32 = True
 
 
-def compute_attention_plainly() -> None:
-    """Compute attention as its definition says, without fused kernels, from now on."""
+def compute_plainly() -> None:
+    """Compute attention as its definition says, without fused or compiled kernels, from now on."""
     import torch
 
     prepare_cuda()
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.compiler.set_stance("force_eager")

@@ -2,14 +2,17 @@
 
 In `beam_search`, for causal models, the K beams of a user are K query positions of one sequence:
 every level appends K tokens to one key-value cache, and a 4-D mask lets a beam see the prompt and
-its own ancestors only, so the cache is never reordered. What all prompts of a batch begin with (the
-system message, the words of a template before the history) is encoded once for the batch. Whether a
+its own ancestors only, so the cache is never reordered. What prompts begin with (a system message,
+the words of a template before the history) is encoded once for all batches (`read_head`). Whether a
 model can be decoded so is for `lcrec.modeling.probe` to find out.
+
+Nothing here waits for the device before the items are found.
 
 In `seq2seq_search`, for encoder-decoders, every beam is a row. What the decoder's attention needs
 of a prompt, keys and values in every layer, is computed once and then copied to the beams.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +47,31 @@ class BeamOutput:
     scores: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class PromptHead:
+    """What prompts begin with, as a model has read it; make one with `read_head`.
+
+    Attributes:
+        layers: keys and values of every layer, each `[1, heads, length, dim]`.
+        length: tokens.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    length: int
+
+
+@torch.no_grad()
+def read_head(model: Model, tokens: Sequence[int]) -> PromptHead:
+    """Let a causal model read what prompts begin with; of use as long as its weights stay."""
+    # Made without the config, the cache keeps every slot; made with it, a sliding-window layer
+    # drops its oldest slots and takes the beams for tokens that follow one another.
+    cache = DynamicCache()
+    input_ids = torch.tensor([list(tokens)], device=model.device)
+    model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    layers: list[Any] = cache.layers
+    return PromptHead([(layer.keys, layer.values) for layer in layers], len(tokens))
+
+
 @torch.no_grad()
 def beam_search(
     model: Model,
@@ -54,6 +82,7 @@ def beam_search(
     *,
     leaf_filter: LeafFilter | None = None,
     first_row: int = 0,
+    head: PromptHead | None = None,
 ) -> BeamOutput:
     """Search with one encoded prompt for all its beams.
 
@@ -64,14 +93,15 @@ def beam_search(
     device, batch = input_ids.device, len(input_ids)
     rows = torch.arange(batch, device=device)[:, None]
     lengths = attention_mask.long().sum(dim=1, keepdim=True)
-    cache, logits, real, position = _encode(model, config, input_ids, attention_mask)
+    cache, logits, real, position = _encode(model, config, input_ids, attention_mask, head)
     visible = real[:, None, :]  # [batch, beam, slot]
     # One beam so far, at the root.
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     scores = torch.zeros(batch, 1, device=device)
+    totals: list[Tensor] = []
     for level in range(trie.depth):
         nodes, scores, tokens, parent = _advance(
-            trie, level, nodes, scores, logits, num_beams, leaf_filter, first_row
+            trie, level, nodes, scores, logits, num_beams, leaf_filter, totals
         )
         if level + 1 < trie.depth:
             beams = nodes.shape[1]
@@ -86,6 +116,7 @@ def beam_search(
                 past_key_values=cache,
                 use_cache=True,
             ).logits
+    check_finite(torch.cat(totals, dim=1), first_row)
     return order_items(trie.items(nodes), scores)
 
 
@@ -116,10 +147,11 @@ def seq2seq_search(
     encoded, logits = output.encoder_last_hidden_state, output.logits
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     scores = torch.zeros(batch, 1, device=device)
+    totals: list[Tensor] = []
     for level in range(trie.depth):
         before = nodes.shape[1]
         nodes, scores, tokens, parent = _advance(
-            trie, level, nodes, scores, logits, num_beams, leaf_filter, first_row
+            trie, level, nodes, scores, logits, num_beams, leaf_filter, totals
         )
         if level + 1 < trie.depth:
             first = torch.arange(batch, device=device)[:, None] * before
@@ -135,6 +167,7 @@ def seq2seq_search(
                 past_key_values=cache,
                 use_cache=True,
             ).logits.view(*tokens.shape, -1)
+    check_finite(torch.cat(totals, dim=1), first_row)
     return order_items(trie.items(nodes), scores)
 
 
@@ -158,7 +191,7 @@ def _advance(
     logits: Tensor,
     num_beams: int,
     leaf_filter: LeafFilter | None,
-    first_row: int,
+    totals: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Go one level down: keep the best of all beams' children, in the order of their nodes.
 
@@ -166,6 +199,7 @@ def _advance(
         nodes: int64 `[batch, beam]`, where the beams are.
         scores: float32 `[batch, beam]`, their log-probabilities so far.
         logits: `[batch, beam, vocab]`, of the token that comes next.
+        totals: takes their normalisers `[batch, beam]`, to be checked when all is done.
 
     Returns:
         Of the new beams the nodes, the scores, the tokens that led there, and the number of the
@@ -174,7 +208,7 @@ def _advance(
     children, tokens, valid = trie.children(nodes, level)
     if leaf_filter is not None:
         valid &= leaf_filter.reachable(children)
-    log_probs = _log_probs(logits, tokens, first_row)
+    log_probs = _log_probs(logits, tokens, totals)
     candidates = (scores[..., None] + log_probs).masked_fill(~valid, -torch.inf).flatten(1)
     # A level with fewer nodes than beams keeps them all. A beam with no allowed item below it
     # is at -inf and stays there, whatever is added.
@@ -184,46 +218,37 @@ def _advance(
 
 
 def _encode(
-    model: Model, config: PreTrainedConfig, input_ids: Tensor, attention_mask: Tensor
+    model: Model,
+    config: PreTrainedConfig,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    head: PromptHead | None,
 ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-    """Read the prompts, and what all of them begin with only once if that pays.
+    """Read the prompts but for what they begin with, where that has been read before.
 
     Returns:
         The cache; the logits after each prompt, `[batch, 1, vocab]`; and for every slot of the
         cache whether it holds a token of the row, bool, and its position, both `[batch, slot]`.
     """
-    # Made without the config, the cache keeps every slot; made with it, a sliding-window layer
-    # drops its oldest slots and takes the beams for tokens that follow one another.
-    cache = DynamicCache()
+    cache = DynamicCache()  # without the config, as in `read_head`
     batch, length = input_ids.shape
     real = attention_mask.bool()
     position = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    shared = _shared_length(input_ids, real)
     mask: Tensor | dict[str, Tensor] = attention_mask
-    # A second call of the model costs something: on a CPU it paid from about this share on.
-    if shared * (batch - 2) >= batch * length / 8:
+    if head is None:
+        slots = position
+    else:
         # Every row now holds the shared tokens in the first slots, then its padding, then the rest.
+        shared = head.length
+        for number, (keys, values) in enumerate(head.layers):
+            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), number)
         first = torch.arange(shared, device=input_ids.device)
-        head = input_ids[0, real[0]][None, :shared]
-        model(
-            input_ids=head,
-            position_ids=first[None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        layers: list[Any] = cache.layers
-        for layer in layers:
-            layer.keys = layer.keys.expand(batch, -1, -1, -1)
-            layer.values = layer.values.expand(batch, -1, -1, -1)
         input_ids, position = input_ids[:, shared:], position[:, shared:]
         is_rest = real[:, shared:] & (position >= shared)
         real = torch.cat([torch.ones_like(real[:, :shared]), is_rest], dim=1)
         slots = torch.cat([first.expand(batch, -1), position], dim=1)
         past = torch.ones_like(real[0]).expand(length - shared, -1).tril(shared)
         mask = _masks(config, real[:, None] & past, position, slots, cache)
-    else:
-        slots = position
     logits = model(
         input_ids=input_ids,
         attention_mask=mask,
@@ -235,15 +260,7 @@ def _encode(
     return cache, logits, real, slots
 
 
-def _shared_length(input_ids: Tensor, real: Tensor) -> int:
-    """Count the tokens that all prompts begin with, at most all but the last of the shortest."""
-    lengths = real.sum(dim=1, keepdim=True)
-    columns = torch.arange(int(lengths.min()) - 1, device=input_ids.device)
-    starts = input_ids.gather(1, real.shape[1] - lengths + columns)
-    return int((starts == starts[:1]).all(dim=0).cumprod(dim=0).sum())
-
-
-def _log_probs(logits: Tensor, tokens: Tensor, first_row: int) -> Tensor:
+def _log_probs(logits: Tensor, tokens: Tensor, totals: list[Tensor]) -> Tensor:
     """Log-probabilities of `tokens` `[batch, beam, width]` from logits `[batch, beam, vocab]`.
 
     Only the wanted entries become float32; the normaliser is computed some rows at a time.
@@ -252,7 +269,7 @@ def _log_probs(logits: Tensor, tokens: Tensor, first_row: int) -> Tensor:
     block = max(1, _BLOCK.get(logits.device.type, _BLOCK_ELSEWHERE) // vocab)
     parts = logits.reshape(-1, vocab).split(block)
     total = torch.cat([part.float().logsumexp(dim=-1) for part in parts]).view(logits.shape[:2])
-    check_finite(total, first_row)
+    totals.append(total)
     return logits.gather(2, tokens).float() - total[..., None]
 
 
@@ -266,7 +283,8 @@ def _best(scores: Tensor, k: int) -> Tensor:
     better, equal = scores > least, scores == least
     free = k - better.sum(dim=1, keepdim=True)
     chosen = better | (equal & (equal.cumsum(dim=1) <= free))
-    return chosen.nonzero()[:, 1].view(len(scores), k)
+    # How many there are is known, so nothing waits for the device to count them.
+    return chosen.nonzero_static(size=len(scores) * k, fill_value=0)[:, 1].view(len(scores), k)
 
 
 def _masks(

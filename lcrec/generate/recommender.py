@@ -26,10 +26,11 @@ from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import position_limit
 from lcrec.data.id_map import Ids
+from lcrec.generate.beams import PromptHead, read_head
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
 from lcrec.generate.requests import RankingRequest, RequestEncoder, plan_batches
-from lcrec.generate.search import search
+from lcrec.generate.search import search, supports_shared_prefix
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.checkpoint import load_checkpoint
@@ -67,6 +68,7 @@ def require_task(tasks: Collection[str], task: str) -> None:
 
 CONSTRAINTS = ("trie", "level", "none")
 MIN_BEAMS = 20
+LEAST_HEAD = 8  # a prompt's beginning is read apart where it is at least an eighth of it
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Recommender:
     """A language model, its item index and its prompts, ready to rank the whole catalogue.
 
     Args:
-        model: in eval mode, on the device to use.
+        model: in eval mode, on the device to use, with weights that stay as they are.
         tokenizer: with the index's tokens.
         index: the item index.
         prompts: the prompt templates.
@@ -129,6 +131,7 @@ class Recommender:
         )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
         self.constraint = _constrain(self.trie, constraint, model)
+        self._heads: dict[tuple[int, ...], PromptHead] = {}
 
     @classmethod
     def from_pretrained(
@@ -343,8 +346,24 @@ class Recommender:
             self.constraint,
             self._beams(k, num_beams),
             leaf_filter=leaf_filter,
+            head=self._head(prompt_ids),
         )
         return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
+
+    def _head(self, prompt_ids: list[list[int]]) -> PromptHead | None:
+        """Return what these prompts begin with by their template, where it is worth its mask."""
+        if self.model.config.is_encoder_decoder or not supports_shared_prefix(self.model):
+            return None
+        longest = max(map(len, prompt_ids))
+        for ids in self.request_encoder.heads:
+            if LEAST_HEAD * len(ids) < longest:
+                break
+            if all(len(own) > len(ids) and own[: len(ids)] == ids for own in prompt_ids):
+                key = tuple(ids)
+                if key not in self._heads:
+                    self._heads[key] = read_head(self.model, ids)
+                return self._heads[key]
+        return None
 
     def rank_prompts(
         self,

@@ -3,8 +3,10 @@
 Everything a person can put into a request is checked here, before a model sees it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -121,6 +123,13 @@ class RequestEncoder:
                 template = self._choose("itemsearch", record, request.template)
             questions.append(template.ask(record))
         return self.encode(questions, self.index.num_levels)
+
+    @cached_property
+    def heads(self) -> list[list[int]]:
+        """What prompts begin with whatever is asked, by template, as token ids; longest first."""
+        templates = (t for t in self.prompts.templates if t.task in ("seqrec", "itemsearch"))
+        starts = sorted({re.split(r"\{[{%#]", t.question)[0].lstrip() for t in templates})
+        return sorted(self.prompt_encoder.head_ids(starts), key=len, reverse=True)
 
     def record(self, request: RankingRequest) -> Record:
         """Return what a prompt may say of a request."""

@@ -11,6 +11,7 @@ vocabulary, as in LC-Rec (arXiv 2311.09049); the closing EOS is not decoded.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,14 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from lcrec.core.errors import InputError
-from lcrec.generate.beams import BeamOutput, Model, beam_search, seq2seq_search
+from lcrec.generate.beams import (
+    BeamOutput,
+    Model,
+    PromptHead,
+    beam_search,
+    read_head,
+    seq2seq_search,
+)
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
@@ -38,6 +46,7 @@ def search(
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
+    head: PromptHead | None = None,
 ) -> BeamOutput:
     """Find the `num_beams` most likely items for every prompt.
 
@@ -54,6 +63,8 @@ def search(
         trie: the catalogue, or a looser constraint, on the device of `input_ids`.
         num_beams: items wanted per prompt, at most the catalogue's size.
         leaf_filter: which items each prompt may get; needs the catalogue as constraint.
+        head: what every prompt begins with (and does not end with), read before; for models that
+            `beam_search` decodes.
 
     Raises:
         InputError: inputs that do not fit each other, or a model whose logits are not finite.
@@ -61,6 +72,7 @@ def search(
     """
     _check_inputs(model, input_ids, attention_mask, trie, num_beams, leaf_filter)
     strategy = _sharing(model) if supports_shared_prefix(model) else generate_search
+    options = {} if head is None else {"head": head}
     parts: list[BeamOutput] = []
     slots = input_ids.shape[1] + num_beams * (trie.depth - 1)  # of the cache, per prompt
     start, size = 0, min(len(input_ids), max(1, _fitting.get(model, 2**62) // slots))
@@ -75,6 +87,7 @@ def search(
                 num_beams,
                 leaf_filter=leaf_filter and leaf_filter.rows(rows),
                 first_row=start,
+                **options,
             )
         except RuntimeError as error:
             if size == 1 or not _is_out_of_memory(error):
@@ -99,8 +112,12 @@ def supports_shared_prefix(model: Model) -> bool:
     def search_items(
         model: Model, input_ids: Tensor, attention_mask: Tensor, items: Tensor, num_beams: int
     ) -> BeamOutput:
-        trie = ItemTrie.build(items.numpy()).to(input_ids.device)
-        return _sharing(model)(model, input_ids, attention_mask, trie, num_beams)
+        trie, options = ItemTrie.build(items.numpy()).to(input_ids.device), {}
+        if len(input_ids) > 2 and not model.config.is_encoder_decoder:
+            pairs = zip(input_ids, attention_mask.bool(), strict=True)
+            shared = os.path.commonprefix([row[real].tolist() for row, real in pairs])  # noqa: RUF071
+            options = {"head": read_head(model, shared)}
+        return _sharing(model)(model, input_ids, attention_mask, trie, num_beams, **options)
 
     return passes_trial(model, search_items)
 

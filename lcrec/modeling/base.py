@@ -11,9 +11,11 @@ from peft.utils.transformers_weight_conversion import (
     _MODEL_TO_CONVERSION_PATTERN,
     _MOE_TARGET_MODULE_MAPPING,
 )
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.liger import apply_liger_kernel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_liger_kernel_available
 
 from lcrec.core.errors import InputError
@@ -96,7 +98,19 @@ def choose_attention(model: PreTrainedModel, wanted: str, *, dropout: float) -> 
     if fault is not None or dropout:
         return False
     model.set_attn_implementation("flex_attention")
+    ALL_ATTENTION_FUNCTIONS.register("flex_attention", _flex_attention)
+    # Compiled for a second size, it would be for all sizes, and then NaN (pytorch/pytorch#186775).
+    torch._dynamo.config.automatic_dynamic_shapes = False
     return True
+
+
+def _flex_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    # Autocast leaves rotated queries and keys in float32 and values in bf16: flex attention, unlike
+    # SDPA, has no gradients for that in the versions of torch that do not cast them.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return flex_attention_forward(module, query, key, value, *args, **kwargs)
 
 
 def compile_layers(model: PreTrainedModel | PeftModel) -> None:

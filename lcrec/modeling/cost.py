@@ -232,7 +232,9 @@ def memory(
     if checkpointing:  # a layer's input each, in what the layers pass on, and one layer whole
         passed_on = 4.0 if shape.trainable == shape.total else STORED_BYTES[precision]
         per_token = shape.layers * shape.width * passed_on + per_token / shape.layers
-    held = activations.fixed + work.batch_tokens * per_token
+    # What autocast makes of weights; FSDP gathers them in the type of the arithmetic.
+    fixed = 0.0 if sharding == "full" else activations.fixed
+    held = fixed + work.batch_tokens * per_token
     held += work.batch_answers * activations.per_answer
     return weights + trained + states + gathered + held
 

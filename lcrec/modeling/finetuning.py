@@ -268,6 +268,8 @@ def describe_run(
     if capacity is not None:
         tokens = sum(map(len, rows.train["input_ids"])) / len(rows.train) * settings.batch_size
         how += f", samples packed into buffers of {capacity:,} tokens"
+        if _pays_to_compile(settings, trained, rows, global_batch):
+            how += ", layers compiled (once, at the first updates)"
         if tokens < FULL_CARD / 2:
             fuller = round(settings.batch_size * FULL_CARD / tokens)
             how += (
@@ -307,7 +309,7 @@ def buffer_tokens(
         InputError: `--max-tokens-per-batch` is below the longest sample.
     """
     lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
-    longest = int(lengths.max())
+    longest = max(int(lengths.max()), *map(len, rows.valid["input_ids"]))
     if settings.max_tokens_per_batch is not None:
         if settings.max_tokens_per_batch < longest:
             raise InputError(
@@ -483,6 +485,10 @@ def make_trainer(
             router_aux_loss_coef=0.0,
             seed=settings.seed,
             use_cpu=not torch.accelerator.is_available(),
+            # Batches are packed and copied while the device works on others.
+            dataloader_num_workers=2 if trained.packs else 0,
+            dataloader_persistent_workers=trained.packs,
+            accelerator_config={"non_blocking": trained.packs},
         ),
     )
 

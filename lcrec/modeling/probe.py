@@ -115,7 +115,7 @@ def _compare(model: Any, beam_search: Callable[..., Any], vocab: int) -> tuple[f
         prompts[1, :_PADDING] = model.config.pad_token_id
 
     found = []
-    for repeats in (1, 2):  # two prompts are too few for the search to read a beginning once
+    for repeats in (1, 2):  # of more than two prompts the search reads the beginning once
         batch = (tensor.repeat(repeats, 1).to(model.device) for tensor in (prompts, mask))
         output = beam_search(model, *batch, items, len(items))
         found.append(torch.empty_like(output.scores).scatter_(1, output.items, output.scores))

@@ -40,7 +40,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
 
 from lcrec.core.console import ProgressBar, on_terminal
-from lcrec.core.device import compute_attention_plainly
+from lcrec.core.device import compute_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.modeling.base import base_model
@@ -126,9 +126,6 @@ class RecommenderTrainer(SFTTrainer):
         A loss is the sum over answer tokens divided by their number in the whole update, so that
         of the parts is that of the batch.
         """
-        if self._is_halved:  # a batch may have been packed ahead
-            assert isinstance(self.data_collator, PackingCollator)
-            inputs = self.data_collator.repack(inputs)
         self._batches.append((inputs, num_items_in_batch))
         try:
             return self._add_gradients(model, inputs, num_items_in_batch)
@@ -150,21 +147,23 @@ class RecommenderTrainer(SFTTrainer):
         collator = self.data_collator
         if not isinstance(collator, PackingCollator) or self._is_halved:
             return False
-        assert isinstance(self.train_dataset, Dataset)
-        longest = max(map(len, self.train_dataset["input_ids"]))
         # Processes that are not out of memory would not know of it.
-        if self.accelerator.num_processes > 1 or collator.capacity // 2 < longest:
+        if self.accelerator.num_processes > 1 or collator.capacity // 2 < self._longest():
             return False
         collator.capacity //= 2
         self._is_halved = True
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._batches = [(collator.repack(inputs), tokens) for inputs, tokens in self._batches]
         self._say(
             f"Update {self.state.global_step + 1} did not fit into memory: buffers hold "
             f"{collator.capacity:,} tokens from now on, to the same result."
         )
         return True
+
+    def _longest(self) -> int:
+        """Return the tokens of the longest sample, of those for validation too."""
+        datasets = self.train_dataset, self.eval_dataset
+        return max(len(ids) for d in datasets if isinstance(d, Dataset) for ids in d["input_ids"])
 
     def _add_all_gradients(self, model: nn.Module) -> Tensor:
         """Compute the gradients of the update's batches again; return the loss of the last one."""
@@ -193,6 +192,8 @@ class RecommenderTrainer(SFTTrainer):
         """Return a batch in the parts that are on a device at once."""
         if not is_packed(inputs):
             return split_batch(inputs, self.max_tokens_per_batch, self.accelerator.gather)
+        assert isinstance(self.data_collator, PackingCollator)
+        inputs = self.data_collator.repack(inputs)  # it may have been packed for larger buffers
         count = len(inputs["input_ids"])
         if self.is_fsdp_enabled or self._is_zero3():  # processes meet in every forward
             counts = torch.tensor([count], device=self.args.device)
@@ -208,6 +209,8 @@ class RecommenderTrainer(SFTTrainer):
             self._refuse_bad_losses(self._losses)
         elif not _is_finite(norm):
             norm = self._compute_again(model)
+        else:
+            self._left_out = 0
         for inputs, per_row in self._losses:
             self.task_losses.index_add_(0, inputs["task"], per_row)
         self._losses.clear()
@@ -231,10 +234,11 @@ class RecommenderTrainer(SFTTrainer):
             rows = [inputs for inputs, _ in self._batches]
             named = {f"{i}.{k}": v.contiguous() for i, r in enumerate(rows) for k, v in r.items()}
             save_file(named, batch)
-        compute_attention_plainly()
-        base = base_model(self.accelerator.unwrap_model(model))
-        if base.config._attn_implementation == "flex_attention":
-            base.set_attn_implementation("sdpa")
+        compute_plainly()
+        if isinstance(self.data_collator, PackingCollator):
+            base_model(self.accelerator.unwrap_model(model)).set_attn_implementation("sdpa")
+            # Plain attention takes memory by the square of a buffer.
+            self.data_collator.capacity = min(self.data_collator.capacity, self._longest())
         if not isinstance(self.accelerator.unwrap_model(model), PeftModel):
             # Its weights are float32; those under an adapter may be stored in less.
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)

@@ -91,6 +91,14 @@ class PromptEncoder:
         texts = [self.before + self.escape_markup(question) + self.after for question in questions]
         return self._encode(texts)
 
+    def head_ids(self, starts: list[str]) -> list[list[int]]:
+        """Return the ids that prompts begin with whose questions begin so.
+
+        Without the last one, for a token may go on behind the start of a question.
+        """
+        texts = [self.before + self.escape_markup(start) for start in starts]
+        return [ids[:-1] for ids in self._encode(texts)]
+
     def answer_ids(self, answers: list[str]) -> list[list[int]]:
         """Return each answer as token ids that end in EOS."""
         texts = [self.escape_markup(answer) for answer in answers]

@@ -179,11 +179,18 @@ def test_what_prompts_begin_with_is_encoded_once(family, shared, monkeypatch):
     ids, mask = make_prompts((24, 20, shared + 1, 18), seed=3)
     for row, real in zip(ids, mask.bool(), strict=True):
         row[real.nonzero()[:shared, 0]] = torch.arange(10, 10 + shared)
-    lengths = []
-    monkeypatch.setattr(beams, "_shared_length", spy(beams._shared_length, lengths))
-    output = search(model, ids, mask, ItemTrie.build(items.numpy()), len(items))
-    assert lengths[-1] == shared
-    assert_exact(output, score_all(model, ids, mask, items))
+    assert supports_shared_prefix(model)
+    head = beams.read_head(model, range(10, 10 + shared))
+    masks = []
+    monkeypatch.setattr(beams, "_masks", spy(beams._masks, masks))
+    for rows in (slice(0, 4), slice(2, 3)):  # the same head for another batch
+        part = ids[rows], mask[rows]
+        output = search(model, *part, ItemTrie.build(items.numpy()), len(items), head=head)
+        first = masks[0]["full_attention"] if isinstance(masks[0], dict) else masks[0]
+        assert first.shape[2:] == (24 - shared, 24)
+        assert_exact(output, score_all(model, *part, items))
+        assert head.layers[0][0].shape[2] == shared
+        masks.clear()
 
 
 def test_equal_prompts_and_equal_scores():

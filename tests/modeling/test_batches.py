@@ -15,6 +15,7 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import choose_attention
@@ -155,16 +156,23 @@ def test_attention_is_what_was_asked_for_or_refused(monkeypatch):
         choose_attention(mamba, "flex", dropout=0.0)
     assert not choose_attention(model, "auto", dropout=0.1)
     assert model.config._attn_implementation == "sdpa"
+    seen = []
+    forward = "lcrec.modeling.base.flex_attention_forward"
+    monkeypatch.setattr(forward, lambda _, *given: seen.extend(t.dtype for t in given))
     for wanted in ("auto", "flex"):
         assert choose_attention(model, wanted, dropout=0.0)
         assert model.config._attn_implementation == "flex_attention"
+        # Under autocast rotated queries and keys come in float32, and values do not.
+        rotated, value = torch.ones(1, 4, 8, 16), torch.ones(1, 4, 8, 16, dtype=torch.bfloat16)
+        ALL_ATTENTION_FUNCTIONS["flex_attention"](None, rotated, rotated, value)
         model.set_attn_implementation("sdpa")
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_buffers_hold_the_largest_batch_or_what_fits():
     rows = make_rows(*[(60, 20)] * 30, *[(30, 10)] * 2)
     trained = TrainingModel(MODELS[0], None, packs=True)
-    found = TrainingRows(Dataset.from_list(rows), 1, 32, None, None)
+    found = TrainingRows(Dataset.from_list(rows), 1, 32, Dataset.from_list(rows[:1]), None)
 
     def size(free, **options):
         settings = TrainingSettings(data="", index="", base="", batch_size=10, **options)

@@ -1,6 +1,9 @@
 """The benches at toy size: every figure is there, and what they compute has known answers."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,7 @@ def test_comparing_on_a_small_shop(shop, run_command):
 
 @pytest.mark.slow
 def test_the_ways_of_fine_tuning_learn_alike(run_command):
-    size = ["--vocabulary", 8192, "--steps", 6, "--rounds", 1, "--threads", 1, "--shapes", "7b"]
+    size = ["--vocabulary", 8192, "--steps", 6, "--rounds", 1, "--threads", 1]
     out = run_command("scripts/bench_finetune.py", *size, CUDA_VISIBLE_DEVICES="")
     result = figures_of(out)
     assert result.keys() == {
@@ -43,7 +46,29 @@ def test_the_ways_of_fine_tuning_learn_alike(run_command):
     assert 0 < result["memory_ratio"] < 1
     assert 0 < result["loss_difference"] < 0.01
     assert result["same_rows_difference"] < 1e-4
-    assert "\n--shapes 7b: skipped" in f"\n{out}"
+
+
+@pytest.mark.slow
+def test_a_rehearsal_without_a_gpu_walks_the_whole_path(tmp_path):
+    command = ["bash", "scripts/gpu.sh", tmp_path / "out", "--rehearse"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run(command, cwd=SCRIPTS.parent, env=environment, check=True, capture_output=True)
+    files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert len(files) <= 8
+    ended = [line for line in files["summary.txt"].splitlines() if ": status " in line]
+    stages = [
+        f"{name}: {stage}"
+        for name in ("office-seqrec", "office-all", "beauty")
+        for stage in ("fine-tune", "rank", "evaluate")
+    ]
+    names = {line.removeprefix("== ").split(": status")[0] for line in ended}
+    assert names == {"tests", "shapes", "decoding", "tiger", "p5cid", *stages}
+    assert all(": status 0, " in line for line in ended), ended
+    shapes = figures_of(files["shapes.txt"])
+    assert shapes.keys() == {"tiny full", "tiny full, padded", "tiny LoRA", "tiny QLoRA"}
+    assert all(row["tokens_per_second"] > 0 and row["mfu"] > 0 for row in shapes.values())
+    assert "HR@10" in files["office.txt"]
+    assert figures_of(files["decoding.txt"])["gpu_tiny_20_users_per_second"] > 0
 
 
 @pytest.mark.slow

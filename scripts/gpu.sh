@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Everything worth measuring on one CUDA GPU, within nine minutes and the most valuable first.
+#   DATA=FOLDER SMOLLM2=FOLDER bash scripts/gpu.sh OUT      (what must be there: scripts/README.md)
+#   bash scripts/gpu.sh OUT --rehearse                      the same path on a CPU, at toy size
+# Figures are printed, and written to OUT, as soon as they are known; a part that fails, or runs out
+# of its time, is a finding like others, and the next one follows.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?usage: bash scripts/gpu.sh OUT [--rehearse]}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+limit=540 slowness=1
+full=(--mode full --precision bf16 --batch-size 128 --learning-rate 5e-4 --rows text --warmup 0.05
+  --max-history 10 --max-text-words 20 --prompts prompts/short --validation-users 500 --patience 8)
+seqrec=(--tasks seqrec --epochs 6)
+all=(--tasks seqrec item2index index2item --epochs 5)
+beauty=(--tasks seqrec=40000 --epochs 2)
+shapes=(smollm2 0.6b 7b) steps=24 decoding=(--ways gpu --rounds 3)
+tiger=(--paper-family) p5cid=(--paper-family)
+tests=(tests/test_cuda.py tests/test_finetune.py)
+
+if [ "${2:-}" = --rehearse ]; then
+  export CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
+  limit=6000 slowness=10
+  DATA=$work/data SMOLLM2=$work/base INDEX=$work/index
+  for shop in Office Beauty; do
+    "$python" -m lcrec synthetic --output "$DATA/$shop" --users 40 --items 30
+  done
+  "$python" - "$DATA" "$INDEX" <<'P'
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lcrec.core.artifacts import find_data
+from lcrec.core.provenance import write_provenance
+from lcrec.index.item_index import ItemIndex
+
+for name in ("Office", "Beauty"):
+    codes = np.stack(np.unravel_index(np.arange(30), (4, 4, 4)), axis=1).astype(np.int32)
+    folder = Path(sys.argv[2]) / name
+    folder.mkdir(parents=True)
+    ItemIndex(codes, (4, 4, 4)).save(folder)
+    item = find_data(Path(sys.argv[1]) / name).item
+    write_provenance(folder, "rehearsal", {}, {"item": item}, level_sizes=[4, 4, 4])
+P
+  "$python" -m lcrec tinylm --data "$DATA/Office" --output "$SMOLLM2" --vocab-size 400 \
+    --hidden-size 32 --layers 1 --epochs 0
+  tiny=(--batch-size 16 --validation-users 10 --num-beams 10)
+  seqrec=(--tasks seqrec=32 --epochs 1 "${tiny[@]}")
+  all=(--tasks seqrec=16 item2index=16 index2item=16 --epochs 1 "${tiny[@]}") beauty=("${seqrec[@]}")
+  shapes=(tiny) steps=4 decoding=(--ways gpu --shapes tiny --rounds 1)
+  tiger=(--epochs 1 --dim 32 --layers 1 --heads 1 --hidden 32 --valid-users 10)
+  p5cid=("${tiger[@]}" --leaf 10)
+  tests=(tests/test_cuda.py) # whose laws the other tests ask of a CPU
+fi
+index=${INDEX:-$(dirname "${DATA:?names the folder with Office/ and Beauty/}")/index}
+: "${SMOLLM2:?names the folder of the base model}"
+
+say() { echo "$*" | tee -a "$out/summary.txt"; }
+
+# part NAME SECONDS FILE COMMAND...: what it prints goes to the screen and to OUT/FILE.
+part() {
+  local name=$1 seconds=$2 file=$out/$3 left=$((limit - SECONDS)) start=$SECONDS
+  shift 3
+  if [ "$left" -lt 15 ]; then
+    say "== $name: left out, $left s are left"
+    return
+  fi
+  timeout -k 5 "$((slowness * (seconds < left ? seconds : left)))" "$@" 2>>"$work/errors" | tee -a "$file"
+  local status=${PIPESTATUS[0]}
+  say "== $name: status $status, $((SECONDS - start)) s"
+  if [ "$status" != 0 ]; then
+    tail -n 15 "$work/errors" | tee -a "$file"
+  fi
+}
+
+# train NAME SECONDS FILE SHOP SETTINGS...: fine-tune, rank the test items, measure.
+train() {
+  local name=$1 seconds=$2 file=$3 shop=$4 data=$DATA/$4 made=$work/$1
+  shift 4
+  part "$name: fine-tune" "$seconds" "$file" "$python" -m lcrec finetune --data "$data" \
+    --index "$index/$shop" --base "$SMOLLM2" --output "$made" "${full[@]}" "$@"
+  [ -f "$made/lcrec.json" ] || return
+  part "$name: rank" 60 "$file" "$python" -m lcrec generate --model "$made" --data "$data" \
+    --output "$made.jsonl"
+  part "$name: evaluate" 30 "$file" "$python" -m lcrec evaluate --predictions "$made.jsonl"
+}
+
+[ "${2:-}" = --rehearse ] || nvidia-smi --query-gpu=name,memory.total --format=csv,noheader | tee -a "$out/summary.txt"
+say "$("$python" -c 'import torch, transformers; print(torch.__version__, transformers.__version__)')"
+part tests 100 tests.txt "$python" -m pytest -q -m cuda -p no:cacheprovider "${tests[@]}"
+train office-seqrec 120 office.txt Office "${seqrec[@]}"
+part shapes 100 shapes.txt "$python" scripts/bench_finetune.py --steps "$steps" \
+  --shapes "${shapes[@]}"
+train office-all 140 office.txt Office "${all[@]}"
+part decoding 70 decoding.txt "$python" scripts/bench_decoding.py "${decoding[@]}"
+train beauty 120 beauty.txt Beauty "${beauty[@]}"
+for method in tiger p5cid; do
+  settings=$method[@]
+  part "$method" 60 baselines.txt "$python" -m lcrec baselines "$method" --data "$DATA/Office" \
+    --index "$index/Office" --output "$work/$method.jsonl" --max-minutes 0.6 "${!settings}"
+done
+say "== $SECONDS s in all"
