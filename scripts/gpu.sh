@@ -10,6 +10,7 @@ out=${1:?usage: bash scripts/gpu.sh OUT [--rehearse]}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 python=${PYTHON:-python3}
+lcrec=("$python" -m lcrec)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 limit=540 slowness=1
@@ -27,7 +28,7 @@ if [ "${2:-}" = --rehearse ]; then
   limit=6000 slowness=10
   DATA=$work/data SMOLLM2=$work/base INDEX=$work/index
   for shop in Office Beauty; do
-    "$python" -m lcrec synthetic --output "$DATA/$shop" --users 40 --items 30
+    "${lcrec[@]}" synthetic --output "$DATA/$shop" --users 40 --items 30
   done
   "$python" - "$DATA" "$INDEX" <<'P'
 import sys
@@ -47,7 +48,7 @@ for name in ("Office", "Beauty"):
     item = find_data(Path(sys.argv[1]) / name).item
     write_provenance(folder, "rehearsal", {}, {"item": item}, level_sizes=[4, 4, 4])
 P
-  "$python" -m lcrec tinylm --data "$DATA/Office" --output "$SMOLLM2" --vocab-size 400 \
+  "${lcrec[@]}" tinylm --data "$DATA/Office" --output "$SMOLLM2" --vocab-size 400 \
     --hidden-size 32 --layers 1 --epochs 0
   tiny=(--batch-size 16 --validation-users 10 --num-beams 10)
   seqrec=(--tasks seqrec=32 --epochs 1 "${tiny[@]}")
@@ -82,12 +83,12 @@ part() {
 train() {
   local name=$1 seconds=$2 file=$3 shop=$4 data=$DATA/$4 made=$work/$1
   shift 4
-  part "$name: fine-tune" "$seconds" "$file" "$python" -m lcrec finetune --data "$data" \
+  part "$name: fine-tune" "$seconds" "$file" "${lcrec[@]}" finetune --data "$data" \
     --index "$index/$shop" --base "$SMOLLM2" --output "$made" "${full[@]}" "$@"
   [ -f "$made/lcrec.json" ] || return
-  part "$name: rank" 60 "$file" "$python" -m lcrec generate --model "$made" --data "$data" \
+  part "$name: rank" 60 "$file" "${lcrec[@]}" generate --model "$made" --data "$data" \
     --output "$made.jsonl"
-  part "$name: evaluate" 30 "$file" "$python" -m lcrec evaluate --predictions "$made.jsonl"
+  part "$name: evaluate" 30 "$file" "${lcrec[@]}" evaluate --predictions "$made.jsonl"
 }
 
 [ "${2:-}" = --rehearse ] || nvidia-smi --query-gpu=name,memory.total --format=csv,noheader | tee -a "$out/summary.txt"
@@ -101,7 +102,7 @@ part decoding 70 decoding.txt "$python" scripts/bench_decoding.py "${decoding[@]
 train beauty 120 beauty.txt Beauty "${beauty[@]}"
 for method in tiger p5cid; do
   settings=$method[@]
-  part "$method" 60 baselines.txt "$python" -m lcrec baselines "$method" --data "$DATA/Office" \
+  part "$method" 60 baselines.txt "${lcrec[@]}" baselines "$method" --data "$DATA/Office" \
     --index "$index/Office" --output "$work/$method.jsonl" --max-minutes 0.6 "${!settings}"
 done
 say "== $SECONDS s in all"
