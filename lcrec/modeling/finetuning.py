@@ -112,9 +112,7 @@ def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingMo
     codebooks = None
     if "codebooks" in inputs.files:
         codebooks = read_codebooks(inputs.files["codebooks"], inputs.index.level_sizes)
-    # Frozen weights need no more than the precision of the arithmetic; trained ones do.
-    dtype = torch.float32 if settings.mode == "full" else DTYPES[settings.precision]
-    model, tokenizer = load_base(settings.base, dtype, quantize=settings.quantize)
+    model, tokenizer = load_base(settings.base, _stored_dtype(settings), quantize=settings.quantize)
     new_ids = extend_tokenizer(tokenizer, inputs.index)
     titles = [inputs.items.title(item) for item in range(len(inputs.items))]
     resize_embeddings(
@@ -136,6 +134,11 @@ def starts_from_texts(settings: TrainingSettings, inputs: TrainingInputs) -> boo
     return settings.rows == "text" or lacks_codebook
 
 
+def _stored_dtype(settings: TrainingSettings) -> torch.dtype:
+    # Frozen weights need no more than the precision of the arithmetic; trained ones do.
+    return torch.float32 if settings.mode == "full" else DTYPES[settings.precision]
+
+
 def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingModel:
     """Return the model of `load_model` without weights, on the meta device.
 
@@ -143,6 +146,7 @@ def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> Trai
         InputError: the base has no config.json or tokenizer, or is no causal language model.
     """
     model, tokenizer = load_shape(settings.base)
+    torch.nn.Module.to(model, _stored_dtype(settings))
     new_ids = extend_tokenizer(tokenizer, inputs.index)
     size = max(rows_needed(tokenizer), model.config.get_text_config().vocab_size)
     model.resize_token_embeddings(size, mean_resizing=False)
@@ -449,7 +453,7 @@ def make_trainer(
         ranking=RankingValidation(rows.held_out, rank, min(settings.num_beams, num_items)),
         max_tokens_per_batch=settings.max_tokens_per_batch,
         epochs=rows.epochs,
-        callbacks=[EarlyStopping(settings.patience or max(3, rows.epochs // 4))],
+        callbacks=[EarlyStopping(settings.patience)],
         args=SFTConfig(
             output_dir=str(work),
             # One pass over the rows of all epochs, in their order.

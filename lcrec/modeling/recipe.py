@@ -89,11 +89,8 @@ class TrainingSettings:
     liger: bool = option("Liger's kernels where installed, on CUDA: faster, less memory", False)
     validation_users: int = option("held-out users to rank the catalogue for", 1000, minimum=1)
     validate_every: float = option("epochs between validations", 1.0, minimum=0.01)
-    patience: int | None = option(
-        "stop after this many validations without a gain in NDCG@10 or in the loss (default: 3, or "
-        "a quarter of more than 12 epochs)",
-        None,
-        minimum=1,
+    patience: int = option(
+        "stop after this many validations without a gain in NDCG@10 or in the loss", 3, minimum=1
     )
     num_beams: int = option("beams in validation", 20, minimum=10)
     report_to: str = option("where metrics go: none, tensorboard, wandb, trackio", "none")
