@@ -1,8 +1,10 @@
 """Runs the recipe under FSDP2 on processors, which Accelerate leaves to accelerators.
 
-Everything else is as `accelerate launch` with recipes/accelerate/fsdp2.yaml has it.
+Everything else is as `accelerate launch` with recipes/accelerate/fsdp2.yaml has it. With STOP in
+the environment all processes end when the first checkpoint stands.
 """
 
+import os
 import runpy
 import sys
 
@@ -21,5 +23,16 @@ def __init__(self, *args, **kwargs):
 
 
 PartialState.__init__ = __init__
+if "STOP" in os.environ:
+    from lcrec.modeling.trainer import RecommenderTrainer
+
+    save = RecommenderTrainer._save_checkpoint
+
+    def save_and_end(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        sys.exit(3)
+
+    RecommenderTrainer._save_checkpoint = save_and_end
 sys.argv = ["recipes/finetune.py", *sys.argv[1:]]
 runpy.run_path("recipes/finetune.py", run_name="__main__")

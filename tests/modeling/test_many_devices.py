@@ -88,11 +88,18 @@ def test_weights_shared_out_train_as_whole_ones(
     options += ("--base", bases[kind], "--batch-size", 4)
     _, environment = launch(next(file for file in FILES if file.stem == "fsdp2"))
     shared = tmp_path / "shared"
-    out = run_command(
-        *("-m", "torch.distributed.run", "--nproc_per_node", 2, "tests/fsdp_worker.py"),
-        *finetune_words(shared, *options),
-        **{name: value for name, value in environment.items() if "FSDP" in name},
-    )
+    command = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "tests/fsdp_worker.py")
+    command += (*finetune_words(shared, *options),)
+    environment = {name: value for name, value in environment.items() if "FSDP" in name}
+    if (kind, mode) != ("untied", "lora"):  # ended and resumed, which loses no process's share
+        run_command(*command, status=1, STOP="1", **environment)
+        (kept,) = (shared / ".training").glob("checkpoint-*")
+        if mode == "lora":  # adapters, and the embedding under the name of the tied head
+            saved = torch.load(kept / "pytorch_model_fsdp.bin")
+            frozen = [name for name in saved if "lora_" not in name and "token_adapter" not in name]
+            assert frozen == []
+            assert any("lora_" in name for name in saved)
+    out = run_command(*command, **environment)
     assert "in 2 process(es)" in out
     alone = finetune(tmp_path / "alone", *options, "--accumulate", 2)
     (name,) = [file.name for file in alone.glob("*.safetensors")]
