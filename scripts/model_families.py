@@ -43,7 +43,6 @@ from lcrec.tinylm import collect_corpus, train_tokenizer
 TABLE = Path(__file__).parents[1] / "lcrec" / "modeling" / "README.md"
 HEAD = "| What `--mode full` and `--mode lora` do | Families |\n|---|---|\n"
 MODES = ("full", "lora")
-WRONG = "are trained, but decoded with other scores than plain passes give"
 LARGEST = 4_000_000  # parameters
 ITEMS = 48
 WORDS = 500  # of the vocabulary
@@ -186,7 +185,7 @@ class Trial:
         self.tokenizer.save_pretrained(folder)
 
     def run(self, folder: Path, mode: str) -> str:
-        """Return `work`, `WRONG`, or why a fine-tune refuses the base in `folder`."""
+        """Return `work`, or why a fine-tune refuses the base in `folder`."""
         model, merged = folder / mode, folder / f"{mode}-merged"
         words = ["--data", self.data, "--index", self.index, "--base", folder / "base"]
         words += ["--output", model, "--mode", mode, "--epochs", 1, "--validation-users", 6]
@@ -198,10 +197,7 @@ class Trial:
                 raise  # it was refused too late
             return refusal_in_words(str(error))
         live = Recommender.from_pretrained(model)
-        try:
-            compare_with_plain(live)
-        except AssertionError:
-            return WRONG
+        compare_with_plain(live)
         modeling(["merge", "--model", str(model), "--output", str(merged)])
         found = Recommender.from_pretrained(merged).recommend([[1, 2]], ITEMS)
         near(found.scores, live.recommend([[1, 2]], ITEMS).scores)
@@ -238,7 +234,7 @@ def compare_with_plain(recommender: Recommender) -> None:
 
 def near(found: np.ndarray, expected: np.ndarray) -> None:
     """Check that log-probabilities are equal but for rounding."""
-    np.testing.assert_allclose(found, expected, atol=5e-3)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def table(outcomes: dict[str, str]) -> str:

@@ -20,7 +20,8 @@ from lcrec.modeling.batches import FEATURES, sample_losses
 
 TOKENS = 9  # of the longer row of the trial
 PADDING = 4  # tokens by which the other is shorter
-ANSWER = 3  # tokens under loss
+ANSWER = 3  # tokens under loss, and of a beam
+BEAMS = 4
 
 
 def check_family(model: PreTrainedModel | PeftModel, mode: str, rank: Callable[[], Any]) -> None:
@@ -63,6 +64,13 @@ def check_family(model: PreTrainedModel | PeftModel, mode: str, rank: Callable[[
             f"--base: models of the family {name} cannot be decoded ({reason_of(error)}); no "
             "--mode can help, take another family"
         ) from None
+    difference, tolerance = _beam_error(model)
+    if not difference <= tolerance:
+        raise InputError(
+            f"--base: models of the family {name} score beams otherwise than plain passes (by "
+            f"{difference:.2g}), so rankings would be wrong; no --mode can help, take another "
+            "family"
+        )
     model.train()
 
 
@@ -116,6 +124,36 @@ def _padding_error(model: Any) -> tuple[float, float]:
     if getattr(model, "is_quantized", False):
         coarse = max(coarse, torch.finfo(torch.bfloat16).eps)  # 8 bits too, of each row apart
     return float((padded - plain).abs().max() / plain.std()), 1e-3 + 32 * coarse
+
+
+@torch.no_grad()
+def _beam_error(model: Any) -> tuple[float, float]:
+    """Return by how much scores of beams differ from those of plain passes, and what may be.
+
+    A state that a family keeps outside of its cache does not follow the beams.
+    """
+    prompt = _rows(_vocabulary(model), model.device)["input_ids"][:1]
+    found = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=ANSWER,
+        num_beams=BEAMS,
+        num_return_sequences=BEAMS,
+        length_penalty=0.0,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    sequences = found.sequences
+    logits = model(input_ids=sequences, use_cache=False).logits[:, TOKENS - 1 : -1].float()
+    answers = sequences[:, TOKENS:, None]
+    plain = logits.log_softmax(-1).gather(2, answers).sum((1, 2))
+    coarse = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    if getattr(model, "is_quantized", False):
+        coarse = max(coarse, torch.finfo(torch.bfloat16).eps)
+    return float((found.sequences_scores - plain).abs().max()), 1e-3 + 64 * coarse
 
 
 def _vocabulary(model: Any) -> int:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BartConfig,
     BartForCausalLM,
     LlamaConfig,
@@ -158,3 +160,13 @@ def test_a_prompt_beyond_the_bound_is_refused(checkpoint):
     )
     with pytest.raises(InputError, match="more than the 10 of the model's context"):
         bounded.recommend([[1, 2, 3]], 5)
+
+
+def test_a_state_that_does_not_follow_the_beams_is_found():
+    shape = {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2, "vocab_size": 50}
+    sizes = {"hidden_size": 32, "lru_width": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("recurrent_gemma", **shape, **sizes, num_key_value_heads=1)
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(InputError, match="recurrent_gemma score beams otherwise than plain passes"):
+        check_family(model, "full", lambda: None)

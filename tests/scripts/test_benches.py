@@ -102,7 +102,7 @@ def test_the_measures_of_an_index_by_hand(load_script):
     ("script", "words", "message"),
     [
         ("baselines", ["--parts", "evalute"], r"--parts .'evalute'.: there are evaluate, lightgcn"),
-        ("finetune", ["--shapes", "70b"], r"--shapes 70b: expected 0\.6b or 7b"),
+        ("finetune", ["--shapes", "70b"], r"--shapes 70b: expected smollm2 or"),
         ("quantize", ["--parts", "all"], r"--parts \['all'\]: there are kmeans, parity"),
         ("quantize", ["--embeddings", "."], r"there is no embeddings.npy in it"),
     ],

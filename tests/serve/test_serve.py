@@ -170,7 +170,7 @@ def test_a_catalogue_of_another_checkpoint(checkpoint, shop, tmp_path):
 def test_items_that_were_added(checkpoint, shop, grown, monkeypatch):
     served = []
 
-    def stop(recommender, items, **settings):
+    def stop(recommender, items, limits, **settings):
         served.extend([recommender, items])
         raise KeyboardInterrupt
 
