@@ -66,7 +66,11 @@ class GenerateConfig(Writes):
     output: Path | None = option(
         "the predictions file to write for a split; with --all-users, a folder", None
     )
-    split: Literal["valid", "test"] = option("which held-out items to predict", "test")
+    split: Literal["valid", "test"] | None = option(
+        "which held-out items to predict (default: test); with --user, the part to hide "
+        "(default: nothing is hidden)",
+        None,
+    )
     all_users: bool = option("rank what comes after all that each user has, for every user", False)
     format: Literal["jsonl", "parquet"] = option("of the files of --all-users", "jsonl")
     shard_users: int = option("users per file of --all-users", 10_000, minimum=1)
@@ -128,6 +132,8 @@ def main(argv: list[str]) -> None:
     from lcrec.generate.one_request import check_counts, load_allowed
 
     items = load_items(config.data)
+    if config.split is None and config.user is None:
+        config = replace(config, split="test")
     if config.k is None:
         config = replace(config, k=min(20, len(items)))
     assert config.k is not None
@@ -137,7 +143,8 @@ def main(argv: list[str]) -> None:
     allowed = load_allowed(config.allow, config.deny, config.k, names.items)
     split = None if config.all_users else load_split(config.data, interactions)
     cases = None if split is None else split.valid if config.split == "valid" else split.test
-    if cases is not None and cases.exclude is not None and config.constraint != "trie":
+    forbids = config.output is not None and cases is not None and cases.exclude is not None
+    if forbids and config.constraint != "trie":
         raise InputError(
             f"--constraint {config.constraint}: the split of --data {config.data} forbids to rank "
             "what a user trained on, which needs --constraint trie"
@@ -147,7 +154,7 @@ def main(argv: list[str]) -> None:
         config = replace(config, precision=pick_precision(config.precision))
         if config.output is None:
             assert cases is not None
-            answer(config, items, interactions.users, names, cases, allowed, state)
+            answer(config, items, interactions, names, cases, allowed, state)
             return
         claimed = claim(
             config.output,
@@ -166,16 +173,20 @@ def main(argv: list[str]) -> None:
 def answer(
     config: GenerateConfig,
     items: Items,
-    users: list[str],
+    interactions: Interactions,
     names: Names,
     cases: EvalCases,
     allowed: np.ndarray | None,
     state: PartialState,
 ) -> None:
     """Answer one request on the screen."""
-    from lcrec.generate.one_request import answer_request, find_history
+    from lcrec.generate.one_request import answer_request, history_of, read_history
 
-    history = find_history(config.user, config.history, cases, users, names)
+    if config.user is None:
+        history = read_history(config.history or [], names.items)
+    else:
+        hidden = None if config.split is None else cases
+        history = history_of(config.user, interactions, names, hidden)
     recommender = load_recommender(config, len(items), state)
     request = make_request(config, history, allowed)
     templates: list[Template | None] = [None]  # the recommender's own choice

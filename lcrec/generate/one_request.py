@@ -11,7 +11,7 @@ import numpy as np
 
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest
-from lcrec.data.folder import Items
+from lcrec.data.folder import Interactions, Items
 from lcrec.data.id_map import IdMap, Names
 from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
@@ -78,27 +78,46 @@ def read_item_ids(path: Path, flag: str, ids: IdMap) -> list[int]:
     return items
 
 
-def find_history(
-    user: str | None, history: list[str] | None, cases: EvalCases, users: Sequence[str], ids: Names
+def history_of(
+    user: str, interactions: Interactions, ids: Names, cases: EvalCases | None
 ) -> list[int]:
-    """Return the items of `--history` or of `--user`, none where neither is given.
+    """Return the items of a user: all, or those before the first of their cases.
+
+    Args:
+        user: what the user is called.
+        interactions: of all users.
+        ids: what users and items are called.
+        cases: the part of the split to hide; None to hide nothing.
 
     Raises:
-        InputError: an item that is not in the catalogue, or no such user.
+        InputError: there is no such user, or the split holds nothing of theirs.
     """
-    if user is not None:
-        if user not in ids.users.numbers:
-            near = closest(user, ids.users.names)
-            raise InputError(f"--user {user}: not in the data set{near}")
-        name = users[ids.users.numbers[user]]
-        if name not in cases.users:
-            raise InputError(f"--user {user}: the split holds nothing of theirs; give --history")
-        return cases.histories[cases.users.index(name)].tolist()  # before the first of their cases
-    for word in history or []:
-        if not ids.items.is_raw and not word.removeprefix("-").isdecimal():
+    if user not in ids.users.numbers:
+        near = closest(user, ids.users.names)
+        raise InputError(f"--user {user}: not in the data set{near}")
+    place = ids.users.numbers[user]
+    if cases is None:
+        return interactions.sequence(place).tolist()
+    name = interactions.users[place]
+    if name not in cases.users:
+        raise InputError(
+            f"--user {user}: the split holds nothing of theirs; leave --split out, or give "
+            "--history"
+        )
+    return cases.histories[cases.users.index(name)].tolist()
+
+
+def read_history(words: list[str], items: IdMap) -> list[int]:
+    """Return the items of `--history`.
+
+    Raises:
+        InputError: one is not in the catalogue.
+    """
+    for word in words:
+        if not items.is_raw and not word.removeprefix("-").isdecimal():
             raise InputError(f"--history: expected a whole number, found {word!r}")
     try:
-        return [ids.items.number(word) for word in history or []]
+        return [items.number(word) for word in words]
     except InputError as error:
         raise InputError(f"--history: {error}") from None
 

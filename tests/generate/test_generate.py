@@ -386,8 +386,20 @@ def test_added_items_need_the_data_and_the_index_that_have_them(run, grown, shop
     assert not (tmp_path / "p.jsonl").exists()
 
 
+def test_nothing_of_one_user_is_hidden(run, shop, shop_items, split, capsys):
+    everything = load_interactions(shop, len(shop_items)).sequence(17).tolist()
+    for words, had in (
+        ([], everything),
+        (["--split", "test"], everything[:-1]),
+        (["--split", "valid"], everything[:-2]),
+    ):
+        run("--user", "17", "--k", 5, *words)
+        shown = capsys.readouterr().out.split("recommended:")[0]
+        assert shop_items.title(had[-1])[:80] in shown.strip().splitlines()[-1]
+
+
 def test_one_user(run, shop_items, predicted, split, capsys):
-    run("--user", "17", "--k", 5)
+    run("--user", "17", "--k", 5, "--split", "test")
     out = capsys.readouterr().out
     assert "had, latest last:" in out
     had, recommended = out.split("recommended:")
@@ -467,7 +479,7 @@ def test_a_query(run, taught, checkpoint, split, capsys):
     assert "looks for: a desk lamp" in out
     assert "had, latest last" not in out
     assert ranked_on_screen(out) == loaded.search(["a desk lamp"], k=4).items[0].tolist()
-    run("--query", "a desk lamp", "--user", "17", "--k", 4, "--exclude-history")
+    run("--query", "a desk lamp", "--user", "17", "--k", 4, "--exclude-history", "--split", "test")
     history = split.test.histories[17]
     expected = loaded.search(["a desk lamp"], histories=[history], k=4, exclude_history=True).items[
         0
