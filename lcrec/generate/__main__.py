@@ -109,6 +109,7 @@ class GenerateConfig(Writes):
         "and <Name>.item2id); predictions of a split keep numbers",
         None,
     )
+    base: str | None = option("where an adapter's base model lies now, if it moved", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
@@ -365,6 +366,7 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
         config.model,
         device=state.device,
         dtype=DTYPES[pick_precision(config.precision)],
+        base=config.base,
         index=config.index,
         prompts=own_prompts,
         max_batch_tokens=config.batch_tokens,
@@ -382,7 +384,8 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
 def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     """Return what a result is recorded to be made of: settings and input files."""
     settings = config_dict(config)
-    del settings["show"], settings["ids"]
+    for name in ("show", "ids", "base"):  # none of which decides what is ranked
+        del settings[name]
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
     if not config.all_users:

@@ -140,6 +140,7 @@ class Recommender:
         *,
         device: str | None = None,
         dtype: torch.dtype = torch.float32,
+        base: str | None = None,
         index: str | Path | None = None,
         prompts: PromptSet | None = None,
         max_batch_tokens: int | None = None,
@@ -149,6 +150,7 @@ class Recommender:
 
         Args:
             folder: what `lcrec.finetune` wrote.
+            base: where an adapter's base model lies now, if it moved.
             index: an index that adds items to the checkpoint's own (`lcrec.quantize --add`).
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
@@ -158,7 +160,7 @@ class Recommender:
         Raises:
             InputError: no checkpoint, parts of different ones, or an `index` changing old items.
         """
-        checkpoint = load_checkpoint(Path(folder), dtype)
+        checkpoint = load_checkpoint(Path(folder), dtype, base=base)
         nn.Module.to(checkpoint.model, pick_device(device))
         return cls(
             checkpoint.model,

@@ -50,6 +50,7 @@ class MergeConfig(Writes):
 
     model: Path = option("the checkpoint to merge")
     output: Path = option("the folder to write the plain model to", writes=FOLDER)
+    base: str | None = option("where its base model lies now, if it moved", None)
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "what the weights are written in; they are merged in fp32", "fp32"
     )
@@ -73,10 +74,10 @@ def main(argv: list[str]) -> None:
 
     quantised = CheckpointFacts.read(config.model).quantize != "none"
     print(f"Merging {config.model}" + (" into its dequantised base" if quantised else ""))
-    live = load_checkpoint(config.model)
+    live = load_checkpoint(config.model, base=config.base)
     prompts = probe_prompts(live)
     before = logits_of(live.model, prompts)
-    model = merge_checkpoint(config.model)
+    model = merge_checkpoint(config.model, config.base)
     distance, spread = logit_distance(before, logits_of(model, prompts))
     if quantised:
         print(
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> None:
     )
 
 
-def merge_checkpoint(folder: Path) -> PreTrainedModel:
+def merge_checkpoint(folder: Path, base: str | None = None) -> PreTrainedModel:
     """Return a checkpoint's model with its adapter and its new rows merged in, in fp32.
 
     A quantised base is dequantised first: quantising the sum again would lose much of
@@ -107,7 +108,7 @@ def merge_checkpoint(folder: Path) -> PreTrainedModel:
 
     from lcrec.modeling.checkpoint import load_checkpoint
 
-    model = load_checkpoint(folder, dequantize=True).model
+    model = load_checkpoint(folder, base=base, dequantize=True).model
     return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
 
 

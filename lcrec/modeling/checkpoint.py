@@ -185,13 +185,18 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, dtype: torch.dtype = torch.float32, *, dequantize: bool = False
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    base: str | None = None,
+    dequantize: bool = False,
 ) -> Checkpoint:
     """Load what `save_checkpoint` wrote, ready for inference.
 
     Args:
         folder: the checkpoint.
         dtype: of the weights, or of the arithmetic where they are quantised.
+        base: where the base model of an adapter lies now; None for where it was.
         dequantize: expand a quantised base to full precision, as one that is merged must be.
 
     Raises:
@@ -202,10 +207,19 @@ def load_checkpoint(
     index = ItemIndex.load(folder)
     prompts = PromptSet.load(folder / PROMPTS)
     if not (folder / ADAPTER_CONFIG).exists():
+        if base is not None:
+            raise InputError(f"--base {base}: --model {folder} is whole and needs no base model")
         model, tokenizer = load_pair("--model", folder, CAUSAL, remedy=REMEDY, **loading(dtype))
         return Checkpoint(model, tokenizer, index, prompts, facts)
     tokenizer = load_tokenizer("--model", folder, remedy=REMEDY)
-    base = base_of_adapter("--model", folder, remedy=REMEDY)
+    if base is None:
+        base = base_of_adapter("--model", folder, remedy=REMEDY)
+        record = read_provenance(folder)
+        if record is not None and "base" in record["inputs"] and not Path(base).exists():
+            raise InputError(
+                f"--model {folder}: its base model is no longer in {base}; name its new place "
+                "with --base"
+            )
     if Path(base).exists():
         require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
     arguments = loading(dtype, facts.quantize)

@@ -44,6 +44,7 @@ class ServeConfig(ServiceLimits):
 
     model: Path = option("the checkpoint folder")
     data: Path | None = option("the data folder, for titles, fields and filters", None)
+    base: str | None = option("where an adapter's base model lies now, if it moved", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     ids: Ids | None = option(
         "what clients call the items (default: by the raw ids that the checkpoint carries, if any)",
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> None:
         recommender = Recommender.from_pretrained(
             config.model,
             dtype=DTYPES[pick_precision(config.precision)],
+            base=config.base,
             index=config.index,
             max_batch_tokens=config.batch_tokens,
         )
