@@ -87,7 +87,7 @@ def test_other_precision(checkpoint, tmp_path):
 def test_a_merge_that_changes_the_model_is_refused(checkpoint, tmp_path, monkeypatch):
     """As where the trained rows of a tied head are dropped."""
 
-    def lossy(folder):
+    def lossy(folder, base):
         return load_checkpoint(folder).model.unload()
 
     monkeypatch.setattr(merging, "merge_checkpoint", lossy)
