@@ -293,8 +293,8 @@ class IndexSettings:
         minimum=1,
     )
     codes: int | None = option(
-        "how many codes each level has (default: 256; for fewer than 2,000 items about twice the "
-        "root of their number)",
+        "how many codes each level has (default: 256; for fewer than 2,000 items the power of 2 "
+        "near 1.3 times the root of their number)",
         None,
         minimum=2,
     )
@@ -342,7 +342,7 @@ class IndexSettings:
         """
         levels, codes = 4, 256
         if items < SMALL and not self.parity:
-            levels, codes = 3, max(4, 2 ** round(math.log2(2 * math.sqrt(items))))
+            levels, codes = 3, max(4, 2 ** round(math.log2(1.3 * math.sqrt(items))))
         return replace(self, levels=self.levels or levels, codes=self.codes or codes)
 
     @property
