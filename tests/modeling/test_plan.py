@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config, T5Config
 
 from lcrec import plan
 from lcrec.core.errors import InputError
@@ -150,8 +150,12 @@ def test_no_weights_are_needed(base, tmp_path):
     assert 7e9 < cost.measure_shape(model).total < 15e9
 
 
-def test_a_shape_that_is_none(tmp_path):
+def test_a_shape_that_is_none(base, tmp_path):
     with pytest.raises(InputError, match=r"--base .*cannot be loaded.*config\.json"):
+        cost.load_shape(str(tmp_path))
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"--base .*cannot be planned as a causal language model"):
         cost.load_shape(str(tmp_path))
 
 
