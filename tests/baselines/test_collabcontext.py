@@ -1,7 +1,5 @@
 """CollabContext: what each phase trains and calls, when they switch, how cold items are scored."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -311,9 +309,7 @@ def planted():
 
     def ndcg(method):
         method.fit(data)
-        measured = measure_cold(
-            method, drawn, dataclasses.replace(shop, train=drawn.warm.train, exclude_history=True)
-        )
+        measured = measure_cold(method, drawn, data)
         return {view: figures["NDCG@10"]["mean"] for view, figures in measured.items()}
 
     return ndcg
