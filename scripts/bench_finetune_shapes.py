@@ -43,7 +43,6 @@ from lcrec.modeling.recipe import TrainingSettings
 
 ITEM_TOKENS = 1024
 SHORTEST, LONGEST, ANSWER = 32, 72, 5
-LLAMA: dict[str, Any] = {"tie_word_embeddings": False}
 # SmolLM2-135M, Qwen3-0.6B, LLaMA-7B, and one to try the script with.
 SHAPES: dict[str, PretrainedConfig] = {
     "smollm2": LlamaConfig(

@@ -29,14 +29,7 @@ class SASRecNetwork(SequenceNetwork):
         super().__init__(num_items, chosen.dim, extra=extra)
         # One more than histories have: for what stands in the place of the next item.
         self.positions = Positions(chosen.max_history + 1, chosen.dim, chosen.dropout)
-        self.encoder = Encoder(
-            chosen.layers,
-            chosen.dim,
-            chosen.heads,
-            chosen.hidden,
-            chosen.dropout,
-            chosen.attention_dropout,
-        )
+        self.encoder = Encoder.of(chosen)
         initialise(self)
 
     def encode(

@@ -114,14 +114,7 @@ class FDSANetwork(SASRecNetwork):
         super().__init__(num_items, chosen)
         self.features = ItemFeatures(attributes, chosen.dim)
         self.feature_positions = Positions(chosen.max_history, chosen.dim, chosen.dropout)
-        self.feature_encoder = Encoder(
-            chosen.layers,
-            chosen.dim,
-            chosen.heads,
-            chosen.hidden,
-            chosen.dropout,
-            chosen.attention_dropout,
-        )
+        self.feature_encoder = Encoder.of(chosen)
         self.join = nn.Linear(2 * chosen.dim, chosen.dim)
         self.norm = nn.LayerNorm(chosen.dim, eps=EPSILON)
         self.dropout = nn.Dropout(chosen.dropout)

@@ -11,6 +11,8 @@ place changes no real one.
 Reads and writes nothing.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -179,6 +181,12 @@ class Encoder(nn.Module):
             Block(dim, heads, hidden, dropout, attention_dropout, residual_scale=residual_scale)
             for _ in range(layers)
         )
+
+    @classmethod
+    def of(cls, chosen: Any) -> "Encoder":
+        """Return the encoder of a method's settings, which name what is given here."""
+        shape = (chosen.layers, chosen.dim, chosen.heads, chosen.hidden)
+        return cls(*shape, chosen.dropout, chosen.attention_dropout)
 
     def forward(self, vectors: torch.Tensor, real: torch.Tensor, *, causal: bool) -> torch.Tensor:
         """Return a state per place, [batch, length, dim].
