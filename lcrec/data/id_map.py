@@ -4,6 +4,7 @@ Reads `<Name>.user2id` and `<Name>.item2id`, lines of raw id, tab, number. Raw i
 whatever they look like: `007` is not `7`. Writes nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,13 +106,13 @@ def _load(kind: Literal["user", "item"], path: Path, keys: list[str], ids: Ids |
     if lacking is not None or len(raw_ids) > len(keys):
         what = f"no line for {kind} {lacking}" if lacking is not None else f"{len(raw_ids)} lines"
         raise InputError(
-            f"{path}: {what}, but the data set has {len(keys)} {kind}s; it belongs to another one: "
-            "--ids numbers does without it"
+            f"{path}: {what}, but the data set has {len(keys)} {kind}s; it belongs to another one; "
+            f"bring back its own, or delete it, and the {kind}s go by their numbers"
         )
     names = [raw_ids[key] for key in keys]
     if len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise InputError(f"{path}: raw id {twice!r} stands there twice; --ids numbers does without")
+        twice = Counter(names).most_common(1)[0][0]
+        raise InputError(f"{path}: raw id {twice!r} stands there twice; mend or delete it")
     return IdMap(kind, names, is_raw=True)
 
 

@@ -173,27 +173,30 @@ class Split:
 def leave_one_out(interactions: Interactions) -> Split:
     """Split by time: train up to [-2], validate on [-2], test on [-1] of every user.
 
+    Of a user with fewer than 3 items, such as one who came with the latest orders, all is to train
+    on, and there is no case.
+
     Raises:
-        InputError: a user has fewer than 3 items, so there is nothing to train, validate and test.
+        InputError: no user has 3 items, so there is nothing to validate and test on.
     """
     lengths = np.diff(interactions.offsets)
-    short = np.flatnonzero(lengths < 3)
-    if len(short):
-        user = int(short[0])
+    cased = np.flatnonzero(lengths >= 3)
+    if not len(cased):
         raise InputError(
-            f"{len(short)} users have fewer than 3 items (first: user {interactions.users[user]!r} "
-            f"with {lengths[user]}); leave-one-out needs one to train, one to validate and one to "
-            "test on: drop them, for example with python -m lcrec.prepare --min-user-items 5"
+            "no user has 3 items; leave-one-out needs one to train, one to validate and one to "
+            "test on: take more data, or users with more items, for example with "
+            "python -m lcrec.prepare --min-user-items 5"
         )
     keep = np.ones(len(interactions.items), dtype=bool)
-    ends = interactions.offsets[1:]
+    ends = interactions.offsets[1:][cased]
     keep[ends - 1] = keep[ends - 2] = False
-    offsets = interactions.offsets - 2 * np.arange(len(interactions) + 1)
+    offsets = np.concatenate([[0], np.cumsum(lengths - 2 * (lengths >= 3))])
     train = Interactions(interactions.users, offsets, interactions.items[keep])
+    sequences = [interactions.sequence(user) for user in cased.tolist()]
     valid, test = (
         EvalCases(
-            interactions.users,
-            [sequence[:-back] for sequence in interactions],
+            [interactions.users[user] for user in cased],
+            [sequence[:-back] for sequence in sequences],
             interactions.items[ends - back],
         )
         for back in (2, 1)

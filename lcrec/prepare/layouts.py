@@ -31,7 +31,14 @@ from lcrec.prepare.files import (
     open_parquet,
 )
 from lcrec.prepare.rows import Roles, Sifted, TimeUnit, sift
-from lcrec.prepare.tables import INTERACTION_ROLES, ITEM_ROLES, REVIEW_ROLES, Options, RawTables
+from lcrec.prepare.tables import (
+    INTERACTION_ROLES,
+    ITEM_ROLES,
+    REVIEW_ROLES,
+    Options,
+    RawTables,
+    no_rows,
+)
 
 Paths = Path | Sequence[Path]
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
@@ -83,6 +90,11 @@ def as_paths(paths: Paths) -> tuple[Path, ...]:
     return (paths,) if isinstance(paths, Path) else tuple(paths)
 
 
+def first_of(paths: Sequence[Path]) -> Path:
+    """Return what messages call the files: the first; where there is none, nothing."""
+    return paths[0] if paths else Path()
+
+
 def read_layouts(
     con: BaseBackend,
     interactions: Paths,
@@ -95,8 +107,8 @@ def read_layouts(
 
     Args:
         con: the DuckDB or Spark connection the tables will live in.
-        interactions: the files with one row per interaction, in order.
-        items: the files with one row per item.
+        interactions: the files with one row per interaction, in order; may be none.
+        items: the files with one row per item; may be none.
         options: what the person asked for.
         interaction_layout: how the former are written.
         item_layout: how the latter are written.
@@ -108,40 +120,56 @@ def read_layouts(
     actions, catalogue = as_paths(interactions), as_paths(items)
     if con.name == "duckdb":
         con.raw_sql("SET TimeZone = 'UTC'")  # a date without a zone is the same on every machine
-    wanted = INTERACTION_ROLES + (REVIEW_ROLES if options.reviews else ())
-    action_columns = _names(actions, interaction_layout)
-    action_names = [name for name in action_columns if name]
-    needed = ("user", "item") + (("time",) if options.order == "time" else ())
-    action_roles = find_columns(
-        action_names, wanted, options.columns, interaction_layout.roles, actions[0], needed
+    action_columns, action_roles = _action_columns(actions, options, interaction_layout)
+    item_columns, item_roles = _item_columns(
+        catalogue, options, item_layout, action_roles.get("item")
     )
-    given = {role: name for role, name in options.columns.items() if role != "item"}
-    item_columns = _names(catalogue, item_layout)
-    item_names = [name for name in item_columns if name]
-    if "id" in options.columns:
-        given["item"] = options.columns["id"]
-    elif options.columns.get("item") in item_names or not item_layout.roles:
-        same = action_roles["item"]
-        if same in item_names:
-            given["item"] = str(same)
-    item_roles = find_columns(
-        item_names, ITEM_ROLES, given, item_layout.roles, catalogue[0], ("item",), item="id"
-    )
-    if not {"title", "description"} & set(item_roles):
-        raise _no_column("title or description", item_names, catalogue[0], "title=...")
     sifted_actions = _read(con, actions, action_columns, action_roles, interaction_layout, options)
     sifted_items = _read(con, catalogue, item_columns, item_roles, item_layout, options)
     return RawTables(
         sifted_actions.table,
         sifted_items.table,
-        actions[0],
-        catalogue[0],
+        first_of(actions),
+        first_of(catalogue),
         _shown(action_roles),
         _shown(item_roles),
         con.name == "duckdb",
         sifted_actions.lost,
         sifted_items.lost,
     )
+
+
+def _action_columns(
+    paths: Sequence[Path], options: Options, layout: Layout
+) -> tuple[list[str], dict[str, str | tuple[str, ...]]]:
+    """Return the columns of the interactions, and role -> column."""
+    if not paths:
+        return [], {}
+    wanted = INTERACTION_ROLES + (REVIEW_ROLES if options.reviews else ())
+    columns = _names(paths, layout)
+    names = [name for name in columns if name]
+    needed = ("user", "item") + (("time",) if options.order == "time" else ())
+    return columns, find_columns(names, wanted, options.columns, layout.roles, paths[0], needed)
+
+
+def _item_columns(
+    paths: Sequence[Path], options: Options, layout: Layout, same: str | tuple[str, ...] | None
+) -> tuple[list[str], dict[str, str | tuple[str, ...]]]:
+    """Return the columns of the items, and role -> column; `same` is the interactions' item."""
+    if not paths:
+        return [], {}
+    given = {role: name for role, name in options.columns.items() if role != "item"}
+    columns = _names(paths, layout)
+    names = [name for name in columns if name]
+    same = options.columns.get("item") if same is None else same
+    if "id" in options.columns:
+        given["item"] = options.columns["id"]
+    elif (options.columns.get("item") in names or not layout.roles) and same in names:
+        given["item"] = str(same)
+    roles = find_columns(names, ITEM_ROLES, given, layout.roles, paths[0], ("item",), item="id")
+    if not {"title", "description"} & set(roles):
+        raise _no_column("title or description", names, paths[0], "title=...")
+    return columns, roles
 
 
 def find_columns(
@@ -293,6 +321,8 @@ def _read(
     options: Options,
 ) -> Sifted:
     """Open the files, load the columns that have a role, and sift the rows."""
+    if not paths:
+        return Sifted(no_rows(con), {})
     used: dict[str, None] = {}
     for own in roles.values():
         used |= dict.fromkeys((own,) if isinstance(own, str) else own)

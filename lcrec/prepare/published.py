@@ -289,12 +289,14 @@ def read_published(
         interactions,
         items,
         options,
-        layout_of(as_paths(interactions)[0], files.interactions, format),
-        layout_of(as_paths(items)[0], files.items, format),
+        *(
+            layout_of(as_paths(paths)[0], own, format) if as_paths(paths) else Layout()
+            for paths, own in ((interactions, files.interactions), (items, files.items))
+        ),
     )
 
 
-# Each takes (connection, interactions files, items files, options).
+# Each takes (connection, interactions files, items files, options); either may be no file.
 READERS: dict[str, Callable[[BaseBackend, Paths, Paths, Options], RawTables]] = {
     "recbole": read_recbole,
     "table": read_table,

@@ -6,7 +6,7 @@ DuckDB. Writes nothing else.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
 from lcrec.data.id_map import read_raw_ids
 from lcrec.prepare.files import UNREADABLE, Delimited, Opened, header, open_delimited
-from lcrec.prepare.layouts import Layout, Paths, as_paths, find_columns
+from lcrec.prepare.layouts import Layout, Paths, as_paths, find_columns, first_of
 from lcrec.prepare.rows import Roles, Sifted, join_leaves, sift
-from lcrec.prepare.tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables
+from lcrec.prepare.tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables, no_rows
 
 LCREC_ITEM = Layout({role: role for role in ITEM_ROLES})
 ROLES = {"user": "user", "item": "item", "time": "place"}
@@ -36,11 +36,37 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
         InputError: a file is missing, damaged or holds something else.
     """
     path, catalogue = _one(interactions), _one(items)
-    stem = path.name.removesuffix(".inter.json")
-    users_path, items_path = (path.with_name(f"{stem}.{kind}2id") for kind in ("user", "item"))
+    actions, described = Sifted(no_rows(con), {}), Sifted(no_rows(con), {})
+    action_roles: dict[str, str] = {}
+    item_roles: dict[str, str] = {}
+    if path is not None:
+        actions, action_roles = _lcrec_actions(con, path, options)
+    if catalogue is not None:
+        described, item_roles = _lcrec_items(con, catalogue, path or catalogue, options)
+    return RawTables(
+        actions.table,
+        described.table,
+        path or Path(),
+        catalogue or Path(),
+        action_roles,
+        item_roles,
+        lost=actions.lost,
+        items_lost=described.lost,
+    )
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """Return `X.user2id` and the like beside `X.inter.json` or `X.item.json`."""
+    stem = path.name.removesuffix(".inter.json").removesuffix(".item.json")
+    return path.with_name(f"{stem}.{kind}")
+
+
+def _lcrec_actions(con: BaseBackend, path: Path, options: Options) -> tuple[Sifted, dict[str, str]]:
+    """Read `X.inter.json`, and role -> column."""
+    users_path, items_path = (_beside(path, f"{kind}2id") for kind in ("user", "item"))
     users, item_ids = read_raw_ids(users_path), read_raw_ids(items_path)
     sequences = _mapping(path)
-    reviews = path.with_name(f"{stem}.review.json")
+    reviews = _beside(path, "review.json")
     said = _mapping(reviews) if options.reviews and reviews.exists() else None
     rows: list[list[Any]] = []
     for user, sequence in sequences.items():
@@ -56,8 +82,15 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
             rows.append(row)
     names = ["user", "item", "place", *(REVIEW_ROLES if said is not None else ())]
     roles = ROLES | {name: name for name in names[3:]}
-    actions = _sifted(con, names, rows, roles, path, options)
+    return _sifted(con, names, rows, roles, path, options), roles
 
+
+def _lcrec_items(
+    con: BaseBackend, catalogue: Path, named: Path, options: Options
+) -> tuple[Sifted, dict[str, str]]:
+    """Read `X.item.json`, whose raw ids lie beside the file `named`, and role -> column."""
+    items_path = _beside(named, "item2id")
+    item_ids = read_raw_ids(items_path)
     entries = _mapping(catalogue)
     wrong = next((key for key, value in entries.items() if not isinstance(value, dict)), None)
     if wrong is not None:
@@ -65,26 +98,17 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
     fields = list(dict.fromkeys(name for entry in entries.values() for name in entry))
     given = {role: name for role, name in options.columns.items() if role in ITEM_ROLES[1:]}
     texts = find_columns(fields, ITEM_ROLES[1:], given, LCREC_ITEM.roles, catalogue, ())
-    item_roles = {"item": "item", **{role: str(name) for role, name in texts.items()}}
-    item_rows = [
+    roles = {"item": "item", **{role: str(name) for role, name in texts.items()}}
+    rows = [
         [
             _raw(item_ids, key, items_path),
             *(_field(entry.get(str(name))) for name in texts.values()),
         ]
         for key, entry in entries.items()
     ]
-    described = _sifted(
-        con, list(item_roles), item_rows, {name: name for name in item_roles}, catalogue, options
-    )
-    return RawTables(
-        actions.table,
-        described.table,
-        path,
-        catalogue,
+    return (
+        _sifted(con, list(roles), rows, {name: name for name in roles}, catalogue, options),
         roles,
-        item_roles,
-        lost=actions.lost,
-        items_lost=described.lost,
     )
 
 
@@ -101,6 +125,27 @@ def read_minionerec(
         InputError: a file is damaged, or a user's rows do not follow from one another.
     """
     paths, catalogue = as_paths(interactions), _one(items)
+    actions, described = Sifted(no_rows(con), {}), Sifted(no_rows(con), {})
+    if paths:
+        actions = _merged_windows(con, paths, options)
+    if catalogue is not None:
+        info = Delimited("\t", "", "", names=("index", "title", "item"))
+        opened = open_delimited(con, [catalogue], info.names or (), info)
+        described = sift(con, opened, {"item": "item", "title": "title"}, [catalogue], options)
+    return RawTables(
+        actions.table,
+        described.table,
+        first_of(paths),
+        catalogue or Path(),
+        {"user": "user_id", "item": "item_id", "time": "history_item_id"} if paths else {},
+        {"item": "item", "title": "title"} if catalogue else {},
+        lost=actions.lost,
+        items_lost=described.lost,
+    )
+
+
+def _merged_windows(con: BaseBackend, paths: Sequence[Path], options: Options) -> Sifted:
+    """Merge the rows of every user into one sequence."""
     how = Delimited()
     names = header(paths, how)
     missing = {"user_id", "history_item_id", "item_id"} - set(names)
@@ -134,24 +179,7 @@ def read_minionerec(
         for place, item in enumerate(sequence)
     ]
     actions = _sifted(con, ["user", "item", "place"], rows, ROLES, paths[0], options)
-    info = Delimited("\t", "", "", names=("index", "title", "item"))
-    described = sift(
-        con,
-        open_delimited(con, [catalogue], info.names or (), info),
-        {"item": "item", "title": "title"},
-        [catalogue],
-        options,
-    )
-    return RawTables(
-        actions.table,
-        described.table,
-        paths[0],
-        catalogue,
-        {"user": "user_id", "item": "item_id", "time": "history_item_id"},
-        {"item": "item", "title": "title"},
-        lost=windows.lost,
-        items_lost=described.lost,
-    )
+    return Sifted(actions.table, windows.lost)
 
 
 def _rest(opened: Opened) -> tuple[int, tuple[str, ...], str | None]:
@@ -170,11 +198,11 @@ def _history(row: Mapping[str, Any], path: Path) -> list[str]:
     return [str(item) for item in history]
 
 
-def _one(paths: Paths) -> Path:
+def _one(paths: Paths) -> Path | None:
     paths = as_paths(paths)
     if len(paths) > 1:
         raise InputError(f"{paths[0]}: this format reads one such file, found {len(paths)}")
-    return paths[0]
+    return paths[0] if paths else None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

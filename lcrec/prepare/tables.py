@@ -9,10 +9,12 @@ from typing import Literal
 
 import duckdb
 import ibis.expr.operations as ops
+import pyarrow as pa
+from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 
 from lcrec.core.errors import InputError, closest
-from lcrec.prepare.engines import materialise
+from lcrec.prepare.engines import materialise, store
 
 INTERACTION_ROLES = ("user", "item", "time", "rating")
 REVIEW_ROLES = ("review_title", "review_text")
@@ -26,7 +28,8 @@ class RawTables:
     """Two tables with canonical columns, where they came from, and role -> column in each.
 
     What cannot be used is in neither table but counted: the rows of the input are those of
-    `interactions` and `lost` together, and those of `items` and `items_lost` together.
+    `interactions` and `lost` together, and those of `items` and `items_lost` together. Of what was
+    not asked for, interactions or items, the table is empty and the path `Path()`.
 
     Attributes:
         interactions: user, item (text, never empty), time (a UTC timestamp; a number, whose unit is
@@ -104,6 +107,11 @@ def parse_columns(text: str) -> dict[str, str]:
             raise InputError(f"--columns: role {role!r} is given twice; keep one")
         columns[role] = column
     return columns
+
+
+def no_rows(con: BaseBackend) -> Table:
+    """Return an empty table, for the interactions or items that nobody asked for."""
+    return store(con, pa.table({"item": pa.array([], pa.string())}))
 
 
 def load_table(table: Table, path: Path) -> Table:

@@ -150,13 +150,22 @@ def test_the_parts_reassemble_every_sequence(sequences):
 
 
 @pytest.mark.parametrize("short", [[], [0], [0, 1]])
-def test_fewer_than_three_items(short):
-    sequences = {**SEQUENCES, "kim": short, "max": [1]}
-    with pytest.raises(InputError) as error:
-        leave_one_out(Interactions.from_sequences(sequences))
-    message = str(error.value)
-    assert f"2 users have fewer than 3 items (first: user 'kim' with {len(short)})" in message
-    assert "python -m lcrec.prepare" in message
+def test_who_has_fewer_than_three_items_is_trained_on_and_is_no_case(short):
+    whole = Interactions.from_sequences(SEQUENCES)
+    split = leave_one_out(whole)
+    longer = leave_one_out(Interactions.from_sequences({"kim": short, **SEQUENCES, "max": [1]}))
+    assert [row.tolist() for row in longer.train] == [
+        short,
+        *(row.tolist() for row in split.train),
+        [1],
+    ]
+    for part in ("valid", "test"):
+        ours, theirs = getattr(split, part), getattr(longer, part)
+        assert theirs.users == ours.users == list(SEQUENCES)
+        assert theirs.targets.tolist() == ours.targets.tolist()
+        assert list(map(list, theirs.histories)) == list(map(list, ours.histories))
+    with pytest.raises(InputError, match=r"no user has 3 items; .*python -m lcrec.prepare"):
+        leave_one_out(Interactions.from_sequences({"kim": short, "max": [1]}))
 
 
 def test_the_split_shares_no_memory_that_a_caller_could_spoil():
