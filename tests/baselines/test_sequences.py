@@ -14,6 +14,7 @@ from lcrec.baselines.shared.sequences import (
     cut_examples,
     pad_histories,
     pad_in_front,
+    read_by_length,
 )
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
@@ -163,3 +164,19 @@ def test_a_network_sees_the_same_in_parts(parts):
     assert [found[:2] for found in whole] == [found[:2] for found in inparts]
     for one, other in zip(whole, inparts, strict=True):
         assert torch.allclose(one[2], other[2], atol=1e-5)
+
+
+def test_states_come_back_in_the_order_asked_for():
+    histories = [np.arange(3), np.array([7]), np.arange(9), np.array([4, 5]), np.array([8])]
+    read: list[int] = []
+
+    def last_item_and_user(batch):
+        read.append(batch.items.shape[1])
+        last = batch.items[batch.rows, batch.columns]
+        return torch.stack((last, batch.users), dim=1)
+
+    states = read_by_length(
+        last_item_and_user, np.arange(5), histories, num_items=9, max_history=6, device="cpu"
+    )
+    assert states.tolist() == [[2, 0], [7, 1], [8, 2], [5, 3], [8, 4]]
+    assert read == [1, 3, 6]  # two at a time, each as wide as its longest

@@ -19,8 +19,8 @@ from lcrec.baselines.methods.attention import SASRecNetwork, mask_items
 from lcrec.baselines.settings import FDSASettings, S3RecSettings
 from lcrec.baselines.shared.losses import bpr
 from lcrec.baselines.shared.purchases import NegativeSampler, purchases
-from lcrec.baselines.shared.sequences import Batch, SequenceBatches
-from lcrec.baselines.shared.sequential import LENGTHS, SequentialBaseline
+from lcrec.baselines.shared.sequences import LENGTHS, Batch, SequenceBatches
+from lcrec.baselines.shared.sequential import SequentialBaseline
 from lcrec.baselines.shared.training import Step, TrainingLog, train_epochs
 from lcrec.baselines.shared.transformer import EPSILON, Encoder, Positions, initialise
 from lcrec.core.errors import InputError

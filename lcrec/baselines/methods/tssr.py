@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
 from lcrec.baselines.settings import TSSRSettings
-from lcrec.baselines.shared.sequences import pad_histories, require_order
+from lcrec.baselines.shared.sequences import Batch, read_by_length, require_order
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
 from lcrec.core.errors import InputError
@@ -318,11 +318,21 @@ class TSSR(Baseline):
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the logits of the next item after each history, float32 [batch, num_items]."""
         num_items = self.network.output.out_features
-        batch = pad_histories(users, histories, num_items, self.settings.max_history)
-        batch = batch.to(self.device)
-        content = None if self.contents is None else self.contents[batch.items]
-        states = self.network(batch.items, content, batch.real).states
-        return self.network.output(states[batch.rows, batch.columns]).cpu().numpy()
+
+        def read(batch: Batch) -> torch.Tensor:
+            content = None if self.contents is None else self.contents[batch.items]
+            states = self.network(batch.items, content, batch.real).states
+            return states[batch.rows, batch.columns]
+
+        states = read_by_length(
+            read,
+            users,
+            histories,
+            num_items=num_items,
+            max_history=self.settings.max_history,
+            device=self.device,
+        )
+        return self.network.output(states).cpu().numpy()
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the weights, and the items' content vectors in place of what made them."""

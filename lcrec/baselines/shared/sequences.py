@@ -15,7 +15,7 @@ Sequences are padded at their end with an id that no item has, the size of the c
 Reads and writes nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,8 @@ from torch.nn import functional
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
+
+LENGTHS = 4  # groups that a batch's histories are read in, so that short ones are not padded to 20
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,29 @@ def pad_histories(
         *(np.arange(len(recent)), lengths - 1, np.empty(0, dtype=np.int64)),
     )
     return Batch(*map(torch.from_numpy, arrays))
+
+
+def read_by_length(
+    network: Callable[[Batch], torch.Tensor],
+    users: np.ndarray,
+    histories: list[np.ndarray],
+    *,
+    num_items: int,
+    max_history: int,
+    device: str,
+) -> torch.Tensor:
+    """Return a network's states [batch, dim] after histories, short and long ones read apart.
+
+    Args:
+        network: returns the states [predictions, dim] that a batch asks for.
+        users, histories, num_items, max_history: as for `pad_histories`.
+        device: where the network lives.
+    """
+    order = np.argsort([len(history) for history in histories], kind="stable")
+    sorted_histories = [histories[row] for row in order]
+    batch = pad_histories(np.asarray(users)[order], sorted_histories, num_items, max_history)
+    states = torch.cat([network(part) for part in batch.to(device).by_length(LENGTHS)])
+    return states[torch.from_numpy(np.argsort(order)).to(device)]
 
 
 def pad_in_front(batch: Batch, length: int, pad: int) -> torch.Tensor:

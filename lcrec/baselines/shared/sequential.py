@@ -17,10 +17,8 @@ from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.settings import SequenceSettings
 from lcrec.baselines.shared.losses import next_item_loss
 from lcrec.baselines.shared.purchases import NegativeSampler, purchases
-from lcrec.baselines.shared.sequences import Batch, SequenceBatches, pad_histories
+from lcrec.baselines.shared.sequences import LENGTHS, Batch, SequenceBatches, read_by_length
 from lcrec.baselines.shared.training import Step, train_baseline
-
-LENGTHS = 4  # groups that a batch's histories are read in, so that short ones are not padded to 20
 
 
 class SequenceNetwork(nn.Module):
@@ -142,9 +140,16 @@ class SequentialBaseline(Baseline):
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return state times output vector, float32 [batch, num_items]."""
         network = self.network
-        batch = pad_histories(users, histories, network.num_items, self.settings.max_history)
+        states = read_by_length(
+            network,
+            users,
+            histories,
+            num_items=network.num_items,
+            max_history=self.settings.max_history,
+            device=self.device,
+        )
         vectors, bias = network.output()
-        scores = network(batch.to(self.device)) @ vectors.T
+        scores = states @ vectors.T
         return (scores if bias is None else scores + bias).cpu().numpy()
 
     def state(self) -> dict[str, np.ndarray]:
