@@ -24,13 +24,14 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from lcrec.core.errors import InputError
+from lcrec.generate.forward import grouped_attention, last_token_only, slot_cache
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import Constraint
 
 Model = PreTrainedModel | PeftModel
 
 # Logits turned into probabilities at a time: on a CPU what its cache holds, elsewhere 64 MB.
-_BLOCK = {"cpu": 2**20}
+_BLOCK = {"cpu": 2**18}
 _BLOCK_ELSEWHERE = 2**24
 
 
@@ -63,11 +64,10 @@ class PromptHead:
 @torch.no_grad()
 def read_head(model: Model, tokens: Sequence[int]) -> PromptHead:
     """Let a causal model read what prompts begin with; of use as long as its weights stay."""
-    # Made without the config, the cache keeps every slot; made with it, a sliding-window layer
-    # drops its oldest slots and takes the beams for tokens that follow one another.
-    cache = DynamicCache()
+    cache = slot_cache(len(tokens))
     input_ids = torch.tensor([list(tokens)], device=model.device)
-    model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with last_token_only(model):
+        model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     layers: list[Any] = cache.layers
     return PromptHead([(layer.keys, layer.values) for layer in layers], len(tokens))
 
@@ -93,7 +93,10 @@ def beam_search(
     device, batch = input_ids.device, len(input_ids)
     rows = torch.arange(batch, device=device)[:, None]
     lengths = attention_mask.long().sum(dim=1, keepdim=True)
-    cache, logits, real, position = _encode(model, config, input_ids, attention_mask, head)
+    widths = [min(num_beams, trie.num_nodes(level)) for level in range(1, trie.depth)]
+    cache = slot_cache(input_ids.shape[1] + sum(widths))
+    with grouped_attention(model), last_token_only(model):
+        logits, real, position = _encode(model, config, input_ids, attention_mask, head, cache)
     visible = real[:, None, :]  # [batch, beam, slot]
     # One beam so far, at the root.
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
@@ -109,13 +112,15 @@ def beam_search(
             visible = torch.cat([visible[rows, parent], itself], dim=2)
             query = (lengths + level).expand(-1, beams)
             position = torch.cat([position, query], dim=1)
-            logits = model(
-                input_ids=tokens,
-                attention_mask=_masks(config, visible, query, position, cache),
-                position_ids=query,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
+            mask = _masks(config, visible, query, position, cache)
+            with grouped_attention(model):
+                logits = model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=query,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits
     check_finite(torch.cat(totals, dim=1), first_row)
     return order_items(trie.items(nodes), scores)
 
@@ -223,14 +228,14 @@ def _encode(
     input_ids: Tensor,
     attention_mask: Tensor,
     head: PromptHead | None,
-) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-    """Read the prompts but for what they begin with, where that has been read before.
+    cache: DynamicCache,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read the prompts into a cache, but for what they begin with, where that was read before.
 
     Returns:
-        The cache; the logits after each prompt, `[batch, 1, vocab]`; and for every slot of the
-        cache whether it holds a token of the row, bool, and its position, both `[batch, slot]`.
+        The logits after each prompt, `[batch, 1, vocab]`; and for every slot of the cache whether
+        it holds a token of the row, bool, and its position, both `[batch, slot]`.
     """
-    cache = DynamicCache()  # without the config, as in `read_head`
     batch, length = input_ids.shape
     real = attention_mask.bool()
     position = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -257,7 +262,7 @@ def _encode(
         use_cache=True,
         logits_to_keep=1,
     ).logits
-    return cache, logits, real, slots
+    return logits, real, slots
 
 
 def _log_probs(logits: Tensor, tokens: Tensor, totals: list[Tensor]) -> Tensor:

@@ -1,4 +1,5 @@
 from functools import cache
+from unittest import mock
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -8,6 +9,7 @@ import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, TaskType, get_peft_model
+from transformers.integrations import sdpa_attention
 
 from lcrec.core.errors import InputError
 from lcrec.generate import beams
@@ -191,6 +193,24 @@ def test_what_prompts_begin_with_is_encoded_once(family, shared, monkeypatch):
         assert_exact(output, score_all(model, *part, items))
         assert head.layers[0][0].shape[2] == shared
         masks.clear()
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"])
+def test_no_work_is_done_that_nothing_reads(family, monkeypatch):
+    """A prompt's last token alone passes the last MLP, and keys are not copied for every head."""
+    model, widths = make_model(family), []
+    assert supports_shared_prefix(model)
+    copied = mock.Mock(wraps=sdpa_attention.repeat_kv)
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", copied)
+    before = model.config._attn_implementation
+    hook = model.model.layers[-1].mlp.down_proj.register_forward_pre_hook(
+        lambda _, args: widths.append(args[0].shape[1])
+    )
+    search(model, *make_prompts(), ItemTrie.build(make_items().numpy()), 7)
+    hook.remove()
+    assert widths == [1, 5, 7]
+    assert not copied.called
+    assert model.config._attn_implementation == before
 
 
 def test_equal_prompts_and_equal_scores():
