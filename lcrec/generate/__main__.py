@@ -168,7 +168,9 @@ def main(argv: list[str]) -> None:
             if cases is None:
                 rank_everyone(config, names, interactions, allowed, state)
             else:
-                rank_split(config, items, names.items, cases, allowed, state)
+                called = dict(zip(interactions.users, names.users.names, strict=True))
+                named = replace(cases, users=[called[user] for user in cases.users])
+                rank_split(config, items, names.items, cases, named, allowed, state)
 
 
 def answer(
@@ -214,10 +216,11 @@ def rank_split(
     items: Items,
     ids: IdMap,
     cases: EvalCases,
+    named: EvalCases,
     allowed: np.ndarray | None,
     state: PartialState,
 ) -> None:
-    """Write predictions for the users of a split."""
+    """Write predictions for the users of a split; `named` calls them as the screen does."""
     from lcrec.generate.many_users import join_split_parts, rank_in_parts, write_split_part
     from lcrec.generate.one_request import show_examples
 
@@ -234,9 +237,9 @@ def rank_split(
     if current:
         state.print(f"{output} is up to date.")
         if state.is_main_process:
-            show_examples(output, cases, items, ids, config.show)
+            show_examples(output, named, items, ids, config.show)
         return
-    recommender, job = prepare(config, len(items), cases, allowed, state)
+    recommender, job = prepare(config, len(items), named, allowed, state)
     folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
@@ -255,7 +258,7 @@ def rank_split(
             for path in written:
                 write_provenance(path, STAGE, settings, inputs)
         shutil.rmtree(folder)
-        show_examples(output, cases, items, ids, config.show)
+        show_examples(output, named, items, ids, config.show)
         files = " ".join(str(output.with_name(path.name)) for path in written)
         print(f"Wrote {files}. Next: python -m lcrec.evaluate --predictions {files}")
 

@@ -31,7 +31,7 @@ class RankingJob:
     """Rankings for many users.
 
     Attributes:
-        users: their names.
+        users: what they are called, in raw ids where there are any.
         requests: a request per user, all with the same k; their templates are not looked at.
         templates: of `seqrec`, each answers for every user.
         ensemble: also join each user's rankings into one.
@@ -122,14 +122,26 @@ def _rank_part(
         asked = [replace(request, template=template) for request in requests]
         try:
             prompt_ids = recommender.encode(asked)
-        except InputError as error:
-            raise InputError(f"among users {first} to {end - 1}: {error}") from None
+        except InputError:
+            _name_the_user(recommender, job.users[first:end], asked)
+            raise
         ranking = recommender.rank(asked, prompt_ids, count_done=count_done)
         lists[template.id] = ranking.items, ranking.scores
     if job.ensemble:
         all_items, all_scores = map(np.stack, zip(*lists.values(), strict=True))
         lists[ENSEMBLE] = join_lists(all_items, all_scores, all_items.shape[-1])
     return Part(first, lists)
+
+
+def _name_the_user(
+    recommender: Recommender, users: Sequence[str], requests: Sequence[RankingRequest]
+) -> None:
+    """Raise the error of the first request without a prompt, with its user's name."""
+    for user, request in zip(users, requests, strict=True):
+        try:
+            recommender.encode([request])
+        except InputError as error:
+            raise InputError(f"user {user!r}: {error}".replace("request 0: ", "")) from None
 
 
 # A split: predictions with targets, in one file in the end.

@@ -24,8 +24,8 @@ from lcrec.core.artifacts import find_data
 from lcrec.core.config import option, parse_config
 from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError, run_stage
-from lcrec.data.folder import load_items
-from lcrec.data.id_map import IdMap, Ids
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.id_map import IdMap, Ids, load_names
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.serve.batching import ServiceLimits
 
@@ -43,7 +43,9 @@ class ServeConfig(ServiceLimits):
     """Settings of `python -m lcrec.serve`."""
 
     model: Path = option("the checkpoint folder")
-    data: Path | None = option("the data folder, for titles, fields and filters", None)
+    data: Path | None = option(
+        "the data folder, for titles, fields and filters, and for the histories of its users", None
+    )
     base: str | None = option("where an adapter's base model lies now, if it moved", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     ids: Ids | None = option(
@@ -67,6 +69,7 @@ def main(argv: list[str]) -> None:
 
         from lcrec.serve.app import create_app
         from lcrec.serve.connections import BoundedConnection
+        from lcrec.serve.requests import RequestHandler, UserData
     except ImportError as error:
         raise InputError(
             f"the service needs the package {error.name}: pip install 'lcrec[serve]'"
@@ -75,10 +78,13 @@ def main(argv: list[str]) -> None:
     token = read_token(os.environ.get(TOKEN))
     # Bound before the model is loaded, so that a port in use is known at once; nothing listens yet.
     with bind(config.host, config.port) as listener:
-        items = None
+        items = user_data = None
         if config.data is not None:
             items = load_items(config.data)
             require_same_catalogue(config.data, config.model, config.index)
+            interactions = load_interactions(config.data, len(items))
+            names = load_names(config.data, interactions.users, len(items), config.ids)
+            user_data = UserData(names.users, interactions)
         from lcrec.generate.recommender import Recommender
         from lcrec.modeling.base import DTYPES
 
@@ -99,11 +105,18 @@ def main(argv: list[str]) -> None:
         has_map = config.data is not None and find_data(config.data).item_ids.exists()
         if config.ids is None and has_map and not ids.is_raw:
             print("note: items go by numbers, since the checkpoint carries no raw ids; train anew")
+        if ids.is_raw and has_map and list(names.items.names) != list(ids.names):
+            raise InputError(
+                f"--data {config.data}: its items have other raw ids than those of "
+                f"{config.index or config.model}; name the data folder that it was trained on, or "
+                "go by --ids numbers"
+            )
         if config.ids == "numbers":
             ids = replace(recommender.index, raw_ids=None).ids
         # A model that cannot recommend is refused here, and the first client does not wait longer.
         recommender.recommend([[0]], 1)
-        app = create_app(recommender, items, config, token=token, ids=ids)
+        handler = RequestHandler(recommender, items, config, ids, user_data)
+        app = create_app(handler, token=token)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -15,7 +15,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
@@ -30,10 +29,7 @@ from starlette.types import Receive
 from lcrec.core.artifacts import unique_keys
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
-from lcrec.data.folder import Items
-from lcrec.data.id_map import IdMap
-from lcrec.generate.recommender import Recommender
-from lcrec.serve.batching import Batcher, QueueFull, ServiceLimits, ShuttingDown
+from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
 from lcrec.serve.middleware import (
     CLIENT_GONE,
     PROBLEM_TYPE,
@@ -47,6 +43,7 @@ from lcrec.serve.middleware import (
 from lcrec.serve.requests import (
     EncodedRequest,
     ItemAnswer,
+    Ranked,
     RankingAnswer,
     RecommendRequest,
     RequestHandler,
@@ -99,35 +96,16 @@ def plain_number(text: str) -> str:
     return text
 
 
-def create_app(
-    recommender: Recommender,
-    items: Items | None = None,
-    limits: ServiceLimits | None = None,
-    *,
-    token: str | None = None,
-    ids: IdMap | None = None,
-) -> FastAPI:
+def create_app(handler: RequestHandler, *, token: str | None = None) -> FastAPI:
     """Return the service as an ASGI application.
 
     Args:
-        recommender: what ranks; nothing else may use it while the service runs.
-        items: the catalogue, for titles, fields and filters.
-        limits: what it allows; None for the defaults.
+        handler: what answers, within its limits.
         token: what clients must send as `Authorization: Bearer TOKEN`; None for no check.
-        ids: what clients call the items; None for the raw ids of the checkpoint, or numbers where
-            it has none.
-
-    Raises:
-        InputError: the catalogue is not the index's.
     """
-    if items is not None and len(items) != len(recommender.index):
-        raise InputError(
-            f"the catalogue has {len(items)} items and the model's index {len(recommender.index)}"
-        )
-    limits = limits or ServiceLimits()
+    limits = handler.limits
     registry = CollectorRegistry()
     meters = Meters(registry)
-    handler = RequestHandler(recommender, items, limits, ids)
     recommend_body, search_body = bodies(handler.ids)
     name = str if handler.ids.is_raw else Annotated[int, BeforeValidator(plain_number)]
     batcher = Batcher(
@@ -174,7 +152,11 @@ def create_app(
 
     async def rank(request: Request, body: RecommendRequest | SearchRequest) -> RankingAnswer:
         encoded = handler.encode(body)
-        return handler.answer(*await _wait(batcher, encoded, request.receive, limits.timeout))
+        if encoded.prompt_ids is None:
+            ranked = handler.rank_by_popularity(encoded.request)
+        else:
+            ranked = await _wait(batcher, encoded, request.receive, limits.timeout)
+        return handler.answer(encoded, ranked)
 
     @app.post("/recommend", responses=refusals, summary="The items to come after a history")
     async def recommend(
@@ -193,12 +175,14 @@ def create_app(
         body: search_body,  # type: ignore[valid-type]
     ) -> RankingAnswer:
         try:
-            recommender.require_task("itemsearch")
+            handler.recommender.require_task("itemsearch")
         except InputError as error:
             raise Problem(501, str(error)) from None
         return await rank(request, body)
 
-    @app.get("/items/{item}", responses=_problems(404, 422), summary="What is known of an item")
+    @app.get(
+        "/items/{item:path}", responses=_problems(404, 422), summary="What is known of an item"
+    )
     async def item(item: name) -> ItemAnswer:  # type: ignore[valid-type]
         return handler.item(item)
 
@@ -223,7 +207,7 @@ def create_app(
 
 async def _wait(
     batcher: Batcher[EncodedRequest, Any], encoded: EncodedRequest, receive: Receive, timeout: float
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Ranked:
     """Return the request's ranking, or give it up when its time is over or its client has gone.
 
     Raises:

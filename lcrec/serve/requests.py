@@ -2,19 +2,20 @@
 
 `RequestHandler` checks everything that a client can get wrong before the request is queued, so that
 what fails later is the model's fault, and no client's. Requests of both kinds, with any `k`, lists
-and filters, are ranked together.
+and filters, are ranked together. Users and items that nobody knows are left out, and the answer
+says so; whoever has no history gets the most popular items, marked as such.
 """
 
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from lcrec.core.errors import InputError, closest
-from lcrec.data.folder import Items
+from lcrec.data.folder import Interactions, Items
 from lcrec.data.id_map import IdMap
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
@@ -41,6 +42,14 @@ class _Options(BaseModel):
     )
     exclude_history: bool = Field(False, description="never recommend an item of the history")
     template: str | None = Field(None, description="the id of the prompt template to ask with")
+    user: str | None = Field(
+        None, description="whose history to go by, in place of `history`; needs --data"
+    )
+    unknown: Literal["ignore", "refuse"] = Field(
+        "ignore",
+        description="what to do about a user or items that the service does not know; with "
+        "`refuse`, nor is an empty history answered with what is popular",
+    )
 
 
 class RecommendRequest(_Options):
@@ -56,7 +65,12 @@ class RecommendRequest(_Options):
         }
     )
 
-    history: ItemIds = Field(min_length=1, description="item ids, oldest first", examples=[[12, 7]])
+    history: ItemIds | None = Field(
+        None,
+        description="item ids, oldest first; required unless there is a user. Nobody's history, an "
+        "empty one, is answered with the most popular items",
+        examples=[[12, 7]],
+    )
 
 
 class SearchRequest(_Options):
@@ -74,10 +88,12 @@ class SearchRequest(_Options):
     query: str = Field(
         min_length=1, description="what the customer looks for", examples=["a desk full of cables"]
     )
-    history: ItemIds = Field([], description="item ids, oldest first, if there are any")
+    history: ItemIds | None = Field(None, description="item ids, oldest first, if there are any")
 
 
 Body = RecommendRequest | SearchRequest
+Ignored = dict[str, list[int | str]]  # by field of a body
+Ranked = tuple[np.ndarray, np.ndarray]  # items int64 and scores float32, best first
 Form = TypeVar("Form", bound=_Options)
 
 
@@ -91,7 +107,7 @@ def bodies(ids: IdMap) -> tuple[type[RecommendRequest], type[SearchRequest]]:
 def _in_raw_ids(form: type[Form], ids: IdMap) -> type[Form]:
     """Return the same form with text for items."""
     fields: dict[str, Any] = {}
-    for name, kind in {"history": RawIds, "allow": RawIds | None, "deny": RawIds}.items():
+    for name, kind in {"history": RawIds | None, "allow": RawIds | None, "deny": RawIds}.items():
         field = copy(form.model_fields[name])
         field.examples = None
         fields[name] = (kind, field)
@@ -108,7 +124,10 @@ class RankedItem(BaseModel):
     """An item of an answer."""
 
     item: int | str
-    score: float = Field(description="the log-probability of the item's tokens")
+    score: float = Field(
+        description="the log-probability of the item's tokens; in a fallback, that of the item "
+        "among all interactions, each item counted once more"
+    )
     title: str | None = Field(description="null where the service runs without --data")
 
 
@@ -117,6 +136,14 @@ class RankingAnswer(BaseModel):
 
     items: list[RankedItem] = Field(
         description="k of them; fewer only where exclude_history leaves fewer"
+    )
+    ignored: dict[str, list[int | str]] = Field(
+        description="what the service does not know and left out, by the field it stood in",
+        examples=[{"history": ["SKU-9"]}],
+    )
+    fallback: Literal["popularity"] | None = Field(
+        description="`popularity` where nothing is known of the customer, and these are the items "
+        "with most interactions"
     )
 
 
@@ -130,11 +157,26 @@ class ItemAnswer(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
+class UserData:
+    """What every user has: the interactions of a data folder and what its users are called."""
+
+    users: IdMap
+    interactions: Interactions
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedRequest:
-    """A checked request and its prompt."""
+    """A checked request.
+
+    Attributes:
+        request: what is asked for.
+        prompt_ids: its prompt; None where it is answered by popularity.
+        ignored: what was left out, by field.
+    """
 
     request: RankingRequest
-    prompt_ids: list[int]
+    prompt_ids: list[int] | None
+    ignored: Ignored
 
 
 class RequestHandler:
@@ -142,20 +184,39 @@ class RequestHandler:
 
     Everything that can be wrong with a body is found here, before it is queued; what fails later
     is the model's fault.
+
+    Args:
+        recommender: what ranks; nothing else may use it while the service runs.
+        items: the catalogue, for titles, fields and filters.
+        limits: what the service allows; None for the defaults.
+        ids: what clients call the items; None for the raw ids of the checkpoint, or numbers where
+            it has none.
+        user_data: the histories that clients may ask by, which also say what is popular.
+
+    Raises:
+        InputError: the catalogue is not the index's.
     """
 
     def __init__(
         self,
         recommender: Recommender,
-        items: Items | None,
-        limits: ServiceLimits,
+        items: Items | None = None,
+        limits: ServiceLimits | None = None,
         ids: IdMap | None = None,
+        user_data: UserData | None = None,
     ) -> None:
-        self.recommender, self.items = recommender, items
+        self.recommender, self.items, self.user_data = recommender, items, user_data
         self.ids = ids or recommender.index.ids
         self.num_items = len(recommender.index)
-        self.limits = limits
+        if items is not None and len(items) != self.num_items:
+            raise InputError(
+                f"the catalogue has {len(items)} items and the model's index {self.num_items}"
+            )
+        self.limits = limits or ServiceLimits()
         self.by_value = {} if items is None else _items_by_value(items)
+        if user_data is not None:
+            bought = np.bincount(user_data.interactions.items, minlength=self.num_items) + 1
+            self.popularity = np.log(bought / bought.sum()).astype(np.float32)
 
     def encode(self, body: Body) -> EncodedRequest:
         """Check what a client asks for and put it into a prompt.
@@ -163,16 +224,12 @@ class RequestHandler:
         Raises:
             Problem: it cannot be served.
         """
-        limits, history = self.limits, self._ids("history", body.history)
-        if len(history) > limits.max_history:
-            raise _fault(
-                "history",
-                f"{len(history)} items; at most {limits.max_history} are allowed (--max-history), "
-                f"and the model reads the latest {self.recommender.request_encoder.max_history}",
-            )
+        limits, ignored = self.limits, Ignored()
+        history = self._history(body, ignored)
         if body.k > limits.max_k:
             raise _fault("k", f"{body.k} items wanted; the most here is {limits.max_k} (--max-k)")
-        allow, deny = self._allowed(body), np.unique(self._ids("deny", body.deny))
+        allow = self._allowed(body, ignored)
+        deny = np.unique(self._ids("deny", body.deny, body, ignored))
         if allow is None:
             left = self.num_items - len(deny)
         else:
@@ -199,29 +256,42 @@ class RequestHandler:
                 f"{len(request.query)} characters; at most {limits.max_query} are allowed "
                 "(--max-query)",
             )
+        if not is_search and len(history) == 0:
+            self._require_fallback(body)
+            return EncodedRequest(request, None, ignored)
         try:
             (prompt_ids,) = self.recommender.encode([request])
         except InputError as error:
             raise _fault("query" if is_search else "history", str(error)) from None
-        return EncodedRequest(request, prompt_ids)
+        return EncodedRequest(request, prompt_ids, ignored)
 
-    def rank(self, encoded: list[EncodedRequest]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def rank(self, encoded: list[EncodedRequest]) -> list[Ranked]:
         """Return items and scores of each request, best first: int64 and float32 `[found]`."""
-        ranking = self.recommender.rank(
-            [own.request for own in encoded], [own.prompt_ids for own in encoded]
-        )
+        prompt_ids = [own.prompt_ids for own in encoded if own.prompt_ids is not None]
+        ranking = self.recommender.rank([own.request for own in encoded], prompt_ids)
         found = ranking.items >= 0
         rows = range(len(encoded))
         return [(ranking.items[row][found[row]], ranking.scores[row][found[row]]) for row in rows]
 
-    def answer(self, items: np.ndarray, scores: np.ndarray) -> RankingAnswer:
+    def rank_by_popularity(self, request: RankingRequest) -> Ranked:
+        """Return the items with most interactions that a request may get, and their scores."""
+        may = np.full(self.num_items, request.allow is None)
+        may[() if request.allow is None else request.allow] = True
+        may[request.deny] = False
+        allowed = np.flatnonzero(may)
+        items = allowed[np.argsort(-self.popularity[allowed], kind="stable")[: request.k]]
+        return items, self.popularity[items]
+
+    def answer(self, encoded: EncodedRequest, ranked: Ranked) -> RankingAnswer:
         """Put a ranking into words."""
-        pairs = zip(items.tolist(), scores.tolist(), strict=True)
+        items, scores = (column.tolist() for column in ranked)
         return RankingAnswer(
             items=[
-                RankedItem(item=self.name(i), score=score, title=self.title(i))
-                for i, score in pairs
-            ]
+                RankedItem(item=self.name(item), score=score, title=self.title(item))
+                for item, score in zip(items, scores, strict=True)
+            ],
+            ignored=encoded.ignored,
+            fallback="popularity" if encoded.prompt_ids is None else None,
         )
 
     def name(self, item: int) -> int | str:
@@ -250,26 +320,69 @@ class RequestHandler:
         tokens = self.recommender.index.tokens(item)
         return ItemAnswer(item=name, tokens=tokens, title=self.title(item), fields=fields)
 
-    def _ids(self, field: str, ids: Sequence[Any]) -> np.ndarray:
-        """Return the numbers of the items that a list of a body names."""
-        if self.ids.is_raw:
-            numbers = [self.ids.numbers.get(name, -1) for name in ids]
-            if -1 in numbers:
-                place = numbers.index(-1)
-                raise _fault(f"{field}/{place}", f"item {ids[place][:80]!a} is unknown")
-            return np.asarray(numbers, dtype=np.int64)
-        for place, item in enumerate(ids):
-            if item >= self.num_items:
+    def _history(self, body: Body, ignored: Ignored) -> np.ndarray:
+        """Return what the customer has, as far as it is known."""
+        if body.user is not None and body.history is not None:
+            raise _fault("user", "give a user or a history, not both")
+        if body.user is not None:
+            if self.user_data is None:
+                raise _fault("user", "the service runs without --data; give a history")
+            users = self.user_data.users
+            if body.user in users.numbers:
+                return self.user_data.interactions.sequence(users.numbers[body.user])
+            if body.unknown == "refuse":
+                raise _fault("user", f"user {body.user[:80]!a} is unknown")
+            ignored["user"] = [body.user]
+        elif body.history is None and isinstance(body, RecommendRequest):
+            raise _fault("history", "required, unless there is a user")
+        history = body.history or []
+        if len(history) > self.limits.max_history:
+            raise _fault(
+                "history",
+                f"{len(history)} items; at most {self.limits.max_history} are allowed "
+                "(--max-history), and the model reads the latest "
+                f"{self.recommender.request_encoder.max_history}",
+            )
+        return self._ids("history", history, body, ignored)
+
+    def _require_fallback(self, body: Body) -> None:
+        """Refuse nobody's history where it is not to be answered, or cannot be."""
+        if body.unknown == "refuse":
+            raise _fault("history", "nothing is known of the customer, and `unknown` is `refuse`")
+        if self.user_data is None:
+            raise _fault(
+                "history",
+                "nothing is known of the customer, nor, without --data, what is popular; give at "
+                "least one item that is known",
+            )
+
+    def _ids(self, field: str, names: Sequence[Any], body: Body, ignored: Ignored) -> np.ndarray:
+        """Return the numbers of the items that a list of a body names; note who is unknown."""
+        numbers = []
+        for place, name in enumerate(names):
+            if self.ids.is_raw:
+                number = self.ids.numbers.get(name)
+            else:
+                number = name if name < self.num_items else None
+            if number is not None:
+                numbers.append(number)
+            elif body.unknown == "ignore":
+                ignored.setdefault(field, []).append(name)
+            elif self.ids.is_raw:
+                raise _fault(f"{field}/{place}", f"item {name[:80]!a} is unknown")
+            else:
                 raise _fault(
                     f"{field}/{place}",
-                    f"item {item!s:.20} is not in the catalogue, whose ids are 0 to "
+                    f"item {name!s:.20} is not in the catalogue, whose ids are 0 to "
                     f"{self.num_items - 1}",
                 )
-        return np.asarray(ids, dtype=np.int64)
+        return np.asarray(numbers, dtype=np.int64)
 
-    def _allowed(self, body: Body) -> np.ndarray | None:
+    def _allowed(self, body: Body, ignored: Ignored) -> np.ndarray | None:
         """Return the items that the allow list and every filter let through."""
-        allow = None if body.allow is None else np.unique(self._ids("allow", body.allow))
+        allow = None
+        if body.allow is not None:
+            allow = np.unique(self._ids("allow", body.allow, body, ignored))
         for field, values in body.filters.items():
             if field not in self.by_value:
                 known = ", ".join(self.by_value) or "none, for it runs without --data"

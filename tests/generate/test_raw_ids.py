@@ -88,6 +88,15 @@ def test_predictions_keep_numbers(run, tmp_path):
     assert all(type(item) is int for item in [first["target"], *first["ranked"]])
 
 
+def test_a_split_speaks_of_its_users_by_raw_ids(run, tmp_path, monkeypatch):
+    printed = run("--output", tmp_path / "p.jsonl", "--k", 3, "--show", 2)
+    assert f"User {USERS[0]}\n" in printed
+    assert f"User {USERS[59]}\n" in printed
+    monkeypatch.setattr("lcrec.generate.recommender.position_limit", lambda model: 10)
+    with pytest.raises(InputError, match=f"user '{USERS[0]}': its prompt has"):
+        run("--output", tmp_path / "q.jsonl", "--k", 3)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

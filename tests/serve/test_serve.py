@@ -170,8 +170,8 @@ def test_a_catalogue_of_another_checkpoint(checkpoint, shop, tmp_path):
 def test_items_that_were_added(checkpoint, shop, grown, monkeypatch):
     served = []
 
-    def stop(recommender, items, limits, **settings):
-        served.extend([recommender, items])
+    def stop(handler, **settings):
+        served.extend([handler.recommender, handler.items])
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lcrec.serve.app.create_app", stop)

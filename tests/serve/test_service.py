@@ -15,18 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
-from lcrec.data.folder import Items
+from lcrec.data.folder import Interactions, Items
+from lcrec.data.id_map import IdMap
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
-from lcrec.serve.app import create_app
+from lcrec.serve import app as service
 from lcrec.serve.batching import ServiceLimits
-from lcrec.serve.requests import RecommendRequest, RequestHandler
+from lcrec.serve.requests import RecommendRequest, RequestHandler, UserData
 
 ITEMS = 48
 POISON = 40  # prompts that show this item get NaN logits
+REFUSE = {"unknown": "refuse"}
 JSON = {"Content-Type": "application/json"}
 ids = st.integers(0, ITEMS - 1)
 REQUESTS = st.fixed_dictionaries(
@@ -76,6 +78,18 @@ def catalogue():
             for item in range(ITEMS)
         ]
     )
+
+
+@pytest.fixture(scope="module")
+def user_data():
+    """Ann has items 3 and 7, bob nothing yet; item 5 is bought most, then 3 and 7."""
+    sequences = {"ann": [3, 7], "bob": [], "007": [5, 5, 5, 7, 3]}
+    users = IdMap("user", ["ann", "bob", "007"], is_raw=True)
+    return UserData(users, Interactions.from_sequences(sequences))
+
+
+def create_app(recommender, items=None, limits=None, *, token=None, **settings):
+    return service.create_app(RequestHandler(recommender, items, limits, **settings), token=token)
 
 
 @contextlib.asynccontextmanager
@@ -259,10 +273,15 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("/recommend", {"history": []}, ["#/history", "at least 1"]),
+        ("/recommend", {"history": []}, ["#/history", "nothing is known", "without --data"]),
+        ("/recommend", {"history": [48]}, ["#/history", "nothing is known", "without --data"]),
+        ("/recommend", {"user": "ann"}, ["#/user", "runs without --data"]),
+        ("/recommend", {"user": "ann", "history": [1]}, ["#/user", "not both"]),
+        ("/recommend", {"user": 7}, ["#/user", "string", "found 7"]),
+        ("/recommend", {"history": [1], "unknown": "drop"}, ["#/unknown", "'ignore' or 'refuse'"]),
         ("/recommend", {}, ["#/history", "required"]),
-        ("/recommend", {"history": [3, 48]}, ["#/history/1", "item 48 is not in the catalogue"]),
-        ("/recommend", {"history": [10**400]}, ["#/history/0"]),
+        ("/recommend", {"history": [3, 48], **REFUSE}, ["#/history/1", "item 48 is not in"]),
+        ("/recommend", {"history": [10**400], **REFUSE}, ["#/history/0"]),
         ("/recommend", {"history": [-1]}, ["#/history/0", "found -1"]),
         ("/recommend", {"history": ["7"]}, ["#/history/0", "integer", "'7'"]),
         ("/recommend", {"history": [True]}, ["#/history/0", "integer"]),
@@ -275,8 +294,8 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
         ("/recommend", {"history": [1], "k": 1, "allow": []}, ["leave 0 of the 48"]),
         ("/recommend", {"history": [1], "k": 1, "allow": [5], "deny": [5, 5]}, ["leave 0 of"]),
         ("/recommend", {"history": [1], "k": 40, "deny": [*range(9), 8]}, ["leave 39 of"]),
-        ("/recommend", {"history": [1], "allow": [99]}, ["#/allow/0", "item 99"]),
-        ("/recommend", {"history": [1], "deny": [1, 99]}, ["#/deny/1", "item 99"]),
+        ("/recommend", {"history": [1], "allow": [99], **REFUSE}, ["#/allow/0", "item 99"]),
+        ("/recommend", {"history": [1], "deny": [1, 99], **REFUSE}, ["#/deny/1", "item 99"]),
         ("/recommend", {"history": [1], "colour": "red"}, ["#/colour", "no such field"]),
         ("/recommend", {"history": [1], "query": "red"}, ["#/query", "no such field"]),
         ("/recommend", {"history": [1], "a/b~": 1}, ["#/a~1b~0", "no such field"]),
@@ -287,7 +306,7 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
         ("/search", {"query": ""}, ["#/query", "at least 1 character"]),
         ("/search", {"query": " \n\t "}, ["#/query", "empty"]),
         ("/search", {"query": "x" * 301}, ["301 characters; at most 300"]),
-        ("/search", {"query": "paint", "history": [99]}, ["#/history/0", "item 99"]),
+        ("/search", {"query": "paint", "history": [99], **REFUSE}, ["#/history/0", "item 99"]),
         ("/search", {"query": 7}, ["#/query", "string", "found 7"]),
         ("/search", {"history": [1]}, ["#/query", "required"]),
     ],
@@ -362,6 +381,63 @@ def test_a_body_that_is_none(recommender, body, status, words):
     check_problem(refused, status, words)
     assert len(refused.content) < 4000, "an error does not repeat a whole body"
     assert fine.status_code == 200
+
+
+def test_users_of_the_data_and_those_whom_nobody_knows(recommender, catalogue, user_data):
+    """A user is their history; nobody's history is answered with what is bought most."""
+    app = create_app(recommender, catalogue, user_data=user_data)
+    ann, same, found, same_found, *nobodies = ask(
+        app,
+        post("/recommend", user="ann", k=4, exclude_history=True),
+        post("/recommend", history=[3, 7], k=4, exclude_history=True),
+        post("/search", user="ann", query="red paint", k=4),
+        post("/search", history=[3, 7], query="red paint", k=4),
+        post("/recommend", user="bob", k=4),
+        post("/recommend", history=[], k=4),
+        post("/recommend", user="eve", k=4),
+        post("/recommend", history=[99, 48], k=4),
+        post("/recommend", user="bob", k=2, deny=[3, 50], filters={"brand": ["Acme"]}),
+    )
+    assert pairs(ann)[0] == pairs(same)[0]
+    assert pairs(found)[0] == pairs(same_found)[0]
+    assert not {3, 7} & set(pairs(ann)[0])
+    for response in (ann, same, found, same_found):
+        assert (response.json()["ignored"], response.json()["fallback"]) == ({}, None)
+    *popular, filtered = nobodies
+    for response, ignored in zip(
+        popular, ({}, {}, {"user": ["eve"]}, {"history": [99, 48]}), strict=True
+    ):
+        assert pairs(response)[0] == [5, 3, 7, 0]
+        assert (response.json()["ignored"], response.json()["fallback"]) == (ignored, "popularity")
+    # Seven interactions and each of 48 items once more.
+    assert pairs(popular[0])[1] == pytest.approx(np.log([4 / 55, 3 / 55, 3 / 55, 1 / 55]))
+    assert pairs(filtered)[0] == [5, 7]
+    assert filtered.json()["ignored"] == {"deny": [50]}
+
+
+def test_what_is_unknown_is_left_out_of_every_list_and_said(recommender, by_raw_ids):
+    lists = {"history": ["008", "SKU/9"], "deny": ["046", "gone"], "allow": ["x", *NAMES[:30]]}
+    mixed, clean = ask(
+        by_raw_ids(),
+        post("/recommend", k=5, **lists),
+        post("/recommend", k=5, history=["008"], deny=["046"], allow=NAMES[:30]),
+    )
+    assert pairs(mixed)[0] == pairs(clean)[0]
+    assert mixed.json()["ignored"] == {"history": ["SKU/9"], "deny": ["gone"], "allow": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"user": "eve"}, ["#/user", "user 'eve' is unknown"]),
+        ({"user": "bob"}, ["#/history", "nothing is known", "`refuse`"]),
+        ({"history": []}, ["#/history", "nothing is known"]),
+    ],
+)
+def test_what_is_unknown_can_be_refused(recommender, user_data, body, words):
+    app = create_app(recommender, user_data=user_data)
+    (response,) = ask(app, post("/recommend", unknown="refuse", **body))
+    check_problem(response, 422, *words)
 
 
 def test_a_body_of_another_type(recommender):
@@ -783,6 +859,10 @@ def test_items_go_by_raw_ids(recommender, catalogue, by_raw_ids):
         for example in schemas[form]["examples"]
     ]
     assert len(calls) == 2
+    names = ["a/b", "a//b/", *NAMES[2:]]
+    slashed = create_app(recommender, ids=IdMap("item", names, is_raw=True))
+    for number, response in enumerate(ask(slashed, get("/items/a%2Fb"), get("/items/a//b/"))):
+        assert response.json()["item"] == names[number]
     for response in ask(by_raw_ids(), *calls):
         assert pairs(response)[0]
 
@@ -791,8 +871,8 @@ def test_numbers_are_no_raw_ids(by_raw_ids):
     wrong, unknown, denied, item = ask(
         by_raw_ids(),
         post("/recommend", history=[7]),
-        post("/recommend", history=["007", "7"]),
-        post("/recommend", history=["007"], deny=["48"]),
+        post("/recommend", history=["007", "7"], unknown="refuse"),
+        post("/recommend", history=["007"], deny=["48"], unknown="refuse"),
         get("/items/7"),
     )
     check_problem(wrong, 422, "#/history/0", "string")
