@@ -729,7 +729,7 @@ def mutations(source):
     paths += ["/" + "a" * 3000, "/recommend?k=1", "/recommend%2f", "/../../etc", "/items/-1", "/é"]
     while True:
         kind = source.randrange(5)
-        body = {"history": [source.randrange(ITEMS)], "k": 3, "query": "paint"}
+        body = {"history": [source.randrange(POISON)], "k": 3, "query": "paint"}
         del body[source.choice(["history", "query"])]
         path = "/search" if "query" in body else "/recommend"
         if kind == 0:  # a field of the wrong kind
