@@ -69,7 +69,7 @@ class DatasetConfig(Writes):
     )
     tasks: list[str] | None = option(
         "tasks, each with a share or a cap if wanted: seqrec=0.5 fusionseqrec=20000 (default: "
-        "every task that the data set has text for)",
+        "every task that the data set has text for, but neighbours and code2words)",
         None,
     )
     epochs: int = option("passes over the samples, each with freshly drawn templates", 4, minimum=1)
@@ -99,7 +99,11 @@ def main(argv: list[str]) -> None:
     index = ItemIndex.load(index_path, len(data.items))
     prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
     has_texts = data.user_texts is not None
-    known = [task for task in TASKS if has_texts or task not in NEEDS_USER_TEXTS]
+    known = [
+        name
+        for name, task in TASKS.items()
+        if task.by_default and (has_texts or name not in NEEDS_USER_TEXTS)
+    ]
     mixture = parse_mixture(known if config.tasks is None else config.tasks)
     form, chat_template = choose_form(config.tokenizer, prompts)
     from lcrec.prompts.rows import draw_rows, require_samples
@@ -123,6 +127,7 @@ def main(argv: list[str]) -> None:
             user_texts=data.user_texts,
             history_dropout=config.history_dropout,
             seed=config.seed,
+            shows_neighbours=prompts.shows_neighbours,
         )
         print(
             f"Writing {config.epochs} epoch(s) of {', '.join(mixture)} for "

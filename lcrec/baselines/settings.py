@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from lcrec.core.config import option
 from lcrec.core.errors import InputError
+from lcrec.data.cooccurrence import BACKWARD, DISTANCE_DECAY, HISTORY_DECAY, LAST, WINDOW
 
 Need = Literal["embeddings", "texts", "index"]
 NextItemLoss = Literal["ce", "bce", "bpr", "sampled"]
@@ -51,13 +52,19 @@ class CooccurrenceSettings(MethodSettings):
 
     is_stochastic = False
 
-    window: int = option("the largest distance between two items that counts", 10, minimum=1)
-    distance_decay: float = option("the factor per further step between them", 0.7, minimum=0)
-    backward: float = option(
-        "what it counts to stand before an item, against 1 for standing after it", 0.5, minimum=0
+    window: int = option("the largest distance between two items that counts", WINDOW, minimum=1)
+    distance_decay: float = option(
+        "the factor per further step between them", DISTANCE_DECAY, minimum=0
     )
-    last: int = option("how many of a history's last items speak", 5, minimum=1)
-    history_decay: float = option("the factor per step back in the history", 0.5, minimum=0)
+    backward: float = option(
+        "what it counts to stand before an item, against 1 for standing after it",
+        BACKWARD,
+        minimum=0,
+    )
+    last: int = option("how many of a history's last items speak", LAST, minimum=1)
+    history_decay: float = option(
+        "the factor per step back in the history", HISTORY_DECAY, minimum=0
+    )
 
 
 @dataclass(frozen=True)

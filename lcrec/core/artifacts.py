@@ -39,6 +39,7 @@ PROMPTS = "prompts"
 RECIPE = "recipe.yaml"
 CARD = "README.md"
 ITEM_TOKENS = "item_tokens.json"
+NEIGHBOURS = "neighbours.safetensors"  # counts of items bought together
 ITEM_IDS = "item_ids.json"  # raw ids, by number
 DATA_CARD = "data_card.json"
 DATA_CARD_PAGE = "data_card.html"

@@ -95,6 +95,7 @@ def load_subject(
         max_history=recommender.request_encoder.max_history,
         max_text_words=recommender.request_encoder.max_text_words,
         user_texts=data.user_texts,
+        shows_neighbours=recommender.prompts.shows_neighbours,
     )
     inputs = {"model": model, "item": paths.item, **paths.sequences}
     if data.user_texts is not None:

@@ -37,7 +37,7 @@ from lcrec.evaluate.checkpoint import (
     read_embeddings,
     write_result,
 )
-from lcrec.prompts.tasks import mixed_record
+from lcrec.prompts.tasks import mixed_record, sequence_record
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import summarise
 
@@ -220,6 +220,9 @@ def pairwise_accuracy(
     items = np.stack([cases.targets, *negatives.values()], axis=1).astype(np.int64)
     records = [
         mixed_record(subject.data, history, int(target))
+        | sequence_record(
+            recommender.index, history, subject.data.max_history, recommender.request_encoder.nearby
+        )
         for history, target in zip(cases.histories, cases.targets, strict=True)
     ]
     can_ask = np.flatnonzero([template.can_ask(record) for record in records])

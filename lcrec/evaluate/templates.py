@@ -69,6 +69,7 @@ def score_model(
             trained.index,
             prompts,
             max_history=trained.request_encoder.max_history,
+            nearby=trained.request_encoder.nearby,
         )
     templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(

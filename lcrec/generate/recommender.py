@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import position_limit
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.id_map import Ids
 from lcrec.generate.beams import PromptHead, read_head
 from lcrec.generate.hf_generate import write_answers
@@ -101,6 +102,7 @@ class Recommender:
             32,768 elsewhere.
         constraint: `trie`, real items only; or, to compare, `level` (any code of its level, as in
             LC-Rec's own decoding) or `none`: beams may then end in no item, and lists be shorter.
+        nearby: where templates that show neighbours look them up; None if none does.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Recommender:
         tasks: Collection[str] = ("seqrec",),
         max_batch_tokens: int | None = None,
         constraint: str = "trie",
+        nearby: NearbyItems | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.index, self.prompts = index, prompts
@@ -128,6 +131,7 @@ class Recommender:
             max_history=max_history,
             max_text_words=max_text_words,
             context=position_limit(model),
+            nearby=nearby,
         )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
         self.constraint = _constrain(self.trie, constraint, model)
@@ -172,6 +176,7 @@ class Recommender:
             tasks=parse_mixture(list(checkpoint.facts.tasks)),
             max_batch_tokens=max_batch_tokens,
             constraint=constraint,
+            nearby=checkpoint.nearby,
         )
 
     def recommend(

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lcrec.core.artifacts import NEIGHBOURS
 from lcrec.core.errors import InputError
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.splits import EvalCases
 from lcrec.generate.item_filter import ItemIds
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.tasks import Record, history_record, search_record
+from lcrec.prompts.tasks import Record, history_record, search_record, sequence_record
 from lcrec.prompts.templates import Template
 
 
@@ -82,6 +84,7 @@ class RequestEncoder:
         max_history: how many of the latest items a prompt shows.
         max_text_words: the length, in words, that a query is cut to.
         context: the tokens that the model can take, answer included; None if it has no limit.
+        nearby: where templates that show neighbours look them up; None if none does.
     """
 
     def __init__(
@@ -93,8 +96,9 @@ class RequestEncoder:
         max_history: int,
         max_text_words: int,
         context: int | None,
+        nearby: NearbyItems | None = None,
     ) -> None:
-        self.index, self.prompts, self.context = index, prompts, context
+        self.index, self.prompts, self.context, self.nearby = index, prompts, context, nearby
         self.max_history, self.max_text_words = max_history, max_text_words
         self.prompt_encoder = PromptEncoder(tokenizer, prompts)
 
@@ -117,6 +121,7 @@ class RequestEncoder:
             if request.query is None:
                 template = request.template or self.prompts.evaluation_templates("seqrec")[0]
                 _require_template_of(template, "seqrec")
+                self._require_neighbours_for(template)
             elif not record["intention"]:
                 raise InputError(f"query {position} is empty; say what is looked for")
             else:
@@ -134,7 +139,7 @@ class RequestEncoder:
     def record(self, request: RankingRequest) -> Record:
         """Return what a prompt may say of a request."""
         if request.query is None:
-            return history_record(self.index, request.history, self.max_history)
+            return sequence_record(self.index, request.history, self.max_history, self.nearby)
         return search_record(
             self.index,
             request.history,
@@ -196,6 +201,13 @@ class RequestEncoder:
         if not wanted.can_ask(record):
             raise InputError(f"template {wanted.id}: is no template of {task} {that}")
         return wanted
+
+    def _require_neighbours_for(self, template: Template) -> None:
+        if self.nearby is None and "neighbours" in template.question_variables:
+            raise InputError(
+                f"template {template.id}: shows neighbours, and the checkpoint has no counts to "
+                f"look them up in ({NEIGHBOURS}); take another template, or train with this one"
+            )
 
     def encode(self, questions: list[str], answer: int) -> list[list[int]]:
         """Return the prompts of questions in words, each with an answer of at most `answer` tokens.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lcrec.core.artifacts import (
     CARD,
+    NEIGHBOURS,
     PROMPTS,
     PROVENANCE,
     RECIPE,
@@ -28,7 +29,7 @@ from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, claim
 from lcrec.core.provenance import read_provenance
-from lcrec.prompts.tasks import history_record
+from lcrec.prompts.tasks import sequence_record
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,9 @@ def probe_prompts(checkpoint: Checkpoint) -> list[list[int]]:
     template = prompts.evaluation_templates("seqrec")[0]
     encoder = PromptEncoder(checkpoint.tokenizer, prompts)
     chosen = range(0, len(index), -(-len(index) // PROBES))
-    asked = encoder.prompt_ids([template.ask(history_record(index, [i], 1)) for i in chosen])
+    asked = encoder.prompt_ids(
+        [template.ask(sequence_record(index, [i], 1, checkpoint.nearby)) for i in chosen]
+    )
     answers = encoder.answer_ids([index.texts[item] for item in chosen])
     return [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
 
@@ -162,6 +165,8 @@ def write_merged(
         live.tokenizer.save_pretrained(folder)
         live.index.save(folder)
         live.prompts.save(folder / PROMPTS)
+        if live.nearby is not None:
+            live.nearby.save(folder / NEIGHBOURS)
         shutil.copy(config.model / RECIPE, folder / RECIPE)
         (folder / CARD).write_text(card, encoding="utf-8")
         write_json(folder / PROVENANCE, merged | {"merged_from": str(config.model)}, indent=2)

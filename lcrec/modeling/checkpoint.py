@@ -2,7 +2,8 @@
 
 A checkpoint is one self-contained folder: weights (a whole model, or a LoRA adapter with the item
 tokens' rows and the name of its base), tokenizer with chat template, its own copy of the item
-index and of the prompts, the resolved recipe, and `lcrec.json`.
+index and of the prompts, the counts that its prompts look neighbours up in, if they show any, the
+resolved recipe, and `lcrec.json`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcrec.core.artifacts import PROMPTS, PROVENANCE, RECIPE
+from lcrec.core.artifacts import NEIGHBOURS, PROMPTS, PROVENANCE, RECIPE
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import (
     ADAPTER_CONFIG,
@@ -27,6 +28,7 @@ from lcrec.core.pretrained import (
     rows_needed,
 )
 from lcrec.core.provenance import is_kind, read_provenance, require_same_input, write_provenance
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import loading
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
@@ -90,13 +92,18 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A fine-tuned model with everything it needs to recommend."""
+    """A fine-tuned model with everything it needs to recommend.
+
+    Attributes:
+        nearby: what stood near what in training, where its prompts show neighbours, else None.
+    """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     index: ItemIndex
     prompts: PromptSet
     facts: CheckpointFacts
+    nearby: NearbyItems | None = None
 
 
 @torch.no_grad()
@@ -148,6 +155,7 @@ def save_checkpoint(
     max_history: int,
     validation_ndcg_at_10: float | None,
     trainable_parameters: int,
+    nearby: NearbyItems | None = None,
 ) -> None:
     """Write a self-contained checkpoint into `folder`; `lcrec.json` comes last.
 
@@ -160,6 +168,7 @@ def save_checkpoint(
         max_history: how many of a user's latest items a prompt shows.
         validation_ndcg_at_10: of the weights that are saved.
         trainable_parameters: how many numbers were trained.
+        nearby: what stands near what in the train sequences, for prompts that show neighbours.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
@@ -170,6 +179,8 @@ def save_checkpoint(
     tokenizer.save_pretrained(folder)
     index.save(folder)
     prompts.save(folder / PROMPTS)
+    if nearby is not None:
+        nearby.save(folder / NEIGHBOURS)
     (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     write_provenance(
         folder,
@@ -206,11 +217,12 @@ def load_checkpoint(
     facts = CheckpointFacts.read(folder)
     index = ItemIndex.load(folder)
     prompts = PromptSet.load(folder / PROMPTS)
+    nearby = NearbyItems.load(folder / NEIGHBOURS) if prompts.shows_neighbours else None
     if not (folder / ADAPTER_CONFIG).exists():
         if base is not None:
             raise InputError(f"--base {base}: --model {folder} is whole and needs no base model")
         model, tokenizer = load_pair("--model", folder, CAUSAL, remedy=REMEDY, **loading(dtype))
-        return Checkpoint(model, tokenizer, index, prompts, facts)
+        return Checkpoint(model, tokenizer, index, prompts, facts, nearby)
     tokenizer = load_tokenizer("--model", folder, remedy=REMEDY)
     if base is None:
         base = base_of_adapter("--model", folder, remedy=REMEDY)
@@ -231,4 +243,4 @@ def load_checkpoint(
         model.resize_token_embeddings(rows_needed(tokenizer), mean_resizing=False)
     adapted = load_adapter("--model", folder, model, remedy=REMEDY)
     compute_rows_apart(adapted)
-    return Checkpoint(adapted.eval(), tokenizer, index, prompts, facts)
+    return Checkpoint(adapted.eval(), tokenizer, index, prompts, facts, nearby)

@@ -21,7 +21,6 @@ from trl import SFTConfig
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import position_limit, rows_needed
 from lcrec.data.splits import EvalCases
-from lcrec.index.item_index import ItemIndex
 from lcrec.index.rqvae import read_codebooks
 from lcrec.modeling.base import (
     DTYPES,
@@ -50,7 +49,6 @@ from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import EarlyStopping, Ranker, RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
-from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import (
     DrawnRows,
     Row,
@@ -59,7 +57,7 @@ from lcrec.prompts.rows import (
     require_samples,
     tokenise_rows,
 )
-from lcrec.prompts.tasks import TaskData, history_record
+from lcrec.prompts.tasks import TaskData, sequence_record
 
 # Epochs where none are given: a model learns by updates, and a small shop makes few in an epoch.
 FEWEST_EPOCHS, MOST_EPOCHS, ENOUGH_UPDATES = 4, 40, 2000
@@ -195,6 +193,7 @@ def draw_training_rows(
         user_texts=inputs.user_texts,
         history_dropout=settings.history_dropout,
         seed=settings.seed,
+        shows_neighbours=inputs.prompts.shows_neighbours,
     )
 
     def draw(epoch: int) -> DrawnRows:
@@ -207,7 +206,7 @@ def draw_training_rows(
     train = tokenise_rows(epochs, encoder, settings.max_length, grouped, context)
     held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
     valid = tokenise_rows(
-        [validation_rows(held_out, inputs.index, inputs.prompts, settings.max_history)],
+        [validation_rows(held_out, inputs, settings.max_history)],
         encoder,
         settings.max_length,
         grouped,
@@ -224,14 +223,12 @@ def count_epochs(settings: TrainingSettings, samples: int, processes: int) -> in
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(ENOUGH_UPDATES / updates)))
 
 
-def validation_rows(
-    cases: EvalCases, index: ItemIndex, prompts: PromptSet, max_history: int
-) -> list[Row]:
+def validation_rows(cases: EvalCases, inputs: TrainingInputs, max_history: int) -> list[Row]:
     """Return the rows that the validation loss is taken on: asked as ranking asks."""
-    template = prompts.evaluation_templates("seqrec")[0]
+    template, index = inputs.prompts.evaluation_templates("seqrec")[0], inputs.index
     return [
         Row(
-            template.ask(history_record(index, history, max_history)),
+            template.ask(sequence_record(index, history, max_history, inputs.nearby)),
             index.texts[target],
             "seqrec",
             template.id,

@@ -7,6 +7,7 @@ wrong file is refused at once.
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from lcrec.core.artifacts import INDEX, RQVAE_WEIGHTS, find_data
 from lcrec.core.config import config_dict, option
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, require_same_input
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.folder import Items, load_interactions, load_items
 from lcrec.data.id_map import load_item_ids
 from lcrec.data.splits import Split, load_split
@@ -144,6 +146,12 @@ class TrainingInputs:
     index: ItemIndex
     prompts: PromptSet
     mixture: dict[str, float]
+
+    @cached_property
+    def nearby(self) -> NearbyItems | None:
+        """What stands near what in the train sequences; None where no prompt shows neighbours."""
+        shown = self.prompts.shows_neighbours
+        return NearbyItems.count(self.split.train, len(self.items)) if shown else None
 
 
 def load_inputs(settings: TrainingSettings) -> TrainingInputs:

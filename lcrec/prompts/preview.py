@@ -121,7 +121,10 @@ def read_task_data(folder: Path | None, index_folder: Path | None, **limits: int
         index = example_index(len(data.items))
     else:
         index = ItemIndex.load(index_folder, len(data.items))
-    return TaskData(data.items, data.split.train, index, user_texts=data.user_texts, **limits)
+    texts = data.user_texts
+    return TaskData(
+        data.items, data.split.train, index, user_texts=texts, shows_neighbours=True, **limits
+    )
 
 
 def example_index(num_items: int) -> ItemIndex:
@@ -140,7 +143,8 @@ def example_data() -> TaskData:
         num_users=2,
     )
     train = Interactions.from_sequences({"0": [0, 1, 2], "1": [4, 0, 5, 3]})
-    return TaskData(items, train, example_index(len(items)), user_texts=texts)
+    index = example_index(len(items))
+    return TaskData(items, train, index, user_texts=texts, shows_neighbours=True)
 
 
 PIECES = re.compile(r"\w+|\s+|.")

@@ -83,6 +83,14 @@ class PromptSet:
         content = json.dumps([self.system, self.chat_template, rows])
         return hashlib.sha256(content.encode()).hexdigest()
 
+    @cached_property
+    def shows_neighbours(self) -> bool:
+        """Whether a template of `seqrec` uses the variable `neighbours`."""
+        return any(
+            template.task == "seqrec" and "neighbours" in template.question_variables
+            for template in self.templates
+        )
+
     def for_task(self, task: str, use: Literal["train", "eval"] = "train") -> list[Template]:
         """Return the templates of a task that serve a use.
 

@@ -9,8 +9,10 @@ millions is shuffled as numbers and put into words one by one.
 Item text is not to be trusted, so every text passes through `plain_text` on its way in.
 """
 
+import math
 import re
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +21,10 @@ from typing import Literal
 import numpy as np
 
 from lcrec.core.errors import InputError, closest
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import UserTexts
+from lcrec.data.words import words_of
 from lcrec.index.item_index import ItemIndex
 
 Record = dict[str, str | list[str]]
@@ -30,6 +34,7 @@ CHARACTERS_PER_WORD = 8
 # Control characters, and halves of surrogate pairs, which JSON may hold but UTF-8 cannot.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 OPENING_BRACKET = re.compile(r"<(?=\S)")
+CODE_WORDS = 8  # words that say what a code stands for, at most
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class TaskData:
         history_dropout: the chance that an item of a `seqrec` history is left out, drawn anew
             each epoch; one at least stays. On small data it keeps a model from
             recognising a user by the whole history instead of learning what follows what.
-        seed: decides what is left out.
+        seed: decides what is left out, and which neighbour `neighbours` asks for.
+        shows_neighbours: whether `seqrec` records hold the variable `neighbours`, which takes time
+            to look up; empty where not.
 
     Raises:
         InputError: the index has another number of items, a limit is below 1, or the chance is
@@ -60,6 +67,7 @@ class TaskData:
     user_texts: UserTexts | None = None
     history_dropout: float = 0.0
     seed: int = 0
+    shows_neighbours: bool = False
 
     def __post_init__(self) -> None:
         if len(self.index) != len(self.items):
@@ -88,6 +96,43 @@ class TaskData:
             plain_text(self.items.text(item, field), self.max_text_words)
             for item in range(len(self.items))
         ]
+
+    @cached_property
+    def nearby(self) -> NearbyItems:
+        """What stands near what in the train sequences."""
+        return NearbyItems.count(self.train, len(self.items))
+
+    @cached_property
+    def code_words(self) -> list[tuple[str, list[str]]]:
+        """The item tokens with words that tell their items from others, best words first.
+
+        The items under a token are those that have this code at this level. A word of their titles
+        says the more the larger its share of them, and the larger against its share of all items:
+
+            share under the token * log(share under the token / share of all items)
+
+        and has to be in two titles, unless the token has one item alone. Numbers and single letters
+        tell nothing. TS-Rec (arXiv 2602.22632) asks a language model for such words.
+        """
+        words = [set(filter(_can_tell, words_of(title))) for title in self.titles]
+        overall = Counter(word for own in words for word in own)
+        under: defaultdict[str, list[int]] = defaultdict(list)
+        for item in range(len(self.items)):
+            for token in self.index.tokens(item):
+                under[token].append(item)
+        found = []
+        for token in self.index.vocabulary:
+            own = under[token]
+            counts = Counter(word for item in own for word in words[item])
+            weights = {
+                word: count / len(own) * math.log(count / len(own) * len(words) / overall[word])
+                for word, count in counts.items()
+                if count > 1 or len(own) == 1
+            }
+            telling = sorted((-weight, word) for word, weight in weights.items() if weight > 0)
+            if telling:
+                found.append((token, [word for _, word in telling[:CODE_WORDS]]))
+        return found
 
     @cached_property
     def prefixes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -130,12 +175,14 @@ class Variable:
         role: the side of the conversation it belongs to; an answer never stands in a question.
         meaning: one line for the editor of a template.
         is_tokens: it holds item tokens, not words.
+        is_optional: a template that uses it is used where it is empty too.
     """
 
     type: Literal["text", "list of text"]
     role: Literal["question", "answer"]
     meaning: str
     is_tokens: bool = False
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +197,7 @@ class Task:
             preferences or intentions and the data set has none.
         record: the record at a place from 0, for a data set and an epoch: where a user has several
             texts, each epoch takes the next one.
+        by_default: whether `lcrec dataset` writes it unless told which tasks to write.
     """
 
     name: str
@@ -157,6 +205,7 @@ class Task:
     variables: dict[str, Variable]
     count: Callable[[TaskData], int]
     record: Callable[[TaskData, int, int], Record]
+    by_default: bool = True
 
     def records(self, data: TaskData, epoch: int = 0) -> Iterator[Record]:
         """Yield all training records in their order; arguments and errors as above."""
@@ -180,10 +229,15 @@ def plain_text(text: str, max_words: int) -> str:
     return line if any(unicodedata.category(sign)[0] in "LNS" for sign in line) else ""
 
 
+def _can_tell(word: str) -> bool:
+    """Tell whether a word may say what items are; in some scripts one character is a word."""
+    return not word.isdecimal() and (len(word) > 1 or not word.isascii())
+
+
 def history_record(
     index: ItemIndex, history: Sequence[int] | np.ndarray, max_history: int
 ) -> Record:
-    """Return the question side of `seqrec`: the latest items, as training and generation see them.
+    """Return what the customer had, the latest items, as training and generation show them.
 
     Args:
         index: the items' tokens.
@@ -192,6 +246,27 @@ def history_record(
     """
     recent = history[max(0, len(history) - max_history) :]
     return {"history": [index.texts[item] for item in recent]}
+
+
+def sequence_record(
+    index: ItemIndex,
+    history: Sequence[int] | np.ndarray,
+    max_history: int,
+    nearby: NearbyItems | None = None,
+    without: np.ndarray | None = None,
+) -> Record:
+    """Return the question side of `seqrec`, as training and generation show it.
+
+    Args:
+        index, history, max_history: as for `history_record`.
+        nearby: where neighbours are looked up; None for none.
+        without: in training, the customer's own train sequence, see `NearbyItems.near`.
+    """
+    found = () if nearby is None else nearby.near(np.asarray(history), without=without)[0].tolist()
+    return {
+        **history_record(index, history, max_history),
+        "neighbours": [index.texts[item] for item in found],
+    }
 
 
 def item_record(data: TaskData, item: int) -> Record:
@@ -251,7 +326,12 @@ def _next_item(data: TaskData, epoch: int, place: int) -> Record:
         kept = rng.random(len(history)) >= data.history_dropout
         kept[rng.integers(len(history))] |= not kept.any()
         history = history[kept]
-    record = history_record(data.index, history, data.max_history)
+    nearby = whole = None
+    if data.shows_neighbours:
+        nearby = data.nearby
+        start = data.prefixes[0][place]
+        whole = data.train.sequence(int(np.searchsorted(data.train.offsets, start, "right")) - 1)
+    record = sequence_record(data.index, history, data.max_history, nearby, whole)
     return {**record, "target": data.index.texts[target]}
 
 
@@ -289,6 +369,24 @@ def _preference(data: TaskData, epoch: int, place: int) -> Record:
     return {**record, "preference": plain_text(preference, data.max_text_words)}
 
 
+def _neighbour(data: TaskData, epoch: int, place: int) -> Record:
+    item = int(data.nearby.known[place])
+    found, scores = data.nearby.near(np.array([item]))
+    rng = np.random.default_rng([data.seed, epoch, place])
+    target = int(rng.choice(found, p=scores / scores.sum()))
+    return {
+        "item": data.index.texts[item],
+        "title": data.titles[item],
+        "target": data.index.texts[target],
+        "target_title": data.titles[target],
+    }
+
+
+def _words_of_code(data: TaskData, epoch: int, place: int) -> Record:
+    code, words = data.code_words[place]
+    return {"code": code, "words": list(words)}
+
+
 def _user_texts(data: TaskData, task: str) -> UserTexts:
     if data.user_texts is None:
         raise InputError(
@@ -314,7 +412,17 @@ TASKS: dict[str, Task] = {
         Task(
             "seqrec",
             "from the items so far to the next item",
-            {"history": _HISTORY, "target": _TARGET},
+            {
+                "history": _HISTORY,
+                "neighbours": Variable(
+                    "list of text",
+                    "question",
+                    "items that others had near the last ones, nearest first; may be empty",
+                    is_tokens=True,
+                    is_optional=True,
+                ),
+                "target": _TARGET,
+            },
             lambda data: len(data.prefixes[0]),
             _next_item,
         ),
@@ -376,6 +484,30 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.liking_users),
             _preference,
+        ),
+        Task(
+            "neighbours",
+            "from an item to one that stands near it in the train sequences, the oftener the more",
+            {
+                "item": Variable("text", "question", "the item tokens of the item", True),
+                "title": Variable("text", "question", "the item's title"),
+                "target": _TARGET,
+                "target_title": Variable("text", "answer", "the title of the item to name"),
+            },
+            lambda data: len(data.nearby.known),
+            _neighbour,
+            by_default=False,
+        ),
+        Task(
+            "code2words",
+            "from one item token to words that its items share and others lack",
+            {
+                "code": Variable("text", "question", "the item token", True),
+                "words": Variable("list of text", "answer", "the words, the most telling first"),
+            },
+            lambda data: len(data.code_words),
+            _words_of_code,
+            by_default=False,
         ),
     )
 }

@@ -17,7 +17,7 @@ from jinja2 import meta, nodes
 from lcrec.core.errors import InputError, closest
 from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.prompts.rendering import BoundedEnvironment
-from lcrec.prompts.tasks import Record, Task, plain_text
+from lcrec.prompts.tasks import TASKS, Record, Task, plain_text
 
 ENVIRONMENT = BoundedEnvironment(undefined=jinja2.StrictUndefined)
 # Templates see the variables of their task and nothing else.
@@ -94,11 +94,16 @@ class Template:
 
     def fits(self, record: Record) -> bool:
         """Tell whether the record has everything that question and answer use."""
-        return self.can_ask(record) and all(map(record.get, self.answer_variables))
+        return self.can_ask(record) and all(map(record.get, self._needed(self.answer_variables)))
 
     def can_ask(self, record: Record) -> bool:
         """Tell whether the record, which may lack the answers, has all that the question uses."""
-        return all(map(record.get, self.question_variables))
+        return all(map(record.get, self._needed(self.question_variables)))
+
+    def _needed(self, names: frozenset[str]) -> Iterator[str]:
+        """Yield the variables that may not be empty."""
+        variables = TASKS[self.task].variables
+        return (name for name in names if not variables[name].is_optional)
 
     def ask(self, record: Record) -> str:
         """Return the question, without space around it; the record needs no answers.
@@ -196,17 +201,18 @@ def _variable_faults(template: Template, task: Task) -> list[str]:
 def _render_faults(template: Template, task: Task) -> list[str]:
     """Return what goes wrong when a template meets hostile items, once for each side."""
     faults: dict[str, str] = {}
-    for text, length in itertools.product(HOSTILE_TEXTS, (1, 3)):
+    for text, length in itertools.product(HOSTILE_TEXTS, (0, 1, 3)):
         record: Record = {}
         for name, variable in task.variables.items():
             value = EXAMPLE_ITEM if variable.is_tokens else text
-            record[name] = [value] * length if variable.type == "list of text" else value
+            is_list, least = variable.type == "list of text", not variable.is_optional
+            record[name] = [value] * max(length, least) if is_list else value
         try:
             sides = template.render(record)
         except InputError as error:
             return [str(error)]
         for side, result in zip(("question", "answer"), sides, strict=True):
-            lists = (n for n, v in record.items() if isinstance(v, list) and str(v) in result)
+            lists = (n for n, v in record.items() if v and isinstance(v, list) and str(v) in result)
             naked, fake = next(lists, None), ITEM_TOKEN.search(result.replace(EXAMPLE_ITEM, " "))
             if naked:
                 faults[side] = f"the {side} needs {{{{ {naked} | join(', ') }}}}: it is a list"

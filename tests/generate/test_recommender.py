@@ -7,12 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
+from lcrec.data.cooccurrence import NearbyItems
+from lcrec.data.folder import Interactions
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer, item_token_ids, vocabulary_ids
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.rows import draw_rows, tokenise_rows
 from lcrec.prompts.tasks import TASKS, TaskData
 
@@ -67,6 +70,27 @@ def test_scores_are_those_of_plain_forward_passes(recommender, random_model, ind
         expected.append(sum(logs[n, token].item() for n, token in enumerate(spelt[item])))
     assert np.allclose(ranking.scores[0], np.sort(expected)[::-1], atol=1e-4)
     assert np.allclose(np.array(expected)[ranking.items[0]], ranking.scores[0], atol=1e-4)
+
+
+def test_a_prompt_shows_what_others_had_near_the_last_items(random_model, index, prompts, tmp_path):
+    (tmp_path / "seqrec.yaml").write_text(
+        "task: seqrec\ntemplates:\n- id: near\n"
+        "  question: \"{{ history | join }} near {{ neighbours[:2] | join(' ') }}\"\n"
+        '  answer: "{{ target }}"\n'
+    )
+    showing = PromptSet.load(tmp_path, base=SHIPPED_PROMPTS)
+    counted = NearbyItems.count(Interactions.from_sequences({"u": [5, 9, 7, 8]}), ITEMS)
+    own = Recommender(*random_model, index, showing, max_history=4, nearby=counted)
+    asked, unknown = own.encode([RankingRequest([1, 5]), RankingRequest([3])])
+    text = random_model[1].decode(asked)
+    near = f"{index.text(1)}{index.text(5)} near {index.text(9)} {index.text(7)}"
+    assert near.replace(" ", "") in text.replace(" ", "")
+    question = random_model[1].decode(unknown).replace(" ", "")
+    assert f"{index.text(3)}near" in question  # nothing is near it, and it is asked all the same
+    assert index.text(9) not in question
+    check_lists(own.recommend([[1, 5], [3]], 3), 3)
+    with pytest.raises(InputError, match=r"near: shows neighbours, .* has no counts"):
+        Recommender(*random_model, index, showing, max_history=4).recommend([[1]], 3)
 
 
 @given(histories=HISTORIES)

@@ -7,12 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lcrec.core.artifacts import write_json
+from lcrec.core.artifacts import NEIGHBOURS, write_json
 from lcrec.core.errors import InputError
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import __main__ as merging
 from lcrec.modeling.__main__ import logits_of, main, probe_prompts
 from lcrec.modeling.checkpoint import load_checkpoint
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS
 
 
 @pytest.fixture
@@ -49,6 +52,23 @@ def test_a_merged_model_is_the_live_one(finetune, make_base, tmp_path, tied, mod
     assert torch.allclose(logits_of(plain, prompts), wanted, atol=1e-4)
     assert len(AutoTokenizer.from_pretrained(merged)) == len(live.tokenizer)
     assert Recommender.from_pretrained(merged).recommend([[1, 2]], 5).items.shape == (1, 5)
+
+
+def test_a_model_that_was_shown_neighbours_carries_their_counts(finetune, tmp_path, split):
+    trained = finetune(
+        tmp_path / "model", "--prompts", SHIPPED_PROMPTS / "retrieval", "--epochs", 1
+    )
+    history = split.test.histories[0]
+    found, _ = NearbyItems.count(split.train, 48).near(history)
+    assert len(found)
+    for folder in (trained, merge(trained, tmp_path / "merged")):
+        recommender = Recommender.from_pretrained(folder)
+        record = recommender.request_encoder.record(RankingRequest(history))
+        assert record["neighbours"] == [recommender.index.text(item) for item in found]
+        assert recommender.recommend([history], 5).items.shape == (1, 5)
+    (trained / NEIGHBOURS).unlink()
+    with pytest.raises(InputError, match=NEIGHBOURS):
+        Recommender.from_pretrained(trained)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ SHIPPED = Path(__file__).parents[2] / "prompts"
 GOLDEN = Path(__file__).parents[1] / "golden" / "prompts"
 REFERENCE_COUNTS = {
     "seqrec": 17, "item2index": 19, "index2item": 17, "fusionseqrec": 12, "itemsearch": 11,
-    "preferenceobtain": 11,
+    "preferenceobtain": 11, "neighbours": 6, "code2words": 3,
 }  # fmt: skip
 HOSTILE = [
     "{{ 7 * 7 }} {% raw %} {title} %s {0}", 'it\'s "quoted"\nand broken\r\nin lines',
@@ -106,7 +106,7 @@ def test_every_template_carries_hostile_text_unchanged(prompts):
                 value = record[name]
                 shown = [value] if isinstance(value, str) else value[-1:]
                 assert all(text in spoken for text in shown)
-            for text in real:
+            for text in (*real, record.get("code", " ")):
                 spoken = spoken.replace(text, " ")
             assert not ITEM_TOKEN.search(spoken)
             assert "<|" not in spoken
@@ -138,6 +138,8 @@ def test_a_template_fits_only_records_with_all_it_uses(prompts):
     assert not ask.can_ask({"history": []})
     assert not ask.fits({"history": ["<a_0>"]})
     data = example_data()
+    near = Template("t", "seqrec", "both", "{{ history | join }}{{ neighbours }}", "{{ target }}")
+    assert near.fits({"history": ["<a_0>"], "neighbours": [], "target": "<a_1>"})
     items = Items([{"title": "", "description": "Only this."}, *data.items.fields[1:]])
     bare = TaskData(items, data.train, data.index)
     record = next(TASKS["item2index"].records(bare))

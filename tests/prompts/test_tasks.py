@@ -46,7 +46,10 @@ def records(task: str, data: tasks.TaskData | None = None, epoch: int = 0) -> li
 
 
 def test_seqrec_yields_every_prefix_and_item_tasks_every_item():
-    assert records("seqrec") == [{"history": [A], "target": B}, {"history": [A, B], "target": C}]
+    assert records("seqrec") == [
+        {"history": [A], "neighbours": [], "target": B},
+        {"history": [A, B], "neighbours": [], "target": C},
+    ]
     by_text = records("item2index")
     assert len(by_text) == 4
     assert by_text[0] == {"title": "Red pen", "description": "It writes red.", "target": A}
@@ -129,6 +132,48 @@ def test_questions_at_inference_are_those_of_training():
     )  # fmt: skip
     assert asked.items() <= records("itemsearch")[0].items()
     assert tasks.mixed_record(data, [0, 1], 2) == records("fusionseqrec")[1]
+
+
+def test_neighbours_are_asked_for_as_often_as_they_are_counted():
+    # A stands before B twice and beside C once, at one step more, and D has no neighbour at all.
+    train = Interactions.from_sequences({"u": [0, 1, 2], "v": [0, 1], "w": [3], "x": [3, 3]})
+    data = toy(train=train)
+    seen = [records("neighbours", data, epoch) for epoch in range(300)]
+    assert [record["item"] for record in seen[0]] == [A, B, C]
+    assert seen[0][0].keys() == {"item", "title", "target", "target_title"}
+    targets = [epoch[0]["target"] for epoch in seen]
+    assert set(targets) == {B, C}
+    assert targets.count(B) / 300 == pytest.approx(2 / 2.7, abs=0.08)
+    assert {epoch[2]["target_title"] for epoch in seen} == {"Red pen", "Blue pen"}
+
+
+def test_a_code_is_told_by_words_its_items_share_and_others_lack():
+    titles = ["Red pen", "Blue pen", "Red mug", "Red cup"]
+    data = toy(items=Items([{"title": title} for title in titles]))
+    assert records("code2words", data) == [
+        {"code": "<a_0>", "words": ["pen"]},  # one pen is red, and blue alone is no shared word
+        {"code": "<a_1>", "words": ["red"]},
+        {"code": "<b_0>", "words": ["red"]},
+    ]
+    alone = ItemIndex(np.arange(4, dtype=np.int32)[:, None], (5,))  # nothing is under <a_4>
+    records_alone = records("code2words", toy(items=data.items, index=alone))
+    assert records_alone[1] == {"code": "<a_1>", "words": ["blue", "pen"]}
+    assert len(records_alone) == 4
+
+
+def test_neighbours_of_a_history_never_come_from_the_customer_at_hand():
+    """Everybody's items are their own, so what stands near them only their own purchases tell."""
+    apart = Interactions.from_sequences({"u": [0, 1], "v": [2, 3]})
+    data = toy(train=apart, shows_neighbours=True)
+    assert [record["neighbours"] for record in records("seqrec", data)] == [[], []]
+    shared = Interactions.from_sequences({"u": [0, 1], "empty": [], "v": [2, 0, 3, 1]})
+    shown = records("seqrec", toy(train=shared, shows_neighbours=True))
+    # Of u: 3 follows 0 in v's at once, 1 two steps on, and 2 stands before it.
+    assert shown[0] == {"history": [A], "neighbours": [D, B, C], "target": B}
+    # Of v: u alone tells that 1 follows 0.
+    assert [record["neighbours"] for record in shown[1:]] == [[], [B], [B]]
+    asked = tasks.sequence_record(INDEX, [0], 5, data.nearby)
+    assert asked == {"history": [A], "neighbours": [B]}  # the customer's next item is not counted
 
 
 def test_task_data_refuses_what_cannot_fit():
@@ -278,7 +323,7 @@ def test_instruments_has_as_many_samples_as_the_paper_code_makes(real_data):
     )
     assert {task: sum(1 for _ in tasks.TASKS[task].records(data)) for task in tasks.TASKS} == {
         "seqrec": 131_837, "item2index": 9_922, "index2item": 9_922, "fusionseqrec": 131_837,
-        "itemsearch": 24_772, "preferenceobtain": 24_772,
+        "itemsearch": 24_772, "preferenceobtain": 24_772, "neighbours": 9_922, "code2words": 0,
     }  # fmt: skip
 
 

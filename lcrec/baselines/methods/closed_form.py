@@ -16,6 +16,7 @@ from lcrec.baselines.settings import (
 )
 from lcrec.baselines.shared.purchases import history_rows, purchases
 from lcrec.core.errors import InputError
+from lcrec.data.cooccurrence import count_pairs
 from lcrec.data.folder import unit_rows
 
 
@@ -47,10 +48,7 @@ class Popularity(Baseline):
 class Cooccurrence(Baseline):
     """Decayed co-occurrence: what followed, or stood near, the user's last items elsewhere.
 
-        C[i, j] = sum over train sequences, over pairs of places p and p + d with 1 <= d <= window:
-                      distance_decay^(d - 1)             where i stands at p and j at p + d
-                      distance_decay^(d - 1) * backward  where j stands at p and i at p + d
-        score(j) = sum over k = 1 .. last:  history_decay^(k - 1) * C[k-th item from the end, j]
+    `lcrec.data.cooccurrence` counts, and states both formulas.
 
     The counts are not normalised: dividing by the frequency of either item lowered validation
     HR@10. The defaults are the grid's best HR@10 on the validation items of Amazon 2018 Office
@@ -61,17 +59,13 @@ class Cooccurrence(Baseline):
 
     def fit(self, data: TrainingData) -> None:
         """Count the pairs; `self.counts` is C, a sparse float32 [num_items, num_items]."""
-        train, shape = data.train, (data.num_items, data.num_items)
-        forward = sparse.csr_array(shape, dtype=np.float32)
-        sequence_of = np.repeat(np.arange(len(train)), np.diff(train.offsets))
-        for distance in range(1, self.settings.window + 1):
-            together = np.flatnonzero(sequence_of[:-distance] == sequence_of[distance:])
-            pairs = (train.items[together], train.items[together + distance])
-            weight = self.settings.distance_decay ** (distance - 1)
-            weights = np.full(len(together), weight, dtype=np.float32)
-            forward = forward + sparse.csr_array((weights, pairs), shape=shape)
-        backward = np.float32(self.settings.backward) * forward.T
-        self.counts = sparse.csr_array(forward + backward)
+        self.counts = count_pairs(
+            data.train,
+            data.num_items,
+            window=self.settings.window,
+            distance_decay=self.settings.distance_decay,
+            backward=self.settings.backward,
+        )
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the decayed sum of the last items' rows of C, float32 [batch, num_items]."""
