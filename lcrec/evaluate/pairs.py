@@ -218,11 +218,11 @@ def pairwise_accuracy(
     """
     recommender = subject.recommender
     items = np.stack([cases.targets, *negatives.values()], axis=1).astype(np.int64)
+    data = subject.data
+    nearby = data.nearby if data.shows_neighbours else None
     records = [
-        mixed_record(subject.data, history, int(target))
-        | sequence_record(
-            recommender.index, history, subject.data.max_history, recommender.request_encoder.nearby
-        )
+        mixed_record(data, history, int(target))
+        | sequence_record(data.index, history, data.max_history, nearby)
         for history, target in zip(cases.histories, cases.targets, strict=True)
     ]
     can_ask = np.flatnonzero([template.can_ask(record) for record in records])
