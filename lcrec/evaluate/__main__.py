@@ -9,10 +9,11 @@ Three more commands judge what the tasks taught a checkpoint, each in a module o
 Reads one or more `predictions.jsonl` (see `lcrec.rankings.predictions`) that answer for the same
 users and targets; prints a table; writes `metrics.json`: {"users", "cases" where users have
 several, "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
-{metric: {"mean", "low", "high"}}, "templates": {template_id: {metric: mean over users}},
-"across_templates": {metric: {"mean", "min", "max"}} or null}}}. The metrics are `METRICS` of
-`lcrec.rankings.metrics`, or `MULTI_TARGET_METRICS` where a case has several targets. Where users
-have several cases, means are over cases, and intervals over users all the same.
+{metric: {"mean", "low", "high"}}, "by_user" likewise, "templates": {template_id: {metric: mean over
+users}}, "across_templates": {metric: {"mean", "min", "max"}} or null}}}. The metrics are `METRICS`
+of `lcrec.rankings.metrics`, or `MULTI_TARGET_METRICS` where a case has several targets. Where users
+have several cases, means are over cases, and intervals over users all the same; "by_user" has the
+means over users of the mean of each user's cases, so that everybody counts the same.
 
 Where users were asked with several templates, a user's value is the mean over the templates.
 """
@@ -58,22 +59,23 @@ class EvaluateConfig(Writes):
     seed: int = option("of the bootstrap", 0, minimum=0)
 
 
-def format_table(runs: dict[str, dict[str, Any]], depth: int) -> str:
+def format_table(runs: dict[str, dict[str, Any]], depth: int, figures: str = "overall") -> str:
     """Return the side-by-side table: two lines per file, the value and below it the interval.
 
     Args:
         runs: {label: result of `measure`}; of several, the best value of a column gets a star.
         depth: the depth that MRR was taken at.
+        figures: which of the results to show, "overall" or "by_user".
     """
-    metrics = list(next(iter(runs.values()))["overall"])
+    metrics = list(next(iter(runs.values()))[figures])
     best = {
-        metric: max(run["overall"][metric]["mean"] for run in runs.values()) for metric in metrics
+        metric: max(run[figures][metric]["mean"] for run in runs.values()) for metric in metrics
     }
     rows = []
     for label, run in runs.items():
         cells, intervals = [], []
         for metric in metrics:
-            value = run["overall"][metric]
+            value = run[figures][metric]
             star = "*" if len(runs) > 1 and value["mean"] == best[metric] else " "
             cells.append(f"{value['mean']:.4f}{star}")
             intervals.append(f"{value['low']:.3f}-{value['high']:.3f} ")
@@ -124,6 +126,9 @@ def main(argv: list[str]) -> None:
     )
     print(" * marks the best of a column.\n" if len(runs) > 1 else "\n")
     print(format_table(runs, depth))
+    if "cases" in result:
+        print("\nby user: the mean of each user's cases, and the mean of these over users\n")
+        print(format_table(runs, depth, "by_user"))
     for label, run in runs.items():
         if run["across_templates"] is not None:
             print(f"\n{label}, by template\n\n{format_templates(run, depth)}")

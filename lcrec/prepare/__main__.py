@@ -15,7 +15,7 @@ ties by a hash of user and item; items are numbered by first appearance, of one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +32,7 @@ from lcrec.data.splits import cold_parts, random_parts, time_parts
 if TYPE_CHECKING:
     from lcrec.prepare.folder import Numbered
     from lcrec.prepare.pipeline import Refined
+    from lcrec.prepare.tables import RawTables
 
 STAGE = "python -m lcrec.prepare"
 EXAMPLE = "--format recbole --input downloads/ml-100k --output data/ml-100k"
@@ -42,6 +43,11 @@ COLUMN_HELP = (
     "description brand categories features details review_title review_text, and id for the item "
     "column of the items file where it is called otherwise than in the interactions; a role left "
     "out is the format's own or, for tables, guessed from usual names; 'brand=' reads none"
+)
+# What removes rows that could be used.
+REMOVING = (
+    *("min_rating", "since", "until", "repeats", "min_text", "max_title_words"),
+    *("min_user_items", "min_item_users", "max_user_items"),
 )
 # What decides how the work is done, but not what comes of it.
 MEANS = ("engine", "spark_master", "memory_gb", "dry_run")
@@ -123,11 +129,13 @@ class PrepareConfig(Writes):
     reviews: Literal["keep", "drop"] = option(
         "whether to write the texts of reviews, where there are any, for lcrec.intents", "keep"
     )
-    split: Literal["leave-one-out", "random", "time", "cold-items"] = option(
+    split: Literal["leave-one-out", "random", "time", "cold-items", "published"] | None = option(
         "what every later stage holds out; leave-one-out: the last item of every user to test, the "
         "one before to validate; random: 8:1:1 of every user's items; time: 8:1:1 of all "
-        "interactions, at two moments; cold-items: test on items that nobody trains on",
-        "leave-one-out",
+        "interactions, at two moments; cold-items: test on items that nobody trains on; published: "
+        "the rows that --format minionerec is published with, all of them; none: published for "
+        "minionerec, else leave-one-out",
+        None,
     )
     cold_share: float = option("cold-items: the share of items to test on", 0.05, minimum=0)
     seed: int = option("of the random split and of the cold items", 0, minimum=0)
@@ -156,6 +164,9 @@ def main(argv: list[str]) -> None:
         "rare to learn from, order every user's items by time and number all."
     )
     config = parse_config(PrepareConfig, argv, description=description, prog=STAGE, example=EXAMPLE)
+    if config.split is None:
+        published = config.format == "minionerec"
+        config = replace(config, split="published" if published else "leave-one-out")
     _check_settings(config)
     _run(config)
 
@@ -164,7 +175,7 @@ def _run(config: PrepareConfig) -> None:
     # Here, so that options are read without any engine.
     from lcrec.prepare.card import card_page, make_card
     from lcrec.prepare.engines import open_engine
-    from lcrec.prepare.folder import number, sort_interactions, write_data_folder
+    from lcrec.prepare.folder import number, sort_interactions, with_unbought, write_data_folder
     from lcrec.prepare.inputs import find_inputs
     from lcrec.prepare.pipeline import FilterSettings, refine
     from lcrec.prepare.published import READERS
@@ -232,6 +243,20 @@ def _run(config: PrepareConfig) -> None:
             cold_share=config.cold_share if config.split == "cold-items" else None,
             seed=config.seed,
         )
+        if config.split == "published":
+            if raw.parts is None:
+                raise InputError(
+                    f"--split published: {len(found.interactions)} files of interactions were "
+                    "given; MiniOneRec publishes TRAIN VALID TEST, of which TRAIN may be missing"
+                )
+            if len(found.interactions) == 2:
+                print(
+                    "no train file: trained on is what the histories of the rows hold, a part of "
+                    "what was published to train on, so all figures will be a lower bound"
+                )
+            filters = replace(
+                filters, min_user_items=1, min_item_users=1, repeats="all", keep_unbought=True
+            )
         refined = refine(
             raw, work, filters, say=lambda line: print(printable(line, lines=True), flush=True)
         )
@@ -239,7 +264,9 @@ def _run(config: PrepareConfig) -> None:
         sort_interactions(refined.interactions, work / "sorted")
         items = refined.catalogue.items
         numbered = number(work / "sorted")
-        parts = _parts(config.split, config.seed, numbered, refined)
+        if filters.keep_unbought:
+            numbered = with_unbought(numbered, items["item"])
+        parts = _parts(config, numbered, refined, raw)
         card = make_card(name, refined.ledger, refined.catalogue, items, numbered, parts)
         _tell(refined, card["split"])
         if config.dry_run:
@@ -275,19 +302,44 @@ def _check_settings(config: PrepareConfig) -> None:
             f"--max-user-items {most} is less than --min-user-items {config.min_user_items}: "
             "nobody would be left"
         )
+    if config.split == "published":
+        if config.format != "minionerec":
+            raise InputError(
+                "--split published belongs to --format minionerec, whose files say what is held "
+                "out; choose another split"
+            )
+        for setting in fields(PrepareConfig):
+            value = getattr(config, setting.name)
+            if setting.name in REMOVING and value != setting.default:
+                raise InputError(
+                    f"--{setting.name.replace('_', '-')} {value} removes rows, and --split "
+                    "published keeps all that are published; choose one, such as with --split "
+                    "leave-one-out"
+                )
     if config.cold_share >= 1:
         raise InputError(f"--cold-share {config.cold_share:g}: give a share below 1, such as 0.05")
     if config.spark_master != "local[*]" and config.engine != "spark":
         raise InputError(f"--spark-master {config.spark_master} belongs to --engine spark")
 
 
-def _parts(split: str, seed: int, numbered: Numbered, refined: Refined) -> np.ndarray | None:
+def _parts(
+    config: PrepareConfig, numbered: Numbered, refined: Refined, raw: RawTables
+) -> np.ndarray | None:
     """Return the part of the split every interaction belongs to; None for leave-one-out."""
-    if split == "random":
-        return random_parts(numbered.offsets, numbered.items, seed)
-    if split == "time":
+    if config.split == "random":
+        return random_parts(numbered.offsets, numbered.items, config.seed)
+    if config.split == "time":
         return time_parts(numbered.times)
-    if split == "cold-items":
+    if config.split == "published":
+        published = raw.parts or {}
+        users, starts = numbered.user_ids.to_pylist(), numbered.offsets
+        return np.concatenate(
+            [
+                np.array(published[user], dtype=np.int8)[numbered.times[start:end]]
+                for user, start, end in zip(users, starts[:-1], starts[1:], strict=True)
+            ]
+        )
+    if config.split == "cold-items":
         cold = set(refined.cold)
         is_cold = np.array([item in cold for item in numbered.item_ids.to_pylist()])
         return cold_parts(numbered.offsets, is_cold[numbered.items])

@@ -53,7 +53,7 @@ def make_card(
         JSON values. `dropped` and `interactions` add up to `input_interactions`.
     """
     ledger.check()
-    lengths, popularity = np.diff(numbered.offsets), np.bincount(numbered.items)
+    lengths, popularity = np.diff(numbered.offsets), numbered.popularity()
     texts = pc.add(pc.utf8_length(items["title"]), pc.utf8_length(items["description"]))
     sizes = np.asarray(texts.to_numpy(), dtype=np.int64)
     first, last = float(numbered.times.min()), float(numbered.times.max())

@@ -18,7 +18,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class Numbered:
     items: np.ndarray
     times: np.ndarray
     is_date: bool
+
+    def popularity(self) -> np.ndarray:
+        """Return how often each item was taken, int64 [items]."""
+        return np.bincount(self.items, minlength=len(self.item_ids))
 
 
 BLOCK = 10_000  # users or rows turned into Python objects at a time
@@ -294,6 +298,13 @@ def number(folder: Path) -> Numbered:
     return Numbered(
         user_ids, item_ids.take(pa.array(order)), offsets, numbers[ranks], times, is_date
     )
+
+
+def with_unbought(numbered: Numbered, items: pa.ChunkedArray) -> Numbered:
+    """Return the same with the items that nobody has numbered after the others, by raw id."""
+    known = numbered.item_ids.combine_chunks()
+    others = items.filter(pc.invert(pc.is_in(items, value_set=known)))
+    return replace(numbered, item_ids=pa.chunked_array([*numbered.item_ids.chunks, *others.chunks]))
 
 
 def read_batches(folder: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -157,19 +157,25 @@ def _match(files: Sequence[Path], patterns: Sequence[str]) -> list[Path]:
 def _find_minionerec(place: Path) -> tuple[list[Path], list[Path]]:
     inside = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
     inside = inside or _members(place)
-    splits = [
-        [path for path in inside if path.parent.name == split and path.suffix == ".csv"]
-        for split in SPLITS
-    ]
-    info = [path for path in inside if path.parent.name == "info" and path.suffix == ".txt"]
-    for name, found in (*zip(SPLITS, splits, strict=True), ("info", info)):
+    named = {
+        name: [
+            path
+            for path in inside
+            if bare_name(path).endswith(suffix)
+            and name in (path.parent.name, bare_name(path).removesuffix(suffix))
+        ]
+        for name, suffix in (*((split, ".csv") for split in SPLITS), ("info", ".txt"))
+    }
+    if not named["train"]:
+        del named["train"]  # the published rows to validate and to test on stand for themselves
+    for name, found in named.items():
         if len(found) != 1:
             names = ", ".join(path.name for path in found) or "none"
             raise InputError(
                 f"--input {place}: expected exactly one file in {name}/, found {names}; name the "
                 "files with --interactions TRAIN VALID TEST --items INFO"
             )
-    return [path for found in splits for path in found], info
+    return [path for name in SPLITS for path in named.get(name, ())], named["info"]
 
 
 def find_files(flag: str, given: Sequence[Path]) -> list[Path]:

@@ -182,6 +182,7 @@ class FilterSettings:
         keep_reviews: carry the reviews' texts along, where there are any.
         cold_share: the share of items to hold out; None holds out none.
         seed: draws the cold items.
+        keep_unbought: list the items that nobody has as well.
     """
 
     min_user_items: int
@@ -198,6 +199,7 @@ class FilterSettings:
     keep_reviews: bool
     cold_share: float | None
     seed: int
+    keep_unbought: bool = False
 
 
 def refine(
@@ -250,7 +252,10 @@ def refine(
 
     name = f"core {settings.min_user_items} items, {settings.min_item_users} users"
     interactions = core(interactions, name)
-    found = materialise(interactions.select("item").distinct())
+    found = interactions.select("item")
+    if settings.keep_unbought:
+        found = found.union(raw.items.select("item"))
+    found = materialise(found.distinct())
     catalogue = make_catalogue(
         raw.items,
         found,
@@ -274,8 +279,10 @@ def refine(
             hold_out(interactions, cold, settings.min_user_items, settings.min_item_users)
         )
         ledger.step("core without cold items", interactions, "--cold-share")
-    stay = interactions.select("item").distinct().to_pyarrow()["item"].combine_chunks()
-    items = catalogue.items.filter(pc.is_in(catalogue.items["item"], value_set=stay))
+    items = catalogue.items
+    if not settings.keep_unbought:
+        stay = interactions.select("item").distinct().to_pyarrow()["item"].combine_chunks()
+        items = items.filter(pc.is_in(items["item"], value_set=stay))
     return Refined(interactions, replace(catalogue, items=items), cold, ledger)
 
 

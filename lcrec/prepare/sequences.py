@@ -6,6 +6,7 @@ DuckDB. Writes nothing else.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ibis.util import gen_name
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
 from lcrec.data.id_map import read_raw_ids
+from lcrec.data.splits import PARTS, TEST, TRAIN, VALID
 from lcrec.prepare.files import UNREADABLE, Delimited, Opened, header, open_delimited
 from lcrec.prepare.layouts import Layout, Paths, as_paths, find_columns, first_of
 from lcrec.prepare.rows import Roles, Sifted, join_leaves, sift
@@ -121,13 +123,17 @@ def read_minionerec(
     `history_item_id`, a Python list, and `item_id`); a user's rows merge into one sequence. The
     info file has lines of item index, title and item number, separated by tabs.
 
+    What stands before a user's first row belongs to that row's part of the split: no published row
+    asks for it. Of `valid` and `test` alone it is all that is known to train on.
+
     Raises:
         InputError: a file is damaged, or a user's rows do not follow from one another.
     """
     paths, catalogue = as_paths(interactions), _one(items)
     actions, described = Sifted(no_rows(con), {}), Sifted(no_rows(con), {})
+    parts = None
     if paths:
-        actions = _merged_windows(con, paths, options)
+        actions, parts = _merged_windows(con, paths, options)
     if catalogue is not None:
         info = Delimited("\t", "", "", names=("index", "title", "item"))
         opened = open_delimited(con, [catalogue], info.names or (), info)
@@ -141,11 +147,14 @@ def read_minionerec(
         {"item": "item", "title": "title"} if catalogue else {},
         lost=actions.lost,
         items_lost=described.lost,
+        parts=parts,
     )
 
 
-def _merged_windows(con: BaseBackend, paths: Sequence[Path], options: Options) -> Sifted:
-    """Merge the rows of every user into one sequence."""
+def _merged_windows(
+    con: BaseBackend, paths: Sequence[Path], options: Options
+) -> tuple[Sifted, dict[str, list[int]] | None]:
+    """Merge the rows of every user into one sequence; return the parts of two or three files."""
     how = Delimited()
     names = header(paths, how)
     missing = {"user_id", "history_item_id", "item_id"} - set(names)
@@ -154,32 +163,41 @@ def _merged_windows(con: BaseBackend, paths: Sequence[Path], options: Options) -
             f"{paths[0]}: no column {min(missing)!r} (columns: {', '.join(names)}); MiniOneRec's "
             "files have user_id, history_item_id and item_id"
         )
-    opened = open_delimited(con, paths, names, how)
-    windows = sift(
-        con,
-        Opened(opened.table.mutate(place=opened.table.row), *_rest(opened)),
-        {**ROLES, "user": "user_id", "item": "item_id", "rating": "history_item_id"},
-        paths,
-        options,
-    )
+    published = {3: (TRAIN, VALID, TEST), 2: (VALID, TEST)}.get(len(paths))
     sequences: dict[str, list[str]] = {}
-    for row in windows.table.order_by("row").to_pyarrow().to_pylist():
-        history = _history(row, paths[0])
-        sequence = sequences.setdefault(row["user"], list(history))
-        if sequence[len(sequence) - len(history) :] != history:
-            raise InputError(
-                f"{paths[0]}, data row {row['row'] + 1}: the history of user {row['user']!r} is "
-                f"not what came before, {sequence[-len(history) :]}; give the files in the order "
-                "of time: train, valid, test"
-            )
-        sequence.append(row["item"])
+    parts: dict[str, list[int]] = {}
+    lost: Counter[str] = Counter()
+    for path, part in zip(paths, published or [TRAIN] * len(paths), strict=True):
+        opened = open_delimited(con, [path], names, how)
+        windows = sift(
+            con,
+            Opened(opened.table.mutate(place=opened.table.row), *_rest(opened)),
+            {**ROLES, "user": "user_id", "item": "item_id", "rating": "history_item_id"},
+            [path],
+            options,
+        )
+        lost.update(windows.lost)
+        for row in windows.table.order_by("row").to_pyarrow().to_pylist():
+            user, history = row["user"], _history(row, path)
+            if user not in sequences:
+                sequences[user] = list(history)
+                parts[user] = [part if len(paths) == len(PARTS) else TRAIN] * len(history)
+            sequence = sequences[user]
+            if sequence[len(sequence) - len(history) :] != history:
+                raise InputError(
+                    f"{path}, data row {row['row'] + 1}: the history of user {user!r} is not what "
+                    f"came before, {sequence[-len(history) :]}; give the files in the order of "
+                    "time: train, valid, test"
+                )
+            sequence.append(row["item"])
+            parts[user].append(part)
     rows = [
         [user, item, place]
         for user, sequence in sequences.items()
         for place, item in enumerate(sequence)
     ]
     actions = _sifted(con, ["user", "item", "place"], rows, ROLES, paths[0], options)
-    return Sifted(actions.table, windows.lost)
+    return Sifted(actions.table, dict(lost)), parts if published else None
 
 
 def _rest(opened: Opened) -> tuple[int, tuple[str, ...], str | None]:

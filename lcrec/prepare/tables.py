@@ -46,6 +46,8 @@ class RawTables:
             otherwise it is a hash of the row's content (Spark). No number of threads changes it.
         lost: reason -> rows of the interactions that cannot be used; no zeros.
         items_lost: the same of the items.
+        parts: user -> the part of the split that each of the user's interactions was published in,
+            by their times, which count from 0; None where the format publishes none.
     """
 
     interactions: Table
@@ -57,6 +59,7 @@ class RawTables:
     row_is_position: bool = True
     lost: dict[str, int] = field(default_factory=dict)
     items_lost: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, list[int]] | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def evaluate_predictions(
     Returns:
         what `lcrec evaluate` writes to `metrics.json`: {"users", "cases" where users have several,
         "seed", "samples", "level", "mrr_depth", "runs": {label: {"overall": {metric: {"mean",
-        "low", "high"}}, ...}}}.
+        "low", "high"}}, "by_user" where users have several, ...}}}.
 
     Raises:
         InputError: a file is missing or malformed, files cannot be compared, or two would have the
@@ -97,9 +97,17 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
         of_users[metric] = mean_over_templates(rows)
         means = list(map(exact_mean, rows))
         across[metric] = {"mean": exact_mean(np.stack(rows)), "min": min(means), "max": max(means)}
+    owners, by_user = predictions.owners, {}
+    if owners is not None:
+        counts = np.bincount(owners)
+        means_of_users = {
+            metric: np.bincount(owners, values) / counts for metric, values in of_users.items()
+        }
+        by_user = {"by_user": summarise_all(means_of_users, seed)}
     return {
         "list_length": predictions.length,
-        "overall": summarise_all(of_users, seed, predictions.owners),
+        "overall": summarise_all(of_users, seed, owners),
+        **by_user,
         "templates": {
             NO_TEMPLATE if template is None else template: {
                 metric: exact_mean(values[metric]) for metric in metrics

@@ -184,6 +184,18 @@ def test_several_targets(tmp_path, capsys):
         main(["--predictions", str(path), str(single)])
 
 
+def test_every_case_counts_and_every_user_does(tmp_path, capsys):
+    """One user has three cases, all hits, and another one, a miss: 3 of 4, and 1 of 2."""
+    cases = [("a", 1, 1), ("a", 2, 1), ("a", 3, 1), ("b", 1, 0)]
+    path = tmp_path / "predictions.jsonl"
+    lines = [Prediction(user, 7, [7 if hit else 8], [0.0], case=case) for user, case, hit in cases]
+    write_predictions(path, lines)
+    main(["--predictions", str(path)])
+    (found,) = json.loads((tmp_path / "metrics.json").read_text())["runs"].values()
+    assert (found["overall"]["HR@10"]["mean"], found["by_user"]["HR@10"]["mean"]) == (0.75, 0.5)
+    assert "by user" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("stages", "labels"),
     [

@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import lcrec.prepare.card
 from lcrec.core.errors import InputError
+from lcrec.data.data_set import load_data
+from lcrec.prepare.__main__ import main
 from lcrec.prepare.inputs import find_in
 from lcrec.prepare.sequences import read_lcrec, read_minionerec
 from lcrec.prepare.tables import Options
@@ -142,6 +146,92 @@ def test_minionerec_needs_its_columns_and_files(con, mini, tmp_path):
     (tmp_path / "test" / "Toy_5_2016-10-2018-11.csv").unlink()
     with pytest.raises(InputError, match=r"exactly one file in test/, found none"):
         find_in(tmp_path, "minionerec")
+
+
+@pytest.fixture
+def published(tmp_path, mini, monkeypatch):
+    """The command line for toy rows, whose last user comes with the test rows."""
+    monkeypatch.setattr(lcrec.prepare.card, "card_page", json.dumps)
+    mini(
+        window("A1", [5], 7) + window("A2", [7], 5),
+        window("A1", [5, 7], 5) + window("A1", [5, 7, 5], 5),
+        window("A1", [7, 5, 5], 7) + window("A3", [5], 7),
+    )
+    info = '<a>\tA "Lamp"\t5\n<b>\tDesk\t7\n<c>\tRug\t6\n'
+    (tmp_path / "info" / "Toy_5_2016-10-2018-11.txt").write_text(info)
+    argv = ["--format", "minionerec", "--input", str(tmp_path), "--name", "Toy"]
+    return [*argv, "--output", str(tmp_path / "out")]
+
+
+def cases_of(cases):
+    return [
+        (user, history.tolist(), target)
+        for user, history, target in zip(
+            cases.users, cases.histories, cases.targets.tolist(), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_published_rows_are_the_cases(tmp_path, published, capsys, whole):
+    if not whole:
+        (tmp_path / "train" / "Toy_5_2016-10-2018-11.csv").unlink()
+    main(published)
+    found = load_data(tmp_path / "out")
+    raw = dict(line.split() for line in (tmp_path / "out" / "Toy.item2id").read_text().splitlines())
+    assert set(raw) == {"5", "6", "7"}  # nobody has the rug, which is listed all the same
+    assert raw["6"] == "2"
+    five, seven = int(raw["5"]), int(raw["7"])
+    users = ["0", "1", "2"] if whole else ["0", None, "1"]  # A2 has training rows alone
+    assert cases_of(found.split.valid) == [
+        ("0", [five, seven], five),
+        ("0", [five, seven, five], five),
+    ]
+    assert cases_of(found.split.test) == [
+        ("0", [five, seven, five, five], seven),
+        (users[2], [five], seven),
+    ]
+    trained = {
+        user: own.tolist()
+        for user, own in zip(found.split.train.users, found.split.train, strict=True)
+    }
+    assert trained["0"] == [five, seven]
+    # A3's first item stands in no training row; where there are none, it is all that is known.
+    assert trained[users[2]] == ([] if whole else [five])
+    assert ("will be a lower bound" in capsys.readouterr().out) is not whole
+    assert np.diff(found.interactions.offsets).sum() == (9 if whole else 7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-user-items", "9"], r"--max-user-items 9 removes rows, and --split published"),
+        (["--repeats", "keep"], r"--repeats keep removes rows"),
+        (["--split", "time"], r"--split time: .* choose another split"),
+        (["--format", "lcrec", "--split", "published"], r"published belongs to --format minio"),
+    ],
+)
+def test_what_goes_with_published_rows(tmp_path, published, flags, message):
+    with pytest.raises(InputError, match=message):
+        main([*published, *flags])
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_file_is_no_published_split(tmp_path, published):
+    files = [str(tmp_path / name / "Toy_5_2016-10-2018-11") for name in ("test", "info")]
+    argv = ["--format", "minionerec", "--interactions", f"{files[0]}.csv", "--items"]
+    argv += [f"{files[1]}.txt", "--output", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="1 files of interactions were given"):
+        main(argv)
+
+
+@pytest.mark.real_data
+def test_office_by_time_keeps_every_published_row(tmp_path, real_data, monkeypatch):
+    monkeypatch.setattr(lcrec.prepare.card, "card_page", json.dumps)
+    argv = ["--format", "minionerec", "--input", str(real_data / "Office-by-time")]
+    main([*argv, "--output", str(tmp_path / "out")])
+    found = load_data(tmp_path / "out")
+    assert (len(found.split.valid), len(found.split.test), len(found.items)) == (4866, 4866, 3459)
 
 
 @pytest.mark.real_data
