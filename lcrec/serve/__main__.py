@@ -1,36 +1,36 @@
 """Stage: a checkpoint -> an HTTP service that recommends and searches.
 
-Reads a checkpoint folder and, for titles, fields and filters, the data folder; writes nothing. It
-answers on the loopback address until Ctrl+C or SIGTERM, then finishes what is queued and ends. If
+Reads a checkpoint folder and, for titles, fields, filters and users, the data folder; writes the
+access log, if one is named. It answers on the loopback address until Ctrl+C or SIGTERM, then
+finishes what is queued and ends; SIGHUP or POST /reload loads all anew, and no request is lost. If
 the environment variable LCREC_TOKEN is set, clients must send `Authorization: Bearer TOKEN`. The
 requests are explained on the page /docs; needs the extra `serve`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import json
 import os
 import re
+import signal
 import socket
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcrec.core.artifacts import find_data
 from lcrec.core.config import option, parse_config
-from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError, run_stage
-from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.id_map import IdMap, Ids, load_names
-from lcrec.data.new_items import require_same_catalogue
+from lcrec.serve.access_log import open_access_log
 from lcrec.serve.batching import ServiceLimits
+from lcrec.serve.loading import ServiceSources, load_handler
 
 if TYPE_CHECKING:
-    from lcrec.generate.recommender import Recommender
+    from lcrec.serve.requests import RequestHandler
 
 STAGE = "python -m lcrec.serve"
 EXAMPLE = "--model runs/shop/model --data data/shop --port 8000"
@@ -39,26 +39,16 @@ BEARER_TOKEN = re.compile(r"[\w\-.~+/]+=*", re.ASCII)  # RFC 6750, section 2.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(ServiceLimits):
+class ServeConfig(ServiceLimits, ServiceSources):
     """Settings of `python -m lcrec.serve`."""
 
-    model: Path = option("the checkpoint folder")
-    data: Path | None = option(
-        "the data folder, for titles, fields and filters, and for the histories of its users", None
-    )
-    base: str | None = option("where an adapter's base model lies now, if it moved", None)
-    index: Path | None = option("an index that adds items to the checkpoint's own", None)
-    ids: Ids | None = option(
-        "what clients call the items (default: by the raw ids that the checkpoint carries, if any)",
-        None,
-    )
     host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
     port: int = option("the port to listen on; 0 takes a free one", 8000, minimum=0)
     max_connections: int = option("open connections; the next is refused (503)", 512, minimum=1)
-    precision: Precision | None = option(
-        "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
+    access_log: Path | None = option(
+        "a file for a JSON line per request, without what people wrote; /dev/stdout is the screen",
+        None,
     )
-    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
 
 
 def main(argv: list[str]) -> None:
@@ -69,54 +59,20 @@ def main(argv: list[str]) -> None:
 
         from lcrec.serve.app import create_app
         from lcrec.serve.connections import BoundedConnection
-        from lcrec.serve.requests import RequestHandler, UserData
+        from lcrec.serve.live import Live
     except ImportError as error:
         raise InputError(
             f"the service needs the package {error.name}: pip install 'lcrec[serve]'"
         ) from None
 
     token = read_token(os.environ.get(TOKEN))
+    log_access = None if config.access_log is None else open_access_log(config.access_log)
     # Bound before the model is loaded, so that a port in use is known at once; nothing listens yet.
     with bind(config.host, config.port) as listener:
-        items = user_data = None
-        if config.data is not None:
-            items = load_items(config.data)
-            require_same_catalogue(config.data, config.model, config.index)
-            interactions = load_interactions(config.data, len(items))
-            names = load_names(config.data, interactions.users, len(items), config.ids)
-            user_data = UserData(names.users, interactions)
-        from lcrec.generate.recommender import Recommender
-        from lcrec.modeling.base import DTYPES
-
         print(f"Loading {config.model}")
-        recommender = Recommender.from_pretrained(
-            config.model,
-            dtype=DTYPES[pick_precision(config.precision)],
-            base=config.base,
-            index=config.index,
-            max_batch_tokens=config.batch_tokens,
-        )
-        ids = recommender.index.ids
-        if config.ids == "raw" and not ids.is_raw:
-            raise InputError(
-                f"--ids raw: {config.index or config.model} carries no raw ids; it was made before "
-                "there were any, or from a data folder without <Name>.item2id"
-            )
-        has_map = config.data is not None and find_data(config.data).item_ids.exists()
-        if config.ids is None and has_map and not ids.is_raw:
-            print("note: items go by numbers, since the checkpoint carries no raw ids; train anew")
-        if ids.is_raw and has_map and list(names.items.names) != list(ids.names):
-            raise InputError(
-                f"--data {config.data}: its items have other raw ids than those of "
-                f"{config.index or config.model}; name the data folder that it was trained on, or "
-                "go by --ids numbers"
-            )
-        if config.ids == "numbers":
-            ids = replace(recommender.index, raw_ids=None).ids
-        # A model that cannot recommend is refused here, and the first client does not wait longer.
-        recommender.recommend([[0]], 1)
-        handler = RequestHandler(recommender, items, config, ids, user_data)
-        app = create_app(handler, token=token)
+        load = partial(load_handler, config, config)
+        live = Live(load(), load)
+        app = create_app(live, token=token, log_access=log_access)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -132,21 +88,43 @@ def main(argv: list[str]) -> None:
                 timeout_graceful_shutdown=int(config.timeout) + 5,
             )
         )
-        print_welcome(listener, recommender, ids, token)
-        with contextlib.suppress(KeyboardInterrupt):  # raised again once all is answered
-            server.run(sockets=[listener])
+        print_welcome(listener, Welcome.of(live.handler), token)
+
+        async def run() -> None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, live.reload_soon)
+            await server.serve(sockets=[listener])
+
+        with (
+            contextlib.suppress(KeyboardInterrupt),  # raised again once all is answered
+            asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
+        ):
+            runner.run(run())
 
 
-def print_welcome(
-    listener: socket.socket, recommender: Recommender, ids: IdMap, token: str | None
-) -> None:
+@dataclass(frozen=True)
+class Welcome:
+    """What is said of a service at its start: its items, one of them, whether it searches."""
+
+    num_items: int
+    example: int | str
+    searches: bool
+
+    @classmethod
+    def of(cls, handler: RequestHandler) -> Welcome:
+        """Return what is to be said of a handler."""
+        recommender = handler.recommender
+        example = handler.name(0)
+        return cls(len(recommender.index), example, "itemsearch" in recommender.tasks)
+
+
+def print_welcome(listener: socket.socket, welcome: Welcome, token: str | None) -> None:
     """Print where the service is, what it can do, and what to mind."""
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"Serving {len(recommender.index):,} items on http://{host}:{port}, explained at /docs")
-    if ids.is_raw:
+    print(f"Serving {welcome.num_items:,} items on http://{host}:{port}, explained at /docs")
+    if isinstance(welcome.example, str):
         print("  items go by their raw ids")
-    if "itemsearch" not in recommender.tasks:
+    if not welcome.searches:
         print("  /search is off: the model was not trained on itemsearch")
     authorization = ""
     if token is not None:
@@ -157,10 +135,9 @@ def print_welcome(
             "listen on 127.0.0.1",
             file=sys.stderr,
         )
-    example = json.dumps(ids.names[0]) if ids.is_raw else 0
     print(
         f"Try: curl http://{host}:{port}/recommend{authorization} -H 'Content-Type: "
-        f'application/json\' -d \'{{"history": [{example}], "k": 5}}\'',
+        f'application/json\' -d \'{{"history": [{json.dumps(welcome.example)}], "k": 5}}\'',
         flush=True,
     )
 

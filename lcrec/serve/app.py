@@ -12,7 +12,8 @@ import http
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -20,8 +21,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel, BeforeValidator
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive
@@ -30,8 +31,10 @@ from lcrec.core.artifacts import unique_keys
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
 from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
+from lcrec.serve.live import Live, rank_together
 from lcrec.serve.middleware import (
     CLIENT_GONE,
+    FACTS,
     PROBLEM_TYPE,
     Meters,
     Problem,
@@ -46,23 +49,30 @@ from lcrec.serve.requests import (
     Ranked,
     RankingAnswer,
     RecommendRequest,
-    RequestHandler,
     SearchRequest,
     bodies,
 )
 
 ROUTES = (
-    *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics"),
+    *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics", "/reload"),
     *("/docs", "/openapi.json"),
 )
 
 _log = logging.getLogger(__name__)
 
 
-class HealthAnswer(BaseModel):
+class StatusAnswer(BaseModel):
     """How the service is."""
 
     status: str
+
+
+class HealthAnswer(StatusAnswer):
+    """How the service is, and fingerprints of what it serves; the same content has the same."""
+
+    model: str | None
+    index: str | None
+    data: str | None = Field(description="of the interactions; null without --data")
 
 
 class _StrictRequest(Request):
@@ -96,27 +106,32 @@ def plain_number(text: str) -> str:
     return text
 
 
-def create_app(handler: RequestHandler, *, token: str | None = None) -> FastAPI:
+def create_app(
+    live: Live,
+    *,
+    token: str | None = None,
+    reload: Callable[[], Awaitable[None]] | None = None,
+    log_access: Callable[[dict[str, Any]], None] | None = None,
+) -> FastAPI:
     """Return the service as an ASGI application.
 
     Args:
-        handler: what answers, within its limits.
+        live: what answers, within its limits.
         token: what clients must send as `Authorization: Bearer TOKEN`; None for no check.
+        reload: replaces what answers, raising `InputError`; None for `live.reload`.
+        log_access: takes the record of every request.
     """
-    limits = handler.limits
-    registry = CollectorRegistry()
-    meters = Meters(registry)
-    recommend_body, search_body = bodies(handler.ids)
-    name = str if handler.ids.is_raw else Annotated[int, BeforeValidator(plain_number)]
+    limits, ids = live.handler.limits, live.handler.ids
+    meters = Meters()
+    recommend_body, search_body = bodies(ids)
+    name = str if ids.is_raw else Annotated[int, BeforeValidator(plain_number)]
     batcher = Batcher(
-        handler.rank,
+        rank_together,
         max_batch=limits.max_batch,
         max_wait=limits.batch_wait / 1000,
         max_queue=limits.max_queue,
         observe=meters.batch,
-    )
-    Gauge("lcrec_queue_depth", "Requests that wait.", registry=registry).set_function(
-        lambda: batcher.depth
+        observe_depth=meters.queue_depth.set,
     )
 
     @contextlib.asynccontextmanager
@@ -144,6 +159,7 @@ def create_app(handler: RequestHandler, *, token: str | None = None) -> FastAPI:
         ServiceMiddleware,
         routes=ROUTES,
         meters=meters,
+        log_access=log_access,
         token=token,
         max_body=limits.max_body,
         body_seconds=limits.timeout,
@@ -151,7 +167,11 @@ def create_app(handler: RequestHandler, *, token: str | None = None) -> FastAPI:
     refusals = _problems(400, 408, 413, 422, 503, 504)
 
     async def rank(request: Request, body: RecommendRequest | SearchRequest) -> RankingAnswer:
+        facts, handler = request.scope[FACTS], live.handler
+        facts["model"] = handler.versions.model
         encoded = handler.encode(body)
+        facts["ignored"] = sum(map(len, encoded.ignored.values()))
+        facts["fallback"] = encoded.prompt_ids is None
         if encoded.prompt_ids is None:
             ranked = handler.rank_by_popularity(encoded.request)
         else:
@@ -175,7 +195,7 @@ def create_app(handler: RequestHandler, *, token: str | None = None) -> FastAPI:
         body: search_body,  # type: ignore[valid-type]
     ) -> RankingAnswer:
         try:
-            handler.recommender.require_task("itemsearch")
+            live.handler.recommender.require_task("itemsearch")
         except InputError as error:
             raise Problem(501, str(error)) from None
         return await rank(request, body)
@@ -184,23 +204,37 @@ def create_app(handler: RequestHandler, *, token: str | None = None) -> FastAPI:
         "/items/{item:path}", responses=_problems(404, 422), summary="What is known of an item"
     )
     async def item(item: name) -> ItemAnswer:  # type: ignore[valid-type]
-        return handler.item(item)
+        return live.handler.item(item)
 
     @app.get("/healthz", responses=_problems(503), summary="Whether the process works")
     async def healthz() -> HealthAnswer:
         if not batcher.alive:
             raise Problem(503, "the model's thread has stopped: start the service again")
-        return HealthAnswer(status="ok")
+        return HealthAnswer(status="ok", **asdict(live.handler.versions))
 
     @app.get("/readyz", responses=_problems(503), summary="Whether a request would be accepted now")
-    async def readyz() -> HealthAnswer:
+    async def readyz() -> StatusAnswer:
         if not (batcher.alive and batcher.accepts):
             raise Problem(503, f"{batcher.depth} requests are waiting", headers=_retry(1))
-        return HealthAnswer(status="ready")
+        return StatusAnswer(status="ready")
+
+    @app.post(
+        "/reload",
+        responses=_problems(403, 409),
+        summary="Load model, index and data anew; requests go on meanwhile",
+    )
+    async def reload_now() -> HealthAnswer:
+        if token is None:
+            raise Problem(403, "the service has no token (LCREC_TOKEN); send it SIGHUP instead")
+        try:
+            await (reload or live.reload)()
+        except InputError as error:
+            raise Problem(409, f"not reloaded, what was loaded before goes on: {error}") from None
+        return HealthAnswer(status="reloaded", **asdict(live.handler.versions))
 
     @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(meters.text(), media_type=CONTENT_TYPE_LATEST)
 
     return app
 

@@ -56,6 +56,7 @@ class Batcher(Generic[Request, Answer]):
         max_wait: how long the first request of a batch waits for others, in seconds.
         max_queue: the most requests that wait; those being answered do not count.
         observe: told the size of every batch and the seconds it took, on the event loop.
+        observe_depth: told how many requests wait, whenever that changes.
     """
 
     def __init__(
@@ -66,10 +67,11 @@ class Batcher(Generic[Request, Answer]):
         max_wait: float,
         max_queue: int,
         observe: Callable[[int, float], None] = lambda size, seconds: None,
+        observe_depth: Callable[[int], None] = lambda depth: None,
     ) -> None:
         self._answer = answer
         self.max_batch, self.max_wait, self.max_queue = max_batch, max_wait, max_queue
-        self._observe = observe
+        self._observe, self._observe_depth = observe, observe_depth
         self._queue: deque[_Entry[Request, Answer]] = deque()
         self._changed = asyncio.Event()
         self._closing = False
@@ -125,6 +127,7 @@ class Batcher(Generic[Request, Answer]):
             raise QueueFull(self.depth, max(1, math.ceil(batches_ahead * self._last_seconds)))
         entry = _Entry[Request, Answer](request, asyncio.get_running_loop().create_future())
         self._queue.append(entry)
+        self._observe_depth(self.depth)
         if self.depth in (1, self.max_batch):  # the others change nothing
             self._changed.set()
         try:
@@ -133,12 +136,14 @@ class Batcher(Generic[Request, Answer]):
             # Still there only if the caller gave up.
             with contextlib.suppress(ValueError):
                 self._queue.remove(entry)
+                self._observe_depth(self.depth)
 
     async def _collect(self) -> None:
         """Form batches until closed and empty."""
         loop = asyncio.get_running_loop()
         while await self._gather():
             batch = [self._queue.popleft() for _ in range(min(self.depth, self.max_batch))]
+            self._observe_depth(self.depth)
             requests = [entry.request for entry in batch]
             started = time.monotonic()
             answers = await loop.run_in_executor(self._thread, answer_apart, self._answer, requests)
@@ -151,6 +156,8 @@ class Batcher(Generic[Request, Answer]):
                     entry.future.set_exception(answer)
                 else:
                     entry.future.set_result(answer)
+            # Requests are not kept until the next come: they hold the model that is to rank them.
+            del batch, requests, answers, entry, answer
 
     async def _gather(self) -> bool:
         """Wait until a batch is due; False if none will ever be."""

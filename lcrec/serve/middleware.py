@@ -1,9 +1,9 @@
-"""What every request passes before and after it is served: token, limits, errors, metrics.
+"""What every request passes before and after it is served: token, limits, errors, metrics, log.
 
 `ServiceMiddleware` is around the whole service. It refuses a request without the token, and a
 body that is too large or too slow, before any of it is parsed; it turns whatever goes wrong into
-problem details (RFC 9457, `application/problem+json`) and counts every answer. Errors say what was
-seen, but never repeat more than a few characters of it.
+problem details (RFC 9457, `application/problem+json`), counts every answer and logs it. Errors say
+what was seen, but never repeat more than a few characters of it.
 """
 
 import asyncio
@@ -11,12 +11,14 @@ import hmac
 import http
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -25,6 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PROBLEM_TYPE = "application/problem+json"
 OPEN_ROUTES = ("/healthz", "/readyz")
+FACTS = "lcrec.facts"  # in the scope of a request: what its route adds to the access log
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 CLIENT_GONE = 499  # nobody reads it; the number is nginx's, and stands in the metrics only
 MOST_ERRORS = 10  # a list of a thousand wrong ids is explained by the first few
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -75,7 +79,8 @@ class Problem(HTTPException):
 class Meters:
     """The Prometheus metrics of one service."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "lcrec_requests", "Requests answered.", ["route", "status"], registry=registry
         )
@@ -89,6 +94,7 @@ class Meters:
         self.batch_size = Histogram(
             "lcrec_batch_size", "Requests in a batch.", buckets=BATCHES, registry=registry
         )
+        self.queue_depth = Gauge("lcrec_queue_depth", "Requests that wait.", registry=registry)
         self.batch_seconds = Histogram(
             "lcrec_batch_seconds", "Seconds a batch took.", buckets=SECONDS, registry=registry
         )
@@ -97,6 +103,10 @@ class Meters:
         """Count a batch."""
         self.batch_size.observe(size)
         self.batch_seconds.observe(seconds)
+
+    def text(self) -> bytes:
+        """Return all of them in Prometheus's text format."""
+        return generate_latest(self.registry)
 
 
 class ServiceMiddleware:
@@ -107,6 +117,7 @@ class ServiceMiddleware:
         routes: the paths that are counted by name, such as `/items/{item}`; all else is "other",
             so that clients cannot invent labels.
         meters: where answers are counted.
+        log_access: takes the record of every answer; None for no log.
         token: what a client must send as `Authorization: Bearer TOKEN`; None for no check.
         max_body: the largest request body, in bytes.
         body_seconds: how long a client may take to send its body.
@@ -118,11 +129,12 @@ class ServiceMiddleware:
         *,
         routes: tuple[str, ...],
         meters: Meters,
+        log_access: Callable[[dict[str, Any]], None] | None,
         token: str | None,
         max_body: int,
         body_seconds: float,
     ) -> None:
-        self.app, self.meters = app, meters
+        self.app, self.meters, self.log_access = app, meters, log_access
         self.routes = {route.split("{")[0]: route for route in routes}
         self.token = None if token is None else token.encode()
         self.max_body, self.body_seconds = max_body, body_seconds
@@ -134,6 +146,7 @@ class ServiceMiddleware:
             return
         started = time.perf_counter()
         route, status = self._route(scope["path"]), 0
+        facts = scope[FACTS] = {}
 
         async def counted_send(message: Message) -> None:
             nonlocal status
@@ -153,8 +166,21 @@ class ServiceMiddleware:
                 broken = Problem(500, "something in the service failed; its log says what")
                 await problem_response(broken)(scope, receive, counted_send)
         finally:
-            self.meters.requests.labels(route, str(status or CLIENT_GONE)).inc()
-            self.meters.seconds.labels(route).observe(time.perf_counter() - started)
+            seconds, status = time.perf_counter() - started, status or CLIENT_GONE
+            self.meters.requests.labels(route, str(status)).inc()
+            self.meters.seconds.labels(route).observe(seconds)
+            if self.log_access is not None:
+                self.log_access(
+                    {
+                        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                        # Clients invent methods and paths.
+                        "method": scope["method"] if scope["method"] in METHODS else "other",
+                        "route": route,
+                        "status": status,
+                        "ms": round(seconds * 1000, 1),
+                        **facts,
+                    }
+                )
 
     def _route(self, path: str) -> str:
         start, slash, rest = path[1:].partition("/")

@@ -164,16 +164,33 @@ class UserData:
     interactions: Interactions
 
 
+@dataclass(frozen=True)
+class Versions:
+    """Fingerprints of what is served, as `lcrec.core.provenance` records them; None if unknown.
+
+    Attributes:
+        model: of the checkpoint.
+        index: of the item index, the checkpoint's own or the one that adds items.
+        data: of the interactions.
+    """
+
+    model: str | None = None
+    index: str | None = None
+    data: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedRequest:
     """A checked request.
 
     Attributes:
+        handler: what checked it, and will answer it.
         request: what is asked for.
         prompt_ids: its prompt; None where it is answered by popularity.
         ignored: what was left out, by field.
     """
 
+    handler: "RequestHandler"
     request: RankingRequest
     prompt_ids: list[int] | None
     ignored: Ignored
@@ -192,6 +209,7 @@ class RequestHandler:
         ids: what clients call the items; None for the raw ids of the checkpoint, or numbers where
             it has none.
         user_data: the histories that clients may ask by, which also say what is popular.
+        versions: of what it was loaded from.
 
     Raises:
         InputError: the catalogue is not the index's.
@@ -204,7 +222,9 @@ class RequestHandler:
         limits: ServiceLimits | None = None,
         ids: IdMap | None = None,
         user_data: UserData | None = None,
+        versions: Versions = Versions(),
     ) -> None:
+        self.versions = versions
         self.recommender, self.items, self.user_data = recommender, items, user_data
         self.ids = ids or recommender.index.ids
         self.num_items = len(recommender.index)
@@ -258,12 +278,12 @@ class RequestHandler:
             )
         if not is_search and len(history) == 0:
             self._require_fallback(body)
-            return EncodedRequest(request, None, ignored)
+            return EncodedRequest(self, request, None, ignored)
         try:
             (prompt_ids,) = self.recommender.encode([request])
         except InputError as error:
             raise _fault("query" if is_search else "history", str(error)) from None
-        return EncodedRequest(request, prompt_ids, ignored)
+        return EncodedRequest(self, request, prompt_ids, ignored)
 
     def rank(self, encoded: list[EncodedRequest]) -> list[Ranked]:
         """Return items and scores of each request, best first: int64 and float32 `[found]`."""

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcrec.core.errors import InputError
-from lcrec.data.id_map import IdMap
 from lcrec.serve import __main__ as serve
 
 TOP = Path(__file__).parents[2]
@@ -140,6 +139,7 @@ def wait_for(client, line):
         (["--model", "m", "--host", "192.0.2.1"], "--host 192.0.2.1"),
         (["--model", "m", "--batch-wait", "-1"], "--batch-wait"),
         (["--model", "m", "--timeout", "0"], "--timeout"),
+        (["--model", "m", "--access-log", "no/where"], "--access-log no/where: cannot be written"),
         (["--model", "m", "--port", "0", "--data", "nowhere"], "--data nowhere: no such folder"),
     ],
 )
@@ -170,8 +170,8 @@ def test_a_catalogue_of_another_checkpoint(checkpoint, shop, tmp_path):
 def test_items_that_were_added(checkpoint, shop, grown, monkeypatch):
     served = []
 
-    def stop(handler, **settings):
-        served.extend([handler.recommender, handler.items])
+    def stop(live, **settings):
+        served.extend([live.handler.recommender, live.handler.items])
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lcrec.serve.app.create_app", stop)
@@ -215,12 +215,8 @@ def test_tokens():
     [("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "secret", False)],
 )
 def test_an_open_door_is_announced(host, token, warned, capsys):
-    class Trained:
-        index = range(48)
-        tasks = ("seqrec", "itemsearch")
-
     with serve.bind(host, 0) as listener:
-        serve.print_welcome(listener, Trained(), IdMap("item", ["0"], is_raw=False), token)
+        serve.print_welcome(listener, serve.Welcome(48, 0, searches=True), token)
     printed = capsys.readouterr()
     assert ("anyone who reaches 0.0.0.0 can use the service" in printed.err) == warned
     assert "Serving 48 items on http://" in printed.out

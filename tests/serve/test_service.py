@@ -6,7 +6,9 @@ import json
 import random
 import threading
 import tracemalloc
+import weakref
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import httpx
 import numpy as np
@@ -23,8 +25,10 @@ from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.serve import app as service
+from lcrec.serve.access_log import open_access_log
 from lcrec.serve.batching import ServiceLimits
-from lcrec.serve.requests import RecommendRequest, RequestHandler, UserData
+from lcrec.serve.live import UNDER_WAY, Live
+from lcrec.serve.requests import RecommendRequest, RequestHandler, UserData, Versions
 
 ITEMS = 48
 POISON = 40  # prompts that show this item get NaN logits
@@ -88,8 +92,9 @@ def user_data():
     return UserData(users, Interactions.from_sequences(sequences))
 
 
-def create_app(recommender, items=None, limits=None, *, token=None, **settings):
-    return service.create_app(RequestHandler(recommender, items, limits, **settings), token=token)
+def create_app(recommender, items=None, limits=None, *, token=None, log_access=None, **settings):
+    handler = RequestHandler(recommender, items, limits, **settings)
+    return service.create_app(Live(handler, None), token=token, log_access=log_access)
 
 
 @contextlib.asynccontextmanager
@@ -255,7 +260,8 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
     assert "swagger" in page.text.lower()
     document = schema.json()
     assert set(document["paths"]) == {
-        *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics")
+        *("/recommend", "/search", "/items/{item}", "/healthz", "/readyz", "/metrics"),
+        "/reload",
     }
     assert document["components"]["securitySchemes"]
     calls = []
@@ -661,7 +667,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(recommender):
     check_problem(refused, 503, "2 requests are waiting")
     assert int(refused.headers["retry-after"]) >= 1
     check_problem(unready, 503)
-    assert health.json() == {"status": "ok"}
+    assert health.json() == {"status": "ok", "model": None, "index": None, "data": None}
     for item, response in enumerate(served):
         assert pairs(response)[0] == recommender.recommend([[item]]).items[0].tolist()
 
@@ -879,3 +885,180 @@ def test_numbers_are_no_raw_ids(by_raw_ids):
     check_problem(unknown, 422, "#/history/1", "item '7' is unknown")
     check_problem(denied, 422, "#/deny/0", "item '48' is unknown")
     check_problem(item, 404, "there is no item '7'")
+
+
+# Reloading. The next catalogue has other titles and is of another version.
+
+
+@pytest.fixture
+def handlers(recommender, catalogue):
+    renamed = Items([{"title": f"New {item}"} for item in range(ITEMS)])
+    limits = ServiceLimits(batch_wait=300)
+    return [
+        RequestHandler(recommender, items, limits, versions=Versions(name, name, name))
+        for items, name in ((catalogue, "old"), (renamed, "new"))
+    ]
+
+
+HEAD = {"Authorization": "Bearer secret"}
+
+
+def test_a_reload_meets_requests_in_flight(handlers):
+    """Those before it are answered by the old handler, in one batch with those after it."""
+    old, new = handlers
+    app = service.create_app(Live(old, lambda: new), token="secret")
+
+    async def run():
+        async with connect(app, headers=HEAD) as client:
+            before = asyncio.create_task(client.post("/recommend", json={"history": [1], "k": 3}))
+            while "lcrec_queue_depth 1.0" not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+            health = await client.get("/healthz")
+            reloaded = await client.post("/reload")
+            after = await client.post("/recommend", json={"history": [1], "k": 3})
+            known = await client.get("/items/5")
+            return await before, health, reloaded, after, known, await client.get("/metrics")
+
+    before, health, reloaded, after, known, metrics = asyncio.run(run())
+    assert health.json() == {"status": "ok", "model": "old", "index": "old", "data": "old"}
+    assert reloaded.json() == {"status": "reloaded", "model": "new", "index": "new", "data": "new"}
+    assert (
+        pairs(before)[0] == pairs(after)[0] == old.recommender.recommend([[1]], 3).items[0].tolist()
+    )
+    assert [row["title"][:5] for row in before.json()["items"]] == ["Thing"] * 3
+    assert [row["title"][:3] for row in after.json()["items"]] == ["New"] * 3
+    assert known.json()["title"] == "New 5"
+    assert "lcrec_batch_size_sum 2.0" in metrics.text
+    assert "lcrec_batch_size_count 1.0" in metrics.text
+
+
+def test_what_was_replaced_is_freed(handlers):
+    kept = handlers[0]
+    replaced = RequestHandler(kept.recommender, None, kept.limits)
+    gone = weakref.ref(replaced)
+    live = Live(replaced, lambda: kept)
+    del replaced
+
+    async def run():
+        async with connect(service.create_app(live, token="secret"), headers=HEAD) as client:
+            assert (await client.post("/recommend", json={"history": [1]})).status_code == 200
+            assert (await client.post("/reload")).status_code == 200
+            return gone()
+
+    assert asyncio.run(run()) is None
+
+
+def raw_ids(handlers):
+    names = IdMap("item", NAMES, is_raw=True)
+    return RequestHandler(handlers[0].recommender, None, None, names)
+
+
+def refuse(handlers):
+    raise InputError("--model gone: not a checkpoint")
+
+
+def fail(handlers):
+    raise RuntimeError("a secret path")
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [
+        (refuse, ["not reloaded", "--model gone: not a checkpoint"]),
+        (fail, ["not reloaded", "the service's log says what"]),
+        (raw_ids, ["items would go by raw ids", "start the service again"]),
+    ],
+)
+def test_what_cannot_be_loaded_changes_nothing(handlers, caplog, load, words):
+    app = service.create_app(Live(handlers[0], lambda: load(handlers)), token="secret")
+    refused, health, ranked = ask(
+        app, ("POST", "/reload", {}), get("/healthz"), post("/recommend", history=[1]), headers=HEAD
+    )
+    check_problem(refused, 409, *words)
+    assert "secret" not in refused.text
+    assert "not reloaded, what was loaded before goes on" in caplog.text
+    assert health.json()["model"] == "old"
+    assert pairs(ranked)[0]
+
+
+def test_who_may_reload_and_when(handlers):
+    old, new = handlers
+    (closed,) = ask(service.create_app(Live(old, lambda: new)), ("POST", "/reload", {}))
+    check_problem(closed, 403, "LCREC_TOKEN", "SIGHUP")
+    go_on = threading.Event()
+
+    def load():
+        assert go_on.wait(10)
+        return new
+
+    async def run():
+        async with connect(service.create_app(Live(old, load), token="secret")) as client:
+            stranger = await client.post("/reload")
+            first = asyncio.create_task(client.post("/reload", headers=HEAD))
+            await asyncio.sleep(0.1)
+            second = await client.post("/reload", headers=HEAD)
+            health = await client.get("/healthz")
+            go_on.set()
+            return stranger, await first, second, health
+
+    stranger, first, second, health = asyncio.run(run())
+    check_problem(stranger, 401)
+    check_problem(second, 409, UNDER_WAY)
+    assert health.json()["model"] == "old"
+    assert first.json()["model"] == "new"
+
+
+# The access log.
+
+
+def test_the_access_log_says_what_happened_and_nothing_that_was_written(
+    recommender, user_data, tmp_path
+):
+    path = tmp_path / "access.jsonl"
+    app = create_app(
+        recommender, user_data=user_data, token="secret", log_access=open_access_log(path),
+        versions=Versions(model="abc"),
+    )  # fmt: skip
+    calls = [
+        post("/recommend", history=[1, 99], deny=[50]),
+        post("/search", query="a private matter"),
+        post("/recommend", user="a private person"),
+        get("/private/place"),
+        ("private", "/items/7", {}),
+        post("/recommend", history=["private"]),
+    ]
+
+    async def run():
+        async with connect(app, headers=HEAD) as client:
+            for number, (method, place, rest) in enumerate(calls):
+                await client.request(method, place, **rest)
+                if number == 2:  # as logrotate does
+                    path.rename(tmp_path / "access.1")
+            await client.get("/metrics", headers={"Authorization": "Bearer private"})
+
+    asyncio.run(run())
+    moved, text = (tmp_path / "access.1").read_text(), path.read_text()
+    assert "private" not in moved + text
+    lines = [json.loads(line) for line in (moved + text).splitlines()]
+    assert len(moved.splitlines()) == 3
+    assert [(line["method"], line["route"], line["status"]) for line in lines] == [
+        ("POST", "/recommend", 200),
+        ("POST", "/search", 200),
+        ("POST", "/recommend", 200),
+        ("GET", "other", 404),
+        ("other", "/items/{item}", 405),
+        ("POST", "/recommend", 422),
+        ("GET", "/metrics", 401),
+    ]
+    assert [line.get("ignored") for line in lines] == [2, 0, 1, None, None, None, None]
+    assert [line.get("fallback") for line in lines[:3]] == [False, False, True]
+    assert [line.get("model") for line in lines[:4]] == ["abc", "abc", "abc", None]
+    for line in lines:
+        assert 0 <= line["ms"] < 60_000
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(line["time"])).seconds < 60
+
+
+def test_an_access_log_that_cannot_be_written(tmp_path):
+    for path in (tmp_path, tmp_path / "none" / "log"):
+        with pytest.raises(InputError, match=r"--access-log .* cannot be written to"):
+            open_access_log(path)

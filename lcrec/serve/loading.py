@@ -1,0 +1,109 @@
+"""What a service is loaded from, at its start and at every reload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lcrec.core.artifacts import find_data, index_path
+from lcrec.core.config import option
+from lcrec.core.device import Precision, pick_precision
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import fingerprint
+from lcrec.data.folder import load_interactions, load_items
+from lcrec.data.id_map import Ids, Names, load_names
+from lcrec.data.new_items import require_same_catalogue
+from lcrec.serve.batching import ServiceLimits
+
+if TYPE_CHECKING:
+    from lcrec.serve.requests import RequestHandler
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSources:
+    """Where a service's model, index and data lie, and how they are read."""
+
+    model: Path = option("the checkpoint folder")
+    data: Path | None = option(
+        "the data folder, for titles, fields and filters, and for the histories of its users", None
+    )
+    base: str | None = option("where an adapter's base model lies now, if it moved", None)
+    index: Path | None = option("an index that adds items to the checkpoint's own", None)
+    ids: Ids | None = option(
+        "what clients call the items (default: by the raw ids that the checkpoint carries, if any)",
+        None,
+    )
+    precision: Precision | None = option(
+        "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
+    )
+    batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
+
+
+def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandler:
+    """Load what answers, and let it answer once.
+
+    Raises:
+        InputError: a file is missing or damaged, they do not belong together, or the model cannot
+            recommend.
+    """
+    from lcrec.generate.recommender import Recommender
+    from lcrec.modeling.base import DTYPES
+    from lcrec.serve.requests import RequestHandler, UserData, Versions
+
+    model, data, index = map(_pinned, (sources.model, sources.data, sources.index))
+    assert model is not None
+    items = user_data = names = None
+    if data is not None:
+        items = load_items(data)
+        require_same_catalogue(data, model, index)
+        interactions = load_interactions(data, len(items))
+        names = load_names(data, interactions.users, len(items), sources.ids)
+        user_data = UserData(names.users, interactions)
+    recommender = Recommender.from_pretrained(
+        model,
+        dtype=DTYPES[pick_precision(sources.precision)],
+        base=sources.base,
+        index=index,
+        max_batch_tokens=sources.batch_tokens,
+    )
+    ids = recommender.index.ids
+    if sources.ids == "numbers":
+        ids = replace(recommender.index, raw_ids=None).ids
+    _require_same_names(sources, ids.is_raw, list(ids.names), names)
+    # A model that cannot recommend is refused here, and the first client does not wait longer.
+    recommender.recommend([[0]], 1)
+    versions = Versions(
+        model=fingerprint(model),
+        index=fingerprint(index_path(index or model)),
+        data=None if data is None else fingerprint(find_data(data).inter),
+    )
+    return RequestHandler(recommender, items, limits, ids, user_data, versions)
+
+
+def _pinned(path: Path | None) -> Path | None:
+    """Return where a path leads now: a link that is set anew meanwhile must not mix two models."""
+    if path is None or path.resolve() == path.absolute():
+        return path
+    return path.resolve()
+
+
+def _require_same_names(
+    sources: ServiceSources, is_raw: bool, item_names: list[str], names: Names | None
+) -> None:
+    """Refuse raw ids that a checkpoint lacks, or that differ from the data folder's."""
+    where = sources.index or sources.model
+    if sources.ids == "raw" and not is_raw:
+        raise InputError(
+            f"--ids raw: {where} carries no raw ids; it was made before there were any, or from a "
+            "data folder without <Name>.item2id"
+        )
+    if names is None or not names.items.is_raw:
+        return
+    if not is_raw:
+        print("note: items go by numbers, since the checkpoint carries no raw ids; train anew")
+    elif list(names.items.names) != item_names:
+        raise InputError(
+            f"--data {sources.data}: its items have other raw ids than those of {where}; name the "
+            "data folder that it was trained on, or go by --ids numbers"
+        )
