@@ -20,7 +20,9 @@ loaded, each way in a process of its own. The last line is one JSON object:
 
 `--ways gpu` measures models of 0.135, 0.6 and 7 billion parameters in bf16 on a GPU, in batches of
 64 with 20, 50 and 256 beams: `gpu_0.6b_20_users_per_second`, `gpu_0.6b_20_vs_prefill` and so on,
-with `20_shared` for 20 beams after prompts that begin with the same 80 tokens.
+with `20_shared` for 20 beams after prompts that begin with the same 80 tokens, `20_launched` for 20
+beams whose steps are launched each time instead of replayed as a CUDA graph; `gpu_0.6b_captured` is
+1 where they could be captured.
 
 Ratios of time are given twice: by the clock, and with `_processor` at the end by the processors'
 time, which other work on the machine disturbs less (with one thread; two wait for each other
@@ -47,6 +49,7 @@ from lcrec.core.config import option, parse_config
 from lcrec.core.device import prepare_cuda
 from lcrec.core.errors import InputError, run_stage
 from lcrec.generate.beams import BeamOutput, beam_search, read_head
+from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.search import supports_shared_prefix
@@ -191,7 +194,9 @@ class Setting:
         self.model = model or make_model(vocabulary)
         self.items = make_catalogue(ITEMS, vocabulary - LEVELS * CODES)
 
-    def prepare(self, way: str, beams: int = BEAMS) -> Callable[[Tensor], Any]:
+    def prepare(
+        self, way: str, beams: int = BEAMS, graphs: StepGraphs | None = None
+    ) -> Callable[[Tensor], Any]:
         """Return a way, with all that it needs made beforehand."""
         model = self.model
         if way == "prefix_fn":
@@ -200,7 +205,7 @@ class Setting:
         trie = ItemTrie.build(self.items).to(model.device)
         if way == "shared_prefix":
             assert supports_shared_prefix(model)
-            return lambda p: beam_search(model, p, torch.ones_like(p), trie, beams)
+            return lambda p: beam_search(model, p, torch.ones_like(p), trie, beams, graphs=graphs)
         if way == "shared_head":
             start = torch.arange(HEAD, device=model.device)
             head = read_head(model, start.tolist())
@@ -208,7 +213,7 @@ class Setting:
             def search(prompts: Tensor) -> BeamOutput:
                 prompts = torch.cat([start.expand(len(prompts), -1), prompts[:, HEAD:]], dim=1)
                 ones = torch.ones_like(prompts)
-                return beam_search(model, prompts, ones, trie, beams, head=head)
+                return beam_search(model, prompts, ones, trie, beams, head=head, graphs=graphs)
 
             return search
         if way == "logits_processor":
@@ -303,10 +308,14 @@ def measure_gpu(name: str, rounds: int, device: str) -> dict[str, float]:
         model = make_model(vocabulary, GPU_SHAPES[name])
     torch.nn.Module.to(model, torch.bfloat16)
     setting = Setting(vocabulary, model)
-    ways = {str(beams): setting.prepare("shared_prefix", beams) for beams in GPU_BEAMS}
-    ways |= {"20_shared": setting.prepare("shared_head"), "prefill": setting.prepare("prefill")}
+    graphs = StepGraphs(setting.model.device)
+    ways = {
+        str(beams): setting.prepare("shared_prefix", beams, graphs) for beams in GPU_BEAMS[::-1]
+    }
+    ways |= {"20_shared": setting.prepare("shared_head", graphs=graphs)}
+    ways |= {"20_launched": setting.prepare("shared_prefix"), "prefill": setting.prepare("prefill")}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 2):  # two to warm up
+    for turn in range(rounds + 2):  # two to warm up, of which the second captures the steps
         prompts = make_prompts(turn, GPU_BATCH if device == "cuda" else 2).to(device)
         for way, call in ways.items():
             start = time.perf_counter()
@@ -320,6 +329,7 @@ def measure_gpu(name: str, rounds: int, device: str) -> dict[str, float]:
         if way != "prefill":
             figures[f"gpu_{name}_{way}_users_per_second"] = len(prompts) / medians[way]
             figures[f"gpu_{name}_{way}_vs_prefill"] = medians[way] / medians["prefill"]
+    figures[f"gpu_{name}_captured"] = float(graphs.captures)
     print("  " + ", ".join(f"{key}: {value:.3g}" for key, value in figures.items()), flush=True)
     return figures
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lcrec.core.device import prepare_cuda
 from lcrec.generate.beams import beam_search, read_head
+from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import ItemTrie
 from lcrec.modeling.base import choose_attention, compile_layers
@@ -154,6 +155,28 @@ def make_ranker(model, device):
     copy = make_model()
     copy.load_state_dict(model.state_dict())
     return copy.float().to(device)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_captured_graph_finds_what_the_steps_find(dtype):
+    """Other prompts, widths and lists each time; on a CPU `tests/generate/test_compiled.py`."""
+    items = np.stack(np.unravel_index(np.arange(60), (5,) * 3), axis=1) + 100 + 5 * np.arange(3)
+    model, trie = make_model().to("cuda", dtype), ItemTrie.build(items).to("cuda")
+    graphs = StepGraphs(model.device)
+    for turn in range(9):
+        prompts = torch.randint(100, (3, 30 + turn % 2), device="cuda")
+        mask = torch.ones_like(prompts)
+        mask[0, : turn % 3] = 0
+        options = {}
+        if turn % 3:
+            options["leaf_filter"] = LeafFilter.build(trie, 3, deny=[[turn], range(turn), None])
+        found = beam_search(model, prompts, mask, trie, 20, graphs=graphs, **options)
+        expected = beam_search(model, prompts, mask, trie, 20, **options)
+        assert found.items.equal(expected.items)
+        assert torch.allclose(found.scores, expected.scores, rtol=1e-3)
+    assert graphs.captures  # no capture failed
 
 
 class Waits(TorchDispatchMode):

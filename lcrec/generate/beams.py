@@ -6,7 +6,8 @@ its own ancestors only, so the cache is never reordered. What prompts begin with
 the words of a template before the history) is encoded once for all batches (`read_head`). Whether a
 model can be decoded so is for `lcrec.modeling.probe` to find out.
 
-Nothing here waits for the device before the items are found.
+Nothing here waits for the device before the items are found, so the steps after the prompt can be
+captured as a CUDA graph (`lcrec.generate.compiled`).
 
 In `seq2seq_search`, for encoder-decoders, every beam is a row. What the decoder's attention needs
 of a prompt, keys and values in every layer, is computed once and then copied to the beams.
@@ -24,7 +25,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from lcrec.core.errors import InputError
-from lcrec.generate.forward import grouped_attention, last_token_only, slot_cache
+from lcrec.generate.compiled import StepGraphs
+from lcrec.generate.forward import grouped_attention, keep_slots, last_token_only, slot_cache
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import Constraint
 
@@ -83,45 +85,64 @@ def beam_search(
     leaf_filter: LeafFilter | None = None,
     first_row: int = 0,
     head: PromptHead | None = None,
+    graphs: StepGraphs | None = None,
 ) -> BeamOutput:
     """Search with one encoded prompt for all its beams.
 
     The arguments are those of `lcrec.generate.search.search`, which checks them; `first_row` is the
     number that an error gives to the first row.
     """
+    graphs = graphs or StepGraphs(torch.device("cpu"))
     config = model.config.get_text_config(decoder=True)
-    device, batch = input_ids.device, len(input_ids)
-    rows = torch.arange(batch, device=device)[:, None]
     lengths = attention_mask.long().sum(dim=1, keepdim=True)
     widths = [min(num_beams, trie.num_nodes(level)) for level in range(1, trie.depth)]
-    cache = slot_cache(input_ids.shape[1] + sum(widths))
+    slots = input_ids.shape[1]
+    cache = slot_cache(slots + sum(widths), graphs.buffer if graphs.captures else None)
     with grouped_attention(model), last_token_only(model):
-        logits, real, position = _encode(model, config, input_ids, attention_mask, head, cache)
-    visible = real[:, None, :]  # [batch, beam, slot]
-    # One beam so far, at the root.
-    nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-    scores = torch.zeros(batch, 1, device=device)
-    totals: list[Tensor] = []
-    for level in range(trie.depth):
-        nodes, scores, tokens, parent = _advance(
-            trie, level, nodes, scores, logits, num_beams, leaf_filter, totals
-        )
-        if level + 1 < trie.depth:
-            beams = nodes.shape[1]
-            itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
-            visible = torch.cat([visible[rows, parent], itself], dim=2)
-            query = (lengths + level).expand(-1, beams)
-            position = torch.cat([position, query], dim=1)
-            mask = _masks(config, visible, query, position, cache)
-            with grouped_attention(model):
+        start = _encode(model, config, input_ids, attention_mask, head, cache)
+
+    def steps(
+        logits: Tensor, real: Tensor, position: Tensor, lengths: Tensor, *filtered: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        keep_slots(cache, slots)  # where this has been called before
+        own = leaf_filter and leaf_filter.with_tensors(filtered)
+        device, batch = logits.device, len(logits)
+        rows = torch.arange(batch, device=device)[:, None]
+        visible = real[:, None, :]  # [batch, beam, slot]
+        # One beam so far, at the root.
+        nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        scores = torch.zeros(batch, 1, device=device)
+        totals: list[Tensor] = []
+        for level in range(trie.depth):
+            nodes, scores, tokens, parent = _advance(
+                trie, level, nodes, scores, logits, num_beams, own, totals
+            )
+            if level + 1 < trie.depth:
+                beams = nodes.shape[1]
+                itself = torch.eye(beams, dtype=torch.bool, device=device).expand(batch, -1, -1)
+                visible = torch.cat([visible[rows, parent], itself], dim=2)
+                query = (lengths + level).expand(-1, beams)
+                position = torch.cat([position, query], dim=1)
                 logits = model(
                     input_ids=tokens,
-                    attention_mask=mask,
+                    attention_mask=_masks(config, visible, query, position, cache),
                     position_ids=query,
                     past_key_values=cache,
                     use_cache=True,
                 ).logits
-    check_finite(torch.cat(totals, dim=1), first_row)
+        return nodes, scores, torch.cat(totals, dim=1)
+
+    # What the steps depend on beside their inputs: numbers, and what stays where it is.
+    key: tuple[Any, ...] = (num_beams, slots)
+    owners: tuple[Any, ...] = (model, trie)
+    inputs: tuple[Tensor, ...] = (*start, lengths)
+    if leaf_filter is not None:
+        key += (leaf_filter.allow is None, leaf_filter.deny is None)
+        owners += (leaf_filter.leaf_start, leaf_filter.leaf_end)
+        inputs += leaf_filter.tensors(pad=graphs.captures)
+    with grouped_attention(model):
+        nodes, scores, totals = graphs.run(key, owners, steps, inputs)
+    check_finite(totals, first_row)
     return order_items(trie.items(nodes), scores)
 
 

@@ -81,6 +81,13 @@ def slot_cache(slots: int, make_buffer: MakeBuffer | None = None) -> DynamicCach
     return cache
 
 
+def keep_slots(cache: DynamicCache, length: int) -> None:
+    """Forget what a `slot_cache` holds behind the first `length` tokens of each row."""
+    for layer in cache.layers:
+        assert isinstance(layer, SlotLayer)
+        layer.keep(length)
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,

@@ -17,6 +17,7 @@ from torch import Tensor
 from lcrec.core.errors import InputError
 from lcrec.generate.trie import ItemTrie
 
+_BEYOND = torch.iinfo(torch.int64).max
 ItemIds = Sequence[int] | np.ndarray
 
 
@@ -138,6 +139,31 @@ class LeafFilter:
 
         return replace(
             self, allow=pick(self.allow), has_allow=self.has_allow[chosen], deny=pick(self.deny)
+        )
+
+    def tensors(self, *, pad: bool) -> tuple[Tensor, ...]:
+        """Return what differs from batch to batch, for `with_tensors`.
+
+        Args:
+            pad: whether keys are padded to a power of two, by some that lie behind all others, so
+                that sizes are few.
+        """
+        found = [self.has_allow]
+        for lists in (self.allow, self.deny):
+            if lists is not None:
+                size = len(lists.keys)
+                beyond = (1 << (size - 1).bit_length()) - size if pad and size else 0
+                padding = lists.keys.new_full((beyond,), _BEYOND)
+                found += [torch.cat([lists.keys, padding]), lists.first]
+        return tuple(found)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "LeafFilter":
+        """Return the filter over tensors like those of `tensors()`."""
+        has_allow, *rest = tensors
+        pairs = iter(zip(rest[::2], rest[1::2], strict=True))
+        allow = self.allow and _Lists(*next(pairs))
+        return replace(
+            self, has_allow=has_allow, allow=allow, deny=self.deny and _Lists(*next(pairs))
         )
 
     def count(self, nodes: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from lcrec.core.pretrained import position_limit
 from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.id_map import Ids
 from lcrec.generate.beams import PromptHead, read_head
+from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
 from lcrec.generate.requests import RankingRequest, RequestEncoder, plan_batches
@@ -69,6 +70,7 @@ def require_task(tasks: Collection[str], task: str) -> None:
 
 CONSTRAINTS = ("trie", "level", "none")
 MIN_BEAMS = 20
+WIDTH_STEP = 32  # tokens by which prompts' widths differ where steps are captured, shape by shape
 LEAST_HEAD = 8  # a prompt's beginning is read apart where it is at least an eighth of it
 
 
@@ -103,6 +105,7 @@ class Recommender:
         constraint: `trie`, real items only; or, to compare, `level` (any code of its level, as in
             LC-Rec's own decoding) or `none`: beams may then end in no item, and lists be shorter.
         nearby: where templates that show neighbours look them up; None if none does.
+        capture_steps: whether, on a GPU, the steps after a prompt are captured as CUDA graphs.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Recommender:
         max_batch_tokens: int | None = None,
         constraint: str = "trie",
         nearby: NearbyItems | None = None,
+        capture_steps: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.index, self.prompts = index, prompts
@@ -135,6 +139,8 @@ class Recommender:
         )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
         self.constraint = _constrain(self.trie, constraint, model)
+        self.graphs = StepGraphs(model.device if capture_steps else torch.device("cpu"))
+        self.width_step = WIDTH_STEP if self.graphs.captures else 1
         self._heads: dict[tuple[int, ...], PromptHead] = {}
 
     @classmethod
@@ -177,6 +183,7 @@ class Recommender:
             max_batch_tokens=max_batch_tokens,
             constraint=constraint,
             nearby=checkpoint.nearby,
+            capture_steps=True,
         )
 
     def recommend(
@@ -306,7 +313,7 @@ class Recommender:
 
     def plan_batches(self, prompt_ids: list[list[int]]) -> list[np.ndarray]:
         """Return the rows of each batch, alike in length and within the token budget."""
-        return plan_batches(prompt_ids, self.max_batch_tokens)
+        return plan_batches(prompt_ids, self.max_batch_tokens, self.width_step)
 
     def run_in_batches(
         self,
@@ -345,7 +352,7 @@ class Recommender:
         Raises:
             InputError: more items wanted than there are, or fewer beams than items wanted.
         """
-        input_ids, mask = self.request_encoder.pad(prompt_ids)
+        input_ids, mask = self.request_encoder.pad(prompt_ids, self.width_step)
         output = search(
             self.model,
             input_ids.to(self.trie.device),
@@ -354,6 +361,7 @@ class Recommender:
             self._beams(k, num_beams),
             leaf_filter=leaf_filter,
             head=self._head(prompt_ids),
+            graphs=self.graphs,
         )
         return output.items[:, :k].cpu().numpy(), output.scores[:, :k].cpu().numpy()
 

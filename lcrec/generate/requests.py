@@ -178,9 +178,12 @@ class RequestEncoder:
                         f"0 to {len(self.index) - 1}"
                     )
 
-    def pad(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return prompts padded on the left, and their mask, both int64 [batch, longest]."""
-        width = max(map(len, prompt_ids))
+    def pad(self, prompt_ids: list[list[int]], step: int = 1) -> tuple[Tensor, Tensor]:
+        """Return prompts padded on the left, and their mask, both int64 [batch, width].
+
+        The width is that of the longest prompt, or the next multiple of `step`.
+        """
+        width = -(-max(map(len, prompt_ids)) // step) * step
         pad = self.prompt_encoder.tokenizer.pad_token_id
         input_ids = torch.full((len(prompt_ids), width), pad, dtype=torch.int64)
         mask = torch.zeros((len(prompt_ids), width), dtype=torch.int64)
@@ -231,13 +234,18 @@ def _require_template_of(template: Template, task: str) -> None:
         raise InputError(f"template {template.id}: belongs to {template.task}, not {task}")
 
 
-def plan_batches(prompt_ids: list[list[int]], max_tokens: int) -> list[np.ndarray]:
+def plan_batches(prompt_ids: list[list[int]], max_tokens: int, step: int = 1) -> list[np.ndarray]:
     """Return the rows of each batch, alike in length and within a budget of padded tokens.
 
     A prompt longer than the budget has a batch of its own. The plan depends on the prompts alone,
     so that it is the same for any number of processes.
+
+    Args:
+        prompt_ids: the prompts.
+        max_tokens: the budget.
+        step: widths are multiples of it, so that there are few.
     """
-    lengths = np.asarray([len(ids) for ids in prompt_ids])
+    lengths = np.asarray([-(-len(ids) // step) * step for ids in prompt_ids])
     batches: list[list[int]] = []
     for row in np.argsort(-lengths, kind="stable").tolist():
         # The first row of a batch is its longest.

@@ -10,9 +10,11 @@ A score is the sum of the item tokens' log-probabilities under the softmax over 
 vocabulary, as in LC-Rec (arXiv 2311.09049); the closing EOS is not decoded.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +30,7 @@ from lcrec.generate.beams import (
     read_head,
     seq2seq_search,
 )
+from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
@@ -47,6 +50,7 @@ def search(
     *,
     leaf_filter: LeafFilter | None = None,
     head: PromptHead | None = None,
+    graphs: StepGraphs | None = None,
 ) -> BeamOutput:
     """Find the `num_beams` most likely items for every prompt.
 
@@ -65,6 +69,7 @@ def search(
         leaf_filter: which items each prompt may get; needs the catalogue as constraint.
         head: what every prompt begins with (and does not end with), read before; for models that
             `beam_search` decodes.
+        graphs: the model's captured steps, where `beam_search` is to replay them.
 
     Raises:
         InputError: inputs that do not fit each other, or a model whose logits are not finite.
@@ -72,26 +77,31 @@ def search(
     """
     _check_inputs(model, input_ids, attention_mask, trie, num_beams, leaf_filter)
     strategy = _sharing(model) if supports_shared_prefix(model) else generate_search
-    options = {} if head is None else {"head": head}
+    options: dict[str, Any] = {} if head is None else {"head": head}
+    if strategy is beam_search:
+        options["graphs"] = graphs
     parts: list[BeamOutput] = []
     slots = input_ids.shape[1] + num_beams * (trie.depth - 1)  # of the cache, per prompt
     start, size = 0, min(len(input_ids), max(1, _fitting.get(model, 2**62) // slots))
     while start < len(input_ids):
         rows = slice(start, start + size)
         try:
-            part = strategy(
-                model,
-                input_ids[rows],
-                attention_mask[rows],
-                trie,
-                num_beams,
-                leaf_filter=leaf_filter and leaf_filter.rows(rows),
-                first_row=start,
-                **options,
-            )
+            with contextlib.nullcontext() if graphs is None else graphs.lock:
+                part = strategy(
+                    model,
+                    input_ids[rows],
+                    attention_mask[rows],
+                    trie,
+                    num_beams,
+                    leaf_filter=leaf_filter and leaf_filter.rows(rows),
+                    first_row=start,
+                    **options,
+                )
         except RuntimeError as error:
             if size == 1 or not _is_out_of_memory(error):
                 raise
+            if graphs is not None:
+                graphs.stop()
             size = (size + 1) // 2
             _fitting[model] = size * slots
             _log.warning("out of memory: going on with batches of %d prompts", size)
