@@ -15,6 +15,7 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("synthetic", "nothing", "a small made-up shop, as a data folder"),
     ("prepare", "raw interactions and item texts", "the data folder"),
     ("add_items", "data, new items", "a data folder with them added"),
+    ("add_interactions", "data, new interactions", "a data folder with them added"),
     ("intents", "data, reviews", "user.json: what users like and look for"),
     ("tinylm", "item.json, prompts", "a small base model, for want of a hub"),
     ("embed", "item.json", "embeddings.npy"),

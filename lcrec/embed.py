@@ -6,8 +6,8 @@ joined into one text. The encoder is `lsa` (TF-IDF and SVD, needs no weights; wh
 kept beside the embeddings), any sentence-transformers model, or any Hugging Face encoder or
 decoder, mean-pooled over its tokens (see `lcrec.index.encoders`).
 
-With `--add NEW.item.json --embeddings OLD`, for a catalogue that `lcrec.add_items` extended, the
-old rows are copied from OLD and the new items are encoded with OLD's own settings.
+With `--embeddings OLD`, for a data folder that `lcrec.add_items` or `lcrec.add_interactions`
+extended, the old rows are copied from OLD and the new items are encoded with OLD's own settings.
 """
 
 from __future__ import annotations
@@ -75,15 +75,19 @@ class EmbedConfig(Writes):
     batch_tokens: int = option("tokens per batch, padding included (models only)", 8192, minimum=1)
     lsa_dim: int = option("width of the embeddings (lsa only)", 128, minimum=1)
     seed: int = option("decides the SVD's start (lsa only)", 0, minimum=0)
-    add: Path | None = option("the new items that --data ends in, to encode only these", None)
-    embeddings: Path | None = option("with --add: the old items' embeddings, to extend", None)
+    add: Path | None = option(
+        "with --embeddings: the new items that --data ends in, where no record tells them", None
+    )
+    embeddings: Path | None = option(
+        "the embeddings of a catalogue that --data continues: encode its new items only", None
+    )
 
 
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the texts."""
     config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
-    if (config.add is None) != (config.embeddings is None):
-        raise InputError("--add NEW.item.json and --embeddings OLD go together")
+    if config.add is not None and config.embeddings is None:
+        raise InputError("--add NEW.item.json goes with --embeddings OLD, which it extends")
     with processes() as state:
         _run(config, state)
 
@@ -92,9 +96,9 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     inputs = {"item": find_data(config.data).item}
     items = load_items(config.data)
     old, add, old_folder = None, config.add, config.embeddings
-    if add is not None and old_folder is not None:
+    if old_folder is not None:
         config, old = read_old(config, items, add, old_folder)
-        inputs |= {"added": add, "embeddings": old_folder / EMBEDDINGS}
+        inputs |= {"embeddings": old_folder / EMBEDDINGS} | ({"added": add} if add else {})
     if config.fields is None:
         config = dataclasses.replace(config, fields=default_fields(items))
     if Path(config.encoder).is_dir():
@@ -156,7 +160,8 @@ def _embed(
             write_array(folder / EMBEDDINGS, embeddings)
             write_provenance(folder, STAGE, config_dict(config), inputs)
         shutil.rmtree(parts, ignore_errors=True)
-        added = "" if add is None else f"--add {add} --index OLD "
+        added = "" if old is None else "--index OLD "
+        added = added if add is None else f"--add {add} {added}"
         print(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
             f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"
@@ -170,7 +175,7 @@ def default_fields(items: Items) -> list[str]:
 
 
 def read_old(
-    config: EmbedConfig, items: Items, add: Path, folder: Path
+    config: EmbedConfig, items: Items, add: Path | None, folder: Path
 ) -> tuple[EmbedConfig, np.ndarray]:
     """Return the settings that the old embeddings were made with, and the old rows.
 
@@ -180,23 +185,29 @@ def read_old(
     """
     heeded = {"data", "output", "overwrite", "add", "embeddings", "batch_tokens"}
     refuse_settings(
-        config, heeded, f"--add encodes the new items as those of {folder} were; leave it out"
+        config, heeded, f"the new items are encoded as those of {folder} were; leave it out"
     )
     record = read_provenance(folder)
     if record is None or record["kind"] != kind_of(STAGE):
         raise InputError(
             f"--embeddings {folder}: no record of {STAGE}, so how to encode the new items is "
             f"unknown; encode all of {config.data} where they were made, and give the folder to "
-            "python -m lcrec.quantize --add"
+            "python -m lcrec.quantize --index"
         )
-    require_same_past(config.data, folder)
+    require_same_past(config.data, folder, add)
     settings = {name: record["config"][name] for name in ENCODING}
     config = dataclasses.replace(config, **settings)
     if "encoder" in record["inputs"]:
         rebuild = f"{STAGE} --encoder {config.encoder}"
         require_same_input(folder, "encoder", Path(config.encoder), rebuild)
-    rows, before = read_array(folder / EMBEDDINGS), count_old_items(items, config.data, add)
-    if len(rows) != before:
+    rows = read_array(folder / EMBEDDINGS)
+    if add is None:
+        if len(rows) >= len(items):
+            raise InputError(
+                f"--embeddings {folder}: has {len(rows)} rows for the {len(items)} items of "
+                f"--data {config.data}, which has no new ones"
+            )
+    elif len(rows) != (before := count_old_items(items, config.data, add)):
         raise InputError(
             f"--embeddings {folder}: has {len(rows)} rows, but {config.data} had {before} items "
             f"before those of {add} were added; name the embeddings of these {before}"

@@ -7,8 +7,8 @@ got its own path), `report.html` (the same for a person, with a verdict) and, wh
 something, `rqvae.safetensors`.
 
 Two other uses write such a folder, and train nothing:
-  --add NEW.item.json --index OLD   add the new items that --data ends in to the index in OLD
-  --repair OLD/index.json           make an index unique in which items share a path
+  --index OLD               add the new items of --data, which continues OLD's catalogue, to OLD
+  --repair OLD/index.json   make an index unique in which items share a path
 """
 
 from __future__ import annotations
@@ -70,8 +70,12 @@ class QuantizeConfig(IndexSettings, Writes):
         "the folder that holds embeddings.npy (with --repair not needed, but better)", None
     )
     output: Path = option("the folder to write the index to", writes=FOLDER)
-    add: Path | None = option("new items to add to the index in --index", None)
-    index: Path | None = option("with --add: the folder of the index to extend", None)
+    add: Path | None = option(
+        "with --index: the new items that --data ends in, where no record tells them", None
+    )
+    index: Path | None = option(
+        "the folder of the index of a catalogue that --data continues: add its new items", None
+    )
     repair: Path | None = option("an index.json to make unique, LC-Rec's for example", None)
 
 
@@ -237,19 +241,20 @@ def train_model(
 
 
 def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:
-    """Add new items to an index (`--add`)."""
+    """Add new items to an index (`--index`)."""
     data, folder = config.data, config.embeddings
-    if config.add is None or config.index is None or data is None or folder is None:
-        raise InputError("--add NEW.item.json and --index OLD go together")
+    if config.index is None or data is None or folder is None:
+        raise InputError("--add NEW.item.json goes with --index OLD, which it extends")
     from lcrec.index.revise import extend_index, require_same_space
 
     heeded = {"data", "embeddings", "output", "overwrite", "add", "index"}
-    refuse_settings(config, heeded, "--add trains nothing: leave it out")
+    refuse_settings(config, heeded, "adding items trains nothing: leave it out")
     items = load_items(data)
-    old_items = count_old_items(items, data, config.add)
-    require_same_past(data, index_path(config.index).parent)
+    old_items = None if config.add is None else count_old_items(items, data, config.add)
+    require_same_past(data, index_path(config.index).parent, config.add)
     require_same_space(folder, config.index)
-    inputs = {**inputs, "added": config.add}
+    if config.add is not None:
+        inputs = {**inputs, "added": config.add}
     name = find_data(data).name
     raw_ids = load_item_ids(data, len(items))
     done = extend_index(

@@ -37,7 +37,7 @@ def test_numbers_go_on_and_every_field_is_kept(shop, capsys):
     assert {path: path.read_bytes() for path in (shop / "data").iterdir()} == before
     out = capsys.readouterr().out
     assert "Adding 2 items to the 2 of Shop" in out
-    assert f"Next: python -m lcrec.embed --data {shop / 'grown'} --add" in out
+    assert f"Next: python -m lcrec.embed --data {shop / 'grown'} --embeddings OLD" in out
 
 
 def test_all_files_of_the_folder_come_along(shop):
@@ -76,7 +76,7 @@ def test_raw_ids_where_the_folder_has_them(shop):
     assert (shop / "grown" / "Shop.item2id").read_text() == "B07\t0\nB01\t1\nX9\t2\nA1\t3\n"
     assert read_json(shop / "grown" / "Shop.item.json") == OLD | NEW
     for key, message in (
-        ("B01", "'B01' is in the catalogue already, as item 1"),
+        ("B01", "no item of it is new to"),
         ("a\tb", "holds a tab"),
         ("", "is empty"),
     ):
@@ -92,8 +92,8 @@ def test_raw_ids_where_the_folder_has_them(shop):
         ([1], r"new.json: expected the new items"),
         ({"2": {"title": ""}}, r"new.json: item 2 has no text; give it a title"),
         ({"2": "Rug"}, r"new.json: item 2: expected an object, found text"),
-        ({"1": {"title": "Rug"}}, r"1 new items must be numbered 2 to 2, after the 2 of .*found 1"),
-        ({"3": {"title": "Rug"}}, r"must be numbered 2 to 2"),
+        ({"1": {"title": "Rug"}}, r"new.json: no item of it is new to"),
+        ({"3": {"title": "Rug"}}, r"1 new items must be numbered 2 to 2, after the 2 of .*found 3"),
         ({"2": {"title": "R"}, "4": {"title": "S"}}, r"numbered 2 to 3, .*found 2, 4"),
         ({"B01": {"title": "Rug"}}, r"must be numbered 2 to 2, .*found B01"),
         ({"٢": {"title": "Rug"}}, r"must be numbered 2 to 2"),
@@ -143,11 +143,16 @@ def test_an_artifact_of_another_catalogue(shop):
     for name in ("made", "other"):
         write_provenance(shop / name, "toy", {}, {"item": find_data(shop / "data").item})
         write_json(shop / "data" / "Shop.item.json", {**OLD, "1": {"title": "Sofa"}})
-    require_same_past(shop / "grown", shop / "made")
-    with pytest.raises(InputError, match=r"other was made from .*Shop.item.json .* extends"):
-        require_same_past(shop / "grown", shop / "other")
-    # Without a record of its making, a folder is taken as it is.
-    require_same_past(shop / "grown", shop)
+    new = shop / "new.json"
+    for added in (None, new):
+        require_same_past(shop / "grown", shop / "made", added)
+        with pytest.raises(InputError, match=r"other was made from .*Shop.item.json .* extends"):
+            require_same_past(shop / "grown", shop / "other", added)
+        # Without a record of its making, an artifact is taken as it is.
+        require_same_past(shop / "grown", shop, added)
+    # So is a folder, where the new items are named.
     shutil.copytree(shop / "grown", shop / "by-hand")
     (shop / "by-hand" / "lcrec.json").unlink()
-    require_same_past(shop / "by-hand", shop / "other")
+    require_same_past(shop / "by-hand", shop / "other", new)
+    with pytest.raises(InputError, match=r"no record says that .*by-hand continues it"):
+        require_same_past(shop / "by-hand", shop / "other", None)

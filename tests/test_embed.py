@@ -473,9 +473,9 @@ def test_new_items_by_a_model(grown, models):
 def test_new_items_are_encoded_in_one_way_only(grown):
     main(argv(grown, "--lsa-dim", 4))
     for flags, message in (
-        (["--encoder", "some/model"], r"--encoder some/model: --add encodes .*; leave it out"),
-        (["--fields", "title"], r"--fields title: --add encodes the new items as those of"),
-        (["--seed", 1], "--seed 1: --add encodes"),
+        (["--encoder", "some/model"], r"--encoder some/model: the new items .*; leave it out"),
+        (["--fields", "title"], r"--fields title: the new items are encoded as those of"),
+        (["--seed", 1], "--seed 1: the new items"),
     ):
         with pytest.raises(InputError, match=message):
             add(grown, *flags)
@@ -484,7 +484,7 @@ def test_new_items_are_encoded_in_one_way_only(grown):
 
 def test_old_embeddings_that_cannot_be_extended(grown, models):
     main(argv(grown, "--lsa-dim", 4))
-    with pytest.raises(InputError, match="go together"):
+    with pytest.raises(InputError, match="goes with --embeddings OLD"):
         main(argv(grown, "--add", grown / "new.json"))
     with pytest.raises(InputError, match="is read from there"):
         add(grown, output="embeddings")

@@ -21,6 +21,7 @@ KINDS = {
     "python -m lcrec.synthetic": "synthetic data",
     "python -m lcrec.prepare": "data",
     "python -m lcrec.add_items": "extended data",
+    "python -m lcrec.add_interactions": "extended data",
     "python -m lcrec.intents": "intents",
     "python -m lcrec.tinylm": "base",
     "python -m lcrec.embed": "embeddings",

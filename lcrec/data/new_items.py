@@ -1,11 +1,11 @@
-"""Items that join a catalogue later: `NEW.item.json`, and what it has to fit.
+"""Items that join a catalogue later: `NEW.item.json`, and what an extended data folder continues.
 
-The file has the form of `<Name>.item.json` and holds the new items alone. Their numbers continue
-the catalogue's without a gap, so nothing that speaks of an old item changes. `lcrec.add_items`
-writes the extended data folder; `lcrec.embed --add` and `lcrec.quantize --add` extend what was
-a copy of the old one.
+`lcrec.add_items` and `lcrec.add_interactions` write a data folder that continues another: users and
+items keep their numbers, and those of new ones go on without a gap, so nothing that speaks of an
+old item changes. The folder's record names the fingerprints of all that it continues (`earlier`),
+by which what was made from an older folder is known to belong to it still.
 
-Reads the new items; writes nothing.
+Reads the new items and records; writes nothing.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from lcrec.core.artifacts import find_data, index_path, read_json
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import kind_of, read_provenance, require_same_input
+from lcrec.core.provenance import fingerprint, kind_of, read_provenance, require_same_input
 from lcrec.data.folder import Items, item_texts
 
 ADD_STAGE = "python -m lcrec.add_items"  # which writes the sidecar of an extended folder
@@ -37,6 +37,46 @@ def read_new_items(path: Path) -> dict[str, Any]:
     return raw
 
 
+def require_new_ids(new: list[str], num_items: int, add: Path, item: Path, *, raw: bool) -> None:
+    """Refuse ids that cannot continue a catalogue's.
+
+    Args:
+        new: the ids of the new items, in the order of their numbers.
+        num_items: how many items there are before them.
+        add: the file that names them.
+        item: the catalogue's file.
+        raw: whether they are raw ids; else they are the numbers themselves.
+
+    Raises:
+        InputError: a raw id holds what separates the file's parts, or a number does not go on.
+    """
+    if not raw:
+        last = num_items + len(new) - 1
+        if new != [str(number) for number in range(num_items, last + 1)]:
+            raise InputError(
+                f"{add}: {len(new)} new items must be numbered {num_items} to {last}, after the "
+                f"{num_items} of {item}; found {', '.join(new[:3])}"
+            )
+    for raw_id in new:
+        if not raw_id or set(raw_id) & set("\t\n\r"):
+            raise InputError(f"{add}: id {raw_id!r} is empty, or holds a tab or a line break")
+
+
+def earlier(data: Path, role: str) -> list[str]:
+    """Return the fingerprints of the files that a data folder's own file continues, oldest first.
+
+    Args:
+        data: the data folder.
+        role: the file, "item" or "split".
+    """
+    record = read_provenance(data)
+    if record is None or record["kind"] != kind_of(ADD_STAGE):
+        return []
+    if "earlier" in record:
+        return record["earlier"].get(role, [])
+    return [record["inputs"][role]["sha256"]] if role == "item" else []  # of version 0.1.0
+
+
 def count_old_items(items: Items, data: Path, add: Path) -> int:
     """Return how many items a catalogue had before those of `add` were added to it.
 
@@ -53,26 +93,33 @@ def count_old_items(items: Items, data: Path, add: Path) -> int:
     return old
 
 
-def require_same_past(data: Path, artifact: Path) -> None:
-    """Refuse to extend an artifact of another catalogue than the one that `data` extends.
+def require_same_past(data: Path, artifact: Path, add: Path | None) -> None:
+    """Refuse to extend an artifact of another catalogue than one that `data` continues.
 
-    A data folder or an artifact without a sidecar is accepted as it is.
+    Where `add` names the new items, their texts tell what the catalogue was (`count_old_items`),
+    and a data folder without a record is accepted as it is; so is an artifact without one.
 
     Raises:
         InputError: the records disagree.
     """
     grown, made = read_provenance(data), read_provenance(artifact)
-    if grown is None or grown["kind"] != kind_of(ADD_STAGE):
+    extended = grown is not None and grown["kind"] == kind_of(ADD_STAGE)
+    if made is None or "item" not in made["inputs"] or not (extended or add is None):
         return
-    if made is None or "item" not in made["inputs"]:
+    seen = made["inputs"]["item"]
+    if seen["sha256"] in (*earlier(data, "item"), fingerprint(find_data(data).item)):
         return
-    before, seen = grown["inputs"]["item"], made["inputs"]["item"]
-    if before["sha256"] != seen["sha256"]:
+    if grown is None or not extended:
         raise InputError(
-            f"{artifact} was made from {seen['path']} (sha256 {seen['sha256'][:12]}), but {data} "
-            f"extends {before['path']} (sha256 {before['sha256'][:12]}); name what was made from "
-            "the latter"
+            f"{artifact} was made from {seen['path']} (sha256 {seen['sha256'][:12]}), and no "
+            f"record says that {data} continues it; make the extended data folder with: {ADD_STAGE}"
         )
+    before = grown["inputs"]["item"]
+    raise InputError(
+        f"{artifact} was made from {seen['path']} (sha256 {seen['sha256'][:12]}), but {data} "
+        f"extends {before['path']} (sha256 {before['sha256'][:12]}); name what was made from "
+        "the latter"
+    )
 
 
 def require_same_catalogue(data: Path, model: Path, index: Path | None) -> None:
@@ -85,9 +132,16 @@ def require_same_catalogue(data: Path, model: Path, index: Path | None) -> None:
         InputError: the records disagree.
     """
     item = find_data(data).item
-    if index is None:
-        retrain = f"python -m lcrec.finetune --data {data} --output DIR"
-        require_same_input(model, "item", item, retrain)
-    else:
-        extend = f"python -m lcrec.quantize --data {data} --add NEW.item.json"
+    if index is not None:
+        extend = f"python -m lcrec.quantize --data {data} --index {index} --embeddings DIR"
         require_same_input(index_path(index).parent, "item", item, extend)
+        return
+    made = read_provenance(model)
+    if made is not None and made["inputs"].get("item", {}).get("sha256") in earlier(data, "item"):
+        raise InputError(
+            f"--data {data}: items joined after --model {model} was trained; name an index that "
+            f"has them with --index, made with: python -m lcrec.quantize --data {data} --index OLD "
+            "--embeddings DIR"
+        )
+    retrain = f"python -m lcrec.finetune --data {data} --output DIR"
+    require_same_input(model, "item", item, retrain)

@@ -19,6 +19,7 @@ from lcrec.core.artifacts import atomic_path, find_data, is_parquet, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint, read_provenance
 from lcrec.data.folder import Interactions, kind_of_value, read_lists, require_ids, write_lists
+from lcrec.data.new_items import earlier
 from lcrec.rankings.metrics import PAD
 from lcrec.rankings.predictions import Prediction
 
@@ -219,16 +220,15 @@ def load_split(folder: Path, interactions: Interactions) -> Split:
     if not path.exists():
         return leave_one_out(interactions)
     parts = _read_parts(path, interactions)
-    owners = np.concatenate([_owners(part) for part in parts])
-    items = np.concatenate([part.items for part in parts])
-    order = np.argsort(owners, kind="stable")
-    whole = _owners(interactions), interactions.items
     train, valid, test = parts
-    if all(map(np.array_equal, whole, (owners[order], items[order]))):
-        labels = np.repeat(np.arange(3), [len(part.items) for part in parts])[order]
+    labels = _time_labels(parts, interactions)
+    if labels is not None:
         held_out = (labels == part for part in (VALID, TEST))
         split = Split("time", train, *(_cases_in_time(interactions, own) for own in held_out))
     else:
+        whole = _owners(interactions), interactions.items
+        owners = np.concatenate([_owners(part) for part in parts])
+        items = np.concatenate([part.items for part in parts])
         _require_same_interactions(path, interactions.users, whole, (owners, items))
         cases = _case_per_user(train, valid), _case_per_user(train, test, valid)
         split = Split("sets", train, *cases)
@@ -244,6 +244,29 @@ def load_split(folder: Path, interactions: Interactions) -> Split:
 def _owners(interactions: Interactions) -> np.ndarray:
     """Return the position of each interaction's user, int64 [interactions]."""
     return np.repeat(np.arange(len(interactions)), np.diff(interactions.offsets))
+
+
+def load_time_parts(folder: Path, interactions: Interactions) -> np.ndarray | None:
+    """Return the part of the split each interaction belongs to, where the split is one by time.
+
+    Returns:
+        int8 [interactions]; None where the data folder's split is of another kind.
+
+    Raises:
+        InputError: as `load_split`.
+    """
+    return _time_labels(_read_parts(find_data(folder).split, interactions), interactions)
+
+
+def _time_labels(parts: list[Interactions], interactions: Interactions) -> np.ndarray | None:
+    """Return each interaction's part where the parts follow each other in every sequence."""
+    owners = np.concatenate([_owners(part) for part in parts])
+    items = np.concatenate([part.items for part in parts])
+    order = np.argsort(owners, kind="stable")
+    whole = _owners(interactions), interactions.items
+    if not all(map(np.array_equal, whole, (owners[order], items[order]))):
+        return None
+    return np.repeat(np.arange(3, dtype=np.int8), [len(part.items) for part in parts])[order]
 
 
 def _read_parts(path: Path, interactions: Interactions) -> list[Interactions]:
@@ -361,7 +384,8 @@ def write_split(folder: Path, interactions: Interactions, parts: np.ndarray) -> 
 
 
 def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
-    """Refuse an artifact that was made with another split than a data folder's.
+    """Refuse an artifact that was made with another split than a data folder's, or than one that
+    it continues.
 
     Args:
         artifact: a file or folder; one without a record of the interactions it was made from is
@@ -379,7 +403,7 @@ def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
     computed = {"path": "leave-one-out", "sha256": ""}
     used = record["inputs"].get("split", computed)
     now = {"path": path, "sha256": fingerprint(path)} if path.exists() else computed
-    if used["sha256"] != now["sha256"]:
+    if used["sha256"] not in (now["sha256"], *earlier(folder, "split")):
         raise InputError(
             f"{artifact} was made with another split ({used['path']}) than --data {folder} has "
             f"({now['path']}), so it may have seen what is held out; make it anew with: {rebuild}"

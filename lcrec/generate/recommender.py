@@ -161,7 +161,7 @@ class Recommender:
         Args:
             folder: what `lcrec.finetune` wrote.
             base: where an adapter's base model lies now, if it moved.
-            index: an index that adds items to the checkpoint's own (`lcrec.quantize --add`).
+            index: an index that adds items to the checkpoint's own (`lcrec.quantize --index`).
             device: where to run; a GPU if there is one.
             dtype: the weights' type.
             prompts: other templates than the checkpoint's own.

@@ -149,7 +149,7 @@ class ItemIndex:
         """
         path = index_path(folder)
         longer = ItemIndex.load(folder)
-        remedy = "an index that adds items is made with python -m lcrec.quantize --add"
+        remedy = "an index that adds items is made with python -m lcrec.quantize --index OLD"
         if longer.num_levels != self.num_levels or len(longer) < len(self):
             raise InputError(
                 f"{path}: has {len(longer)} items of {longer.num_levels} levels and cannot extend "

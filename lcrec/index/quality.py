@@ -359,8 +359,8 @@ def load_rqvae(weights: Path, width: int) -> RQVAE:
     if width != len(model.mean):
         raise InputError(
             f"--embeddings: {width} wide, but {weights} was trained on {len(model.mean)}-wide "
-            "ones; name those that the index was made from (python -m lcrec.embed --add encodes "
-            "new items as the old were)"
+            "ones; name those that the index was made from (python -m lcrec.embed --embeddings OLD "
+            "encodes new items as the old were)"
         )
     return model
 

@@ -1,4 +1,4 @@
-"""Revises an index: adds new items (`--add`), or makes shared paths unique (`--repair`).
+"""Revises an index: adds new items (`--index`), or makes shared paths unique (`--repair`).
 
 `extend_index`: the trained RQ-VAE encodes the new items, and each gets its nearest path that is
 free. No old item moves and no token is new, because every level's codes are in the vocabulary from
@@ -121,7 +121,7 @@ def _next_numbers(old: ItemIndex, nearest: np.ndarray) -> np.ndarray:
 
 def extend_index(
     old_folder: Path,
-    old_items: int,
+    old_items: int | None,
     name: str,
     items: Items,
     raw_ids: list[str] | None,
@@ -134,7 +134,7 @@ def extend_index(
 
     Args:
         old_folder: the index to extend, which stays as it is.
-        old_items: how many items it must have.
+        old_items: how many items it must have; None where fewer than `items` will do.
         name: the catalogue's, for the title of the report.
         items: all items, old and new.
         raw_ids: theirs, if they have any.
@@ -152,6 +152,11 @@ def extend_index(
     path = index_path(old_folder)
     weights = path.parent / RQVAE_WEIGHTS
     old = ItemIndex.load(path, old_items)
+    if len(old) >= len(items):
+        raise InputError(
+            f"--index {old_folder}: has {len(old)} items, and the catalogue has {len(items)}: none "
+            "is new"
+        )
     if not weights.exists():
         raise InputError(
             f"--index {old_folder}: there is no {RQVAE_WEIGHTS}, so its kind of index has no codes "
@@ -226,7 +231,7 @@ def require_same_space(embeddings: Path, index: Path) -> None:
     if extended is None or extended["sha256"] != wanted["sha256"]:
         raise InputError(
             f"--embeddings {embeddings}: do not extend those that the index in {index} was made "
-            f"from; make them with: python -m lcrec.embed --add NEW.item.json --embeddings "
+            f"from; make them with: python -m lcrec.embed --data DATA --embeddings "
             f"{Path(wanted['path']).parent}"
         )
 

@@ -46,12 +46,7 @@ class Inputs:
 
     def hashed(self) -> dict[str, Path]:
         """Return role -> file for the provenance; of an archive, the archive itself."""
-        roles = {}
-        for role, paths in (("interactions", self.interactions), ("items", self.items)):
-            files = dict.fromkeys(_archive_of(path) or path for path in paths)
-            for number, path in enumerate(files, start=1):
-                roles[role if len(files) == 1 else f"{role} {number}"] = path
-        return roles
+        return hashed("interactions", self.interactions) | hashed("items", self.items)
 
     def unpacked(self, folder: Path) -> "Inputs":
         """Return the same as plain files; members of archives are written into `folder`."""
@@ -65,6 +60,15 @@ class Inputs:
             for paths in (self.interactions, self.items)
         ]
         return " and ".join(parts)
+
+
+def hashed(role: str, paths: Sequence[Path]) -> dict[str, Path]:
+    """Return role -> file for the provenance, numbered where there are several."""
+    files = dict.fromkeys(_archive_of(path) or path for path in paths)
+    return {
+        role if len(files) == 1 else f"{role} {number}": path
+        for number, path in enumerate(files, start=1)
+    }
 
 
 def find_inputs(

@@ -222,7 +222,7 @@ def refine(
         items=load_table(raw.items, raw.items_path),
     )
     ledger = Ledger(raw.interactions, raw.lost, say)
-    interactions = _with_review(raw.interactions) if settings.keep_reviews else raw.interactions
+    interactions = with_review(raw.interactions) if settings.keep_reviews else raw.interactions
     if settings.since is not None or settings.until is not None:
         interactions = in_time_window(interactions, settings.since, settings.until)
         ledger.step("time window", interactions, "--since and --until")
@@ -299,7 +299,7 @@ def _draw_cold_items(interactions: Table, share: float, seed: int) -> list[str]:
     return ids.take(pa.array(np.sort(drawn))).to_pylist()
 
 
-def _with_review(interactions: Table) -> Table:
+def with_review(interactions: Table) -> Table:
     """Join a review's title and text into one column, if there are any."""
     there = [role for role in REVIEW_ROLES if role in interactions.columns]
     if not there:

@@ -190,7 +190,8 @@ def test_one_run_at_a_time_until_it_is_killed(tmp_path):
 
 # The words of each command that writes, up to its flags, by the name of its settings.
 COMMANDS = {
-    "AddItemsConfig": "add_items", "BaselineConfig": "baselines popularity",
+    "AddInteractionsConfig": "add_interactions", "AddItemsConfig": "add_items",
+    "BaselineConfig": "baselines popularity",
     "ColdConfig": "baselines cold", "CompareConfig": "baselines compare",
     "ConvergenceConfig": "baselines convergence", "DatasetConfig": "dataset",
     "DiagnoseConfig": "baselines diagnose", "EmbedConfig": "embed", "EvaluateConfig": "evaluate",

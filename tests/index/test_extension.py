@@ -171,26 +171,28 @@ def test_twice_in_a_row(shop, tmp_path):
     write_json(tmp_path / "newer.json", {"27": {"title": "tall green lamp"}})
     more = {"data": shop / "grown", "add": tmp_path / "newer.json", "output": tmp_path / "data"}
     run(add_items, tmp_path, **more)
-    more |= {"data": tmp_path / "data", "output": tmp_path / "embeddings"}
+    # The record tells which items are new.
+    more = {"data": tmp_path / "data", "output": tmp_path / "embeddings"}
     run(embed, tmp_path, **more | {"embeddings": shop / "grown-embeddings"})
     more |= {"embeddings": tmp_path / "embeddings", "index": tmp_path / "once"}
     run(quantize, tmp_path, **more | {"output": tmp_path / "twice"})
     once, twice = ItemIndex.load(tmp_path / "once"), ItemIndex.load(tmp_path / "twice")
     assert len(twice) == 28
     assert (twice.codes[:27] == once.codes).all()
-    with pytest.raises(InputError, match=r"index was made from .*, but .* extends"):
+    with pytest.raises(InputError, match=r"do not extend those that the index in .* was made from"):
         run(quantize, tmp_path, **more | {"index": shop / "index", "output": tmp_path / "no"})
+    with pytest.raises(InputError, match=r"has 28 rows for the 28 items of .*, which has no new"):
+        run(embed, tmp_path, data="data", embeddings="embeddings", output="no")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"index": None}, "--add NEW.item.json and --index OLD go together"),
-        ({"add": None}, "--add NEW.item.json and --index OLD go together"),
+        ({"index": None}, "--add NEW.item.json goes with --index OLD"),
         ({"data": None}, "--data is required"),
         ({"embeddings": None}, "--embeddings is required"),
-        ({"epochs": 5}, "--epochs 5: --add trains nothing"),
-        ({"kind": "random"}, "--kind random: --add trains nothing"),
+        ({"epochs": 5}, "--epochs 5: adding items trains nothing"),
+        ({"kind": "random"}, "--kind random: adding items trains nothing"),
         ({"embeddings": "embeddings"}, "embeddings was made from another item file"),
         ({"data": "data", "embeddings": "embeddings"}, "its last items are not those of --add"),
         ({"index": "data"}, r"index.json: no such file"),

@@ -182,7 +182,7 @@ def test_items_that_were_added(checkpoint, shop, grown, monkeypatch):
     assert len(recommender.index) == len(items) == 50
     ranking = recommender.recommend([[49, 3]], 1, allow=[[48]])
     assert ranking.items.tolist() == [[48]]
-    with pytest.raises(InputError, match=r"index was made from another item file .*--add NEW"):
+    with pytest.raises(InputError, match=r"index was made from another item file .*quantize"):
         serve.main([*words, "--data", str(shop)])
 
 

@@ -1,0 +1,354 @@
+"""Reads what joins a data folder later, as the folder's own files were read and cleaned.
+
+New items come from a file in any format of `lcrec.prepare.published`, or in the form of
+`<Name>.item.json`; new interactions from any of the formats. How rows are read, which ratings and
+repeats count and what a text must hold are the settings that `lcrec prepare` made the folder with,
+so that an order of today counts as one of last year did. Nothing is filtered by how much there is
+of a user or an item. Writes nothing but tables in DuckDB and temporary files.
+"""
+
+import dataclasses
+import datetime
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ibis
+import pyarrow as pa
+from ibis import _
+from ibis.backends import BaseBackend
+from ibis.expr.types import Table
+
+from lcrec.core.errors import InputError, closest
+from lcrec.data.continuation import preparation
+from lcrec.data.folder import item_texts
+from lcrec.data.new_items import read_new_items
+from lcrec.prepare.engines import materialise, open_engine, store
+from lcrec.prepare.filters import (
+    START,
+    TIE_BREAK,
+    first_of_repeats,
+    in_time_window,
+    rated_at_least,
+    time_unit,
+    without_duplicates,
+)
+from lcrec.prepare.inputs import unpack
+from lcrec.prepare.pipeline import with_review
+from lcrec.prepare.published import READERS
+from lcrec.prepare.tables import Options, RawTables, load_table, parse_columns
+from lcrec.prepare.text import clean_text, make_catalogue
+
+SEQUENCES = ("lcrec", "minionerec")  # formats that tell the order of a user's items and no time
+MEMORY_GB = 4  # from which DuckDB puts data on disk
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How files that join a data folder are read and cleaned: options of `lcrec prepare`."""
+
+    format: str | None = None
+    columns: str | None = None
+    order: Literal["time", "file"] = "time"
+    bad_rows: Literal["error", "drop"] = "error"
+    reviews: Literal["keep", "drop"] = "keep"
+    min_rating: float | None = None
+    repeats: Literal["drop", "keep", "all"] = "drop"
+    items_without_text: Literal["drop", "error"] = "drop"
+    differing_items: Literal["error", "longest"] = "error"
+    min_text: int = 1
+    max_title_words: int | None = None
+
+    @classmethod
+    def of(cls, data: Path, **given: Any) -> "Reading":
+        """Return how a data folder's own files were read; what is given and not None overrules."""
+        own = preparation(data)
+        if own and own.get("format") is None:
+            own = {**own, "format": "amazon2023"}  # the one format that --source reads
+        names = {field.name for field in dataclasses.fields(cls)}
+        settings = {name: value for name, value in own.items() if name in names}
+        return cls(**settings | {name: value for name, value in given.items() if value is not None})
+
+    @property
+    def has_times(self) -> bool:
+        """Whether interactions read so have times, by which they come after those of before."""
+        return self.order == "time" and self.format not in SEQUENCES
+
+    def require_format(self, data: Path) -> str:
+        """Return the format.
+
+        Raises:
+            InputError: none was given, and the data folder was not prepared from any.
+        """
+        if self.format is None:
+            raise InputError(
+                f"--format is required: nothing says how files for {data} are written (see --help)"
+            )
+        if self.format not in READERS:
+            raise InputError(
+                f"--format {self.format}: none of {', '.join(sorted(READERS))}"
+                f"{closest(self.format, READERS)}"
+            )
+        return self.format
+
+    def options(self, work: Path) -> Options:
+        """Return the options of a reader that may put files into the folder `work`."""
+        return Options(
+            columns=parse_columns(self.columns or ""),
+            order=self.order,
+            bad_rows=self.bad_rows,
+            reviews=self.reviews == "keep",
+            spill=work,
+        )
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """Items that join a catalogue.
+
+    Attributes:
+        entries: raw id -> fields, in the order of their numbers.
+        known: how many items of the files the catalogue has already.
+        left_out: reason -> raw ids of the items that have no usable text.
+    """
+
+    entries: dict[str, dict[str, Any]]
+    known: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return what to tell of the items that do not join."""
+        told = [f"  {self.known:,} items are known and stay as they are"] if self.known else []
+        for reason, ids in self.left_out.items():
+            told.append(f"  {reason}: {len(ids):,} left out ({some_of(ids)})")
+        return told
+
+
+def some_of(ids: Iterable[str]) -> str:
+    """Return the first few ids, for a message."""
+    first = list(itertools.islice(ids, EXAMPLES + 1))
+    return ", ".join(map(repr, first[:EXAMPLES])) + (", ..." if first[EXAMPLES:] else "")
+
+
+def read_items(
+    paths: Sequence[Path], reading: Reading, data: Path, known: Sequence[str], *, format_given: bool
+) -> NewItems:
+    """Read the items of files that a catalogue does not have yet.
+
+    Args:
+        paths: the files.
+        reading: how.
+        data: the data folder they join, for messages.
+        known: the raw ids of its items.
+        format_given: whether a person named the format; else a file in the form of
+            `<Name>.item.json` is known by its content.
+
+    Raises:
+        InputError: a file cannot be read, or its items cannot be used.
+    """
+    if reading.format == "lcrec" or (
+        not format_given and len(paths) == 1 and (reading.format is None or _is_item_json(paths[0]))
+    ):
+        return _read_item_json(paths[0], set(known))
+    with open_engine("duckdb", memory_gb=MEMORY_GB) as (con, work):
+        files = tuple(unpack(paths, work))
+        raw = READERS[reading.require_format(data)](con, (), files, reading.options(work))
+        items = load_table(raw.items, raw.items_path)
+        ids = items.select("item").distinct()
+        joined = materialise(ids.anti_join(store(con, pa.table({"item": list(known)})), "item"))
+        count = joined.count().execute()
+        old = ids.count().execute() - count
+        if not count:
+            return NewItems({}, old)
+        catalogue = make_catalogue(
+            items,
+            joined,
+            work,
+            raw.items_path,
+            differing_items=reading.differing_items,
+            min_text=reading.min_text,
+            max_title_words=reading.max_title_words,
+        )
+    if catalogue.left_out and reading.items_without_text == "error":
+        reason, lacking = next(iter(catalogue.left_out.items()))
+        raise InputError(f"{paths[0]}: {reason}: {some_of(lacking)}; mend their texts")
+    rows = catalogue.items.to_pylist()
+    if all(row["item"].isdecimal() for row in rows):
+        rows.sort(key=lambda row: int(row["item"]))
+    return NewItems({row.pop("item"): row for row in rows}, old, catalogue.left_out)
+
+
+def _read_item_json(path: Path, known: set[str]) -> NewItems:
+    found = read_new_items(path)
+    entries = {
+        key: {name: _clean(value) for name, value in entry.items()}
+        for key, entry in found.items()
+        if key not in known
+    }
+    for key, entry in entries.items():
+        item_texts(entry, f"{path}: item {key}")
+    return NewItems(entries, len(found) - len(entries))
+
+
+def _is_item_json(path: Path) -> bool:
+    """Tell whether a file is one JSON object of objects, as `<Name>.item.json` is."""
+    if path.suffix != ".json":
+        return False
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_clean(part) for part in value]
+    return clean_text(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Interactions that join a data folder.
+
+    Attributes:
+        rows: Arrow table of user, item (raw ids) and perhaps review, user by user, each user's in
+            the order of time.
+        users: all users in it, by their first interaction, ties by raw id.
+        total: how many rows the files have.
+        dropped: reason -> rows of the files that are not in it; no zeros.
+        unknown: item -> rows, of the items that the catalogue does not have, most rows first.
+        last_time: when the last happened, as `last_time` says it.
+    """
+
+    rows: pa.Table
+    users: list[str]
+    total: int
+    dropped: dict[str, int]
+    unknown: dict[str, int]
+    last_time: str | float | None
+
+
+def read_interactions(
+    paths: Sequence[Path],
+    reading: Reading,
+    data: Path,
+    items: Sequence[str],
+    last: str | float | None,
+    since: str | None,
+) -> NewRows:
+    """Read new interactions with known items.
+
+    Args:
+        paths: the files.
+        reading: how.
+        data: the data folder they join, for messages.
+        items: the raw ids of its items, and of those that join with them.
+        last: when its last interaction happened.
+        since: leave out what happened before; None leaves out nothing.
+
+    Raises:
+        InputError: a file cannot be read, an interaction is older than `last`, or none is left.
+    """
+    with open_engine("duckdb", memory_gb=MEMORY_GB) as (con, work):
+        files = tuple(unpack(paths, work))
+        raw = READERS[reading.require_format(data)](con, files, (), reading.options(work))
+        return _refine(con, raw, reading, data, items, last, since)
+
+
+def _refine(
+    con: BaseBackend,
+    raw: RawTables,
+    reading: Reading,
+    data: Path,
+    items: Sequence[str],
+    last: str | float | None,
+    since: str | None,
+) -> NewRows:
+    path = raw.interactions_path
+    rows = load_table(raw.interactions, path)
+    counts = {"read": rows.count().execute()}
+    total, dropped = counts["read"] + sum(raw.lost.values()), dict(raw.lost)
+
+    def left(table: Table, reason: str) -> Table:
+        """Store a table, and write down how many rows it has fewer than before."""
+        table = materialise(table)
+        before, counts["read"] = counts["read"], table.count().execute()
+        if gone := before - counts["read"]:
+            dropped[reason] = gone
+        if not counts["read"]:
+            told = ", ".join(f"{why}: {count:,}" for why, count in dropped.items())
+            raise InputError(f"{path}: of {total:,} rows none is left to add ({told})")
+        return table
+
+    if since is not None:
+        rows = left(in_time_window(rows, since, None), f"before --since {since}")
+    newest = _require_later(rows, data, path, last) if reading.has_times else last
+    if reading.reviews == "keep":
+        rows = with_review(rows)
+    if reading.min_rating is not None:
+        rows = left(rated_at_least(rows, reading.min_rating, path), "rated lower")
+    rows = rows.select("user", "item", "time", *({"review"} & set(rows.columns)))
+    catalogue = store(con, pa.table({"item": list(items)}))
+    strange = rows.anti_join(catalogue, "item").group_by("item").agg(n=_.count())
+    strange = strange.order_by([_.n.desc(), "item"])
+    unknown = {row["item"]: row["n"] for row in strange.to_pyarrow().to_pylist()}
+    if sum(unknown.values()) == counts["read"]:
+        raise InputError(
+            f"{path}: no item of it is in the catalogue of {data}, such as "
+            f"{next(iter(unknown))!r}, while {items[0]!r} is; name the items' column with "
+            "--columns item=..., or take new items along with --items FILE"
+        )
+    rows = left(rows.semi_join(catalogue, "item"), "of items not in the catalogue")
+    if reading.repeats != "all":
+        rows = left(without_duplicates(rows), "written twice")
+    if reading.repeats == "drop":
+        rows = left(first_of_repeats(rows), "again by the same user")
+    began = rows.group_by("user").agg(began=_.time.min()).order_by(["began", "user"])
+    keys = ["user", "time", "tie_break", "item", *({"review"} & set(rows.columns))]
+    ordered = rows.mutate(tie_break=TIE_BREAK).order_by(keys).drop("time", "tie_break")
+    users = began.to_pyarrow()["user"].to_pylist()
+    return NewRows(ordered.to_pyarrow(), users, total, dropped, unknown, newest)
+
+
+def _require_later(
+    rows: Table, data: Path, path: Path, last: str | float | None
+) -> str | float | None:
+    """Refuse interactions older than the data folder's last; return when the newest happened."""
+    ends = rows.aggregate(first=_.time.min(), last=_.time.max()).to_pyarrow().to_pylist()[0]
+    is_date = rows.time.type().is_timestamp()
+    per_second = None if is_date else time_unit(float(ends["first"]), float(ends["last"]))
+    are_dates = is_date or per_second is not None
+    if last is not None and are_dates != isinstance(last, str):
+        raise InputError(
+            f"{path}: its times ({ends['first']} to {ends['last']}) are not of the kind that those "
+            f"of {data} are, the last of which is {last}; name the column with --columns time=..."
+        )
+    newest: str | float = ends["last"]
+    if is_date:
+        moment = ends["last"]
+        newest = moment.astimezone(datetime.UTC).isoformat(timespec="seconds")
+    elif per_second is not None:
+        moment = START + datetime.timedelta(seconds=ends["last"] // per_second)
+        newest = moment.isoformat(timespec="seconds")
+    if last is None:
+        return newest
+    bound: Any = last
+    if isinstance(last, str):
+        bound = datetime.datetime.fromisoformat(last)
+        if per_second is not None:
+            bound = int((bound - START).total_seconds()) * per_second
+    late = rows.filter(_.time < ibis.literal(bound))
+    count = late.count().execute()
+    if count:
+        first = late.order_by(["time", "user", "item"]).limit(1).to_pyarrow().to_pylist()[0]
+        raise InputError(
+            f"{path}: {count:,} rows are older than the last interaction of {data} ({last}), such "
+            f"as user {first['user']!r}, item {first['item']!r}, {first['time']}; leave them out "
+            f"with --since {last}, or prepare all files anew"
+        )
+    return max(last, newest)

@@ -1,0 +1,388 @@
+"""New orders in a data folder: numbers stay, a model of before serves it, and what does not fit."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lcrec.__main__
+from lcrec import add_interactions, add_items
+from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance, write_provenance
+from lcrec.data.folder import Interactions, load_interactions, load_items
+from lcrec.data.id_map import load_names
+from lcrec.data.splits import load_split, require_same_split, write_split
+from lcrec.generate import __main__ as generate
+
+PREPARE = "python -m lcrec.prepare"
+COLUMNS = "user=customer,item=sku,time=at,title=name"
+ITEMS = ["A-1", "A-2", "B-1", "007"]
+SEQUENCES = {"0": [0, 1, 2], "1": [3, 1, 0, 2], "2": [1, 3, 2]}
+USERS = ["ann", "bob", "008"]
+LAST = "2024-05-30T12:00:00+00:00"
+HEAD = "customer,sku,at\n"
+# In no order; zones that change it; a line twice; what bob has; an item and users that are new.
+ORDERS = f"""{HEAD}
+bob,A-1,2024-06-02T09:00:00Z
+ann,007,2024-05-31T23:30:00-05:00
+ann,NEW-9,2024-06-01T08:00:00+09:00
+zoe,B-1,2024-06-01T10:00:00Z
+ann,007,2024-05-31T23:30:00-05:00
+yan,007,2024-06-01T09:00:00+02:00
+zoe,A-2,2024-06-01T10:00:00Z
+008,A-1,2024-05-30T14:00:00+02:00
+"""
+PRODUCTS = """sku,name,description,price
+NEW-9,<b>Rug</b> &amp; pad,<p>woollen</p>,7
+NEW-1,Vase,,3
+A-1,another lamp,,5
+NEW-0,<br/>,,3
+"""
+
+
+def write_folder(folder, *, settings=None, sequences=SEQUENCES):
+    """Write a data folder as `lcrec prepare` would, four items and three users by raw ids."""
+    texts = {str(item): {"title": f"item {name}"} for item, name in enumerate(ITEMS)}
+    write_json(folder / "Shop.item.json", texts)
+    write_json(folder / "Shop.inter.json", sequences)
+    for kind, names in (("user", USERS), ("item", ITEMS)):
+        lines = (f"{name}\t{number}\n" for number, name in enumerate(names))
+        (folder / f"Shop.{kind}2id").write_text("".join(lines))
+    write_json(folder / "data_card.json", {"time": {"unit": "microseconds", "last": LAST}})
+    settings = {"format": "table", "columns": COLUMNS, "split": "leave-one-out"} | (settings or {})
+    write_provenance(folder, PREPARE, settings, {})
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with data/, orders.csv and products.csv."""
+    write_folder(tmp_path / "data")
+    (tmp_path / "orders.csv").write_text(ORDERS)
+    (tmp_path / "products.csv").write_text(PRODUCTS)
+    return tmp_path
+
+
+def add(place, *flags, data="data", orders="orders.csv", output="new"):
+    words = ["--data", place / data, "--interactions", place / orders, "--output", place / output]
+    add_interactions.main([*map(str, words), *map(str, flags)])
+
+
+def by_name(folder):
+    """Return {user: [item, ...]} in raw ids."""
+    items = load_items(folder)
+    interactions = load_interactions(folder, len(items))
+    names = load_names(folder, interactions.users, len(items), "raw")
+    own = zip(names.users.names, interactions, strict=True)
+    return {user: names.items.names_of(sequence) for user, sequence in own}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_known_users_go_on_and_new_ones_follow(place, capsys):
+    before = contents(place / "data")
+    add(place)
+    assert contents(place / "data") == before
+    after = contents(place / "new")
+    for name in ("Shop.item.json", "Shop.item2id"):
+        assert after[name] == before[name]
+    assert after["Shop.user2id"] == before["Shop.user2id"] + b"yan\t3\nzoe\t4\n"
+    sequences = by_name(place / "new")
+    # At one moment a hash decides, as in the folder itself: zoe's order is that of no column.
+    assert sequences.pop("zoe") in (["A-2", "B-1"], ["B-1", "A-2"])
+    assert sequences == {
+        "ann": ["A-1", "A-2", "B-1", "007"],
+        "bob": ["007", "A-2", "A-1", "B-1"],
+        "008": ["A-2", "007", "B-1", "A-1"],
+        "yan": ["007"],
+    }
+    out = capsys.readouterr().out
+    assert "Adding 5 of 8 interactions to" in out
+    assert "2 of their 5 users are new" in out
+    for told in ("not in the catalogue: 1 left", "twice: 1 left", "user before: 1 left", "'NEW-9'"):
+        assert told in out
+    record = read_provenance(place / "new")
+    assert (record["users"], record["interactions"]) == (5, 15)
+    assert record["last_time"] == "2024-06-02T09:00:00+00:00"
+    split = load_split(place / "new", load_interactions(place / "new", 4))
+    assert split.test.users == ["0", "1", "2"]
+    assert split.test.targets.tolist() == [3, 2, 0]
+    add(place)
+    assert capsys.readouterr().out == f"{place / 'new'} is up to date.\n"
+
+
+def test_ties_are_ordered_as_prepare_orders_them(place):
+    """By the MD5 of user, tab and item, whatever the order of the rows."""
+    import hashlib
+
+    rows = [f"eve,{item},2024-06-01" for item in ITEMS] + ["ann,007,2024-06-01"]
+    expected = sorted(ITEMS, key=lambda item: hashlib.md5(f"eve\t{item}".encode()).hexdigest())
+    for name, own in (("one", rows), ("two", rows[::-1])):
+        (place / "orders.csv").write_text(HEAD + "\n".join(own))
+        add(place, output=name)
+        assert by_name(place / name)["eve"] == expected
+
+
+def test_new_items_are_taken_along(place, capsys):
+    add(place, "--items", place / "products.csv")
+    texts = read_json(place / "new" / "Shop.item.json")
+    assert [texts[number]["title"] for number in ("4", "5")] == ["Vase", "Rug & pad"]
+    assert texts["5"]["description"] == "woollen"
+    assert texts["0"] == {"title": "item A-1"}
+    assert by_name(place / "new")["ann"] == ["A-1", "A-2", "B-1", "NEW-9", "007"]
+    out = capsys.readouterr().out
+    assert "1 items are known and stay" in out
+    assert "markup: 1 left out ('NEW-0')" in out
+    assert f"embed --data {place / 'new'} --embeddings OLD" in out
+    old = read_provenance(place / "new")["inputs"]["item"]["sha256"]
+    assert read_provenance(place / "new")["earlier"]["item"] == [old]
+    # The same file by itself.
+    words = ["--data", place / "data", "--add", place / "products.csv", "--output", place / "items"]
+    add_items.main(list(map(str, words)))
+    assert read_json(place / "items" / "Shop.item.json") == texts
+    # The next day knows them, and still knows what it continues.
+    (place / "next.csv").write_text(f"{HEAD}zoe,NEW-1,2024-06-03\n")
+    add(place, data="new", orders="next.csv", output="third")
+    assert by_name(place / "third")["zoe"][-1] == "NEW-1"
+    assert read_provenance(place / "third")["earlier"]["item"] == [old]
+
+
+def test_a_split_by_time_keeps_its_dates(place):
+    write_folder(place / "data", settings={"split": "time"})
+    old = load_interactions(place / "data", 4)
+    write_split(place / "data", old, np.array([0, 1, 2, 0, 0, 0, 1, 0, 1, 2], dtype=np.int8))
+    add(place)
+    before, after = (
+        load_split(place / name, load_interactions(place / name, 4)) for name in ("data", "new")
+    )
+    assert before.kind == after.kind == "time"
+    assert [row.tolist() for row in after.train][:3] == [row.tolist() for row in before.train]
+    assert after.valid.targets.tolist() == before.valid.targets.tolist()
+    # What is new tests, but the first of a user who has no history.
+    assert after.test.users == ["0", "0", "2", "2", "4"]
+    # A model of before has seen nothing that is held out now.
+    paths = find_data(place / "data")
+    write_provenance(place / "model", "toy", {}, dict(paths.sequences))
+    require_same_split(place / "model", place / "new", "")
+    paths.split.write_text(paths.split.read_text() + " ")
+    write_provenance(place / "model", "toy", {}, dict(paths.sequences))
+    with pytest.raises(InputError, match=r"made with another split .*, so it may have seen"):
+        require_same_split(place / "model", place / "new", "")
+
+
+def test_repeats_and_ratings_count_as_they_did(place):
+    write_folder(place / "data", settings={"repeats": "keep", "min_rating": 4})
+    rows = ("ann,A-1,5,2024-06-02", "ann,A-1,5,2024-06-01", "ann,A-2,3,2024-06-01")
+    (place / "orders.csv").write_text("customer,sku,rating,at\n" + "\n".join(rows))
+    add(place)
+    assert by_name(place / "new")["ann"] == ["A-1", "A-2", "B-1", "A-1", "A-1"]
+
+
+def test_a_folder_of_numbers(place):
+    """Of a folder without raw ids and without a record, ids are the numbers."""
+    for name in ("Shop.user2id", "Shop.item2id", "data_card.json", "lcrec.json"):
+        (place / "data" / name).unlink()
+    (place / "orders.csv").write_text("user,item,time\n2,0,1717236000\n17,3,1717236001\n")
+    with pytest.raises(InputError, match="--format is required: nothing says how files for"):
+        add(place)
+    add(place, "--format", "table")
+    after = read_json(place / "new" / "Shop.inter.json")
+    assert after == SEQUENCES | {"2": [1, 3, 2, 0], "17": [3]}
+    assert read_provenance(place / "new")["last_time"] == "2024-06-01T10:00:01+00:00"
+
+
+def test_sequences_follow_without_times(place):
+    write_json(place / "more.inter.json", {"bob": ["A-1"], "eve": ["007", "A-2"]})
+    add(place, "--format", "lcrec", orders="more.inter.json")
+    assert by_name(place / "new")["eve"] == ["007", "A-2"]
+    assert read_provenance(place / "new")["last_time"] == LAST
+
+
+def test_reviews_come_along(place):
+    write_json(place / "data" / "Shop.review.json", {"(0, 1)": {"review": "good", "summary": ""}})
+    head = HEAD.replace("at", "at,review_text")
+    (place / "orders.csv").write_text(
+        f"{head}ann,007,2024-06-01,<i>fine</i>\neve,A-1,2024-06-01,\n"
+    )
+    add(place)
+    assert read_json(place / "new" / "Shop.review.json") == {
+        "(0, 1)": {"review": "good", "summary": ""},
+        "(0, 3)": {"review": "fine", "summary": ""},
+    }
+
+
+def test_large_data(place):
+    """Parquet goes on as Parquet."""
+    import pyarrow as pa
+
+    from lcrec.data.folder import write_lists, write_texts
+
+    old = Interactions.from_sequences(SEQUENCES)
+    for name in ("inter", "item"):
+        (place / "data" / f"Shop.{name}.json").unlink()
+    lists = {"items": (old.offsets, old.items)}
+    write_lists(place / "data" / "Shop.inter.parquet", old.users, lists)
+    write_texts(place / "data" / "Shop.item.parquet", pa.table({"title": ITEMS}))
+    add(place, "--items", place / "products.csv")
+    assert by_name(place / "new")["ann"] == ["A-1", "A-2", "B-1", "NEW-9", "007"]
+    assert load_items(place / "new").title(5) == "Rug & pad"
+
+
+@pytest.mark.parametrize(
+    ("orders", "flags", "message"),
+    [
+        (
+            "ann,007,2024-05-30T11:59:59Z\nbob,A-1,2024-06-01",
+            [],
+            r"1 rows are older than the last interaction of .*data \(2024-05-30T12:00:00\+00:00\), "
+            r"such as user 'ann', item '007', 2024-05-30 11:59:59.*--since 2024-05-30T12",
+        ),
+        ("eve,007,2024-06-01", [], r"none of its 1 users is in .*data, such as 'eve', while 'ann'"),
+        ("ann,7,2024-06-01", [], r"no item of it is in the catalogue of .*, such as '7', while 'A"),
+        ("ann,007,1717236000.5", ["--since", "2024-07-01"], r"of 1 rows none is left to add \(bef"),
+        (
+            "ann,007,17",
+            [],
+            r"its times \(17 to 17\) are not of the kind that those of .*2024-05-30",
+        ),
+        ("ann,007,", [], r"orders.csv, data row 1: the time \(column 'at'\) is empty"),
+        ("", [], "orders.csv: there are no rows below the header"),
+        ("ann,007,2024-06-01", ["--format", "tabel"], "--format tabel: none of .*'table'"),
+        ("ann,007,2024-06-01", ["--columns", "item=ean"], "no column 'ean' to read the item from"),
+    ],
+)
+def test_orders_that_do_not_fit(place, orders, flags, message):
+    (place / "orders.csv").write_text(HEAD + orders)
+    with pytest.raises(InputError, match=message):
+        add(place, *flags)
+    assert not (place / "new").exists()
+
+
+def test_a_night_of_nothing_new_is_a_night(place, capsys):
+    (place / "orders.csv").write_text(f"{HEAD}ann,A-1,2024-06-01\n")
+    add(place)
+    assert "Adding 0 of 1 interactions" in capsys.readouterr().out
+    assert contents(place / "new")["Shop.inter.json"] == contents(place / "data")["Shop.inter.json"]
+
+
+def test_what_the_remedies_do(place):
+    (place / "orders.csv").write_text(f"{HEAD}ann,007,2024-05-01\nann,007,2024-06-01\n")
+    add(place, "--since", LAST)
+    assert by_name(place / "new")["ann"][-1] == "007"
+    (place / "orders.csv").write_text(f"{HEAD}eve,007,2024-06-01\n")
+    add(place, "--only-new-users", output="eve")
+    assert by_name(place / "eve")["eve"] == ["007"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("Shop.item2id", "A-1\t0\n", "Shop.item2id: no line for item 1, but the data set has 4"),
+        ("Shop.user2id", "ann\t0\nbob\t1\nann\t2\n", "user2id: raw id 'ann' stands there twice"),
+        ("Shop.split.json", None, r"its split \(Shop.split.json\) was drawn, and later"),
+        ("Shop.inter.json", json.dumps({"3": [0, 1]}), "user2id: no line for user 3"),
+    ],
+)
+def test_a_folder_that_does_not_fit(place, name, content, message):
+    if content is None:
+        old = load_interactions(place / "data", 4)
+        write_split(place / "data", old, np.array([1, 0, 2, 0, 1, 0, 2, 2, 0, 1], dtype=np.int8))
+    else:
+        (place / "data" / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        add(place)
+    assert not (place / "new").exists()
+
+
+@pytest.mark.parametrize("moment", ["continuation._write_growth", "continuation.write_provenance"])
+def test_a_run_that_is_killed_leaves_nothing(place, moment):
+    before = contents(place / "data")
+    module, function = moment.split(".")
+    words = ["--data", "data", "--interactions", "orders.csv", "--output", "new"]
+    script = (
+        f"import os; from lcrec.data import {module}; from lcrec.add_interactions import main\n"
+        f"{module}.{function} = lambda *_, **__: os._exit(9)\nmain({words})"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=place, check=False)
+    assert result.returncode == 9
+    assert not (place / "new").exists()
+    assert contents(place / "data") == before
+    add(place)
+    assert by_name(place / "new")["yan"] == ["007"]
+    assert {path.name for path in place.iterdir()} == {"data", "new", "orders.csv", "products.csv"}
+
+
+@pytest.fixture
+def trained(shop, checkpoint, tmp_path):
+    """A folder with the shop of `checkpoint` in data/mine, prepared by raw ids, and the model."""
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    for path in (find_data(shop).inter, find_data(shop).item):
+        shutil.copy(path, folder)
+    for kind, names in (("user", USER_NAMES), ("item", ITEM_NAMES)):
+        lines = (f"{name}\t{number}\n" for number, name in enumerate(names))
+        (folder / f"Shop.{kind}2id").write_text("".join(lines))
+    write_provenance(folder, PREPARE, {"format": "table", "columns": COLUMNS}, {})
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "model").symlink_to(checkpoint)
+    return tmp_path
+
+
+USER_NAMES = [f"C-{number:02}" for number in range(60)]
+ITEM_NAMES = [f"SKU-{number:02}" for number in range(48)]
+
+
+def nightly_commands():
+    """Return the nightly job of the README, its commands as words."""
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = [
+        block
+        for block in re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+        if "add_interactions" in block
+    ]
+    lines = block.replace("\\\n", " ").replace("$(date +%F)", "2024-06-02").splitlines()
+    night, *commands = filter(None, (line.partition(" #")[0].strip() for line in lines))
+    assert night == "NIGHT=2024-06-02"
+    return [shlex.split(line.replace("$NIGHT", "2024-06-02")) for line in commands]
+
+
+def test_the_nightly_job_is_three_commands(trained, monkeypatch, capsys):
+    """Orders in, rankings for all users out, by a model that knows nothing of them."""
+    monkeypatch.chdir(trained)
+    (trained / "data" / "today").symlink_to("mine")
+    (trained / "orders.csv").write_text(f"{HEAD}C-07,SKU-05,2024-06-01\nN-1,SKU-03,2024-06-01\n")
+    orders, rankings, link = nightly_commands()
+    for words in (orders, rankings):
+        assert words[0] == "lcrec"
+        lcrec.__main__.main([*words[1:], *(["--k", "3"] if words is rankings else [])])
+    subprocess.run(link, check=True)
+    assert (trained / "data" / "today").resolve() == trained / "data" / "2024-06-02"
+    (part,) = (trained / "runs" / "mine" / "rankings").glob("*.jsonl")
+    rows = [json.loads(line) for line in part.read_text().splitlines()]
+    assert [row["user"] for row in rows] == [*USER_NAMES, "N-1"]
+    assert all(set(row["ranked"]) <= set(ITEM_NAMES) for row in rows)
+    assert "SKU-05" not in rows[7]["ranked"]
+    # The next night goes on from there.
+    (trained / "orders.csv").write_text(f"{HEAD}N-1,SKU-04,2024-06-02\n")
+    orders[-1] = "data/2024-06-03"
+    lcrec.__main__.main(orders[1:])
+    assert by_name(trained / "data" / "2024-06-03")["N-1"] == ["SKU-03", "SKU-04"]
+
+
+def test_after_new_items_an_index_is_asked_for_and_no_training(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    (trained / "orders.csv").write_text(f"{HEAD}C-07,NEW-9,2024-06-01\n")
+    (trained / "products.csv").write_text(PRODUCTS)
+    add(trained / "data", "--items", trained / "products.csv", data="mine", orders="../orders.csv")
+    words = ["--model", "runs/mine/model", "--data", "data/new", "--user", "C-07"]
+    with pytest.raises(InputError, match=r"items joined after --model .*--index") as error:
+        generate.main(words)
+    assert "finetune" not in str(error.value)
