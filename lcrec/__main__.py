@@ -28,6 +28,7 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("modeling", "checkpoint", "merge: one plain model, for other software"),
     ("generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
     ("serve", "checkpoint, data", "nothing: answers requests over HTTP"),
+    ("studio", "checkpoint, data", "nothing: a page in the browser to look at them"),
     ("baselines", "data", "predictions.jsonl of a simpler method"),
     ("evaluate", "predictions.jsonl", "metrics.json, a table"),
 )

@@ -338,7 +338,7 @@ def test_the_front_page_runs_as_written(tmp_path):
     """
     for folder in ("recipes", "prompts"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    left_out = re.compile(r"bash |source |pip |curl |lcrec serve|.*(qwen|orders\.csv)")
+    left_out = re.compile(r"bash |source |pip |curl |lcrec serve|lcrec studio|.*(qwen|orders\.csv)")
     shown = [
         command
         for block in blocks(ROOT / "README.md", "bash")

@@ -6,14 +6,20 @@ verdict, and `report.html`, the page. The page needs the figures alone.
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Wedge
 
 from lcrec.core.artifacts import REPORT, REPORT_PAGE, atomic_path, write_json
 from lcrec.core.report import (
+    FIGURE_SIZE,
+    INK,
     QUIET,
+    SERIES,
     Block,
     Heading,
     Paragraph,
@@ -341,3 +347,51 @@ def _branch_table(report: Report) -> Table:
     ]
     caption = "Three branches, each followed to where its items part; some of their titles."
     return Table(caption, ["prefix", "items", "titles"], rows, text_columns=3)
+
+
+RINGS = 3
+LEAST_WEDGE = 1 / 500  # of the circle: a narrower wedge would not be seen
+
+
+def draw_sunburst(codes: np.ndarray) -> Picture:
+    """Return the tree as rings of wedges, a ring per level: a wedge is as wide as its items are.
+
+    The first levels only, and no wedge below a 500th of the circle.
+
+    Args:
+        codes: int [items, levels].
+    """
+    ordered = codes[np.lexsort(codes.T[::-1])]
+    family = np.unique(ordered[:, 0], return_inverse=True)[
+        1
+    ]  # the colour is that of the first code
+    items, rings = len(codes), min(RINGS, codes.shape[1])
+
+    def draw(axes: Axes) -> None:
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        axes.set_xlim(-1, 1)
+        axes.set_ylim(-1, 1)
+        for ring in range(rings):
+            changes = (ordered[1:, : ring + 1] != ordered[:-1, : ring + 1]).any(axis=1)
+            starts = np.concatenate([[0], np.flatnonzero(changes) + 1, [items]])
+            outer = (ring + 2) / (rings + 1)
+            for number, (start, end) in enumerate(pairwise(starts.tolist())):
+                if end - start < LEAST_WEDGE * items:
+                    continue
+                colour = SERIES[int(family[start]) % len(SERIES)]
+                angles = 90 - 360 * end / items, 90 - 360 * start / items
+                shade = (0.85, 0.55, 0.3)[ring] * (0.8 + 0.2 * (number % 2))
+                axes.add_patch(
+                    Wedge(
+                        (0, 0), outer, *angles, width=1 / (rings + 1), facecolor=colour,
+                        edgecolor=INK, linewidth=0.3, alpha=shade,
+                    )
+                )  # fmt: skip
+
+    counts = [len(np.unique(codes[:, : depth + 1], axis=0)) for depth in range(rings)]
+    text = (
+        f"{items:,} items; from the middle outwards the prefixes of 1 to {rings} codes: "
+        f"{', '.join(f'{count:,}' for count in counts)}."
+    )
+    return Picture(draw_svg(draw, f"The tree as a sunburst. {text}", height=FIGURE_SIZE[0]), text)

@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from lcrec.core.artifacts import atomic_path
 from lcrec.core.config import read_yaml
 from lcrec.core.errors import InputError, closest
@@ -224,6 +226,36 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
         faults += [f"{files[CHAT_TEMPLATE]}: {f}" for f in chat_template_faults(chat_template)]
     prompts = PromptSet(tuple(templates), system, chat_template, sources)
     return prompts, list(dict.fromkeys(faults))
+
+
+def save_template(folder: Path, name: str, template: Template, known: PromptSet) -> Path:
+    """Write a template into a prompts folder, as `<task>.<name>.yaml`, which adds it to its task.
+
+    Args:
+        folder: made where it is missing.
+        name: tells the file from others of the task.
+        template: checked (`read_template`).
+        known: the templates that stand beside it in use.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the name or the id will not do, or the file is there already.
+    """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"the name {name!r:.60} may hold letters, digits, '-' and '_' only")
+    if any(template.id == other.id for other in known.templates):
+        raise InputError(f"the id {template.id!r} is used already; give the template its own")
+    path = folder / f"{template.task}.{name}.yaml"
+    if path.exists():
+        raise InputError(f"{path} is there already; choose another name")
+    entry = {key: getattr(template, key) for key in ("id", "use", "question", "answer")}
+    document = {"task": template.task, "templates": [entry]}
+    text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=100)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def prompt_files(folder: Path, base: Path | None = None) -> dict[str, Path]:

@@ -48,6 +48,16 @@ def lay_out_tokens(encoder: PromptEncoder, question: str, answer: str) -> str:
     return "   " + text.replace("\n", "\n   ")
 
 
+def sample_tokens(encoder: PromptEncoder, question: str, answer: str) -> list[tuple[str, bool]]:
+    """Return the tokens of a sample in order, each as text with whether the loss falls on it."""
+    (prompt,), (completion,) = encoder.prompt_ids([question]), encoder.answer_ids([answer])
+    return [
+        (str(encoder.tokenizer.decode([token], clean_up_tokenization_spaces=False)), trained)
+        for ids, trained in ((prompt, False), (completion, True))
+        for token in ids
+    ]
+
+
 def print_stats(
     prompts: PromptSet, data: TaskData, encoder: PromptEncoder, max_length: int, count: int
 ) -> None:

@@ -60,6 +60,20 @@ def found_targets(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray
     return (ranked[:, None, :k] == targets[:, :, None]).any(axis=2) & (targets != PAD)
 
 
+def target_places(ranked: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Return where the first target found stands, int64 [users]: 1 is the top, 0 is not found.
+
+    Args:
+        ranked: int64 [users, length], padded with -1.
+        targets: int64 [users], or [users, targets] padded with -1.
+        k: how many items count.
+    """
+    targets = targets.reshape(len(targets), -1)
+    hits = (ranked[:, :k, None] == targets[:, None, :]) & (targets != PAD)[:, None, :]
+    hit = hits.any(axis=2)
+    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+
+
 def compare_lists(
     a: np.ndarray,
     b: np.ndarray,

@@ -18,7 +18,7 @@ from lcrec.data.user_texts import UserTexts
 from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.prompts.__main__ import main
 from lcrec.prompts.preview import example_data, example_index
-from lcrec.prompts.prompt_set import PromptSet, chat_template_faults, read_prompts
+from lcrec.prompts.prompt_set import PromptSet, chat_template_faults, read_prompts, save_template
 from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.prompts.templates import Template
 
@@ -435,3 +435,22 @@ def test_templates_to_evaluate_with(prompts):
         )
     with pytest.raises(InputError, match=r"next-short: is named twice"):
         prompts.evaluation_templates("seqrec", ["next-short", "next-short"])
+
+
+def test_a_template_that_is_saved_adds_to_its_task(tmp_path, prompts):
+    mine = Template("mine", "seqrec", "both", f"Then:\n{HISTORY}: “{{{{ 1 }}}}”", "{{ target }}")
+    path = save_template(tmp_path / "own", "desk-1", mine, prompts)
+    assert path == tmp_path / "own" / "seqrec.desk-1.yaml"
+    read = PromptSet.load(tmp_path / "own", base=SHIPPED)
+    assert read.get("mine") == mine
+    assert len(read.templates) == len(prompts.templates) + 1
+    before = path.read_bytes()
+    for name, template, message in (
+        ("desk-1", mine, "is there already"),
+        ("../desk", mine, "may hold letters"),
+        ("desk-2", prompts.templates[0], "is used already"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_template(tmp_path / "own", name, template, prompts)
+    assert path.read_bytes() == before
+    assert len(list((tmp_path / "own").iterdir())) == 1

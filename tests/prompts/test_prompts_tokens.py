@@ -13,7 +13,7 @@ from lcrec.prompts.preview import paint
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import TaskData
 from lcrec.prompts.templates import Template
-from lcrec.prompts.tokens import lay_out_tokens, load_encoder, print_stats
+from lcrec.prompts.tokens import lay_out_tokens, load_encoder, print_stats, sample_tokens
 from lcrec.tinylm import train_tokenizer
 
 INDEX = ItemIndex(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.int32), (2, 2))
@@ -44,6 +44,13 @@ def tokenizer_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(tokenizer_folder):
     return load_encoder(str(tokenizer_folder), PROMPTS, INDEX)
+
+
+def test_each_token_is_shown_with_whether_it_is_trained(encoder):
+    tokens = sample_tokens(encoder, "<a_0><b_0>", "<a_1><b_1>")
+    end = encoder.tokenizer.eos_token
+    assert [text for text, trained in tokens if trained] == ["<a_1>", "<b_1>", end]
+    assert [text for text, trained in tokens if not trained] == ["[X]", "<a_0>", "<b_0>"]
 
 
 def test_a_sample_is_laid_out_as_it_is_trained(encoder, monkeypatch):

@@ -11,7 +11,13 @@ from planted import write_data
 from lcrec.baselines.__main__ import main
 from lcrec.core.errors import InputError
 from lcrec.rankings.metrics import PAD, recall_at_k
-from lcrec.rankings.overlap import compare_lists, found_targets, overlap, popularity_groups
+from lcrec.rankings.overlap import (
+    compare_lists,
+    found_targets,
+    overlap,
+    popularity_groups,
+    target_places,
+)
 from lcrec.rankings.predictions import Prediction, write_predictions
 
 ITEMS = 12
@@ -174,3 +180,10 @@ def test_what_diagnose_refuses(shop, tmp_path):
     for argv, message in cases:
         with pytest.raises(InputError, match=message):
             main(["diagnose", *argv])
+
+
+def test_the_place_of_the_first_target_found():
+    ranked = np.array([[3, 5, 7], [1, PAD, PAD], [4, 2, 0], [8, 9, 6]])
+    targets = np.array([[5, 3], [PAD, 2], [0, PAD], [6, 9]])
+    assert target_places(ranked, targets, 3).tolist() == [1, 0, 3, 2]
+    assert target_places(ranked, targets[:, 0], 2).tolist() == [2, 0, 0, 0]
