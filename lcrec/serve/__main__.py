@@ -10,27 +10,19 @@ requests are explained on the page /docs; needs the extra `serve`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import json
 import os
 import re
-import signal
-import socket
 import sys
-from dataclasses import dataclass
+import tempfile
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lcrec.core.config import option, parse_config
+from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.serve.access_log import open_access_log
-from lcrec.serve.batching import ServiceLimits
-from lcrec.serve.loading import ServiceSources, load_handler
-
-if TYPE_CHECKING:
-    from lcrec.serve.requests import RequestHandler
+from lcrec.serve.process import ServeConfig, Welcome, bind, serve, work
+from lcrec.serve.workers import METRICS, Supervisor
 
 STAGE = "python -m lcrec.serve"
 EXAMPLE = "--model runs/shop/model --data data/shop --port 8000"
@@ -38,90 +30,62 @@ TOKEN = "LCREC_TOKEN"
 BEARER_TOKEN = re.compile(r"[\w\-.~+/]+=*", re.ASCII)  # RFC 6750, section 2.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig(ServiceLimits, ServiceSources):
-    """Settings of `python -m lcrec.serve`."""
-
-    host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
-    port: int = option("the port to listen on; 0 takes a free one", 8000, minimum=0)
-    max_connections: int = option("open connections; the next is refused (503)", 512, minimum=1)
-    access_log: Path | None = option(
-        "a file for a JSON line per request, without what people wrote; /dev/stdout is the screen",
-        None,
-    )
-
-
 def main(argv: list[str]) -> None:
     """Run the stage."""
     config = parse_config(ServeConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
     try:
-        import uvicorn
-
-        from lcrec.serve.app import create_app
-        from lcrec.serve.connections import BoundedConnection
-        from lcrec.serve.live import Live
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"the service needs the package {error.name}: pip install 'lcrec[serve]'"
         ) from None
 
     token = read_token(os.environ.get(TOKEN))
-    log_access = None if config.access_log is None else open_access_log(config.access_log)
+    if config.access_log is not None:
+        open_access_log(config.access_log)
     # Bound before the model is loaded, so that a port in use is known at once; nothing listens yet.
     with bind(config.host, config.port) as listener:
-        print(f"Loading {config.model}")
-        load = partial(load_handler, config, config)
-        live = Live(load(), load)
-        app = create_app(live, token=token, log_access=log_access)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=partial(  # type: ignore[arg-type]  # called as the class would be
-                    BoundedConnection, seconds=config.timeout, most=config.max_connections
-                ),
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                lifespan="on",
-                # Every request ends by itself within its timeout.
-                timeout_graceful_shutdown=int(config.timeout) + 5,
-            )
+        port = listener.getsockname()[1]
+        print(f"Loading {config.model}", flush=True)
+        if config.workers == 1:
+            host = listener.getsockname()[0]
+            serve(config, token, listener, lambda own: print_welcome(host, port, own, token))
+            return
+    supervise(config, token, port)
+
+
+def supervise(config: ServeConfig, token: str | None, port: int) -> None:
+    """Serve with several workers until a signal ends them all."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    # Each takes its share of the cores: threads of several models on one core slow all down.
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.workers)))
+    with (
+        bind(config.host, port, shared=True) as holder,  # of the port; it never listens
+        tempfile.TemporaryDirectory(prefix="lcrec-metrics-") as metrics,
+    ):
+        os.environ[METRICS] = metrics
+        host = holder.getsockname()[0]
+        supervisor = Supervisor(
+            partial(work, config, token, port),
+            config.workers,
+            lambda welcome: print_welcome(host, port, welcome, token, config.workers),
+            partial(mark_process_dead, path=metrics),
         )
-        print_welcome(listener, Welcome.of(live.handler), token)
-
-        async def run() -> None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, live.reload_soon)
-            await server.serve(sockets=[listener])
-
-        with (
-            contextlib.suppress(KeyboardInterrupt),  # raised again once all is answered
-            asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
-        ):
-            runner.run(run())
+        asyncio.run(supervisor.run())
 
 
-@dataclass(frozen=True)
-class Welcome:
-    """What is said of a service at its start: its items, one of them, whether it searches."""
-
-    num_items: int
-    example: int | str
-    searches: bool
-
-    @classmethod
-    def of(cls, handler: RequestHandler) -> Welcome:
-        """Return what is to be said of a handler."""
-        recommender = handler.recommender
-        example = handler.name(0)
-        return cls(len(recommender.index), example, "itemsearch" in recommender.tasks)
-
-
-def print_welcome(listener: socket.socket, welcome: Welcome, token: str | None) -> None:
+def print_welcome(
+    host: str, port: int, welcome: Welcome, token: str | None, workers: int = 1
+) -> None:
     """Print where the service is, what it can do, and what to mind."""
-    host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"Serving {welcome.num_items:,} items on http://{host}:{port}, explained at /docs")
+    if workers > 1:
+        print(f"  by {workers} workers, each with a model of its own")
     if isinstance(welcome.example, str):
         print("  items go by their raw ids")
     if not welcome.searches:
@@ -155,34 +119,6 @@ def read_token(token: str | None) -> str | None:
             "without a token"
         )
     return token
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, not yet listening.
-
-    Raises:
-        InputError: there is no such address here, or the port is taken.
-    """
-    if port > 65535:
-        raise InputError(f"--port {port}: the highest port is 65535")
-    listener = None
-    try:
-        family, _, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # With its protocol named, asyncio knows it for TCP and sends answers at once: without, a
-        # request on a kept connection waits 40 ms for an acknowledgement.
-        listener = socket.socket(family, socket.SOCK_STREAM, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, UnicodeError) as error:
-        if listener is not None:
-            listener.close()
-        raise InputError(
-            f"--host {host} --port {port}: cannot be listened on ({error}); name another, or "
-            "--port 0 for a free one"
-        ) from None
-    return listener
 
 
 if __name__ == "__main__":

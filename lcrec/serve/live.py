@@ -12,9 +12,8 @@ import logging
 from collections.abc import Callable
 
 from lcrec.core.errors import InputError
+from lcrec.serve.loading import UNDER_WAY
 from lcrec.serve.requests import EncodedRequest, Ranked, RequestHandler
-
-UNDER_WAY = "a reload is under way already; wait for its end"
 
 _log = logging.getLogger(__name__)
 

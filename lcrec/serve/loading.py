@@ -19,6 +19,8 @@ from lcrec.serve.batching import ServiceLimits
 if TYPE_CHECKING:
     from lcrec.serve.requests import RequestHandler
 
+UNDER_WAY = "a reload is under way already; wait for its end"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSources:

@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import http
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,11 +20,14 @@ from urllib.parse import quote
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lcrec.serve.workers import METRICS
 
 PROBLEM_TYPE = "application/problem+json"
 OPEN_ROUTES = ("/healthz", "/readyz")
@@ -77,10 +81,13 @@ class Problem(HTTPException):
 
 
 class Meters:
-    """The Prometheus metrics of one service."""
+    """The Prometheus metrics of one service, of all its workers where it has several."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        if METRICS in os.environ:  # one of several workers tells of all
+            self.registry = CollectorRegistry()
+            MultiProcessCollector(self.registry)
         self.requests = Counter(
             "lcrec_requests", "Requests answered.", ["route", "status"], registry=registry
         )
@@ -94,7 +101,12 @@ class Meters:
         self.batch_size = Histogram(
             "lcrec_batch_size", "Requests in a batch.", buckets=BATCHES, registry=registry
         )
-        self.queue_depth = Gauge("lcrec_queue_depth", "Requests that wait.", registry=registry)
+        self.queue_depth = Gauge(
+            "lcrec_queue_depth",
+            "Requests that wait.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.batch_seconds = Histogram(
             "lcrec_batch_seconds", "Seconds a batch took.", buckets=SECONDS, registry=registry
         )

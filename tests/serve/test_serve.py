@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcrec.core.errors import InputError
+from lcrec.core.provenance import fingerprint
+from lcrec.generate.recommender import Recommender
 from lcrec.serve import __main__ as serve
 
 TOP = Path(__file__).parents[2]
@@ -122,6 +124,144 @@ def test_a_process_from_start_to_end(checkpoint, shop):
         service.process.kill()
 
 
+class Asker:
+    """Clients that ask without pause and keep every answer, until told to stop."""
+
+    def __init__(self, url, body, clients):
+        self.answers, self._go_on = [], True
+        self._pool = ThreadPoolExecutor(clients)
+        self._running = [self._pool.submit(self._ask, url, body) for _ in range(clients)]
+
+    def _ask(self, url, body):
+        with httpx.Client(base_url=url, headers=HEAD, timeout=60) as client:
+            while self._go_on:
+                self.answers.append(client.post("/recommend", json=body))
+
+    def stop(self):
+        self._go_on = False
+        for task in self._running:
+            task.result()
+
+
+HEAD = {"Authorization": "Bearer a-secret"}
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow  # processes that load a model
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reload_under_load_loses_nothing(checkpoint, shop, tmp_path, workers):
+    """The link to the model is set anew; every answer is one of the old model or of the new."""
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file({name: 2 * own for name, own in weights.items()}, other / "adapter_model.safetensors")
+    link, body = tmp_path / "current", {"history": [3, 7], "k": 5}
+    models = {fingerprint(path): path for path in (checkpoint, other)}
+    expected = {
+        version: Recommender.from_pretrained(path).recommend([[3, 7]], 5)
+        for version, path in models.items()
+    }
+    old, new = models
+    assert expected[old].scores[0] != pytest.approx(expected[new].scores[0], abs=1e-3)
+
+    def point_to(version):
+        (tmp_path / "next").symlink_to(models[version])
+        (tmp_path / "next").rename(link)
+
+    def versions():
+        """Connections are shared among workers: twenty are enough to meet both."""
+        return {httpx.get(f"{service.url}/healthz").json()["model"] for _ in range(20)}
+
+    point_to(old)
+    log = tmp_path / "access.jsonl"
+    words = ["--model", link, "--data", shop, "--workers", workers, "--access-log", log]
+    service = Service(*words, LCREC_TOKEN="a-secret")
+    try:
+        asker = Asker(service.url, body, 6)
+        assert versions() == {old}
+        point_to(new)
+        answer = httpx.post(f"{service.url}/reload", headers=HEAD, timeout=60)
+        assert answer.json()["model"] == new, answer.text
+        assert versions() == {new}
+        point_to(old)
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: versions() == {old})
+        (tmp_path / "next").symlink_to(tmp_path)
+        (tmp_path / "next").rename(link)
+        refused = httpx.post(f"{service.url}/reload", headers=HEAD, timeout=60)
+        assert (refused.status_code, refused.json()["status"]) == (409, 409)
+        assert "not a checkpoint of lcrec" in refused.json()["detail"]
+        assert versions() == {old}
+        asker.stop()
+        counted = 'lcrec_requests_total{route="/recommend",status="200"} '
+        metrics = httpx.get(f"{service.url}/metrics", headers=HEAD).text
+        assert float(metrics.split(counted)[1].split()[0]) == len(asker.answers)
+    finally:
+        printed = service.close()
+    found = set()
+    for answer in asker.answers:
+        assert answer.status_code == 200
+        rows = answer.json()["items"]
+        (model,) = [
+            version
+            for version, ranking in expected.items()
+            if [row["score"] for row in rows] == pytest.approx(ranking.scores[0], abs=1e-3)
+        ]
+        assert [row["item"] for row in rows] == expected[model].items[0].tolist()
+        found.add(model)
+    assert found == {old, new}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sum(line["route"] == "/recommend" for line in lines) == len(asker.answers)
+    assert {line["model"] for line in lines if "model" in line} == {old, new}
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow  # processes that load a model
+def test_a_worker_that_dies_is_started_anew(checkpoint):
+    service = Service("--model", checkpoint, "--workers", 2)
+    try:
+        children = [int(pid) for pid in worker_ids(service.process.pid)]
+        assert len(children) == 2
+        os.kill(children[0], signal.SIGKILL)
+        wait_until(lambda: len(set(worker_ids(service.process.pid)) - {*children}) == 1)
+        for item in range(20):  # each over a connection of its own
+            answer = httpx.post(f"{service.url}/recommend", json={"history": [item]}, timeout=60)
+            assert answer.status_code == 200
+        service.process.kill()  # the workers notice, and end too
+        wait_until(lambda: not any(map(is_alive, children)))
+    finally:
+        printed = service.close()
+    assert f"worker {children[0]} ended; starting it anew" in printed
+
+
+def worker_ids(supervisor):
+    """Return the process ids of a supervisor's workers; Linux only."""
+    found = []
+    for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.append(int(pid))
+    return found
+
+
+def is_alive(pid):
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.slow  # processes
+def test_workers_that_cannot_start_end_in_one_line(run_command):
+    words = ["-m", "lcrec.serve", "--model", "nowhere", "--workers", 2, "--port", 0]
+    printed = run_command(*words, status=2)
+    assert printed.count("error: ") == 1
+    assert "nowhere" in printed
+    assert "Traceback" not in printed
+
+
 def wait_for(client, line):
     for _ in range(200):
         if line in client.get("/metrics").text:
@@ -215,8 +355,7 @@ def test_tokens():
     [("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "secret", False)],
 )
 def test_an_open_door_is_announced(host, token, warned, capsys):
-    with serve.bind(host, 0) as listener:
-        serve.print_welcome(listener, serve.Welcome(48, 0, searches=True), token)
+    serve.print_welcome(host, 8000, serve.Welcome(48, 0, searches=True), token)
     printed = capsys.readouterr()
     assert ("anyone who reaches 0.0.0.0 can use the service" in printed.err) == warned
     assert "Serving 48 items on http://" in printed.out

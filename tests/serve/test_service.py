@@ -27,7 +27,8 @@ from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.serve import app as service
 from lcrec.serve.access_log import open_access_log
 from lcrec.serve.batching import ServiceLimits
-from lcrec.serve.live import UNDER_WAY, Live
+from lcrec.serve.live import Live
+from lcrec.serve.loading import UNDER_WAY
 from lcrec.serve.requests import RecommendRequest, RequestHandler, UserData, Versions
 
 ITEMS = 48
