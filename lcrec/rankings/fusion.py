@@ -12,7 +12,7 @@ score: by beam search's own account it is worth at most that.
 
 An item that a file does not rank gets nothing from it; a file of weight 0 takes no part, so that
 items of its lists alone are not ranked either. Weights are searched on a grid over those that add
-up to 1, for the best NDCG@10.
+up to 1, for the best NDCG@10; `lcrec.rankings.adaptive` finds weights of each user's own.
 
 Reads and writes nothing.
 """
@@ -115,10 +115,11 @@ def pool(files: Sequence[Lists], how: Literal["rrf", "score"]) -> Pool:
     return Pool(len(files[0][0]), keys // width, keys % width, shares, is_ranked)
 
 
-def fuse(pooled: Pool, weights: Sequence[float], top: int) -> list[Lists]:
+def fuse(pooled: Pool, weights: Sequence[float] | np.ndarray, top: int) -> list[Lists]:
     """Return every user's joint list: item ids, best first, and their fused scores.
 
-    `weights` has one per file, not negative; a list has `top` items, or as many as there are.
+    `weights` has one per file, not negative, or a row of these per user, [users, files]; a list has
+    `top` items, or as many as there are.
 
     Returns:
         per user int64 [length] and float32 [length]; of equal scores the lower id comes first.
@@ -155,7 +156,7 @@ def best_weights(pooled: Pool, targets: np.ndarray) -> tuple[tuple[float, ...], 
         targets: int64 [users], or [users, targets] padded with -1.
     """
     grid = weight_grid(pooled.shares.shape[1])
-    values = [_ndcg(pooled, weights, targets) for weights in grid]
+    values = [ndcg_of_weights(pooled, weights, targets) for weights in grid]
     best = int(np.argmax(values))
     return grid[best], values[best]
 
@@ -170,15 +171,25 @@ def _scaled(scores: np.ndarray, found: np.ndarray) -> np.ndarray:
     return np.divide(scores - low, high - low, out=scaled, where=differ & found)
 
 
-def _fused(pooled: Pool, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _fused(pooled: Pool, weights: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return every entry's fused score as it is written, and whether any file ranks it."""
     given = np.asarray(weights, dtype=np.float64)
+    if given.ndim == 2:
+        given = given[pooled.users]
+        scores = (pooled.shares * given).sum(axis=1)
+    else:
+        scores = pooled.shares @ given
     takes_part = np.asarray((pooled.is_ranked & (given > 0)).any(axis=1))
-    return (pooled.shares @ given).astype(np.float32), takes_part
+    return scores.astype(np.float32), takes_part
 
 
-def _ndcg(pooled: Pool, weights: Sequence[float], targets: np.ndarray) -> float:
-    """Return the mean NDCG@10, by counting what stands above each target instead of sorting."""
+def ndcg_of_weights(
+    pooled: Pool, weights: Sequence[float] | np.ndarray, targets: np.ndarray
+) -> float:
+    """Return the mean NDCG@10, by counting what stands above each target instead of sorting.
+
+    Arguments are those of `fuse` and `best_weights`.
+    """
     scores, takes_part = _fused(pooled, weights)
     targets = targets.reshape(len(targets), -1)
     gains = np.zeros(pooled.num_users)

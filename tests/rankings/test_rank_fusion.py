@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from lcrec.baselines.__main__ import main
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, write_provenance
-from lcrec.rankings.fusion import MOST_WEIGHTS, _ndcg, best_weights, fuse, pool, weight_grid
+from lcrec.rankings.fusion import (
+    MOST_WEIGHTS,
+    best_weights,
+    fuse,
+    ndcg_of_weights,
+    pool,
+    weight_grid,
+)
 from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import Prediction, read_predictions, write_predictions
 
@@ -100,7 +107,7 @@ def test_counting_gives_the_ndcg_of_the_lists(files, targets, weights, single):
     for row, (items, _) in zip(ranked, fuse(pooled, weights, 8), strict=True):
         row[: len(items)] = items
     expected = ndcg_at_k(ranked, truths, 10).mean()
-    assert _ndcg(pooled, weights, truths) == pytest.approx(expected)
+    assert ndcg_of_weights(pooled, weights, truths) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("files", [2, 3, 4, 7, 30])
@@ -217,6 +224,9 @@ def test_what_fuse_refuses(files, tmp_path):
         ([a, b, *output, "--valid", files["a.valid"]], "--valid has 1 values for 2"),
         ([a, b, *output, *valid[:1], *valid[:0:-1]], "made by 'stage b', but .* by 'stage a'"),
         ([a, b, *output, "--valid", str(tmp_path / "no.jsonl"), b], "is given twice"),
+        ([a, b, *output, "--how", "adaptive", "--data", "D"], "adaptive needs --valid"),
+        ([a, b, *output, "--how", "adaptive", *valid], "adaptive needs --data"),
+        ([a, b, *output, *valid, "--data", str(tmp_path)], "belongs to --how adaptive"),
     ]
     for argv, message in cases:
         with pytest.raises(InputError, match=message):
@@ -229,3 +239,40 @@ def test_what_fuse_refuses(files, tmp_path):
     with pytest.raises(InputError, match="would have seen the answers"):
         main(["fuse", a, b, *output, "--valid", *copies])
     assert not (tmp_path / "fused.jsonl").exists()
+
+
+@pytest.mark.parametrize("fault", [None, "other users", "nothing to learn from"])
+def test_weights_of_each_user_s_own(tmp_path, capsys, fault):
+    """Who has a long history is served by the first file, everybody else by the second."""
+    data = tmp_path / "S"
+    data.mkdir()
+    users = {str(user): [0, 1, 2, 3, 4, 5][: 6 if user % 2 else 3] for user in range(40)}
+    (data / "S.inter.json").write_text(json.dumps(users))
+    (data / "S.item.json").write_text(json.dumps({str(item): {"title": "x"} for item in range(9)}))
+    made: dict[str, list[str]] = {}
+    for split, back in (("test", 1), ("valid", 2)):
+        for name, serves_long in (("a", True), ("b", False)):
+            path = tmp_path / f"{name}.{split}.jsonl"
+            rows = []
+            for user, items in users.items():
+                is_right = (len(items) > 3) is serves_long or fault == "nothing to learn from"
+                ranked = [items[-back], 7] if is_right else [8 if serves_long else 6, 7]
+                called = f"x{user}" if fault == "other users" else user
+                rows.append(Prediction(called, items[-back], ranked, [2, 1]))
+            write_predictions(path, rows)
+            made.setdefault(split, []).append(str(path))
+    output = tmp_path / "fused.jsonl"
+    argv = ["fuse", *made["test"], "--valid", *made["valid"], "--how", "adaptive"]
+    argv += ["--data", str(data), "--output", str(output)]
+    if fault is not None:
+        message = {"other users": "--data .* no case of user 'x0' with the target of .*a.valid"}
+        with pytest.raises(InputError, match=message.get(fault, "best file: none")):
+            main(argv)
+        assert not output.exists()
+        return
+    main(argv)
+    fused = read_predictions(output)
+    assert ndcg_at_k(fused.ranked[None], fused.targets, 10).tolist() == [1.0] * 40
+    assert "strength" in capsys.readouterr().out
+    model = json.loads(provenance_path(output).read_text())["adaptive"]
+    assert model["facts"][0] == "length of the history"

@@ -3,7 +3,9 @@
 Reads predictions files that answer for the same users and targets, whoever made them, and their
 sidecars where they have one; writes a predictions file of the joint lists. With --valid, the
 weights are those that rank the validation items best (NDCG@10): give each method's predictions
-for the validation split, in the same order.
+for the validation split, in the same order. `--how adaptive` goes on from there to weights of each
+user's own, by what is known of the user's history, which it reads from the data folder (--data),
+and of the lists; see `lcrec.rankings.adaptive`.
 """
 
 from collections.abc import Sequence
@@ -11,14 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from lcrec.core.artifacts import find_data
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.data.data_set import load_data
+from lcrec.data.history_facts import NAMES, history_facts
+from lcrec.data.splits import EvalCases
+from lcrec.rankings.adaptive import fit_adaptive, list_facts
 from lcrec.rankings.comparison import read_comparable, single_lists
-from lcrec.rankings.fusion import MOST_WEIGHTS, best_weights, fuse, pool, weight_grid
-from lcrec.rankings.metrics import ndcg_at_k
+from lcrec.rankings.fusion import MOST_WEIGHTS, Lists, best_weights, fuse, pool, weight_grid
+from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 
 COMMAND = "python -m lcrec.baselines fuse"
@@ -33,8 +42,10 @@ class FuseConfig(Writes):
 
     predictions: list[Path] = option("the predictions files to join, two or more", words=True)
     output: Path = option("the predictions file to write, *.jsonl", writes=".jsonl")
-    how: Literal["rrf", "score"] = option(
-        "rrf: by rank, 1 / (60 + rank); score: by score, brought to 0 .. 1 in every list", "rrf"
+    how: Literal["rrf", "score", "adaptive"] = option(
+        "rrf: by rank, 1 / (60 + rank); score: by score, brought to 0 .. 1 in every list; "
+        "adaptive: by score, with weights of each user's own, which needs --valid and --data",
+        "rrf",
     )
     valid: list[Path] | None = option(
         "each method's predictions for the validation split, in the same order, to choose the "
@@ -43,6 +54,9 @@ class FuseConfig(Writes):
     )
     weights: list[float] | None = option(
         "a weight per file instead; neither: all count the same", None, minimum=0
+    )
+    data: Path | None = option(
+        "adaptive: the data folder that all predictions were made from", None
     )
     top: int = option("how many items to list per user", 100, minimum=1)
 
@@ -56,16 +70,24 @@ def main(argv: list[str]) -> None:
     files = config.predictions
     inputs = {f"predictions {number}": path for number, path in enumerate(files, start=1)}
     inputs |= {f"valid {number}": path for number, path in enumerate(config.valid or (), start=1)}
+    if config.data is not None:
+        inputs |= find_data(config.data).sequences
     settings = config_dict(config)
     after = f"Next: python -m lcrec.evaluate --predictions {config.output} {files[0]}"
     if config.output.exists() and is_current(config.output, COMMAND, settings, inputs):
         print(f"{config.output} is up to date.\n{after}")
         return
-    by = {"rrf": "rank", "score": "score"}[config.how]
+    by = {"rrf": "rank", "score": "score", "adaptive": "score, for each user"}[config.how]
     print(f"Joining by {by}: {', '.join(map(str, files))}.", flush=True)
     read = read_comparable(files)
-    pooled = pool(single_lists(read, files), config.how)
-    weights, facts = _weights(config, read[0])
+    lists = single_lists(read, files)
+    pooled = pool(lists, _shares(config))
+    weights: Sequence[float] | np.ndarray
+    if config.how == "adaptive":
+        weights, facts = _adaptive(config, read[0], lists)
+    else:
+        weights, facts = _weights(config, read[0])
+        facts["weights"] = list(weights)
     joint = fuse(pooled, weights, config.top)
     rows = (
         Prediction(user, target, ranked, scores, case=case)
@@ -75,7 +97,7 @@ def main(argv: list[str]) -> None:
     )
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows, "write", "users", total=len(joint)))
-        write_provenance(file, COMMAND, settings, inputs, weights=list(weights), **facts)
+        write_provenance(file, COMMAND, settings, inputs, **facts)
     users = read[0].num_users
     print(f"Wrote {config.output}: up to {config.top} items for {users:,} users.\n{after}")
 
@@ -94,6 +116,15 @@ def _require_sensible(config: FuseConfig) -> None:
                 f"{flag} has {len(given)} values for {len(files)} predictions files; give one for "
                 "each, in the same order"
             )
+    if config.how == "adaptive":
+        for flag, missing in (("--valid", config.valid is None), ("--data", config.data is None)):
+            if missing:
+                raise InputError(
+                    f"--how adaptive needs {flag}: the weights of each user are learnt from the "
+                    "validation lists and the histories; take --how score without them"
+                )
+    elif config.data is not None:
+        raise InputError(f"--data {config.data} belongs to --how adaptive")
     if config.weights is not None and not any(config.weights):
         raise InputError("--weights: all are 0; one must be above")
     resolved = [path.resolve() for path in (*files, *(config.valid or ()))]
@@ -111,7 +142,7 @@ def _weights(config: FuseConfig, read: Predictions) -> tuple[tuple[float, ...], 
         return tuple(given), {}
     valid = read_comparable(config.valid)
     _require_other_split(config, read, valid[0])
-    pooled = pool(single_lists(valid, config.valid), config.how)
+    pooled = pool(single_lists(valid, config.valid), _shares(config))
     weights, value = best_weights(pooled, valid[0].targets)
     alone = [
         float(ndcg_at_k(ranked, one.targets, 10).mean())
@@ -123,6 +154,70 @@ def _weights(config: FuseConfig, read: Predictions) -> tuple[tuple[float, ...], 
         f"validation: {value:.4f}, and {_shown(alone, 4)} of each alone."
     )
     return weights, {"valid_ndcg_at_10": value, "valid_ndcg_at_10_alone": alone}
+
+
+def _shares(config: FuseConfig) -> Literal["rrf", "score"]:
+    return "rrf" if config.how == "rrf" else "score"
+
+
+def _adaptive(
+    config: FuseConfig, read: Predictions, lists: list[Lists]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the weights [users, files], and what the sidecar tells of the model."""
+    assert config.valid is not None
+    assert config.data is not None
+    valid = read_comparable(config.valid)
+    _require_other_split(config, read, valid[0])
+    found = load_data(config.data)
+    known = [
+        history_facts(found.split.train, _cases_of(config, file, own, cases), len(found.items))
+        for file, own, cases in (
+            (config.valid[0], valid[0], found.split.valid),
+            (config.predictions[0], read, found.split.test),
+        )
+    ]
+    valid_lists = single_lists(valid, config.valid)
+    names, valid_facts = list_facts(valid_lists)
+    model, facts = fit_adaptive(
+        pool(valid_lists, "score"),
+        valid_lists,
+        valid[0].targets,
+        [*NAMES, *names],
+        np.hstack((known[0], valid_facts)),
+    )
+    weights = model.of_users(np.hstack((known[1], list_facts(lists)[1])))
+    low, middle, high = np.quantile(weights, (0.1, 0.5, 0.9), axis=0)
+    print(
+        f"Weights for everybody: {_shown(model.weights)}; strength {model.strength:g}, by NDCG@10 "
+        f"of users that the model had not seen: {facts['valid_ndcg_at_10']:.4f}, and "
+        f"{facts['valid_ndcg_at_10_global']:.4f} of the weights for everybody."
+    )
+    print(
+        f"Weights of a tenth, half and nine tenths of the users: at most {_shown(low)}, "
+        f"{_shown(middle)}, {_shown(high)}."
+    )
+    return weights, {**facts, "adaptive": model.to_json()}
+
+
+def _cases_of(config: FuseConfig, path: Path, read: Predictions, cases: EvalCases) -> EvalCases:
+    """Return the cases of the data folder that a file answers for, in its order.
+
+    Raises:
+        InputError: there is none of the user, or one with another target.
+    """
+    numbers = [None] * len(cases) if cases.numbers is None else cases.numbers.tolist()
+    places = {key: place for place, key in enumerate(zip(cases.users, numbers, strict=True))}
+    targets = cases.targets.reshape(len(cases), -1)
+    rows = []
+    for key, target in zip(read.keys, read.targets.reshape(len(read), -1), strict=True):
+        place = places.get(key)
+        if place is None or set(targets[place]) - {PAD} != set(target) - {PAD}:
+            raise InputError(
+                f"--data {config.data}: its split has no case of user {key[0]!r} with the target "
+                f"of {path}; name the data folder that the predictions were made from"
+            )
+        rows.append(place)
+    return cases.take(rows)
 
 
 def _require_other_split(config: FuseConfig, read: Predictions, valid: Predictions) -> None:
