@@ -15,6 +15,7 @@ ties by a hash of user and item; items are numbered by first appearance, of one 
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -89,7 +90,22 @@ class PrepareConfig(Writes):
     bad_rows: Literal["error", "drop"] = option(
         "rows that cannot be used: refuse, naming the first; or drop and count them", "error"
     )
+    encoding: str | None = option(
+        "how text files are encoded, such as cp1252, latin-1 or utf-16 (default: UTF-8, or what "
+        "the published format says)",
+        None,
+    )
     columns: str | None = option(COLUMN_HELP, None)
+    keep: list[str] = option(
+        "columns of the items to keep as fields of their own, such as price: to filter by, and to "
+        "show in prompts as properties; FIELD=COLUMN gives one another name",
+        [],
+    )
+    category_separator: Literal[">", "|", "/", ","] | None = option(
+        "what separates categories within their column (default: a comma, or what the published "
+        "format says)",
+        None,
+    )
     name: str | None = option("the data set's name; none: the output folder's", None)
     min_rating: float | None = option("drop interactions rated lower", None)
     since: str | None = option(
@@ -179,9 +195,9 @@ def _run(config: PrepareConfig) -> None:
     from lcrec.prepare.inputs import find_inputs
     from lcrec.prepare.pipeline import FilterSettings, refine
     from lcrec.prepare.published import READERS
-    from lcrec.prepare.tables import ITEM_ROLES, Options, parse_columns
+    from lcrec.prepare.tables import ITEM_ROLES, Options, parse_columns, parse_keep
 
-    columns = parse_columns(config.columns or "")
+    columns, keep = parse_columns(config.columns or ""), parse_keep(config.keep)
     found = find_inputs(
         config.format,
         input=config.input,
@@ -215,8 +231,13 @@ def _run(config: PrepareConfig) -> None:
     )
     with claimed, engine as (con, work):
         plain = found.unpacked(work)
+        if config.encoding is not None:
+            plain = plain.decoded(config.encoding, work)
         options = Options(
             columns=columns,
+            keep=keep,
+            is_decoded=config.encoding is not None,
+            category_separator=config.category_separator,
             order=config.order,
             bad_rows=config.bad_rows,
             reviews=config.reviews == "keep",
@@ -224,9 +245,13 @@ def _run(config: PrepareConfig) -> None:
             spill=work,
         )
         raw = READERS[plain.format](con, plain.interactions, plain.items, options)
-        texts = {role: raw.item_columns.get(role, "(none)") for role in ITEM_ROLES}
+        texts = {role: raw.item_columns.get(role, "(none)") for role in (*ITEM_ROLES, *keep)}
         for whose, read in (("columns:", raw.interaction_columns), ("of items:", texts)):
             print(whose, *(f"{role}={printable(name)}" for role, name in read.items()), flush=True)
+        for whose, unused in zip(("interactions", "items"), raw.unused, strict=True):
+            if unused:
+                print(f"not read of the {whose}:", *map(printable, unused), flush=True)
+        print(*map(printable, raw.notes), sep="\n", end="\n" if raw.notes else "", flush=True)
         filters = FilterSettings(
             min_user_items=config.min_user_items,
             min_item_users=config.min_item_users,
@@ -238,6 +263,7 @@ def _run(config: PrepareConfig) -> None:
             differing_items=config.differing_items,
             min_text=config.min_text,
             max_title_words=config.max_title_words,
+            keep=tuple(keep),
             max_user_items=config.max_user_items,
             keep_reviews=config.reviews == "keep",
             cold_share=config.cold_share if config.split == "cold-items" else None,
@@ -318,6 +344,16 @@ def _check_settings(config: PrepareConfig) -> None:
                 )
     if config.cold_share >= 1:
         raise InputError(f"--cold-share {config.cold_share:g}: give a share below 1, such as 0.05")
+    if config.encoding is not None:
+        try:
+            is_text = codecs.lookup(config.encoding)._is_text_encoding
+        except LookupError:
+            is_text = False
+        if not is_text:
+            raise InputError(
+                f"--encoding {config.encoding}: Python knows no such encoding of text; take one "
+                "such as cp1252, latin-1, utf-16 or utf-8"
+            )
     if config.spark_master != "local[*]" and config.engine != "spark":
         raise InputError(f"--spark-master {config.spark_master} belongs to --engine spark")
 
@@ -351,6 +387,8 @@ def _tell(refined: Refined, parts: dict[str, int] | None) -> None:
     for field, ids in refined.catalogue.emptied.items():
         named = ", ".join(map(repr, ids[:3])) + (", ..." if ids[3:] else "")
         print(f"  {field} of {len(ids):,} items was nothing but markup: {named}")
+    for field, value in refined.catalogue.words.items():
+        print(f"  {field} is kept as text, for not every value is a number: {value[:80]!r}")
     for field, before, after in refined.catalogue.samples[:1]:
         print(f"  {field} before: {before[:160]!r}\n  {field} after:  {after[:160]!r}")
     if parts is not None:

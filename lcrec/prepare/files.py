@@ -14,6 +14,7 @@ Writes tables in the DuckDB database it is given, and such Parquet files.
 """
 
 import ast
+import codecs
 import csv
 import gzip
 import io
@@ -49,6 +50,8 @@ LONGEST_LINE = 64 * 2**20
 # What DuckDB says where lines end in more than one way, or a field holds a carriage return.
 MIXED_LINE_ENDS = "state machine reached an invalid state"
 COMPRESSIONS = (".gz", ".zst")
+SEPARATORS = (",", ";", "\t", "|")
+GUESSED_FROM = 4 * 2**20  # bytes from which an encoding is guessed
 KINDS = {
     ".csv": "delimited",
     ".tsv": "delimited",
@@ -190,6 +193,62 @@ def first_lines(path: Path, count: int) -> list[bytes]:
         raise InputError(f"{path}: cannot be read ({error}); is it whole?") from None
 
 
+def find_separator(path: Path, usual: str) -> str:
+    """Return the one of `SEPARATORS` that gives a file's first line the most names.
+
+    Args:
+        path: the file.
+        usual: the separator to prefer where several give as many.
+    """
+    line = b"".join(first_lines(path, 1)).decode("utf-8-sig", "replace").partition("\r")[0]
+
+    def names(separator: str) -> int:
+        return len(next(csv.reader([line], delimiter=separator), []))
+
+    return max((usual, *SEPARATORS), key=names)  # the first of equals
+
+
+def decode_file(path: Path, encoding: str, copy: Path) -> None:
+    """Copy a text file, uncompressed, from another encoding to UTF-8.
+
+    Raises:
+        InputError: the file cannot be read to its end, or holds what the encoding has not.
+    """
+    decoder, line = codecs.getincrementaldecoder(encoding)(), 1
+    try:
+        with open_bytes(path) as source, copy.open("w", encoding="utf-8", newline="") as target:
+            while chunk := source.read(2**22):
+                text = decoder.decode(chunk)
+                line += text.count("\n")
+                target.write(text.removeprefix("\ufeff") if not target.tell() else text)
+            target.write(decoder.decode(b"", final=True))
+    except UnicodeError as error:
+        raise InputError(
+            f"--encoding {encoding}: {path}, at or after line {line}, is not written so ({error})"
+            f"{encoding_hint([path])}"
+        ) from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
+
+
+def encoding_hint(paths: Sequence[Path]) -> str:
+    """Name the first file that is not UTF-8 and the likely encoding; "" where all seem to be."""
+    for path in paths:
+        try:
+            with open_bytes(path) as file:
+                sample = file.read(GUESSED_FROM)
+        except (OSError, EOFError, zlib.error, pa.ArrowException):
+            return ""  # damaged, which its reader says
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(sample)
+            likely = "utf-16" if b"\0" in sample else None
+        except UnicodeDecodeError:
+            likely = "utf-16" if b"\0" in sample else "cp1252, or latin-1"
+        if likely:
+            return f"; {path.name} is not UTF-8: try --encoding {likely}"
+    return ""
+
+
 def header(paths: Sequence[Path], how: Delimited) -> list[str]:
     """Return the names in the first line, stripped and all different, the same in every file.
 
@@ -213,8 +272,12 @@ def _header(path: Path, how: Delimited) -> list[str]:
         # Of a file whose lines end in carriage returns alone, `first_lines` makes one line.
         text = lines[0].decode(encoding).partition("\r")[0] if lines else ""
         names = next(csv.reader([text], delimiter=how.delimiter, quoting=quoting), [])
+        if "\0" in text:
+            raise csv.Error("line 1 holds zero bytes")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as {how.encoding} text ({error})") from None
+        raise InputError(
+            f"{path}: cannot be read as {how.encoding} text ({error}){encoding_hint([path])}"
+        ) from None
     names = [name.strip() for name in names]
     if not any(names):
         raise InputError(

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lcrec.core.errors import InputError
+from lcrec.prepare.files import decode_file
 from lcrec.prepare.published import PUBLISHED, bare_name
 
 # Format -> patterns of interactions and of items, most specific first.
@@ -53,6 +54,24 @@ class Inputs:
         files = unpack([*self.interactions, *self.items], folder)
         count = len(self.interactions)
         return Inputs(self.format, tuple(files[:count]), tuple(files[count:]))
+
+    def decoded(self, encoding: str, folder: Path) -> "Inputs":
+        """Return the same in UTF-8: copies in `folder`, by the files' own names.
+
+        Raises:
+            InputError: a file is Parquet, or is not in this encoding.
+        """
+        if self.format == "lcrec":
+            raise InputError("--encoding: files of --format lcrec are JSON, which is UTF-8")
+        copies = []
+        for number, path in enumerate([*self.interactions, *self.items]):
+            if path.suffix.lower() == ".parquet":
+                raise InputError(f"--encoding: {path} is Parquet, whose texts are UTF-8; leave out")
+            copies.append(folder / f"decoded-{number}" / bare_name(path))
+            copies[-1].parent.mkdir()
+            decode_file(path, encoding, copies[-1])
+        count = len(self.interactions)
+        return Inputs(self.format, tuple(copies[:count]), tuple(copies[count:]))
 
     def __str__(self) -> str:
         parts = [

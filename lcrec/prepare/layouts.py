@@ -4,7 +4,7 @@ A `Layout` says which column plays which role; `read_layouts` opens the files th
 on DuckDB or Spark, and sifts their rows. Writes nothing but tables in DuckDB and temporary files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from lcrec.prepare.files import (
     Delimited,
     Opened,
     convert_lines,
+    encoding_hint,
     evaluate,
     evaluate_json,
+    find_separator,
     first_lines,
     header,
     is_literal,
@@ -120,6 +122,8 @@ def read_layouts(
     actions, catalogue = as_paths(interactions), as_paths(items)
     if con.name == "duckdb":
         con.raw_sql("SET TimeZone = 'UTC'")  # a date without a zone is the same on every machine
+    if options.is_decoded:
+        interaction_layout, item_layout = _in_utf8(interaction_layout), _in_utf8(item_layout)
     action_columns, action_roles = _action_columns(actions, options, interaction_layout)
     item_columns, item_roles = _item_columns(
         catalogue, options, item_layout, action_roles.get("item")
@@ -136,6 +140,12 @@ def read_layouts(
         con.name == "duckdb",
         sifted_actions.lost,
         sifted_items.lost,
+        (unused_of(action_columns, action_roles), unused_of(item_columns, item_roles)),
+        tuple(
+            note
+            for paths, layout in ((actions, interaction_layout), (catalogue, item_layout))
+            for note in _notes(con, paths, layout)
+        ),
     )
 
 
@@ -169,7 +179,38 @@ def _item_columns(
     roles = find_columns(names, ITEM_ROLES, given, layout.roles, paths[0], ("item",), item="id")
     if not {"title", "description"} & set(roles):
         raise _no_column("title or description", names, paths[0], "title=...")
-    return columns, roles
+    return columns, roles | find_kept(names, options.keep, paths[0])
+
+
+def find_kept(names: Sequence[str], keep: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Return `keep`, {field: column}, each of whose columns must be there.
+
+    Raises:
+        InputError: one is not.
+    """
+    for column in keep.values():
+        if column not in names:
+            raise InputError(
+                f"--keep: {path} has no column {column!r}{closest(column, names)} "
+                f"(columns: {', '.join(names)})"
+            )
+    return dict(keep)
+
+
+def unused_of(names: Sequence[str], roles: Roles) -> tuple[str, ...]:
+    """Return the columns that have a name and no role."""
+    used = {name for own in roles.values() for name in ((own,) if isinstance(own, str) else own)}
+    return tuple(name for name in names if name and name not in used)
+
+
+def _notes(con: BaseBackend, paths: Sequence[Path], layout: Layout) -> Iterator[str]:
+    """Yield what was found out of delimited files, and what Spark would not say."""
+    if paths and _kind(paths, layout) == "delimited":
+        how = _how(paths[0], layout)
+        if layout == Layout() and how.delimiter != _usual_separator(paths[0]):
+            yield f"{paths[0].name}: columns are separated by {how.delimiter!r}"
+        if con.name != "duckdb" and how.encoding == "utf-8" and (hint := encoding_hint(paths)):
+            yield f"what cannot be read becomes \ufffd{hint}"
 
 
 def find_columns(
@@ -251,8 +292,17 @@ def _kind(paths: Sequence[Path], layout: Layout) -> str:
 
 
 def _how(path: Path, layout: Layout) -> Delimited:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return Delimited("\t") if ".tsv" in suffixes and layout == Layout() else layout.how
+    if layout != Layout():
+        return layout.how
+    return Delimited(find_separator(path, _usual_separator(path)))
+
+
+def _usual_separator(path: Path) -> str:
+    return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+
+
+def _in_utf8(layout: Layout) -> Layout:
+    return replace(layout, how=replace(layout.how, encoding="utf-8"))
 
 
 def _names(paths: Sequence[Path], layout: Layout) -> list[str]:

@@ -178,6 +178,7 @@ class FilterSettings:
         differing_items: refuse items whose rows differ, or take the row with the most text.
         min_text: fewest characters of title and description together.
         max_title_words: most words of a title; None allows any.
+        keep: fields of the items to keep besides their texts.
         max_user_items: keep so many of a user's interactions, the latest; None keeps all.
         keep_reviews: carry the reviews' texts along, where there are any.
         cold_share: the share of items to hold out; None holds out none.
@@ -195,6 +196,7 @@ class FilterSettings:
     differing_items: Literal["error", "longest"]
     min_text: int
     max_title_words: int | None
+    keep: tuple[str, ...] = ()
     max_user_items: int | None
     keep_reviews: bool
     cold_share: float | None
@@ -264,6 +266,7 @@ def refine(
         differing_items=settings.differing_items,
         min_text=settings.min_text,
         max_title_words=settings.max_title_words,
+        keep=settings.keep,
     )
     if catalogue.left_out:
         interactions = _leave_out(interactions, catalogue, raw, settings.items_without_text, ledger)

@@ -22,7 +22,7 @@ from ibis.expr.types import Column, Table
 
 from lcrec.core.errors import InputError
 from lcrec.prepare.engines import materialise
-from lcrec.prepare.files import FILE, UNREADABLE, Opened
+from lcrec.prepare.files import FILE, UNREADABLE, Opened, encoding_hint
 from lcrec.prepare.tables import Options
 
 # Seconds or milliseconds since 1970; "any": numbers of whatever unit, or dates.
@@ -72,13 +72,14 @@ def sift(
         paths: the files, for messages.
         options: what to do with bad rows, and where the order comes from.
         unit: the unit of numeric times.
-        list_mark: what separates categories in the file; they will be separated by ", ".
+        list_mark: what separates categories in the file where the options do not say it; they
+            will be separated by ", ".
 
     Raises:
         InputError: rows cannot be used and `options.bad_rows` is "error"; none is left; a column
             holds what its role cannot be.
     """
-    table = _select(opened.table, roles, paths[0], list_mark)
+    table = _select(opened.table, roles, paths[0], options.category_separator or list_mark)
     if "user" in roles:
         table = _with_time(table, roles, paths[0], options, unit)
         table = table.drop(*({"nanos"} & set(table.columns)))
@@ -138,7 +139,7 @@ def _select(table: Table, roles: Roles, path: Path, list_mark: str | None) -> Ta
         for other in joined[1:]:
             column = ibis.coalesce(column + ", " + other, column, other)
         if role == "categories" and list_mark:
-            column = column.replace(list_mark, ", ")
+            column = column.re_replace(rf"\s*[{list_mark}]\s*", ", ")
         selected[role] = column
     extra = [name for name in ("row", UNREADABLE, FILE) if name in table.columns]
     return table.select(*extra, **selected)
@@ -369,6 +370,7 @@ def _refusal(
             where = files_named + (f", data row {row['row'] + 1}" if opened.stored else "")
         examples.append(f"{where}: {_fault(row, roles)}")
     hint = f"; {TIME_HINT}" if NO_TIME in lost else ""
+    hint += encoding_hint(paths) if UNREADABLE_LINE in lost else ""
     return InputError(
         f"{'; '.join(examples[:EXAMPLES])}{hint}; {sum(lost.values()):,} of {total:,} rows cannot "
         f"be used ({_listed(lost)}); mend them, or leave them out with --bad-rows drop"

@@ -20,7 +20,15 @@ from lcrec.core.errors import InputError
 from lcrec.data.id_map import read_raw_ids
 from lcrec.data.splits import PARTS, TEST, TRAIN, VALID
 from lcrec.prepare.files import UNREADABLE, Delimited, Opened, header, open_delimited
-from lcrec.prepare.layouts import Layout, Paths, as_paths, find_columns, first_of
+from lcrec.prepare.layouts import (
+    Layout,
+    Paths,
+    as_paths,
+    find_columns,
+    find_kept,
+    first_of,
+    unused_of,
+)
 from lcrec.prepare.rows import Roles, Sifted, join_leaves, sift
 from lcrec.prepare.tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables, no_rows
 
@@ -41,10 +49,11 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
     actions, described = Sifted(no_rows(con), {}), Sifted(no_rows(con), {})
     action_roles: dict[str, str] = {}
     item_roles: dict[str, str] = {}
+    unused: tuple[str, ...] = ()
     if path is not None:
         actions, action_roles = _lcrec_actions(con, path, options)
     if catalogue is not None:
-        described, item_roles = _lcrec_items(con, catalogue, path or catalogue, options)
+        described, item_roles, unused = _lcrec_items(con, catalogue, path or catalogue, options)
     return RawTables(
         actions.table,
         described.table,
@@ -54,6 +63,7 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
         item_roles,
         lost=actions.lost,
         items_lost=described.lost,
+        unused=((), unused),
     )
 
 
@@ -89,8 +99,12 @@ def _lcrec_actions(con: BaseBackend, path: Path, options: Options) -> tuple[Sift
 
 def _lcrec_items(
     con: BaseBackend, catalogue: Path, named: Path, options: Options
-) -> tuple[Sifted, dict[str, str]]:
-    """Read `X.item.json`, whose raw ids lie beside the file `named`, and role -> column."""
+) -> tuple[Sifted, dict[str, str], tuple[str, ...]]:
+    """Read `X.item.json`, whose raw ids lie beside the file `named`.
+
+    Returns:
+        the items, role -> column, and the columns that nothing was read from.
+    """
     items_path = _beside(named, "item2id")
     item_ids = read_raw_ids(items_path)
     entries = _mapping(catalogue)
@@ -100,6 +114,7 @@ def _lcrec_items(
     fields = list(dict.fromkeys(name for entry in entries.values() for name in entry))
     given = {role: name for role, name in options.columns.items() if role in ITEM_ROLES[1:]}
     texts = find_columns(fields, ITEM_ROLES[1:], given, LCREC_ITEM.roles, catalogue, ())
+    texts |= find_kept(fields, options.keep, catalogue)
     roles = {"item": "item", **{role: str(name) for role, name in texts.items()}}
     rows = [
         [
@@ -111,6 +126,7 @@ def _lcrec_items(
     return (
         _sifted(con, list(roles), rows, {name: name for name in roles}, catalogue, options),
         roles,
+        unused_of(fields, roles),
     )
 
 
@@ -137,7 +153,9 @@ def read_minionerec(
     if catalogue is not None:
         info = Delimited("\t", "", "", names=("index", "title", "item"))
         opened = open_delimited(con, [catalogue], info.names or (), info)
-        described = sift(con, opened, {"item": "item", "title": "title"}, [catalogue], options)
+        roles = {"item": "item", "title": "title"}
+        roles |= find_kept(info.names or (), options.keep, catalogue)
+        described = sift(con, opened, roles, [catalogue], options)
     return RawTables(
         actions.table,
         described.table,

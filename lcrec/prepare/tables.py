@@ -3,6 +3,7 @@
 Reads and writes nothing itself, but that `load_table` stores a table in its own database.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ REVIEW_ROLES = ("review_title", "review_text")
 TEXT_ROLES = ("title", "description", "brand", "categories")
 EXTRA_ROLES = ("features", "details")  # texts that few formats have
 ITEM_ROLES = ("item", *TEXT_ROLES, *EXTRA_ROLES)
+ROLES = (*INTERACTION_ROLES, *REVIEW_ROLES, *ITEM_ROLES[1:], "id")  # that --columns knows
+WORKING = ("row", "why", "flags")  # columns that stand beside the roles
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class RawTables:
             where the format has them, rating (as written) and, where they are asked for,
             review_title and review_text.
         items: item (text, never empty), row and, where found, the `TEXT_ROLES` and `EXTRA_ROLES`
-            (text or null).
+            (text or null), and what `Options.keep` names.
         interactions_path: what messages call the interactions: their file, the first of several.
         items_path: the same of the items.
         interaction_columns: role -> column as the file calls it.
@@ -48,6 +51,8 @@ class RawTables:
         items_lost: the same of the items.
         parts: user -> the part of the split that each of the user's interactions was published in,
             by their times, which count from 0; None where the format publishes none.
+        unused: the columns of the interactions and of the items that nothing was read from.
+        notes: what a person should know of how the files were read.
     """
 
     interactions: Table
@@ -60,6 +65,8 @@ class RawTables:
     lost: dict[str, int] = field(default_factory=dict)
     items_lost: dict[str, int] = field(default_factory=dict)
     parts: dict[str, list[int]] | None = None
+    unused: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class Options:
 
     Attributes:
         columns: {role: column} as `parse_columns` reads them; they overrule the format's own.
+        keep: {field: column} as `parse_keep` reads them: columns of the items to keep as fields.
+        is_decoded: text files were copied to UTF-8 first, whatever the format says.
+        category_separator: what separates categories within their column; None: the format's own.
         order: "file" takes the order of the rows for their time, for data that has no times.
         bad_rows: rows that cannot be used are an error, or dropped and counted.
         reviews: read the texts of the reviews too, where the format has them.
@@ -77,6 +87,9 @@ class Options:
     """
 
     columns: dict[str, str] = field(default_factory=dict)
+    keep: dict[str, str] = field(default_factory=dict)
+    is_decoded: bool = False
+    category_separator: str | None = None
     order: Literal["time", "file"] = "time"
     bad_rows: Literal["error", "drop"] = "error"
     reviews: bool = False
@@ -96,7 +109,7 @@ def parse_columns(text: str) -> dict[str, str]:
     Raises:
         InputError: a part is no role=column, or a role is unknown or given twice.
     """
-    known = sorted({*INTERACTION_ROLES, *REVIEW_ROLES, *ITEM_ROLES, "id"})
+    known = sorted(ROLES)
     columns: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         role, equals, column = (piece.strip() for piece in part.partition("="))
@@ -115,6 +128,30 @@ def parse_columns(text: str) -> dict[str, str]:
 def no_rows(con: BaseBackend) -> Table:
     """Return an empty table, for the interactions or items that nobody asked for."""
     return store(con, pa.table({"item": pa.array([], pa.string())}))
+
+
+def parse_keep(texts: Sequence[str]) -> dict[str, str]:
+    """Read `["price", "weight=gewicht"]` into {field: column}.
+
+    Raises:
+        InputError: a field has no name, the name of a role, or one that is given twice.
+    """
+    kept: dict[str, str] = {}
+    taken = {name.casefold() for name in (*ROLES, *WORKING)}
+    for text in texts:
+        name, equals, column = (piece.strip() for piece in text.partition("="))
+        if not name or (equals and not column):
+            raise InputError(f"--keep: expected COLUMN or FIELD=COLUMN, found {text!r}")
+        # The engines take names that differ in case only for the same.
+        if name.casefold() in map(str.casefold, kept):
+            raise InputError(f"--keep: field {name!r} is given twice; keep one")
+        if name.casefold() in taken or name.startswith("lcrec_"):
+            raise InputError(
+                f"--keep: field {name!r} means something of its own here; read it with --columns, "
+                f"or give it another name: OTHER={column or name}"
+            )
+        kept[name] = column or name
+    return kept
 
 
 def load_table(table: Table, path: Path) -> Table:

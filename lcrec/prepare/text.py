@@ -22,6 +22,7 @@ from ibis.expr.types import Table
 from lcrec.core.console import ProgressBar
 from lcrec.core.errors import InputError
 from lcrec.prepare.engines import write_sorted
+from lcrec.prepare.numbers import plain_numbers
 from lcrec.prepare.tables import EXTRA_ROLES, TEXT_ROLES
 
 # What a page does not show, and its tags; a quoted attribute may hold a ">".
@@ -67,12 +68,14 @@ class Catalogue:
         left_out: reason -> ids of the items that have to go, in ascending order.
         emptied: field -> ids of the items whose text there was markup alone.
         samples: field, text before and text after cleaning, of the first that changed.
+        words: kept field -> a value that is no number, of those that are not numbers throughout.
     """
 
     items: pa.Table
     left_out: dict[str, list[str]] = field(default_factory=dict)
     emptied: dict[str, list[str]] = field(default_factory=dict)
     samples: list[tuple[str, str, str]] = field(default_factory=list)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 def clean_text(value: str | Sequence[str] | None) -> str:
@@ -116,8 +119,9 @@ def make_catalogue(
     differing_items: Literal["error", "longest"],
     min_text: int,
     max_title_words: int | None,
+    keep: Sequence[str] = (),
 ) -> Catalogue:
-    """Clean the text of the wanted items.
+    """Clean the text of the wanted items, and write kept numbers alike.
 
     Args:
         items: the raw items, text or null.
@@ -128,11 +132,12 @@ def make_catalogue(
             take the one with the most text (of equally long ones the first in the alphabet).
         min_text: fewest characters of title and description together.
         max_title_words: most words of a title; None allows any.
+        keep: other columns to keep; see `lcrec.prepare.numbers`.
 
     Raises:
         InputError: two rows say different things of one item, which is named.
     """
-    roles = [role for role in (*TEXT_ROLES, *EXTRA_ROLES) if role in items.columns]
+    roles = [role for role in (*TEXT_ROLES, *EXTRA_ROLES, *keep) if role in items.columns]
     texts = {role: items[role].fill_null("") for role in roles}
     distinct = items.semi_join(wanted, "item").select("item", **texts).distinct()
     write_sorted(distinct, ["item", *roles], folder / "items")
@@ -150,10 +155,16 @@ def make_catalogue(
     missing = ids.filter(pc.invert(pc.is_in(ids, value_set=seen.combine_chunks())))
     if len(missing):
         made.left_out[NO_ROW] = missing.to_pylist()
-    fields = [*TEXT_ROLES, *(role for role in roles if role in EXTRA_ROLES)]
+    fields = [*TEXT_ROLES, *(role for role in roles if role not in TEXT_ROLES)]
     schema = pa.schema([(name, pa.string()) for name in ("item", *fields)])
     emptied = {name: made.emptied[name] for name in roles if name in made.emptied}
-    return replace(made, items=pa.Table.from_batches(kept, schema), emptied=emptied)
+    table = pa.Table.from_batches(kept, schema)
+    for name in keep:
+        numbers, made.words[name] = plain_numbers(table[name].to_pylist())
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, pa.array(numbers, pa.string()))
+    words = {name: value for name, value in made.words.items() if value}
+    return replace(made, items=table, emptied=emptied, words=words)
 
 
 def _clean(written: pa.RecordBatch, made: Catalogue) -> pa.RecordBatch:
@@ -177,7 +188,7 @@ def _clean(written: pa.RecordBatch, made: Catalogue) -> pa.RecordBatch:
     changed.sort()
     made.samples.extend(tuple(sample) for _, _, *sample in changed[: SAMPLES - len(made.samples)])
     nothing = pa.repeat("", len(written))
-    order = ["item", *TEXT_ROLES, *(name for name in columns if name in EXTRA_ROLES)]
+    order = dict.fromkeys(["item", *TEXT_ROLES, *columns])
     return pa.record_batch({name: columns.get(name, nothing) for name in order})
 
 
