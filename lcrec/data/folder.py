@@ -14,6 +14,7 @@ field, row i being item i.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from lcrec.core.artifacts import find_data, is_parquet, read_json
 from lcrec.core.errors import InputError
 
 MOST_ITEMS = 2**31 - 1  # ids are int32
+
+# What `lcrec.prepare` reads by role; any other field of an item was kept by name.
+STANDARD_FIELDS = ("title", "description", "brand", "categories", "features", "details")
 
 LARGEST_VALUE = 1e6  # of an embedding; no encoder comes near it
 
@@ -39,6 +43,17 @@ class Items:
     def text(self, item: int, field: str) -> str:
         """Return a text field of an item, empty where the catalogue has none."""
         return self.fields[item].get(field, "")
+
+    @cached_property
+    def kept_fields(self) -> list[str]:
+        """The fields besides the standard ones, such as a price, in the order of the catalogue."""
+        names = dict.fromkeys(name for entry in self.fields for name in entry)
+        return [name for name in names if name not in STANDARD_FIELDS]
+
+    def properties(self, item: int) -> str:
+        """Return the item's kept fields in words, such as "price: 12.5; colour: red"."""
+        own = ((name, self.text(item, name)) for name in self.kept_fields)
+        return "; ".join(f"{name}: {text}" for name, text in own if text)
 
     def title(self, item: int) -> str:
         """Return the item's title, or a readable stand-in where it has none."""

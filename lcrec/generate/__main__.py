@@ -103,6 +103,11 @@ class GenerateConfig(Writes):
     )
     allow: Path | None = option("a file of the only items to recommend, an id per line", None)
     deny: Path | None = option("a file of items never to recommend, an id per line", None)
+    filters: str | None = option(
+        "recommend only items whose fields are so, as JSON: "
+        """'{"brand": ["Acme"], "price": {"max": 20}}'""",
+        None,
+    )
     ids: Literal["raw", "numbers"] | None = option(
         "what users and items are called in flags, in the files that those name, on the screen and "
         "in the files of --all-users (default: by raw ids where the data folder has <Name>.user2id "
@@ -141,7 +146,7 @@ def main(argv: list[str]) -> None:
     check_counts(config.k, config.beams, len(items))
     interactions = load_interactions(config.data, len(items))
     names = load_names(config.data, interactions.users, len(items), config.ids)
-    allowed = load_allowed(config.allow, config.deny, config.k, names.items)
+    allowed = load_allowed(config.allow, config.deny, config.filters, config.k, items, names.items)
     split = None if config.all_users else load_split(config.data, interactions)
     cases = None if split is None else split.valid if config.split == "valid" else split.test
     forbids = config.output is not None and cases is not None and cases.exclude is not None
@@ -458,6 +463,7 @@ def check_ways(config: GenerateConfig) -> None:
     for flag, given in (
         ("--allow", config.allow),
         ("--deny", config.deny),
+        ("--filters", config.filters),
         ("--exclude-history", config.exclude_history),
     ):
         if given and config.constraint != "trie":

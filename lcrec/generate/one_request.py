@@ -3,6 +3,7 @@
 One request on the screen: what a customer had or looks for, and what the model recommends.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.id_map import IdMap, Names
+from lcrec.data.item_filters import FilterError, ItemFilters
 from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
@@ -31,14 +33,19 @@ def check_counts(k: int, beams: int | None, num_items: int) -> None:
         raise InputError(f"--beams {beams} cannot rank --k {k} items; take at least {k} beams")
 
 
-def load_allowed(allow: Path | None, deny: Path | None, k: int, ids: IdMap) -> np.ndarray | None:
-    """Return the items that `--allow` and `--deny` leave, int64 ascending; None for all.
+def load_allowed(
+    allow: Path | None, deny: Path | None, filters: str | None, k: int, items: Items, ids: IdMap
+) -> np.ndarray | None:
+    """Return the items that `--allow`, `--deny` and `--filters` leave, int64 ascending.
+
+    Returns:
+        None for all.
 
     Raises:
-        InputError: a file is missing or holds something else than item ids, or fewer than `k`
-            items are left.
+        InputError: a file is missing or holds something else than item ids, the filters cannot be
+            used, or fewer than `k` items are left.
     """
-    if allow is None and deny is None:
+    if allow is None and deny is None and filters is None:
         return None
     num_items = len(ids.names)
     may = np.full(num_items, allow is None)
@@ -46,10 +53,31 @@ def load_allowed(allow: Path | None, deny: Path | None, k: int, ids: IdMap) -> n
         may[read_item_ids(allow, "--allow", ids)] = True
     if deny is not None:
         may[read_item_ids(deny, "--deny", ids)] = False
+    if filters is not None:
+        passing = np.zeros(num_items, dtype=bool)
+        passing[_filtered(filters, items)] = True
+        may &= passing
     left = int(may.sum())
     if left < k:
-        raise InputError(f"--k {k}: --allow and --deny leave only {left} of {num_items} items")
+        raise InputError(
+            f"--k {k}: --allow, --deny and --filters leave only {left} of {num_items} items"
+        )
     return np.flatnonzero(may)
+
+
+def _filtered(filters: str, items: Items) -> np.ndarray:
+    try:
+        wanted = json.loads(filters)
+    except ValueError as error:
+        raise InputError(
+            f'--filters {filters:.80}: is no JSON ({error}); write \'{{"price": {{"max": 20}}}}\''
+        ) from None
+    if not isinstance(wanted, dict):
+        raise InputError(f"--filters {filters:.80}: expected a JSON object, found another value")
+    try:
+        return ItemFilters(items).select(wanted)
+    except FilterError as error:
+        raise InputError(f"--filters: {error}") from None
 
 
 def read_item_ids(path: Path, flag: str, ids: IdMap) -> list[int]:

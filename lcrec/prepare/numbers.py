@@ -40,11 +40,12 @@ def plain_numbers(values: Sequence[str]) -> tuple[list[str], str]:
             around = match.group(1, 3)
             text = GROUPS.sub("", match[2]).lower()
         found.append(text)
+    wrong = {}
     for mark, notation in NOTATIONS.items():
-        wrong = [place for place, text in enumerate(found) if not notation.fullmatch(text)]
-        if not wrong:
+        wrong[mark] = [place for place, text in enumerate(found) if not notation.fullmatch(text)]
+        if not wrong[mark]:
             return [_plain(text, mark) for text in found], ""
-    return list(values), values[wrong[0]]
+    return list(values), values[wrong["."][0]]
 
 
 def _plain(text: str, mark: str) -> str:

@@ -135,7 +135,12 @@ def example_index(num_items: int) -> ItemIndex:
 
 def example_data() -> TaskData:
     """Return a shop of six items and two customers, with all the texts a task can use."""
-    items = Items([{"title": t, "description": d} for t, d in EXAMPLE_ITEMS.items()])
+    items = Items(
+        [
+            {"title": title, "description": text, "price": f"{10 + number}.5"}
+            for number, (title, text) in enumerate(EXAMPLE_ITEMS.items())
+        ]
+    )
     texts = UserTexts(
         preferences={"0": ["Plays at home and likes gentle sounds."]},
         train_intentions={"0": ["Something that tells me when a string is out of pitch."]},

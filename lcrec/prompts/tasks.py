@@ -98,6 +98,14 @@ class TaskData:
         ]
 
     @cached_property
+    def properties(self) -> list[str]:
+        """Every item's kept fields as prompts show them, such as "price: 12.5", empty for none."""
+        return [
+            plain_text(self.items.properties(item), self.max_text_words)
+            for item in range(len(self.items))
+        ]
+
+    @cached_property
     def nearby(self) -> NearbyItems:
         """What stands near what in the train sequences."""
         return NearbyItems.count(self.train, len(self.items))
@@ -270,8 +278,12 @@ def sequence_record(
 
 
 def item_record(data: TaskData, item: int) -> Record:
-    """Return the question side of `item2index`: what the catalogue says about an item."""
-    return {"title": data.titles[item], "description": data.descriptions[item]}
+    """Return what the catalogue says about an item: the question side of `item2index`."""
+    return {
+        "title": data.titles[item],
+        "description": data.descriptions[item],
+        "properties": data.properties[item],
+    }
 
 
 def mixed_record(data: TaskData, history: Sequence[int] | np.ndarray, target: int) -> Record:
@@ -404,6 +416,7 @@ def _one_of(texts: dict[str, list[str]], user: str, turn: int) -> str:
 _HISTORY = Variable(
     "list of text", "question", "the items so far, oldest first, each as its item tokens", True
 )
+_PROPERTIES = "what `prepare --keep` kept of the item, such as its price"
 _TARGET = Variable("text", "answer", "the item tokens of the item to name", True)
 
 TASKS: dict[str, Task] = {
@@ -432,6 +445,7 @@ TASKS: dict[str, Task] = {
             {
                 "title": Variable("text", "question", "the item's title"),
                 "description": Variable("text", "question", "the item's description"),
+                "properties": Variable("text", "question", _PROPERTIES),
                 "target": _TARGET,
             },
             lambda data: len(data.items),
@@ -444,6 +458,7 @@ TASKS: dict[str, Task] = {
                 "item": Variable("text", "question", "the item tokens of the item", True),
                 "title": Variable("text", "answer", "the item's title"),
                 "description": Variable("text", "answer", "the item's description"),
+                "properties": Variable("text", "answer", _PROPERTIES),
             },
             lambda data: len(data.items),
             _text_by_item,

@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.id_map import IdMap
+from lcrec.data.item_filters import FilterError, ItemFilters
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.templates import Template
 from lcrec.serve.batching import ServiceLimits
 from lcrec.serve.middleware import Problem
 
-FILTER_FIELDS = ("brand", "categories")  # what `lcrec.prepare` knows besides texts
 ItemIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 RawIds = Annotated[list[str], Field(fail_fast=True)]
 
@@ -36,9 +36,12 @@ class _Options(BaseModel):
     k: int = Field(10, ge=1, description="how many items", examples=[5])
     allow: ItemIds | None = Field(None, description="recommend these items only")
     deny: ItemIds = Field([], description="never recommend these items")
-    filters: dict[str, Annotated[list[str], Field(min_length=1, fail_fast=True)]] = Field(
+    filters: dict[str, Any] = Field(
         {},
-        description="recommend items only whose field is one of the values, for every field named",
+        description="recommend items only whose field is one of the values, such as "
+        '`["Acme"]`, or a number in the range, such as `{"min": 5, "max": 20}`, for every field '
+        "named",
+        examples=[{"brand": ["Acme"], "price": {"max": 20}}],
     )
     exclude_history: bool = Field(False, description="never recommend an item of the history")
     template: str | None = Field(None, description="the id of the prompt template to ask with")
@@ -233,7 +236,7 @@ class RequestHandler:
                 f"the catalogue has {len(items)} items and the model's index {self.num_items}"
             )
         self.limits = limits or ServiceLimits()
-        self.by_value = {} if items is None else _items_by_value(items)
+        self.filters = None if items is None else ItemFilters(items)
         if user_data is not None:
             bought = np.bincount(user_data.interactions.items, minlength=self.num_items) + 1
             self.popularity = np.log(bought / bought.sum()).astype(np.float32)
@@ -403,22 +406,16 @@ class RequestHandler:
         allow = None
         if body.allow is not None:
             allow = np.unique(self._ids("allow", body.allow, body, ignored))
-        for field, values in body.filters.items():
-            if field not in self.by_value:
-                known = ", ".join(self.by_value) or "none, for it runs without --data"
-                raise _fault("filters", f"{field[:40]!a} is no field to filter by here: {known}")
-            # Keyed by value: a body may name one so often that its items do not fit in memory.
-            named = {}
-            for value in values:
-                folded = value.strip().casefold()
-                if folded not in self.by_value[field]:
-                    raise _fault(f"filters/{field}", f"no item has the {field} {value[:80]!a}")
-                named[folded] = self.by_value[field][folded]
-            lists = list(named.values())
-            # One list alone stays the object it is: requests that share it share its cost.
-            chosen = lists[0] if len(lists) == 1 else np.unique(np.concatenate(lists))
-            allow = chosen if allow is None else np.intersect1d(allow, chosen, assume_unique=True)
-        return allow
+        if not body.filters:
+            return allow
+        if self.filters is None:
+            raise _fault("filters", "the service runs without --data, which says what items are")
+        try:
+            chosen = self.filters.select(body.filters)
+        except FilterError as error:
+            pointer = "filters" if error.field is None else f"filters/{error.field}"
+            raise _fault(pointer, str(error)) from None
+        return chosen if allow is None else np.intersect1d(allow, chosen, assume_unique=True)
 
     def _template(self, wanted: str | None, task: str) -> Template | None:
         """Return the template that a body names, if it names one."""
@@ -435,20 +432,3 @@ def _fault(pointer: str, detail: str) -> Problem:
     """Return the problem with one field of a body."""
     place = f"#/{pointer}"
     return Problem(422, f"{place}: {detail}", errors=[{"pointer": place, "detail": detail}])
-
-
-def _items_by_value(items: Items) -> dict[str, dict[str, np.ndarray]]:
-    """Return the ids of the items with each value of each field, ascending, by folded value.
-
-    A field may hold several values, separated by commas; the whole of it counts as one too.
-    """
-    found: dict[str, dict[str, list[int]]] = {}
-    for item in range(len(items)):
-        for field in FILTER_FIELDS:
-            text = items.text(item, field)
-            for value in {part.strip().casefold() for part in (text, *text.split(","))} - {""}:
-                found.setdefault(field, {}).setdefault(value, []).append(item)
-    return {
-        field: {value: np.asarray(ids) for value, ids in values.items()}
-        for field, values in found.items()
-    }

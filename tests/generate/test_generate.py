@@ -518,7 +518,7 @@ def test_one_request_with_lists(run, tmp_path, capsys):
     (tmp_path / "stock.txt").write_text("3\n5\n40\n")
     run("--history", 12, 7, "--k", 3, "--allow", tmp_path / "stock.txt")
     assert sorted(ranked_on_screen(capsys.readouterr().out)) == [3, 5, 40]
-    with pytest.raises(InputError, match=r"--k 4: --allow and --deny leave only 3 of 48 items"):
+    with pytest.raises(InputError, match=r"--k 4: .* --filters leave only 3 of 48"):
         run("--history", 12, 7, "--k", 4, "--allow", tmp_path / "stock.txt")
 
 

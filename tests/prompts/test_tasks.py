@@ -18,7 +18,7 @@ from lcrec.prompts import tasks
 
 ITEMS = Items(
     [
-        {"title": "Red pen", "description": "It writes red."},
+        {"title": "Red pen", "description": "It writes red.", "price": "3.5", "brand": "P"},
         {"title": "Blue pen", "description": "It writes blue."},
         {"title": "Mug", "description": ""},
         {"title": "", "description": "A nameless thing."},
@@ -52,11 +52,17 @@ def test_seqrec_yields_every_prefix_and_item_tasks_every_item():
     ]
     by_text = records("item2index")
     assert len(by_text) == 4
-    assert by_text[0] == {"title": "Red pen", "description": "It writes red.", "target": A}
-    assert by_text[2] == {"title": "Mug", "description": "", "target": C}
+    assert by_text[0] == {
+        "title": "Red pen",
+        "description": "It writes red.",
+        "properties": "price: 3.5",
+        "target": A,
+    }
+    assert by_text[2] == {"title": "Mug", "description": "", "properties": "", "target": C}
     assert by_text[3]["title"] == ""
     by_item = records("index2item")
-    assert by_item[1] == {"item": B, "title": "Blue pen", "description": "It writes blue."}
+    blue = {"title": "Blue pen", "description": "It writes blue.", "properties": ""}
+    assert by_item[1] == {"item": B, **blue}
 
 
 def test_fusionseqrec_mixes_items_and_words():

@@ -72,13 +72,14 @@ def recommender(base, index, prompts):
 
 @pytest.fixture(scope="module")
 def catalogue():
-    """Items 0 to 11 are of Acme, the others of Bolt & Co, and every third is red."""
+    """Items 0 to 11 are of Acme, the others of Bolt & Co; every third is red; they cost 0 to 47."""
     return Items(
         [
             {
                 "title": f"Thing {item}",
                 "brand": "Acme" if item < 12 else "Bolt & Co, Ltd",
                 "categories": "Tools, Red" if item % 3 == 0 else "Tools",
+                "price": str(item),
             }
             for item in range(ITEMS)
         ]
@@ -214,8 +215,8 @@ def test_concurrent_requests_share_a_batch(recommender):
     assert "lcrec_batch_size_sum 8.0" in metrics
 
 
-def test_filters_are_values_of_fields(recommender, catalogue):
-    acme, red, both, either, listed, whole = ask(
+def test_filters_are_values_and_ranges_of_fields(recommender, catalogue):
+    acme, red, both, either, listed, whole, cheap, dear = ask(
         create_app(recommender, catalogue),
         post("/recommend", history=[1], k=12, filters={"brand": ["acme"]}),
         post("/recommend", history=[1], k=16, filters={"categories": ["Red"]}),
@@ -223,7 +224,16 @@ def test_filters_are_values_of_fields(recommender, catalogue):
         post("/recommend", history=[1], k=48, filters={"brand": ["Acme", "Bolt & Co"]}),
         post("/recommend", history=[1], k=2, filters={"brand": ["Acme"]}, allow=[3, 4, 20]),
         post("/search", query="bolts", k=36, filters={"brand": ["bolt & co, ltd"]}),
+        post("/recommend", history=[1], k=6, filters={"price": {"max": 5}}),
+        post(
+            "/search",
+            query="red",
+            k=2,
+            filters={"price": {"min": 9, "max": 14.5}, "brand": ["Acme"]},
+        ),
     )
+    assert set(pairs(cheap)[0]) == set(range(6))
+    assert set(pairs(dear)[0]) <= {9, 10, 11}
     assert set(pairs(acme)[0]) == set(range(12))
     assert set(pairs(red)[0]) == set(range(0, ITEMS, 3))
     assert set(pairs(both)[0]) == {0, 3, 6, 9}
@@ -248,7 +258,7 @@ def test_a_value_named_often_costs_no_more(recommender, catalogue):
 def test_an_item_and_what_is_known_of_it(recommender, catalogue, index):
     (known,) = ask(create_app(recommender, catalogue), get("/items/5"))
     (bare,) = ask(create_app(recommender), get("/items/5"))
-    fields = {"title": "Thing 5", "brand": "Acme", "categories": "Tools"}
+    fields = {"title": "Thing 5", "brand": "Acme", "categories": "Tools", "price": "5"}
     tokens = index.tokens(5)
     assert known.json() == {"item": 5, "tokens": tokens, "title": "Thing 5", "fields": fields}
     assert bare.json() == {"item": 5, "tokens": tokens, "title": None, "fields": {}}
@@ -308,7 +318,12 @@ def test_the_page_shows_examples_that_work(recommender, catalogue):
         ("/recommend", {"history": [1], "a/b~": 1}, ["#/a~1b~0", "no such field"]),
         ("/recommend", {"history": [1], "filters": {"colour": ["red"]}}, ["brand, categories"]),
         ("/recommend", {"history": [1], "filters": {"brand": ["Acne"]}}, ["no item has", "'Acne'"]),
-        ("/recommend", {"history": [1], "filters": {"brand": []}}, ["#/filters/brand", "at least"]),
+        ("/recommend", {"history": [1], "filters": {"brand": []}}, ["#/filters/brand", "a list"]),
+        ("/recommend", {"history": [1], "filters": {"price": ["5"]}}, ["price holds numbers"]),
+        ("/recommend", {"history": [1], "filters": {"price": {}}}, ["price holds numbers"]),
+        ("/recommend", {"history": [1], "filters": {"brand": {"max": 1}}}, ["brand holds words"]),
+        ("/recommend", {"history": [1], "filters": {"price": {"most": 1}}}, ["#/filters/price"]),
+        ("/recommend", {"history": [1], "k": 5, "filters": {"price": {"max": 3}}}, ["leave 4 of"]),
         ("/recommend", {"history": [1], "template": "search-box"}, ["no template 'search-box'"]),
         ("/search", {"query": ""}, ["#/query", "at least 1 character"]),
         ("/search", {"query": " \n\t "}, ["#/query", "empty"]),
