@@ -91,6 +91,11 @@ class Delimited:
     names: tuple[str, ...] | None = None
 
 
+def bare_name(path: Path) -> str:
+    """Return a file's name without a compression's suffix."""
+    return path.stem if path.suffix.lower() in COMPRESSIONS else path.name
+
+
 def kind_of(path: Path) -> str:
     """Return "delimited", "json" or "parquet" by the suffix, below a compression's.
 
@@ -156,6 +161,17 @@ def _too_long(path: Path, line: int) -> InputError:
         f"{path}, line {line}: is longer than {LONGEST_LINE >> 20} MB; a row must end where its "
         "line does"
     )
+
+
+def has_mixed_line_ends(path: Path) -> bool:
+    """Tell whether a text file's lines end in more than one way, or hold carriage returns."""
+    feeds = returns = both = 0
+    before = b""
+    for chunk in read_chunks(path):
+        both += (before + chunk).count(b"\r\n")
+        feeds, returns = feeds + chunk.count(b"\n"), returns + chunk.count(b"\r")
+        before = chunk[-1:] if chunk.endswith(b"\r") else b""
+    return returns > 0 and feeds > 0 and not feeds == returns == both
 
 
 def with_plain_line_ends(path: Path, copy: Path) -> None:

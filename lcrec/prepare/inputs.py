@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lcrec.core.errors import InputError
-from lcrec.prepare.files import decode_file
-from lcrec.prepare.published import PUBLISHED, bare_name
+from lcrec.prepare.files import bare_name, decode_file
+from lcrec.prepare.published import PUBLISHED
 
 # Format -> patterns of interactions and of items, most specific first.
 FOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

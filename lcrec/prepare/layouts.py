@@ -4,6 +4,7 @@ A `Layout` says which column plays which role; `read_layouts` opens the files th
 on DuckDB or Spark, and sifts their rows. Writes nothing but tables in DuckDB and temporary files.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from lcrec.prepare.files import (
     UNREADABLE,
     Delimited,
     Opened,
+    bare_name,
     convert_lines,
     encoding_hint,
     evaluate,
     evaluate_json,
     find_separator,
     first_lines,
+    has_mixed_line_ends,
     header,
     is_literal,
     kind_of,
@@ -31,6 +34,7 @@ from lcrec.prepare.files import (
     open_delimited,
     open_json,
     open_parquet,
+    with_plain_line_ends,
 )
 from lcrec.prepare.rows import Roles, Sifted, TimeUnit, sift
 from lcrec.prepare.tables import (
@@ -140,8 +144,8 @@ def read_layouts(
         con.name == "duckdb",
         sifted_actions.lost,
         sifted_items.lost,
-        (unused_of(action_columns, action_roles), unused_of(item_columns, item_roles)),
-        tuple(
+        unused=(unused_of(action_columns, action_roles), unused_of(item_columns, item_roles)),
+        notes=tuple(
             note
             for paths, layout in ((actions, interaction_layout), (catalogue, item_layout))
             for note in _notes(con, paths, layout)
@@ -380,6 +384,8 @@ def _read(
     limit = options.limit if "user" in roles else None
     if kind == "delimited":
         there = [name for name in names if name != "flags" or not layout.flags]
+        if con.name != "duckdb":
+            paths = _with_plain_line_ends(paths, options)
         opened = open_delimited(con, paths, there, _how(paths[0], layout), limit)
         if layout.flags:
             opened = replace(opened, table=_with_flags(opened.table, layout.flags))
@@ -392,6 +398,19 @@ def _read(
     else:
         opened = open_json(con, paths, list(used), limit)
     return sift(con, opened, roles, paths, options, unit=layout.unit, list_mark=layout.list_mark)
+
+
+def _with_plain_line_ends(paths: Sequence[Path], options: Options) -> list[Path]:
+    """Return the files, for those whose lines end in several ways a copy: Spark knows one way."""
+    plain = []
+    for path in paths:
+        if has_mixed_line_ends(path):
+            folder = options.spill_folder("lines that end in several ways are copied first")
+            folder = Path(tempfile.mkdtemp(dir=folder))
+            with_plain_line_ends(path, folder / bare_name(path))
+            path = folder / bare_name(path)
+        plain.append(path)
+    return plain
 
 
 def _with_flags(table: Table, flags: Sequence[str]) -> Table:

@@ -19,7 +19,7 @@ from pathlib import Path
 from ibis.backends import BaseBackend
 
 from lcrec.core.errors import InputError
-from lcrec.prepare.files import COMPRESSIONS, Delimited
+from lcrec.prepare.files import Delimited, bare_name
 from lcrec.prepare.layouts import Layout, Paths, as_paths, read_layouts
 from lcrec.prepare.sequences import read_lcrec, read_minionerec
 from lcrec.prepare.tables import Options, RawTables
@@ -216,11 +216,6 @@ PUBLISHED = {
         (("articles.csv", HM_ARTICLES), ("*.csv", HM_ARTICLES)),
     ),
 }
-
-
-def bare_name(path: Path) -> str:
-    """Return a file's name without a compression's suffix."""
-    return path.stem if path.suffix.lower() in COMPRESSIONS else path.name
 
 
 def layout_of(path: Path, files: Sequence[tuple[str, Layout]], format: str) -> Layout:

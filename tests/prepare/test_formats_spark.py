@@ -114,3 +114,27 @@ def test_parts_of_a_microsecond_in_text_and_in_parquet(spark, folder):
         assert sorted(row["time"] for row in rows(raw.interactions, "time")) == counts[::-1]
     with pytest.raises(InputError, match=r"moments.parquet: Spark cannot read it .*NANOS.*duckdb"):
         READERS["table"](spark, folder / "moments.parquet", folder / "items.jsonl", Options())
+
+
+def test_files_as_shops_have_them(spark, tmp_path):
+    (tmp_path / "log.csv").write_bytes(b"user;item;time\r\nann;lamp;1\nbob;lamp;2\r\n")
+    text = "item;title;price;class\nlamp;Café-Lampe;1.249,50;Wohnen > Licht\r\n"
+    (tmp_path / "items.csv").write_text(text, newline="")
+    options = Options(keep={"price": "price"}, category_separator=">", spill=tmp_path)
+    found = []
+    for con in (ibis.duckdb.connect(), spark):
+        raw = READERS["table"](con, tmp_path / "log.csv", tmp_path / "items.csv", options)
+        found.append(
+            [
+                rows(raw.interactions, "user", "item", "time"),
+                rows(raw.items, "item", "title", "price", "categories"),
+                raw.notes,
+            ]
+        )
+    assert found[0] == found[1]
+    assert found[1][1] == [
+        {"item": "lamp", "title": "Café-Lampe", "price": "1.249,50", "categories": "Wohnen, Licht"}
+    ]
+    (tmp_path / "items.csv").write_bytes(text.encode("cp1252"))
+    raw = READERS["table"](spark, tmp_path / "log.csv", tmp_path / "items.csv", options)
+    assert "items.csv is not UTF-8: try --encoding cp1252" in raw.notes[-1]
