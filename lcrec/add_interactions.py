@@ -48,9 +48,7 @@ class AddInteractionsConfig(Writes):
     """Settings of `python -m lcrec.add_interactions`."""
 
     data: Path = option("the data folder to extend; it stays as it is")
-    interactions: list[Path] = option(
-        "files with one row per new interaction, none older than the data folder's last"
-    )
+    interactions: list[Path] = option("files with one row per new interaction")
     output: Path = option("the folder to write the extended data set to", writes=FOLDER)
     items: list[Path] | None = option(
         "files of items: those that the catalogue does not have join it (default: rows of such "
@@ -70,8 +68,10 @@ class AddInteractionsConfig(Writes):
         "then)",
         None,
     )
-    since: str | None = option(
-        "drop what happened before this date (2018-10-01, UTC) or number in the data's unit", None
+    late: Literal["error", "drop"] = option(
+        "rows older than the data folder's last interaction: refuse, naming the first; or drop and "
+        "count them, as files that overlap with those of before need it",
+        "error",
     )
     only_new_users: bool = option(
         "accept files in which no user is known; else they are refused, since ids may be written "
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
         ids = list(new_items.entries)
         require_new_ids(ids, num_items, added[0], old.item, raw=names.items.is_raw)
     items = [*names.items.names, *new_items.entries]
-    rows = read_interactions(orders, reading, data, items, last_time(data), config.since)
+    rows = read_interactions(orders, reading, data, items, last_time(data), config.late)
     if not config.only_new_users and not any(user in names.users.numbers for user in rows.users):
         raise InputError(
             f"{orders[0]}: none of its {len(rows.users):,} users is in {data}, such as "

@@ -243,11 +243,11 @@ def test_large_data(place):
             "ann,007,2024-05-30T11:59:59Z\nbob,A-1,2024-06-01",
             [],
             r"1 rows are older than the last interaction of .*data \(2024-05-30T12:00:00\+00:00\), "
-            r"such as user 'ann', item '007', 2024-05-30 11:59:59.*--since 2024-05-30T12",
+            r"such as user 'ann', item '007', 2024-05-30 11:59:59.*--late drop",
         ),
         ("eve,007,2024-06-01", [], r"none of its 1 users is in .*data, such as 'eve', while 'ann'"),
         ("ann,7,2024-06-01", [], r"no item of it is in the catalogue of .*, such as '7', while 'A"),
-        ("ann,007,1717236000.5", ["--since", "2024-07-01"], r"of 1 rows none is left to add \(bef"),
+        ("ann,007,2024-05-01", ["--late", "drop"], r"of 1 rows none is left to add \(older than"),
         (
             "ann,007,17",
             [],
@@ -275,7 +275,7 @@ def test_a_night_of_nothing_new_is_a_night(place, capsys):
 
 def test_what_the_remedies_do(place):
     (place / "orders.csv").write_text(f"{HEAD}ann,007,2024-05-01\nann,007,2024-06-01\n")
-    add(place, "--since", LAST)
+    add(place, "--late", "drop")
     assert by_name(place / "new")["ann"][-1] == "007"
     (place / "orders.csv").write_text(f"{HEAD}eve,007,2024-06-01\n")
     add(place, "--only-new-users", output="eve")

@@ -20,7 +20,7 @@ import ibis
 import pyarrow as pa
 from ibis import _
 from ibis.backends import BaseBackend
-from ibis.expr.types import Table
+from ibis.expr.types import Scalar, Table
 
 from lcrec.core.errors import InputError, closest
 from lcrec.data.continuation import preparation
@@ -31,7 +31,6 @@ from lcrec.prepare.filters import (
     START,
     TIE_BREAK,
     first_of_repeats,
-    in_time_window,
     rated_at_least,
     time_unit,
     without_duplicates,
@@ -239,7 +238,7 @@ def read_interactions(
     data: Path,
     items: Sequence[str],
     last: str | float | None,
-    since: str | None,
+    late: Literal["error", "drop"],
 ) -> NewRows:
     """Read new interactions with known items.
 
@@ -249,15 +248,15 @@ def read_interactions(
         data: the data folder they join, for messages.
         items: the raw ids of its items, and of those that join with them.
         last: when its last interaction happened.
-        since: leave out what happened before; None leaves out nothing.
+        late: refuse interactions older than `last`, or drop and count them.
 
     Raises:
-        InputError: a file cannot be read, an interaction is older than `last`, or none is left.
+        InputError: a file cannot be read, an interaction is too old, or none is left.
     """
     with open_engine("duckdb", memory_gb=MEMORY_GB) as (con, work):
         files = tuple(unpack(paths, work))
         raw = READERS[reading.require_format(data)](con, files, (), reading.options(work))
-        return _refine(con, raw, reading, data, items, last, since)
+        return _refine(con, raw, reading, data, items, last, late)
 
 
 def _refine(
@@ -267,7 +266,7 @@ def _refine(
     data: Path,
     items: Sequence[str],
     last: str | float | None,
-    since: str | None,
+    late: Literal["error", "drop"],
 ) -> NewRows:
     path = raw.interactions_path
     rows = load_table(raw.interactions, path)
@@ -285,9 +284,13 @@ def _refine(
             raise InputError(f"{path}: of {total:,} rows none is left to add ({told})")
         return table
 
-    if since is not None:
-        rows = left(in_time_window(rows, since, None), f"before --since {since}")
-    newest = _require_later(rows, data, path, last) if reading.has_times else last
+    newest = last
+    if reading.has_times:
+        newest, bound = _newest_and_bound(rows, data, path, last)
+        if bound is not None:
+            if late == "error":
+                _require_later(rows, data, path, last, bound)
+            rows = left(rows.filter(_.time >= bound), f"older than {last}")
     if reading.reviews == "keep":
         rows = with_review(rows)
     if reading.min_rating is not None:
@@ -315,40 +318,47 @@ def _refine(
     return NewRows(ordered.to_pyarrow(), users, total, dropped, unknown, newest)
 
 
-def _require_later(
+def _newest_and_bound(
     rows: Table, data: Path, path: Path, last: str | float | None
-) -> str | float | None:
-    """Refuse interactions older than the data folder's last; return when the newest happened."""
+) -> tuple[str | float, Scalar | None]:
+    """Return when the newest interaction happened, and `last` as the times of `rows` are written.
+
+    Raises:
+        InputError: times are of another kind than `last`.
+    """
     ends = rows.aggregate(first=_.time.min(), last=_.time.max()).to_pyarrow().to_pylist()[0]
     is_date = rows.time.type().is_timestamp()
     per_second = None if is_date else time_unit(float(ends["first"]), float(ends["last"]))
-    are_dates = is_date or per_second is not None
-    if last is not None and are_dates != isinstance(last, str):
+    if last is not None and (is_date or per_second is not None) != isinstance(last, str):
         raise InputError(
             f"{path}: its times ({ends['first']} to {ends['last']}) are not of the kind that those "
             f"of {data} are, the last of which is {last}; name the column with --columns time=..."
         )
     newest: str | float = ends["last"]
     if is_date:
-        moment = ends["last"]
-        newest = moment.astimezone(datetime.UTC).isoformat(timespec="seconds")
+        newest = ends["last"].astimezone(datetime.UTC).isoformat(timespec="seconds")
     elif per_second is not None:
         moment = START + datetime.timedelta(seconds=ends["last"] // per_second)
         newest = moment.isoformat(timespec="seconds")
     if last is None:
-        return newest
+        return newest, None
     bound: Any = last
     if isinstance(last, str):
         bound = datetime.datetime.fromisoformat(last)
         if per_second is not None:
             bound = int((bound - START).total_seconds()) * per_second
-    late = rows.filter(_.time < ibis.literal(bound))
-    count = late.count().execute()
-    if count:
+    return max(last, newest), ibis.literal(bound)
+
+
+def _require_later(
+    rows: Table, data: Path, path: Path, last: str | float | None, bound: Scalar
+) -> None:
+    """Refuse interactions older than the data folder's last."""
+    late = rows.filter(_.time < bound)
+    if count := late.count().execute():
         first = late.order_by(["time", "user", "item"]).limit(1).to_pyarrow().to_pylist()[0]
         raise InputError(
             f"{path}: {count:,} rows are older than the last interaction of {data} ({last}), such "
             f"as user {first['user']!r}, item {first['item']!r}, {first['time']}; leave them out "
-            f"with --since {last}, or prepare all files anew"
+            "with --late drop, or prepare all files anew"
         )
-    return max(last, newest)
