@@ -3,7 +3,8 @@
 Reads `index.json`, made here or elsewhere, and writes `report.json` (all figures and the verdict)
 and `report.html` (the same as a page with pictures, in one file). With `--embeddings` it says how
 far items alike share their codes, with `--data` it names examples and looks at categories; beside
-the weights of an RQ-VAE it says what the codes explain. What cannot be known without is left out.
+the weights of an RQ-VAE it says what the codes explain, and with `--collaborative` how far items
+that are bought alike share their codes. What cannot be known without is left out.
 
 `python -m lcrec.quantize` makes this report of every index by itself.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from lcrec.core.artifacts import (
     EMBEDDINGS,
+    METHOD_WEIGHTS,
     REPORT,
     REPORT_PAGE,
     RQVAE_WEIGHTS,
@@ -28,6 +30,7 @@ from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, check_output, claim
 from lcrec.core.provenance import is_kind, require_same_input, write_provenance
+from lcrec.data.collaborative import load_collaborative
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths
 
@@ -43,6 +46,11 @@ class IndexReportConfig(Writes):
     output: Path = option("the folder to write report.json and report.html to")
     embeddings: Path | None = option("the folder that holds embeddings.npy", None)
     data: Path | None = option("the data folder, for titles and categories", None)
+    collaborative: Path | None = option(
+        "with --data: a fitted baseline's item vectors, to see what is bought alike; what lcrec "
+        "baselines METHOD --save DIR kept",
+        None,
+    )
     seed: int = option("decides which items of a large catalogue are looked at", 0, minimum=0)
 
 
@@ -51,6 +59,8 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         IndexReportConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
     )
+    if config.collaborative is not None and config.data is None:
+        raise InputError(f"--collaborative {config.collaborative}: needs --data DIR too")
     path = index_path(config.index)
     # A report may also go into the folder of the index that it is about.
     own_folder = config.output.resolve() == path.parent.resolve()
@@ -65,6 +75,7 @@ def main(argv: list[str]) -> None:
     # Torch is loaded here: help and wrong options need none.
     import torch
 
+    from lcrec.index.collaborative import model_inputs
     from lcrec.index.page import print_verdict, write_index_report
     from lcrec.index.quality import load_rqvae, measure_fit, measure_index
 
@@ -81,7 +92,10 @@ def main(argv: list[str]) -> None:
                 f"{path} has {len(codes)} items but {inputs['item']} has {len(items)}: they belong "
                 "to different catalogues; name the data folder that the index was made from"
             )
-    embeddings = model = None
+    embeddings = collaborative = model = vectors = None
+    if config.collaborative is not None and config.data is not None:
+        collaborative = load_collaborative(config.collaborative, config.data, len(codes))
+        inputs["collaborative"] = config.collaborative / METHOD_WEIGHTS
     if config.embeddings is not None:
         inputs["embeddings"] = config.embeddings / EMBEDDINGS
         embeddings = check_embeddings(
@@ -92,15 +106,22 @@ def main(argv: list[str]) -> None:
             inputs["rqvae"] = weights
             remake = f"python -m lcrec.quantize --embeddings {config.embeddings} --output DIR"
             require_same_input(path.parent, "embeddings", inputs["embeddings"], remake)
-            model = load_rqvae(weights, embeddings.shape[1])
+            vectors = torch.from_numpy(model_inputs(path.parent, embeddings))
+            model = load_rqvae(weights, vectors.shape[1])
 
     with claim(config.output, STAGE, overwrite=config.overwrite, active=not own_folder):
         print(f"Looking at {path}: {len(codes):,} items, {codes.shape[1]} codes each.")
         fit = None
-        if model is not None and embeddings is not None:
-            fit = measure_fit(model, torch.from_numpy(embeddings), codes)
+        if model is not None and vectors is not None:
+            fit = measure_fit(model, vectors, codes)
         report = measure_index(
-            codes, level_sizes, embeddings=embeddings, items=items, fit=fit, seed=config.seed
+            codes,
+            level_sizes,
+            embeddings=embeddings,
+            collaborative=collaborative,
+            items=items,
+            fit=fit,
+            seed=config.seed,
         )
         if own_folder and (path.parent / REPORT).exists():
             # How items came to join, or to move, is known to the report of that alone.

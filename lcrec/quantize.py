@@ -6,6 +6,9 @@ embeddings or by another `--kind`, and writes `index.json` {item: ["<a_12>", ...
 got its own path), `report.html` (the same for a person, with a verdict) and, where codes stand for
 something, `rqvae.safetensors`.
 
+With `--collaborative` the codes say what customers buy together too, by the vectors of a baseline
+that `lcrec baselines METHOD --save DIR` kept.
+
 Two other uses write such a folder, and train nothing:
   --index OLD               add the new items of --data, which continues OLD's catalogue, to OLD
   --repair OLD/index.json   make an index unique in which items share a path
@@ -23,8 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lcrec.core.artifacts import (
+    COLLABORATIVE,
     EMBEDDINGS,
     INDEX,
+    METHOD_WEIGHTS,
     REPORT,
     REPORT_PAGE,
     RQVAE_WEIGHTS,
@@ -32,12 +37,14 @@ from lcrec.core.artifacts import (
     find_data,
     index_path,
     read_array,
+    write_array,
 )
 from lcrec.core.config import Writes, config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, beside, claim
 from lcrec.core.processes import processes
 from lcrec.core.provenance import is_current, require_same_input, write_provenance
+from lcrec.data.collaborative import load_collaborative
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.data.id_map import load_item_ids
 from lcrec.data.new_items import count_old_items, require_same_past
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
 
 STAGE = "python -m lcrec.quantize"
 EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/index"
+COLLABORATIVE_SETTINGS = ("collaborative_by", "collaborative_weight", "diversity_weight")
 # The others wait while one does k-means on the whole catalogue, or the assignment.
 PATIENCE = timedelta(hours=12)
 
@@ -70,6 +78,11 @@ class QuantizeConfig(IndexSettings, Writes):
         "the folder that holds embeddings.npy (with --repair not needed, but better)", None
     )
     output: Path = option("the folder to write the index to", writes=FOLDER)
+    collaborative: Path | None = option(
+        "a fitted baseline whose item vectors the index learns from too, lightgcn, sasrec or "
+        "cooccurrence for example: what lcrec baselines METHOD --save DIR kept",
+        None,
+    )
     add: Path | None = option(
         "with --index: the new items that --data ends in, where no record tells them", None
     )
@@ -117,11 +130,12 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
             with claim(config.output, STAGE, overwrite=config.overwrite):
                 repair(config, config.repair)
         return
-    assert config.data is not None
-    item_path = find_data(config.data).item
-    items = load_items(config.data)
+    data = config.data
+    assert data is not None
+    item_path = find_data(data).item
+    items = load_items(data)
     num_items = len(items)
-    inputs, embeddings = {"item": item_path}, None
+    inputs, embeddings, collaborative = {"item": item_path}, None, None
     if config.embeddings is not None:
         rebuild = f"python -m lcrec.embed --data {config.data} --output {config.embeddings}"
         require_same_input(config.embeddings, "item", item_path, rebuild)
@@ -137,16 +151,53 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
         return
     config = config.for_items(num_items)
     check_settings(config, num_items)
+    check_collaborative(config)
     names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * config.has_model
+    if config.collaborative is not None:
+        collaborative = load_collaborative(config.collaborative, data, num_items)
+        inputs["collaborative"] = config.collaborative / METHOD_WEIGHTS
+        names += [COLLABORATIVE] * (config.collaborative_by == "concat")
     made = all((config.output / name).exists() for name in names)
-    current = made and is_current(config.output, STAGE, config_dict(config), inputs)
+    current = made and is_current(config.output, STAGE, _recorded(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{config.output} is up to date.")
         return
     main = state.is_main_process
     with claim(config.output, STAGE, overwrite=config.overwrite, active=main):
-        _index(config, state, items, embeddings, inputs)
+        _index(config, state, items, embeddings, collaborative, inputs)
+
+
+def check_collaborative(config: QuantizeConfig) -> None:
+    """Check that the settings on `--collaborative` fit together.
+
+    Raises:
+        InputError: they are given without it, or the kind of index cannot learn from it.
+    """
+    if config.collaborative is None:
+        defaults = IndexSettings()
+        for name in COLLABORATIVE_SETTINGS:
+            if getattr(config, name) != getattr(defaults, name):
+                raise InputError(f"--{name.replace('_', '-')}: needs --collaborative DIR")
+        return
+    if not config.has_model:
+        raise InputError(
+            f"--collaborative: --kind {config.kind} knows nothing of the items; take another kind"
+        )
+    if config.collaborative_by == "letter" and not config.is_trained:
+        raise InputError(
+            f"--collaborative-by letter: --kind {config.kind} trains nothing that could be "
+            "aligned; take --kind rq-vae, or --collaborative-by concat"
+        )
+
+
+def _recorded(config: QuantizeConfig) -> dict[str, Any]:
+    """Return the settings as the index records them: those without effect are left out."""
+    record = config_dict(config)
+    if config.collaborative is None:
+        for name in COLLABORATIVE_SETTINGS:
+            record.pop(name)
+    return record
 
 
 def _index(
@@ -154,6 +205,7 @@ def _index(
     state: PartialState,
     items: Items,
     embeddings: np.ndarray | None,
+    collaborative: np.ndarray | None,
     inputs: dict[str, Path],
 ) -> None:
     """Make the codes of all items, measure them and write the index."""
@@ -162,23 +214,37 @@ def _index(
     if config.kind == "vanilla":
         shape = "one token each"
     source = "" if embeddings is None else f" from {embeddings.shape[1]}-wide embeddings"
+    if collaborative is not None:
+        how = {"concat": "beside", "letter": "aligned with"}[config.collaborative_by]
+        known = int(collaborative.any(axis=1).sum())
+        source += f" {how} {collaborative.shape[1]}-wide vectors of purchases ({known:,} items)"
     state.print(
         f"Indexing {len(items):,} items by {config.kind}: {shape}{source} on "
         f"{state.num_processes} process(es)"
     )
-    import torch
 
     from lcrec.index.methods import index_items
     from lcrec.index.page import print_verdict
 
-    vectors = None if embeddings is None else torch.from_numpy(embeddings)
+    vectors, aligned, appended = None, None, None
+    if embeddings is not None:
+        vectors, aligned, appended = combine(embeddings, collaborative, config)
     unfinished = beside(config.output, "training.safetensors")
-    model = None if vectors is None else train_model(vectors, config, unfinished)
+    model = None if vectors is None else train_model(vectors, config, unfinished, aligned)
     if state.is_main_process:
         indexing = index_items(config, len(items), vectors, model)
-        report = describe_index(indexing, vectors, items, config.seed)
+        report = describe_index(
+            indexing,
+            vectors,
+            items,
+            config.seed,
+            embeddings=embeddings,
+            collaborative=collaborative,
+        )
         name = f"{find_data(config.data).name} by {config.kind}"
-        verdict = write_index(config.output, indexing, report, name, config_dict(config), inputs)
+        verdict = write_index(
+            config.output, indexing, report, name, _recorded(config), inputs, appended
+        )
         unfinished.unlink(missing_ok=True)
         print_verdict(verdict)
         suited = replace(config, levels=None, codes=None).for_items(len(items)).shape
@@ -193,26 +259,59 @@ def _index(
         )
 
 
-def build_index(embeddings: np.ndarray, settings: IndexSettings | None = None) -> ItemIndex:
+def combine(
+    embeddings: np.ndarray, collaborative: np.ndarray | None, settings: IndexSettings
+) -> tuple[Tensor, Tensor | None, np.ndarray | None]:
+    """Return what an index is made from, what it is aligned with, and what was appended.
+
+    Args:
+        embeddings: float32 [items, dim].
+        collaborative: float32 [items, width], None for none.
+        settings: `collaborative_by` and `collaborative_weight` are read.
+
+    Returns:
+        float32 [items, dim or dim + width]; the collaborative vectors for `letter`, None otherwise;
+        the scaled ones for `concat`, None otherwise.
+    """
+    import torch
+
+    from lcrec.index.collaborative import scale_beside
+
+    if collaborative is None:
+        return torch.from_numpy(embeddings), None, None
+    if settings.collaborative_by == "letter":
+        return torch.from_numpy(embeddings), torch.from_numpy(collaborative), None
+    weight = settings.collaborative_weight
+    appended = scale_beside(embeddings, collaborative, 1.0 if weight is None else weight)
+    return torch.from_numpy(np.concatenate([embeddings, appended], axis=1)), None, appended
+
+
+def build_index(
+    embeddings: np.ndarray,
+    settings: IndexSettings | None = None,
+    *,
+    collaborative: np.ndarray | None = None,
+) -> ItemIndex:
     """Give every item its own path of codes, as `lcrec quantize` does, and write nothing.
 
     Args:
         embeddings: float32 [items, dim]; row i is item i.
         settings: how; by default LC-Rec's RQ-VAE, with levels and codes that suit the catalogue.
+        collaborative: float32 [items, width], what purchases say of the items, such as
+            `lcrec.data.collaborative.load_collaborative` reads; a row of zeros for an item without.
 
     Raises:
         InputError: an embedding is NaN or infinite, or the settings allow fewer paths than items.
     """
-    import torch
-
     from lcrec.index.methods import index_items
 
     rows = check_embeddings(np.asarray(embeddings), len(embeddings), Path(EMBEDDINGS))
     settings = (settings or IndexSettings()).for_items(len(rows))
     check_settings(settings, len(rows))
     with one_thread():
-        vectors = torch.from_numpy(rows)
-        indexing = index_items(settings, len(rows), vectors, train_model(vectors, settings))
+        vectors, aligned, _ = combine(rows, collaborative, settings)
+        model = train_model(vectors, settings, aligned=aligned)
+        indexing = index_items(settings, len(rows), vectors, model)
     return ItemIndex(indexing.codes, indexing.level_sizes)
 
 
@@ -232,12 +331,17 @@ def check_settings(settings: IndexSettings, num_items: int) -> None:
 
 
 def train_model(
-    embeddings: Tensor, settings: IndexSettings, resume_from: Path | None = None
+    embeddings: Tensor,
+    settings: IndexSettings,
+    resume_from: Path | None = None,
+    aligned: Tensor | None = None,
 ) -> RQVAE | None:
     """Train the RQ-VAE of a kind that has one, on all processes together, else return None."""
+    if not settings.is_trained:
+        return None
     from lcrec.index.rqvae_training import train_rqvae
 
-    return train_rqvae(embeddings, settings, resume_from) if settings.is_trained else None
+    return train_rqvae(embeddings, settings, resume_from, aligned)
 
 
 def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Path]) -> None:
@@ -300,8 +404,12 @@ def write_index(
     name: str,
     config: dict[str, Any],
     inputs: dict[str, Path],
+    appended: np.ndarray | None = None,
 ) -> Verdict:
-    """Write a whole index folder, the report titled by `name`, and return its verdict."""
+    """Write a whole index folder, the report titled by `name`, and return its verdict.
+
+    `appended` is what the model reads beside the embeddings, float32 [items, width].
+    """
     from lcrec.index.page import write_index_report
 
     index = ItemIndex(indexing.codes, indexing.level_sizes)
@@ -309,6 +417,8 @@ def write_index(
         temporary.mkdir()
         if indexing.model:
             indexing.model.save(temporary / RQVAE_WEIGHTS)
+        if appended is not None:
+            write_array(temporary / COLLABORATIVE, appended)
         verdict = write_index_report(temporary, report, name)
         index.save(temporary)
         write_provenance(temporary, STAGE, config, inputs, level_sizes=indexing.level_sizes)
@@ -316,21 +426,36 @@ def write_index(
 
 
 def describe_index(
-    indexing: Indexing, embeddings: Tensor | None, items: Items | None = None, seed: int = 0
+    indexing: Indexing,
+    vectors: Tensor | None,
+    items: Items | None = None,
+    seed: int = 0,
+    *,
+    embeddings: np.ndarray | None,
+    collaborative: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return the facts by which an index is judged, as JSON values (`lcrec.index.quality`).
 
     Those on what the codes stand for are there only where there is a model.
+
+    Args:
+        indexing: the index and its model.
+        vectors: float32 [items, dim], what it was made from.
+        items: the catalogue.
+        seed: of what is sampled.
+        embeddings: of the items' texts, float32 [items, dim].
+        collaborative: what purchases say of the items, float32 [items, width].
     """
     from lcrec.index.quality import measure_fit, measure_index
 
     fit = None
-    if indexing.model and embeddings is not None:
-        fit = measure_fit(indexing.model, embeddings, indexing.codes, indexing.nearest)
+    if indexing.model and vectors is not None:
+        fit = measure_fit(indexing.model, vectors, indexing.codes, indexing.nearest)
     return measure_index(
         indexing.codes,
         indexing.level_sizes,
-        embeddings=None if embeddings is None else embeddings.numpy(),
+        embeddings=embeddings,
+        collaborative=collaborative,
         items=items,
         fit=fit,
         seed=seed,

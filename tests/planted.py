@@ -23,10 +23,13 @@ Reads and writes nothing.
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from lcrec.core.artifacts import write_json
+from lcrec.core.artifacts import METHOD_WEIGHTS, find_data, write_json
+from lcrec.core.provenance import write_provenance
 from lcrec.data.folder import Interactions
 
 MIN_LENGTH = 5
@@ -180,3 +183,12 @@ def write_data(folder, sequences, items=None, name="Shop"):
         catalogue = {str(item): fields for item, fields in enumerate(items)}
         write_json(folder / f"{name}.item.json", catalogue)
     return folder
+
+
+def save_baseline(folder: Path, data: Path, method: str = "lightgcn", **state: np.ndarray) -> None:
+    """Write what `lcrec baselines METHOD --save` would, of the data folder's interactions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / METHOD_WEIGHTS)
+    paths = find_data(data)
+    inputs = {"item": paths.item, **paths.sequences}
+    write_provenance(folder, f"python -m lcrec.baselines {method}", {}, inputs)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from planted import save_baseline
 from safetensors.torch import load_file
 
 import lcrec.index.rqvae_training
 import lcrec.quantize
+from lcrec import index_report
 from lcrec.core.artifacts import read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
@@ -158,6 +160,77 @@ def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
     assert sorted(path.name for path in (shop / "index").iterdir()) == MADE
     for name in ("index.json", "rqvae.safetensors"):
         assert (shop / "index" / name).read_bytes() == (shop / "whole" / name).read_bytes()
+
+
+@pytest.fixture
+def bought(shop):
+    """The folder of a fitted baseline, of data that train on items 0 to 19."""
+    data = shop / "data"
+    write_json(data / "Shop.inter.json", {"ann": [*range(20), 22, 23]})
+    vectors = np.eye(4, dtype=np.float32)[np.arange(ITEMS) % 4]
+    save_baseline(shop / "bought", data, item_vectors=vectors)
+    return shop / "bought"
+
+
+@pytest.mark.parametrize("by", ["concat", "letter"])
+def test_an_index_that_learns_from_purchases(shop, bought, by, capsys):
+    main(argv(shop, "text"))
+    words = argv(shop, collaborative=bought, collaborative_by=by)
+    main(words)
+    folder, how = shop / "index", {"concat": "beside", "letter": "aligned with"}[by]
+    assert f"{how} 4-wide vectors of purchases (20 items)" in capsys.readouterr().out
+    more = ["collaborative.npy"] * (by == "concat")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*MADE, *more])
+    report = read_json(folder / "report.json")
+    assert report["collaborative_neighbours"]["queries"] == 20
+    assert 0 <= report["collaborative_neighbours"]["kept"][0] <= 1
+    assert any(
+        "nearest to an item by purchases" in f["text"] for f in report["verdict"]["findings"]
+    )
+    assert "Bought alike kept" in (folder / "report.html").read_text()
+    assert set(read_provenance(folder)["inputs"]) == {"item", "embeddings", "collaborative"}
+    model = RQVAE.load(folder / "rqvae.safetensors")
+    if by == "concat":
+        appended = np.load(folder / "collaborative.npy")
+        assert not appended[20:].any()
+        assert appended.var(axis=0).sum() == pytest.approx(toy_embeddings().var(axis=0).sum())
+    assert model.input_dim == (10 if by == "concat" else 6)
+    main(words)
+    assert "is up to date" in capsys.readouterr().out
+    # What only --collaborative heeds is in no other index's record, which stays what it was.
+    assert not read_provenance(shop / "text")["config"].keys() & {
+        "collaborative_by", "collaborative_weight", "diversity_weight",
+    }  # fmt: skip
+    assert "collaborative_neighbours" not in read_json(shop / "text" / "report.json")
+    # The report on it later says the same, of the text index too.
+    for index in ("index", "text"):
+        flags = {"index": shop / index, "embeddings": shop / "embeddings", "data": shop / "data",
+                 "collaborative": bought, "output": shop / f"report-{index}"}  # fmt: skip
+        index_report.main([word for n, v in flags.items() for word in (f"--{n}", str(v))])
+    again = read_json(shop / "report-index" / "report.json")
+    for name in ("collaborative_neighbours", "explained_variance", "neighbours"):
+        assert again[name] == report[name]
+    assert "collaborative_neighbours" in read_json(shop / "report-text" / "report.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "random"}, "--kind random knows nothing of the items"),
+        ({"kind": "rq-kmeans", "collaborative_by": "letter"}, "--kind rq-kmeans trains nothing"),
+        ({"collaborative": "nowhere"}, "--collaborative nowhere: holds no fitted baseline"),
+        ({"collaborative": None, "diversity_weight": 1}, "--diversity-weight: needs"),
+        ({"collaborative": None, "collaborative_by": "letter"}, "--collaborative-by: needs"),
+    ],
+)
+def test_settings_on_purchases_that_do_not_go_together(shop, bought, settings, message):
+    words = argv(shop, **{"collaborative": bought, **settings})
+    if settings.get("collaborative", bought) is None:
+        place = words.index("--collaborative")
+        del words[place : place + 2]
+    with pytest.raises(InputError, match=message):
+        main(words)
+    assert not (shop / "index").exists()
 
 
 @pytest.mark.parametrize("kind", ["vanilla", "random"])

@@ -139,6 +139,17 @@ def _balance(points: np.ndarray, centres: np.ndarray, seed: int) -> tuple[np.nda
     return centres, chosen
 
 
+def even_clusters(points: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the cluster of each point, int64 [points], all of about the same size.
+
+    Args:
+        points: float32 [points, dim].
+        count: how many clusters.
+        seed: decides the k-means start.
+    """
+    return _balance(points, _centres(points, count, seed), seed)[1]
+
+
 FIRST_EPSILON = 1.0  # costs are scaled to [-1, 1]: here the plan is all but uniform
 ANNEALING = 0.25
 SETTLING_ROUNDS = 5  # at each epsilon on the way down

@@ -332,6 +332,18 @@ class IndexSettings:
     weight_decay: float = option("AdamW's weight decay", 1e-4, minimum=0)
     bf16: bool = option("encode and decode in bfloat16 while training", False)
     seed: int = option("decides initialisation and order", 0, minimum=0)
+    collaborative_by: Literal["concat", "letter"] = option(
+        "how the index learns of --collaborative: concat (appended to the embeddings, scaled), or "
+        "letter (the quantised vector is aligned with it, LETTER's losses)",
+        "concat",
+    )
+    collaborative_weight: float | None = option(
+        "concat: its variance against the embeddings' (default: 1); letter: the weight of the "
+        "alignment, alpha (default: 0.02)",
+        None,
+        minimum=0,
+    )
+    diversity_weight: float = option("letter: the weight of diversity, beta", 1e-4, minimum=0)
 
     def for_items(self, items: int) -> Self:
         """Return the settings with the levels and codes that suit so many items, unless given.

@@ -89,6 +89,8 @@ def index_page(report: Report, verdict: Verdict, name: str) -> str:
             Paragraph(f"{LEFT_OUT[name]}: {reason}.") for name, reason in report["left_out"].items()
         ]
     blocks += [Heading("How to read it"), *map(Paragraph, GUIDE)]
+    if "collaborative_neighbours" in report:
+        blocks.append(Paragraph(BOUGHT_ALIKE))
     return render_page(f"Item index: {name}", blocks)
 
 
@@ -131,6 +133,11 @@ GUIDE = (
     "common one under it. By chance: with the labels shuffled.",
     "The verdict follows rules of thumb. Which of two good indices recommends better, only a "
     "model trained on each can tell.",
+)
+
+BOUGHT_ALIKE = (
+    "Bought alike kept: as neighbours kept, with the items nearest by what purchases say of them; "
+    "of the items that the train sequences hold."
 )
 
 
@@ -309,6 +316,9 @@ def _meaning_table(report: Report) -> Table:
         add("neighbours kept", report["neighbours"]["kept"])
         add("kept by chance", report["neighbours"]["chance"])
         add("kept at most", report["neighbours"]["most"])
+    if "collaborative_neighbours" in report:
+        add("bought alike kept", report["collaborative_neighbours"]["kept"])
+        add("by chance", report["collaborative_neighbours"]["chance"])
     if "labels" in report:
         add("purity", report["labels"]["purity"])
         add("purity by chance", report["labels"]["chance"])

@@ -43,6 +43,7 @@ def measure_index(
     level_sizes: Sequence[int],
     *,
     embeddings: np.ndarray | None = None,
+    collaborative: np.ndarray | None = None,
     items: Items | None = None,
     fit: dict[str, Any] | None = None,
     seed: int = 0,
@@ -56,6 +57,8 @@ def measure_index(
         codes: int [items, levels]; rows may be alike, as in an index made elsewhere.
         level_sizes: how many codes each level has, used or not.
         embeddings: float [items, dim], finite.
+        collaborative: what purchases say of the items, float [items, width], finite; items whose
+            rows are zero are left out.
         items: the catalogue, for titles and labels.
         fit: what `lcrec.index.quality.measure_fit` says of the model that made the codes.
         seed: decides which items are asked for their neighbours, and the shuffles of chance.
@@ -77,6 +80,10 @@ def measure_index(
             variance_between(group, embeddings) for group in groups
         ]
         report["neighbours"] = _neighbours(groups, embeddings, seed)
+    if collaborative is not None and shares_prefixes:
+        known = collaborative.any(axis=1)
+        own = [np.unique(group[known], return_inverse=True)[1] for group in groups]
+        report["collaborative_neighbours"] = _neighbours(own, collaborative[known], seed)
     if items is None:
         left_out["labels"] = "needs the items' categories (--data)"
         left_out["branches"] = "needs the items' titles (--data)"

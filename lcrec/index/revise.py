@@ -32,12 +32,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from lcrec.core.artifacts import INDEX, REPORT, REPORT_PAGE, RQVAE_WEIGHTS, atomic_path, index_path
+from lcrec.core.artifacts import (
+    COLLABORATIVE,
+    INDEX,
+    REPORT,
+    REPORT_PAGE,
+    RQVAE_WEIGHTS,
+    atomic_path,
+    index_path,
+    read_array,
+    write_array,
+)
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.data.folder import Items
 from lcrec.index.assignment import assign_unique
+from lcrec.index.collaborative import model_inputs
 from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths, token_name
 from lcrec.index.page import print_verdict, write_index_report
 from lcrec.index.quality import load_rqvae, measure_fit, measure_index
@@ -167,7 +178,8 @@ def extend_index(
     made = all((output / name).exists() for name in (INDEX, RQVAE_WEIGHTS, REPORT, REPORT_PAGE))
     if made and is_current(output, stage, config, inputs):
         return False
-    model = load_rqvae(weights, embeddings.shape[1])
+    points = model_inputs(path.parent, embeddings)
+    model = load_rqvae(weights, points.shape[1])
     sizes = (model.num_codes,) * model.num_levels
     # One level more than the model's numbers the items that share a path.
     if old.level_sizes not in (sizes, (*sizes, old.level_sizes[-1])):
@@ -176,14 +188,14 @@ def extend_index(
             f" it {list(old.level_sizes)}; rebuild both with python -m lcrec.quantize"
         )
     print(f"Adding {len(embeddings) - len(old):,} items to the {len(old):,} of {path}")
-    extension = place_new_items(model, old, embeddings)
+    extension = place_new_items(model, old, points)
     index = replace(extension.index, raw_ids=raw_ids)
     report = measure_index(
         index.codes,
         index.level_sizes,
         embeddings=embeddings,
         items=items,
-        fit=measure_fit(model, torch.from_numpy(embeddings), index.codes),
+        fit=measure_fit(model, torch.from_numpy(points), index.codes),
     )
     report["added"] = {
         "items": len(index) - len(old),
@@ -192,20 +204,28 @@ def extend_index(
         "explained_variance_new": extension.explained[1],
     }
     title = f"{name}, {len(index) - len(old):,} new items added"
-    with _revision(output, weights, index, report, title) as folder:
+    appended = points[:, embeddings.shape[1] :]
+    with _revision(output, weights, index, report, title, appended) as folder:
         write_provenance(folder, stage, config, inputs, level_sizes=old.level_sizes)
     return True
 
 
 @contextlib.contextmanager
 def _revision(
-    output: Path, weights: Path, index: ItemIndex, report: dict[str, Any], title: str
+    output: Path,
+    weights: Path,
+    index: ItemIndex,
+    report: dict[str, Any],
+    title: str,
+    appended: np.ndarray | None = None,
 ) -> Iterator[Path]:
     """Write an index folder but for its provenance, which the caller adds; print the verdict."""
     with atomic_path(output) as folder:
         folder.mkdir()
         if weights.exists():
             shutil.copyfile(weights, folder / RQVAE_WEIGHTS)
+        if appended is not None and appended.size:
+            write_array(folder / COLLABORATIVE, appended)
         verdict = write_index_report(folder, report, title)
         index.save(folder)
         yield folder
@@ -396,18 +416,20 @@ def repair_index(
         return False
 
     codebooks = latents = None
-    model = None
+    model = points = None
     if weights.exists():
-        model = (
-            RQVAE.load(weights) if embeddings is None else load_rqvae(weights, embeddings.shape[1])
-        )
+        if embeddings is None:
+            model = RQVAE.load(weights)
+        else:
+            points = model_inputs(path.parent, embeddings)
+            model = load_rqvae(weights, points.shape[1])
         require_same_shape(model, weights, codes, path)
     # A level that the model lacks only numbers items that share a path, and can go on counting.
     if model is not None and model.num_levels == codes.shape[1]:
         codebooks = model.codebooks().detach().numpy()
         rule = "the distance between the RQ-VAE's codes; of each group the lowest item stays"
-        if embeddings is not None:
-            latents = model.encode_all(torch.from_numpy(embeddings)).numpy()
+        if points is not None:
+            latents = model.encode_all(torch.from_numpy(points)).numpy()
             rule = "distance in the RQ-VAE's latent; of each group the closest item stays"
     elif embeddings is not None:
         codebooks, latents = mean_codebooks(embeddings, codes), embeddings
@@ -426,8 +448,8 @@ def repair_index(
     index = ItemIndex(repaired, sizes)
     moved = np.flatnonzero((index.codes != codes).any(axis=1)).tolist()
     fit = None
-    if model is not None and embeddings is not None:
-        fit = measure_fit(model, torch.from_numpy(embeddings), index.codes)
+    if model is not None and points is not None:
+        fit = measure_fit(model, torch.from_numpy(points), index.codes)
     report = measure_index(
         index.codes, index.level_sizes, embeddings=embeddings, items=items, fit=fit
     )
@@ -438,7 +460,9 @@ def repair_index(
         "paths_filled_up": filled,
         "rule": rule,
     }
-    with _revision(output, weights, index, report, f"{path.name}, repaired") as folder:
+    kept = path.parent / COLLABORATIVE
+    appended = read_array(kept) if kept.exists() else None
+    with _revision(output, weights, index, report, f"{path.name}, repaired", appended) as folder:
         write_provenance(folder, stage, config, inputs, level_sizes=sizes)
     print(f"Moved {len(moved):,} items by {rule}. {len(codes) - len(moved):,} keep their index.")
     return True

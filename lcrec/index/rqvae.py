@@ -39,12 +39,20 @@ SETTINGS = "lcrec"  # the key of the model's shape in the header of its file
 
 @dataclass(frozen=True)
 class Losses:
-    """One batch's losses, scalars; `total` is what training minimises."""
+    """One batch's losses, scalars; `total` is what training minimises.
+
+    Attributes:
+        quantized: what the items were reconstructed from, [batch, latent_dim]; its gradient is that
+            of the latents.
+        codes: the codes that were chosen, int64 [batch, levels].
+    """
 
     total: Tensor
     reconstruction: Tensor
     codebook: Tensor
     commitment: Tensor
+    quantized: Tensor
+    codes: Tensor
 
 
 class RQVAE(nn.Module):
@@ -196,7 +204,7 @@ class RQVAE(nn.Module):
         standardised = (embeddings - self.mean) / self.scale
         reconstruction = F.mse_loss(self.decoder(quantized).float(), standardised)
         total = reconstruction + codebook + self.commitment_weight * commitment
-        return Losses(total, reconstruction, codebook, commitment)
+        return Losses(total, reconstruction, codebook, commitment, quantized, indices)
 
     def _sums(self, codes: Tensor) -> Tensor:
         """Return what each item of [levels, batch, dim] is reconstructed from, [batch, dim]."""

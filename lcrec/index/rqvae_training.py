@@ -28,6 +28,7 @@ from lcrec.core.version import __version__
 from lcrec.index.assignment import shared_rows
 from lcrec.index.clustering import SLICE
 from lcrec.index.item_index import IndexSettings
+from lcrec.index.letter import Letter, cluster_codes, draw_partners
 from lcrec.index.rqvae import RQVAE
 
 
@@ -51,6 +52,7 @@ class Progress:
 HIDDEN_WIDTHS = [512, 256]
 PUBLISHED_WIDTHS = [2048, 1024, 512, 256, 128, 64]
 EPOCHS_PER_CHECK = 5
+ALIGNMENT = 0.02  # alpha, the best of LETTER's paper
 WORTHWHILE = 1e-3  # a smaller gain of the score does not count against patience
 SECONDS_BETWEEN_SAVES = 60
 
@@ -73,20 +75,34 @@ def build_rqvae(settings: IndexSettings, width: int) -> RQVAE:
     )
 
 
-def _call(settings: IndexSettings, model: RQVAE, embeddings: Tensor) -> dict[str, Any]:
+def _call(
+    settings: IndexSettings, model: RQVAE, embeddings: Tensor, collaborative: Tensor | None
+) -> dict[str, Any]:
     """Return what decides the result of training, as JSON values."""
-    names = ("patience", "batch_size", "learning_rate", "weight_decay", "seed", "bf16")
+    names = ["patience", "batch_size", "learning_rate", "weight_decay", "seed", "bf16"]
+    aligned = {}
+    if collaborative is not None:
+        names += ["collaborative_weight", "diversity_weight"]
+        aligned["collaborative"] = _digest(collaborative)
     return {
         **model.settings,
         "epochs": settings.max_epochs,
         **{name: getattr(settings, name) for name in names},
         "lcrec": __version__,
-        "embeddings": hashlib.sha256(embeddings.contiguous().numpy().data).hexdigest(),
+        "embeddings": _digest(embeddings),
+        **aligned,
     }
 
 
+def _digest(vectors: Tensor) -> str:
+    return hashlib.sha256(vectors.contiguous().numpy().data).hexdigest()
+
+
 def train_rqvae(
-    embeddings: Tensor, settings: IndexSettings, resume_from: Path | None = None
+    embeddings: Tensor,
+    settings: IndexSettings,
+    resume_from: Path | None = None,
+    collaborative: Tensor | None = None,
 ) -> RQVAE:
     """Train on all items; return the best model, on the CPU, ready to encode.
 
@@ -103,17 +119,27 @@ def train_rqvae(
         settings: of the model and its training.
         resume_from: a file to keep the state of training in. One that is there is gone on from if
             it was left by the same call, and replaced otherwise. Whoever calls deletes it.
+        collaborative: float32 [items, width], to align the quantised vectors with (`Letter`); a row
+            of zeros for an item without. Since the score knows nothing of alignment, training then
+            goes to its end, and the last state counts.
     """
     settings = settings.for_items(len(embeddings))
     state = PartialState(cpu=not torch.accelerator.is_available())
     seed, parity, epochs = settings.seed, settings.parity, settings.max_epochs
     torch.manual_seed(seed)
     model = build_rqvae(settings, embeddings.shape[1]).to(state.device)
+    trained: nn.Module = model
+    letter = None
+    if collaborative is not None:
+        weight = settings.collaborative_weight
+        weight = ALIGNMENT if weight is None else weight
+        letter = Letter(model, collaborative.shape[1], weight, settings.diversity_weight)
+        trained = letter.to(state.device)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        trained.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    call = _call(settings, model, embeddings)
-    progress = load_state(resume_from, call, model, optimizer) if resume_from else None
+    call = _call(settings, model, embeddings, collaborative)
+    progress = load_state(resume_from, call, trained, optimizer) if resume_from else None
     if progress:
         state.print(f"Going on after epoch {progress.epoch}, where {resume_from} stands.")
     elif state.is_main_process:  # the others receive its start below
@@ -129,13 +155,17 @@ def train_rqvae(
             model.initialise(embeddings, seed)
         model.to(state.device)
     embeddings = embeddings.to(state.device)
-    whole: nn.Module = model
+    if letter is not None and collaborative is not None:
+        collaborative = collaborative.to(state.device)
+        if progress is None and state.is_main_process:
+            letter.initialise(embeddings, collaborative)
+    whole = trained
     if state.num_processes > 1:
-        whole = DistributedDataParallel(model, broadcast_buffers=False)
+        whole = DistributedDataParallel(trained, broadcast_buffers=False)
     if progress is None:
         progress = Progress({})
         if not parity:
-            _judge(model, embeddings, progress, state)
+            _judge(model, embeddings, progress, state, letter)
 
     bar = ProgressBar(
         epochs,
@@ -150,6 +180,9 @@ def train_rqvae(
             break
         model.train()
         generator = _generator(seed, epoch)
+        if letter is not None:
+            # Anew each epoch, so that training goes on from any as it would have.
+            clusters, rng = cluster_codes(model, seed), np.random.default_rng([seed, epoch])
         for batch in torch.randperm(len(embeddings), generator=generator).split(
             settings.batch_size
         ):
@@ -157,14 +190,19 @@ def train_rqvae(
             filled = -(-len(batch) // state.num_processes) * state.num_processes
             rows = torch.arange(state.process_index, filled, state.num_processes) % len(batch)
             with torch.autocast(state.device.type, torch.bfloat16, enabled=settings.bf16):
-                loss = whole(embeddings[batch[rows]])
+                if collaborative is None:
+                    loss = whole(embeddings[batch[rows]])
+                else:
+                    partners = draw_partners(clusters, rng).to(state.device)
+                    own = batch[rows]
+                    loss = whole(embeddings[own], collaborative[own], partners)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         progress.epoch = epoch
         if not parity and (epoch % EPOCHS_PER_CHECK == 0 or epoch == epochs):
             model.eval()
-            score = _judge(model, embeddings, progress, state)
+            score = _judge(model, embeddings, progress, state, letter)
             bar.note(loss=f"{loss.item():.3f}", score=f"{score:.3f}")
             if state.is_main_process:
                 model.revive_dead_codes(model.encode_all(embeddings), generator)
@@ -173,7 +211,7 @@ def train_rqvae(
         bar.update()
         due = time.monotonic() - saved >= SECONDS_BETWEEN_SAVES
         if resume_from and due and state.is_main_process:
-            save_state(resume_from, call, progress, model, optimizer)
+            save_state(resume_from, call, progress, trained, optimizer)
             saved = time.monotonic()
     bar.close()
     if not parity:
@@ -187,16 +225,18 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed))
 
 
-def _judge(model: RQVAE, embeddings: Tensor, progress: Progress, state: PartialState) -> float:
-    """Score the model, keep it where it is the best, and return the score.
+def _judge(
+    model: RQVAE, embeddings: Tensor, progress: Progress, state: PartialState, letter: Letter | None
+) -> float:
+    """Score the model, keep it where it is the best or aligned by `letter`, and return the score.
 
     The main process decides for all: rounding on their devices must not part them.
     """
     scores = [_score(model, embeddings) if state.is_main_process else 0.0]
     score = broadcast_object_list(scores)[0]
     gain = score - progress.best_score
-    progress.stale = 0 if gain > WORTHWHILE else progress.stale + 1
-    if gain > 0:
+    progress.stale = 0 if gain > WORTHWHILE or letter is not None else progress.stale + 1
+    if gain > 0 or letter is not None:
         progress.best_score, progress.best = score, copy.deepcopy(model.state_dict())
     return score
 

@@ -218,6 +218,23 @@ def _neighbours(report: Report) -> Finding | None:
     )
 
 
+def _collaborative(report: Report) -> Finding | None:
+    if "collaborative_neighbours" not in report:
+        return None
+    facts = report["collaborative_neighbours"]
+    kept, chance, most = (facts[name][0] for name in ("kept", "chance", "most"))
+    grade: Grade = "good" if above_chance(kept, chance, most) >= 0.2 else "note"
+    return Finding(
+        grade,
+        f"{kept:.1%} of the {facts['count']} items nearest to an item by purchases share its first "
+        f"code (by chance {chance:.1%}, at most {most:.0%}).",
+        ""
+        if grade == "good"
+        else "An index that learns from purchases (lcrec quantize --collaborative) brings together "
+        "what is bought together.",
+    )
+
+
 def _labels(report: Report) -> Finding | None:
     facts = report.get("labels")
     if facts is None or facts["purity"][0] is None:
@@ -241,6 +258,7 @@ RULES: tuple[Callable[[Report], Finding | None], ...] = (
     _unique,
     _shared,
     _neighbours,
+    _collaborative,
     _explained,
     _added,
     _labels,

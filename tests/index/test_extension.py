@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import identity_rqvae, write_data
+from planted import identity_rqvae, save_baseline, write_data
 
 from lcrec import add_items, embed, quantize
 from lcrec.core.artifacts import read_json, write_array, write_json
@@ -164,6 +164,25 @@ def test_end_to_end(shop, tmp_path, capsys):
     assert f"lcrec.generate --model MODEL --index {tmp_path} --data {shop / 'grown'}" in out
     run(quantize, shop, **ADD_TO_INDEX | {"output": tmp_path})
     assert capsys.readouterr().out == f"{tmp_path} is up to date.\n"
+
+
+def test_new_items_in_an_index_that_learnt_from_purchases(shop, tmp_path):
+    save_baseline(tmp_path / "bought", shop / "data", item_vectors=np.eye(25, 3, dtype=np.float32))
+    settings = WHOLE | {"output": tmp_path / "index", "collaborative": tmp_path / "bought"}
+    with pytest.raises(InputError, match="alike"):  # one item is trained on, which is its own mean
+        run(quantize, shop, **settings)
+    write_data(tmp_path / "data", {"ann": [*range(20), 23, 24]}, ITEMS)
+    save_baseline(
+        tmp_path / "bought", tmp_path / "data", item_vectors=np.eye(25, 3, dtype=np.float32)
+    )
+    run(quantize, shop, **settings | {"data": tmp_path / "data"})
+    run(quantize, shop, **ADD_TO_INDEX | {"index": tmp_path / "index", "output": tmp_path / "more"})
+    old, new = (np.load(tmp_path / name / "collaborative.npy") for name in ("index", "more"))
+    assert (new[:25] == old).all()
+    assert new.shape == (27, 3)
+    assert not new[25:].any()  # nobody knows anything of them
+    codes = ItemIndex.load(tmp_path / "index").codes
+    assert (ItemIndex.load(tmp_path / "more", 27).codes[:25] == codes).all()
 
 
 def test_twice_in_a_row(shop, tmp_path):

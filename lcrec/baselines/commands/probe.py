@@ -27,8 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lcrec.baselines.runs.inputs import load_inputs
-from lcrec.baselines.runs.run import WEIGHTS
-from lcrec.core.artifacts import EMBEDDINGS, read_array, write_json
+from lcrec.core.artifacts import EMBEDDINGS, METHOD_WEIGHTS, read_array, write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError, closest
@@ -248,8 +247,8 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Path]:
     Raises:
         InputError: there are none, or none that can be used.
     """
-    if (path / WEIGHTS).is_file():
-        file = path / WEIGHTS
+    if (path / METHOD_WEIGHTS).is_file():
+        file = path / METHOD_WEIGHTS
         try:
             state = load_file(file)
         except SafetensorError as error:
@@ -262,7 +261,7 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Path]:
     else:
         file = path / EMBEDDINGS if path.is_dir() else path
         if path.is_dir() and not file.is_file():
-            raise InputError(f"{path}: holds neither {EMBEDDINGS} nor {WEIGHTS}")
+            raise InputError(f"{path}: holds neither {EMBEDDINGS} nor {METHOD_WEIGHTS}")
         vectors = read_array(file)
     if vectors.ndim != 2 or not vectors.shape[1] or not np.issubdtype(vectors.dtype, np.floating):
         raise InputError(

@@ -22,7 +22,7 @@ from lcrec.baselines.runs.flags import method_settings, parse_method_config, set
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import Need
-from lcrec.core.artifacts import atomic_path
+from lcrec.core.artifacts import METHOD_WEIGHTS, atomic_path
 from lcrec.core.config import Writes, config_dict, option
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
@@ -104,9 +104,6 @@ def most(peaks: Iterable[int | None]) -> int | None:
     return max((peak for peak in peaks if peak is not None), default=None)
 
 
-WEIGHTS = "method.safetensors"
-
-
 def save_method(
     folder: Path,
     stage: str,
@@ -129,14 +126,14 @@ def save_method(
         temporary.mkdir()
         # Contiguous: safetensors would write the bytes of a transposed array as they lie.
         state = {name: np.ascontiguousarray(value) for name, value in method.state().items()}
-        save_file(state, temporary / WEIGHTS)
+        save_file(state, temporary / METHOD_WEIGHTS)
         training = method.training
         write_provenance(temporary, stage, config, inputs, cost=cost, training=training)
 
 
 def is_saved(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
     """Tell whether a method of these settings, fitted on these inputs, lies there."""
-    whole = (folder / WEIGHTS).is_file() and is_current(folder, stage, config, inputs)
+    whole = (folder / METHOD_WEIGHTS).is_file() and is_current(folder, stage, config, inputs)
     return whole and "fit_seconds" in (read_provenance(folder) or {})
 
 
@@ -149,8 +146,8 @@ def load_method(
         InputError: nothing lies there, it is damaged, or was fitted on other inputs.
     """
     record = read_provenance(folder) if folder.is_dir() else None
-    if record is None or not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder}: holds no fitted method ({WEIGHTS} and its lcrec.json)")
+    if record is None or not (folder / METHOD_WEIGHTS).is_file():
+        raise InputError(f"{folder}: holds no fitted method ({METHOD_WEIGHTS} and its lcrec.json)")
     found = {role: entry["sha256"] for role, entry in record["inputs"].items()}
     for role, path in inputs.items():
         if role in found and found[role] != fingerprint(path):
@@ -158,9 +155,11 @@ def load_method(
                 f"{folder} was fitted on another {role} file than {path}; fit it again"
             )
     try:
-        method.load_state(load_file(folder / WEIGHTS), data)
+        method.load_state(load_file(folder / METHOD_WEIGHTS), data)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{folder / WEIGHTS}: not this method's ({error}); fit it again") from None
+        raise InputError(
+            f"{folder / METHOD_WEIGHTS}: not this method's ({error}); fit it again"
+        ) from None
 
 
 def fit_once(
