@@ -101,12 +101,14 @@ def settings_module(stage: str):
 
 
 def config_type(module):
+    """Return the settings of a stage, which may stand in another module of its package."""
+    stage = module.__name__.removesuffix(".__main__")
     found = [
         value
         for name, value in vars(module).items()
         if name.endswith("Config")
         and dataclasses.is_dataclass(value)
-        and value.__module__ == module.__name__
+        and f"{value.__module__}.".startswith(f"{stage}.")
     ]
     assert len(found) == 1, f"{module.__name__} should have one settings class"
     return found[0]
