@@ -25,6 +25,7 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("dataset", "data, index.json, prompts", "the instruction data set, to train elsewhere"),
     ("plan", "data, index.json, prompts, base's shape", "nothing: what the fine-tune would cost"),
     ("finetune", "data, index.json, prompts, base model", "the checkpoint folder"),
+    ("reinforce", "checkpoint, data", "the checkpoint folder, its rankings rewarded"),
     ("modeling", "checkpoint", "merge: one plain model, for other software"),
     ("generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
     ("serve", "checkpoint, data", "nothing: answers requests over HTTP"),

@@ -165,13 +165,13 @@ def count_devices() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def launch_command(argv: Sequence[str], devices: int) -> list[str]:
-    """Return the command that starts this stage once per device, through Accelerate."""
+def launch_command(argv: Sequence[str], devices: int, module: str = "lcrec.finetune") -> list[str]:
+    """Return the command that starts a stage once per device, through Accelerate."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     shape = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(devices)]
     # Port 0: any free one. Precision is the trainer's business, see --precision.
     rest = ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*launcher, *shape, *rest, "-m", "lcrec.finetune", *argv]
+    return [*launcher, *shape, *rest, "-m", module, *argv]
 
 
 def _finetune(job: FinetuneRun) -> Path:

@@ -164,7 +164,10 @@ def dict_of_prefixes(items: np.ndarray) -> dict[tuple[int, ...], list[int]]:
 
 
 def generate_by_prefixes(
-    model: PreTrainedModel, prompts: Tensor, prefixes: dict[tuple[int, ...], list[int]]
+    model: PreTrainedModel,
+    prompts: Tensor,
+    prefixes: dict[tuple[int, ...], list[int]],
+    beams: int = BEAMS,
 ) -> Tensor:
     """Search by `generate` with `prefix_allowed_tokens_fn`; paths int64 [batch, beam, levels]."""
 
@@ -177,14 +180,14 @@ def generate_by_prefixes(
         attention_mask=torch.ones_like(prompts),
         prefix_allowed_tokens_fn=allowed,
         max_new_tokens=LEVELS,
-        num_beams=BEAMS,
-        num_return_sequences=BEAMS,
+        num_beams=beams,
+        num_return_sequences=beams,
         length_penalty=0.0,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
     )
-    return found[:, PROMPT:].view(BATCH, BEAMS, LEVELS)
+    return found[:, PROMPT:].view(len(prompts), beams, LEVELS)
 
 
 class Setting:
@@ -254,7 +257,7 @@ def time_rounds(
                 seconds[way].processor[turn - 1] += share * (time.process_time() - start_processor)
     for way, (wall, processor) in seconds.items():
         print(
-            f"  {way:<18} {1000 * np.median(wall):9.1f} ms per batch of {BATCH}, "
+            f"  {way:<18} {1000 * np.median(wall):9.1f} ms a call, "
             f"{1000 * np.median(processor):9.1f} ms of processors"
         )
     return seconds

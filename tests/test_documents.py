@@ -51,7 +51,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # Flags of other programs, as the pages name them.
 OTHER_FLAGS = {"--cpu", "--num-processes", "--num-cpu-threads-per-process", "--nproc-per-node"}
 A_COMMAND = re.compile(
-    r"-m lcrec\.\w+ |(^|\W)lcrec \w|recipes/finetune\.py |^(\w+=\S+ )*python scripts/\w+\.py"
+    r"-m lcrec\.\w+ |(^|\W)lcrec \w|recipes/\w+\.py |^(\w+=\S+ )*python scripts/\w+\.py"
 )
 
 
@@ -81,8 +81,8 @@ def commands(document: Path) -> list[list[str]]:
 def stage_and_arguments(words: list[str]) -> tuple[str, list[str]]:
     """Return the stage ("embed") or the script ("scripts/ablation.py") and what follows it."""
     for position, word in enumerate(words):
-        if word == "recipes/finetune.py":
-            return "finetune", words[position + 1 :]
+        if word in ("recipes/finetune.py", "recipes/reinforce.py"):
+            return Path(word).stem, words[position + 1 :]
         if word.startswith("scripts/"):
             return word, words[position + 1 :]
         if word == "-m" and words[position + 1].startswith("lcrec."):

@@ -30,6 +30,7 @@ KINDS = {
     "python -m lcrec.dataset": "instructions",
     "accelerate launch recipes/finetune.py": "checkpoint",
     "python -m lcrec.finetune": "checkpoint",
+    "python -m lcrec.reinforce": "checkpoint",
     "python -m lcrec.generate": "predictions",
     "python -m lcrec.evaluate": "metrics",
     "python -m lcrec.evaluate pairs": "metrics",

@@ -13,7 +13,7 @@ In `seq2seq_search`, for encoder-decoders, every beam is a row. What the decoder
 of a prompt, keys and values in every layer, is computed once and then copied to the beams.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,13 @@ def beam_search(
     first_row: int = 0,
     head: PromptHead | None = None,
     graphs: StepGraphs | None = None,
+    advance: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] | None = None,
 ) -> BeamOutput:
     """Search with one encoded prompt for all its beams.
 
     The arguments are those of `lcrec.generate.search.search`, which checks them; `first_row` is the
-    number that an error gives to the first row.
+    number that an error gives to the first row, and `advance` chooses beams in another way than
+    `_advance`, with its arguments and result.
     """
     graphs = graphs or StepGraphs(torch.device("cpu"))
     config = model.config.get_text_config(decoder=True)
@@ -114,7 +116,7 @@ def beam_search(
         scores = torch.zeros(batch, 1, device=device)
         totals: list[Tensor] = []
         for level in range(trie.depth):
-            nodes, scores, tokens, parent = _advance(
+            nodes, scores, tokens, parent = (advance or _advance)(
                 trie, level, nodes, scores, logits, num_beams, own, totals
             )
             if level + 1 < trie.depth:

@@ -156,6 +156,7 @@ def save_checkpoint(
     validation_ndcg_at_10: float | None,
     trainable_parameters: int,
     nearby: NearbyItems | None = None,
+    stage: str = STAGE,
 ) -> None:
     """Write a self-contained checkpoint into `folder`; `lcrec.json` comes last.
 
@@ -169,6 +170,7 @@ def save_checkpoint(
         validation_ndcg_at_10: of the weights that are saved.
         trainable_parameters: how many numbers were trained.
         nearby: what stands near what in the train sequences, for prompts that show neighbours.
+        stage: the command that trained it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
@@ -184,7 +186,7 @@ def save_checkpoint(
     (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     write_provenance(
         folder,
-        STAGE,
+        stage,
         recipe,
         inputs,
         level_sizes=index.level_sizes,

@@ -33,6 +33,7 @@ from lcrec.modeling.base import (
     use_liger,
 )
 from lcrec.modeling.batches import PackingCollator
+from lcrec.modeling.callbacks import EarlyStopping
 from lcrec.modeling.checkpoint import copy_rows
 from lcrec.modeling.cost import (
     GIB,
@@ -47,7 +48,7 @@ from lcrec.modeling.cost import (
 from lcrec.modeling.families import check_family
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
-from lcrec.modeling.trainer import EarlyStopping, Ranker, RankingValidation, RecommenderTrainer
+from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.rows import (
     DrawnRows,

@@ -25,21 +25,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl import SFTTrainer
 
-from lcrec.core.console import ProgressBar, on_terminal
+from lcrec.core.console import on_terminal
 from lcrec.core.device import compute_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
@@ -51,6 +42,7 @@ from lcrec.modeling.batches import (
     split_batch,
     split_buffers,
 )
+from lcrec.modeling.callbacks import TrainingLines
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.run_folder import STAGED, explain_damage, explain_disk_full, publish_checkpoint
 from lcrec.prompts.tasks import TASKS
@@ -87,6 +79,8 @@ class RecommenderTrainer(SFTTrainer):
         epochs: passes over the samples that the rows hold; what is logged counts to it.
     """
 
+    work = "fine-tune"  # as progress calls it
+
     def __init__(
         self,
         *args: Any,
@@ -100,7 +94,7 @@ class RecommenderTrainer(SFTTrainer):
         if not on_terminal():
             for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
                 self.remove_callback(callback)
-            self.add_callback(TrainingLines(epochs))
+            self.add_callback(TrainingLines(epochs, self.work))
         self.ranking = ranking
         self.max_tokens_per_batch = max_tokens_per_batch
         # Per task the summed loss and the number of answer tokens since the last log.
@@ -229,11 +223,7 @@ class RecommenderTrainer(SFTTrainer):
             InputError: it is the third update in a row to be left out.
         """
         update = self.state.global_step + 1
-        batch = Path(self.args.output_dir or ".").parent / f"nan_update_{update}.safetensors"
-        if self.args.should_save:
-            rows = [inputs for inputs, _ in self._batches]
-            named = {f"{i}.{k}": v.contiguous() for i, r in enumerate(rows) for k, v in r.items()}
-            save_file(named, batch)
+        batch = self.keep_batch()
         compute_plainly()
         if isinstance(self.data_collator, PackingCollator):
             base_model(self.accelerator.unwrap_model(model)).set_attn_implementation("sdpa")
@@ -265,6 +255,16 @@ class RecommenderTrainer(SFTTrainer):
             )
         self._say(f"{what}, by any kernel; the update is left out. Its batch is in {batch}.")
         return 0.0
+
+    def keep_batch(self) -> Path:
+        """Write the batch of this update beside the checkpoint, and return where."""
+        place = Path(self.args.output_dir or ".").parent
+        place /= f"nan_update_{self.state.global_step + 1}.safetensors"
+        if self.args.should_save:
+            rows = [inputs for inputs, _ in self._batches]
+            named = {f"{i}.{k}": v.contiguous() for i, r in enumerate(rows) for k, v in r.items()}
+            save_file(named, place)
+        return place
 
     def _say(self, line: str) -> None:
         if self.args.should_save:
@@ -330,12 +330,17 @@ class RecommenderTrainer(SFTTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Add `eval_hr@10` and `eval_ndcg@10` over the whole catalogue to the loss."""
         output = super().evaluation_loop(*args, **kwargs)
-        ranked = self.rank()
-        targets = self.ranking.cases.targets
         assert output.metrics is not None
-        output.metrics["eval_hr@10"] = float(hit_at_k(ranked, targets, 10).mean())
-        output.metrics["eval_ndcg@10"] = float(ndcg_at_k(ranked, targets, 10).mean())
+        output.metrics.update(self.ranking_metrics(self.rank()))
         return output
+
+    def ranking_metrics(self, ranked: np.ndarray) -> dict[str, float]:
+        """Return how good the validation users' ranked items are, int64 [users, beams]."""
+        targets = self.ranking.cases.targets
+        return {
+            "eval_hr@10": float(hit_at_k(ranked, targets, 10).mean()),
+            "eval_ndcg@10": float(ndcg_at_k(ranked, targets, 10).mean()),
+        }
 
     def rank(self) -> np.ndarray:
         """Return the validation users' ranked items, int64 [users, beams]; processes share them."""
@@ -448,107 +453,6 @@ class RecommenderTrainer(SFTTrainer):
             # PEFT's default would write both resized matrices whole beside the trained rows.
             folder = output_dir or str(self.args.output_dir)
             model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-
-
-class EarlyStopping(EarlyStoppingCallback):
-    """Stops after some validations with a gain neither in NDCG@10 nor in the loss.
-
-    A model that starts from noise learns to spell items, which the loss shows, before it ranks one
-    item above the others.
-
-    Args:
-        early_stopping_patience: how many.
-        early_stopping_threshold: what a metric must gain to count.
-    """
-
-    def __init__(
-        self, early_stopping_patience: int = 1, early_stopping_threshold: float = 0.0
-    ) -> None:
-        super().__init__(early_stopping_patience, early_stopping_threshold)
-        self.least_loss = math.inf
-
-    def on_evaluate(  # type: ignore[override]  # its two bases disagree on `metrics`
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Count the validation, unless the loss has never been as low."""
-        loss = kwargs["metrics"]["eval_loss"]
-        if loss < self.least_loss:
-            self.least_loss, self.early_stopping_patience_counter = loss, -1
-        super().on_evaluate(args, state, control, **kwargs)
-
-    def state(self) -> dict[str, Any]:
-        """Return what a resumed run goes on from."""
-        state = super().state()
-        state["attributes"]["least_loss"] = self.least_loss
-        return state
-
-
-class TrainingLines(TrainerCallback):
-    """Logs training where no terminal shows a bar: a line every 30 s and one per validation.
-
-    Args:
-        epochs: passes over the samples that the rows hold.
-    """
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self._loss: dict[str, str] = {}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start counting, where the run is continued at the updates done before."""
-        self._bar = ProgressBar(
-            state.max_steps,
-            "fine-tune",
-            "updates",
-            initial=state.global_step,
-            disable=not state.is_world_process_zero,
-        )
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Print a line if the last one is 30 seconds old."""
-        self._bar.note(epoch=self._epoch(state), **self._loss)
-        self._bar.update()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Note the mean loss since the last log."""
-        if logs is not None and "loss" in logs:
-            self._loss = {"loss": f"{logs['loss']:.3f}"}
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Print what a validation found."""
-        if metrics is not None and state.is_world_process_zero:
-            print(
-                f"Validation after {state.global_step:,} updates: loss {metrics['eval_loss']:.3f}, "
-                f"HR@10 {metrics['eval_hr@10']:.4f}, NDCG@10 {metrics['eval_ndcg@10']:.4f}",
-                flush=True,
-            )
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Print how long training took, if that was over 30 seconds."""
-        self._bar.close()
-
-    def _epoch(self, state: TrainerState) -> str:
-        return f"{(state.epoch or 0) * self.epochs:.2f} of {self.epochs}"
 
 
 def _is_finite(norm: Tensor | float | None) -> bool:

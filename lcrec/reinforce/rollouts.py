@@ -1,0 +1,108 @@
+"""How a prompt is answered by a group of items: the best of the beam, or draws without repetition.
+
+Both encode a prompt once for all its answers (`lcrec.generate.beams`), and both can answer with
+nothing but real items. `gumbel` draws from the distribution of the constrained model: at each node
+of the tree a softmax over its children, so that the probabilities of all items sum to 1. The G
+draws are those of sampling without replacement, by stochastic beam search (Kool et al., arXiv
+1903.06059): each leaf's log-probability plus its own Gumbel noise, of which the G largest are kept,
+found top down because the largest of a subtree is itself Gumbel about its log-probability.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lcrec.generate.beams import BeamOutput, Model, beam_search
+from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.trie import Constraint, ItemTrie
+
+
+def draw_items(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    trie: ItemTrie,
+    group: int,
+    generator: torch.Generator,
+    *,
+    leaf_filter: LeafFilter | None = None,
+) -> BeamOutput:
+    """Draw `group` items per prompt without repetition, in proportion to their probability.
+
+    Args:
+        model, input_ids, attention_mask, trie, leaf_filter: as for `lcrec.generate.search.search`.
+        group: how many; no more than the filter leaves.
+        generator: decides the draws, on the CPU.
+
+    Returns:
+        The items, the likeliest first, and their exact log-probabilities under the constrained
+        distribution, of what the filter allows.
+    """
+    walk = GumbelWalk(generator)
+    return beam_search(
+        model, input_ids, attention_mask, trie, group, leaf_filter=leaf_filter, advance=walk.advance
+    )
+
+
+@dataclass
+class GumbelWalk:
+    """The steps of stochastic beam search, in place of the steps of beam search.
+
+    Attributes:
+        generator: decides the draws, on the CPU.
+        perturbed: for every beam the largest perturbed log-probability below it, float32
+            [batch, beam]; None before the first step.
+    """
+
+    generator: torch.Generator
+    perturbed: Tensor | None = None
+
+    def advance(
+        self,
+        trie: Constraint,
+        level: int,
+        nodes: Tensor,
+        scores: Tensor,
+        logits: Tensor,
+        num_beams: int,
+        leaf_filter: LeafFilter | None,
+        totals: list[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Go one level down; arguments and result as those of beam search's own step."""
+        children, tokens, valid = trie.children(nodes, level)
+        if leaf_filter is not None:
+            valid &= leaf_filter.reachable(children)
+        own = logits.gather(2, tokens).float().masked_fill(~valid, -torch.inf)
+        total = own.logsumexp(dim=2)
+        # A beam that stands for nothing, where there are fewer nodes than beams, is no fault.
+        alive = scores > -torch.inf
+        totals.append(torch.where(alive, total, 0))
+        log_probs = (scores + torch.where(alive, -total, 0))[..., None] + own
+        log_probs = log_probs.masked_fill(~(valid & alive[..., None]), -torch.inf)
+        if self.perturbed is None:
+            self.perturbed = torch.zeros_like(scores)
+        noisy = self._perturb(log_probs, self.perturbed).flatten(1)
+        best, chosen = noisy.topk(min(num_beams, trie.num_nodes(level + 1)), dim=1)
+        self.perturbed = best
+        new = log_probs.flatten(1).gather(1, chosen)
+        nodes, tokens = children.flatten(1).gather(1, chosen), tokens.flatten(1).gather(1, chosen)
+        return nodes, new, tokens, chosen // trie.max_children(level)
+
+    def _perturb(self, log_probs: Tensor, largest: Tensor) -> Tensor:
+        """Add Gumbel noise to children's log-probabilities, given the largest of each parent.
+
+        Kool et al., section 4.1 and appendix B.3, in the form that does not lose digits.
+
+        Args:
+            log_probs: float32 [batch, beam, width], -inf where there is no child.
+            largest: float32 [batch, beam].
+        """
+        uniform = torch.rand(log_probs.shape, generator=self.generator, dtype=torch.float64)
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16))).to(log_probs)
+        noisy = log_probs + gumbel
+        most = noisy.amax(dim=2, keepdim=True)
+        target = largest[..., None]
+        gap = target - noisy + torch.log1p(-torch.exp((noisy - most).clamp(max=0)))
+        found = target - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
+        return torch.where(log_probs > -torch.inf, found, -torch.inf)

@@ -1,0 +1,269 @@
+"""What reinforcement learning is told and what it reads, known before any model is loaded.
+
+Nothing here imports torch, so that a wrong setting or a wrong file is refused at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lcrec.core.artifacts import EMBEDDINGS, PROMPTS, PROVENANCE, find_data, read_array
+from lcrec.core.config import config_dict, option, refuse_settings
+from lcrec.core.errors import InputError
+from lcrec.core.pretrained import ADAPTER_CONFIG
+from lcrec.core.provenance import is_kind, read_provenance, require_same_input
+from lcrec.data.data_set import load_data
+from lcrec.data.splits import Split, require_same_split
+from lcrec.index.item_index import ItemIndex
+from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.tasks import parse_mixture
+from lcrec.reinforce.rewards import Catalogue, load_function, parse_rewards
+
+STAGE = "python -m lcrec.reinforce"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceSettings:
+    """What shapes a reinforced model."""
+
+    model: Path = option("the fine-tuned checkpoint to start from")
+    data: Path = option("the data folder it was trained on")
+    base: str | None = option("where the base model of an adapter lies now, if it moved", None)
+    objective: Literal["grpo", "dpo"] = option(
+        "grpo: rewards of a group of answers; dpo: the target against the other answers (S-DPO)",
+        "grpo",
+    )
+    rollouts: Literal["beam", "gumbel"] = option(
+        "how a prompt is answered: by the best items of the beam, or by items drawn without "
+        "repetition from the model's distribution over the catalogue",
+        "beam",
+    )
+    group: int = option("items that answer a prompt", 16, minimum=2)
+    rewards: list[str] = option(
+        "what an item is rewarded for, each with its weight if it is not 1: hit, rank, codes, "
+        "similarity, novelty, or module:function",
+        ["hit", "rank"],
+    )
+    embeddings: Path | None = option("the items' embeddings, for the reward similarity", None)
+    scale_advantages: bool = option("divide advantages by the group's standard deviation", True)
+    add_target: float = option(
+        "put the target into groups that missed it, its advantage multiplied by this; 0: do not",
+        0.0,
+        minimum=0,
+    )
+    supervise_misses: float = option(
+        "replace the objective of groups without a hit by the supervised loss of the target, "
+        "multiplied by this; 0: do not",
+        0.0,
+        minimum=0,
+    )
+    clip: float = option("how far a probability may move before its gradient ends", 0.2, minimum=0)
+    reuse: int = option("updates made of the same rollouts", 1, minimum=1)
+    kl: float = option("weight of the distance to the starting model", 0.001, minimum=0)
+    max_kl: float = option("stop where that distance of a batch exceeds this", 10.0, minimum=0)
+    dpo_beta: float = option("with dpo: scale of the implicit reward", 1.0, minimum=1e-6)
+    epochs: int = option("passes over the training cases", 1, minimum=1)
+    cases: int | None = option("training cases of an epoch, drawn anew (default: all)", None)
+    learning_rate: float = option("peak step size of AdamW", 1e-5, minimum=1e-12)
+    weight_decay: float = option("AdamW's weight decay", 0.0, minimum=0)
+    warmup: float = option("share of the updates to warm up in", 0.03, minimum=0, maximum=0.99)
+    batch_size: int = option("prompts per step and process", 16, minimum=1)
+    accumulate: int = option("steps to add up before an update", 1, minimum=1)
+    max_history: int | None = option(
+        "items of a history shown at most (default: as in fine-tuning)", None, minimum=1
+    )
+    exclude_history: bool = option("never answer with an item of the history", False)
+    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of training", "fp32")
+    gradient_checkpointing: bool = option("save memory, spend a third more time", False)
+    validation_users: int = option("held-out users to rank the catalogue for", 1000, minimum=1)
+    validate_every: float = option("epochs between validations", 0.25, minimum=0.01)
+    tolerance: float = option(
+        "stop where HR@10 or NDCG@10 has lost more than this share of what it was at the start",
+        0.1,
+        minimum=0,
+    )
+    num_beams: int = option("beams in validation", 20, minimum=10)
+    report_to: str = option("where metrics go: none, tensorboard, wandb, trackio", "none")
+    seed: int = option("decides everything drawn", 42, minimum=0)
+
+
+def check_settings(settings: ReinforceSettings) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        InputError: it names them.
+    """
+    if settings.objective == "dpo":
+        unused = {"rewards", "scale_advantages", "add_target", "supervise_misses", "clip"}
+        every = set(vars(settings)) - unused
+        refuse_settings(settings, every, "is a setting of --objective grpo, not of dpo")
+    elif settings.dpo_beta != 1.0:
+        raise InputError(f"--dpo-beta {settings.dpo_beta}: is a setting of --objective dpo")
+    if settings.add_target and settings.supervise_misses:
+        raise InputError(
+            f"--add-target {settings.add_target} and --supervise-misses "
+            f"{settings.supervise_misses} are two ways to treat groups without a hit; choose one"
+        )
+    weights = parse_rewards(settings.rewards)
+    if "similarity" in weights and settings.embeddings is None:
+        raise InputError(
+            "--rewards similarity: compares embeddings; name them with --embeddings, made by "
+            f"python -m lcrec.embed --data {settings.data} --output EMBEDDINGS"
+        )
+    if "similarity" not in weights and settings.embeddings is not None:
+        raise InputError(
+            f"--embeddings {settings.embeddings}: only the reward similarity reads them; add it to "
+            "--rewards"
+        )
+    for name in weights:
+        if ":" in name:
+            load_function(name)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What the model is trained on: what stands in a history, and what came next.
+
+    Attributes:
+        items: all users' training items, one user behind the other, int32 [items].
+        starts, places: for each case where its history begins and where its target is, int64
+            [cases]; the history is all between.
+    """
+
+    items: np.ndarray
+    starts: np.ndarray
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @classmethod
+    def of(cls, split: Split, *, exclude_history: bool) -> "Cases":
+        """Return every training item that has a history; with `exclude_history` not in it."""
+        items, offsets = split.train.items, split.train.offsets
+        starts = np.repeat(offsets[:-1], np.diff(offsets))
+        places = np.flatnonzero(np.arange(len(items)) > starts)
+        cases = cls(items, starts[places], places)
+        if not exclude_history:
+            return cases
+        pairs = enumerate(zip(cases.starts.tolist(), places.tolist(), strict=True))
+        new = [case for case, (start, place) in pairs if items[place] not in items[start:place]]
+        return cls(items, cases.starts[new], places[new])
+
+    def history(self, case: int) -> np.ndarray:
+        """Return the items before a case's target, oldest first."""
+        return self.items[self.starts[case] : self.places[case]]
+
+    def target(self, case: int) -> int:
+        """Return the item that came next."""
+        return int(self.items[self.places[case]])
+
+
+@dataclass(frozen=True)
+class ReinforceInputs:
+    """What a run reads besides the weights.
+
+    Attributes:
+        files: every file and folder read, by its role in the provenance.
+        recipe: the settings of the fine-tune that it starts from.
+        index, prompts: the checkpoint's own.
+        split: of the data folder.
+        cases: what is trained on.
+        catalogue: what rewards know of the items.
+        max_history: how many items of a history a prompt shows.
+    """
+
+    files: dict[str, Path]
+    recipe: dict[str, Any]
+    index: ItemIndex
+    prompts: PromptSet
+    split: Split
+    cases: Cases
+    catalogue: Catalogue
+    max_history: int
+
+
+def load_inputs(settings: ReinforceSettings) -> ReinforceInputs:
+    """Read and check the data folder and what a checkpoint says of itself.
+
+    Raises:
+        InputError: no checkpoint, one that never learnt `seqrec`, another data folder than it was
+            trained on, a file that is missing or wrong, or groups that the catalogue cannot fill.
+    """
+    model = settings.model
+    if not is_kind(model, "python -m lcrec.finetune"):
+        raise InputError(
+            f"--model {model}: not a checkpoint of lcrec (no {PROVENANCE} of a fine-tune in it); "
+            "reinforcement starts from one: python -m lcrec.finetune --output DIR"
+        )
+    record = read_provenance(model)
+    assert record is not None
+    recipe = record["config"]
+    if "seqrec" not in parse_mixture(list(recipe["tasks"])):
+        raise InputError(
+            f"--model {model}: was not fine-tuned on seqrec (but on {', '.join(recipe['tasks'])}), "
+            "so it has no ranking to reward; add the task: lcrec.finetune --tasks seqrec ..."
+        )
+    paths = find_data(settings.data)
+    retrain = f"python -m lcrec.finetune --data {settings.data} --output DIR"
+    data = load_data(settings.data)
+    require_same_input(model, "item", paths.item, retrain)
+    require_same_split(model, settings.data, retrain)
+    index = ItemIndex.load(model)
+    files = {"model": model, "item": paths.item, **paths.sequences}
+    if (model / ADAPTER_CONFIG).exists():
+        base = settings.base or recipe.get("base")
+        if base is not None and Path(base).exists():
+            files["base"] = Path(base)
+    if settings.embeddings is not None:
+        files["embeddings"] = settings.embeddings
+    cases = Cases.of(data.split, exclude_history=settings.exclude_history)
+    if not len(cases):
+        raise InputError(f"--data {settings.data}: no training item has a history to learn from")
+    longest = int((cases.places - cases.starts).max()) if settings.exclude_history else 0
+    if settings.group + longest > len(index):
+        raise InputError(
+            f"--group {settings.group}: the catalogue has {len(index)} items"
+            + (f", up to {longest} of them in a history" if longest else "")
+            + f"; take at most {len(index) - longest}"
+        )
+    return ReinforceInputs(
+        files,
+        recipe,
+        index,
+        PromptSet.load(model / PROMPTS),
+        data.split,
+        cases,
+        Catalogue(
+            index.codes,
+            np.bincount(data.split.train.items, minlength=len(index)),
+            None if settings.embeddings is None else _embeddings(settings, len(index)),
+        ),
+        settings.max_history or record["max_history"],
+    )
+
+
+def _embeddings(settings: ReinforceSettings, items: int) -> np.ndarray:
+    """Return the items' embeddings, each of length 1."""
+    assert settings.embeddings is not None
+    place = settings.embeddings
+    path = place / EMBEDDINGS if place.is_dir() else place
+    rebuild = f"python -m lcrec.embed --data {settings.data} --output {path.parent}"
+    vectors = read_array(path)
+    require_same_input(path.parent, "item", find_data(settings.data).item, rebuild)
+    if vectors.ndim != 2 or len(vectors) != items:
+        raise InputError(
+            f"--embeddings {path}: has shape {list(vectors.shape)}, but the catalogue has {items} "
+            f"items; make it anew with: {rebuild}"
+        )
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def recipe_of(settings: ReinforceSettings, inputs: ReinforceInputs) -> dict[str, Any]:
+    """Return what a checkpoint records: the fine-tune's settings, and these behind `reinforce.`."""
+    own = {f"reinforce.{name}": value for name, value in config_dict(settings).items()}
+    del own["reinforce.base"]  # a place, and what lies there is known by its hash
+    return inputs.recipe | own

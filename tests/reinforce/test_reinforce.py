@@ -1,0 +1,288 @@
+"""The command: what it trains, keeps, resumes, refuses and says."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lcrec.core.artifacts import read_json
+from lcrec.core.errors import InputError
+from lcrec.core.provenance import read_provenance
+from lcrec.generate.recommender import Recommender
+from lcrec.modeling.checkpoint import CheckpointFacts
+from lcrec.reinforce.settings import Cases
+from lcrec.reinforce.trainer import ReinforceTrainer
+from tests.test_finetune import Killed, assert_same_weights, weights
+
+
+def nothing(items, targets, histories):
+    return np.zeros(items.shape)
+
+
+def undecided(items, targets, histories):
+    return np.full(items.shape, np.nan)
+
+
+NOTHING = f"{__name__}:nothing"
+
+
+@pytest.fixture(scope="module")
+def whole_model(finetune, tmp_path_factory):
+    """A checkpoint of `--mode full`."""
+    return finetune(tmp_path_factory.mktemp("full") / "model", "--mode", "full", "--dropout", 0.1)
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """Return what is logged, a dictionary for each time."""
+    seen = []
+    log = ReinforceTrainer.log
+
+    def remember(self, logs, *args):
+        log(self, logs, *args)
+        seen.append(dict(logs))
+
+    monkeypatch.setattr(ReinforceTrainer, "log", remember)
+    return seen
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Make the run die in the given batch, counted from 1."""
+
+    def arm(step):
+        original, count = ReinforceTrainer.training_step, 0
+
+        def training_step(self, *args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == step:
+                raise Killed
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(ReinforceTrainer, "training_step", training_step)
+
+    return arm
+
+
+def test_a_finished_run(reinforce, checkpoint, tmp_path, logged, capsys):
+    output = reinforce(tmp_path / "model")
+    facts, before = CheckpointFacts.read(output), CheckpointFacts.read(checkpoint)
+    assert (facts.tasks, facts.max_history) == (before.tasks, before.max_history)
+    record = read_provenance(output)
+    assert record["stage"] == "python -m lcrec.reinforce"
+    assert record["config"]["reinforce.group"] == 4
+    assert set(record["inputs"]) == {"model", "item", "inter", "base"}
+    assert facts.validation_ndcg_at_10 >= before.validation_ndcg_at_10 - 1e-9
+    ranking = Recommender.from_pretrained(output).recommend([[1, 2]], 48)
+    assert sorted(ranking.items[0].tolist()) == list(range(48))
+    means = [logs for logs in logged if "loss" in logs]
+    assert means
+    for name in ("reward", "reward_hit", "reward_rank", "hit", "no_signal", "kl", "entropy"):
+        assert all(math.isfinite(logs[name]) for logs in means), name
+    assert 0 < max(logs["hit"] for logs in means) < 1
+    assert means[-1]["kl"] > 0  # it has moved
+    validations = [logs for logs in logged if "eval_ndcg@10" in logs]
+    assert len(validations) == 2
+    assert 10 <= validations[-1]["eval_items@10"] <= 48
+    assert not (output / ".training").exists()
+    reinforce(output)
+    assert "is up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [(), ("--kl", 0), ("--rollouts", "gumbel", "--reuse", 2)])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_reward_that_is_always_0_changes_nothing(
+    reinforce, checkpoint, whole_model, tmp_path, monkeypatch, logged, kind, options
+):
+    """Not a bit of a weight, though AdamW makes steps of the same size of any gradient."""
+    model = checkpoint if kind == "lora" else whole_model
+    last = {}
+    train = ReinforceTrainer.train
+
+    def remember(self, **kwargs):
+        self.args.load_best_model_at_end = False
+        before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        train(self, **kwargs)
+        last.update({n: (before[n], p.detach()) for n, p in self.model.named_parameters()})
+
+    monkeypatch.setattr(ReinforceTrainer, "train", remember)
+    output = reinforce(tmp_path / "model", "--model", model, "--rewards", NOTHING, *options)
+    assert all(torch.equal(before, after) for before, after in last.values())
+    assert_same_weights(output, model)
+    assert {logs["no_signal"] for logs in logged if "no_signal" in logs} == {1.0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--objective", "dpo"),
+        ("--rollouts", "gumbel"),
+        ("--add-target", 0.5),
+        ("--supervise-misses", 0.5),
+        ("--reuse", 3, "--clip", 0.01),
+        ("--exclude-history", None),
+        ("--accumulate", 2, "--batch-size", 3),
+        ("--precision", "bf16"),
+        ("--gradient-checkpointing", None),
+        ("--epochs", 2, "--max-history", 2),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_other_settings(reinforce, tmp_path, logged, options):
+    output = reinforce(tmp_path / "model", *options)
+    assert read_provenance(output)["validation_ndcg_at_10"] >= 0
+    last = [logs for logs in logged if "loss" in logs][-1]
+    assert last["kl"] > 0
+    assert any("reward" in logs for logs in logged) == ("dpo" not in options)
+    if "gumbel" in options:
+        assert 0 < last["mass"] <= 1
+    if "--supervise-misses" in options:
+        assert last["supervised"] == pytest.approx(1 - last["hit"])
+    if "--reuse" in options:
+        assert last["clipped"] > 0
+    if "--add-target" in options:  # a group with its target always says something
+        assert last["no_signal"] == 0
+
+
+@pytest.mark.parametrize("words", [(), ("--rollouts", "gumbel", "--reuse", 2, "--accumulate", 2)])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    reinforce, checkpoint, whole_model, tmp_path, kill_at, words, kind
+):
+    """Killed behind the first checkpoint; the reference is that of the start all the same."""
+    options = ("--model", checkpoint if kind == "lora" else whole_model, "--kl", 0.1, *words)
+    whole = reinforce(tmp_path / "whole", *options)
+    kill_at(6 if not words else 11)
+    with pytest.raises(Killed):
+        reinforce(tmp_path / "killed", *options)
+    assert list((tmp_path / "killed" / ".training").glob("checkpoint-*"))
+    assert_same_weights(reinforce(tmp_path / "killed", *options), whole)
+
+
+@pytest.mark.slow
+def test_two_processes(reinforce, checkpoint, shop, tmp_path, run_command):
+    """Share prompts and validation; from the same rollouts they make the weights of one process."""
+    words = ["--model", checkpoint, "--data", shop, "--cases", 16, "--group", 4]
+    words += ["--learning-rate", 0.001, "--validation-users", 20, "--validate-every", 0.5]
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "recipes/reinforce.py")
+    run_command(*launch, *words, "--batch-size", 2, "--output", tmp_path / "two")
+    run_command("-m", "lcrec.reinforce", *words, "--batch-size", 4, "--output", tmp_path / "one")
+    one, two = (read_provenance(tmp_path / name) for name in ("one", "two"))
+    assert one["validation_ndcg_at_10"] == pytest.approx(two["validation_ndcg_at_10"], abs=0.02)
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(value, weights(tmp_path / "two")[name], rtol=1e-3, atol=1e-3)
+
+
+def test_training_stops_where_validation_falls_below_the_start(
+    reinforce, checkpoint, tmp_path, monkeypatch, capsys
+):
+    ranked = []
+
+    def rank(self):
+        targets = self.ranking.cases.targets
+        found = np.full((len(targets), 20), -1)
+        found[:, len(ranked)] = targets  # first, second, third
+        ranked.append(self.state.global_step)
+        return found
+
+    monkeypatch.setattr(ReinforceTrainer, "rank", rank)
+    output = reinforce(tmp_path / "model", "--validate-every", 0.34, "--tolerance", 0.4)
+    assert ranked == [0, 2, 4]  # NDCG@10 1, .63, .5
+    said = capsys.readouterr().out
+    assert "Stopped after 4 updates: NDCG@10 is 0.5000, at the start it was 1.0000" in said
+    assert "the start's weights, for no validation beat its NDCG@10 of 1.0000" in said
+    assert_same_weights(output, checkpoint)
+    assert read_provenance(output)["validation_ndcg_at_10"] == 1
+
+
+def test_the_best_weights_are_kept(reinforce, tmp_path, monkeypatch):
+    seen = []
+
+    def rank(self):
+        targets = self.ranking.cases.targets
+        found = np.full((len(targets), 20), -1)
+        found[:, [5, 3, 0, 1][len(seen)]] = targets
+        seen.append({n: p.detach().clone() for n, p in self.model.named_parameters()})
+        return found
+
+    monkeypatch.setattr(ReinforceTrainer, "rank", rank)
+    output = reinforce(tmp_path / "model", "--validate-every", 0.34)
+    assert read_provenance(output)["validation_ndcg_at_10"] == 1
+    best = {name.replace(".default", ""): value for name, value in seen[2].items()}
+    for name, value in weights(output).items():
+        assert torch.equal(best[name], value), name
+
+
+def test_an_explosion_names_its_batch(reinforce, tmp_path, monkeypatch):
+    with pytest.raises(
+        InputError, match=r"in update \d+ the model is .* above --max-kl 1e-09"
+    ) as e:
+        reinforce(tmp_path / "model", "--max-kl", 1e-9)
+    (file,) = (tmp_path / "model").glob("nan_update_*.safetensors")
+    assert str(file) in str(e.value)
+    batch = load_file(file)
+    assert batch["0.items"].shape == (4, 4)
+    assert {"0.input_ids", "0.target", "0.advantages", "0.reference"} <= batch.keys()
+
+    def overflow(log_probs, *args):
+        return log_probs.sum() * math.nan, torch.zeros(())
+
+    monkeypatch.setattr("lcrec.reinforce.trainer.grpo_loss", overflow)
+    with pytest.raises(InputError, match="the loss of update 1 is NaN or infinite; its batch is"):
+        reinforce(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--group", 49), "--group 49: the catalogue has 48 items; take at most 48"),
+        (("--rewards", "hits"), "did you mean 'hit'"),
+        (("--rewards", f"{__name__}:undecided"), "reward of item .* is nan"),
+        (("--rewards", "similarity"), "--rewards similarity: compares embeddings; name them"),
+        (("--embeddings", "."), "only the reward similarity reads them"),
+        (("--objective", "dpo", "--clip", 0.1), "--clip 0.1: is a setting of --objective grpo"),
+        (("--dpo-beta", 2), "--dpo-beta 2.0: is a setting of --objective dpo"),
+        (("--add-target", 1, "--supervise-misses", 1), "are two ways to treat groups"),
+        (("--model", "nowhere"), "--model nowhere: not a checkpoint of lcrec"),
+        (("--group", 1), "--group: 1 is too small"),
+    ],
+)
+def test_bad_settings(reinforce, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        reinforce(tmp_path / "model", *options)
+    assert not (tmp_path / "model" / "lcrec.json").exists()
+
+
+def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"not a checkpoint of lcrec .*reinforcement starts from"):
+        reinforce(tmp_path / "model", "--model", base)
+    words = finetune_words(tmp_path / "titles", "--epochs", 1)
+    recipe.main([*words[: words.index("--tasks")], "--tasks", "item2index=8"])
+    with pytest.raises(InputError, match=r"was not fine-tuned on seqrec \(but on item2index=8\)"):
+        reinforce(tmp_path / "model", "--model", tmp_path / "titles")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="does not shard weights over processes yet"):
+        reinforce(tmp_path / "model")
+
+
+def test_an_adapter_whose_base_is_gone(reinforce, finetune, base, tmp_path):
+    moved = tmp_path / "base"
+    moved.symlink_to(base)
+    model = finetune(tmp_path / "adapter", "--base", moved, "--epochs", 1)
+    moved.unlink()
+    with pytest.raises(InputError, match=r"base model is no longer in .*with --base"):
+        reinforce(tmp_path / "model", "--model", model)
+    output = reinforce(tmp_path / "model", "--model", model, "--base", base)
+    assert read_json(output / "adapter_config.json")["base_model_name_or_path"] == str(base)
+
+
+def test_cases(split):
+    every = Cases.of(split, exclude_history=False)
+    assert len(every) == len(split.train.items) - len(split.train)
+    assert list(every.history(0)) == list(split.train.sequence(0)[:1])
+    assert every.target(0) == split.train.sequence(0)[1]
+    new = Cases.of(split, exclude_history=True)
+    assert all(new.target(case) not in new.history(case) for case in range(len(new)))

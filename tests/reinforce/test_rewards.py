@@ -1,0 +1,68 @@
+"""Rewards by item id, on groups whose worth is obvious by hand."""
+
+import numpy as np
+import pytest
+
+from lcrec.core.errors import InputError
+from lcrec.reinforce.rewards import Catalogue, Rewards, parse_rewards
+
+CODES = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+VECTORS = np.array([[1, 0], [0, 1], [-1, 0], [0.6, 0.8]], dtype=np.float32)
+CATALOGUE = Catalogue(CODES, np.array([0, 2, 6, 14]), VECTORS)
+ITEMS, TARGETS = np.array([[3, 1, 0], [2, 3, 1]]), np.array([1, 0])
+SHARE = 1 / (1 + 1 / np.log2(3) + 1 / 2)  # of rank 1 among three
+
+
+def double(items, targets, histories):
+    assert [list(history) for history in histories] == [[0], [1, 2]]
+    return 2.0 * (items == targets[:, None])
+
+
+def broken(items, targets, histories):
+    return np.where(items == 2, np.nan, 0.0)
+
+
+def short(items, targets, histories):
+    return [0.0, 1.0]
+
+
+def words(items, targets, histories):
+    return "no number"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["hit"], [[0, 1, 0], [0, 0, 0]]),
+        (["rank"], [[-SHARE, 0, 0], [0, 0, 0]]),  # the miss below the hit is not penalised
+        (["codes"], [[0, 1, 0.5], [0, 0, 0.5]]),  # 1.1 shares its last code with 0.1 alone
+        (["similarity"], [[0.8, 1, 0], [-1, 0.6, 0]]),
+        (["novelty"], [[0, 0.5, 0], [0, 0, 0]]),  # bought twice: log2(2 + 2)
+        (["hit=2", "codes=-1"], [[0, 1, -0.5], [0, 0, -0.5]]),
+        ([f"{__name__}:double"], [[0, 2, 0], [0, 0, 0]]),
+    ],
+)
+def test_rewards(words, expected):
+    rewards = Rewards(parse_rewards(words), CATALOGUE)
+    found, means = rewards(ITEMS, TARGETS, [np.array([0]), np.array([1, 2])])
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    assert list(means) == list(parse_rewards(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hits"], "--rewards hits: 'hits' is none of hit, .*did you mean 'hit'"),
+        (["hit=none"], "--rewards hit=none: the weight must be a number other than 0"),
+        (["hit=0"], "--rewards hit=0: the weight"),
+        (["hit", "hit=2"], "hit is given twice"),
+        (["no_such_module:f"], "no_such_module cannot be imported"),
+        ([f"{__name__}:nothing"], "has no function nothing"),
+        ([f"{__name__}:broken"], "broken: the reward of item 2 where 0 was right is nan"),
+        ([f"{__name__}:short"], r"short: expected rewards of shape \[2, 3\] .*, got \[2\]"),
+        ([f"{__name__}:words"], "words: it fails"),
+    ],
+)
+def test_rewards_that_cannot_be_used(words, message):
+    with pytest.raises(InputError, match=message):
+        Rewards(parse_rewards(words), CATALOGUE)(ITEMS, TARGETS, [])
