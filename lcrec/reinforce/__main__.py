@@ -190,7 +190,6 @@ def load(job: ReinforceRun) -> Checkpoint:
         InputError: weights are missing or damaged, or its family cannot share a prompt.
     """
     import torch
-    from peft import PeftModel
 
     from lcrec.generate.search import supports_shared_prefix
     from lcrec.modeling.base import DTYPES
@@ -206,9 +205,6 @@ def load(job: ReinforceRun) -> Checkpoint:
             f"--model {config.model}: models of the family {model.config.model_type} cannot share "
             "a prompt between answers, so they cannot be reinforced; take another family"
         )
-    if config.base is not None and isinstance(model, PeftModel):
-        for own in model.peft_config.values():
-            own.base_model_name_or_path = config.base  # for those who load the result
     mark_trained(model)
     return checkpoint
 
@@ -272,6 +268,9 @@ def _save(
     else:
         model = load_checkpoint(config.model, base=config.base).model
         end = f"the start's weights, for no validation beat its NDCG@10 of {before:.4f}"
+    if config.base is not None:  # for those who load the result
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = config.base
     with explain_disk_full(config.output):
         save_checkpoint(
             config.output,

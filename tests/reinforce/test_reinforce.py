@@ -142,7 +142,7 @@ def test_other_settings(reinforce, tmp_path, logged, options):
     if "--supervise-misses" in options:
         assert last["supervised"] == pytest.approx(1 - last["hit"])
     if "--reuse" in options:
-        assert last["clipped"] > 0
+        assert any(logs.get("clipped", 0) > 0 for logs in logged)
     if "--add-target" in options:  # a group with its target always says something
         assert last["no_signal"] == 0
 
