@@ -8,7 +8,8 @@ again, so a killed table goes on where it stopped. Prints the table, and one JSO
 last line.
 
 Tables: `index` (ways to index, two seeds), `tasks` (alignment tasks at the same number of
-samples), `training` (what is trained), `rows` (what the item tokens' rows start from).
+samples), `training` (what is trained), `rows` (what the item tokens' rows start from),
+`collaborative` (purchases in the index and in the tasks; the tasks' samples are added).
 """
 
 import json
@@ -46,7 +47,10 @@ BASE = [
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table: what it adds to the commands of `quantize` and `finetune.py`."""
+    """One row of a table: what it adds to the commands of `quantize` and `finetune.py`.
+
+    `{run}` stands for the folder of the run.
+    """
 
     label: str
     quantize: str = ""
@@ -89,6 +93,19 @@ TABLES = {
         Cell("text", finetune="--rows text"),
         Cell("random", finetune="--rows random"),
     ],
+    "collaborative": [
+        Cell("texts alone"),
+        Cell("concat", "--collaborative {run}/cooccurrence"),
+        Cell("LETTER", "--collaborative {run}/cooccurrence --collaborative-by letter"),
+        Cell(
+            "+ neighbours",
+            finetune="--tasks seqrec=10500 item2index=1000 index2item=1000 neighbours=3000",
+        ),
+        Cell(
+            "+ code2words",
+            finetune="--tasks seqrec=10500 item2index=1000 index2item=1000 code2words",
+        ),
+    ],
 }
 
 
@@ -96,7 +113,9 @@ TABLES = {
 class AblationConfig:
     """Settings of `scripts/ablation.py`."""
 
-    table: Literal["index", "tasks", "training", "rows"] = option("the table to make")
+    table: Literal["index", "tasks", "training", "rows", "collaborative"] = option(
+        "the table to make"
+    )
     data: Path = option("the data folder (with <Name>.user.json for the table of tasks)")
     embeddings: Path = option("the folder that holds embeddings.npy")
     run: Path = option("where everything made is kept")
@@ -115,6 +134,9 @@ def main(argv: list[str]) -> None:
         )
     data = ["--data", config.data]
     stage("tinylm", *data, "--output", config.run / "base", *BASE)
+    if config.table == "collaborative":
+        counts = config.run / "cooccurrence"
+        stage("baselines", "cooccurrence", *data, "--output", f"{counts}.jsonl", "--save", counts)
     inputs = {
         "item": fingerprint(paths.item),
         "inter": fingerprint(paths.inter),
@@ -149,10 +171,12 @@ def fill(cell: Cell, seed: int, config: AblationConfig, inputs: dict[str, str]) 
     note = folder / "cell.json"
     if note.exists() and (found := read_json(note))["spec"] == spec:
         return found["figures"]
-    index = config.run / "index" / (cell.quantize.removeprefix("--kind ") or "default")
+    words = re.findall(r"[a-z0-9]+", cell.quantize.removeprefix("--kind "))
+    index = config.run / "index" / ("-".join(words) or "default")
     model, predictions = folder / "model", folder / "predictions.jsonl"
     data = ["--data", config.data]
-    made_from = ["--embeddings", config.embeddings, *cell.quantize.split()]
+    added = cell.quantize.format(run=config.run).split()
+    made_from = ["--embeddings", config.embeddings, *added]
     stage("quantize", *data, "--output", index, *made_from)
     minutes, peak = stage(
         "recipes/finetune.py",

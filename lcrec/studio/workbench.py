@@ -538,6 +538,7 @@ class Workbench:
             max_history=encoder.max_history,
             max_text_words=encoder.max_text_words,
             user_texts=self.data.user_texts,
+            shows_neighbours=True,
         )
 
 
