@@ -247,6 +247,8 @@ def tell(
         f"Adding {count:,} of {rows.total:,} interactions to {data}; {len(growth.new_users):,} of "
         f"their {len(rows.users):,} users are new"
     )
+    for note in rows.notes:
+        print(f"  {printable(note)}")
     for reason, number in rows.dropped.items():
         print(f"  {reason}: {number:,} left out")
     if rows.unknown:

@@ -18,6 +18,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.data.id_map import load_names
+from lcrec.data.item_filters import ItemFilters
 from lcrec.data.splits import load_split, require_same_split, write_split
 from lcrec.generate import __main__ as generate
 
@@ -386,3 +387,22 @@ def test_after_new_items_an_index_is_asked_for_and_no_training(trained, monkeypa
     with pytest.raises(InputError, match=r"items joined after --model .*--index") as error:
         generate.main(words)
     assert "finetune" not in str(error.value)
+
+
+def test_files_are_read_and_kept_as_prepare_read_and_kept_them(place):
+    """A separator and an encoding, and a price that can be filtered by."""
+    texts = {str(item): {"title": f"item {name}", "price": "3"} for item, name in enumerate(ITEMS)}
+    settings = {"encoding": "cp1252", "keep": ["price"], "category_separator": "|"}
+    write_folder(place / "data", settings=settings)
+    write_json(place / "data" / "Shop.item.json", texts)
+    (place / "orders.csv").write_text(ORDERS.replace(",", ";"), encoding="cp1252")
+    products = 'sku;name;category;price\nÜ-9;Spüle;Küche|Bad;"1.200,50"\nNEW-9;Rug;;{}\n'
+    (place / "products.csv").write_text(products.format("7,5"), encoding="cp1252")
+    add(place, "--items", place / "products.csv")
+    new = load_items(place / "new")
+    assert new.fields[5] | {"title": "Spüle", "categories": "Küche, Bad"} == new.fields[5]
+    assert ItemFilters(new).select({"price": {"min": 5}}).tolist() == [4, 5]
+    assert by_name(place / "new")["ann"][-2:] == ["NEW-9", "007"]
+    (place / "products.csv").write_text(products.format("on request"), encoding="cp1252")
+    with pytest.raises(InputError, match="price 'on request' is no number, as those of all"):
+        add(place, "--items", place / "products.csv", output="other")

@@ -24,7 +24,8 @@ from ibis.expr.types import Scalar, Table
 
 from lcrec.core.errors import InputError, closest
 from lcrec.data.continuation import preparation
-from lcrec.data.folder import item_texts
+from lcrec.data.folder import item_texts, load_items
+from lcrec.data.item_filters import ItemFilters
 from lcrec.data.new_items import read_new_items
 from lcrec.prepare.engines import materialise, open_engine, store
 from lcrec.prepare.filters import (
@@ -35,10 +36,10 @@ from lcrec.prepare.filters import (
     time_unit,
     without_duplicates,
 )
-from lcrec.prepare.inputs import unpack
+from lcrec.prepare.inputs import Inputs
 from lcrec.prepare.pipeline import with_review
 from lcrec.prepare.published import READERS
-from lcrec.prepare.tables import Options, RawTables, load_table, parse_columns
+from lcrec.prepare.tables import Options, RawTables, load_table, parse_columns, parse_keep
 from lcrec.prepare.text import clean_text, make_catalogue
 
 SEQUENCES = ("lcrec", "minionerec")  # formats that tell the order of a user's items and no time
@@ -51,7 +52,10 @@ class Reading:
     """How files that join a data folder are read and cleaned: options of `lcrec prepare`."""
 
     format: str | None = None
+    encoding: str | None = None
     columns: str | None = None
+    keep: Sequence[str] = ()
+    category_separator: str | None = None
     order: Literal["time", "file"] = "time"
     bad_rows: Literal["error", "drop"] = "error"
     reviews: Literal["keep", "drop"] = "keep"
@@ -94,15 +98,29 @@ class Reading:
             )
         return self.format
 
-    def options(self, work: Path) -> Options:
-        """Return the options of a reader that may put files into the folder `work`."""
-        return Options(
+    def open(
+        self,
+        con: BaseBackend,
+        work: Path,
+        data: Path,
+        interactions: Sequence[Path] = (),
+        items: Sequence[Path] = (),
+    ) -> RawTables:
+        """Read files that join the data folder `data`; `work` is for what has to be unpacked."""
+        found = Inputs(self.require_format(data), tuple(interactions), tuple(items)).unpacked(work)
+        if self.encoding is not None:
+            found = found.decoded(self.encoding, work)
+        options = Options(
             columns=parse_columns(self.columns or ""),
+            keep=parse_keep(self.keep) if items else {},
+            is_decoded=self.encoding is not None,
+            category_separator=self.category_separator,
             order=self.order,
             bad_rows=self.bad_rows,
             reviews=self.reviews == "keep",
             spill=work,
         )
+        return READERS[found.format](con, found.interactions, found.items, options)
 
 
 @dataclass(frozen=True)
@@ -154,8 +172,7 @@ def read_items(
     ):
         return _read_item_json(paths[0], set(known))
     with open_engine("duckdb", memory_gb=MEMORY_GB) as (con, work):
-        files = tuple(unpack(paths, work))
-        raw = READERS[reading.require_format(data)](con, (), files, reading.options(work))
+        raw = reading.open(con, work, data, items=paths)
         items = load_table(raw.items, raw.items_path)
         ids = items.select("item").distinct()
         joined = materialise(ids.anti_join(store(con, pa.table({"item": list(known)})), "item"))
@@ -171,7 +188,9 @@ def read_items(
             differing_items=reading.differing_items,
             min_text=reading.min_text,
             max_title_words=reading.max_title_words,
+            keep=tuple(parse_keep(reading.keep)),
         )
+    _require_numbers(catalogue.words, data, paths[0])
     if catalogue.left_out and reading.items_without_text == "error":
         reason, lacking = next(iter(catalogue.left_out.items()))
         raise InputError(f"{paths[0]}: {reason}: {some_of(lacking)}; mend their texts")
@@ -179,6 +198,26 @@ def read_items(
     if all(row["item"].isdecimal() for row in rows):
         rows.sort(key=lambda row: int(row["item"]))
     return NewItems({row.pop("item"): row for row in rows}, old, catalogue.left_out)
+
+
+def _require_numbers(words: dict[str, str], data: Path, path: Path) -> None:
+    """Refuse words in a field that holds numbers, since it could be filtered by no range any more.
+
+    Args:
+        words: field -> the first value of the new items that is no number.
+        data: the data folder they join.
+        path: their file.
+
+    Raises:
+        InputError: a field of the data folder has numbers alone.
+    """
+    numbers = ItemFilters(load_items(data)).numbers if words else {}
+    for field_name, value in words.items():
+        if field_name in numbers:
+            raise InputError(
+                f"{path}: {field_name} {value!r:.60} is no number, as those of all items in {data} "
+                "are; mend it, or leave it empty"
+            )
 
 
 def _read_item_json(path: Path, known: set[str]) -> NewItems:
@@ -222,6 +261,7 @@ class NewRows:
         dropped: reason -> rows of the files that are not in it; no zeros.
         unknown: item -> rows, of the items that the catalogue does not have, most rows first.
         last_time: when the last happened, as `last_time` says it.
+        notes: what a person should know of how the files were read.
     """
 
     rows: pa.Table
@@ -230,6 +270,7 @@ class NewRows:
     dropped: dict[str, int]
     unknown: dict[str, int]
     last_time: str | float | None
+    notes: tuple[str, ...] = ()
 
 
 def read_interactions(
@@ -254,8 +295,7 @@ def read_interactions(
         InputError: a file cannot be read, an interaction is too old, or none is left.
     """
     with open_engine("duckdb", memory_gb=MEMORY_GB) as (con, work):
-        files = tuple(unpack(paths, work))
-        raw = READERS[reading.require_format(data)](con, files, (), reading.options(work))
+        raw = reading.open(con, work, data, interactions=paths)
         return _refine(con, raw, reading, data, items, last, late)
 
 
@@ -315,7 +355,7 @@ def _refine(
     keys = ["user", "time", "tie_break", "item", *({"review"} & set(rows.columns))]
     ordered = rows.mutate(tie_break=TIE_BREAK).order_by(keys).drop("time", "tie_break")
     users = began.to_pyarrow()["user"].to_pylist()
-    return NewRows(ordered.to_pyarrow(), users, total, dropped, unknown, newest)
+    return NewRows(ordered.to_pyarrow(), users, total, dropped, unknown, newest, raw.notes)
 
 
 def _newest_and_bound(
