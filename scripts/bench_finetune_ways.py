@@ -22,7 +22,7 @@ from trl import SFTConfig
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import leave_one_out
+from lcrec.data.splits import load_split
 from lcrec.finetune import catalogue_ranker
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import DTYPES, add_adapter, load_base
@@ -95,7 +95,7 @@ def train(job: Job) -> Figures:
     """Train one way and say what it took."""
     torch.set_num_threads(job.threads)
     items = load_items(job.data)
-    split = leave_one_out(load_interactions(job.data, len(items)))
+    split = load_split(job.data, load_interactions(job.data, len(items)))
     index = ItemIndex.load(job.folder / "index", len(items))
     prompts = PromptSet.load(SHIPPED_PROMPTS)
     model, tokenizer = load_base(str(job.base), DTYPES[job.precision], quantize=job.quantize)

@@ -35,7 +35,7 @@ from lcrec.core.config import config_dict, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import is_current, read_provenance, require_same_input, write_provenance
 from lcrec.data.folder import load_interactions, load_items
-from lcrec.data.splits import EvalCases, leave_one_out
+from lcrec.data.splits import EvalCases, load_split
 from lcrec.generate.recommender import Recommender
 from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
 from lcrec.rankings.predictions import read_predictions, top_items, write_predictions
@@ -183,6 +183,11 @@ def hold_out(config: ColdItemsConfig, run: Path) -> None:
 
 def _sequences(data: Path, num_items: int) -> tuple[list[str], list[np.ndarray]]:
     interactions = load_interactions(data, num_items)
+    if load_split(data, interactions).kind != "leave-one-out":
+        raise InputError(
+            f"--data {data}: holds out more than the last items of every user, and this splits by "
+            "leave-one-out; give a folder without a split.json"
+        )
     return interactions.users, list(interactions)
 
 
@@ -194,7 +199,8 @@ def write_cases(run: Path) -> EvalCases:
         folder.inter.parent.mkdir(exist_ok=True)
         shutil.copyfile(grown.item, folder.item)
         write_json(folder.inter, read_json(run / "cases.json"))
-    return leave_one_out(load_interactions(run / "cases", len(load_items(run / "cases")))).test
+    interactions = load_interactions(run / "cases", len(load_items(run / "cases")))
+    return load_split(run / "cases", interactions).test
 
 
 def rank_cold(run: Path, cases: EvalCases, cold: np.ndarray, path: Path) -> None:

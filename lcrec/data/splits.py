@@ -134,6 +134,32 @@ class EvalCases:
         """Return `count` cases drawn by seed, in their order; all where None or no more there."""
         return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
 
+    @property
+    def owners(self) -> np.ndarray:
+        """The number of each case's user, from 0 in order of appearance, int64 [cases]."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(user, len(numbers)) for user in self.users], np.int64)
+
+    def sample_users(self, count: int | None, seed: int) -> "EvalCases":
+        """Return all cases of `count` users drawn by seed, in their order; of all where None."""
+        owners = self.owners
+        users = np.random.default_rng(seed).permutation(len(np.unique(owners)))[:count]
+        return self.take(np.flatnonzero(np.isin(owners, users)))
+
+    def one_target_each(self) -> "EvalCases":
+        """Return a case for each target, where cases have several."""
+        if self.targets.ndim == 1:
+            return self
+        rows, columns = np.nonzero(self.targets != PAD)
+        return replace(self.take(rows), targets=self.targets[rows, columns])
+
+    def describe(self) -> str:
+        """Return how many there are: "3 users", or "7 cases of 3 users"."""
+        users = len(set(self.users))
+        return (
+            f"{len(self):,} cases of {users:,} users" if users < len(self) else f"{users:,} users"
+        )
+
     def one_per_user(self) -> "EvalCases":
         """Return the first case of every user, with its first target."""
         if self.targets.ndim == 1 and self.numbers is None:

@@ -6,7 +6,7 @@ was trained on):
 
 - `index2item`: the title, the description or both of items. All of them were in training, so this
   says how well the catalogue was learnt by heart;
-- `fusionseqrec`: the title or the description of the test item, from the history before it;
+- `fusionseqrec`: the title or the description of each test item, from the history before it;
 - `preferenceobtain`: what a user likes, from that history; any of the user's texts counts as right,
   and those were in training too.
 
@@ -81,7 +81,11 @@ class LanguageConfig(JudgeConfig):
     templates: list[str] | None = option(
         "templates whose answer is text (default: see above)", None
     )
-    users: int = option("users, or items, to sample for each template", 500, minimum=1)
+    users: int = option(
+        "users (cases, where users have several), or items, to sample for each template",
+        500,
+        minimum=1,
+    )
     max_new_tokens: int = option("tokens of an answer at most", 128, minimum=1)
     show: int = option("answers to print for each template", 2, minimum=0)
     seed: int = option("of sampling and the bootstrap", 0, minimum=0)
@@ -89,10 +93,11 @@ class LanguageConfig(JudgeConfig):
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt's question and the texts that answer it."""
+    """A prompt's question, the texts that answer it, and the user or the item it is about."""
 
     question: str
     references: list[str]
+    about: str
 
 
 def main(argv: list[str]) -> None:
@@ -121,8 +126,9 @@ def main(argv: list[str]) -> None:
                 rouge.score(a, q.references) for a, q in zip(answers, questions, strict=True)
             ],
         }
+        _, owners = np.unique([question.about for question in questions], return_inverse=True)
         rows[template.id] = {
-            name: summarise(np.asarray(values, dtype=np.float64), config.seed)
+            name: summarise(np.asarray(values, dtype=np.float64), config.seed, owners)
             for name, values in scores.items()
         }
         result[template.id] = {
@@ -177,37 +183,42 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
 
 def sample_questions(subject: Subject, template: Template, count: int, seed: int) -> list[Question]:
     """Return at most `count` questions with this template, drawn by seed, in their order."""
-    records = [(r, others) for r, others in _records(subject, template.task) if template.fits(r)]
+    records = [entry for entry in _records(subject, template.task) if template.fits(entry[0])]
     drawn = np.sort(np.random.default_rng(seed).permutation(len(records))[:count])
     questions = []
     for place in drawn.tolist():
-        record, others = records[place]
+        record, others, about = records[place]
         answers = [template.render({**record, **other})[1] for other in others]
         # As they were trained.
         answers = [
             subject.recommender.request_encoder.prompt_encoder.escape_markup(answer)
             for answer in answers
         ]
-        questions.append(Question(template.ask(record), answers))
+        questions.append(Question(template.ask(record), answers, about))
     return questions
 
 
-def _records(subject: Subject, task: str) -> Iterator[tuple[Record, list[Record]]]:
-    """Yield each record to ask about, and for each right answer what it changes in the record."""
-    data, test = subject.data, subject.split.test.one_per_user()
+def _records(subject: Subject, task: str) -> Iterator[tuple[Record, list[Record], str]]:
+    """Yield each record to ask about, what each right answer changes in it, and whom it is about.
+
+    A preference is the user's, so it is told from the first of their histories alone.
+    """
+    data, test = subject.data, subject.split.test
+    test = test.one_target_each() if task == "fusionseqrec" else test.one_per_user()
     if task == "index2item":
-        for record in TASKS[task].records(data):
-            yield record, [{}]
+        for item, record in enumerate(TASKS[task].records(data)):
+            yield record, [{}], str(item)
         return
     preferences = data.user_texts.preferences if data.user_texts else {}
     for user, history, target in zip(test.users, test.histories, test.targets, strict=True):
         if task == "fusionseqrec":
-            yield mixed_record(data, history, int(target)), [{}]
+            yield mixed_record(data, history, int(target)), [{}], user
         elif user in preferences:
             texts = [plain_text(text, data.max_text_words) for text in preferences[user]]
             others: list[Record] = [{"preference": text} for text in texts if text]
             if others:
-                yield {**history_record(data.index, history, data.max_history), **others[0]}, others
+                record = history_record(data.index, history, data.max_history)
+                yield {**record, **others[0]}, others, user
 
 
 def answer_questions(

@@ -4,12 +4,13 @@ Reads and writes nothing. Each function gives every case one item that its user 
 
 The next item, or one like it? Pairwise accuracy of a checkpoint (LC-Rec, Table V).
 
-Reads a checkpoint, the data folder and item embeddings. For every user the model weighs the item
-that came next (of several that are held out the first) against another that the user has never had:
+Reads a checkpoint, the data folder and item embeddings. For every item held out the model weighs
+the item that came next against another that the user has never had:
 the one nearest in text (cosine of the embeddings), the one that most customers of the next item
 bought too (in training; LC-Rec took the nearest by SASRec's embedding), and one drawn at random.
 The item with the higher log-probability after the prompt is the model's choice; equal ones count
-half. Accuracy is the share of users for whom that is the item that came next.
+half. Accuracy is the share of cases in which that is the item that came next; intervals are over
+users, each drawn with all their cases.
 
 By default the model is asked with the first template of `seqrec` that serves evaluation and, where
 it was trained on `fusionseqrec`, with the first one that shows titles (LC-Rec's "Title").
@@ -142,11 +143,12 @@ def main(argv: list[str]) -> None:
     num_items = len(subject.data.items)
     templates = choose_templates(subject, config.templates)
     cases = subject.split.valid if config.split == "valid" else subject.split.test
-    cases = cases.one_per_user().sample(config.users, config.seed)
+    cases = cases.one_target_each().sample_users(config.users, config.seed)
+    owners = cases.owners
     seen = seen_items(subject, cases)
     print(
-        f"Asking {len(cases):,} users' next item against three others, with {len(templates)} "
-        "template(s)"
+        f"Asking {cases.describe()} for the next item against three others, with "
+        f"{len(templates)} template(s)"
     )
     negatives = {
         "language": similar_in_text(vectors, cases.targets, seen),
@@ -157,14 +159,16 @@ def main(argv: list[str]) -> None:
     result = {}
     for template in templates:
         accuracy = pairwise_accuracy(subject, template, cases, negatives)
-        asked = {kind: values[~np.isnan(values)] for kind, values in accuracy.items()}
+        asked = {kind: ~np.isnan(values) for kind, values in accuracy.items()}
         rows[template.id] = {
-            kind: summarise(values, config.seed) if len(values) else None
-            for kind, values in asked.items()
+            kind: summarise(values[asked[kind]], config.seed, owners[asked[kind]])
+            if asked[kind].any()
+            else None
+            for kind, values in accuracy.items()
         }
         result[template.id] = {
-            kind: {"pairs": len(values), **(rows[template.id][kind] or {})}
-            for kind, values in asked.items()
+            kind: {"pairs": int(those.sum()), **(rows[template.id][kind] or {})}
+            for kind, those in asked.items()
         }
     print("\nAccuracy against each kind of negative; below, its 95 % interval over users.\n")
     print(format_values(rows, "template"))
@@ -174,7 +178,9 @@ def main(argv: list[str]) -> None:
         print(f"  {kind}: {meaning}; {pairs} pairs")
     settings = config_dict(config)
     inputs = {**subject.inputs, "embeddings": path}
-    record = {"users": len(cases), "negatives": NEGATIVES, "templates": result}
+    users = len(set(cases.users))
+    several = {"cases": len(cases)} if users < len(cases) else {}
+    record = {"users": users, **several, "negatives": NEGATIVES, "templates": result}
     write_result(config.output, "pairs", settings, inputs, record, overwrite=config.overwrite)
 
 

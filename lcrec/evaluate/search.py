@@ -4,7 +4,8 @@ Reads a checkpoint, the data folder with its `<Name>.user.json`, and item embedd
 intention (LC-Rec, Fig. 3) is a query, the item the user then bought the only right answer, and
 the whole catalogue is ranked: by the model, with the first evaluation template for each of the
 things `itemsearch` can be asked with (the intention alone, with the history, with both history and
-preference); and by the cosine between the intention and the item embeddings, encoded by the very
+preference); where a user has several cases, the first item held out, which the intention is about;
+and by the cosine between the intention and the item embeddings, encoded by the very
 encoder they were made with. A user with several intentions counts as their mean.
 """
 

@@ -17,7 +17,7 @@ from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest, case_requests
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.templates import Template
-from lcrec.rankings.metrics import bootstrap_interval, hit_at_k, ndcg_at_k
+from lcrec.rankings.metrics import bootstrap_interval, ndcg_at_k, recall_at_k
 
 DEPTH = 10
 # Enough for the far tails that a choice among many templates asks for.
@@ -31,7 +31,7 @@ class Score:
     Attributes:
         template: the prompt template.
         kind: what the model knows of it: "trained", "eval-only", "reworded" or "new".
-        hits, ndcg: HR@10 and NDCG@10 of each user, float64 [users].
+        hits, ndcg: HR@10 (Recall@10 of several targets) and NDCG@10 of each case, float64 [cases].
     """
 
     template: Template
@@ -59,7 +59,7 @@ def score_model(
     prompts = PromptSet.load(own, base=SHIPPED_PROMPTS) if own is not None else None
     subject = load_subject(folder, data)
     parts, trained = subject.split, subject.recommender
-    cases = (parts.valid if split == "valid" else parts.test).one_per_user().sample(users, seed)
+    cases = (parts.valid if split == "valid" else parts.test).sample_users(users, seed)
     default = trained.prompts.evaluation_templates("seqrec")[0]
     asked = trained
     if prompts is not None:
@@ -74,7 +74,7 @@ def score_model(
     templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(
         f"Asking {folder} with {len(templates)} templates of seqrec for the {split} items of "
-        f"{len(cases):,} users, ranking {len(trained.index):,} items"
+        f"{cases.describe()}, ranking {len(trained.index):,} items"
     )
     scores = score_templates(asked, templates, cases, trained.prompts)
     same = asked.prompts.system == trained.prompts.system
@@ -83,7 +83,7 @@ def score_model(
         (baseline,) = score_templates(trained, [default], cases, trained.prompts)
     if not same:
         print("The system message is not the one that the model was trained with.")
-    chosen = print_scores(scores, baseline, seed)
+    chosen = print_scores(scores, baseline, seed, cases)
     flags = f"--templates {chosen.template.id}"
     if own is not None and chosen is not baseline:
         flags = f"--prompts {own} {flags}"
@@ -111,14 +111,16 @@ def score_templates(
     bar = ProgressBar(len(templates) * len(cases), "rank", "rankings", leave=False)
     for template, requests, prompt_ids in zip(templates, asks, prompts, strict=True):
         ranked = recommender.rank(requests, prompt_ids, count_done=bar.update).items
-        hits = hit_at_k(ranked, cases.targets, DEPTH)
+        hits = recall_at_k(ranked, cases.targets, DEPTH)
         ndcg = ndcg_at_k(ranked, cases.targets, DEPTH)
         scores.append(Score(template, _kind(template, known), hits, ndcg))
     bar.close()
     return scores
 
 
-def print_scores(scores: list[Score], baseline: Score, seed: int) -> Score:
+def print_scores(
+    scores: list[Score], baseline: Score, seed: int, cases: EvalCases | None = None
+) -> Score:
     """Print a line per template, best first, and return the one to use.
 
     That is the best by NDCG@10 if it beats the baseline beyond chance, else the baseline.
@@ -128,14 +130,17 @@ def print_scores(scores: list[Score], baseline: Score, seed: int) -> Score:
         baseline: the template that the model answers with when none is named; also among `scores`,
             or not.
         seed: of the bootstrap.
+        cases: those that were asked; None for one of each user.
     """
+    owners = None if cases is None else cases.owners
     others = [score for score in scores if score is not baseline]
     rows = sorted([*others, baseline], key=lambda score: -score.ndcg.mean())
-    print(f"\n{'':<30}{'use':<7}{'text':<11}{'HR@10':>7}{'':<13}{'NDCG@10':>9}")
+    metric = "HR@10" if cases is None or cases.targets.ndim == 1 else "Recall@10"
+    print(f"\n{'':<30}{'use':<7}{'text':<9}{metric:>9}{'':<13}{'NDCG@10':>9}")
     for score in rows:
         cells = []
         for values in (score.hits, score.ndcg):
-            low, high = bootstrap_interval(values, seed)
+            low, high = bootstrap_interval(values, seed, owners=owners)
             cells.append(f"{values.mean():.4f}  {low:.3f}-{high:.3f}")
         mark = "  <- the default" if score is baseline else ""
         name = f"{score.template.id:<30}{score.template.use:<7}{score.kind:<11}"
@@ -148,7 +153,8 @@ def print_scores(scores: list[Score], baseline: Score, seed: int) -> Score:
         return best
     # The best of many looks better than it is: the interval is widened for the choice (Bonferroni).
     difference = best.ndcg - baseline.ndcg
-    low, high = bootstrap_interval(difference, seed, SAMPLES, 1 - 0.05 / len(others))
+    level = 1 - 0.05 / len(others)
+    low, high = bootstrap_interval(difference, seed, SAMPLES, level, owners)
     print(
         f"\nBest is {best.template.id}: NDCG@10 {difference.mean():+.4f} against the default, "
         f"{baseline.template.id}; interval {low:+.4f} to {high:+.4f}\n"

@@ -105,9 +105,12 @@ def mean_over_templates(values: Sequence[np.ndarray]) -> np.ndarray:
     return np.sort(np.stack(values), axis=0).mean(axis=0)
 
 
-def summarise(values: np.ndarray, seed: int) -> dict[str, float]:
-    """Return the mean over users, [users], and the ends of its 95 % bootstrap interval, by name."""
-    return summarise_all({"": values}, seed)[""]
+def summarise(values: np.ndarray, seed: int, owners: np.ndarray | None = None) -> dict[str, float]:
+    """Return the mean over users, [users], and the ends of its 95 % bootstrap interval, by name.
+
+    Arguments as for `summarise_all`, but for one metric.
+    """
+    return summarise_all({"": values}, seed, owners)[""]
 
 
 def summarise_all(
@@ -118,8 +121,8 @@ def summarise_all(
     Args:
         values: float [users] each; float [cases] where users have several.
         seed: of the resampling.
-        owners: int [cases], the number of each case's user, from 0: users are drawn, each with all
-            their cases, over which the mean is taken. None where users have one case each.
+        owners: int [cases], a number of each case's user: users are drawn, each with all their
+            cases, over which the mean is taken. None where users have one case each.
     """
     names = list(values)
     means = _resampled_means([values[name] for name in names], seed, SAMPLES, owners)
@@ -135,7 +138,11 @@ def summarise_all(
 
 
 def bootstrap_interval(
-    values: np.ndarray, seed: int, samples: int = SAMPLES, level: float = LEVEL
+    values: np.ndarray,
+    seed: int,
+    samples: int = SAMPLES,
+    level: float = LEVEL,
+    owners: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Return a percentile bootstrap interval for the mean over users.
 
@@ -147,6 +154,7 @@ def bootstrap_interval(
         seed: of the resampling.
         samples: how many times as many users are drawn, with replacement.
         level: the share of resampled means inside the interval, between 0 and 1.
+        owners: as for `summarise_all`; values are then float [cases].
 
     Returns:
         the lower and the upper end (Efron 1979).
@@ -156,7 +164,7 @@ def bootstrap_interval(
     """
     if not 0 < level < 1 or samples < 1:
         raise ValueError(f"level {level} must lie between 0 and 1, samples {samples} above 0")
-    means = _resampled_means([values], seed, samples)[0]
+    means = _resampled_means([values], seed, samples, owners)[0]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -220,6 +228,7 @@ def _resampled_means(
             raise ValueError(f"expected values of shape [users], found {list(rows.shape)}")
     counts: np.ndarray | None = None
     if owners is not None:
+        _, owners = np.unique(owners, return_inverse=True)
         counts = np.bincount(owners)
         values = [np.bincount(owners, rows) for rows in values]
     rng = np.random.default_rng(seed)

@@ -128,6 +128,10 @@ def test_a_split_by_time_by_hand(folder, parquet):
     assert split.test.targets.dtype == np.int32
     assert split.test.numbers.tolist() == [3, 4, 1]
     assert split.test.exclude is None
+    assert (split.test.owners.tolist(), split.test.describe()) == ([0, 0, 1], "3 cases of 2 users")
+    drawn = {tuple(split.test.sample_users(1, seed).users) for seed in range(9)}
+    assert drawn == {("ann", "ann"), ("bob",)}
+    assert split.test.one_target_each() is split.test
     first = split.test.one_per_user()
     assert (first.users, first.targets.tolist(), first.numbers) == (["ann", "bob"], [3, 2], None)
 
@@ -146,6 +150,10 @@ def test_a_split_of_sets_by_hand(folder, parquet):
     assert lists(split.valid.exclude) == [[0, 2], [3, 1]]
     assert lists(split.test.exclude) == [[2, 3], [3, 2]]
     assert split.test.one_per_user().targets.tolist() == [1, 1]
+    each = split.test.one_target_each()
+    assert (each.users, each.targets.tolist()) == (["ann", "ann", "eve"], [1, 0, 1])
+    assert lists(each.histories) == [[0, 2], [0, 2], [3, 1]]
+    assert lists(each.exclude) == [[2, 3], [2, 3], [3, 2]]
 
 
 def test_without_a_split_file_it_is_leave_one_out(folder):

@@ -21,6 +21,7 @@ from lcrec.evaluate.checkpoint import format_values, load_subject
 from lcrec.evaluate.language import answer_questions, is_exact, sample_questions
 from lcrec.evaluate.pairs import pairwise_accuracy, score_items, seen_items
 from lcrec.evaluate.search import make_queries, rank_by_text
+from lcrec.evaluate.templates import score_model
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.prompts.tasks import TaskData, plain_text
@@ -93,6 +94,40 @@ def low_ids(monkeypatch):
 
     monkeypatch.setattr(lcrec.evaluate.pairs, "score_items", score_items)
     return PrefersLowIds()
+
+
+@pytest.mark.parametrize("several", ["cases", "targets"])
+def test_every_case_of_a_user_is_asked(
+    several, words, embeddings, subject, monkeypatch, capsys, tmp_path
+):
+    one, other = subject.split.test.users[:2]
+    if several == "cases":
+        histories, targets = [[9], [9, 5], [7]], np.array([1, 2, 3], np.int32)
+        users, numbers = [one, one, other], np.array([1, 2, 1])
+    else:
+        histories, targets = [[9], [7]], np.array([[1, 2], [3, -1]], np.int32)
+        users, numbers = [one, other], None
+    test = EvalCases(users, [np.array(own) for own in histories], targets, None, numbers)
+    judged = replace(subject, split=replace(subject.split, test=test))
+    for module in ("pairs", "language", "templates"):
+        monkeypatch.setattr(f"lcrec.evaluate.{module}.load_subject", lambda *_: judged)
+    output = ["--output", tmp_path / "pairs.json"]
+    evaluate.main(words("pairs", "--embeddings", embeddings, *output))
+    record = read_json(tmp_path / "pairs.json")
+    assert (record["users"], record["cases"]) == (2, 3)
+    assert {kind["pairs"] for own in record["templates"].values() for kind in own.values()} == {3}
+    assert "Asking 3 cases of 2 users for" in capsys.readouterr().out
+
+    template = next(t for t in judged.recommender.prompts.templates if t.id == "next-title-short")
+    asked = sample_questions(judged, template, 9, 0)
+    assert [question.about for question in asked] == [one, one, other]
+    titles = [plain_text(subject.data.items.title(item), 60) for item in (1, 2, 3)]
+    assert [question.references for question in asked] == [[title] for title in titles]
+
+    score_model(tmp_path, tmp_path, None, "test", 9, 0)
+    screen = capsys.readouterr().out
+    wanted = ["3 cases of 2 users", "HR@10"] if several == "cases" else ["2 users", "Recall@10"]
+    assert all(f" {words}" in screen for words in wanted)
 
 
 def test_accuracy_by_hand(subject, low_ids, index):
