@@ -72,7 +72,7 @@ def serve(
         config: the settings.
         token: what clients must send.
         listener: bound.
-        welcome: told what is served, right before it is.
+        welcome: told what is served, once it is.
         link: the line to the supervisor, in one of several workers.
     """
     import uvicorn
@@ -113,9 +113,13 @@ def serve(
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, live.reload_soon)
         else:
             link.attach(live, stop)
-        await server.serve(sockets=[listener])
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not (server.started or serving.done()):
+            await asyncio.sleep(0.01)
+        if server.started:
+            welcome(Welcome.of(live.handler))
+        await serving
 
-    welcome(Welcome.of(live.handler))
     with (
         contextlib.suppress(KeyboardInterrupt),  # raised again once all is answered
         asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,

@@ -41,9 +41,13 @@ class Link:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self.send = connection.send
         self._connection = connection
         self._asked: asyncio.Future[str | None] | None = None
+
+    def send(self, message: tuple[str, Any]) -> None:
+        """Send a message, to nobody if the supervisor has died."""
+        with contextlib.suppress(OSError):
+            self._connection.send(message)
 
     def attach(self, live: Live, stop: Callable[[], None]) -> None:
         """Follow the supervisor from now on, and `stop` if it dies."""

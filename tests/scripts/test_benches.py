@@ -32,6 +32,17 @@ def test_comparing_on_a_small_shop(shop, run_command):
 
 
 @pytest.mark.slow
+def test_a_soak_of_the_service(shop, checkpoint, run_command):
+    words = ["--model", checkpoint, "--data", shop, "--soak", 0.1]
+    figures = figures_of(run_command("scripts/bench_serve.py", *words))
+    assert figures["lost"] == 0
+    assert figures["sent"] == sum(figures["answers"].values()) >= 200
+    assert {"200", "400", "404", "413", "422", "501", "none wanted"} == set(figures["answers"])
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    assert figures["warm_mb"] > 50
+
+
+@pytest.mark.slow
 def test_the_ways_of_fine_tuning_learn_alike(run_command):
     size = ["--vocabulary", 8192, "--steps", 6, "--rounds", 1, "--threads", 1]
     out = run_command("scripts/bench_finetune.py", *size, CUDA_VISIBLE_DEVICES="")

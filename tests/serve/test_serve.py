@@ -222,37 +222,6 @@ def test_a_reload_under_load_loses_nothing(checkpoint, shop, tmp_path, workers):
     assert "Traceback" not in printed
 
 
-@pytest.mark.slow  # processes that load a model
-def test_a_worker_that_dies_is_started_anew(checkpoint):
-    service = Service("--model", checkpoint, "--workers", 2)
-    try:
-        children = [int(pid) for pid in worker_ids(service.process.pid)]
-        assert len(children) == 2
-        os.kill(children[0], signal.SIGKILL)
-        wait_until(lambda: len(set(worker_ids(service.process.pid)) - {*children}) == 1)
-        for item in range(20):  # each over a connection of its own
-            answer = httpx.post(f"{service.url}/recommend", json={"history": [item]}, timeout=60)
-            assert answer.status_code == 200
-        service.process.kill()  # the workers notice, and end too
-        wait_until(lambda: not any(map(is_alive, children)))
-    finally:
-        printed = service.close()
-    assert f"worker {children[0]} ended; starting it anew" in printed
-
-
-def worker_ids(supervisor):
-    """Return the process ids of a supervisor's workers; Linux only."""
-    found = []
-    for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            found.append(int(pid))
-    return found
-
-
-def is_alive(pid):
-    return Path(f"/proc/{pid}").exists()
-
-
 @pytest.mark.slow  # processes
 def test_workers_that_cannot_start_end_in_one_line(run_command):
     words = ["-m", "lcrec.serve", "--model", "nowhere", "--workers", 2, "--port", 0]
