@@ -114,6 +114,10 @@ class GenerateConfig(Writes):
         "and <Name>.item2id); predictions of a split keep numbers",
         None,
     )
+    unknown: Literal["refuse", "ignore"] = option(
+        "what becomes of items in --history, --allow and --deny that the catalogue does not have",
+        "refuse",
+    )
     base: str | None = option("where an adapter's base model lies now, if it moved", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
@@ -146,7 +150,9 @@ def main(argv: list[str]) -> None:
     check_counts(config.k, config.beams, len(items))
     interactions = load_interactions(config.data, len(items))
     names = load_names(config.data, interactions.users, len(items), config.ids)
-    allowed = load_allowed(config.allow, config.deny, config.filters, config.k, items, names.items)
+    allowed = load_allowed(
+        config.allow, config.deny, config.filters, config.k, items, names.items, config.unknown
+    )
     split = None if config.all_users else load_split(config.data, interactions)
     cases = None if split is None else split.valid if config.split == "valid" else split.test
     forbids = config.output is not None and cases is not None and cases.exclude is not None
@@ -191,7 +197,7 @@ def answer(
     from lcrec.generate.one_request import answer_request, history_of, read_history
 
     if config.user is None:
-        history = read_history(config.history or [], names.items)
+        history = read_history(config.history or [], names.items, config.unknown)
     else:
         hidden = None if config.split is None else cases
         history = history_of(config.user, interactions, names, hidden)
@@ -392,7 +398,7 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
 def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     """Return what a result is recorded to be made of: settings and input files."""
     settings = config_dict(config)
-    for name in ("show", "ids", "base"):  # none of which decides what is ranked
+    for name in ("show", "ids", "base", "unknown"):  # none of which decides what is ranked
         del settings[name]
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}

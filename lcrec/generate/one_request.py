@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions
 
+Unknown = Literal["refuse", "ignore"]
+
 
 def check_counts(k: int, beams: int | None, num_items: int) -> None:
     """Refuse more items or beams than there are, and fewer beams than items to rank."""
@@ -34,7 +37,13 @@ def check_counts(k: int, beams: int | None, num_items: int) -> None:
 
 
 def load_allowed(
-    allow: Path | None, deny: Path | None, filters: str | None, k: int, items: Items, ids: IdMap
+    allow: Path | None,
+    deny: Path | None,
+    filters: str | None,
+    k: int,
+    items: Items,
+    ids: IdMap,
+    unknown: Unknown = "refuse",
 ) -> np.ndarray | None:
     """Return the items that `--allow`, `--deny` and `--filters` leave, int64 ascending.
 
@@ -42,17 +51,17 @@ def load_allowed(
         None for all.
 
     Raises:
-        InputError: a file is missing or holds something else than item ids, the filters cannot be
-            used, or fewer than `k` items are left.
+        InputError: a file is missing or holds something else than item ids that are known (or, by
+            `unknown`, ignored), the filters cannot be used, or fewer than `k` items are left.
     """
     if allow is None and deny is None and filters is None:
         return None
     num_items = len(ids.names)
     may = np.full(num_items, allow is None)
     if allow is not None:
-        may[read_item_ids(allow, "--allow", ids)] = True
+        may[read_item_ids(allow, "--allow", ids, unknown)] = True
     if deny is not None:
-        may[read_item_ids(deny, "--deny", ids)] = False
+        may[read_item_ids(deny, "--deny", ids, unknown)] = False
     if filters is not None:
         passing = np.zeros(num_items, dtype=bool)
         passing[_filtered(filters, items)] = True
@@ -80,30 +89,39 @@ def _filtered(filters: str, items: Items) -> np.ndarray:
         raise InputError(f"--filters: {error}") from None
 
 
-def read_item_ids(path: Path, flag: str, ids: IdMap) -> list[int]:
+def read_item_ids(path: Path, flag: str, ids: IdMap, unknown: Unknown) -> list[int]:
     """Read a text file of one item id per line; empty lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{flag} {path}: cannot be read as text ({error})") from None
-    items = []
+    items, ignored = [], []
     for number, line in enumerate(lines, start=1):
         text = line.strip()
         if not text:
             continue
-        if ids.is_raw:
-            try:
-                items.append(ids.number(text))
-            except InputError as error:
+        try:
+            items.append(_number(text, ids))
+        except InputError as error:
+            if unknown == "refuse":
                 raise InputError(f"{flag} {path}, line {number}: {error}") from None
-            continue
-        if not (text.isascii() and text.isdigit() and int(text[:12]) < len(ids.names)):
-            raise InputError(
-                f"{flag} {path}, line {number}: expected an item id from 0 to "
-                f"{len(ids.names) - 1}, found {text!r:.60}"
-            )
-        items.append(int(text))
+            ignored.append(text)
+    _tell_ignored(f"{flag} {path}", ignored)
     return items
+
+
+def _number(text: str, ids: IdMap) -> int:
+    if ids.is_raw:
+        return ids.number(text)
+    if not (text.isascii() and text.isdigit() and int(text[:12]) < len(ids.names)):
+        raise InputError(f"expected an item id from 0 to {len(ids.names) - 1}, found {text!r:.60}")
+    return int(text)
+
+
+def _tell_ignored(where: str, ids: list[str]) -> None:
+    if ids:
+        named = printable(", ".join(map(repr, ids[:3])) + (", ..." if ids[3:] else ""))
+        print(f"{where}: ignoring {len(ids):,} items that are not in the catalogue ({named})")
 
 
 def history_of(
@@ -135,19 +153,26 @@ def history_of(
     return cases.histories[cases.users.index(name)].tolist()
 
 
-def read_history(words: list[str], items: IdMap) -> list[int]:
-    """Return the items of `--history`.
+def read_history(words: list[str], items: IdMap, unknown: Unknown = "refuse") -> list[int]:
+    """Return the items of `--history`, without the unknown ones where these are ignored.
 
     Raises:
-        InputError: one is not in the catalogue.
+        InputError: one is not in the catalogue, or all are ignored.
     """
+    history, ignored = [], []
     for word in words:
         if not items.is_raw and not word.removeprefix("-").isdecimal():
             raise InputError(f"--history: expected a whole number, found {word!r}")
-    try:
-        return [items.number(word) for word in words]
-    except InputError as error:
-        raise InputError(f"--history: {error}") from None
+        try:
+            history.append(items.number(word))
+        except InputError as error:
+            if unknown == "refuse":
+                raise InputError(f"--history: {error}") from None
+            ignored.append(word)
+    _tell_ignored("--history", ignored)
+    if ignored and not history:
+        raise InputError("--history: none of its items is in the catalogue; give others")
+    return history
 
 
 def answer_request(

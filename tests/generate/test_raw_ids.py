@@ -113,6 +113,25 @@ def test_numbers_are_no_raw_ids(run, tmp_path, monkeypatch, words, message):
         run(*words)
 
 
+def test_unknown_items_are_ignored_where_that_is_asked_for(run, tmp_path):
+    """A stock list names what the catalogue never had."""
+    (tmp_path / "known.txt").write_text("040\n")
+    (tmp_path / "all.txt").write_text("NEW-9\n040\n40\n")
+    by_known = run("--history", "007", "--deny", tmp_path / "known.txt", "--k", 5)
+    words = ["--history", "X", "007", "--deny", tmp_path / "all.txt", "--unknown", "ignore"]
+    told, *table = run(*words, "--k", 5).split("  had, latest last:")
+    assert by_known.endswith("  had, latest last:".join(["", *table]))
+    assert f"--deny {tmp_path / 'all.txt'}: ignoring 2 items that are not in the" in told
+    assert "--history: ignoring 1 items that are not in the catalogue ('X')" in told
+    with pytest.raises(InputError, match="--history: none of its items is in the catalogue"):
+        run("--history", "X", "--unknown", "ignore")
+    (tmp_path / "numbers.txt").write_text("48\n1\n")
+    numbers = ["--ids", "numbers", "--history", 2, "--deny", tmp_path / "numbers.txt"]
+    assert "ignoring 1 items" in run(*numbers, "--unknown", "ignore")
+    with pytest.raises(InputError, match=r"numbers.txt, line 1: expected an item id from 0 to 47"):
+        run(*numbers)
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
