@@ -201,6 +201,7 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     from lcrec.modeling.finetuning import (
         compare_memory,
         count_trainable,
+        cpu_buffer_tokens,
         describe_run,
         draw_training_rows,
         explain_out_of_memory,
@@ -242,6 +243,8 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     if trained.packs:
         with state.main_process_first():  # which alone decides, once for all of a run's starts
             capacity = _buffer_tokens(config, trained, rows, activations())
+    elif rows.shared is not None:
+        capacity = cpu_buffer_tokens(config, rows)
     state.print(describe_run(config, trained, rows, state.num_processes, capacity))
     simple = {}
     if state.is_main_process:

@@ -44,7 +44,13 @@ def main(argv: list[str]) -> None:
     from transformers import set_seed
 
     from lcrec.modeling.cost import Hardware, measure_activations, plan
-    from lcrec.modeling.finetuning import draw_training_rows, load_model, load_model_shape
+    from lcrec.modeling.finetuning import (
+        cpu_buffer_tokens,
+        draw_training_rows,
+        load_model,
+        load_model_shape,
+        make_collator,
+    )
 
     set_seed(config.seed)
     without_weights = load_model_shape(config, inputs)
@@ -54,8 +60,10 @@ def main(argv: list[str]) -> None:
     hardware = Hardware(
         devices=config.devices, device=pick_device(), tflops=config.tflops, mfu=config.mfu
     )
-    pad_token_id = planned.tokenizer.pad_token_id
-    print(plan(planned.model, rows.train, config, hardware, pad_token_id, activations))
+    # Steps are timed as a CPU takes them: elsewhere a buffer may be as large as memory allows.
+    capacity = None if rows.shared is None else cpu_buffer_tokens(config, rows)
+    collate = make_collator(planned, rows, capacity)
+    print(plan(planned.model, rows.train, config, hardware, collate, activations, rows.shared))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import ItemTrie
 from lcrec.modeling.base import choose_attention, compile_layers
-from lcrec.modeling.batches import PackingCollator, sample_losses, split_buffers
+from lcrec.modeling.batches import sample_losses, split_buffers
+from lcrec.modeling.trees import PackingCollator
 from lcrec.prompts.rows import collate_left
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")

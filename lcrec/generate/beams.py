@@ -29,6 +29,7 @@ from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.forward import grouped_attention, keep_slots, last_token_only, slot_cache
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import Constraint
+from lcrec.modeling.trees import layer_masks
 
 Model = PreTrainedModel | PeftModel
 
@@ -321,24 +322,18 @@ def _masks(
     """Additive attention masks `[batch, 1, beam, slot]`, in the form the model family takes.
 
     A sliding window counts positions, not cache slots: the beams of a level share one position.
-    Families whose layers differ take one mask per kind of layer; the others take a single one.
     """
     first_layer: Any = cache.layers[0]
     dtype = first_layer.keys.dtype  # what attention computes in, under adapters and autocast too
 
-    def additive(mask: Tensor) -> Tensor:
+    def additive(window: int | None) -> Tensor:
+        mask = visible
+        if window is not None:
+            mask = mask & (query[:, :, None] - position[:, None, :] < window)
         hidden = torch.full_like(mask, torch.finfo(dtype).min, dtype=dtype)
         return hidden.masked_fill(mask, 0)[:, None]
 
-    full = additive(visible)
-    window = getattr(config, "sliding_window", None)
-    if not window:
-        return full
-    near = query[:, :, None] - position[:, None, :] < window
-    windowed = additive(visible & near)
-    if getattr(config, "layer_types", None) is None:
-        return windowed
-    return {"full_attention": full, "sliding_attention": windowed}
+    return layer_masks(config, additive)
 
 
 def check_finite(values: Tensor, first_row: int) -> None:

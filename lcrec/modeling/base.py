@@ -20,8 +20,8 @@ from transformers.utils import is_liger_kernel_available
 
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import CAUSAL, load_pair, reason_of
-from lcrec.modeling.batches import takes_buffers
 from lcrec.modeling.item_rows import compute_rows_apart
+from lcrec.modeling.probe import takes_trees
 
 BASE_REMEDY = (
     "name a model on the hub, a folder that holds one, or make a small one with "
@@ -88,7 +88,7 @@ def choose_attention(model: PreTrainedModel, wanted: str, *, dropout: float) -> 
     faults = {
         "it needs a CUDA GPU": torch.cuda.is_available(),
         f"{name} has no such attention": model._supports_flex_attn,
-        f"{name} does not keep packed samples apart": takes_buffers(model)
+        f"{name} does not keep packed samples apart": takes_trees(model)
         if model._supports_flex_attn
         else True,
     }

@@ -13,7 +13,9 @@ through trained ones (Kaplan et al., arXiv 2001.08361, section 2.1), 2 again wit
 
 import copy
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +28,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
 from lcrec.modeling.base import DTYPES, base_model
-from lcrec.modeling.batches import padded_losses, sample_losses, split_batch
+from lcrec.modeling.batches import (
+    is_packed,
+    padded_losses,
+    sample_losses,
+    split_batch,
+    split_buffers,
+)
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import TrainingSettings
-from lcrec.prompts.rows import IGNORED, collate_left
+from lcrec.prompts.rows import IGNORED
 
+# Makes a batch of rows of `tokenise_rows`.
+Collator = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 # NF4 with double quantisation: 4 bits and 0.127 for the scales (arXiv 2305.14314, section 3).
 STORED_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "8bit": 1.0, "4bit": 4.127 / 8}
 TRAINED_BYTES = 16.0
@@ -244,7 +254,7 @@ def time_steps(
     train: Dataset,
     *,
     batch_size: int,
-    pad_token_id: int,
+    collate: Collator,
     precision: str,
     max_tokens: int | None,
     steps: int = 4,
@@ -261,9 +271,13 @@ def time_steps(
     seconds = tokens = 0.0
     for number, start in enumerate(starts):
         rows = [train[row] for row in range(start, min(start + batch_size, len(train)))]
-        batch = {k: v.to(device) for k, v in collate_left(rows, pad_token_id).items()}
+        batch = {k: v.to(device) for k, v in collate(rows).items()}
         began = time.monotonic()
-        for part in split_batch(batch, max_tokens, lambda count: count):
+        if is_packed(batch):
+            parts = split_buffers(batch, len(batch["input_ids"]))
+        else:
+            parts = split_batch(batch, max_tokens, lambda count: count)
+        for part in parts:
             with arithmetic:
                 losses, _ = sample_losses(model, part)
             losses[:, 0].sum().backward()
@@ -307,8 +321,9 @@ def plan(
     train: Dataset,
     settings: TrainingSettings,
     hardware: Hardware,
-    pad_token_id: int,
+    collate: Collator,
     activations: Activations,
+    shared: float | None = None,
 ) -> str:
     """Return what `lcrec plan` prints.
 
@@ -317,8 +332,9 @@ def plan(
         train: the rows of all epochs.
         settings: the run's.
         hardware: what it will run on.
-        pad_token_id: the tokenizer's.
+        collate: makes a batch of rows, as training does.
         activations: of the model.
+        shared: share of the tokens that is computed where samples share what they begin with.
     """
     precision, quantize = settings.precision, settings.quantize
     checkpointing, processes = settings.gradient_checkpointing, hardware.devices
@@ -330,12 +346,20 @@ def plan(
         processes=processes,
         max_tokens=settings.max_tokens_per_batch,
     )
+    computed = ""
+    if shared is not None:
+        computed = f", computed {work.tokens * shared:,.0f}, as beginnings are shared"
+        work = replace(
+            work,
+            tokens=round(work.tokens * shared),
+            batch_tokens=max(round(work.batch_tokens * shared), max(map(len, train["input_ids"]))),
+        )
     base_bits = "" if quantize == "none" else f", base in {quantize.removesuffix('bit')} bits"
     lines = [
         f"Parameters        {shape.total:,}, trained {shape.trainable:,} "
         f"({100 * shape.trainable / shape.total:.2f} %)",
-        f"Samples, tokens   {work.samples:,} and {work.tokens:,}, in answers "
-        f"{work.answer_tokens:,} (all epochs)",
+        f"Samples, tokens   {work.samples:,} and {sum(map(len, train['input_ids'])):,}, in answers "
+        f"{work.answer_tokens:,}{computed} (all epochs)",
         f"Updates           {work.steps:,}",
         f"Largest batch     {work.batch_tokens:,} tokens on a device",
         "",
@@ -367,7 +391,7 @@ def plan(
             model.to(hardware.device),  # type: ignore[arg-type]
             train,
             batch_size=settings.batch_size,
-            pad_token_id=pad_token_id,
+            collate=collate,
             precision=precision,
             max_tokens=settings.max_tokens_per_batch,
         )

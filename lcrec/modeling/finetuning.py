@@ -4,7 +4,8 @@ import functools
 import itertools
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from accelerate.state import PartialState
 from datasets import Dataset
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTConfig
@@ -32,7 +33,6 @@ from lcrec.modeling.base import (
     set_attention_dropout,
     use_liger,
 )
-from lcrec.modeling.batches import PackingCollator
 from lcrec.modeling.callbacks import EarlyStopping
 from lcrec.modeling.checkpoint import copy_rows
 from lcrec.modeling.cost import (
@@ -47,8 +47,10 @@ from lcrec.modeling.cost import (
 )
 from lcrec.modeling.families import check_family
 from lcrec.modeling.item_rows import resize_embeddings
+from lcrec.modeling.probe import takes_trees
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
+from lcrec.modeling.trees import BLOCK, PackingCollator
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.rows import (
     DrawnRows,
@@ -62,7 +64,10 @@ from lcrec.prompts.tasks import TaskData, sequence_record
 
 # Epochs where none are given: a model learns by updates, and a small shop makes few in an epoch.
 FEWEST_EPOCHS, MOST_EPOCHS, ENOUGH_UPDATES = 4, 40, 2000
-BLOCK = 128  # tokens; flex attention computes in blocks of as many
+# On a CPU: attention computes every pair of a buffer's tokens, and every buffer begins anew.
+CPU_BUFFER = 512
+# Tokens that sharing must leave at most, of those to be computed without, to be worth its masks.
+SHARED_AT_MOST = 0.9
 FILLED = 0.8  # of a device's free memory; the allocator and the search in validation take the rest
 FULL_CARD = 16_384  # tokens at once that keep a large card busy, whatever the model
 COMPILED_FROM = 200  # updates; with fewer, compiling takes longer than it spares
@@ -75,12 +80,14 @@ class TrainingModel:
     Attributes:
         model: with the item tokens in its vocabulary, and adapters where those are trained.
         tokenizer: knows the item tokens.
-        packs: whether samples are packed into buffers (`lcrec.modeling.batches`) for it.
+        packs: whether samples are packed into buffers (`lcrec.modeling.trees`) in any case.
+        may_share: whether samples may share what they begin with.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     packs: bool = False
+    may_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class TrainingRows:
         per_epoch: how many rows the first epoch has.
         valid: the rows that the validation loss is taken on.
         held_out: the users that validation ranks the catalogue for.
+        shared: share of the tokens that is left where samples share what they begin with; None
+            where they do not.
     """
 
     train: Dataset
@@ -100,6 +109,7 @@ class TrainingRows:
     per_epoch: int
     valid: Dataset
     held_out: EvalCases
+    shared: float | None = None
 
 
 def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingModel:
@@ -124,7 +134,10 @@ def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingMo
     if "rows" in inputs.files:
         copy_rows(inputs.files["rows"], model, tokenizer, inputs.index)
     packs = choose_attention(model, settings.attention, dropout=settings.dropout)
-    return TrainingModel(_adapt(model, new_ids, settings), tokenizer, packs)
+    may_share = settings.share_prefix == "auto" and (
+        packs or (not torch.cuda.is_available() and takes_trees(model))
+    )
+    return TrainingModel(_adapt(model, new_ids, settings), tokenizer, packs, may_share)
 
 
 def starts_from_texts(settings: TrainingSettings, inputs: TrainingInputs) -> bool:
@@ -149,7 +162,9 @@ def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> Trai
     new_ids = extend_tokenizer(tokenizer, inputs.index)
     size = max(rows_needed(tokenizer), model.config.get_text_config().vocab_size)
     model.resize_token_embeddings(size, mean_resizing=False)
-    return TrainingModel(_adapt(model, new_ids, settings), tokenizer)
+    # Whether the model bears it is known only with weights: of what is shipped, most do.
+    may_share = settings.share_prefix == "auto"
+    return TrainingModel(_adapt(model, new_ids, settings), tokenizer, may_share=may_share)
 
 
 def _adapt(
@@ -177,14 +192,15 @@ def draw_training_rows(
 ) -> TrainingRows:
     """Draw every epoch's rows up front: the same for any number of processes, and resumable.
 
-    Where they are packed, a batch is any rows, so that all batches are about as large.
+    Where samples share what they begin with, those of a user stand side by side. Where they are
+    packed, a batch is any rows, so that all batches are about as large.
 
     Raises:
         InputError: a row is longer than `max_length` or the model's context, or no task has a
             sample.
     """
     encoder = PromptEncoder(trained.tokenizer, inputs.prompts)
-    grouped = None if trained.packs else settings.batch_size
+    context = position_limit(trained.model)
     data = TaskData(
         inputs.items,
         inputs.split.train,
@@ -195,15 +211,22 @@ def draw_training_rows(
         history_dropout=settings.history_dropout,
         seed=settings.seed,
         shows_neighbours=inputs.prompts.shows_neighbours,
+        alike=trained.may_share,
     )
 
     def draw(epoch: int) -> DrawnRows:
         return draw_rows(data, inputs.prompts, inputs.mixture, settings.seed, epoch)
 
-    epochs = [draw(0)]
+    epochs, shared = [draw(0)], None
+    if trained.may_share:
+        first = tokenise_rows(epochs, encoder, settings.max_length, None, context)
+        shared = share_of_tokens(first, settings.batch_size)
+        if shared > SHARED_AT_MOST:
+            data, shared = replace(data, alike=False), None
+            epochs = [draw(0)]
+    grouped = None if trained.packs or shared is not None else settings.batch_size
     epochs += map(draw, range(1, count_epochs(settings, len(epochs[0]), processes)))
     require_samples(inputs.mixture, {task for rows in epochs for task in rows.tasks})
-    context = position_limit(trained.model)
     train = tokenise_rows(epochs, encoder, settings.max_length, grouped, context)
     held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
     valid = tokenise_rows(
@@ -213,7 +236,24 @@ def draw_training_rows(
         grouped,
         context,
     )
-    return TrainingRows(train, len(epochs), len(epochs[0]), valid, held_out)
+    return TrainingRows(train, len(epochs), len(epochs[0]), valid, held_out, shared)
+
+
+def share_of_tokens(rows: Dataset, batch_size: int) -> float:
+    """Return the share of tokens that is computed where samples share what they begin with.
+
+    Args:
+        rows: of `tokenise_rows`, an epoch in its order; up to 20 batches of it are counted.
+        batch_size: rows of a batch.
+    """
+    starts = range(0, len(rows), batch_size)
+    kept = whole = 0
+    for start in starts[:: -(-len(starts) // 20)]:
+        batch = rows.select(range(start, min(start + batch_size, len(rows)))).to_list()
+        lengths = [len(row["input_ids"]) for row in batch]
+        kept += PackingCollator(0, max(CPU_BUFFER, *lengths)).count_tokens(batch)
+        whole += sum(lengths) - len(lengths)
+    return kept / whole
 
 
 def count_epochs(settings: TrainingSettings, samples: int, processes: int) -> int:
@@ -269,10 +309,13 @@ def describe_run(
     how = f"Attention: {base_model(trained.model).config._attn_implementation}"
     if capacity is not None:
         tokens = sum(map(len, rows.train["input_ids"])) / len(rows.train) * settings.batch_size
+        tokens *= rows.shared or 1
         how += f", samples packed into buffers of {capacity:,} tokens"
+        if rows.shared is not None:
+            how += f", {rows.shared:.0%} of their tokens left as samples share what they begin with"
         if _pays_to_compile(settings, trained, rows, global_batch):
             how += ", layers compiled (once, at the first updates)"
-        if tokens < FULL_CARD / 2:
+        if trained.packs and tokens < FULL_CARD / 2:
             fuller = round(settings.batch_size * FULL_CARD / tokens)
             how += (
                 f". A batch has {tokens:,.0f}, which leaves a card idle part of the time: "
@@ -298,7 +341,7 @@ def buffer_tokens(
     activations: Activations,
     free_bytes: float,
 ) -> int:
-    """Return how many tokens a buffer of packed samples is to hold.
+    """Return how many tokens a buffer of packed samples is to hold on CUDA.
 
     All of the largest batch if that fits into memory, else a half, a third and so on; or what
     `--max-tokens-per-batch` says.
@@ -320,7 +363,7 @@ def buffer_tokens(
             )
         return settings.max_tokens_per_batch
     starts = np.arange(0, len(lengths), settings.batch_size)
-    batch = int(np.add.reduceat(lengths, starts).max())
+    batch = math.ceil(np.add.reduceat(lengths, starts).max() * (rows.shared or 1))
     shape = measure_shape(trained.model)
     for count in itertools.count(1):
         # Buffers are filled but for less than a sample each.
@@ -330,6 +373,12 @@ def buffer_tokens(
         if needed <= FILLED * free_bytes or batch // count <= longest:
             return capacity
     raise AssertionError
+
+
+def cpu_buffer_tokens(settings: TrainingSettings, rows: TrainingRows) -> int:
+    """Return how many tokens a buffer of samples that share beginnings is to hold on a CPU."""
+    longest = max(max(map(len, part["input_ids"])) for part in (rows.train, rows.valid))
+    return max(longest, settings.max_tokens_per_batch or CPU_BUFFER)
 
 
 def _work_of(rows: TrainingRows, tokens: int) -> Work:
@@ -410,6 +459,16 @@ def compare_memory(
     return f"Memory: {held / GIB:.1f} GiB at most, estimated {estimate / GIB:.1f} GiB"
 
 
+def make_collator(
+    trained: TrainingModel, rows: TrainingRows, capacity: int | None
+) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """Return what makes a batch of rows: in buffers of `capacity` tokens, or padded."""
+    pad_token_id: Any = trained.tokenizer.pad_token_id
+    if capacity is None:
+        return functools.partial(collate_left, pad_token_id=pad_token_id)
+    return PackingCollator(pad_token_id, capacity, shares=rows.shared is not None)
+
+
 def make_trainer(
     settings: TrainingSettings,
     trained: TrainingModel,
@@ -433,10 +492,6 @@ def make_trainer(
         processes: how many share the work.
         capacity: tokens of a buffer, where samples are packed.
     """
-    pad_token_id: Any = trained.tokenizer.pad_token_id
-    collator: Any = functools.partial(collate_left, pad_token_id=pad_token_id)
-    if capacity is not None:
-        collator = PackingCollator(pad_token_id, capacity)
     global_batch = settings.batch_size * settings.accumulate * processes
     steps_per_epoch = max(1, rows.per_epoch // global_batch)
     validate_steps = max(1, round(settings.validate_every * steps_per_epoch))
@@ -447,7 +502,7 @@ def make_trainer(
         processing_class=trained.tokenizer,
         train_dataset=rows.train,
         eval_dataset=rows.valid,
-        data_collator=collator,
+        data_collator=make_collator(trained, rows, capacity),
         ranking=RankingValidation(rows.held_out, rank, min(settings.num_beams, num_items)),
         max_tokens_per_batch=settings.max_tokens_per_batch,
         epochs=rows.epochs,

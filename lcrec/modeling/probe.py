@@ -1,4 +1,6 @@
-"""A trial that tells whether a model can be decoded with one prompt shared by all beams.
+"""Trials that tell whether a model bears the masks by which samples and beams share tokens.
+
+`takes_trees` is of samples in training; `passes_trial` of beams in decoding:
 
 Whether a model takes a 4-D mask or lets its cache be copied to the beams, and means by it what
 `lcrec.generate.beams` does, depends on its family, on the attention implementation and on the
@@ -17,7 +19,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+
+from lcrec.modeling.batches import padded_losses, sample_losses
+from lcrec.modeling.trees import PackingCollator
+from lcrec.prompts.rows import collate_left
 
 _log = logging.getLogger(__name__)
 _verdicts: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
@@ -65,6 +72,23 @@ def passes_trial(model: Any, beam_search: Callable[..., Any]) -> bool:
 def _find_fault(model: Any, beam_search: Callable[..., Any]) -> str | None:
     """Say why `beam_search` cannot decode the model, or return None if it can."""
     config = model.config.get_text_config(decoder=True)
+    limit = _find_limit(config)
+    if limit is not None:
+        return limit
+    try:
+        with _narrow_window(config), torch.no_grad():
+            error, tolerance = _compare(model, beam_search, config.vocab_size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as refusal:  # of the mask, the positions or the cache: models differ in what
+        return f"it cannot share a prompt between beams ({type(refusal).__name__}: {refusal})"
+    if not error <= tolerance:
+        return f"with a shared prompt its scores are off by {error:.2g}"
+    return None
+
+
+def _find_limit(config: PreTrainedConfig) -> str | None:
+    """Say what limits the model's attention in a way that no trial would show, or return None."""
     # A limit that cannot be narrowed would only show on prompts longer than the trial's.
     limits = [
         name
@@ -77,16 +101,46 @@ def _find_fault(model: Any, beam_search: Callable[..., Any]) -> str | None:
     kinds -= {"full_attention", "sliding_attention"}
     if kinds:
         return f"it has layers other than full and sliding attention ({', '.join(sorted(kinds))})"
-    try:
-        with _narrow_window(config), torch.no_grad():
-            error, tolerance = _compare(model, beam_search, config.vocab_size)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as refusal:  # of the mask, the positions or the cache: models differ in what
-        return f"it cannot share a prompt between beams ({type(refusal).__name__}: {refusal})"
-    if not error <= tolerance:
-        return f"with a shared prompt its scores are off by {error:.2g}"
     return None
+
+
+@torch.no_grad()
+def takes_trees(model: PreTrainedModel) -> bool:
+    """Try whether the model computes samples laid out as trees as it does each alone.
+
+    Models whose layers carry a state from token to token, or make masks their own way, may not.
+
+    Args:
+        model: a causal language model without adapters, by the attention that it has now.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if config.is_encoder_decoder or _find_limit(config) is not None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (_PROMPT + 9,), generator=generator).tolist()
+    # Two share a beginning, a third a shorter one, and one nothing.
+    samples = [ids, ids[:_PROMPT] + ids[3:8], ids[:5] + ids[6:12], ids[:0:-1]]
+    rows = [{"input_ids": s, "prompt_length": 1, "task": "seqrec"} for s in samples]
+    batch = PackingCollator(0, 128)(rows)
+    was_training = model.training
+    model.eval()
+    try:
+        with _narrow_window(config):
+            together = sample_losses(model, {k: v.to(model.device) for k, v in batch.items()})[0]
+            alone = [padded_losses(model, _alone(s, model.device), len(s) - 1)[0] for s in samples]
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError):
+        return False
+    finally:
+        model.train(was_training)
+    error = (together[:, 0] - torch.cat(alone)[:, 0]).abs() / together[:, 1]
+    # What another order of sums may change, in the coarsest type that weights are stored in.
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return float(error.max()) <= 1e-4 + 32 * max(torch.finfo(kind).eps for kind in types)
+
+
+def _alone(ids: list[int], device: torch.device) -> dict[str, Tensor]:
+    batch = collate_left([{"input_ids": ids, "prompt_length": 1, "task": "seqrec"}], 0)
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 @contextmanager

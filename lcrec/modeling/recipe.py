@@ -72,13 +72,18 @@ class TrainingSettings:
     max_length: int = option("tokens of a sample at most", 2048, minimum=8)
     max_tokens_per_batch: int | None = option(
         "tokens on a device at once; a larger batch is computed in parts, to the same result "
-        "(default: what fits, on CUDA; elsewhere the batch as it is)",
+        "(default: what fits, on CUDA; elsewhere what is fastest)",
         None,
         minimum=1,
     )
     attention: Literal["auto", "flex", "sdpa", "eager"] = option(
         "how attention is computed: flex packs samples without padding and needs CUDA; auto takes "
         "it where the model bears it",
+        "auto",
+    )
+    share_prefix: Literal["auto", "off"] = option(
+        "compute once what samples begin with: a user's samples of an epoch get one template and "
+        "follow one another; auto does so where the model and the samples allow it",
         "auto",
     )
     max_history: int = option("items of a history shown at most", 20, minimum=1)
@@ -208,4 +213,6 @@ def recipe_of(settings: TrainingSettings, prompts: PromptSet) -> dict[str, Any]:
     # They decide what may be deleted and what computes, not what is trained.
     for name in ("overwrite", "attention"):
         recipe.pop(name, None)
+    if settings.share_prefix == "off":  # as in every checkpoint from before there was a choice
+        del recipe["share_prefix"]
     return recipe

@@ -35,16 +35,11 @@ from lcrec.core.device import compute_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.modeling.base import base_model
-from lcrec.modeling.batches import (
-    PackingCollator,
-    is_packed,
-    sample_losses,
-    split_batch,
-    split_buffers,
-)
+from lcrec.modeling.batches import is_packed, sample_losses, split_batch, split_buffers
 from lcrec.modeling.callbacks import TrainingLines
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.run_folder import STAGED, explain_damage, explain_disk_full, publish_checkpoint
+from lcrec.modeling.trees import PackingCollator
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 

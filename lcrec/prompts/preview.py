@@ -15,6 +15,7 @@ from collections.abc import Callable
 from difflib import SequenceMatcher
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def paint(text: str, colour: str, plain: str) -> str:
     return f"\033[{COLOURS[colour]}m{text}\033[0m"
 
 
-def read_task_data(folder: Path | None, index_folder: Path | None, **limits: int) -> TaskData:
+def read_task_data(folder: Path | None, index_folder: Path | None, **limits: Any) -> TaskData:
     """Read what templates are rendered on; without a data folder, a made-up shop.
 
     Args:

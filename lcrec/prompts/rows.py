@@ -80,7 +80,8 @@ def draw_rows(
     """Draw one epoch's rows, shuffled.
 
     Each sample gets one template, drawn from those that fit it; a sample that none fits is
-    left out before shares and caps apply. The draw depends on seed, epoch and task alone.
+    left out before shares and caps apply. The draw depends on seed, epoch and task alone. Where
+    `data.alike`, the samples of a user and task get one template and follow one another.
 
     Args:
         data: what the records are made from.
@@ -93,7 +94,20 @@ def draw_rows(
         _draw_task(data, prompts, name, amount, seed, epoch) for name, amount in mixture.items()
     ]
     chosen, places = (np.concatenate(part) for part in zip(*drawn, strict=True))
-    order = np.random.default_rng([seed, epoch]).permutation(len(chosen))
+    rng = np.random.default_rng([seed, epoch])
+    if data.alike:
+        # Rows of a unit, of a user's sequence or a sample of its own, stay side by side.
+        units = np.concatenate(
+            [
+                np.stack([np.full(len(own), task), _units(data, name, own)])
+                for task, (name, (_, own)) in enumerate(zip(mixture, drawn, strict=True))
+            ],
+            axis=1,
+        )
+        unit = np.unique(units, axis=1, return_inverse=True)[1].ravel()
+        order = np.argsort(rng.permutation(unit.max(initial=-1) + 1)[unit], kind="stable")
+    else:
+        order = rng.permutation(len(chosen))
     return DrawnRows(data, epoch, prompts.templates, chosen[order], places[order])
 
 
@@ -132,11 +146,22 @@ def _draw_task(
     count = min(len(places), int(amount) if amount > 1 else round(amount * len(places)))
     kept = np.sort(rng.permutation(len(places))[:count])
     uniform = rng.random(count)
+    if data.alike:
+        # Every row takes the draw of the first one of its unit.
+        units = _units(data, name, np.asarray(places, dtype=np.int64)[kept])
+        _, first, unit = np.unique(units, return_index=True, return_inverse=True)
+        uniform = uniform[first][unit]
     chosen = [
         options[sample][int(draw * len(options[sample]))]
         for sample, draw in zip(kept.tolist(), uniform.tolist(), strict=True)
     ]
     return np.asarray(chosen, dtype=np.int64), np.asarray(places, dtype=np.int64)[kept]
+
+
+def _units(data: TaskData, name: str, places: np.ndarray) -> np.ndarray:
+    """Return for records of a task which begin alike: those of one number, int64 [records]."""
+    sequences = TASKS[name].sequences
+    return places if sequences is None else sequences(data)[places]
 
 
 def tokenise_rows(

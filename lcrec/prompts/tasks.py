@@ -53,6 +53,7 @@ class TaskData:
         seed: decides what is left out, and which neighbour `neighbours` asks for.
         shows_neighbours: whether `seqrec` records hold the variable `neighbours`, which takes time
             to look up; empty where not.
+        alike: the histories of a user lose the same items in an epoch, so that they begin alike.
 
     Raises:
         InputError: the index has another number of items, a limit is below 1, or the chance is
@@ -68,6 +69,7 @@ class TaskData:
     history_dropout: float = 0.0
     seed: int = 0
     shows_neighbours: bool = False
+    alike: bool = False
 
     def __post_init__(self) -> None:
         if len(self.index) != len(self.items):
@@ -206,6 +208,8 @@ class Task:
         record: the record at a place from 0, for a data set and an epoch: where a user has several
             texts, each epoch takes the next one.
         by_default: whether `lcrec dataset` writes it unless told which tasks to write.
+        sequences: for each record the number of the sequence it is cut from, int64 [records], where
+            records of one sequence have histories that begin alike; None where none do.
     """
 
     name: str
@@ -214,6 +218,7 @@ class Task:
     count: Callable[[TaskData], int]
     record: Callable[[TaskData, int, int], Record]
     by_default: bool = True
+    sequences: Callable[[TaskData], np.ndarray] | None = None
 
     def records(self, data: TaskData, epoch: int = 0) -> Iterator[Record]:
         """Yield all training records in their order; arguments and errors as above."""
@@ -334,7 +339,8 @@ def _history_and_target(data: TaskData, place: int) -> tuple[np.ndarray, int]:
 def _next_item(data: TaskData, epoch: int, place: int) -> Record:
     history, target = _history_and_target(data, place)
     if data.history_dropout:
-        rng = np.random.default_rng([data.seed, epoch, place])
+        start = int(data.prefixes[0][place])
+        rng = np.random.default_rng([data.seed, epoch, start if data.alike else place])
         kept = rng.random(len(history)) >= data.history_dropout
         kept[rng.integers(len(history))] |= not kept.any()
         history = history[kept]
@@ -438,6 +444,7 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.prefixes[0]),
             _next_item,
+            sequences=lambda data: data.prefixes[0],
         ),
         Task(
             "item2index",
@@ -477,6 +484,7 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.prefixes[0]),
             _mixed_forms,
+            sequences=lambda data: data.prefixes[0],
         ),
         Task(
             "itemsearch",

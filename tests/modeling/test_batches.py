@@ -6,6 +6,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -14,21 +16,19 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lcrec.core.errors import InputError
 from lcrec.modeling.base import choose_attention
-from lcrec.modeling.batches import (
-    PackingCollator,
-    first_fit,
-    sample_losses,
-    split_buffers,
-    takes_buffers,
-)
+from lcrec.modeling.batches import sample_losses, split_buffers
 from lcrec.modeling.cost import Activations
 from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens
+from lcrec.modeling.probe import takes_trees
 from lcrec.modeling.recipe import TrainingSettings
+from lcrec.modeling.trees import BLOCK, PackingCollator, attention_masks
 from lcrec.prompts.rows import collate_left
 
 SMALL = {
@@ -50,42 +50,94 @@ def make_rows(*shapes):
     ]
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 80))
-@settings(max_examples=60, deadline=None)
-def test_first_fit_takes_every_sample_once_and_no_buffer_in_vain(lengths, capacity):
-    buffers = first_fit(lengths, capacity)
-    assert sorted(sample for buffer in buffers for sample in buffer) == list(range(len(lengths)))
-    used = [sum(lengths[sample] for sample in buffer) for buffer in buffers]
-    assert max(used) <= capacity
-    # Two buffers never fit into one: the second was opened as the first had no room for its first.
-    for number, buffer in enumerate(buffers):
-        assert all(used[before] + lengths[buffer[0]] > capacity for before in range(number))
+TREE = [[1, 2, 3, 9, 8], [1, 2, 4, 7], [5, 6], [1, 2, 3, 9, 7]]
 
 
-def test_a_buffer_by_hand():
+def test_a_tree_by_hand():
     rows = [
-        {"input_ids": [5, 6, 7], "prompt_length": 2, "task": "seqrec"},
-        {"input_ids": [8, 9, 10, 11], "prompt_length": 1, "task": "item2index"},
+        {"input_ids": ids, "prompt_length": len(ids) - answer, "task": task}
+        for ids, answer, task in zip(
+            TREE, (2, 1, 1, 1), ("seqrec", "item2index", "seqrec", "seqrec"), strict=True
+        )
     ]
     batch = PackingCollator(0, 9)(rows)
-    assert batch["input_ids"].tolist() == [[8, 9, 10, 11, 5, 6, 7, 0, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1]]
+    # In the order of their ids; nothing is predicted from the last token of each.
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 9, 4, 5, 0, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 0, 0, 0, 0]]
+    assert batch["ends"].tolist() == [[5, 5, 4, 4, 5, 6, 7, 8, 9]]
     scored = batch["labels"][0] >= 0
+    assert not scored[0]  # the Trainer does not count it
     for name, expected in {
-        "labels": [9, 10, 11, 7],
-        "places": [0, 1, 2, 5],
-        "samples": [1, 1, 1, 0],
+        "labels": [7, 9, 8, 7, 6],
+        "places": [3, 2, 3, 4, 5],
+        "samples": [3, 0, 0, 1, 2],
     }.items():
         assert batch[name][0, scored].tolist() == expected
-    assert batch["task"].tolist() == [0, 1]
-    with pytest.raises(InputError, match=r"--max-tokens-per-batch 3: a sample has 4 tokens"):
-        PackingCollator(0, 3)(rows)
+    assert batch["task"].tolist() == [0, 1, 0, 0]
+    assert PackingCollator(0, 9).count_tokens(rows) == 6
+    apart = PackingCollator(0, 20, shares=False)(rows)
+    assert apart["input_ids"][0, :12].tolist() == [1, 2, 3, 9, 1, 2, 3, 9, 1, 2, 4, 5]
+    assert apart["ends"][0, :12].tolist() == [4] * 4 + [8] * 4 + [11] * 3 + [12]
+    # A branch that finds no room takes what it shares along.
+    assert PackingCollator(0, 5)(rows)["input_ids"].tolist() == [[1, 2, 3, 9, 4], [5, 0, 0, 0, 0]]
+    with pytest.raises(InputError, match=r"--max-tokens-per-batch 4: a sample has 5 tokens"):
+        PackingCollator(0, 4)(rows)
+
+
+SAMPLES = st.lists(st.lists(st.integers(1, 3), min_size=2, max_size=9), min_size=1, max_size=30)
+
+
+def make_batch(samples, collator):
+    rows = [{"input_ids": s, "prompt_length": 1, "task": "seqrec"} for s in samples]
+    return collator(rows)
+
+
+@given(SAMPLES, st.integers(9, 60), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_token_sees_its_own_sample_up_to_itself(samples, capacity, shares):
+    batch = make_batch(samples, PackingCollator(0, capacity, shares))
+    config = LlamaConfig(**SMALL, attn_implementation="sdpa")
+    masks = attention_masks(config, batch["ends"], batch["position_ids"])[:, 0]
+    found = [[] for _ in samples]
+    answers = torch.stack([batch[name] for name in ("labels", "places", "samples")], dim=-1)
+    for ids, mask, scored in zip(batch["input_ids"], masks, answers.tolist(), strict=True):
+        for label, place, sample in scored:
+            if label >= 0:
+                found[sample].append([*ids[mask[place]].tolist(), label])
+    for sample, prefixes in zip(samples, found, strict=True):
+        assert prefixes == [sample[:end] for end in range(2, len(sample) + 1)]
+
+
+@given(SAMPLES, st.integers(130, 400), st.sampled_from([None, 3]), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_the_blocks_of_flex_attention_hold_the_dense_mask(samples, capacity, window, shares):
+    batch = make_batch(samples * 4, PackingCollator(0, capacity, shares))
+    config = MistralConfig(**SMALL, sliding_window=window, attn_implementation="sdpa")
+    (dense,), *_ = attention_masks(config, batch["ends"], batch["position_ids"])
+    config._attn_implementation = "flex_attention"
+    blocks = attention_masks(config, batch["ends"], batch["position_ids"])
+    every = torch.arange(capacity)
+    assert blocks.mask_mod(torch.tensor(0), 0, every[:, None], every).equal(dense)
+    wide = -(-capacity // BLOCK)
+    padded = torch.nn.functional.pad(dense, 2 * (0, wide * BLOCK - capacity))
+    tiles = padded.view(wide, BLOCK, wide, BLOCK).transpose(1, 2)
+    computed = torch.zeros(wide, wide, dtype=torch.int64)
+    for counts, which, value in (
+        (blocks.kv_num_blocks, blocks.kv_indices, 1),
+        (blocks.full_kv_num_blocks, blocks.full_kv_indices, 2),
+    ):
+        for query in range(wide):
+            computed[query, which[0, 0, query, : counts[0, 0, query]].long()] += value
+    assert computed.max() <= 2  # no block twice
+    assert (computed > 0)[tiles.flatten(2).any(2)].all()
+    assert tiles[computed == 2].all()
 
 
 @given(st.integers(20, 60), st.integers(20, 60))
 @settings(max_examples=20, deadline=None)
 def test_a_batch_packed_anew_is_the_rows_packed_so(before, after):
     rows = make_rows((9, 4), (3, 5), (12, 4), (7, 1), (2, 2))
+    rows += [{**rows[0], "input_ids": [*rows[0]["input_ids"][:11], 3, 4]}]
     collator = PackingCollator(0, before)
     batch = collator(rows)
     collator.capacity = after
@@ -97,8 +149,8 @@ def test_parts_too_many_are_scored_nowhere():
     batch = PackingCollator(0, 12)(make_rows((5, 3), (6, 2), (4, 4)))
     parts = split_buffers(batch, 5)
     answers = [int((part["labels"] >= 0).sum()) for part in parts]
-    assert answers == [3, 2, 4, 0, 0]
-    assert all(part["input_ids"].shape == (1, 12) for part in parts)
+    assert sorted(answers) == [0, 0, 2, 3, 4]
+    assert all(part["input_ids"].shape == (1, 7) for part in parts)  # nothing fills them up
 
 
 torch.manual_seed(0)
@@ -107,6 +159,11 @@ MODELS = [
     # The window is shorter than the samples, and counts within a sample.
     MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)),
     GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
+    Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=8)),
+    # Layers with and without a window, each kind with its mask.
+    Gemma3ForCausalLM(
+        Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4, sliding_window_pattern=2)
+    ),
 ]
 
 
@@ -117,6 +174,10 @@ def test_losses_and_gradients_are_those_of_padded_rows(model, attention, capacit
     model.set_attn_implementation(attention)
     model.eval()
     rows = make_rows((9, 4), (3, 5), (12, 4), (7, 1), (2, 2))
+    rows += [  # which begin as others do, in the prompt and in the answer
+        {**rows[0], "input_ids": [*rows[0]["input_ids"][:11], 3, 4]},
+        {**rows[1], "input_ids": rows[1]["input_ids"][:2] + [9] * 5, "prompt_length": 6},
+    ]
     found = []
     for batch in (collate_left(rows, 0), PackingCollator(0, capacity)(rows)):
         model.zero_grad()
@@ -124,7 +185,7 @@ def test_losses_and_gradients_are_those_of_padded_rows(model, attention, capacit
         losses = sum(sample_losses(model, part)[0] for part in parts)
         losses[:, 0].sum().backward()
         found.append([losses.detach(), *(p.grad.clone() for p in model.parameters())])
-    assert found[0][0][:, 1].tolist() == [4, 5, 4, 1, 2]
+    assert found[0][0][:, 1].tolist() == [4, 5, 4, 1, 2, 4, 1]
     for padded, packed in zip(*found, strict=True):
         assert torch.allclose(padded, packed, atol=1e-5)
 
@@ -132,14 +193,14 @@ def test_losses_and_gradients_are_those_of_padded_rows(model, attention, capacit
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 def test_families_that_keep_samples_apart_are_found(model):
     model.train()
-    assert takes_buffers(model)
+    assert takes_trees(model)
     assert model.training
 
 
 def test_a_family_that_carries_a_state_over_is_found():
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
-    assert not takes_buffers(MambaForCausalLM(config))
+    assert not takes_trees(MambaForCausalLM(config))
 
 
 def test_attention_is_what_was_asked_for_or_refused(monkeypatch):

@@ -47,7 +47,7 @@ def test_its_command_finds_it_up_to_date(old, recipe, capsys):
     settings = (
         "--data data --index index --base base --prompts prompts --output model --epochs 2",
         "--learning-rate 0.01 --max-history 4 --max-text-words 12 --max-length 512 --lora-rank 2",
-        "--validation-users 20 --tasks seqrec=24 item2index=8",
+        "--validation-users 20 --tasks seqrec=24 item2index=8 --share-prefix off",
     )
     words = " ".join(settings).split()
     files = [path for path in old.rglob("*") if path.is_file()]

@@ -18,10 +18,11 @@ from lcrec.data.splits import EvalCases
 from lcrec.finetune import catalogue_ranker
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import add_adapter, load_base
-from lcrec.modeling.batches import PackingCollator, split_batch
+from lcrec.modeling.batches import split_batch
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.run_folder import latest_checkpoint
 from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer
+from lcrec.modeling.trees import PackingCollator
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.rows import collate_left, draw_rows, tokenise_rows
 from lcrec.prompts.tasks import TaskData
@@ -291,7 +292,7 @@ def test_buffers_that_do_not_fit_into_memory_are_halved_once(
     make_trainer, tokenizer, trained_padded, capsys, monkeypatch, make_model
 ):
     model = make_model(mode="full")
-    forward, most = model.forward, 1000
+    forward, most = model.forward, 300
 
     def on_a_small_card(input_ids, **inputs):
         if input_ids.shape[1] > most and model.training:
@@ -299,11 +300,11 @@ def test_buffers_that_do_not_fit_into_memory_are_halved_once(
         return forward(input_ids=input_ids, **inputs)
 
     monkeypatch.setattr(model, "forward", on_a_small_card)
-    collator = PackingCollator(tokenizer.pad_token_id, 2000)
+    collator = PackingCollator(tokenizer.pad_token_id, 600)
     trainer = make_trainer(model, collator=collator, logging_steps=1)
     trainer.train()
     assert capsys.readouterr().out.count("Update 1 did not fit into memory") == 1
-    assert collator.capacity == 1000
+    assert collator.capacity == 300
     check_same_training(trainer, model, trained_padded)
     most = 100
     with pytest.raises(torch.OutOfMemoryError):
