@@ -55,10 +55,13 @@ if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lcrec.data.cooccurrence import NearbyItems
     from lcrec.data.splits import EvalCases
+    from lcrec.index.item_index import ItemIndex
     from lcrec.modeling.cost import Activations
     from lcrec.modeling.finetuning import TrainingModel, TrainingRows
     from lcrec.modeling.trainer import Ranker, RecommenderTrainer
+    from lcrec.prompts.prompt_set import PromptSet
 
 # What launchers tell a process of its place among the others, and Accelerate any process.
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -227,7 +230,9 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
         state.print("--rows codebook: this index has none, so rows start from the items' titles")
     rows = draw_training_rows(config, inputs, trained, state.num_processes)
 
-    rank = catalogue_ranker(trained.tokenizer, inputs, config.max_history)
+    rank = catalogue_ranker(
+        trained.tokenizer, inputs.index, inputs.prompts, config.max_history, inputs.nearby
+    )
     try_model(config, trained, rows, rank)
 
     # The output folder is claimed only now that nothing is wrong with the rest.
@@ -374,7 +379,11 @@ def _save(
 
 
 def catalogue_ranker(
-    tokenizer: PreTrainedTokenizerBase, inputs: TrainingInputs, max_history: int
+    tokenizer: PreTrainedTokenizerBase,
+    index: ItemIndex,
+    prompts: PromptSet,
+    max_history: int,
+    nearby: NearbyItems | None = None,
 ) -> Ranker:
     """Return what validation ranks the catalogue with: the search that `generate` uses."""
     from lcrec.generate.recommender import Recommender
@@ -382,12 +391,7 @@ def catalogue_ranker(
 
     def rank(model: PreTrainedModel | PeftModel, cases: EvalCases, beams: int) -> np.ndarray:
         recommender = Recommender(
-            model,
-            tokenizer,
-            inputs.index,
-            inputs.prompts,
-            max_history=max_history,
-            nearby=inputs.nearby,
+            model, tokenizer, index, prompts, max_history=max_history, nearby=nearby
         )
         requests = case_requests(cases, RankingRequest(k=beams, num_beams=beams))
         return recommender.rank(requests, width=beams).items
