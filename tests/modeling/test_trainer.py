@@ -254,7 +254,8 @@ def test_a_kernel_that_fails_costs_no_update(
         whole = make_model(mode="full")
         make_trainer(whole).train()  # by plain attention throughout
         for name, weight in whole.named_parameters():
-            assert torch.allclose(weight, broken[name], atol=1e-4), name
+            # An update moves weights by 1e-2; Adam makes much of a gradient that is almost 0.
+            assert torch.allclose(weight, broken[name], atol=5e-4), name
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ def trained_padded(make_trainer, make_model):
 def check_same_training(trainer, model, expected):
     padded, history, metrics = expected
     for name, weight in padded.named_parameters():
-        assert torch.allclose(weight, model.get_parameter(name), atol=1e-4), name
+        assert torch.allclose(weight, model.get_parameter(name), atol=5e-4), name
     for before, now in zip(history, trainer.state.log_history, strict=True):
         losses = [name for name in before if name.startswith("loss")]
         assert losses == [name for name in now if name.startswith("loss")]
