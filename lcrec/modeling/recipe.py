@@ -209,7 +209,7 @@ def load_inputs(settings: TrainingSettings) -> TrainingInputs:
 
 def recipe_of(settings: TrainingSettings, prompts: PromptSet) -> dict[str, Any]:
     """Return the settings that decide the result, as a checkpoint records them."""
-    recipe = config_dict(settings) | {"prompts": prompts.content_hash}
+    recipe = config_dict(settings) | {"prompts": prompts.hash_of(parse_mixture(settings.tasks))}
     # They decide what may be deleted and what computes, not what is trained.
     for name in ("overwrite", "attention"):
         recipe.pop(name, None)

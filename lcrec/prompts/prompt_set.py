@@ -12,7 +12,7 @@ checkpoint carries its own copy.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,18 @@ class PromptSet:
     @cached_property
     def content_hash(self) -> str:
         """A sha256 of all templates; comments and layout of the files do not count."""
-        rows = [[t.task, t.id, t.use, t.question, t.answer] for t in self.templates]
+        return self.hash_of(TASKS)
+
+    def hash_of(self, tasks: Collection[str]) -> str:
+        """Return a sha256 like `content_hash`, without optional tasks that are not in `tasks`.
+
+        So what was made without them stays up to date when one more is shipped.
+        """
+        rows = [
+            [t.task, t.id, t.use, t.question, t.answer]
+            for t in self.templates
+            if TASKS[t.task].by_default or t.task in tasks
+        ]
         content = json.dumps([self.system, self.chat_template, rows])
         return hashlib.sha256(content.encode()).hexdigest()
 
