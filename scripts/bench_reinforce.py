@@ -119,8 +119,9 @@ def update_ways(setting: Setting) -> dict[str, Callable[[Tensor], Any]]:
         return torch.from_numpy(setting.items[chosen])
 
     def update(log_probs: Tensor) -> None:
-        advantages = group_advantages(torch.eye(GROUP)[: len(log_probs)], scale=True)
-        grpo_loss(log_probs, log_probs.detach(), advantages, 0.2)[0].backward()
+        weights = torch.full((len(log_probs), GROUP), 1 / GROUP)
+        advantages = group_advantages(torch.eye(GROUP)[: len(log_probs)], weights, scale=True)
+        grpo_loss(log_probs, log_probs.detach(), advantages, weights, 0.2)[0].backward()
         setting.model.zero_grad(set_to_none=False)
 
     def step(prompts: Tensor) -> None:

@@ -5,7 +5,9 @@ nothing but real items. `gumbel` draws from the distribution of the constrained 
 of the tree a softmax over its children, so that the probabilities of all items sum to 1. The G
 draws are those of sampling without replacement, by stochastic beam search (Kool et al., arXiv
 1903.06059): each leaf's log-probability plus its own Gumbel noise, of which the G largest are kept,
-found top down because the largest of a subtree is itself Gumbel about its log-probability.
+found top down because the largest of a subtree is itself Gumbel about its log-probability. A mean
+over the distribution is a sum over the draws, each weighted by its probability over the chance that
+it is above the largest noise left out.
 """
 
 from dataclasses import dataclass
@@ -13,9 +15,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lcrec.generate.beams import BeamOutput, Model, beam_search
+from lcrec.generate.beams import Model, beam_search
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import Constraint, ItemTrie
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Items drawn for each prompt, the likeliest first and distinct.
+
+    Attributes:
+        items: int64 [batch, group], catalogue ids.
+        log_probs: exact log-probabilities under the constrained distribution, float32 [batch,
+            group].
+        weights: the sum of them times any function of the items has that function's mean over the
+            distribution as its expectation (Kool et al., section 4.2), float32 [batch, group].
+    """
+
+    items: Tensor
+    log_probs: Tensor
+    weights: Tensor
 
 
 def draw_items(
@@ -27,7 +46,7 @@ def draw_items(
     generator: torch.Generator,
     *,
     leaf_filter: LeafFilter | None = None,
-) -> BeamOutput:
+) -> Draws:
     """Draw `group` items per prompt without repetition, in proportion to their probability.
 
     Args:
@@ -36,13 +55,26 @@ def draw_items(
         generator: decides the draws, on the CPU.
 
     Returns:
-        The items, the likeliest first, and their exact log-probabilities under the constrained
-        distribution, of what the filter allows.
+        The draws; the distribution is that of what the filter allows.
     """
     walk = GumbelWalk(generator)
-    return beam_search(
-        model, input_ids, attention_mask, trie, group, leaf_filter=leaf_filter, advance=walk.advance
+    size = min(group + 1, trie.num_items)  # one more shows where the others begin
+    found = beam_search(
+        model, input_ids, attention_mask, trie, size, leaf_filter=leaf_filter, advance=walk.advance
     )
+    assert walk.scores is not None
+    assert walk.perturbed is not None
+    # In the order that the search returns items in.
+    order = walk.scores.sort(dim=1, descending=True, stable=True).indices
+    perturbed = walk.perturbed.gather(1, order)
+    least = torch.full_like(perturbed[:, :1], -torch.inf)
+    items, log_probs = found.items, found.scores
+    if size > group:
+        least, left_out = perturbed.min(dim=1, keepdim=True)
+        kept = torch.arange(size, device=items.device) != left_out
+        items, log_probs = items[kept].view(-1, group), log_probs[kept].view(-1, group)
+    chance = -torch.expm1(-torch.exp(log_probs - least))
+    return Draws(items, log_probs, log_probs.exp() / chance)
 
 
 @dataclass
@@ -53,10 +85,12 @@ class GumbelWalk:
         generator: decides the draws, on the CPU.
         perturbed: for every beam the largest perturbed log-probability below it, float32
             [batch, beam]; None before the first step.
+        scores: the beams' log-probabilities, of the same shape.
     """
 
     generator: torch.Generator
     perturbed: Tensor | None = None
+    scores: Tensor | None = None
 
     def advance(
         self,
@@ -85,7 +119,7 @@ class GumbelWalk:
         noisy = self._perturb(log_probs, self.perturbed).flatten(1)
         best, chosen = noisy.topk(min(num_beams, trie.num_nodes(level + 1)), dim=1)
         self.perturbed = best
-        new = log_probs.flatten(1).gather(1, chosen)
+        self.scores = new = log_probs.flatten(1).gather(1, chosen)
         nodes, tokens = children.flatten(1).gather(1, chosen), tokens.flatten(1).gather(1, chosen)
         return nodes, new, tokens, chosen // trie.max_children(level)
 

@@ -65,7 +65,9 @@ class ReinforceSettings:
     max_kl: float = option("stop where that distance of a batch exceeds this", 10.0, minimum=0)
     dpo_beta: float = option("with dpo: scale of the implicit reward", 1.0, minimum=1e-6)
     epochs: int = option("passes over the training cases", 1, minimum=1)
-    cases: int | None = option("training cases of an epoch, drawn anew (default: all)", None)
+    cases: int | None = option(
+        "training cases of an epoch, drawn anew (default: all)", None, minimum=1
+    )
     learning_rate: float = option("peak step size of AdamW", 1e-5, minimum=1e-12)
     weight_decay: float = option("AdamW's weight decay", 0.0, minimum=0)
     warmup: float = option("share of the updates to warm up in", 0.03, minimum=0, maximum=0.99)

@@ -169,24 +169,28 @@ class ReinforceTrainer(RecommenderTrainer):
         """Return the groups of a batch of prompts and what they are worth.
 
         Returns:
-            `items` int64 [prompts, group]; `answers`, their tokens; `advantages` and `supervised`
-            (the weight of an answer's own log-probability), float32 [prompts, group]; with a
-            reference `reference`, float32 [prompts, group, tokens].
+            `items` int64 [prompts, group]; `answers`, their tokens; `weights`, how much each
+            counts in its group, `advantages` and `supervised` (the weight of an answer's own
+            log-probability), float32 [prompts, group]; with a reference `reference`, float32
+            [prompts, group, tokens].
         """
         settings = self.settings
         target = inputs["target"]
-        items = self._roll_out(inputs)
+        items, weights = self._roll_out(inputs)
         missed = (items != target[:, None]).all(1)
         if settings.objective == "dpo" or settings.add_target or settings.supervise_misses:
             items[:, -1] = torch.where(missed, target, items[:, -1])
+            # No draw, the target has no weight of its own: that of one answer among equals.
+            weights[:, -1] = torch.where(missed, weights[:, :-1].mean(1), weights[:, -1])
+        weights = weights / weights.sum(1, keepdim=True)
         hits = items == target[:, None]
-        group = {"items": items, "answers": self._paths[items]}
+        group = {"items": items, "answers": self._paths[items], "weights": weights}
         self._add_up("hit", ~missed)
         if settings.objective == "grpo":
             histories = [self.cases.history(case) for case in inputs["case"].tolist()]
             found, means = self.rewards(items.cpu().numpy(), target.cpu().numpy(), histories)
             rewards = torch.from_numpy(found).float().to(items.device)
-            advantages = group_advantages(rewards, scale=settings.scale_advantages)
+            advantages = group_advantages(rewards, weights, scale=settings.scale_advantages)
             supervised = torch.zeros_like(advantages)
             added = hits & missed[:, None]
             if settings.add_target:
@@ -205,8 +209,11 @@ class ReinforceTrainer(RecommenderTrainer):
                 group["reference"] = self._log_probs(self.policy, inputs | group)[0]
         return group
 
-    def _roll_out(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the items that the model answers each prompt with, best first."""
+    def _roll_out(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the items that the model answers each prompt with, best first, and their weights.
+
+        The best of a beam count alike.
+        """
         prompts = inputs["input_ids"], inputs["attention_mask"]
         leaf_filter = None
         if self.settings.exclude_history:
@@ -214,16 +221,16 @@ class ReinforceTrainer(RecommenderTrainer):
             leaf_filter = LeafFilter.build(self._trie, len(deny), deny=deny)
         size = self.settings.group
         if self.settings.rollouts == "beam":
-            found = search(self.policy, *prompts, self._trie, size, leaf_filter=leaf_filter)
-            return found.items
+            items = search(self.policy, *prompts, self._trie, size, leaf_filter=leaf_filter).items
+            return items, torch.ones_like(items, dtype=torch.float32)
         # One stream of draws per batch, so that a resumed run draws what it would have drawn.
         seed = (self.settings.seed << 32) + int(inputs["row"][0])
         generator = torch.Generator().manual_seed(seed)
-        found = draw_items(
+        drawn = draw_items(
             self.policy, *prompts, self._trie, size, generator, leaf_filter=leaf_filter
         )
-        self._add_up("mass", found.scores.exp().sum(1))
-        return found.items
+        self._add_up("mass", drawn.log_probs.exp().sum(1))
+        return drawn.items, drawn.weights
 
     @contextlib.contextmanager
     def _at_the_reference(self) -> Iterator[None]:
@@ -262,7 +269,7 @@ class ReinforceTrainer(RecommenderTrainer):
         self._add_up("entropy", entropy)
         kl = None
         if "reference" in inputs:
-            kl = kl_estimate(log_probs, inputs["reference"]).mean((1, 2))
+            kl = kl_estimate(log_probs, inputs["reference"], inputs["weights"])
             self._add_up("kl", kl)
         if settings.objective == "dpo":
             is_target = inputs["items"] == inputs["target"][:, None]
@@ -270,10 +277,10 @@ class ReinforceTrainer(RecommenderTrainer):
         else:
             # Of the first update the answers are this very model's.
             old = self._groups[int(inputs["row"][0])].setdefault("old", log_probs.detach())
-            loss, clipped = grpo_loss(log_probs, old, inputs["advantages"], settings.clip)
+            advantages, weights = inputs["advantages"], inputs["weights"]
+            loss, clipped = grpo_loss(log_probs, old, advantages, weights, settings.clip)
             self._add_up("clipped", clipped.expand(1))
-            weights = inputs["supervised"]
-            loss = loss - (log_probs.mean(2) * weights).sum(1).mean()
+            loss = loss - (log_probs.mean(2) * inputs["supervised"]).sum(1).mean()
         if kl is not None and settings.kl:
             loss = loss + settings.kl * kl.mean()
         self._refuse_explosion(loss, kl)

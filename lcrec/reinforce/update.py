@@ -76,34 +76,36 @@ def _masks(config: Any, ends: Tensor, positions: Tensor) -> Any:
     return {"full_attention": seen[:, None], "sliding_attention": near[:, None]}
 
 
-def group_advantages(rewards: Tensor, *, scale: bool) -> Tensor:
+def group_advantages(rewards: Tensor, weights: Tensor, *, scale: bool) -> Tensor:
     """Return by how much each reward is above its group's mean; 0 where all of a group are alike.
 
     Args:
         rewards: float32 [prompts, group].
+        weights: how much each answer counts in its group, float32 [prompts, group]; rows sum to 1.
         scale: divide by the group's standard deviation (of the group, not of a sample of it).
     """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    spread = centred.square().mean(1, keepdim=True).sqrt()
+    centred = rewards - (weights * rewards).sum(1, keepdim=True)
+    spread = (weights * centred.square()).sum(1, keepdim=True).sqrt()
     centred = torch.where(spread > SPREAD, centred, 0)
     return centred / spread.clamp_min(SPREAD) if scale else centred
 
 
-def kl_estimate(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """Return how far each token's probability is from the reference's, never below 0.
+def kl_estimate(log_probs: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+    """Return how far the model is from the reference, per token, never below 0; float32 [prompts].
 
     The estimator of Schulman (http://joschu.net/blog/kl-approx.html) that GRPO uses, unbiased for
     tokens that the model draws; over the best of a beam it is a distance, not the divergence.
 
     Args:
         log_probs, reference: float32 [prompts, group, tokens].
+        weights: as for `group_advantages`.
     """
     gap = reference - log_probs
-    return gap.exp() - gap - 1
+    return ((gap.exp() - gap - 1).mean(2) * weights).sum(1)
 
 
 def grpo_loss(
-    log_probs: Tensor, old: Tensor, advantages: Tensor, clip: float
+    log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: float
 ) -> tuple[Tensor, Tensor]:
     """Return GRPO's clipped objective, negated, and the share of tokens whose gradient is cut off.
 
@@ -111,12 +113,14 @@ def grpo_loss(
         log_probs: with gradient, float32 [prompts, group, tokens].
         old: those of the model that answered, of the same shape.
         advantages: float32 [prompts, group].
+        weights: as for `group_advantages`.
         clip: how far the ratio of the two may be from 1.
     """
     ratio = (log_probs - old).exp()
     gains = ratio * advantages[..., None]
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages[..., None]
-    return -torch.minimum(gains, clipped).mean(), (clipped < gains).float().mean()
+    objective = (torch.minimum(gains, clipped).mean(2) * weights).sum(1).mean()
+    return -objective, (clipped < gains).float().mean()
 
 
 def dpo_loss(log_probs: Tensor, reference: Tensor, is_target: Tensor, beta: float) -> Tensor:

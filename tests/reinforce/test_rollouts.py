@@ -51,7 +51,7 @@ def test_probabilities_are_those_of_enumeration(model, deny):
     expected = enumerate_items(model, allowed)
     assert sum(expected.values()) == pytest.approx(1)
     assert sorted(drawn.items[0].tolist()) == allowed
-    for item, score in zip(drawn.items[0].tolist(), drawn.scores[0].tolist(), strict=True):
+    for item, score in zip(drawn.items[0].tolist(), drawn.log_probs[0].tolist(), strict=True):
         assert np.exp(score) == pytest.approx(expected[item], rel=1e-4)
 
 
@@ -61,12 +61,17 @@ def test_draws_follow_the_law_of_sampling_without_replacement(model):
     times = 4000
     generator = torch.Generator().manual_seed(3)
     prompts, mask = PROMPT.expand(times, -1), MASK.expand(times, -1)
-    pairs = draw_items(model, prompts, mask, trie, 2, generator).items.sort(dim=1).values
+    drawn = draw_items(model, prompts, mask, trie, 2, generator)
+    pairs = drawn.items.sort(dim=1).values
     p = enumerate_items(model, range(6))
     for one, two in itertools.combinations(range(6), 2):
         share = float((pairs == torch.tensor([one, two])).all(1).float().mean())
         law = p[one] * p[two] / (1 - p[one]) + p[two] * p[one] / (1 - p[two])
         assert abs(share - law) < 4 * np.sqrt(law * (1 - law) / times), (one, two)
+    # The weights make means over the draws those over the distribution.
+    for item in range(6):
+        found = torch.where(drawn.items == item, drawn.weights, 0).sum(1)
+        assert abs(float(found.mean()) - p[item]) < 4 * float(found.std()) / np.sqrt(times), item
 
 
 def test_the_generator_decides(model):

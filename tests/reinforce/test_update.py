@@ -67,35 +67,41 @@ def test_the_gradient_of_a_group(base, batch):
         start = answer_log_probabilities(model, input_ids, mask, answers)[0]
     torch.manual_seed(2)
     old, reference = (start + 0.3 * torch.randn_like(start) for _ in range(2))
-    rewards = torch.tensor([[1.0, 0, -0.5, 0, 0]])
+    rewards = torch.tensor([[1.0, 0.2, -0.5, 0.4, -0.3]])
+    weights = torch.tensor([[0.1, 0.3, 0.2, 0.2, 0.2]])
 
     found, _ = answer_log_probabilities(model, input_ids, mask, answers)
-    loss, clipped = grpo_loss(found, old, group_advantages(rewards, scale=True), 0.2)
-    (loss + 0.1 * kl_estimate(found, reference).mean()).backward()
+    advantages = group_advantages(rewards, weights, scale=True)
+    loss, clipped = grpo_loss(found, old, advantages, weights, 0.2)
+    (loss + 0.1 * kl_estimate(found, reference, weights).mean()).backward()
     assert 0 < clipped < 1  # both sides of the clip are looked at
     gradients = {name: p.grad.double() for name, p in model.named_parameters()}
 
     plain = AutoModelForCausalLM.from_pretrained(base).double().eval()
     terms = []
-    deviation = math.sqrt(sum((r - 0.1) ** 2 for r in rewards[0].tolist()) / 5)
+    pairs = list(zip(weights[0].tolist(), rewards[0].tolist(), strict=True))
+    mean = sum(weight * reward for weight, reward in pairs)
+    deviation = math.sqrt(sum(weight * (reward - mean) ** 2 for weight, reward in pairs))
     for number, row in enumerate(plainly(plain, input_ids, mask, answers)[0]):
-        advantage = (rewards[0, number].item() - 0.1) / deviation
+        weight, reward = pairs[number]
+        advantage = (reward - mean) / deviation
         for token, value in enumerate(row):
             ratio = torch.exp(value - old[0, number, token].double())
             gain = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
             gap = reference[0, number, token].double() - value
-            terms.append(-gain + 0.1 * (gap.exp() - gap - 1))
-    torch.stack(terms).mean().backward()
+            terms.append(weight / 3 * (-gain + 0.1 * (gap.exp() - gap - 1)))
+    torch.stack(terms).sum().backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_advantages():
     rewards = torch.tensor([[1.0, 0, 0, 0], [0.3, 0.3, 0.3, 0.3]])
-    found = group_advantages(rewards, scale=True)
+    alike = torch.full((2, 4), 0.25)
+    found = group_advantages(rewards, alike, scale=True)
     torch.testing.assert_close(found[0], torch.tensor([3.0, -1, -1, -1]) / math.sqrt(3))
     assert (found[1] == 0).all()
-    found = group_advantages(rewards, scale=False)
+    found = group_advantages(rewards, alike, scale=False)
     torch.testing.assert_close(found[0], torch.tensor([0.75, -0.25, -0.25, -0.25]))
 
 
