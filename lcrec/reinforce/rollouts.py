@@ -115,7 +115,7 @@ class GumbelWalk:
         log_probs = (scores + torch.where(alive, -total, 0))[..., None] + own
         log_probs = log_probs.masked_fill(~(valid & alive[..., None]), -torch.inf)
         if self.perturbed is None:
-            self.perturbed = torch.zeros_like(scores)
+            self.perturbed = self._gumbel(scores)  # the largest of all items'
         noisy = self._perturb(log_probs, self.perturbed).flatten(1)
         best, chosen = noisy.topk(min(num_beams, trie.num_nodes(level + 1)), dim=1)
         self.perturbed = best
@@ -132,11 +132,14 @@ class GumbelWalk:
             log_probs: float32 [batch, beam, width], -inf where there is no child.
             largest: float32 [batch, beam].
         """
-        uniform = torch.rand(log_probs.shape, generator=self.generator, dtype=torch.float64)
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16))).to(log_probs)
-        noisy = log_probs + gumbel
+        noisy = log_probs + self._gumbel(log_probs)
         most = noisy.amax(dim=2, keepdim=True)
         target = largest[..., None]
         gap = target - noisy + torch.log1p(-torch.exp((noisy - most).clamp(max=0)))
         found = target - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
         return torch.where(log_probs > -torch.inf, found, -torch.inf)
+
+    def _gumbel(self, like: Tensor) -> Tensor:
+        """Draw standard Gumbel noise of a tensor's shape, type and device."""
+        uniform = torch.rand(like.shape, generator=self.generator, dtype=torch.float64)
+        return -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16))).to(like)
