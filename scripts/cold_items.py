@@ -6,7 +6,8 @@ Removes a share of the items from the catalogue and from every sequence; an inde
 model trained without them. Then they are added by the stages' own `--add`, and the
 unchanged checkpoint ranks for the users whose last item is one of them: among these cold items
 alone (an allow list), and among all items. Beside it the semantic nearest neighbour: the cosine of
-an item's embedding with the mean of the history's.
+an item's embedding with the mean of the history's. Last comes what places that are reserved for
+the cold items (`generate --reserve-new`) give these users, and take from users of warm items.
 
 The embeddings must be those of all items; unless their encoder is pretrained, they have seen the
 held-out items' text, and so has a base made from it (no sequence of theirs, and no index). What is
@@ -45,6 +46,8 @@ COMMAND = "python scripts/cold_items.py"
 K = 10
 METHODS = ("lc-rec", "nearest-neighbour")
 AMONG = ("cold", "all")
+RESERVED = (0, 1, 2, 5)  # places of the ten for cold items
+WARM_USERS = 1000  # whose next item is no cold one: what the places cost them
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,27 @@ def main(argv: list[str]) -> None:
         figures |= {f"{name}_hr@10": float(hits.mean()), f"{name}_ndcg@10": float(ndcg.mean())}
         figures[f"{name}_hr@10_interval"] = [low, high]
         print(f"{method:20}{among:>14}{hits.mean():9.4f}   {low:.3f}-{high:.3f}{ndcg.mean():9.4f}")
+    figures |= price_of_places(run, cases)
     print(json.dumps(figures))
+
+
+def price_of_places(run: Path, cases: EvalCases) -> dict[str, float]:
+    """Print and return HR@10 among all items with places reserved, of cold and of warm items."""
+    interactions = load_interactions(run / "warm", len(load_items(run / "warm")))
+    others = load_split(run / "warm", interactions).test.sample(WARM_USERS, 0)
+    recommender = Recommender.from_pretrained(run / "model", index=run / "index-grown")
+    figures = {}
+    print(f"\n{'places of ten for cold items':30}{'HR@10: cold':>22}{'warm':>24}")
+    for places in RESERVED:
+        line = f"{places:30}"
+        for name, asked in (("cold", cases), ("warm", others)):
+            ranking = recommender.recommend(asked.histories, K, reserve_new=places)
+            hits = hit_at_k(ranking.items, asked.targets, K)
+            low, high = bootstrap_interval(hits, 0, 1000, 0.95)
+            figures[f"{name}_hr@10_with_{places}_places"] = float(hits.mean())
+            line += f"{hits.mean():10.4f} {low:.3f}-{high:.3f}"
+        print(line, flush=True)
+    return figures
 
 
 def hold_out(config: ColdItemsConfig, run: Path) -> None:

@@ -122,6 +122,12 @@ class GenerateConfig(Writes):
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
+    reserve_new: int = option(
+        "the last of the k places, for the best of the items that --index adds, which a model "
+        "hardly ever ranks among all others by itself",
+        0,
+        minimum=0,
+    )
     precision: Precision | None = option(
         "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
     )
@@ -148,6 +154,8 @@ def main(argv: list[str]) -> None:
         config = replace(config, k=min(20, len(items)))
     assert config.k is not None
     check_counts(config.k, config.beams, len(items))
+    if config.reserve_new > config.k:
+        raise InputError(f"--reserve-new {config.reserve_new}: more places than --k {config.k}")
     interactions = load_interactions(config.data, len(items))
     names = load_names(config.data, interactions.users, len(items), config.ids)
     allowed = load_allowed(
@@ -360,6 +368,7 @@ def make_request(
         num_beams=config.beams,
         allow=allowed,
         exclude_history=config.exclude_history,
+        reserve_new=config.reserve_new,
     )
 
 
@@ -462,6 +471,18 @@ def check_ways(config: GenerateConfig) -> None:
         inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
         for path in outputs:
             check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
+    if config.reserve_new:
+        if config.index is None:
+            raise InputError(
+                f"--reserve-new {config.reserve_new} needs --index, which says what items are new"
+            )
+        if config.constraint != "trie":
+            raise InputError("--reserve-new needs --constraint trie: others leave the tree")
+        if config.ensemble or (is_one and config.templates != ["first"]):
+            raise InputError(
+                "--reserve-new: joining the rankings of several templates would give the places "
+                "away again; ask with one template"
+            )
     if config.explain and config.output is not None:
         raise InputError("--explain belongs to one request: --history, --user or --query")
     if config.history is not None and not config.history:

@@ -31,6 +31,7 @@ from lcrec.generate.beams import PromptHead, read_head
 from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
+from lcrec.generate.new_items import give_places, new_item_requests
 from lcrec.generate.requests import RankingRequest, RequestEncoder, plan_batches
 from lcrec.generate.search import search, supports_shared_prefix
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
@@ -105,6 +106,7 @@ class Recommender:
         constraint: `trie`, real items only; or, to compare, `level` (any code of its level, as in
             LC-Rec's own decoding) or `none`: beams may then end in no item, and lists be shorter.
         nearby: where templates that show neighbours look them up; None if none does.
+        num_trained: how many items, the first of the index, the model was trained on; None: all.
         capture_steps: whether, on a GPU, the steps after a prompt are captured as CUDA graphs.
     """
 
@@ -121,11 +123,13 @@ class Recommender:
         max_batch_tokens: int | None = None,
         constraint: str = "trie",
         nearby: NearbyItems | None = None,
+        num_trained: int | None = None,
         capture_steps: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.index, self.prompts = index, prompts
         self.tasks = set(tasks)
+        self.new_items = np.arange(len(index))[num_trained or len(index) :]
         by_device = 4096 if model.device.type == "cpu" else 32_768
         self.max_batch_tokens = max_batch_tokens or by_device
         self.request_encoder = RequestEncoder(
@@ -183,6 +187,7 @@ class Recommender:
             max_batch_tokens=max_batch_tokens,
             constraint=constraint,
             nearby=checkpoint.nearby,
+            num_trained=len(checkpoint.index),
             capture_steps=True,
         )
 
@@ -196,6 +201,7 @@ class Recommender:
         exclude_history: bool = False,
         template: Template | None = None,
         num_beams: int | None = None,
+        reserve_new: int = 0,
         ids: Ids = "numbers",
     ) -> Ranking:
         """Return the k best items after each history.
@@ -210,6 +216,7 @@ class Recommender:
                 be shorter than k.
             template: a `seqrec` template; by default the first that serves evaluation.
             num_beams: beams to search with, at least k; default `max(k, 20)`, at most all items.
+            reserve_new: how many places, the last, go to items that an `index` added, at least.
             ids: what the items of `histories`, `allow` and `deny` are called: their numbers, or the
                 raw ids that the checkpoint carries; the ranking then has `raw_ids` too.
 
@@ -219,6 +226,7 @@ class Recommender:
                 model's context.
         """
         shared = {"exclude_history": exclude_history, "template": template, "num_beams": num_beams}
+        shared["reserve_new"] = reserve_new
         queries = [None] * len(histories)
         return self._rank_lists(histories, queries, k, allow, deny, ids, shared)
 
@@ -508,6 +516,12 @@ class Recommender:
             )
         beyond = np.arange(width) >= wanted[:, None]
         items[beyond], scores[beyond] = -1, -np.inf
+        rows, asked = new_item_requests(requests, self.new_items)
+        if rows:
+            new = self.rank(asked, [prompt_ids[row] for row in rows])
+            for row, *best in zip(rows, new.items, new.scores, strict=True):
+                at = row, slice(requests[row].k)
+                items[at], scores[at] = give_places((items[at], scores[at]), best, self.new_items)
         return Ranking(items, scores)
 
     def _rank_lists(

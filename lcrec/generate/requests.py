@@ -40,11 +40,13 @@ class RankingRequest:
         deny: items that they must not get.
         exclude_history: rank no item of the history; there may then be fewer than k.
         exclude: other items to rank none of; there may then be fewer than k.
+        reserve_new: places for items that the model was not trained on, the last of the k: a model
+            hardly ever ranks them among all others by itself.
         template: a template of `itemsearch` where there is a query, else of `seqrec`; None for the
             recommender's own choice.
 
     Raises:
-        InputError: `k` is no number from 1 up.
+        InputError: `k` is no number from 1 up, or `reserve_new` none from 0 to `k`.
     """
 
     history: ItemIds = ()
@@ -56,12 +58,17 @@ class RankingRequest:
     deny: ItemIds | None = None
     exclude_history: bool = False
     exclude: ItemIds = ()
+    reserve_new: int = 0
     template: Template | None = None
 
     def __post_init__(self) -> None:
         is_count = isinstance(self.k, int | np.integer) and not isinstance(self.k, bool)
         if not is_count or self.k < 1:
             raise InputError(f"k: expected one number from 1 up, found {self.k!r:.60}")
+        if not 0 <= self.reserve_new <= self.k:
+            raise InputError(
+                f"reserve_new: {self.reserve_new!r:.60} of {self.k} places; reserve 0 to {self.k}"
+            )
 
 
 def case_requests(cases: EvalCases, like: RankingRequest) -> list[RankingRequest]:

@@ -568,6 +568,15 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
         (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several templates"),
+        (["--output", "x.jsonl", "--reserve-new", "2"], "--reserve-new 2 needs --index"),
+        (
+            ["--output", "x.jsonl", "--reserve-new", "2", "--index", "i", "--ensemble"],
+            "joining the rankings of several templates would give",
+        ),
+        (
+            ["--output", "x.jsonl", "--reserve-new", "9", "--index", "i", "--k", "5"],
+            "--reserve-new 9: more places than --k 5",
+        ),
         (
             ["--output", "x.jsonl", "--templates", "next-short", "next-short"],
             "next-short: is named twice",

@@ -1,5 +1,7 @@
 """Real and distinct items from random weights, whatever the batch; what a prompt shows; errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -397,6 +399,21 @@ def test_items_that_were_added_are_recommended_by_the_same_checkpoint(checkpoint
     scores = everything.scores[0][everything.items[0] < ITEMS]
     np.testing.assert_allclose(scores, ranking.scores[0], atol=1e-4)
     assert loaded.recommend([[3]], 2, allow=[[48, 49]]).items.min() >= ITEMS
+
+    # Places can be reserved for them; other requests of the call are as before.
+    plain = RankingRequest(history=[3], k=8, deny=[48])
+    alone, reserved = loaded.rank([plain, replace(plain, reserve_new=2)]).items
+    assert alone.tolist() == loaded.rank([plain]).items[0].tolist()
+    assert 49 in reserved
+    assert 48 not in reserved
+    olds = [[item for item in row if item < ITEMS] for row in (reserved.tolist(), alone.tolist())]
+    assert olds[0] == olds[1][: len(olds[0])]
+    both = loaded.recommend([[3]], 8, reserve_new=2).items[0]
+    assert {48, 49} <= set(both.tolist())
+    with pytest.raises(InputError, match="trained on every item, so none is new"):
+        old.recommend([[3]], 8, reserve_new=2)
+    with pytest.raises(InputError, match="reserve_new: 9 of 8 places"):
+        loaded.recommend([[3]], 8, reserve_new=9)
 
 
 def test_an_index_or_tokenizer_that_does_not_belong(checkpoint, index, tmp_path, base, prompts):
