@@ -1,5 +1,6 @@
 """`python -m lcrec.serve` as a process: it answers, refuses rubbish, finishes what is queued."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,10 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint
 from lcrec.generate.recommender import Recommender
 from lcrec.serve import __main__ as serve
+from lcrec.serve.batching import ServiceLimits
+from lcrec.serve.live import Live
+from lcrec.serve.loading import ServiceSources, load_handler
+from lcrec.serve.requests import RecommendRequest
 
 TOP = Path(__file__).parents[2]
 
@@ -293,6 +299,42 @@ def test_items_that_were_added(checkpoint, shop, grown, monkeypatch):
     assert ranking.items.tolist() == [[48]]
     with pytest.raises(InputError, match=r"index was made from another item file .*quantize"):
         serve.main([*words, "--data", str(shop)])
+
+
+def test_a_release_with_new_items_arrives_by_a_reload(
+    checkpoint, shop, index_folder, grown, tmp_path
+):
+    """One link says which index and data are live; the model stays."""
+    for name, index, data in (
+        ("old", index_folder, shop),
+        ("new", grown / "index", grown / "data"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index").symlink_to(index)
+        (tmp_path / name / "data").symlink_to(data)
+    live = tmp_path / "live"
+    live.symlink_to("old")
+    sources = ServiceSources(model=checkpoint, index=live / "index", data=live / "data")
+    load = partial(load_handler, sources, ServiceLimits())
+    service = Live(load(), load)
+    before = service.handler
+    live.unlink()
+    live.symlink_to("new")
+    asyncio.run(service.reload())
+    after = service.handler
+    assert (before.num_items, after.num_items) == (48, 50)
+    assert before.versions.model == after.versions.model
+    assert before.versions.index != after.versions.index
+    body = RecommendRequest(history=[49], k=1, allow=[48])
+    assert before.encode(body.model_copy(update={"allow": None})).ignored == {"history": [49]}
+    encoded = after.encode(body)
+    assert after.answer(encoded, *after.rank([encoded])).items[0].title == "Brand new desk"
+    # Half a release is none.
+    (tmp_path / "new" / "data").unlink()
+    (tmp_path / "new" / "data").symlink_to(shop)
+    with pytest.raises(InputError, match="index was made from another item file"):
+        asyncio.run(service.reload())
+    assert service.handler is after
 
 
 def test_a_model_that_cannot_recommend_is_not_served(checkpoint, tmp_path):
