@@ -192,15 +192,16 @@ def load(job: ReinforceRun) -> Checkpoint:
     import torch
 
     from lcrec.generate.search import supports_shared_prefix
-    from lcrec.modeling.base import DTYPES
+    from lcrec.modeling.base import DTYPES, base_model
     from lcrec.modeling.checkpoint import load_checkpoint
+    from lcrec.modeling.probe import takes_trees
 
     config = job.config
     adapter = "base" in job.inputs.files or job.inputs.recipe.get("mode") != "full"
     dtype = DTYPES[config.precision] if adapter else torch.float32
     checkpoint = load_checkpoint(config.model, dtype, base=config.base)
     model = checkpoint.model
-    if not supports_shared_prefix(model):
+    if not (takes_trees(base_model(model)) and supports_shared_prefix(model)):
         raise InputError(
             f"--model {config.model}: models of the family {model.config.model_type} cannot share "
             "a prompt between answers, so they cannot be reinforced; take another family"

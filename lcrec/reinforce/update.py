@@ -8,11 +8,11 @@ Answers of one catalogue all have as many tokens, which makes every way of avera
 Log-probabilities are under the softmax over the whole vocabulary, which is what ranking sums up.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lcrec.modeling.trees import attention_masks
 
 SPREAD = 1e-6  # rewards of a group that differ by less say nothing
 
@@ -33,9 +33,10 @@ def answer_log_probabilities(
     """
     prompts, group, depth = answers.shape
     length, kept = input_ids.shape[1], depth - 1  # nothing is predicted from an answer's last token
-    # Depth first: the prompt, then one branch after another. `ends` is behind the last token that
-    # sees a token: all of them for the prompt, the end of its branch for an answer's, and itself
-    # for padding, so that no row of attention weights is empty.
+    # A tree of `lcrec.modeling.trees`: the prompt, then one branch after another; what answers begin
+    # with alike is not merged, so that shapes do not depend on them. `ends` is behind the last
+    # token that sees a token: all of them for the prompt, the end of its branch for an answer's,
+    # and itself for padding, so that no row of attention weights is empty.
     whole = length + group * kept
     places = torch.arange(whole, device=input_ids.device)
     branch = (places - length).div(max(kept, 1), rounding_mode="floor")
@@ -48,7 +49,7 @@ def answer_log_probabilities(
     config = getattr(model, "module", model).config
     logits = model(
         input_ids=torch.cat([input_ids, answers[:, :, :kept].flatten(1)], dim=1),
-        attention_mask=_masks(config, ends, positions),
+        attention_mask=attention_masks(config, ends, positions),
         position_ids=positions,
         use_cache=False,
         logits_to_keep=1 + group * kept,
@@ -60,20 +61,6 @@ def answer_log_probabilities(
     rest = logits[:, 1:].unflatten(1, (group, kept)).gather(3, answers[:, :, 1:, None])[..., 0]
     rest = rest - total[:, 1:].unflatten(1, (group, kept))
     return torch.cat([first[..., None], rest], dim=2), entropy
-
-
-def _masks(config: Any, ends: Tensor, positions: Tensor) -> Any:
-    """Return bool [prompts, 1, tokens, tokens], or one per kind of layer: what each token sees."""
-    places = torch.arange(ends.shape[1], device=ends.device)
-    seen = (places[:, None] >= places) & (places[:, None] < ends[:, None])
-    config = config.get_text_config(decoder=True)
-    window = getattr(config, "sliding_window", None)
-    if not window:
-        return seen[:, None]
-    near = seen & (positions[:, :, None] - positions[:, None] < window)
-    if getattr(config, "layer_types", None) is None:
-        return near[:, None]
-    return {"full_attention": seen[:, None], "sliding_attention": near[:, None]}
 
 
 def group_advantages(rewards: Tensor, weights: Tensor, *, scale: bool) -> Tensor:
