@@ -32,7 +32,7 @@ def answer_log_probabilities(
         [prompts], without a gradient.
     """
     prompts, group, depth = answers.shape
-    length, kept = input_ids.shape[1], depth - 1  # nothing is predicted from an answer's last token
+    length, kept = input_ids.shape[1], depth - 1  # an answer's last token predicts nothing
     # A tree of `lcrec.modeling.trees`: the prompt, then one branch after another; what answers begin
     # with alike is not merged, so that shapes do not depend on them. `ends` is behind the last
     # token that sees a token: all of them for the prompt, the end of its branch for an answer's,
