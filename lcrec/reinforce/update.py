@@ -33,10 +33,10 @@ def answer_log_probabilities(
     """
     prompts, group, depth = answers.shape
     length, kept = input_ids.shape[1], depth - 1  # an answer's last token predicts nothing
-    # A tree of `lcrec.modeling.trees`: the prompt, then one branch after another; what answers begin
-    # with alike is not merged, so that shapes do not depend on them. `ends` is behind the last
-    # token that sees a token: all of them for the prompt, the end of its branch for an answer's,
-    # and itself for padding, so that no row of attention weights is empty.
+    # A tree of `lcrec.modeling.trees`: the prompt, then one branch after another; what answers
+    # begin with alike is not merged, so that shapes do not depend on them. `ends` is behind the
+    # last token that sees a token: all of them for the prompt, the end of its branch for an
+    # answer's, and itself for padding, so that no row of attention weights is empty.
     whole = length + group * kept
     places = torch.arange(whole, device=input_ids.device)
     branch = (places - length).div(max(kept, 1), rounding_mode="floor")
