@@ -8,6 +8,8 @@ Answers of one catalogue all have as many tokens, which makes every way of avera
 Log-probabilities are under the softmax over the whole vocabulary, which is what ranking sums up.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,7 +48,7 @@ def answer_log_probabilities(
     steps = (places[length:] - length) % max(kept, 1)
     before = (attention_mask.cumsum(1) - 1).clamp_min(0)
     positions = torch.cat([before, attention_mask.sum(1, keepdim=True) + steps], dim=1)
-    config = getattr(model, "module", model).config
+    config: Any = getattr(model, "module", model).config  # inside what shares the work
     logits = model(
         input_ids=torch.cat([input_ids, answers[:, :, :kept].flatten(1)], dim=1),
         attention_mask=attention_masks(config, ends, positions),
