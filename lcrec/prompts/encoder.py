@@ -77,6 +77,7 @@ class PromptEncoder:
         self.prefixes = re.compile(f"[{first}](?!{ITEM_TOKEN.pattern[1:]})") if first else None
         # The ids of pieces of text; None where this tokenizer takes a text for more than its parts.
         self._pieces: dict[str, list[int]] | None = {} if self._tokenises_apart() else None
+        self._around = self._markup_around()
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return the conversation that this tokenizer's chat template turns into the prompt."""
@@ -88,8 +89,9 @@ class PromptEncoder:
 
     def prompt_ids(self, questions: list[str]) -> list[list[int]]:
         """Return the prompt of each question as token ids."""
-        texts = [self.before + self.escape_markup(question) + self.after for question in questions]
-        return self._encode(texts)
+        start, before, after, end = self._around
+        texts = [before + self.escape_markup(question) + after for question in questions]
+        return [[*start, *ids, *end] for ids in self._encode(texts)]
 
     def head_ids(self, starts: list[str]) -> list[list[int]]:
         """Return the ids that prompts begin with whose questions begin so.
@@ -122,6 +124,29 @@ class PromptEncoder:
 
     def _encode_whole(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def _markup_around(self) -> tuple[list[int], str, str, list[int]]:
+        """Return what stands around a question: ids, text before it, text behind it, ids.
+
+        The ids are those up to the last special token before it and from the first one behind it
+        on, where a tokenizer cuts every text.
+        """
+        cuts = [
+            token.content
+            for token in self.tokenizer.added_tokens_decoder.values()
+            if not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+        ]
+        before, after = self.before, self.after
+        at = max((before.rfind(token) + len(token) for token in cuts if token in before), default=0)
+        to = min((after.find(token) for token in cuts if token in after), default=len(after))
+        start, end = self._encode_whole([before[:at], after[to:]])
+        before, after = before[at:], after[:to]
+        for text in _BESIDE:
+            (whole,) = self._encode_whole([self.before + text + self.after])
+            (inner,) = self._encode_whole([before + text + after])
+            if whole != [*start, *inner, *end]:
+                return [], self.before, self.after, []
+        return start, before, after, end
 
     def _tokenises_apart(self) -> bool:
         """Try whether what stands beside item tokens is tokenised as it is where it stands alone.

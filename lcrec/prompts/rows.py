@@ -11,18 +11,22 @@ Prompt and answer are tokenised apart and their ids joined: what is trained is t
 what inference sees. The answer ends in EOS, also where the pad token is the same.
 """
 
+import itertools
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from lcrec.core.errors import InputError
 from lcrec.prompts.encoder import PromptEncoder
+from lcrec.prompts.joining import Ragged, RowJoiner
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.prompts.templates import Template
@@ -180,35 +184,55 @@ def tokenise_rows(
     Raises:
         InputError: a row is longer than `max_length` tokens, or than the `context` of the model.
     """
+    joiners: dict[int, RowJoiner] = {}
     parts = []
     for number, epoch in enumerate(epochs):
-        rows = list(epoch)
-        if not rows:
+        if isinstance(epoch, DrawnRows):
+            joiner = joiners.setdefault(id(epoch.data), RowJoiner(encoder, epoch.data))
+            drawn = epoch.templates, epoch.epoch, epoch.chosen, epoch.places
+            prompts, answers = joiner.encode(*drawn)
+            names = [(t.task, t.id) for t in epoch.templates]
+            labels = [names[chosen] for chosen in epoch.chosen.tolist()]
+        else:
+            rows = list(epoch)
+            prompts = Ragged.of(encoder.prompt_ids([row.prompt for row in rows]))
+            answers = Ragged.of(encoder.answer_ids([row.completion for row in rows]))
+            labels = [(row.task, row.template_id) for row in rows]
+        if not labels:
             continue
-        prompts = encoder.prompt_ids([row.prompt for row in rows])
-        answers = encoder.answer_ids([row.completion for row in rows])
-        lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
-        longest = int(np.argmax(lengths))
-        if lengths[longest] > min(max_length, context or max_length):
+        whole = prompts.beside(answers)
+        longest = int(whole.lengths.argmax())
+        if whole.lengths[longest] > min(max_length, context or max_length):
+            row = next(itertools.islice(epoch, longest, None))
             bound = f"--max-length {max_length}; raise it, or lower"
-            if max_length >= lengths[longest]:
+            if max_length >= whole.lengths[longest]:
                 bound = f"the {context} of the base model's context; lower"
             raise InputError(
-                f"template {rows[longest].template_id}: a sample has {lengths[longest]} tokens, "
+                f"template {row.template_id}: a sample has {whole.lengths[longest]} tokens, "
                 f"more than {bound} --max-history or --max-text-words (the sample begins "
-                f"{rows[longest].prompt[:60]!r})"
+                f"{row.prompt[:60]!r})"
             )
-        order = (
-            range(len(rows)) if batch_size is None else group_by_length(lengths, batch_size, number)
-        )
+        order = np.arange(len(labels))
+        if batch_size is not None:
+            order = np.asarray(group_by_length(whole.lengths.tolist(), batch_size, number))
+        whole = whole.take(order)
+        offsets = np.concatenate([[0], np.cumsum(whole.lengths)])
         columns = {
-            "input_ids": [prompts[row] + answers[row] for row in order],
-            "prompt_length": [len(prompts[row]) for row in order],
-            "task": [rows[row].task for row in order],
-            "template_id": [rows[row].template_id for row in order],
+            "input_ids": pa.ListArray.from_arrays(
+                offsets.astype(np.int32), whole.ids.astype(np.int32)
+            ),
+            "prompt_length": pa.array(prompts.lengths[order]),
+            "task": [labels[row][0] for row in order.tolist()],
+            "template_id": [labels[row][1] for row in order.tolist()],
         }
-        parts.append(Dataset.from_dict(columns))
+        parts.append(Dataset(pa.table(columns)))
     return concatenate_datasets(parts)
+
+
+def row_lengths(rows: Dataset) -> np.ndarray:
+    """Return the tokens of each of `tokenise_rows`, int64 [rows], without reading the tokens."""
+    lists = rows.with_format("arrow")["input_ids"]
+    return np.asarray(pc.list_value_length(lists[:]), dtype=np.int64)
 
 
 def group_by_length(lengths: list[int], batch_size: int, seed: int) -> list[int]:

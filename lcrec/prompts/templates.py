@@ -44,6 +44,22 @@ EXAMPLE_ITEM = "<a_0><b_0><c_0>"
 MARKUP = re.compile(r"<\|[^\s|>]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
 
 
+Side = Literal["question", "answer"]
+SIDES: tuple[Side, Side] = ("question", "answer")
+# What a template may do with values without looking at what they say.
+_PASSING = (
+    nodes.Template,
+    nodes.Output,
+    nodes.TemplateData,
+    nodes.Name,
+    nodes.Const,
+    nodes.For,
+    nodes.Filter,
+)
+_HOLE = "\u2063"
+_PASSING_FILTERS = {"first", "join", "last", "length", "reverse"}
+
+
 @cache
 def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], bool]:
     """Return the compiled text, the variables it uses, and whether it is `{{ target }}` alone."""
@@ -51,6 +67,15 @@ def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], bool]:
     variables = frozenset(meta.find_undeclared_variables(parsed))
     is_target = parsed.body == [nodes.Output([nodes.Name("target", "load")])]
     return ENVIRONMENT.from_string(parsed), variables, is_target
+
+
+@cache
+def _passes_on(source: str) -> bool:
+    parsed = jinja2.Environment().parse(source)
+    filters = {found.name for found in parsed.find_all(nodes.Filter)}
+    return filters <= _PASSING_FILTERS and all(
+        isinstance(found, _PASSING) for found in parsed.find_all(nodes.Node)
+    )
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,26 @@ class Template:
         """Whether a decoder bound to the catalogue must give the answer; if not, it is text."""
         return _compile(self.answer)[2]
 
+    def variables(self, side: Side) -> frozenset[str]:
+        """Return what a side uses."""
+        return self.question_variables if side == "question" else self.answer_variables
+
+    def passes_on(self, side: Side) -> bool:
+        """Tell whether a side writes values as they are, deciding nothing by what they say."""
+        return _passes_on(self.question if side == "question" else self.answer)
+
+    def frame(self, side: Side) -> list[str] | None:
+        """Return a side's own text and, at every odd place, the name of what it writes there.
+
+        None where it does more than write texts, one after the other.
+        """
+        source = self.question if side == "question" else self.answer
+        parsed = jinja2.Environment().parse(source)
+        if _HOLE in source or any(parsed.find_all((nodes.For, nodes.Filter))):
+            return None
+        holes: Record = {name: f"{_HOLE}{name}{_HOLE}" for name in self.variables(side)}
+        return self._render(source, holes).split(_HOLE) if self.passes_on(side) else None
+
     def fits(self, record: Record) -> bool:
         """Tell whether the record has everything that question and answer use."""
         return self.can_ask(record) and all(map(record.get, self._needed(self.answer_variables)))
@@ -112,6 +157,10 @@ class Template:
             InputError: the template cannot be rendered for this record.
         """
         return self._render(self.question, record)
+
+    def render_side(self, side: Side, record: Record) -> str:
+        """Return one side, without space around it; raises as `render`."""
+        return self._render(self.question if side == "question" else self.answer, record)
 
     def render(self, record: Record) -> tuple[str, str]:
         """Return question and answer, without space around them.
