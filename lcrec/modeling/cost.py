@@ -37,7 +37,7 @@ from lcrec.modeling.batches import (
 )
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import TrainingSettings
-from lcrec.prompts.rows import IGNORED
+from lcrec.prompts.rows import IGNORED, row_lengths
 
 # Makes a batch of rows of `tokenise_rows`.
 Collator = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -182,7 +182,7 @@ def measure_work(
     train: Dataset, *, batch_size: int, accumulate: int, processes: int, max_tokens: int | None
 ) -> Work:
     """Count a run's tokens, from the rows of all epochs (`tokenise_rows`), in batch order."""
-    lengths = np.asarray([len(ids) for ids in train["input_ids"]])
+    lengths = row_lengths(train)
     answers = lengths - np.asarray(train["prompt_length"])
     widest = batch_answers = 0
     for start in range(0, len(lengths), batch_size):
@@ -288,7 +288,7 @@ def time_steps(
         if number:  # the first makes ready what the others find there
             seconds += time.monotonic() - began
             tokens += sum(len(row["input_ids"]) for row in rows)
-    return seconds * sum(map(len, train["input_ids"])) / tokens
+    return seconds * row_lengths(train).sum() / tokens
 
 
 def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
@@ -352,13 +352,13 @@ def plan(
         work = replace(
             work,
             tokens=round(work.tokens * shared),
-            batch_tokens=max(round(work.batch_tokens * shared), max(map(len, train["input_ids"]))),
+            batch_tokens=max(round(work.batch_tokens * shared), int(row_lengths(train).max())),
         )
     base_bits = "" if quantize == "none" else f", base in {quantize.removesuffix('bit')} bits"
     lines = [
         f"Parameters        {shape.total:,}, trained {shape.trainable:,} "
         f"({100 * shape.trainable / shape.total:.2f} %)",
-        f"Samples, tokens   {work.samples:,} and {sum(map(len, train['input_ids'])):,}, in answers "
+        f"Samples, tokens   {work.samples:,} and {row_lengths(train).sum():,}, in answers "
         f"{work.answer_tokens:,}{computed} (all epochs)",
         f"Updates           {work.steps:,}",
         f"Largest batch     {work.batch_tokens:,} tokens on a device",

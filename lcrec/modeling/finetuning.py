@@ -58,6 +58,7 @@ from lcrec.prompts.rows import (
     collate_left,
     draw_rows,
     require_samples,
+    row_lengths,
     tokenise_rows,
 )
 from lcrec.prompts.tasks import TaskData, sequence_record
@@ -308,7 +309,7 @@ def describe_run(
     global_batch = settings.batch_size * settings.accumulate * processes
     how = f"Attention: {base_model(trained.model).config._attn_implementation}"
     if capacity is not None:
-        tokens = sum(map(len, rows.train["input_ids"])) / len(rows.train) * settings.batch_size
+        tokens = row_lengths(rows.train).mean() * settings.batch_size
         tokens *= rows.shared or 1
         how += f", samples packed into buffers of {capacity:,} tokens"
         if rows.shared is not None:
@@ -324,7 +325,7 @@ def describe_run(
     return (
         f"Training {count_trainable(trained.model):,} of {sum(p.numel() for p in parameters):,} "
         f"parameters on {len(rows.train):,} samples ({rows.per_epoch:,} per epoch, {global_batch} "
-        f"per update, {sum(map(len, rows.train['input_ids'])):,} tokens) in {processes} "
+        f"per update, {row_lengths(rows.train).sum():,} tokens) in {processes} "
         f"process(es)\n{how}"
     )
 
@@ -353,8 +354,8 @@ def buffer_tokens(
     Raises:
         InputError: `--max-tokens-per-batch` is below the longest sample.
     """
-    lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
-    longest = max(int(lengths.max()), *map(len, rows.valid["input_ids"]))
+    lengths = row_lengths(rows.train)
+    longest = int(max(lengths.max(), row_lengths(rows.valid).max()))
     if settings.max_tokens_per_batch is not None:
         if settings.max_tokens_per_batch < longest:
             raise InputError(
@@ -377,13 +378,13 @@ def buffer_tokens(
 
 def cpu_buffer_tokens(settings: TrainingSettings, rows: TrainingRows) -> int:
     """Return how many tokens a buffer of samples that share beginnings is to hold on a CPU."""
-    longest = max(max(map(len, part["input_ids"])) for part in (rows.train, rows.valid))
+    longest = max(int(row_lengths(part).max()) for part in (rows.train, rows.valid))
     return max(longest, settings.max_tokens_per_batch or CPU_BUFFER)
 
 
 def _work_of(rows: TrainingRows, tokens: int) -> Work:
     """Return the work of a device that holds so many tokens at once, answers among them."""
-    lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
+    lengths = row_lengths(rows.train)
     answers = 1 - float(np.sum(rows.train["prompt_length"]) / lengths.sum())
     return Work(0, 0, 0, 0, tokens, math.ceil(tokens * answers * 1.5))
 
@@ -417,7 +418,7 @@ def explain_out_of_memory(
         settings, trained, rows, activations: the run's.
         trainer: the `RecommenderTrainer` that ran out of memory.
     """
-    lengths = np.asarray([len(ids) for ids in rows.train["input_ids"]])
+    lengths = row_lengths(rows.train)
     batch = trainer.batch_at_once()
     if batch is None:
         what, tokens = f"validation after update {trainer.state.global_step:,}", int(lengths.max())

@@ -40,6 +40,7 @@ from lcrec.modeling.callbacks import TrainingLines
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.run_folder import STAGED, explain_damage, explain_disk_full, publish_checkpoint
 from lcrec.modeling.trees import PackingCollator
+from lcrec.prompts.rows import row_lengths
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
@@ -152,7 +153,7 @@ class RecommenderTrainer(SFTTrainer):
     def _longest(self) -> int:
         """Return the tokens of the longest sample, of those for validation too."""
         datasets = self.train_dataset, self.eval_dataset
-        return max(len(ids) for d in datasets if isinstance(d, Dataset) for ids in d["input_ids"])
+        return max(int(row_lengths(d).max()) for d in datasets if isinstance(d, Dataset))
 
     def _add_all_gradients(self, model: nn.Module) -> Tensor:
         """Compute the gradients of the update's batches again; return the loss of the last one."""

@@ -55,6 +55,11 @@ _PASSING = (
     nodes.Const,
     nodes.For,
     nodes.Filter,
+    nodes.If,
+    nodes.CondExpr,
+    nodes.Not,
+    nodes.Add,
+    nodes.Getattr,
 )
 _HOLE = "\u2063"
 _PASSING_FILTERS = {"first", "join", "last", "length", "reverse"}
@@ -73,8 +78,11 @@ def _compile(source: str) -> tuple[jinja2.Template, frozenset[str], bool]:
 def _passes_on(source: str) -> bool:
     parsed = jinja2.Environment().parse(source)
     filters = {found.name for found in parsed.find_all(nodes.Filter)}
-    return filters <= _PASSING_FILTERS and all(
-        isinstance(found, _PASSING) for found in parsed.find_all(nodes.Node)
+    owners = [found.node for found in parsed.find_all(nodes.Getattr)]
+    return (
+        filters <= _PASSING_FILTERS
+        and all(isinstance(own, nodes.Name) and own.name == "loop" for own in owners)
+        and all(isinstance(found, _PASSING) for found in parsed.find_all(nodes.Node))
     )
 
 
