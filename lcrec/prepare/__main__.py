@@ -248,9 +248,11 @@ def _run(config: PrepareConfig) -> None:
         texts = {role: raw.item_columns.get(role, "(none)") for role in (*ITEM_ROLES, *keep)}
         for whose, read in (("columns:", raw.interaction_columns), ("of items:", texts)):
             print(whose, *(f"{role}={printable(name)}" for role, name in read.items()), flush=True)
-        for whose, unused in zip(("interactions", "items"), raw.unused, strict=True):
+        for whose, unused in zip(
+            ("the interactions", "the items (--keep takes them along)"), raw.unused, strict=True
+        ):
             if unused:
-                print(f"not read of the {whose}:", *map(printable, unused), flush=True)
+                print(f"not read of {whose}:", *map(printable, unused), flush=True)
         print(*map(printable, raw.notes), sep="\n", end="\n" if raw.notes else "", flush=True)
         filters = FilterSettings(
             min_user_items=config.min_user_items,

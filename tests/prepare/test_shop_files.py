@@ -78,7 +78,8 @@ def test_separators_are_found_and_encodings_obeyed(
     out = capsys.readouterr().out
     is_usual = mark == ("\t" if suffix == ".tsv" else ",")
     assert (f": columns are separated by {mark!r}\n" not in out) == is_usual
-    assert "not read of the interactions: channel\nnot read of the items: price stock\n" in out
+    assert "not read of the interactions: channel\n" in out
+    assert "not read of the items (--keep takes them along): price stock\n" in out
 
 
 def test_prices_and_categories_reach_the_filters(tmp_path, shop):
