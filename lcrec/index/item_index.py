@@ -162,13 +162,16 @@ class ItemIndex:
                 f"{path}: {len(changed)} items have another index than before, such as item {item}:"
                 f" {longer.text(item)} instead of {self.text(item)}; {remedy}"
             )
-        if self.raw_ids is not None and (longer.raw_ids or [])[: len(self)] != self.raw_ids:
+        raw_ids = longer.raw_ids
+        if raw_ids is None and len(longer) == len(self):
+            raw_ids = self.raw_ids  # the very index that a checkpoint was trained on
+        if self.raw_ids is not None and (raw_ids or [])[: len(self)] != self.raw_ids:
             raise InputError(
                 f"{path}: the items have not the raw ids that they had before ({ITEM_IDS} beside "
                 f"it); {remedy}"
             )
         try:
-            return ItemIndex(longer.codes, self.level_sizes, longer.raw_ids)
+            return ItemIndex(longer.codes, self.level_sizes, raw_ids)
         except InputError as error:
             raise InputError(f"{path}: {error}, the codes there were before; {remedy}") from None
 

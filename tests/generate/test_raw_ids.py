@@ -200,3 +200,5 @@ def test_an_index_that_adds_items_brings_theirs(index, tmp_path):
         else:
             with pytest.raises(InputError, match=message):
                 known.load_extension(folder)
+    index.save(tmp_path / "own")  # what it was trained on: the same items, which it names
+    assert known.load_extension(tmp_path / "own").raw_ids == ITEMS
