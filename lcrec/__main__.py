@@ -27,6 +27,7 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("finetune", "data, index.json, prompts, base model", "the checkpoint folder"),
     ("reinforce", "checkpoint, data", "the checkpoint folder, its rankings rewarded"),
     ("modeling", "checkpoint", "merge: one plain model, for other software"),
+    ("export", "checkpoint", "a folder for transformers, vLLM, FlashRec or sid-gr"),
     ("generate", "checkpoint, data", "predictions.jsonl, or a table on screen"),
     ("serve", "checkpoint, data", "nothing: answers requests over HTTP"),
     ("studio", "checkpoint, data", "nothing: a page in the browser to look at them"),

@@ -31,6 +31,7 @@ KINDS = {
     "accelerate launch recipes/finetune.py": "checkpoint",
     "python -m lcrec.finetune": "checkpoint",
     "python -m lcrec.reinforce": "checkpoint",
+    "python -m lcrec.export": "export",
     "python -m lcrec.generate": "predictions",
     "python -m lcrec.evaluate": "metrics",
     "python -m lcrec.evaluate pairs": "metrics",

@@ -71,14 +71,34 @@ def main(argv: list[str]) -> None:
         MergeConfig, argv[1:], description=__doc__ or "", prog=f"{STAGE} merge", example=EXAMPLE
     )
     metrics = read_json(config.metrics) if config.metrics else None
+    live, model, distance = merge_and_compare(config.model, config.base)
+    write_merged(config, live, model, metrics)
+    print(
+        f"Wrote {config.output} (logits within {distance:.1e} of the live model's). Next: "
+        f"python -m lcrec.generate --model {config.output}, or AutoModelForCausalLM."
+        "from_pretrained"
+    )
+
+
+def merge_and_compare(
+    folder: Path, base: str | None = None
+) -> tuple[Checkpoint, PreTrainedModel, float]:
+    """Merge a checkpoint, and compare the merged model's logits with the live one's.
+
+    Returns:
+        The checkpoint, its merged model in fp32, and the largest difference of their logits.
+
+    Raises:
+        InputError: they differ by more than rounding explains; of a quantised base they may.
+    """
     from lcrec.modeling.checkpoint import CheckpointFacts, load_checkpoint
 
-    quantised = CheckpointFacts.read(config.model).quantize != "none"
-    print(f"Merging {config.model}" + (" into its dequantised base" if quantised else ""))
-    live = load_checkpoint(config.model, base=config.base)
+    quantised = CheckpointFacts.read(folder).quantize != "none"
+    print(f"Merging {folder}" + (" into its dequantised base" if quantised else ""))
+    live = load_checkpoint(folder, base=base)
     prompts = probe_prompts(live)
     before = logits_of(live.model, prompts)
-    model = merge_checkpoint(config.model, config.base)
+    model = merge_checkpoint(folder, base)
     distance, spread = logit_distance(before, logits_of(model, prompts))
     if quantised:
         print(
@@ -87,16 +107,11 @@ def main(argv: list[str]) -> None:
         )
     elif not distance <= TOLERANCE * spread:
         raise InputError(
-            f"--model {config.model}: merged, its logits would be off by {distance:.3g} at a "
+            f"--model {folder}: merged, its logits would be off by {distance:.3g} at a "
             f"spread of {spread:.3g}, so nothing was written; this is a fault of the merge of "
             f"{type(model).__name__}, not of the checkpoint, which can still be used as it is"
         )
-    write_merged(config, live, model, metrics)
-    print(
-        f"Wrote {config.output} (logits within {distance:.1e} of the live model's). Next: "
-        f"python -m lcrec.generate --model {config.output}, or AutoModelForCausalLM."
-        "from_pretrained"
-    )
+    return live, model, distance
 
 
 def merge_checkpoint(folder: Path, base: str | None = None) -> PreTrainedModel:
