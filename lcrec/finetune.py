@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcrec.core.artifacts import read_json, write_json
+from lcrec.core.artifacts import TRAINING_PAGE, atomic_path, read_json, write_json
 from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
@@ -279,7 +279,7 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     state.wait_for_everyone()  # all have read the best weights before they are cleared away
     weights = trainer.whole_state()  # all take part
     if state.is_main_process:
-        _save(job, trained, trainer, weights, trainable)
+        _save(job, trained, trainer, weights, trainable, simple)
         shutil.rmtree(work)
         print(describe_end(trainer, simple, rows))
         print(
@@ -287,6 +287,7 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
             f"{len(rows.held_out):,} held-out users). Next: python -m lcrec.generate "
             f"--model {config.output} --data {config.data} --output DIR/predictions.jsonl"
         )
+        print(f"The curves: {config.output / TRAINING_PAGE}, to open in a browser.")
 
 
 # By method the shares HR@10 and NDCG@10.
@@ -357,11 +358,17 @@ def _save(
     trainer: RecommenderTrainer,
     weights: dict[str, Any] | None,
     trainable: int,
+    simple: Figures,
 ) -> None:
-    """Write the best weights, which training ended with, as a checkpoint."""
+    """Write the best weights, which training ended with, as a checkpoint, and the curves."""
     from lcrec.modeling.checkpoint import save_checkpoint
+    from lcrec.modeling.training_page import training_page
 
-    with explain_disk_full(job.config.output):
+    output = job.config.output
+    page = training_page(output.resolve().name, trainer.state.log_history, simple)
+    with explain_disk_full(output):
+        with atomic_path(output / TRAINING_PAGE) as file:
+            file.write_text(page, encoding="utf-8")
         save_checkpoint(
             job.config.output,
             trainer.accelerator.unwrap_model(trainer.model),

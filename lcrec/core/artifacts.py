@@ -35,6 +35,7 @@ COLLABORATIVE = "collaborative.npy"  # what the RQ-VAE reads beside the embeddin
 METHOD_WEIGHTS = "method.safetensors"  # a fitted baseline
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+TRAINING_PAGE = "training.html"
 PROVENANCE = "lcrec.json"
 COST = "cost.json"  # what the making took
 PROMPTS = "prompts"
