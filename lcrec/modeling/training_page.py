@@ -89,10 +89,10 @@ def _picture(
 
 def _validations(history: Sequence[Mapping[str, Any]]) -> Table:
     found = [row for row in history if "eval_ndcg@10" in row]
-    best = max((row["eval_ndcg@10"] for row in found), default=None)
+    best = max(found, key=lambda row: row["eval_ndcg@10"], default=None)  # the first of equals
     rows = [
         (
-            f"{row['step']:,}" + (" (best)" if row["eval_ndcg@10"] == best else ""),
+            f"{row['step']:,}" + (" (best)" if row is best else ""),
             f"{row['epoch']:.2f}",
             f"{row['eval_loss']:.4f}",
             *(f"{row[f'eval_{metric}']:.4f}" for metric in METRICS),
