@@ -27,7 +27,14 @@ def read(con, tmp_path):
         spill = tmp_path / "spill"
         actions, items = unpack(actions, spill), unpack(items, spill)
         raw = READERS[format](con, actions, items, Options(spill=spill, **options))
-        return raw, rows(raw.interactions), rows(raw.items)
+        both = rows(raw.interactions), rows(raw.items)
+        for number, files in enumerate(((actions, ()), ((), items))):  # either alone is the same
+            apart = tmp_path / f"spill-{number}"
+            apart.mkdir(exist_ok=True)
+            alone = READERS[format](con, *files, Options(spill=apart, **options))
+            found = alone.items if number else alone.interactions
+            assert rows(found) == both[number]
+        return raw, *both
 
     return go
 

@@ -41,6 +41,13 @@ def triples(raw):
     return [(row["user"], row["item"], row["time"]) for row in found]
 
 
+def require_alike_alone(read, con, raw, actions, items):
+    """Either is read without the other: what joins a data folder comes so."""
+    assert triples(read(con, actions, (), Options())) == triples(raw)
+    alone = read(con, (), items, Options()).items
+    assert alone.order_by("row").to_pyarrow() == raw.items.order_by("row").to_pyarrow()
+
+
 def test_lcrec_sequences_become_interactions_in_their_order(con, toy):
     raw = read_lcrec(con, *toy(), Options())
     assert triples(raw) == [("0", "1", 0), ("0", "0", 1), ("1", "0", 0)]
@@ -66,6 +73,7 @@ def test_lcrec_raw_ids_and_reviews_lie_beside(con, toy):
         *[{"review_title": None, "review_text": None}] * 2,
     ]
     assert "review_text" not in read_lcrec(con, *paths, Options()).interactions.columns
+    require_alike_alone(read_lcrec, con, raw, *paths)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +126,7 @@ def test_minionerec_windows_merge_into_sequences(con, mini):
         {"item": "5", "title": 'A "Lamp"'},
         {"item": "7", "title": "Desk"},
     ]
+    require_alike_alone(read_minionerec, con, raw, *paths)
 
 
 @pytest.mark.parametrize(
