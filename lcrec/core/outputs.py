@@ -50,7 +50,10 @@ def check_output(
         _require_form(output, form, flag)
         place = _resolved(output)
         for path in inputs:
-            if _resolved(path).is_relative_to(place):
+            # A link's own name, and where it leads: a folder is replaced through a link to it.
+            if _resolved(path).is_relative_to(place) or path.resolve().is_relative_to(
+                output.resolve()
+            ):
                 raise InputError(f"{flag} {output}: {path} is read from there; name another place")
         note = beside(output, "claim")
         claimed = note.read_text(encoding="utf-8").strip() if note.exists() else ""

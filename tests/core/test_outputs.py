@@ -75,6 +75,12 @@ def test_neither_inputs_nor_the_current_folder_are_replaced(tmp_path, monkeypatc
             check_output(output, EMBED, overwrite=True)
     with pytest.raises(InputError, match="data is read from there"):
         check_output(tmp_path, EMBED, overwrite=True, inputs=[tmp_path / "data"])
+    # Nor through a link, which a run would write through to the folder.
+    today = tmp_path / "today"
+    today.symlink_to("data")
+    for output, read in ((today, tmp_path / "data"), (tmp_path / "data", today)):
+        with pytest.raises(InputError, match=f"{output}: {read} is read from there"):
+            check_output(output, EMBED, overwrite=True, inputs=[read])
 
 
 def test_a_mount_point_is_not_replaced(tmp_path, monkeypatch):
