@@ -60,6 +60,17 @@ def test_the_ways_of_fine_tuning_learn_alike(run_command):
 
 
 @pytest.mark.slow
+def test_reinforcing_with_a_shared_prompt_costs_less(run_command):
+    """The script itself makes sure that both ways answer alike and give the same probabilities."""
+    out = run_command("scripts/bench_reinforce.py", "--rounds", 1, "--prompts", 1)
+    figures = figures_of(out)
+    assert figures["rollout_ratio_processor"] > 3
+    assert figures["update_ratio_processor"] > 3
+    assert 0 < figures["memory_ratio"] < 0.5
+    assert figures["step_ratio"] > 1
+
+
+@pytest.mark.slow
 def test_a_rehearsal_without_a_gpu_walks_the_whole_path(tmp_path):
     command = ["bash", "scripts/gpu.sh", tmp_path / "out", "--rehearse"]
     environment = {**os.environ, "PYTHON": sys.executable}
