@@ -58,18 +58,23 @@ class Inputs:
     def decoded(self, encoding: str, folder: Path) -> "Inputs":
         """Return the same in UTF-8: copies in `folder`, by the files' own names.
 
+        Parquet, whose texts are UTF-8, stays as it is.
+
         Raises:
-            InputError: a file is Parquet, or is not in this encoding.
+            InputError: all files are Parquet, or one is not in this encoding.
         """
         if self.format == "lcrec":
             raise InputError("--encoding: files of --format lcrec are JSON, which is UTF-8")
         copies = []
         for number, path in enumerate([*self.interactions, *self.items]):
             if path.suffix.lower() == ".parquet":
-                raise InputError(f"--encoding: {path} is Parquet, whose texts are UTF-8; leave out")
+                copies.append(path)
+                continue
             copies.append(folder / f"decoded-{number}" / bare_name(path))
             copies[-1].parent.mkdir()
             decode_file(path, encoding, copies[-1])
+        if copies == [*self.interactions, *self.items]:
+            raise InputError("--encoding: Parquet holds its texts in UTF-8; leave the flag out")
         count = len(self.interactions)
         return Inputs(self.format, tuple(copies[:count]), tuple(copies[count:]))
 

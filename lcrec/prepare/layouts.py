@@ -328,7 +328,7 @@ def _names(paths: Sequence[Path], layout: Layout) -> list[str]:
     if not keys:
         raise InputError(
             f"{paths[0]}: the file is empty or its first {SAMPLE:,} lines hold no JSON object; "
-            "expected one per line"
+            f"expected one per line{encoding_hint(paths)}"
         )
     # What the format knows but no early line has may still come.
     for own in layout.roles.values():

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lcrec.core.artifacts import read_json
@@ -128,6 +131,30 @@ def test_what_is_wrong_is_named_and_nothing_written(tmp_path, shop, encoding, fl
     with pytest.raises(InputError, match=message):
         main(shop(*flags, encoding=encoding))
     assert not (tmp_path / "Toy").exists()
+
+
+def test_json_lines_are_decoded_and_parquet_stays(tmp_path):
+    lines = [{"user": user, "item": f"é{n}", "time": n} for user in "abc" for n in range(3)]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
+    (tmp_path / "log.jsonl").write_bytes(text.encode("cp1252"))
+    items = {"item": ["é0", "é1", "é2"], "title": ["A", "B", "C"], "price": [1.5, math.nan, 1e7]}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    argv = ["--format", "table", "--output", str(tmp_path / "Toy"), "--keep", "price"]
+    argv += [
+        "--min-user-items",
+        "3",
+        "--min-item-users",
+        "1",
+        "--items",
+        f"{tmp_path}/items.parquet",
+    ]
+    with pytest.raises(InputError, match=r"log.jsonl is not UTF-8: try --encoding cp1252"):
+        main([*argv, "--interactions", str(tmp_path / "log.jsonl")])
+    with pytest.raises(InputError, match="--encoding: Parquet holds its texts in UTF-8"):
+        main([*argv, "--interactions", f"{tmp_path}/items.parquet", "--encoding", "cp1252"])
+    main([*argv, "--interactions", str(tmp_path / "log.jsonl"), "--encoding", "cp1252"])
+    prices = {title: entry["price"] for title, entry in fields(tmp_path).items()}
+    assert prices == {"A": "1.5", "B": "", "C": "10000000"}
 
 
 def test_text_among_numbers_stays_text_and_is_told(tmp_path, shop, capsys):
