@@ -197,7 +197,7 @@ class Supervisor:
         was_ready = False
         while not self._stopping:
             worker.start()
-            error = "a worker ended before it could answer; its messages stand above"
+            error = None
             while (message := await worker.receive()) is not None:
                 kind, value = message
                 if kind == "ready":
@@ -211,8 +211,11 @@ class Supervisor:
             self._forget(worker.process.pid)
             if not self._stopping:
                 if not was_ready:
-                    raise InputError(error)
-                _log.error("worker %d ended; starting it anew", worker.process.pid)
+                    raise InputError(
+                        error or "a worker ended before it could answer; its messages stand above"
+                    )
+                reason = f" ({error})" if error else ""
+                _log.error("worker %d ended%s; starting it anew", worker.process.pid, reason)
                 await asyncio.sleep(PAUSE)
 
     def _welcome_all(self, value: Any) -> None:

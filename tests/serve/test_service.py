@@ -922,6 +922,8 @@ HEAD = {"Authorization": "Bearer secret"}
 def test_a_reload_meets_requests_in_flight(handlers):
     """Those before it are answered by the old handler, in one batch with those after it."""
     old, new = handlers
+    held = new.recommender = Held(new.recommender)
+    held.go_on.set()
     app = service.create_app(Live(old, lambda: new), token="secret")
 
     async def run():
@@ -931,16 +933,16 @@ def test_a_reload_meets_requests_in_flight(handlers):
                 await asyncio.sleep(0.01)
             health = await client.get("/healthz")
             reloaded = await client.post("/reload")
-            after = await client.post("/recommend", json={"history": [1], "k": 3})
+            after = await client.post("/recommend", json={"history": [2], "k": 3})
             known = await client.get("/items/5")
             return await before, health, reloaded, after, known, await client.get("/metrics")
 
     before, health, reloaded, after, known, metrics = asyncio.run(run())
     assert health.json() == {"status": "ok", "model": "old", "index": "old", "data": "old"}
     assert reloaded.json() == {"status": "reloaded", "model": "new", "index": "new", "data": "new"}
-    assert (
-        pairs(before)[0] == pairs(after)[0] == old.recommender.recommend([[1]], 3).items[0].tolist()
-    )
+    expected = old.recommender.recommend([[1], [2]], 3).items.tolist()
+    assert [pairs(before)[0], pairs(after)[0]] == expected
+    assert held.ranked == old.recommender.encode([RankingRequest([2])])
     assert [row["title"][:5] for row in before.json()["items"]] == ["Thing"] * 3
     assert [row["title"][:3] for row in after.json()["items"]] == ["New"] * 3
     assert known.json()["title"] == "New 5"
