@@ -207,7 +207,8 @@ COMMANDS = {
     "IntentsConfig": "intents", "LanguageConfig": "evaluate language",
     "MergeConfig": "modeling merge", "PairsConfig": "evaluate pairs", "PrepareConfig": "prepare",
     "ProbeConfig": "baselines probe", "QuantizeConfig": "quantize",
-    "SearchConfig": "evaluate search", "SyntheticConfig": "synthetic --items 1",
+    "ReinforceConfig": "reinforce", "SearchConfig": "evaluate search",
+    "SyntheticConfig": "synthetic --items 1",
     "TinyLMConfig": "tinylm", "TransferConfig": "baselines transfer",
     "TuneConfig": "baselines tune itemknn",
 }  # fmt: skip
