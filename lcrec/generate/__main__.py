@@ -26,6 +26,7 @@ import numpy as np
 
 from lcrec.core.artifacts import atomic_files, atomic_path, find_data, index_path
 from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.console import ProgressBar
 from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, beside, check_output, claim
@@ -33,6 +34,7 @@ from lcrec.core.parts import NOTE
 from lcrec.core.processes import processes
 from lcrec.core.provenance import fingerprint, is_current, write_provenance
 from lcrec.core.version import __version__
+from lcrec.data.data_set import load_data
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.id_map import IdMap, Names, load_names
 from lcrec.data.new_items import require_same_catalogue
@@ -55,6 +57,7 @@ EXAMPLE = "--model runs/shop/model --data data/shop --output runs/shop/predictio
 SPLIT_PART, SPLIT_PARTS = 256, 16
 # How long a process waits for the others: those that are done wait until all are.
 PATIENCE = timedelta(days=30)
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,11 @@ class GenerateConfig(Writes):
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
+    calibrate: str | None = option(
+        "subtract this share, such as 0.5, of the log-probability that the model gives an item "
+        "whatever the history; auto: the share that ranks validation users best",
+        None,
+    )
     reserve_new: int = option(
         "the last of the k places, for the best of the items that --index adds, which a model "
         "hardly ever ranks among all others by itself",
@@ -275,7 +283,7 @@ def rank_split(
             written = [file, *([ensemble_path(file)] if config.ensemble else [])]
             join_split_parts(parts, job.list_names, *written)
             for path in written:
-                write_provenance(path, STAGE, settings, inputs)
+                write_provenance(path, STAGE, settings, inputs, **calibrated(config, recommender))
         shutil.rmtree(folder)
         show_examples(output, named, items, ids, config.show)
         files = " ".join(str(output.with_name(path.name)) for path in written)
@@ -324,7 +332,8 @@ def rank_everyone(
     if state.is_main_process:
         with atomic_path(output) as temporary:
             (folder / NOTE).unlink()
-            write_provenance(folder, STAGE, settings, inputs, users=len(interactions))
+            facts = calibrated(config, recommender)
+            write_provenance(folder, STAGE, settings, inputs, users=len(interactions), **facts)
             folder.rename(temporary)
         print(f"Wrote {output}: {len(interactions):,} users in {len(parts)} file(s).")
 
@@ -401,7 +410,35 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
             f"{config.index or config.model} has {len(recommender.index)}: they do not belong "
             "together (items that were added need --index, and the data folder that has them)"
         )
+    if config.calibrate is not None:
+        calibrate_as_asked(config, recommender, state)
     return recommender
+
+
+def calibrate_as_asked(
+    config: GenerateConfig, recommender: Recommender, state: PartialState
+) -> None:
+    """Subtract the share of `--calibrate` from now on, or the one that validation chooses."""
+    from lcrec.generate.calibration import calibrate, choose_share, unconditional
+
+    assert config.calibrate is not None
+    cases = load_data(config.data).split.valid
+    silent = not state.is_main_process
+    with ProgressBar(None, "calibrate", "users", leave=False, disable=silent) as bar:
+        known = unconditional(recommender, cases, bar.update)
+    share = share_of(config.calibrate)
+    if share is None:
+        values = choose_share(known)
+        share = max(values, key=values.__getitem__)
+        told = ", ".join(f"{value:.4f} less {tried:g}" for tried, value in values.items())
+        state.print(f"--calibrate {share:g}, by NDCG@10 of {len(known.cases):,} validation users")
+        state.print(f"  {told}")
+    calibrate(recommender, known.log_probs, share)
+
+
+def calibrated(config: GenerateConfig, recommender: Recommender) -> dict[str, Any]:
+    """Return what a sidecar tells of `--calibrate`."""
+    return {} if config.calibrate is None else {"calibrate": recommender.share}
 
 
 def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -451,6 +488,23 @@ def ensemble_path(output: Path) -> Path:
 # What is asked for, checked.
 
 
+def share_of(calibrate: str) -> float | None:
+    """Return the share that `--calibrate` names; None for `auto`.
+
+    Raises:
+        InputError: it is none from 0 to 1.
+    """
+    if calibrate == AUTO:
+        return None
+    try:
+        share = float(calibrate)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise InputError(f"--calibrate {calibrate}: give a share from 0 to 1, or {AUTO}")
+    return share
+
+
 def check_ways(config: GenerateConfig) -> None:
     """Refuse flags that do not go together, before anything is read."""
     ways = [config.user, config.history, config.query]
@@ -471,6 +525,14 @@ def check_ways(config: GenerateConfig) -> None:
         inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
         for path in outputs:
             check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
+    if config.calibrate is not None:
+        share_of(config.calibrate)
+        if config.calibrate == AUTO and is_one:
+            raise InputError(
+                "--calibrate auto ranks validation users; for one request give a share"
+            )
+        if config.constraint != "trie":
+            raise InputError("--calibrate needs --constraint trie: others leave the tree of items")
     if config.reserve_new:
         if config.index is None:
             raise InputError(

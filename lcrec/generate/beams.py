@@ -238,6 +238,8 @@ def _advance(
     if leaf_filter is not None:
         valid &= leaf_filter.reachable(children)
     log_probs = _log_probs(logits, tokens, totals)
+    if trie.bias is not None:
+        log_probs = log_probs - (trie.bias[children] - trie.bias[nodes][..., None])
     candidates = (scores[..., None] + log_probs).masked_fill(~valid, -torch.inf).flatten(1)
     # A level with fewer nodes than beams keeps them all. A beam with no allowed item below it
     # is at -inf and stays there, whatever is added.

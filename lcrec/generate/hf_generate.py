@@ -53,6 +53,11 @@ class ItemConstraint(LogitsProcessor):
         vocab = scores.shape[1]
         is_open = scores.new_zeros(len(scores), vocab + 1, dtype=torch.bool)
         is_open.scatter_(1, tokens.masked_fill(~valid, vocab), True)
+        if self.trie.bias is not None:
+            less = self.trie.bias[children] - self.trie.bias[nodes][:, None]
+            places = tokens.masked_fill(~valid, vocab)
+            less = scores.new_zeros(is_open.shape).scatter_(1, places, less.to(scores.dtype))
+            scores = scores - less[:, :vocab]
         return scores.masked_fill(~is_open[:, :vocab], -torch.inf)
 
 
@@ -116,6 +121,8 @@ def generate_search(
     else:
         totals = found.sequences_scores
     leaves, on_path = trie.walk(paths)
+    if num_beams == 1 and trie.bias is not None:
+        totals = totals - trie.bias[leaves]
     totals = totals.masked_fill(~on_path | (totals < _SPARE_BEAM), -torch.inf)
     leaves, by_node = leaves.view(-1, num_beams).sort(dim=1)
     scores = totals.view(-1, num_beams).gather(1, by_node)

@@ -143,6 +143,7 @@ class Recommender:
         )
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
         self.constraint = _constrain(self.trie, constraint, model)
+        self.share = 0.0  # that `lcrec.generate.calibration` subtracts
         self.graphs = StepGraphs(model.device if capture_steps else torch.device("cpu"))
         self.width_step = WIDTH_STEP if self.graphs.captures else 1
         self._heads: dict[tuple[int, ...], PromptHead] = {}

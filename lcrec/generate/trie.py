@@ -45,6 +45,8 @@ class ItemTrie:
         level_start: first node of each level, root to leaves, then the number of nodes.
         widths: the most children any node has, for each level but the leaves'.
         max_token: the largest token id in the tree.
+        bias: float32 `[nodes]`, what the score of a beam loses on the way to each node; None for
+            nothing.
     """
 
     child_start: Tensor
@@ -56,6 +58,7 @@ class ItemTrie:
     level_start: tuple[int, ...]
     widths: tuple[int, ...]
     max_token: int
+    bias: Tensor | None = None
 
     @classmethod
     def build(cls, token_ids: np.ndarray) -> "ItemTrie":
@@ -147,6 +150,20 @@ class ItemTrie:
             name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+    def less(self, log_probs: np.ndarray, share: float) -> "ItemTrie":
+        """Return the same tree, whose beams lose a share of a distribution's log-probabilities.
+
+        Args:
+            log_probs: float `[n_items]`, of the items; a node has the probability of all below it.
+            share: how much of them, 0 for nothing.
+        """
+        probs = np.exp(log_probs[self.item_of_leaf.cpu().numpy()].astype(np.float64))
+        before = np.concatenate([[0.0], np.cumsum(probs)])
+        start, end = self.leaf_start.cpu().numpy(), self.leaf_end.cpu().numpy()
+        mass = np.log(before[end] - before[start])
+        bias = torch.from_numpy((share * mass).astype(np.float32)).to(self.device)
+        return replace(self, bias=bias if share else None)
 
     def num_nodes(self, level: int) -> int:
         """Count the nodes of a level: 1 at level 0, the root; `num_items` at level `depth`."""
@@ -247,6 +264,11 @@ class LooseTrie:
     def anything(cls, trie: ItemTrie, vocabulary: int) -> "LooseTrie":
         """Allow every token of the vocabulary at every level."""
         return cls(trie, (torch.arange(vocabulary, device=trie.device),) * trie.depth)
+
+    @property
+    def bias(self) -> None:
+        """Nothing: a beam may be on no node."""
+        return
 
     @property
     def num_items(self) -> int:

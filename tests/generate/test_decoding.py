@@ -281,6 +281,25 @@ def test_one_item_and_one_beam(strategy):
     assert_exact(output, score_all(model, ids, mask, items))
 
 
+@pytest.mark.parametrize("strategy", [beam_search, generate_search])
+def test_a_share_of_what_items_have_anyway_is_subtracted(strategy):
+    model, items, (ids, mask) = make_model(), make_items(), make_prompts()
+    anyway = np.log(np.random.default_rng(0).dirichlet(np.ones(len(items))))
+    trie = ItemTrie.build(items.numpy())
+    less = trie.less(anyway, 0.5)
+    scores = score_all(model, ids, mask, items) - 0.5 * torch.from_numpy(anyway).float()
+    assert_exact(strategy(model, ids, mask, less, len(items)), scores)
+    plain = strategy(model, ids, mask, trie, 3)
+    assert (strategy(model, ids, mask, trie.less(anyway, 0), 3).items == plain.items).all()
+    for num_beams in (1, 3):
+        output = strategy(model, ids, mask, less, num_beams)
+        other = beam_search(model, ids, mask, less, num_beams)
+        assert (output.items == other.items).all()
+        own = scores.gather(1, output.items)
+        torch.testing.assert_close(output.scores, own, atol=1e-4, rtol=0)
+    assert (output.items != plain.items).any()
+
+
 def test_bfloat16_scores_are_computed_in_float32():
     ids, mask = make_prompts()
     items = make_items()

@@ -107,6 +107,20 @@ def test_several_processes_give_the_same(run, run_command, checkpoint, shop, pre
     assert [row["ranked"] for row in lines(path)] == [row["ranked"] for row in lines(predicted)]
 
 
+@pytest.mark.parametrize("share", ["auto", "0.5", "0"])
+def test_a_share_of_popularity_is_subtracted(run, predicted, tmp_path, capsys, share):
+    path = tmp_path / "predictions.jsonl"
+    run("--output", path, "--calibrate", share, "--batch-tokens", 700)
+    out = capsys.readouterr().out
+    chosen = read_json(tmp_path / "predictions.lcrec.json")["calibrate"]
+    if share == "auto":
+        assert f"--calibrate {chosen:g}, by NDCG@10 of 60 validation users" in out
+    else:
+        assert chosen == float(share)
+    before, after = (read_predictions(file).scores["next-short"] for file in (predicted, path))
+    assert (before == after).all() == (chosen == 0)
+
+
 def test_histories_of_any_length(run, checkpoint, shop, tmp_path):
     long = list(range(30))
     sequences = {
@@ -569,6 +583,14 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
         (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several templates"),
         (["--output", "x.jsonl", "--reserve-new", "2"], "--reserve-new 2 needs --index"),
+        (
+            ["--output", "x.jsonl", "--calibrate", "1.5"],
+            "--calibrate 1.5: give a share from 0 to 1",
+        ),
+        (
+            ["--output", "x.jsonl", "--calibrate", "0.1", "--constraint", "level"],
+            "--calibrate needs --constraint trie",
+        ),
         (
             ["--output", "x.jsonl", "--reserve-new", "2", "--index", "i", "--ensemble"],
             "joining the rankings of several templates would give",
