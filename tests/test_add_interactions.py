@@ -406,3 +406,28 @@ def test_files_are_read_and_kept_as_prepare_read_and_kept_them(place):
     (place / "products.csv").write_text(products.format("on request"), encoding="cp1252")
     with pytest.raises(InputError, match="price 'on request' is no number, as those of all"):
         add(place, "--items", place / "products.csv", output="other")
+
+
+@pytest.mark.slow
+def test_in_two_steps_sequences_are_those_of_one(tmp_path):
+    """Wherever the core filter, which is not applied to what joins, takes nothing."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{rng.integers(30)}", f"i-{rng.integers(40):02}", 1_600_000_000 + 60 * int(hour))
+        for hour in np.sort(rng.integers(0, 90, 900))  # many at one time
+    ]
+    (tmp_path / "items.csv").write_text(
+        "item,title\n" + "".join(f"i-{i:02},x\n" for i in range(40))
+    )
+    cut = 1_600_000_000 + 60 * 60
+    parts = {"whole": rows, "first": [row for row in rows if row[2] < cut]}
+    parts["rest"] = [row for row in rows if row[2] >= cut]
+    for name, own in parts.items():
+        lines = [f"{user},{item},{time}\n" for user, item, time in rng.permutation(own)]
+        (tmp_path / f"{name}.csv").write_text("user,item,time\n" + "".join(lines))
+        if name != "rest":
+            files = ["--interactions", tmp_path / f"{name}.csv", "--items", tmp_path / "items.csv"]
+            words = ["prepare", "--format", "table", *files, "--output", tmp_path / name]
+            lcrec.__main__.main([*map(str, words), "--min-user-items", "3"])
+    add(tmp_path, "--items", tmp_path / "items.csv", data="first", orders="rest.csv")
+    assert by_name(tmp_path / "new") == by_name(tmp_path / "whole")
