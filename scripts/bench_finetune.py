@@ -24,6 +24,10 @@ Each runs in a process of its own, in turn, round after round. The last line is 
 - `same_rows_difference`: the same, but the plain way trains what the kit trains, the item tokens'
   rows by PEFT's `trainable_token_indices` (once, in the first round): what remains is arithmetic;
 
+- `prefix_ratio`, `packing_ratio`, `plain_ratio`, `prefix_ratio_office` (with --data),
+  `prefix_loss_difference`, `bf16_ratio`: of samples that share what they begin with, see
+  `bench_finetune_prefix.py`; `--prefix` measures these alone.
+
 With `--shapes` models of real sizes (smollm2, 0.6b, 7b) are trained instead, made in memory: full,
 full with padded rows, LoRA and QLoRA, in bf16, batches of 256 samples. Per way the line holds
 tokens per second, MFU (of what a large matrix product in bf16 reaches), tokens of a buffer, GiB at
@@ -44,6 +48,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_finetune_prefix import measure_prefix
 from bench_finetune_shapes import SHAPES, measure_shapes
 from bench_finetune_ways import WARM_UP, Job, train
 
@@ -72,6 +77,9 @@ class BenchConfig:
     learning_rate: float = option("peak step size of AdamW", 2e-4, minimum=1e-12)
     rounds: int = option("rounds to take the median of", 3, minimum=1)
     threads: int = option("threads of a process", 2, minimum=1)
+    prefix: bool = option("measure shared beginnings alone", False)
+    samples: int = option("samples of a batch for shared beginnings", 128, minimum=1)
+    layers: int = option("layers of the model for shared beginnings", 30, minimum=1)
     shapes: list[str] = option(f"measure these instead: {', '.join(SHAPES)}", [])
 
 
@@ -86,6 +94,13 @@ def main(argv: list[str]) -> None:
     if config.shapes:
         print(json.dumps(measure_shapes(config.shapes, config.steps)))
         return
+    torch.set_num_threads(config.threads)
+    shared = measure_prefix(
+        config.data, layers=config.layers, batch_size=config.samples, rounds=config.rounds
+    )
+    if config.prefix:
+        print(json.dumps(shared))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = (config.data or folder / "shop").resolve()
@@ -93,7 +108,7 @@ def main(argv: list[str]) -> None:
             stage("synthetic", "--output", data, "--users", "600", "--items", "300")
         prepare(folder, data, config.vocabulary)
         result = compare(folder, data, config)
-    print(json.dumps(result))
+    print(json.dumps(result | shared))
 
 
 # What is compared.

@@ -308,6 +308,11 @@ def describe_run(
     parameters = list(trained.model.parameters())
     global_batch = settings.batch_size * settings.accumulate * processes
     how = f"Attention: {base_model(trained.model).config._attn_implementation}"
+    if rows.shared is None and settings.share_prefix == "auto":
+        reason = "samples begin too differently"
+        if not trained.may_share:
+            reason = "this family, or this attention, does not take the masks"
+        how += f", no beginnings shared ({reason})"
     if capacity is not None:
         tokens = row_lengths(rows.train).mean() * settings.batch_size
         tokens *= rows.shared or 1

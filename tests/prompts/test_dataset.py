@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -119,6 +120,35 @@ def test_a_sample_has_one_wording_per_epoch_and_several_over_time():
         # Fair draws of 30 from three: fewer than 3 of one has a chance below one in 1,500.
         assert set(counts) == {"go", "on", "up"}
         assert min(counts.values()) >= 3
+
+
+def test_samples_that_are_to_begin_alike_do():
+    """Each user's histories have one template, lose the same items, and stand side by side."""
+    sequences = {user: np.random.default_rng(user).permutation(4) for user in range(40)}
+    train = Interactions.from_sequences({str(u): s.tolist() for u, s in sequences.items()})
+    data = TaskData(ITEMS, train, INDEX, alike=True, history_dropout=0.4)
+    mixture = {"seqrec": 1.0, "item2index": 1.0}
+    orders = []
+    for epoch in range(2):
+        rows = draw_rows(data, THREE, mixture, 0, epoch)
+        assert Counter(row.task for row in rows) == {"seqrec": 120, "item2index": 4}
+        drawn = list(zip(rows.chosen.tolist(), rows.places.tolist(), rows, strict=True))
+        users = {}
+        for number, (template, place, row) in enumerate(drawn):
+            if row.task == "seqrec":
+                users.setdefault(place // 3, []).append((number, template, place, row.prompt))
+        for of_user in users.values():
+            numbers, templates, places, prompts = zip(*of_user, strict=True)
+            assert list(numbers) == list(range(numbers[0], numbers[0] + 3))
+            assert len(set(templates)) == 1
+            assert list(places) == sorted(places)
+            # A history goes on where the one before ends, unless that one had to keep an item.
+            words = [prompt.split(" ")[1:] for prompt in prompts]
+            assert all(b[: len(a)] == a or len(a) == 1 for a, b in pairwise(words))
+        assert len({of_user[0][1] for of_user in users.values()}) == 3
+        assert {len(of_user[-1][3].split(" ")) for of_user in users.values()} == {2, 3, 4}
+        orders.append([place for _, place, _ in drawn])
+    assert orders[0] != orders[1]
 
 
 def test_rows_read_as_their_template_says():

@@ -45,11 +45,13 @@ def test_a_soak_of_the_service(shop, checkpoint, run_command):
 @pytest.mark.slow
 def test_the_ways_of_fine_tuning_learn_alike(run_command):
     size = ["--vocabulary", 8192, "--steps", 6, "--rounds", 1, "--threads", 1]
+    size += ["--layers", 1, "--samples", 24]
     out = run_command("scripts/bench_finetune.py", *size, CUDA_VISIBLE_DEVICES="")
     result = figures_of(out)
     assert result.keys() == {
         "tokens_ratio", "cpu_tokens_ratio", "memory_ratio", "adapter_ratio", "loss_difference",
-        "same_rows_difference",
+        "same_rows_difference", "prefix_ratio", "packing_ratio", "plain_ratio",
+        "prefix_loss_difference", "bf16_ratio",
     }  # fmt: skip
     # An eighth of the rows, and in one matrix of two; beside them the same adapters.
     assert 1 / 16 < result["adapter_ratio"] < 1 / 10
@@ -57,6 +59,8 @@ def test_the_ways_of_fine_tuning_learn_alike(run_command):
     assert 0 < result["memory_ratio"] < 1
     assert 0 < result["loss_difference"] < 0.01
     assert result["same_rows_difference"] < 1e-4
+    assert result["prefix_loss_difference"] < 1e-4
+    assert min(result[f"{way}_ratio"] for way in ("prefix", "packing", "plain", "bf16")) > 0
 
 
 @pytest.mark.slow
