@@ -6,9 +6,9 @@ samples as long as those of Amazon Office Products (32 to 72 tokens, 5 of them a
 
 import gc
 import time
+from importlib.util import find_spec
 from typing import Any
 
-import bitsandbytes
 import numpy as np
 import torch
 from bench_finetune_ways import WARM_UP, Clock, peak_memory, start_peak
@@ -102,7 +102,10 @@ def measure_shapes(names: list[str], steps: int) -> dict[str, dict[str, float]]:
     print(f"A large matrix product reaches {peak:.3g} TFLOPS in bf16", flush=True)
     table = {}
     for name in names:
-        for way in WAYS:
+        for way, (_, quantize, _) in WAYS.items():
+            if quantize != "none" and find_spec("bitsandbytes") is None:
+                print(f"  {name} {way}: left out, bitsandbytes is not installed")
+                continue
             row = train_shape(name, way, steps, device, peak)
             print(f"  {name} {way}: {row or 'does not fit into the memory of this device'}")
             if row:
@@ -240,6 +243,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def quantise_layers(model: PreTrainedModel) -> None:
     """Put NF4, twice quantised, in the place of the blocks' linear layers, one after another."""
+    import bitsandbytes
+
     head = base_model(model).get_output_embeddings()
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

@@ -22,6 +22,7 @@ beauty=(--tasks seqrec=40000 --epochs 2)
 shapes=(smollm2 0.6b 7b) steps=24 decoding=(--ways gpu --rounds 3)
 tiger=(--paper-family) p5cid=(--paper-family)
 tests=(tests/test_cuda.py tests/test_finetune.py)
+rows=(--prompts prompts/short)
 
 if [ "${2:-}" = --rehearse ]; then
   export CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
@@ -40,7 +41,7 @@ from lcrec.core.artifacts import find_data
 from lcrec.core.provenance import write_provenance
 from lcrec.index.item_index import ItemIndex
 
-for name in ("Office", "Beauty"):
+for name in ("Office",):  # that of Beauty is made, as where none is brought along
     codes = np.stack(np.unravel_index(np.arange(30), (4, 4, 4)), axis=1).astype(np.int32)
     folder = Path(sys.argv[2]) / name
     folder.mkdir(parents=True)
@@ -56,10 +57,13 @@ P
   shapes=(tiny) steps=4 decoding=(--ways gpu --shapes tiny --rounds 1)
   tiger=(--epochs 1 --dim 32 --layers 1 --heads 1 --hidden 32 --valid-users 10)
   p5cid=("${tiger[@]}" --leaf 10)
+  rows=(--samples 1000)
   tests=(tests/test_cuda.py) # whose laws the other tests ask of a CPU
 fi
 index=${INDEX:-$(dirname "${DATA:?names the folder with Office/ and Beauty/}")/index}
 : "${SMOLLM2:?names the folder of the base model}"
+
+has() { "$python" -c "import $1" 2>>"$work/errors"; }
 
 say() { echo "$*" | tee -a "$out/summary.txt"; }
 
@@ -79,12 +83,27 @@ part() {
   fi
 }
 
+# index_of SHOP: sets `own` to the folder of its index, made of its titles where none is there.
+index_of() {
+  own=$index/$1
+  [ ! -f "$own/index.json" ] || return 0
+  own=$work/index/$1
+  [ ! -f "$own/index.json" ] || return 0
+  say "== $1: no index in $index/$1, so one is made"
+  part "index of $1: embed" 60 index.txt "${lcrec[@]}" embed --data "$DATA/$1" --fields title \
+    --output "$work/embeddings/$1"
+  part "index of $1: quantize" 90 index.txt "${lcrec[@]}" quantize \
+    --embeddings "$work/embeddings/$1" --output "$own"
+  [ -f "$own/index.json" ]
+}
+
 # train NAME SECONDS FILE SHOP SETTINGS...: fine-tune, rank the test items, measure.
 train() {
-  local name=$1 seconds=$2 file=$3 shop=$4 data=$DATA/$4 made=$work/$1
+  local name=$1 seconds=$2 file=$3 shop=$4 data=$DATA/$4 made=$work/$1 own
   shift 4
+  index_of "$shop" || { say "== $name: left out, $shop has no index"; return; }
   part "$name: fine-tune" "$seconds" "$file" "${lcrec[@]}" finetune --data "$data" \
-    --index "$index/$shop" --base "$SMOLLM2" --output "$made" "${full[@]}" "$@"
+    --index "$own" --base "$SMOLLM2" --output "$made" "${full[@]}" "$@"
   [ -f "$made/lcrec.json" ] || return
   part "$name: rank" 60 "$file" "${lcrec[@]}" generate --model "$made" --data "$data" \
     --output "$made.jsonl"
@@ -93,16 +112,27 @@ train() {
 
 [ "${2:-}" = --rehearse ] || nvidia-smi --query-gpu=name,memory.total --format=csv,noheader | tee -a "$out/summary.txt"
 say "$("$python" -c 'import torch, transformers; print(torch.__version__, transformers.__version__)')"
-part tests 100 tests.txt "$python" -m pytest -q -m cuda -p no:cacheprovider "${tests[@]}"
+for module in transformers trl peft datasets accelerate; do
+  has "$module" || say "== $module is not installed: the parts that need it fail"
+done
+if has pytest && has hypothesis; then
+  part tests 100 tests.txt "$python" -m pytest -q -m cuda -p no:cacheprovider "${tests[@]}"
+else
+  say "== tests: left out, pytest or hypothesis is not installed"
+fi
+has bitsandbytes || say "== QLoRA: left out, bitsandbytes is not installed"
 train office-seqrec 120 office.txt Office "${seqrec[@]}"
 part shapes 100 shapes.txt "$python" scripts/bench_finetune.py --steps "$steps" \
   --shapes "${shapes[@]}"
 train office-all 140 office.txt Office "${all[@]}"
+part rows 20 rows.txt "$python" scripts/bench_rows.py "${rows[@]}"
 part decoding 70 decoding.txt "$python" scripts/bench_decoding.py "${decoding[@]}"
 train beauty 120 beauty.txt Beauty "${beauty[@]}"
+own=
 for method in tiger p5cid; do
+  index_of Office || break
   settings=$method[@]
   part "$method" 60 baselines.txt "${lcrec[@]}" baselines "$method" --data "$DATA/Office" \
-    --index "$index/Office" --output "$work/$method.jsonl" --max-minutes 0.6 "${!settings}"
+    --index "$own" --output "$work/$method.jsonl" --max-minutes 0.6 "${!settings}"
 done
 say "== $SECONDS s in all"

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 
-import bitsandbytes
 import numpy as np
 import pytest
 import torch
@@ -200,6 +199,7 @@ def test_kinds_of_lora(recipe, finetune_words, tmp_path):
 @pytest.mark.parametrize("mode", ["lora", "rows"])
 def test_a_base_in_four_bits(finetune, tmp_path, base, make_llama, mode):
     """Two epochs with validations between them: the packed weights serve both."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     folder = tmp_path / "base"
     shutil.copytree(base, folder)
     make_llama(tied=False, width=64).save_pretrained(folder)

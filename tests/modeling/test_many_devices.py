@@ -114,6 +114,26 @@ def test_weights_shared_out_train_as_whole_ones(
     assert read_provenance(shared)["validation_ndcg_at_10"] == pytest.approx(best)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_every_share_comes_back_to_its_process(finetune_words, run_command, tmp_path, bases, mode):
+    """Filled with the number of its process before it is saved, it holds it when loaded again."""
+    options = ("--epochs", 2, "--validation-users", 15, "--mode", mode, "--lora-dropout", 0)
+    _, environment = launch(next(file for file in FILES if file.stem == "fsdp2"))
+    environment = {name: value for name, value in environment.items() if "FSDP" in name}
+    command = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "tests/shares_worker.py")
+    words = (*options, "--base", bases["tied"], "--batch-size", 4)
+    command += (*finetune_words(tmp_path / "shared", *words),)
+    run_command(*command, status=1, STOP="1", **environment)
+    run_command(*command, status=1, REPORT=str(tmp_path), **environment)
+    for number in (1, 2):
+        line = (tmp_path / str(number)).read_text()
+        found = re.match(rf"process {number}: (\d+) shares of (.*), 0 wrong", line)
+        assert found, line
+        assert found[2] == "['exp_avg', 'exp_avg_sq', 'weight']"
+        assert int(found[1]) >= 3 * 10
+
+
 def test_a_base_in_few_bits_is_not_shared_out(recipe, finetune_words, tmp_path, monkeypatch):
     from lcrec.core.errors import InputError
 

@@ -88,13 +88,42 @@ def test_a_rehearsal_without_a_gpu_walks_the_whole_path(tmp_path):
         for stage in ("fine-tune", "rank", "evaluate")
     ]
     names = {line.removeprefix("== ").split(": status")[0] for line in ended}
-    assert names == {"tests", "shapes", "decoding", "tiger", "p5cid", *stages}
+    stages += ["index of Beauty: embed", "index of Beauty: quantize"]
+    assert names == {"tests", "shapes", "rows", "decoding", "tiger", "p5cid", *stages}
     assert all(": status 0, " in line for line in ended), ended
     shapes = figures_of(files["shapes.txt"])
     assert shapes.keys() == {"tiny full", "tiny full, padded", "tiny LoRA", "tiny QLoRA"}
     assert all(row["tokens_per_second"] > 0 and row["mfu"] > 0 for row in shapes.values())
     assert "HR@10" in files["office.txt"]
     assert figures_of(files["decoding.txt"])["gpu_tiny_20_users_per_second"] > 0
+
+
+@pytest.mark.parametrize("missing", ["pytest", "hypothesis"])
+def test_a_bare_machine_is_told_what_it_lacks(tmp_path, missing):
+    """Nothing but the part that needs it is left out."""
+    script = (SCRIPTS / "gpu.sh").read_text()
+    start, end = script.index("has() {"), script.index("\n# part NAME")
+    checks = script[
+        script.index("for module in transformers") : script.index("train office-seqrec")
+    ]
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$2" in *{missing}|*bitsandbytes) exit 1;; esac\n')
+    python.chmod(0o755)
+    names = f"python={python} work={tmp_path} out={tmp_path} tests=(here)"
+    part = 'part() { say "ran $1"; }'
+    lines = f"{names}\n{script[start:end]}\n{part}\n{checks}"
+    done = subprocess.run(["bash", "-euc", lines], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "== tests: left out, pytest or hypothesis is not installed",
+        "== QLoRA: left out, bitsandbytes is not installed",
+    ]
+
+
+@pytest.mark.slow
+def test_joined_samples_are_those_that_are_tokenised_one_by_one(run_command):
+    figures = figures_of(run_command("scripts/bench_rows.py", "--samples", 2000))
+    assert figures["samples"] >= 2000
+    assert figures["ratio"] > 1
 
 
 @pytest.mark.slow
