@@ -24,6 +24,7 @@ from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
+from lcrec.core.pretrained import ADAPTER_CONFIG
 from lcrec.core.provenance import fingerprint, is_current
 from lcrec.finetune import count_devices, is_launched, launch_command
 from lcrec.modeling.run_folder import (
@@ -197,8 +198,9 @@ def load(job: ReinforceRun) -> Checkpoint:
     from lcrec.modeling.probe import takes_trees
 
     config = job.config
-    adapter = "base" in job.inputs.files or job.inputs.recipe.get("mode") != "full"
-    dtype = DTYPES[config.precision] if adapter else torch.float32
+    # Frozen weights need no more than the precision of the arithmetic; trained ones do.
+    is_adapter = (config.model / ADAPTER_CONFIG).exists()
+    dtype = DTYPES[config.precision] if is_adapter else torch.float32
     checkpoint = load_checkpoint(config.model, dtype, base=config.base)
     model = checkpoint.model
     if not (takes_trees(base_model(model)) and supports_shared_prefix(model)):

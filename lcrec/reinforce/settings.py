@@ -59,9 +59,11 @@ class ReinforceSettings:
         0.0,
         minimum=0,
     )
-    clip: float = option("how far a probability may move before its gradient ends", 0.2, minimum=0)
+    clip: float = option(
+        "with grpo: how far a probability may move before its gradient ends", 0.2, minimum=0
+    )
     reuse: int = option("updates made of the same rollouts", 1, minimum=1)
-    kl: float = option("weight of the distance to the starting model", 0.001, minimum=0)
+    kl: float = option("with grpo: weight of the distance to the start", 0.001, minimum=0)
     max_kl: float = option("stop where that distance of a batch exceeds this", 10.0, minimum=0)
     dpo_beta: float = option("with dpo: scale of the implicit reward", 1.0, minimum=1e-6)
     epochs: int = option("passes over the training cases", 1, minimum=1)
@@ -98,7 +100,7 @@ def check_settings(settings: ReinforceSettings) -> None:
         InputError: it names them.
     """
     if settings.objective == "dpo":
-        unused = {"rewards", "scale_advantages", "add_target", "supervise_misses", "clip"}
+        unused = {"rewards", "scale_advantages", "add_target", "supervise_misses", "clip", "kl"}
         every = set(vars(settings)) - unused
         refuse_settings(settings, every, "is a setting of --objective grpo, not of dpo")
     elif settings.dpo_beta != 1.0:

@@ -281,8 +281,8 @@ class ReinforceTrainer(RecommenderTrainer):
             loss, clipped = grpo_loss(log_probs, old, advantages, weights, settings.clip)
             self._add_up("clipped", clipped.expand(1))
             loss = loss - (log_probs.mean(2) * inputs["supervised"]).sum(1).mean()
-        if kl is not None and settings.kl:
-            loss = loss + settings.kl * kl.mean()
+            if kl is not None:
+                loss = loss + settings.kl * kl.mean()
         self._refuse_explosion(loss, kl)
         return loss
 
