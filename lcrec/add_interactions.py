@@ -35,6 +35,7 @@ from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.data.id_map import Names, load_names
 from lcrec.data.new_items import require_new_ids
 from lcrec.data.splits import load_time_parts
+from lcrec.prepare.flags import ReadingFlags
 
 if TYPE_CHECKING:
     from lcrec.prepare.additions import NewItems, NewRows, Reading
@@ -44,7 +45,7 @@ EXAMPLE = "--data data/shop --interactions new_orders.csv --output data/shop2"
 
 
 @dataclass(frozen=True)
-class AddInteractionsConfig(Writes):
+class AddInteractionsConfig(ReadingFlags, Writes):
     """Settings of `python -m lcrec.add_interactions`."""
 
     data: Path = option("the data folder to extend; it stays as it is")
@@ -53,19 +54,6 @@ class AddInteractionsConfig(Writes):
     items: list[Path] | None = option(
         "files of items: those that the catalogue does not have join it (default: rows of such "
         "items are left out)",
-        None,
-    )
-    format: str | None = option(
-        "how the files are written, as in `lcrec prepare --format` (default: as those that the "
-        "data folder was prepared from)",
-        None,
-    )
-    columns: str | None = option(
-        "which columns to read, as in `lcrec prepare --columns` (default: as then)", None
-    )
-    bad_rows: Literal["error", "drop"] | None = option(
-        "rows that cannot be used: refuse, naming the first; or drop and count them (default: as "
-        "then)",
         None,
     )
     late: Literal["error", "drop"] = option(
@@ -94,9 +82,7 @@ def main(argv: list[str]) -> None:
     interactions = load_interactions(data, num_items)
     names = load_names(data, interactions.users, num_items, None)
     parts = split_to_extend(data, interactions)
-    reading = Reading.of(
-        data, format=config.format, columns=config.columns, bad_rows=config.bad_rows
-    )
+    reading = Reading.of(data, **config.given())
     if not preparation(data) and has_repeats(interactions):
         reading = replace(reading, repeats="keep")  # as there evidently were kept
     orders = find_files("interactions", config.interactions)
@@ -128,7 +114,7 @@ def main(argv: list[str]) -> None:
     count = len(growth.interactions.items) - len(interactions.items)
     if had := rows.rows.num_rows - count:
         rows.dropped["had by the user before"] = had
-    tell(data, rows, count, growth, new_items, takes_items=bool(added))
+    tell(data, names, rows, count, growth, new_items, takes_items=bool(added))
     continue_folder(
         data,
         output,
@@ -235,7 +221,14 @@ def grow(
 
 
 def tell(
-    data: Path, rows: NewRows, count: int, growth: Growth, new_items: NewItems, *, takes_items: bool
+    data: Path,
+    names: Names,
+    rows: NewRows,
+    count: int,
+    growth: Growth,
+    new_items: NewItems,
+    *,
+    takes_items: bool,
 ) -> None:
     """Print what joins, and what does not and why."""
     from lcrec.prepare.additions import some_of
@@ -251,6 +244,14 @@ def tell(
         print(f"  {printable(note)}")
     for reason, number in rows.dropped.items():
         print(f"  {reason}: {number:,} left out")
+    known = {user.strip().casefold(): user for user in names.users.names}
+    alike = [user for user in growth.new_users if user.strip().casefold() in known]
+    if alike:
+        own = known[alike[0].strip().casefold()]
+        print(
+            f"  {len(alike):,} new users are called as known ones but for case or spaces, such as "
+            f"{printable(repr(alike[0]))} and {printable(repr(own))}: mend the file if they are one"
+        )
     if rows.unknown:
         remedy = "" if takes_items else "; --items FILE takes them along"
         named = printable(some_of(rows.unknown))

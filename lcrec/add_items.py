@@ -20,12 +20,13 @@ from lcrec.data.continuation import continue_folder, is_done
 from lcrec.data.folder import load_items
 from lcrec.data.id_map import load_item_ids
 from lcrec.data.new_items import ADD_STAGE, require_new_ids
+from lcrec.prepare.flags import ReadingFlags
 
 EXAMPLE = "--data data/shop --add new_products.csv --output data/shop2"
 
 
 @dataclass(frozen=True)
-class AddItemsConfig(Writes):
+class AddItemsConfig(ReadingFlags, Writes):
     """Settings of `python -m lcrec.add_items`."""
 
     data: Path = option("the data folder to extend; it stays as it is")
@@ -33,14 +34,6 @@ class AddItemsConfig(Writes):
         "the new items: {id: {title, description, ...}}, or files as `lcrec prepare --items` reads"
     )
     output: Path = option("the folder to write the extended data set to", writes=FOLDER)
-    format: str | None = option(
-        "how the files are written, as in `lcrec prepare --format` (default: as those that the "
-        "data folder was prepared from)",
-        None,
-    )
-    columns: str | None = option(
-        "which columns to read, as in `lcrec prepare --columns` (default: as then)", None
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +48,7 @@ def main(argv: list[str]) -> None:
     data, output, old = config.data, config.output, find_data(config.data)
     num_items = len(load_items(data))
     raw_ids = load_item_ids(data, num_items)
-    reading = Reading.of(data, format=config.format, columns=config.columns)
+    reading = Reading.of(data, **config.given())
     files = find_files("add", config.add)
     inputs = {"item": old.item, **hashed("added", files), **old.sequences}
     inputs |= {"user": old.user} if old.user.exists() else {}

@@ -274,6 +274,14 @@ def test_a_night_of_nothing_new_is_a_night(place, capsys):
     assert contents(place / "new")["Shop.inter.json"] == contents(place / "data")["Shop.inter.json"]
 
 
+def test_a_name_that_differs_in_spaces_alone_is_told(place, capsys):
+    (place / "orders.csv").write_text(f"{HEAD}ann,007,2024-06-01\nBob ,007,2024-06-01\n")
+    add(place)
+    assert "1 new users are called as known ones but for case or spaces, such as 'Bob ' and" in (
+        capsys.readouterr().out
+    )
+
+
 def test_what_the_remedies_do(place):
     (place / "orders.csv").write_text(f"{HEAD}ann,007,2024-05-01\nann,007,2024-06-01\n")
     add(place, "--late", "drop")
@@ -281,6 +289,15 @@ def test_what_the_remedies_do(place):
     (place / "orders.csv").write_text(f"{HEAD}eve,007,2024-06-01\n")
     add(place, "--only-new-users", output="eve")
     assert by_name(place / "eve")["eve"] == ["007"]
+    (place / "products.csv").write_text("sku,name\nX,rug\nX,a rug\n,lamp\n")
+    words = ["--data", place / "data", "--add", place / "products.csv", "--output", place / "more"]
+    flags: list[str] = []
+    for flag, value in (("--bad-rows", "drop"), ("--differing-items", "longest")):
+        with pytest.raises(InputError, match=f"{flag} {value}$"):
+            add_items.main([*map(str, words), *flags])
+        flags += [flag, value]
+    add_items.main([*map(str, words), *flags])
+    assert load_items(place / "more").title(4) == "a rug"
 
 
 @pytest.mark.parametrize(

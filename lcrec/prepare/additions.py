@@ -68,13 +68,13 @@ class Reading:
 
     @classmethod
     def of(cls, data: Path, **given: Any) -> "Reading":
-        """Return how a data folder's own files were read; what is given and not None overrules."""
+        """Return how a data folder's own files were read; what is given overrules."""
         own = preparation(data)
         if own and own.get("format") is None:
             own = {**own, "format": "amazon2023"}  # the one format that --source reads
         names = {field.name for field in dataclasses.fields(cls)}
         settings = {name: value for name, value in own.items() if name in names}
-        return cls(**settings | {name: value for name, value in given.items() if value is not None})
+        return cls(**settings | given)
 
     @property
     def has_times(self) -> bool:
