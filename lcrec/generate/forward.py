@@ -7,6 +7,7 @@ nothing else is read of what comes behind it.
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -162,8 +163,13 @@ def last_token_only(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _cut(mlp: nn.Module) -> Iterator[None]:
-    # What it gives for one token is added to what every token carries past it.
-    hook = mlp.register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]))
+    thread = threading.get_ident()  # others may search with the model meanwhile
+
+    def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # What it gives for one token is added to what every token carries past it.
+        return (args[0][:, -1:], *args[1:]) if threading.get_ident() == thread else args
+
+    hook = mlp.register_forward_pre_hook(cut)
     try:
         yield
     finally:

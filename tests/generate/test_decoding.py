@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from unittest import mock
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ from lcrec.core.errors import InputError
 from lcrec.generate import beams
 from lcrec.generate import search as decoding
 from lcrec.generate.beams import beam_search, seq2seq_search
+from lcrec.generate.forward import last_token_only
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.search import search, supports_shared_prefix
@@ -211,6 +213,17 @@ def test_no_work_is_done_that_nothing_reads(family, monkeypatch):
     assert widths == [1, 5, 7]
     assert not copied.called
     assert model.config._attn_implementation == before
+
+
+def test_what_one_thread_cuts_another_computes_whole():
+    model = make_model("llama")
+    ids, _ = make_prompts((20, 20))
+    with torch.no_grad(), ThreadPoolExecutor(1) as other:
+        whole = model(ids).logits
+        with last_token_only(model):
+            assert not model(ids).logits[:, 0].allclose(whole[:, 0])
+            assert other.submit(torch.no_grad()(lambda: model(ids).logits)).result().equal(whole)
+        assert model(ids).logits.equal(whole)
 
 
 def test_equal_prompts_and_equal_scores():
