@@ -30,7 +30,7 @@ CSS = f"""
 .dark {{ {_SHADES["dark"]} }}
 .lcrec {{ overflow-wrap: anywhere; }}
 .lcrec .sides, .lcrec.sides {{ display: grid; gap: 0 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }}
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }}
 .lcrec h3 {{ margin: .75rem 0 .25rem; }}
 .lcrec ol, .lcrec ul {{ padding-left: 1.75rem; margin: .25rem 0; }}
 .lcrec ol {{ list-style: decimal; }}
@@ -45,8 +45,8 @@ CSS = f"""
 .lcrec table {{ border-collapse: collapse; margin: .5rem 0; overflow-wrap: normal; }}
 .lcrec td.long {{ min-width: 14rem; }}
 .lcrec table :is(th, td) {{ padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top;
-  border: solid var(--line); border-width: 0 0 1px; }}
-.lcrec table tr {{ border: none; }}
+  border: none !important; border-bottom: 1px solid var(--line) !important; }}
+.lcrec table, .lcrec table tr {{ border: none !important; }}
 .lcrec caption {{ text-align: left; color: var(--quiet); }}
 .lcrec .problem {{ border-left: .25rem solid var(--series-2); padding-left: .75rem; }}
 .lcrec figure {{ max-width: 27rem; }}
