@@ -470,10 +470,7 @@ class Recommender:
                         f"lists leave {left} of the {len(self.index)}"
                     )
         if any(own.exclude_history or len(own.exclude) for own in requests):
-            deny = [
-                _join(own.deny, own.history if own.exclude_history else (), own.exclude)
-                for own in requests
-            ]
+            deny = [own.ruled_out() for own in requests]
             leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)
         return leaf_filter
 
@@ -597,7 +594,3 @@ def _constrain(trie: ItemTrie, constraint: str, model: PreTrainedModel | PeftMod
     if constraint == "none":
         return LooseTrie.anything(trie, model.config.get_text_config(decoder=True).vocab_size)
     return LooseTrie.by_level(trie) if constraint == "level" else trie
-
-
-def _join(*lists: ItemIds | None) -> np.ndarray:
-    return np.concatenate([np.asarray(() if own is None else own, np.int64) for own in lists])

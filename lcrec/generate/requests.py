@@ -70,6 +70,11 @@ class RankingRequest:
                 f"reserve_new: {self.reserve_new!r:.60} of {self.k} places; reserve 0 to {self.k}"
             )
 
+    def ruled_out(self) -> np.ndarray:
+        """Return all items to rank none of, int64, some of them perhaps twice."""
+        lists = (self.deny, self.history if self.exclude_history else (), self.exclude)
+        return np.concatenate([np.asarray(() if own is None else own, np.int64) for own in lists])
+
 
 def case_requests(cases: EvalCases, like: RankingRequest) -> list[RankingRequest]:
     """Return a request for each case of a split, never for items that the split forbids to rank."""
