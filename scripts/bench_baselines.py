@@ -10,6 +10,8 @@ Every part runs in a process of its own:
              intervals. 25,000 users and 10,000 items unless --data says otherwise.
   lightgcn   epochs with the default settings, without validation; the first, which warms up, does
   sasrec     not count
+  lengths    a validation of SASRec with histories read in groups by length, and all padded to the
+             longest, in turn, median of five rounds of processor time
   tiger      users ranked per second by TIGER's T5 with its defaults, random weights and 20 beams,
              and the ratio to `generate` under the same constraint, in turn, median of five rounds
 
@@ -27,15 +29,18 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 from lcrec.baselines.base import TrainingData, find_method
+from lcrec.baselines.methods.attention import SASRec
 from lcrec.baselines.methods.generative import TIGER
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.runs.run import peak_mb
+from lcrec.baselines.shared import sequences
 from lcrec.baselines.shared.graph import VectorBaseline
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
@@ -60,7 +65,9 @@ class BenchConfig:
     """Settings of `python scripts/bench_baselines.py`."""
 
     data: Path | None = option("a data folder (default: synthetic)", None)
-    parts: list[str] = option("which parts to run", ["evaluate", "lightgcn", "sasrec", "tiger"])
+    parts: list[str] = option(
+        "which parts to run", ["evaluate", "lightgcn", "sasrec", "lengths", "tiger"]
+    )
     epochs: int = option("epochs that count, of a trained method", 2, minimum=1)
     seed: int = option("decides the data and every start", 0, minimum=0)
 
@@ -160,6 +167,27 @@ def epochs_of(name: str, config: BenchConfig) -> Figures:
     }
 
 
+def lengths(config: BenchConfig) -> Figures:
+    """Time a validation that reads histories by length, against one that pads them all alike."""
+    split, num_items = inputs(config)
+    method = SASRec(seed=config.seed)
+    data = TrainingData(split.train, num_items)
+    method.network = method.build(data).eval()
+    seconds: dict[int, list[float]] = {sequences.LENGTHS: [], 1: []}
+    for turn in range(ROUNDS + 1):  # the first warms up
+        for groups, found in seconds.items():
+            with mock.patch.object(sequences, "LENGTHS", groups):
+                started = Clock()
+                validate(method, split.valid, data)
+            if turn:
+                found.append(started.both()[1])
+    grouped, padded = (float(np.median(found)) for found in seconds.values())
+    return {
+        "lengths_validate_cpu_seconds": round(grouped, 2),
+        "lengths_vs_padded": round(padded / grouped, 2),
+    }
+
+
 def tiger(config: BenchConfig) -> Figures:
     """Time the two ways to decode an encoder-decoder, which must agree."""
     _, num_items = inputs(config)
@@ -216,7 +244,13 @@ def above(before: int | None) -> int:
     return now - before
 
 
-PARTS = {"evaluate": evaluate, "lightgcn": lightgcn, "sasrec": sasrec, "tiger": tiger}
+PARTS = {
+    "evaluate": evaluate,
+    "lightgcn": lightgcn,
+    "sasrec": sasrec,
+    "lengths": lengths,
+    "tiger": tiger,
+}
 
 if __name__ == "__main__":
     run_stage(main)
