@@ -90,12 +90,20 @@ def test_the_sdist_holds_what_builds_the_wheel(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.py", "prompts/seqrec.yaml", "recipes/accelerate/fsdp2.yaml"} <= names
-    assert {"recipes/finetune.py", "scripts/constraints.txt", "lcrec/core/page.html"} <= names
+    assert {
+        "recipes/finetune.py",
+        "scripts/constraints.txt",
+        "lcrec/core/page.html",
+        "lcrec/studio/parts.html",
+    } <= names
     assert not [name for name in names if name.startswith(("tests/", "data/", "runs/"))]
 
 
 def test_the_wheel_holds_the_package_its_prompts_and_its_recipes(wheel):
-    expected = {path: TOP / path for path in ("lcrec/py.typed", "lcrec/core/page.html")}
+    expected = {
+        path: TOP / path
+        for path in ("lcrec/py.typed", "lcrec/core/page.html", "lcrec/studio/parts.html")
+    }
     for folder, package, patterns in (
         ("lcrec", "lcrec", ["*.py"]),
         ("prompts", "lcrec/_prompts", ["*.yaml", "*.jinja", "README.md"]),
