@@ -20,22 +20,18 @@ from lcrec.prepare.files import (
     Delimited,
     Opened,
     bare_name,
-    convert_lines,
     encoding_hint,
-    evaluate,
-    evaluate_json,
     find_separator,
     first_lines,
     has_mixed_line_ends,
     header,
-    is_literal,
     kind_of,
-    needs_python,
     open_delimited,
     open_json,
     open_parquet,
     with_plain_line_ends,
 )
+from lcrec.prepare.literals import convert_lines, evaluate, evaluate_json, is_literal, needs_python
 from lcrec.prepare.rows import Roles, Sifted, TimeUnit, sift
 from lcrec.prepare.tables import (
     INTERACTION_ROLES,

@@ -13,7 +13,6 @@ import asyncio
 import ipaddress
 import json
 import os
-import re
 import sys
 import tempfile
 from functools import partial
@@ -21,13 +20,11 @@ from functools import partial
 from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.serve.access_log import open_access_log
-from lcrec.serve.process import ServeConfig, Welcome, bind, serve, work
+from lcrec.serve.process import TOKEN, ServeConfig, Welcome, bind, read_token, serve, work
 from lcrec.serve.workers import METRICS, Supervisor
 
 STAGE = "python -m lcrec.serve"
 EXAMPLE = "--model runs/shop/model --data data/shop --port 8000"
-TOKEN = "LCREC_TOKEN"
-BEARER_TOKEN = re.compile(r"[\w\-.~+/]+=*", re.ASCII)  # RFC 6750, section 2.1
 
 
 def main(argv: list[str]) -> None:
@@ -104,21 +101,6 @@ def print_welcome(
         f'application/json\' -d \'{{"history": [{json.dumps(welcome.example)}], "k": 5}}\'',
         flush=True,
     )
-
-
-def read_token(token: str | None) -> str | None:
-    """Return the token that clients must send, None if there is none.
-
-    Raises:
-        InputError: it is empty, or no client could send it.
-    """
-    if token is not None and not BEARER_TOKEN.fullmatch(token):
-        raise InputError(
-            f"{TOKEN}: a token is letters, digits and any of - . _ ~ + /, found "
-            f"{len(token)} characters with others among them or none; unset it for a service "
-            "without a token"
-        )
-    return token
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from lcrec.serve.workers import Link
 
 if TYPE_CHECKING:
     from lcrec.serve.requests import RequestHandler
+
+TOKEN = "LCREC_TOKEN"  # the environment variable
+BEARER_TOKEN = re.compile(r"[\w\-.~+/]+=*", re.ASCII)  # RFC 6750, section 2.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,3 +180,18 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
             "--port 0 for a free one"
         ) from None
     return listener
+
+
+def read_token(token: str | None) -> str | None:
+    """Return the token that clients must send, None if there is none.
+
+    Raises:
+        InputError: it is empty, or no client could send it.
+    """
+    if token is not None and not BEARER_TOKEN.fullmatch(token):
+        raise InputError(
+            f"{TOKEN}: a token is letters, digits and any of - . _ ~ + /, found "
+            f"{len(token)} characters with others among them or none; unset it for a service "
+            "without a token"
+        )
+    return token

@@ -19,7 +19,7 @@ from pathlib import Path
 from lcrec.core.config import option, parse_config
 from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError, run_stage
-from lcrec.serve.__main__ import TOKEN, bind, read_token
+from lcrec.serve.process import TOKEN, bind, read_token
 
 STAGE = "python -m lcrec.studio"
 EXAMPLE = "--model runs/shop/model --data data/shop --embeddings runs/shop/embeddings"

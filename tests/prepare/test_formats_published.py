@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.prepare.files import convert_lines, evaluate
 from lcrec.prepare.inputs import FOLDERS, find_in, unpack
+from lcrec.prepare.literals import convert_lines, evaluate
 from lcrec.prepare.published import READERS
 from lcrec.prepare.tables import Options
 
