@@ -359,6 +359,14 @@ class StopBelowStart(TrainerCallback):
         self.start, self.tolerance = start, tolerance
         self.reason: str | None = None
 
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the last validation of a run that is resumed: it may have ended it."""
+        validations = [entry for entry in state.log_history if "eval_ndcg@10" in entry]
+        if validations:
+            self.on_evaluate(args, state, control, validations[-1])
+
     def on_evaluate(
         self,
         args: Any,

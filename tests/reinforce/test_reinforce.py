@@ -189,7 +189,17 @@ def test_training_stops_where_validation_falls_below_the_start(
         return found
 
     monkeypatch.setattr(ReinforceTrainer, "rank", rank)
-    output = reinforce(tmp_path / "model", "--validate-every", 0.34, "--tolerance", 0.4)
+    options = ("--validate-every", 0.34, "--tolerance", 0.4)
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lcrec.modeling.checkpoint.save_checkpoint", die)
+        with pytest.raises(Killed):
+            reinforce(tmp_path / "model", *options)
+    capsys.readouterr()
+    output = reinforce(tmp_path / "model", *options)  # does not train past the end
     assert ranked == [0, 2, 4]  # NDCG@10 1, .63, .5
     said = capsys.readouterr().out
     assert "Stopped after 4 updates: NDCG@10 is 0.5000, at the start it was 1.0000" in said
