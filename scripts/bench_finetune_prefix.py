@@ -157,14 +157,16 @@ def add_packed(model: nn.Module, rows: Rows) -> float:
     """Add the gradients of samples packed by TRL, without its trainer around."""
     columns = {
         "input_ids": [row["input_ids"] for row in rows],
-        "completion_mask": [
-            [int(place >= row["prompt_length"]) for place in range(len(row["input_ids"]))]
-            for row in rows
-        ],
+        "labels": [labels_of(row) for row in rows],
     }
     packed = pack_dataset(Dataset.from_dict(columns), AT_ONCE // 2, "bfd")
     collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     return sum(add_labelled(model, collate([row])) for row in packed)
+
+
+def labels_of(row: dict[str, Any]) -> list[int]:
+    """Return the tokens of a row under loss, `IGNORED` before the answer."""
+    return [IGNORED] * row["prompt_length"] + row["input_ids"][row["prompt_length"] :]
 
 
 def add_plain(model: nn.Module, rows: Rows) -> float:
@@ -173,7 +175,7 @@ def add_plain(model: nn.Module, rows: Rows) -> float:
         {
             "input_ids": row["input_ids"],
             "attention_mask": [1] * len(row["input_ids"]),
-            "labels": [IGNORED] * row["prompt_length"] + row["input_ids"][row["prompt_length"] :],
+            "labels": labels_of(row),
         }
         for row in rows
     ]
