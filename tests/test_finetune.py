@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
-from safetensors.torch import load_file
+from trainings import Killed, assert_same_weights, weights
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.core.artifacts import find_data, read_json, write_json
@@ -30,23 +30,6 @@ from lcrec.modeling.recipe import STAGE, TrainingSettings
 from lcrec.modeling.run_folder import latest_checkpoint
 from lcrec.modeling.trainer import RecommenderTrainer
 from lcrec.rankings.metrics import ndcg_at_k
-
-
-class Killed(Exception):
-    """Stands for whatever ends a process in the middle of its work."""
-
-
-def weights(folder):
-    """Return all weights of a checkpoint by name."""
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
-
-
-def assert_same_weights(one, other):
-    one, other = weights(one), weights(other)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ def test_the_published_index_is_read_and_its_conflicts_are_named(real_data, tmp_
         ({"3": ["<a_0>", "<b_2>"]}, r"2 items share an index with another"),
         (
             {str(item): ["<a_0>", "<b_0>", f"<c_{item}>"] for item in range(4)},
-            r"has 4 items of 3 levels .*quantize --add",
+            r"has 4 items of 3 levels .*quantize --index OLD",
         ),
     ],
 )

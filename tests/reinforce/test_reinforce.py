@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainings import Killed, assert_same_weights, weights
 
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
@@ -14,7 +15,6 @@ from lcrec.generate.recommender import Recommender
 from lcrec.modeling.checkpoint import CheckpointFacts
 from lcrec.reinforce.settings import Cases
 from lcrec.reinforce.trainer import ReinforceTrainer
-from tests.test_finetune import Killed, assert_same_weights, weights
 
 
 def nothing(items, targets, histories):

@@ -1,0 +1,21 @@
+"""What tests of trainings that end early compare."""
+
+import torch
+from safetensors.torch import load_file
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process in the middle of its work."""
+
+
+def weights(folder):
+    """Return all weights of a checkpoint by name."""
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
