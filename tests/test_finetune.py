@@ -1,6 +1,7 @@
 """The recipe: what it trains and keeps; runs killed, resumed, stopped early, refused, repeated."""
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
-from trainings import Killed, assert_same_weights, weights
+from trainings import Killed, assert_same_weights, kill_in_step, weights
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from lcrec.core.artifacts import find_data, read_json, write_json
@@ -35,21 +36,7 @@ from lcrec.rankings.metrics import ndcg_at_k
 @pytest.fixture
 def kill_at(monkeypatch):
     """Make the run die in the given update, counted from 1 over all runs of this test."""
-
-    def arm(step):
-        original = RecommenderTrainer.training_step
-        count = 0
-
-        def training_step(self, *args, **kwargs):
-            nonlocal count
-            count += 1
-            if count == step:
-                raise Killed
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(RecommenderTrainer, "training_step", training_step)
-
-    return arm
+    return functools.partial(kill_in_step, monkeypatch, RecommenderTrainer)
 
 
 @pytest.fixture

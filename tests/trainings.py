@@ -19,3 +19,17 @@ def assert_same_weights(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
+
+
+def kill_in_step(monkeypatch, trainer, step):
+    """Make a class of trainers die in the given step, counted from 1 over all its runs."""
+    original, count = trainer.training_step, 0
+
+    def training_step(self, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "training_step", training_step)

@@ -1,12 +1,13 @@
 """The command: what it trains, keeps, resumes, refuses and says."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainings import Killed, assert_same_weights, weights
+from trainings import Killed, assert_same_weights, kill_in_step, weights
 
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
@@ -51,20 +52,7 @@ def logged(monkeypatch):
 @pytest.fixture
 def kill_at(monkeypatch):
     """Make the run die in the given batch, counted from 1."""
-
-    def arm(step):
-        original, count = ReinforceTrainer.training_step, 0
-
-        def training_step(self, *args, **kwargs):
-            nonlocal count
-            count += 1
-            if count == step:
-                raise Killed
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(ReinforceTrainer, "training_step", training_step)
-
-    return arm
+    return functools.partial(kill_in_step, monkeypatch, ReinforceTrainer)
 
 
 def test_a_finished_run(reinforce, checkpoint, tmp_path, logged, capsys):
