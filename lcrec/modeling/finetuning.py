@@ -17,7 +17,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl import SFTConfig
 
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import position_limit, rows_needed
@@ -49,7 +48,7 @@ from lcrec.modeling.families import check_family
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.modeling.probe import takes_trees
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
-from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer
+from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer, training_arguments
 from lcrec.modeling.trees import BLOCK, PackingCollator
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.rows import (
@@ -513,41 +512,14 @@ def make_trainer(
         max_tokens_per_batch=settings.max_tokens_per_batch,
         epochs=rows.epochs,
         callbacks=[EarlyStopping(settings.patience)],
-        args=SFTConfig(
-            output_dir=str(work),
-            # One pass over the rows of all epochs, in their order.
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
+        args=training_arguments(
+            settings,
+            work,
+            validate_steps,
             max_length=settings.max_length,
-            per_device_train_batch_size=settings.batch_size,
             per_device_eval_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulate,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup,
-            bf16=settings.precision == "bf16",
-            fp16=settings.precision == "fp16",
-            activation_checkpointing=settings.gradient_checkpointing,
-            eval_strategy="steps",
-            eval_steps=validate_steps,
-            save_strategy="steps",
-            save_steps=validate_steps,
-            save_total_limit=2,
-            load_best_model_at_end=True,
             # A resumed run must stop early where an uninterrupted one would have.
             restore_callback_states_from_checkpoint=True,
-            metric_for_best_model="eval_ndcg@10",
-            greater_is_better=True,
-            logging_steps=max(1, validate_steps // 5),
-            logging_nan_inf_filter=False,  # it would wait for the device at every batch
-            report_to=settings.report_to,
-            # The loss is that of the answers; and with its router in the output no cache is read.
-            router_aux_loss_coef=0.0,
-            seed=settings.seed,
-            use_cpu=not torch.accelerator.is_available(),
             # Batches are packed and copied while the device works on others.
             dataloader_num_workers=2 if trained.packs else 0,
             dataloader_persistent_workers=trained.packs,

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from lcrec.core.console import on_terminal
 from lcrec.core.device import compute_plainly
@@ -64,6 +64,51 @@ class RankingValidation:
     cases: EvalCases
     ranker: Ranker
     num_beams: int
+
+
+def training_arguments(settings: Any, work: Path, every: int, **others: Any) -> SFTConfig:
+    """Return the arguments of every kind of training.
+
+    Args:
+        settings: the run's, with `batch_size`, `accumulate`, `learning_rate`, `weight_decay`,
+            `warmup`, `precision`, `gradient_checkpointing`, `report_to` and `seed`.
+        work: the folder for checkpoints on the way.
+        every: updates between validations, each with a checkpoint.
+        others: arguments of one kind of training alone.
+    """
+    return SFTConfig(
+        output_dir=str(work),
+        # One pass over the rows of all epochs, in their order.
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        activation_checkpointing=settings.gradient_checkpointing,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_ndcg@10",
+        greater_is_better=True,
+        logging_steps=max(1, every // 5),
+        logging_nan_inf_filter=False,  # it would wait for the device at every batch
+        report_to=settings.report_to,
+        # The loss is that of the answers; and with its router in the output no cache is read.
+        router_aux_loss_coef=0.0,
+        seed=settings.seed,
+        use_cpu=not torch.accelerator.is_available(),
+        **others,
+    )
 
 
 class RecommenderTrainer(SFTTrainer):

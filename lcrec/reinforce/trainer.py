@@ -23,7 +23,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTConfig
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
@@ -31,7 +30,7 @@ from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest, case_requests
 from lcrec.generate.search import search
-from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer
+from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer, training_arguments
 from lcrec.prompts.encoder import item_token_ids
 from lcrec.reinforce.rewards import Rewards, parse_rewards
 from lcrec.reinforce.rollouts import draw_items
@@ -439,34 +438,5 @@ def make_trainer(
         settings=settings,
         inputs=inputs,
         recommender=recommender,
-        args=SFTConfig(
-            output_dir=str(work),
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulate,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup,
-            bf16=settings.precision == "bf16",
-            fp16=settings.precision == "fp16",
-            activation_checkpointing=settings.gradient_checkpointing,
-            eval_strategy="steps",
-            eval_steps=every,
-            save_strategy="steps",
-            save_steps=every,
-            save_total_limit=2,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_ndcg@10",
-            greater_is_better=True,
-            logging_steps=max(1, every // 5),
-            logging_nan_inf_filter=False,  # it would wait for the device at every batch
-            report_to=settings.report_to,
-            router_aux_loss_coef=0.0,  # the loss is that of the answers
-            seed=settings.seed,
-            use_cpu=not torch.accelerator.is_available(),
-        ),
+        args=training_arguments(settings, work, every),
     )
