@@ -1,15 +1,19 @@
-"""Ablation tables: recipes/office_small.yaml trained for every cell and seed, judged on test.
+"""Ablation tables: one recipe trained for every cell and seed, judged on the test items.
 
     python scripts/ablation.py --table tasks --data DATA --embeddings EMBEDDINGS --run runs/small
+    python scripts/ablation.py --table pretrained --data DATA --embeddings EMBEDDINGS \
+        --run runs/smollm2 --recipe recipes/smollm2.yaml --base SMOLLM2 --seeds 42
 
 Every cell is made by the stages' own commands, in a folder of its own under `--run`, and shares
-the data, the embeddings and one small base model with the others. A cell that is done is not run
-again, so a killed table goes on where it stopped. Prints the table, and one JSON object on the
-last line.
+the data, the embeddings and one base model with the others: a tiny one made from the catalogue,
+or `--base`. A cell that is done is not run again, and one that was killed goes on from its last
+checkpoint, so a killed table goes on where it stopped. Prints the table, and one JSON object on
+the last line.
 
 Tables: `index` (ways to index, two seeds), `tasks` (alignment tasks at the same number of
 samples), `training` (what is trained), `rows` (what the item tokens' rows start from),
-`collaborative` (purchases in the index and in the tasks; the tasks' samples are added).
+`collaborative` (purchases in the index and in the tasks; the tasks' samples are added),
+`pretrained` (the base as it is, and one of its shape with weights drawn at random).
 """
 
 import json
@@ -23,8 +27,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lcrec.core.artifacts import find_data, read_json, write_json
+from lcrec.core.artifacts import atomic_path, find_data, read_json, write_json
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import fingerprint, read_provenance
@@ -55,6 +61,7 @@ class Cell:
     label: str
     quantize: str = ""
     finetune: str = ""
+    random_weights: bool = False  # of the base's shape, in the place of its own
 
 
 TABLES = {
@@ -106,6 +113,11 @@ TABLES = {
             finetune="--tasks seqrec=10500 item2index=1000 index2item=1000 code2words",
         ),
     ],
+    "pretrained": [
+        Cell("as pretrained"),
+        Cell("weights drawn at random", random_weights=True),
+        Cell("index of texts and purchases", "--collaborative {run}/cooccurrence"),
+    ],
 }
 
 
@@ -113,7 +125,7 @@ TABLES = {
 class AblationConfig:
     """Settings of `scripts/ablation.py`."""
 
-    table: Literal["index", "tasks", "training", "rows", "collaborative"] = option(
+    table: Literal["index", "tasks", "training", "rows", "collaborative", "pretrained"] = option(
         "the table to make"
     )
     data: Path = option("the data folder (with <Name>.user.json for the table of tasks)")
@@ -121,6 +133,11 @@ class AblationConfig:
     run: Path = option("where everything made is kept")
     seeds: list[int] = option("a run per seed", [42, 43, 44])
     epochs: int | None = option("epochs instead of the recipe's", None, minimum=1)
+    recipe: Path = option("what finetune is given with --config", RECIPE)
+    base: str | None = option(
+        "the base model, in a folder or on the hub (default: a tiny one made from the catalogue)",
+        None,
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -133,17 +150,18 @@ def main(argv: list[str]) -> None:
             f"python -m lcrec.intents --data {config.data} --method keywords"
         )
     data = ["--data", config.data]
-    stage("tinylm", *data, "--output", config.run / "base", *BASE)
-    if config.table == "collaborative":
+    cells = TABLES[config.table]
+    if config.base is None:
+        stage("tinylm", *data, "--output", config.run / "base", *BASE)
+    if any("{run}/cooccurrence" in cell.quantize for cell in cells):
         counts = config.run / "cooccurrence"
         stage("baselines", "cooccurrence", *data, "--output", f"{counts}.jsonl", "--save", counts)
     inputs = {
         "item": fingerprint(paths.item),
         "inter": fingerprint(paths.inter),
         "embeddings": fingerprint(config.embeddings),
-        "recipe": fingerprint(RECIPE),
+        "recipe": fingerprint(config.recipe),
     }
-    cells = TABLES[config.table]
     results = []
     for cell in cells:
         for seed in config.seeds:
@@ -161,11 +179,12 @@ def fill(cell: Cell, seed: int, config: AblationConfig, inputs: dict[str, str]) 
     """Return a cell's figures, made by the stages' commands unless they are there already.
 
     Returns:
-        HR@10 and NDCG@10 on the test items, `parameters` trained, `minutes` and `peak_mb` of the
-        fine-tuning process.
+        HR@10 and NDCG@10 on the test items with their intervals, `parameters` trained, `minutes`
+        and `peak_mb` of the fine-tuning process.
     """
     extra = ["--epochs", str(config.epochs)] if config.epochs else []
-    spec = asdict(cell) | {"seed": seed, "extra": extra, "base": BASE, "inputs": inputs}
+    spec = asdict(cell) | {"seed": seed, "extra": extra, "inputs": inputs}
+    spec["base"] = config.base or BASE
     slug = "-".join(re.findall(r"[a-z0-9]+", cell.label.lower()))
     folder = config.run / config.table / f"{slug}-{seed}"
     note = folder / "cell.json"
@@ -178,24 +197,39 @@ def fill(cell: Cell, seed: int, config: AblationConfig, inputs: dict[str, str]) 
     added = cell.quantize.format(run=config.run).split()
     made_from = ["--embeddings", config.embeddings, *added]
     stage("quantize", *data, "--output", index, *made_from)
+    base = config.base or str(config.run / "base")
+    if cell.random_weights:
+        base = draw_weights(base, folder / "base", seed)
     minutes, peak = stage(
         "recipes/finetune.py",
-        *("--config", RECIPE, *data, "--index", index, "--base", config.run / "base"),
-        *("--output", model, "--seed", seed, "--overwrite", *cell.finetune.split(), *extra),
+        *("--config", config.recipe, *data, "--index", index, "--base", base),
+        *("--output", model, "--seed", seed, *cell.finetune.split(), *extra),
+        *(["--overwrite"] if note.exists() else []),  # of another recipe; else what was killed
     )
     stage("generate", "--model", model, *data, "--output", predictions, "--split", "test")
     stage("evaluate", "--predictions", predictions, "--output", folder / "metrics.json")
     (measured,) = read_json(folder / "metrics.json")["runs"].values()
     facts = read_provenance(model) or {}
     figures = {
-        "hr@10": measured["overall"]["HR@10"]["mean"],
-        "ndcg@10": measured["overall"]["NDCG@10"]["mean"],
+        "hr@10": measured["overall"]["HR@10"],
+        "ndcg@10": measured["overall"]["NDCG@10"],
         "parameters": facts["trainable_parameters"],
         "minutes": minutes,
         "peak_mb": peak,
     }
     write_json(note, {"spec": spec, "figures": figures})
     return figures
+
+
+def draw_weights(base: str, folder: Path, seed: int) -> str:
+    """Write a model of the base's shape and tokenizer with weights drawn at random."""
+    if not folder.exists():
+        torch.manual_seed(seed)
+        shape = AutoConfig.from_pretrained(base)
+        with atomic_path(folder) as staged:
+            AutoModelForCausalLM.from_config(shape).save_pretrained(staged)
+            AutoTokenizer.from_pretrained(base).save_pretrained(staged)
+    return str(folder)
 
 
 def stage(name: str, *arguments: object) -> tuple[float, float]:
@@ -216,18 +250,26 @@ def stage(name: str, *arguments: object) -> tuple[float, float]:
 
 
 def summarise(cell: Cell, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean of each figure over the seeds, and the spread of the metrics."""
+    """Return the mean of each figure over the seeds, and the spread of the metrics.
+
+    That is their least and greatest; of one seed it is the interval over users.
+    """
     summary: dict[str, Any] = {"label": cell.label}
     for name in results[0]:
         values = [result[name] for result in results]
-        summary[name] = float(np.mean(values))
         if name in ("hr@10", "ndcg@10"):
-            summary[f"{name} range"] = [min(values), max(values)]
+            means = [value["mean"] for value in values]
+            spread = [min(means), max(means)]
+            if len(values) == 1:
+                spread = [values[0]["low"], values[0]["high"]]
+            summary[f"{name} range"] = spread
+            values = means
+        summary[name] = float(np.mean(values))
     return summary
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table as Markdown: means, with the least and the greatest of the seeds."""
+    """Return the table as Markdown: means, with their spread."""
     lines = [
         "| | HR@10 | NDCG@10 | parameters trained | minutes | peak MB |",
         "|---|---|---|---|---|---|",
