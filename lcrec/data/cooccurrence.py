@@ -5,11 +5,12 @@
                   distance_decay^(d - 1) * backward  where j stands at p and i at p + d
     score(j) = sum over k = 1 .. last:  history_decay^(k - 1) * C[k-th item from the end, j]
 
-The baseline `cooccurrence` ranks by these scores; the task `neighbours` and the template variable
-`neighbours` show a language model what they find. The defaults are the grid's best HR@10 on the
-validation items of Amazon 2018 Office Products.
+The baseline `cooccurrence` ranks by these scores, and `--fuse` joins a model's rankings with them;
+the task `neighbours` and the template variable `neighbours` show a language model what they find.
+The defaults are the grid's best HR@10 on the validation items of Amazon 2018 Office Products.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,35 @@ def count_pairs(
         weights = np.full(len(together), distance_decay ** (distance - 1), dtype=dtype)
         forward = forward + sparse.csr_array((weights, pairs), shape=shape)
     return sparse.csr_array(forward + dtype(backward) * forward.T)
+
+
+def score_histories(
+    counts: sparse.csr_array,
+    histories: Sequence[np.ndarray],
+    *,
+    last: int = LAST,
+    history_decay: float = HISTORY_DECAY,
+) -> np.ndarray:
+    """Return what all items count near the end of each history, float32 [batch, num_items].
+
+    Args:
+        counts: C, as `count_pairs` returns it.
+        histories: int [length] each, oldest item first.
+        last: how many of a history's last items speak.
+        history_decay: the factor per step back in the history.
+    """
+    recent = [history[: -last - 1 : -1] for history in histories]  # the last one first
+    lengths = [len(items) for items in recent]
+    weights = [history_decay ** np.arange(length) for length in lengths]
+    speaking = sparse.csr_array(
+        (
+            np.concatenate(weights).astype(np.float32),
+            np.concatenate(recent),
+            np.concatenate(([0], np.cumsum(lengths))),
+        ),
+        shape=(len(histories), counts.shape[0]),
+    )
+    return (speaking @ counts).toarray()
 
 
 @dataclass(frozen=True, eq=False)

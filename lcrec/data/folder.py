@@ -87,6 +87,12 @@ class Interactions:
         """Return the items of the user at this position, int32 [length]."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
+    def sequences_of(self, users: Sequence[str]) -> list[np.ndarray]:
+        """Return the items of each of these users, int32 [length]; none of an unknown one."""
+        places = {user: place for place, user in enumerate(self.users)}
+        nothing = self.items[:0]
+        return [self.sequence(places[user]) if user in places else nothing for user in users]
+
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.sequence(user) for user in range(len(self)))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lcrec.core.artifacts import find_data
 from lcrec.core.errors import InputError, closest
@@ -53,6 +53,28 @@ class IdMap:
                 f"{len(self.names) - 1}"
             )
         return number
+
+    def numbers_of_lists(self, what: str, lists: Sequence[Any]) -> list[Any]:
+        """Return lists of names as numbers; the same object stays one, and None stays None.
+
+        Raises:
+            InputError: there are no raw ids, or a name is unknown; `what` and the place of its list
+                are named.
+        """
+        if not self.is_raw:
+            raise InputError(
+                "ids='raw': the checkpoint carries no raw ids; it was trained before there were "
+                "any, or on a data folder without <Name>.item2id"
+            )
+        found: dict[int, list[int]] = {}
+        for position, own in enumerate(lists):
+            if own is None or id(own) in found:
+                continue
+            try:
+                found[id(own)] = [self.number(item) for item in own]
+            except InputError as error:
+                raise InputError(f"{what} {position}: {error}") from None
+        return [None if own is None else found[id(own)] for own in lists]
 
     def names_of(self, numbers: Iterable[int]) -> list[str]:
         """Return the names at these numbers."""

@@ -3,7 +3,8 @@
 `trie` holds the catalogue as a prefix tree of item tokens, `item_filter` narrows it per request,
 `beams` is the beam search with a shared prompt, `hf_generate` the same through `generate`, and
 `search` chooses between them. `requests` turns requests into batches of token ids. `Recommender`
-(`recommender`) joins all of it; `one_request` and `many_users` are the two uses of the command.
+(`recommender`) joins all of it, `calibration` and `fusion` change what it ranks; `one_request` and
+`many_users` are the two uses of the command.
 """
 
 from lcrec.core.lazy import lazy_exports

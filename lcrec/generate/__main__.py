@@ -32,13 +32,14 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, beside, check_output, claim
 from lcrec.core.parts import NOTE
 from lcrec.core.processes import processes
-from lcrec.core.provenance import fingerprint, is_current, write_provenance
+from lcrec.core.provenance import fingerprint, is_current, provenance_path, write_provenance
 from lcrec.core.version import __version__
 from lcrec.data.data_set import load_data
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.id_map import IdMap, Names, load_names
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import EvalCases, load_split, require_same_split
+from lcrec.generate.flags import AUTO, CALIBRATE, COOCCURRENCE, FUSE, share_of
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.rankings.predictions import PAD
 
@@ -57,7 +58,6 @@ EXAMPLE = "--model runs/shop/model --data data/shop --output runs/shop/predictio
 SPLIT_PART, SPLIT_PARTS = 256, 16
 # How long a process waits for the others: those that are done wait until all are.
 PATIENCE = timedelta(days=30)
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,8 @@ class GenerateConfig(Writes):
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
     exclude_history: bool = option("never recommend what the user already has", False)
-    calibrate: str | None = option(
-        "subtract this share, such as 0.5, of the log-probability that the model gives an item "
-        "whatever the history; auto: the share that ranks validation users best",
-        None,
-    )
+    fuse: str | None = option(FUSE, None)
+    calibrate: str | None = option(CALIBRATE, None)
     reserve_new: int = option(
         "the last of the k places, for the best of the items that --index adds, which a model "
         "hardly ever ranks among all others by itself",
@@ -170,6 +167,8 @@ def main(argv: list[str]) -> None:
         config.allow, config.deny, config.filters, config.k, items, names.items, config.unknown
     )
     split = None if config.all_users else load_split(config.data, interactions)
+    hides = config.output is not None or (config.user is not None and config.split is not None)
+    counted = split.train if split is not None and hides else interactions
     cases = None if split is None else split.valid if config.split == "valid" else split.test
     forbids = config.output is not None and cases is not None and cases.exclude is not None
     if forbids and config.constraint != "trie":
@@ -182,7 +181,7 @@ def main(argv: list[str]) -> None:
         config = replace(config, precision=pick_precision(config.precision))
         if config.output is None:
             assert cases is not None
-            answer(config, items, interactions, names, cases, allowed, state)
+            answer(config, items, interactions, names, cases, allowed, counted, state)
             return
         claimed = claim(
             config.output,
@@ -197,7 +196,7 @@ def main(argv: list[str]) -> None:
             else:
                 called = dict(zip(interactions.users, names.users.names, strict=True))
                 named = replace(cases, users=[called[user] for user in cases.users])
-                rank_split(config, items, names.items, cases, named, allowed, state)
+                rank_split(config, items, names.items, cases, named, allowed, counted, state)
 
 
 def answer(
@@ -207,18 +206,21 @@ def answer(
     names: Names,
     cases: EvalCases,
     allowed: np.ndarray | None,
+    counted: Interactions,
     state: PartialState,
 ) -> None:
     """Answer one request on the screen."""
     from lcrec.generate.one_request import answer_request, history_of, read_history
 
+    own: ItemIds = ()
     if config.user is None:
         history = read_history(config.history or [], names.items, config.unknown)
     else:
         hidden = None if config.split is None else cases
         history = history_of(config.user, interactions, names, hidden)
-    recommender = load_recommender(config, len(items), state)
-    request = make_request(config, history, allowed)
+        own = counted.sequence(names.users.numbers[config.user])
+    recommender = load_recommender(config, len(items), counted, state)
+    request = replace(make_request(config, history, allowed), counted=own)
     templates: list[Template | None] = [None]  # the recommender's own choice
     if config.templates != ["first"]:
         task = "seqrec" if config.query is None else "itemsearch"
@@ -245,6 +247,7 @@ def rank_split(
     cases: EvalCases,
     named: EvalCases,
     allowed: np.ndarray | None,
+    counted: Interactions,
     state: PartialState,
 ) -> None:
     """Write predictions for the users of a split; `named` calls them as the screen does."""
@@ -266,7 +269,8 @@ def rank_split(
         if state.is_main_process:
             show_examples(output, named, items, ids, config.show)
         return
-    recommender, job = prepare(config, len(items), named, allowed, state)
+    own = counted.sequences_of(cases.users)
+    recommender, job = prepare(config, len(items), named, allowed, counted, own, state)
     folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
@@ -317,7 +321,9 @@ def rank_everyone(
         )
     nothing = np.full(len(interactions), PAD)  # is held out
     everyone = EvalCases(list(names.users.names), list(interactions), nothing)
-    recommender, job = prepare(config, len(names.items.names), everyone, allowed, state)
+    recommender, job = prepare(
+        config, len(names.items.names), everyone, allowed, interactions, list(interactions), state
+    )
     folder = beside(output, "parts")
     parts = rank_in_parts(
         recommender,
@@ -343,14 +349,19 @@ def prepare(
     num_items: int,
     cases: EvalCases,
     allowed: np.ndarray | None,
+    counted: Interactions,
+    own: list[np.ndarray],
     state: PartialState,
 ) -> tuple[Recommender, RankingJob]:
-    """Load the model, say what is about to happen, and put together what is asked of it."""
+    """Load the model, say what is about to happen, and put together what is asked of it.
+
+    `counted` is what a fusion counts, and `own` has each case's part of that.
+    """
     from lcrec.generate.many_users import RankingJob
     from lcrec.generate.requests import case_requests
 
-    recommender = load_recommender(config, num_items, state)
-    requests = case_requests(cases, make_request(config, (), allowed))
+    recommender = load_recommender(config, num_items, counted, state)
+    requests = case_requests(cases, make_request(config, (), allowed), own)
     templates = recommender.prompts.evaluation_templates("seqrec", config.templates)
     job = RankingJob(cases.users, requests, templates, config.ensemble)
     if config.ensemble and len(job.templates) < 2:
@@ -381,15 +392,23 @@ def make_request(
     )
 
 
-def load_recommender(config: GenerateConfig, num_items: int, state: PartialState) -> Recommender:
-    """Load the checkpoint.
+def load_recommender(
+    config: GenerateConfig, num_items: int, counted: Interactions, state: PartialState
+) -> Recommender:
+    """Load the checkpoint, and what `--calibrate` and `--fuse` ask for; the latter is `counted`.
 
     Raises:
-        InputError: it is none, or was trained on another catalogue.
+        InputError: it is none, or it or the fusion was made for another catalogue.
     """
+    from lcrec.generate.calibration import calibrate_on
+    from lcrec.generate.fusion import CountedFusion, FusionSettings
     from lcrec.generate.recommender import Recommender
     from lcrec.modeling.base import DTYPES
 
+    fusion = None
+    if config.fuse is not None:
+        fusion = FusionSettings.read(config.fuse)
+        fusion.require_same_catalogue(config.data)
     own_prompts = None
     if config.prompts is not None:
         own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
@@ -411,29 +430,16 @@ def load_recommender(config: GenerateConfig, num_items: int, state: PartialState
             "together (items that were added need --index, and the data folder that has them)"
         )
     if config.calibrate is not None:
-        calibrate_as_asked(config, recommender, state)
+        silent = not state.is_main_process
+        with ProgressBar(None, "calibrate", "users", leave=False, disable=silent) as bar:
+            cases, share = load_data(config.data).split.valid, share_of(config.calibrate)
+            told = calibrate_on(recommender, cases, share, bar.update)
+        if share is None:
+            state.print(told)
+    if fusion is not None:
+        recommender.fusion = CountedFusion.count(fusion, counted, num_items)
+        state.print(fusion.describe())
     return recommender
-
-
-def calibrate_as_asked(
-    config: GenerateConfig, recommender: Recommender, state: PartialState
-) -> None:
-    """Subtract the share of `--calibrate` from now on, or the one that validation chooses."""
-    from lcrec.generate.calibration import calibrate, choose_share, unconditional
-
-    assert config.calibrate is not None
-    cases = load_data(config.data).split.valid
-    silent = not state.is_main_process
-    with ProgressBar(None, "calibrate", "users", leave=False, disable=silent) as bar:
-        known = unconditional(recommender, cases, bar.update)
-    share = share_of(config.calibrate)
-    if share is None:
-        values = choose_share(known)
-        share = max(values, key=values.__getitem__)
-        told = ", ".join(f"{value:.4f} less {tried:g}" for tried, value in values.items())
-        state.print(f"--calibrate {share:g}, by NDCG@10 of {len(known.cases):,} validation users")
-        state.print(f"  {told}")
-    calibrate(recommender, known.log_probs, share)
 
 
 def calibrated(config: GenerateConfig, recommender: Recommender) -> dict[str, Any]:
@@ -446,6 +452,8 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     settings = config_dict(config)
     for name in ("show", "ids", "base", "unknown"):  # none of which decides what is ranked
         del settings[name]
+    if config.fuse != COOCCURRENCE:
+        del settings["fuse"]  # a file is an input
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
     if not config.all_users:
@@ -456,6 +464,8 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
         inputs |= {role: path for role, path in maps.items() if path.exists()}
     if config.index is not None:
         inputs["index"] = index_path(config.index)
+    if config.fuse not in (None, COOCCURRENCE):
+        inputs["fuse"] = provenance_path(Path(config.fuse))
     for role in ("prompts", "allow", "deny"):
         path = getattr(config, role)
         if path is not None:
@@ -488,23 +498,6 @@ def ensemble_path(output: Path) -> Path:
 # What is asked for, checked.
 
 
-def share_of(calibrate: str) -> float | None:
-    """Return the share that `--calibrate` names; None for `auto`.
-
-    Raises:
-        InputError: it is none from 0 to 1.
-    """
-    if calibrate == AUTO:
-        return None
-    try:
-        share = float(calibrate)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise InputError(f"--calibrate {calibrate}: give a share from 0 to 1, or {AUTO}")
-    return share
-
-
 def check_ways(config: GenerateConfig) -> None:
     """Refuse flags that do not go together, before anything is read."""
     ways = [config.user, config.history, config.query]
@@ -525,6 +518,7 @@ def check_ways(config: GenerateConfig) -> None:
         inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
         for path in outputs:
             check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
+    joins_templates = config.ensemble or (is_one and config.templates != ["first"])
     if config.calibrate is not None:
         share_of(config.calibrate)
         if config.calibrate == AUTO and is_one:
@@ -540,11 +534,21 @@ def check_ways(config: GenerateConfig) -> None:
             )
         if config.constraint != "trie":
             raise InputError("--reserve-new needs --constraint trie: others leave the tree")
-        if config.ensemble or (is_one and config.templates != ["first"]):
+        if joins_templates:
             raise InputError(
                 "--reserve-new: joining the rankings of several templates would give the places "
                 "away again; ask with one template"
             )
+    if config.fuse is not None:
+        if config.constraint != "trie":
+            raise InputError("--fuse needs --constraint trie: others leave the tree of items")
+        if joins_templates:
+            raise InputError(
+                "--fuse joins the ranking of one template with what is counted; ask with one, or "
+                "join files of rankings with `lcrec baselines fuse`"
+            )
+        if config.query is not None:
+            raise InputError("--fuse goes by what a customer has; leave it out with --query")
     if config.explain and config.output is not None:
         raise InputError("--explain belongs to one request: --history, --user or --query")
     if config.history is not None and not config.history:

@@ -55,15 +55,17 @@ def unconditional(
     """Return log p(item) by the histories of validation cases, of which some are drawn.
 
     Args:
-        recommender: not calibrated.
+        recommender: neither calibrated nor fused.
         cases: of validation.
         count_done: told how many histories were read.
 
     Raises:
-        InputError: the recommender's beams may leave the tree of items.
+        InputError: the recommender's beams may leave the tree of items, or it is fused.
     """
     if recommender.constraint is not recommender.trie:
         raise InputError("--calibrate needs --constraint trie: other beams leave the tree of items")
+    if recommender.fusion is not None:
+        raise InputError("a fused recommender has no log-probabilities; calibrate it before")
     num_items = len(recommender.index)
     beams = min(BEAMS, num_items)
     cases = cases.sample(USERS, 0)
@@ -87,6 +89,35 @@ def choose_share(known: Unconditional) -> dict[float, float]:
         ranked = np.take_along_axis(items, order, axis=1)
         values[share] = float(ndcg_at_k(ranked, known.cases.targets, DEPTH).mean())
     return values
+
+
+def calibrate_on(
+    recommender: Recommender,
+    cases: EvalCases,
+    share: float | None = None,
+    count_done: Callable[[int], None] = lambda prompts: None,
+) -> str:
+    """Let a recommender rank less a share of log p(item) from now on, before it is fused.
+
+    Args:
+        recommender, cases, count_done: see `unconditional`.
+        share: from 0 to 1; None for the one that ranks the cases best.
+
+    Returns:
+        what is said of it on the screen.
+
+    Raises:
+        InputError: as `unconditional`.
+    """
+    known = unconditional(recommender, cases, count_done)
+    told = ""
+    if share is None:
+        values = choose_share(known)
+        share = max(values, key=values.__getitem__)
+        tried = ", ".join(f"{value:.4f} less {own:g}" for own, value in values.items())
+        told = f", by NDCG@10 of {len(known.cases):,} validation users\n  {tried}"
+    calibrate(recommender, known.log_probs, share)
+    return f"--calibrate {share:g}{told}"
 
 
 def calibrate(recommender: Recommender, log_probs: np.ndarray, share: float) -> None:

@@ -13,6 +13,7 @@ and what a customer likes (`preferenceobtain`), as far as it was trained on thes
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.id_map import Ids
 from lcrec.generate.beams import PromptHead, read_head
 from lcrec.generate.compiled import StepGraphs
+from lcrec.generate.fusion import CountedFusion
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
 from lcrec.generate.new_items import give_places, new_item_requests
@@ -81,7 +83,8 @@ class Ranking:
 
     Attributes:
         items: int64 [requests, k], catalogue ids; -1 where fewer than k items were found.
-        scores: float32 [requests, k], log-probabilities; -inf where the item is -1.
+        scores: float32 [requests, k], log-probabilities, or fused scores (`Recommender.fusion`);
+            -inf where the item is -1.
         raw_ids: the items of each request by their raw ids, where it was asked in raw ids.
     """
 
@@ -144,6 +147,7 @@ class Recommender:
         self.trie = ItemTrie.build(item_token_ids(tokenizer, index)).to(model.device)
         self.constraint = _constrain(self.trie, constraint, model)
         self.share = 0.0  # that `lcrec.generate.calibration` subtracts
+        self.fusion: CountedFusion | None = None  # joined with what is ranked after a history
         self.graphs = StepGraphs(model.device if capture_steps else torch.device("cpu"))
         self.width_step = WIDTH_STEP if self.graphs.captures else 1
         self._heads: dict[tuple[int, ...], PromptHead] = {}
@@ -495,6 +499,29 @@ class Recommender:
         """
         if prompt_ids is None:
             prompt_ids = self.encode(requests)
+        ask = partial(self._rank_by_model, prompt_ids=prompt_ids, count_done=count_done)
+        if self.fusion is None:
+            items, scores = ask(requests, width)
+        else:
+            leaf_filter = self.item_filter(requests)
+            left = None if leaf_filter is None else leaf_filter.totals()
+            items, scores = self.fusion.rank(requests, left, width, ask)
+        rows, asked = new_item_requests(requests, self.new_items)
+        if rows:
+            new = self.rank(asked, [prompt_ids[row] for row in rows])
+            for row, *best in zip(rows, new.items, new.scores, strict=True):
+                at = row, slice(requests[row].k)
+                items[at], scores[at] = give_places((items[at], scores[at]), best, self.new_items)
+        return Ranking(items, scores)
+
+    def _rank_by_model(
+        self,
+        requests: Sequence[RankingRequest],
+        width: int,
+        prompt_ids: list[list[int]],
+        count_done: Callable[[int], None],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `rank` does, by the model alone and without reserved places."""
         leaf_filter = self.item_filter(requests)
         wanted = np.array([own.k for own in requests], dtype=np.int64)
         # The beam's width shapes an answer, so only requests that want the same one share a batch.
@@ -514,13 +541,7 @@ class Recommender:
             )
         beyond = np.arange(width) >= wanted[:, None]
         items[beyond], scores[beyond] = -1, -np.inf
-        rows, asked = new_item_requests(requests, self.new_items)
-        if rows:
-            new = self.rank(asked, [prompt_ids[row] for row in rows])
-            for row, *best in zip(rows, new.items, new.scores, strict=True):
-                at = row, slice(requests[row].k)
-                items[at], scores[at] = give_places((items[at], scores[at]), best, self.new_items)
-        return Ranking(items, scores)
+        return items, scores
 
     def _rank_lists(
         self,
@@ -544,7 +565,7 @@ class Recommender:
         deny = [None] * count if deny is None else deny
         if ids == "raw":
             histories, allow, deny = (
-                self._numbers(name, lists)
+                self.index.ids.numbers_of_lists(name, lists)
                 for name, lists in (("history", histories), ("allow", allow), ("deny", deny))
             )
         requests = [
@@ -558,24 +579,6 @@ class Recommender:
             return ranking
         names = self.index.ids.names_of
         return replace(ranking, raw_ids=[names(row[row >= 0].tolist()) for row in ranking.items])
-
-    def _numbers(self, name: str, lists: Sequence[Any]) -> list[Any]:
-        """Return lists of raw ids as numbers; the same object stays one, and None stays None."""
-        map_ = self.index.ids
-        if not map_.is_raw:
-            raise InputError(
-                "ids='raw': the checkpoint carries no raw ids; it was trained before there were "
-                "any, or on a data folder without <Name>.item2id"
-            )
-        found: dict[int, list[int]] = {}
-        for position, own in enumerate(lists):
-            if own is None or id(own) in found:
-                continue
-            try:
-                found[id(own)] = [map_.number(item) for item in own]
-            except InputError as error:
-                raise InputError(f"{name} {position}: {error}") from None
-        return [None if own is None else found[id(own)] for own in lists]
 
     def _beams(self, k: int, num_beams: int | None) -> int:
         """Return how many beams to search with for k items."""

@@ -40,6 +40,8 @@ class RankingRequest:
         deny: items that they must not get.
         exclude_history: rank no item of the history; there may then be fewer than k.
         exclude: other items to rank none of; there may then be fewer than k.
+        counted: what a fusion counted of this customer's own, which its weights of each user's own
+            leave out; empty for somebody who was not counted.
         reserve_new: places for items that the model was not trained on, the last of the k: a model
             hardly ever ranks them among all others by itself.
         template: a template of `itemsearch` where there is a query, else of `seqrec`; None for the
@@ -58,6 +60,7 @@ class RankingRequest:
     deny: ItemIds | None = None
     exclude_history: bool = False
     exclude: ItemIds = ()
+    counted: ItemIds = ()
     reserve_new: int = 0
     template: Template | None = None
 
@@ -76,13 +79,18 @@ class RankingRequest:
         return np.concatenate([np.asarray(() if own is None else own, np.int64) for own in lists])
 
 
-def case_requests(cases: EvalCases, like: RankingRequest) -> list[RankingRequest]:
-    """Return a request for each case of a split, never for items that the split forbids to rank."""
+def case_requests(
+    cases: EvalCases, like: RankingRequest, counted: Sequence[ItemIds] | None = None
+) -> list[RankingRequest]:
+    """Return a request for each case of a split, never for items that the split forbids to rank.
+
+    `counted` has what a fusion counted of each case's user.
+    """
     nothing: list[ItemIds] = [()] * len(cases)
     exclude = nothing if cases.exclude is None else cases.exclude
     return [
-        replace(like, history=history, exclude=out)
-        for history, out in zip(cases.histories, exclude, strict=True)
+        replace(like, history=history, exclude=out, counted=own)
+        for history, out, own in zip(cases.histories, exclude, counted or nothing, strict=True)
     ]
 
 

@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     )
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows, "write", "users", total=len(joint)))
-        write_provenance(file, COMMAND, settings, inputs, **facts)
+        write_provenance(file, COMMAND, settings, inputs, methods=_methods(files, read), **facts)
     users = read[0].num_users
     print(f"Wrote {config.output}: up to {config.top} items for {users:,} users.\n{after}")
 
@@ -154,6 +154,20 @@ def _weights(config: FuseConfig, read: Predictions) -> tuple[tuple[float, ...], 
         f"validation: {value:.4f}, and {_shown(alone, 4)} of each alone."
     )
     return weights, {"valid_ndcg_at_10": value, "valid_ndcg_at_10_alone": alone}
+
+
+def _methods(files: Sequence[Path], read: Sequence[Predictions]) -> list[dict[str, Any] | None]:
+    """Return how each file was made, so that a service can do it again; None where nothing says."""
+    methods: list[dict[str, Any] | None] = []
+    for path, one in zip(files, read, strict=True):
+        record = read_provenance(path)
+        if record is None:
+            methods.append(None)
+            continue
+        inputs = {role: entry["sha256"] for role, entry in record["inputs"].items()}
+        made = {"kind": record["kind"], "config": record["config"], "inputs": inputs}
+        methods.append(made | {"length": one.length})
+    return methods
 
 
 def _shares(config: FuseConfig) -> Literal["rrf", "score"]:

@@ -16,7 +16,7 @@ from lcrec.baselines.settings import (
 )
 from lcrec.baselines.shared.purchases import history_rows, purchases
 from lcrec.core.errors import InputError
-from lcrec.data.cooccurrence import count_pairs
+from lcrec.data.cooccurrence import count_pairs, score_histories
 from lcrec.data.folder import unit_rows
 
 
@@ -69,19 +69,12 @@ class Cooccurrence(Baseline):
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the decayed sum of the last items' rows of C, float32 [batch, num_items]."""
-        last = self.settings.last
-        recent = [history[: -last - 1 : -1] for history in histories]  # the last one first
-        lengths = [len(items) for items in recent]
-        weights = [self.settings.history_decay ** np.arange(length) for length in lengths]
-        speaking = sparse.csr_array(
-            (
-                np.concatenate(weights).astype(np.float32),
-                np.concatenate(recent),
-                np.concatenate(([0], np.cumsum(lengths))),
-            ),
-            shape=(len(histories), self.counts.shape[0]),
+        return score_histories(
+            self.counts,
+            histories,
+            last=self.settings.last,
+            history_decay=self.settings.history_decay,
         )
-        return (speaking @ self.counts).toarray()
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the counts, in the three arrays of a CSR matrix."""
