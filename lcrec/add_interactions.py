@@ -4,9 +4,10 @@ Reads a data folder and files of interactions in any format that `lcrec prepare`
 the one that the folder was prepared from, and treats them by its settings: which ratings count,
 what becomes of repeats, which columns are read. Writes a new folder in which users, items and their
 numbers are what they were and new users follow; a user enters with the first known item. Rows of
-items that the catalogue does not have are counted and named, or `--items` takes the items along, as
-`lcrec add_items` does. A leave-one-out split is computed anew, and one by time keeps its dates. A
-checkpoint of the old folder serves the new one. The old folder stays as it is.
+items that the catalogue does not have are counted and named, or `--items` takes the items along,
+and new prices of known ones, as `lcrec add_items` does. A leave-one-out split is computed anew, and
+one by time keeps its dates. A checkpoint of the old folder serves the new one. A night without an
+order leaves a folder like the old one. The old folder stays as it is.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class AddInteractionsConfig(ReadingFlags, Writes):
     interactions: list[Path] = option("files with one row per new interaction")
     output: Path = option("the folder to write the extended data set to", writes=FOLDER)
     items: list[Path] | None = option(
-        "files of items: those that the catalogue does not have join it (default: rows of such "
-        "items are left out)",
+        "files of items: those that the catalogue does not have join it, and the others take kept "
+        "fields (prices) from them (default: rows of unknown items are left out)",
         None,
     )
     late: Literal["error", "drop"] = option(
@@ -104,10 +105,11 @@ def main(argv: list[str]) -> None:
         require_new_ids(ids, num_items, added[0], old.item, raw=names.items.is_raw)
     items = [*names.items.names, *new_items.entries]
     rows = read_interactions(orders, reading, data, items, last_time(data), config.late)
-    if not config.only_new_users and not any(user in names.users.numbers for user in rows.users):
+    strange = rows.named and not any(user in names.users.numbers for user in rows.named)
+    if strange and not config.only_new_users:
         raise InputError(
-            f"{orders[0]}: none of its {len(rows.users):,} users is in {data}, such as "
-            f"{rows.users[0]!r}, while {names.users.names[0]!r} is; name the users' column with "
+            f"{orders[0]}: none of its {len(rows.named):,} users is in {data}, such as "
+            f"{min(rows.named)!r}, while {names.users.names[0]!r} is; name the users' column with "
             "--columns user=..., or if all are new, give --only-new-users"
         )
     growth = grow(interactions, names, items, parts, rows, reading)
@@ -123,6 +125,7 @@ def main(argv: list[str]) -> None:
         inputs,
         new_items.entries,
         growth,
+        changed=new_items.changed,
         overwrite=config.overwrite,
         users=len(growth.interactions),
         interactions=len(growth.interactions.items),
@@ -200,7 +203,8 @@ def grow(
     }
     item_numbers = {item: number for number, item in enumerate(items)}
     owners = np.array([users[user] for user in rows.rows["user"].to_pylist()], dtype=np.int64)
-    taken_items = np.array([item_numbers[item] for item in rows.rows["item"].to_pylist()])
+    bought = [item_numbers[item] for item in rows.rows["item"].to_pylist()]
+    taken_items = np.array(bought, dtype=np.int64)
     order = np.argsort(owners, kind="stable")  # a user's own rows stay in the order of time
     if reading.repeats == "drop":
         pairs = owners[order] * len(items) + taken_items[order]
@@ -254,6 +258,9 @@ def tell(
         )
     if rows.unknown:
         remedy = "" if takes_items else "; --items FILE takes them along"
+        if not rows.rows.num_rows:
+            own = printable(repr(names.items.names[0]))
+            remedy += f"; if they are not written as those of it are ({own}): --columns item=..."
         named = printable(some_of(rows.unknown))
         print(f"  items not in the catalogue: {len(rows.unknown):,} ({named}){remedy}")
 

@@ -142,17 +142,19 @@ def _embed(
                 lsa = fit_lsa(texts, config.lsa_dim, config.seed)
             else:
                 lsa = Lsa.load(old_folder)
-        vectors = None if lsa is None else lsa.encode(texts)
+        vectors = None if lsa is None or not texts else lsa.encode(texts)
+    elif not texts:  # a night without a new item
+        vectors = None
     else:
         encoder = load_encoder(config.encoder, config.max_tokens, config.batch_tokens)
         hashes = {role: fingerprint(path) for role, path in inputs.items()}
         made_from = {"config": config_dict(config), "inputs": hashes}
         vectors = _encode_in_parts(texts, encoder, parts, made_from, state)
     if state.is_main_process:
-        assert vectors is not None
-        embeddings = mean_by_owner(vectors, owners).astype(np.float32)
-        if old is not None:
-            embeddings = np.concatenate([old, embeddings])
+        rows = [] if old is None else [old]
+        if vectors is not None:
+            rows.append(mean_by_owner(vectors, owners).astype(np.float32))
+        embeddings = np.concatenate(rows)
         with atomic_path(config.output) as folder:
             folder.mkdir()
             if lsa is not None:
@@ -201,13 +203,7 @@ def read_old(
         rebuild = f"{STAGE} --encoder {config.encoder}"
         require_same_input(folder, "encoder", Path(config.encoder), rebuild)
     rows = read_array(folder / EMBEDDINGS)
-    if add is None:
-        if len(rows) >= len(items):
-            raise InputError(
-                f"--embeddings {folder}: has {len(rows)} rows for the {len(items)} items of "
-                f"--data {config.data}, which has no new ones"
-            )
-    elif len(rows) != (before := count_old_items(items, config.data, add)):
+    if add is not None and len(rows) != (before := count_old_items(items, config.data, add)):
         raise InputError(
             f"--embeddings {folder}: has {len(rows)} rows, but {config.data} had {before} items "
             f"before those of {add} were added; name the embeddings of these {before}"

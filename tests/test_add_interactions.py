@@ -1,11 +1,13 @@
 """New orders in a data folder: numbers stay, a model of before serves it, and what does not fit."""
 
+import csv
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.data.id_map import load_names
 from lcrec.data.item_filters import ItemFilters
+from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import load_split, require_same_split, write_split
 from lcrec.generate import __main__ as generate
 
@@ -247,15 +250,18 @@ def test_large_data(place):
             r"such as user 'ann', item '007', 2024-05-30 11:59:59.*--late drop",
         ),
         ("eve,007,2024-06-01", [], r"none of its 1 users is in .*data, such as 'eve', while 'ann'"),
-        ("ann,7,2024-06-01", [], r"no item of it is in the catalogue of .*, such as '7', while 'A"),
-        ("ann,007,2024-05-01", ["--late", "drop"], r"of 1 rows none is left to add \(older than"),
+        (
+            "\n".join(f"ann,{number},2024-06-01" for number in range(11)),
+            [],
+            r"none of its 11 items is in the catalogue of .*, such as '0', while 'A-1'.*item=",
+        ),
+        ("eve,7,2024-06-01", [], r"none of its 1 users is in .*data, such as 'eve', while 'ann'"),
         (
             "ann,007,17",
             [],
             r"its times \(17 to 17\) are not of the kind that those of .*2024-05-30",
         ),
         ("ann,007,", [], r"orders.csv, data row 1: the time \(column 'at'\) is empty"),
-        ("", [], "orders.csv: there are no rows below the header"),
         ("ann,007,2024-06-01", ["--format", "tabel"], "--format tabel: none of .*'table'"),
         ("ann,007,2024-06-01", ["--columns", "item=ean"], "no column 'ean' to read the item from"),
     ],
@@ -267,11 +273,28 @@ def test_orders_that_do_not_fit(place, orders, flags, message):
     assert not (place / "new").exists()
 
 
-def test_a_night_of_nothing_new_is_a_night(place, capsys):
-    (place / "orders.csv").write_text(f"{HEAD}ann,A-1,2024-06-01\n")
-    add(place)
-    assert "Adding 0 of 1 interactions" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("orders", "told"),
+    [
+        ("ann,A-1,2024-06-01", "Adding 0 of 1 interactions"),
+        ("", "Adding 0 of 0 interactions"),
+        ("ann,007,2024-05-01", "older than 2024-05-30T12:00:00+00:00: 1 left out"),
+        (
+            "ann,XX-1,2024-06-01\nbob,XX-1,2024-06-01",
+            "catalogue: 1 ('XX-1'); --items FILE takes them along; if they are not written as "
+            "those of it are ('A-1'): --columns item=...",
+        ),
+    ],
+)
+def test_a_night_of_nothing_new_is_a_night(place, capsys, orders, told):
+    (place / "orders.csv").write_text(HEAD + orders)
+    add(place, "--late", "drop")
+    assert told in capsys.readouterr().out
     assert contents(place / "new")["Shop.inter.json"] == contents(place / "data")["Shop.inter.json"]
+    # The next night goes on from it.
+    (place / "orders.csv").write_text(f"{HEAD}ann,007,2024-06-02\n")
+    add(place, data="new", output="third")
+    assert by_name(place / "third")["ann"][-1] == "007"
 
 
 def test_a_name_that_differs_in_spaces_alone_is_told(place, capsys):
@@ -423,6 +446,107 @@ def test_files_are_read_and_kept_as_prepare_read_and_kept_them(place):
     (place / "products.csv").write_text(products.format("on request"), encoding="cp1252")
     with pytest.raises(InputError, match="price 'on request' is no number, as those of all"):
         add(place, "--items", place / "products.csv", output="other")
+
+
+def prices_of(folder):
+    items = load_items(folder)
+    return [items.text(item, "price") for item in range(len(items))]
+
+
+def test_prices_change_and_the_items_stay_the_same(place, capsys):
+    """Whatever was made before belongs to the folder still, unless items joined or were edited."""
+    write_folder(place / "data", settings={"keep": ["price"]})
+    for name, texts in (("monday", "3 EUR,4 EUR,,5 EUR"), ("tuesday", '3,,"1.250,5",5')):
+        rows = zip(ITEMS, next(csv.reader([texts])), strict=True)
+        with (place / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("sku", "price"), *rows])
+    before = find_data(place / "data").item
+    write_provenance(place / "model", "toy", {}, {"item": before})
+    words = ["--data", place / "data", "--add", place / "monday.csv", "--output", place / "monday"]
+    add_items.main([*map(str, words)])
+    assert prices_of(place / "monday") == ["3", "4", "", "5"]
+    add(place, "--items", place / "tuesday.csv", data="monday", output="tuesday")
+    assert prices_of(place / "tuesday") == ["3", "", "1250.5", "5"]
+    out = capsys.readouterr().out
+    assert "4 items are known: their texts stay, and new values: price of 3" in out
+    assert "4 items are known: their texts stay, and new values: price of 2" in out
+    assert read_provenance(place / "tuesday")["earlier"]["item"] == []
+    for day in ("data", "monday", "tuesday"):
+        require_same_catalogue(place / day, place / "model", None)
+    # New items join, with a list that has words for them.
+    (place / "products.csv").write_text("sku,name,price\nNEW-9,Rug,8\nA-1,,2\n")
+    late = ["--late", "drop"]
+    add(place, "--items", place / "products.csv", *late, data="tuesday", output="third")
+    assert prices_of(place / "third") == ["2", "", "1250.5", "5", "8"]
+    assert load_items(place / "third").title(0) == "item A-1"
+    with pytest.raises(InputError, match=r"items joined after .*--index"):
+        require_same_catalogue(place / "third", place / "model", None)
+    # Edited by hand, nobody knows what it is.
+    edited = find_data(place / "tuesday").item
+    edited.write_text(edited.read_text().replace("item B-1", "item B-2"))
+    with pytest.raises(InputError, match="model was made from another item file"):
+        require_same_catalogue(place / "tuesday", place / "model", None)
+
+
+@pytest.mark.parametrize(
+    ("prices", "message"),
+    [
+        ("sku,price\nA-1,free\n", "price 'free' is no number, as those of all items in"),
+        ("sku,price\nA-1,3\nA-1,4\n", r"item 'A-1' has several rows, with a different price"),
+        ("sku,stock\nA-1,3\n", "no column 'name' to read the title from"),
+    ],
+)
+def test_price_lists_that_do_not_fit(place, prices, message):
+    write_folder(place / "data", settings={"keep": ["price"]})
+    texts = {str(item): {"title": f"item {name}", "price": "3"} for item, name in enumerate(ITEMS)}
+    write_json(place / "data" / "Shop.item.json", texts)
+    (place / "prices.csv").write_text(prices)
+    with pytest.raises(InputError, match=message):
+        add(place, "--items", place / "prices.csv")
+    assert not (place / "new").exists()
+
+
+def test_a_service_filters_by_the_prices_of_today(trained, monkeypatch):
+    """A shop changes its prices overnight and reloads; the checkpoint is that of before."""
+    from fastapi.testclient import TestClient
+
+    from lcrec.serve.app import create_app
+    from lcrec.serve.batching import ServiceLimits
+    from lcrec.serve.live import Live
+    from lcrec.serve.loading import ServiceSources, load_handler
+
+    monkeypatch.chdir(trained)
+    settings = {"format": "table", "columns": COLUMNS, "keep": ["price"]}
+    write_provenance(trained / "data" / "mine", PREPARE, settings, {})
+    (trained / "orders.csv").write_text(HEAD)
+    nights = ("mine", "monday", "tuesday")
+    for (old, new), names in zip(pairwise(nights), (ITEM_NAMES, ITEM_NAMES[::-1]), strict=True):
+        lines = [f"{name},{price}.50" for price, name in enumerate(names)]
+        (trained / "prices.csv").write_text("\n".join(["sku,price", *lines]))
+        flags = ["--items", trained / "prices.csv"]
+        add(trained / "data", *flags, data=old, output=new, orders="../orders.csv")
+    today = trained / "data" / "today"
+    today.symlink_to("monday")
+    sources = ServiceSources(model=trained / "runs" / "mine" / "model", data=today)
+
+    def load():
+        return load_handler(sources, ServiceLimits())
+
+    head = {"Authorization": "Bearer secret"}
+    with TestClient(create_app(Live(load(), load), token="secret"), headers=head) as client:
+
+        def cheap():
+            body = {"user": "C-07", "k": 3, "filters": {"price": {"max": 3}}}
+            return {item["item"] for item in client.post("/recommend", json=body).json()["items"]}
+
+        was = client.get("/healthz").json()
+        assert cheap() == set(ITEM_NAMES[:3])
+        today.unlink()
+        today.symlink_to("tuesday")
+        now = client.post("/reload").json()
+        assert cheap() == set(ITEM_NAMES[-3:])
+        assert client.get(f"/items/{ITEM_NAMES[-1]}").json()["fields"]["price"] == "0.5"
+    assert {name for name in now if now[name] != was[name]} == {"status", "items"}
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_raw_ids_where_the_folder_has_them(shop):
         ("a\tb", "holds a tab"),
         ("", "is empty"),
     ):
-        write_json(shop / "new.json", {key: NEW["2"]})
+        write_json(shop / "new.json", {key: {"title": "Rug"}})
         with pytest.raises(InputError, match=message):
             add(shop, output="other")
 

@@ -198,11 +198,24 @@ def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[
     )
 
 
+def alike(path: Path, role: str) -> list[str]:
+    """Return the fingerprints that count as that of a file, its own last.
+
+    The record of its folder names them, for the file as it was written with the record: a catalogue
+    with other prices has the same items, with the same numbers and texts.
+    """
+    own = fingerprint(path)
+    record = read_provenance(path.parent) or {}
+    same = record.get("alike", {}).get(role, [])
+    return same if own in same else [own]
+
+
 def require_same_input(artifact: Path, role: str, path: Path, rebuild: str) -> None:
     """Refuse an artifact that was made from another file than the one now in use.
 
-    An artifact without a sidecar, made elsewhere, is accepted. `role` is the input's name in it,
-    such as "item", and `rebuild` the command that makes the artifact anew.
+    An artifact without a sidecar, made elsewhere, is accepted, and so is one that was made from
+    what counts as the same file (`alike`). `role` is the input's name in it, such as "item", and
+    `rebuild` the command that makes the artifact anew.
 
     Raises:
         InputError: the recorded hash is not the file's.
@@ -211,7 +224,7 @@ def require_same_input(artifact: Path, role: str, path: Path, rebuild: str) -> N
     if record is None or role not in record["inputs"]:
         return
     entry = record["inputs"][role]
-    if entry["sha256"] != fingerprint(path):
+    if entry["sha256"] not in alike(path, role):
         raise InputError(
             f"{artifact} was made from another {role} file than {path} (it recorded "
             f"{entry['path']}, sha256 {entry['sha256'][:12]}); rebuild it with: {rebuild}"

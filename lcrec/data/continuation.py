@@ -6,6 +6,7 @@ so that a killed run leaves nothing. Its record, `lcrec.json`, names what it con
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lcrec.core.artifacts import (
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import claim
 from lcrec.core.provenance import (
+    alike,
     fingerprint,
     is_current,
     kind_of,
@@ -155,6 +157,7 @@ def continue_folder(
     items: dict[str, dict[str, Any]],
     growth: Growth | None = None,
     *,
+    changed: Mapping[int, dict[str, Any]] | None = None,
     overwrite: bool,
     **facts: Any,
 ) -> None:
@@ -166,6 +169,7 @@ def continue_folder(
         stage, settings, inputs: for the record.
         items: the items that are new, by raw id, or by number where there are no raw ids.
         growth: the interactions; None where they are those of `data`.
+        changed: number of an old item -> the kept fields that have another value now.
         overwrite: whether to replace what another made at `output`.
         **facts: for the record.
     """
@@ -173,7 +177,7 @@ def continue_folder(
     with claim(output, stage, overwrite=overwrite), atomic_path(output) as folder:
         folder.mkdir()
         new = data_paths(folder, old.name, parquet=is_parquet(old.inter))
-        num_items = _write_items(old, new, items)
+        num_items = _write_items(old, new, items, changed or {})
         names = ["review", "answers"]
         if growth is None:
             # Written about the sequences as they were, which others would make stale.
@@ -183,25 +187,39 @@ def continue_folder(
         if growth is not None:
             _write_growth(old, new, growth)
         before = {role: earlier(data, role) for role in ("item", "split")}
-        for role, path in (("item", old.item), ("split", old.split)):
-            if path.exists() and (own := fingerprint(path)) != fingerprint(getattr(new, role)):
-                before[role] = [*before[role], own]
+        same = alike(old.item, "item")
+        if items:
+            before["item"], same = [*before["item"], *same], []
+        own = fingerprint(new.item)
+        same = [*(one for one in same if one != own), own]
+        if old.split.exists() and fingerprint(old.split) != fingerprint(new.split):
+            before["split"] = [*before["split"], fingerprint(old.split)]
         facts |= {"items": num_items, "inter_sha256": fingerprint(new.inter), "earlier": before}
+        facts |= {"alike": {"item": same}} if same[1:] else {}
         facts = {"prepared": preparation(data), "last_time": last_time(data)} | facts
         write_provenance(folder, stage, settings, inputs, **facts)
 
 
-def _write_items(old: DataPaths, new: DataPaths, items: dict[str, dict[str, Any]]) -> int:
+def _write_items(
+    old: DataPaths,
+    new: DataPaths,
+    items: dict[str, dict[str, Any]],
+    changed: Mapping[int, dict[str, Any]],
+) -> int:
     """Write the catalogue and the items' raw ids; return how many items there are."""
-    if not items:
+    if not items and not changed:
         _copy(old.item, new.item)
         _copy(old.item_ids, new.item_ids)
         return len(read_texts(old.item) if is_parquet(old.item) else read_json(old.item))
     if is_parquet(new.item):
         rows = [*read_texts(old.item), *items.values()]
+        for number, values in changed.items():
+            rows[number] = rows[number] | values
         _write_texts(new.item, rows)
     else:
         rows = read_json(old.item)
+        for number, values in changed.items():
+            rows[str(number)] |= values
         rows |= {str(number): row for number, row in enumerate(items.values(), start=len(rows))}
         write_json(new.item, rows)
     _extend_ids(old.item_ids, new.item_ids, list(items), len(rows) - len(items))

@@ -13,7 +13,7 @@ from typing import Any
 
 from lcrec.core.artifacts import find_data, index_path, read_json
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import fingerprint, kind_of, read_provenance, require_same_input
+from lcrec.core.provenance import alike, kind_of, read_provenance, require_same_input
 from lcrec.data.folder import Items, item_texts
 
 ADD_STAGE = "python -m lcrec.add_items"  # which writes the sidecar of an extended folder
@@ -107,7 +107,7 @@ def require_same_past(data: Path, artifact: Path, add: Path | None) -> None:
     if made is None or "item" not in made["inputs"] or not (extended or add is None):
         return
     seen = made["inputs"]["item"]
-    if seen["sha256"] in (*earlier(data, "item"), fingerprint(find_data(data).item)):
+    if seen["sha256"] in (*earlier(data, "item"), *alike(find_data(data).item, "item")):
         return
     if grown is None or not extended:
         raise InputError(

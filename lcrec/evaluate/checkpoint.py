@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array, write_json
+from lcrec.core.artifacts import EMBEDDINGS, find_data, index_path, read_array, write_json
 from lcrec.core.config import Writes, option
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.data_set import load_data
 from lcrec.data.folder import Interactions, load_items
+from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import Split, require_same_split
 from lcrec.prompts.tasks import TaskData
 from lcrec.rankings.metrics import LEVEL, SAMPLES
@@ -37,6 +38,8 @@ class JudgeConfig(Writes):
 
     model: Path = option("the checkpoint folder")
     data: Path = option("the data folder")
+    index: Path | None = option("an index that adds items to the checkpoint's own", None)
+    base: str | None = option("where an adapter's base model lies now, if it moved", None)
     output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
     precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
     batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
@@ -62,15 +65,23 @@ class Subject:
 
 
 def load_subject(
-    model: Path, folder: Path, precision: str = "fp32", batch_tokens: int | None = None
+    model: Path,
+    folder: Path,
+    precision: str = "fp32",
+    batch_tokens: int | None = None,
+    *,
+    index: Path | None = None,
+    base: str | None = None,
 ) -> Subject:
-    """Load a checkpoint and the data folder it was trained on.
+    """Load a checkpoint and the data folder it was trained on, or one that continues it.
 
     Args:
         model: the checkpoint folder.
         folder: the data folder.
         precision: a key of `DTYPES`.
         batch_tokens: prompt tokens per batch, padding included; None for the model's own choice.
+        index: adds items to the checkpoint's own index, as the data folder has them.
+        base: where an adapter's base model lies now, if it moved.
 
     Raises:
         InputError: either is missing or damaged, or they do not belong together.
@@ -82,11 +93,11 @@ def load_subject(
     paths = find_data(folder)
     data = load_data(folder)
     if model.is_dir():
+        require_same_catalogue(folder, model, index)
         retrain = f"python -m lcrec.finetune --data {folder} --output DIR"
-        require_same_input(model, "item", paths.item, retrain)
         require_same_split(model, folder, retrain)
     recommender = Recommender.from_pretrained(
-        model, dtype=DTYPES[precision], max_batch_tokens=batch_tokens
+        model, dtype=DTYPES[precision], base=base, index=index, max_batch_tokens=batch_tokens
     )
     task_data = TaskData(
         data.items,
@@ -100,7 +111,21 @@ def load_subject(
     inputs = {"model": model, "item": paths.item, **paths.sequences}
     if data.user_texts is not None:
         inputs["user"] = paths.user
+    if index is not None:
+        inputs["index"] = index_path(index)
     return Subject(recommender, task_data, data.split, data.interactions, inputs)
+
+
+def subject_of(config: JudgeConfig) -> Subject:
+    """Load what a command is asked to judge; errors as in `load_subject`."""
+    return load_subject(
+        config.model,
+        config.data,
+        config.precision,
+        config.batch_tokens,
+        index=config.index,
+        base=config.base,
+    )
 
 
 def read_embeddings(data: Path, embeddings: Path) -> tuple[np.ndarray, Path]:
@@ -167,6 +192,7 @@ def write_result(
         print("\nNothing was written; --output FILE.json keeps these numbers.")
         return
     bootstrap = {"samples": SAMPLES, "level": LEVEL}
+    settings.pop("base", None)  # where it lies decides nothing
     with publish(output, PROG, ".json", overwrite=overwrite) as file:
         write_json(file, {"command": command, **bootstrap, **result}, indent=2)
         write_provenance(file, PROG, {"command": command, **settings}, inputs)

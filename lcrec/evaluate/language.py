@@ -31,7 +31,7 @@ from lcrec.evaluate.checkpoint import (
     JudgeConfig,
     Subject,
     format_values,
-    load_subject,
+    subject_of,
     write_result,
 )
 from lcrec.prompts.tasks import TASKS, Record, history_record, mixed_record, plain_text
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
         LanguageConfig, argv, description=__doc__ or "", prog=f"{PROG} language", example=EXAMPLE
     )
     rouge = RougeL()
-    subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
+    subject = subject_of(config)
     templates = choose_templates(subject, config.templates)
     print(f"Writing answers to {len(templates)} template(s), {config.users:,} of each at most")
     rows: dict[str, dict[str, Any]] = {}

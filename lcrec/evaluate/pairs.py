@@ -34,8 +34,8 @@ from lcrec.evaluate.checkpoint import (
     Subject,
     Summary,
     format_values,
-    load_subject,
     read_embeddings,
+    subject_of,
     write_result,
 )
 from lcrec.prompts.tasks import mixed_record, sequence_record
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
         PairsConfig, argv, description=__doc__ or "", prog=f"{PROG} pairs", example=EXAMPLE
     )
     vectors, path = read_embeddings(config.data, config.embeddings)
-    subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
+    subject = subject_of(config)
     num_items = len(subject.data.items)
     templates = choose_templates(subject, config.templates)
     cases = subject.split.valid if config.split == "valid" else subject.split.test

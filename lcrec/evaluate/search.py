@@ -27,8 +27,8 @@ from lcrec.evaluate.checkpoint import (
     Subject,
     Summary,
     format_values,
-    load_subject,
     read_embeddings,
+    subject_of,
     write_result,
 )
 from lcrec.prompts.templates import Template
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         SearchConfig, argv, description=__doc__ or "", prog=f"{PROG} search", example=EXAMPLE
     )
     vectors, path = read_embeddings(config.data, config.embeddings)
-    subject = load_subject(config.model, config.data, config.precision, config.batch_tokens)
+    subject = subject_of(config)
     num_items = len(subject.data.items)
     k = min(20, num_items) if config.k is None else config.k
     if k > num_items:

@@ -41,7 +41,13 @@ class Score:
 
 
 def score_model(
-    folder: Path, data: Path, own: Path | None, split: str, users: int, seed: int
+    folder: Path,
+    data: Path,
+    own: Path | None,
+    split: str,
+    users: int,
+    seed: int,
+    index: Path | None = None,
 ) -> None:
     """Load a checkpoint, score every template of `seqrec` on the same users, print the table.
 
@@ -52,12 +58,13 @@ def score_model(
         split: "valid" or "test".
         users: how many users to ask for, drawn by `seed`.
         seed: of the draw and of the intervals.
+        index: adds items to the checkpoint's own index, as the data folder has them.
 
     Raises:
         InputError: a folder is wrong, or they do not belong together.
     """
     prompts = PromptSet.load(own, base=SHIPPED_PROMPTS) if own is not None else None
-    subject = load_subject(folder, data)
+    subject = load_subject(folder, data, index=index)
     parts, trained = subject.split, subject.recommender
     cases = (parts.valid if split == "valid" else parts.test).sample_users(users, seed)
     default = trained.prompts.evaluation_templates("seqrec")[0]
@@ -87,6 +94,8 @@ def score_model(
     flags = f"--templates {chosen.template.id}"
     if own is not None and chosen is not baseline:
         flags = f"--prompts {own} {flags}"
+    if index is not None:
+        flags = f"--index {index} {flags}"
     print(
         f"Next: python -m lcrec.generate --model {folder} --data {data} {flags} "
         "--output DIR/predictions.jsonl"

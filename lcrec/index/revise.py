@@ -163,10 +163,10 @@ def extend_index(
     path = index_path(old_folder)
     weights = path.parent / RQVAE_WEIGHTS
     old = ItemIndex.load(path, old_items)
-    if len(old) >= len(items):
+    if len(old) > len(items):
         raise InputError(
-            f"--index {old_folder}: has {len(old)} items, and the catalogue has {len(items)}: none "
-            "is new"
+            f"--index {old_folder}: has {len(old)} items, and the catalogue has {len(items)}; name "
+            "the data folder that continues its own"
         )
     if not weights.exists():
         raise InputError(
@@ -188,8 +188,10 @@ def extend_index(
             f" it {list(old.level_sizes)}; rebuild both with python -m lcrec.quantize"
         )
     print(f"Adding {len(embeddings) - len(old):,} items to the {len(old):,} of {path}")
-    extension = place_new_items(model, old, points)
-    index = replace(extension.index, raw_ids=raw_ids)
+    extension = None  # on a night without a new item
+    if len(old) < len(items):
+        extension = place_new_items(model, old, points)
+    index = replace(extension.index if extension else old, raw_ids=raw_ids)
     report = measure_index(
         index.codes,
         index.level_sizes,
@@ -197,12 +199,13 @@ def extend_index(
         items=items,
         fit=measure_fit(model, torch.from_numpy(points), index.codes),
     )
-    report["added"] = {
-        "items": len(index) - len(old),
-        "moved": extension.moved,
-        "explained_variance_old": extension.explained[0],
-        "explained_variance_new": extension.explained[1],
-    }
+    if extension:
+        report["added"] = {
+            "items": len(index) - len(old),
+            "moved": extension.moved,
+            "explained_variance_old": extension.explained[0],
+            "explained_variance_new": extension.explained[1],
+        }
     title = f"{name}, {len(index) - len(old):,} new items added"
     appended = points[:, embeddings.shape[1] :]
     with _revision(output, weights, index, report, title, appended) as folder:

@@ -11,7 +11,8 @@ import dataclasses
 import datetime
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from ibis.expr.types import Scalar, Table
 
 from lcrec.core.errors import InputError, closest
 from lcrec.data.continuation import preparation
-from lcrec.data.folder import item_texts, load_items
+from lcrec.data.folder import STANDARD_FIELDS, Items, item_texts, load_items
 from lcrec.data.item_filters import ItemFilters
 from lcrec.data.new_items import read_new_items
 from lcrec.prepare.engines import materialise, open_engine, store
@@ -39,12 +40,22 @@ from lcrec.prepare.filters import (
 from lcrec.prepare.inputs import Inputs
 from lcrec.prepare.pipeline import with_review
 from lcrec.prepare.published import READERS
-from lcrec.prepare.tables import Options, RawTables, load_table, parse_columns, parse_keep
+from lcrec.prepare.tables import (
+    EXTRA_ROLES,
+    TEXT_ROLES,
+    Options,
+    RawTables,
+    load_table,
+    parse_columns,
+    parse_keep,
+)
 from lcrec.prepare.text import clean_text, make_catalogue
 
 SEQUENCES = ("lcrec", "minionerec")  # formats that tell the order of a user's items and no time
 MEMORY_GB = 4  # from which DuckDB puts data on disk
 EXAMPLES = 3
+# A night may bring orders of so many items that are all new; beyond, another column was read.
+QUIET = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +130,7 @@ class Reading:
             bad_rows=self.bad_rows,
             reviews=self.reviews == "keep",
             spill=work,
+            joins=True,
         )
         return READERS[found.format](con, found.interactions, found.items, options)
 
@@ -131,15 +143,21 @@ class NewItems:
         entries: raw id -> fields, in the order of their numbers.
         known: how many items of the files the catalogue has already.
         left_out: reason -> raw ids of the items that have no usable text.
+        changed: number of a known item -> its kept fields that have another value now.
     """
 
     entries: dict[str, dict[str, Any]]
     known: int = 0
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    changed: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return what to tell of the items that do not join."""
         told = [f"  {self.known:,} items are known and stay as they are"] if self.known else []
+        if self.changed:
+            counts = Counter(name for fields in self.changed.values() for name in fields)
+            values = ", ".join(f"{name} of {count:,}" for name, count in counts.items())
+            told = [f"  {self.known:,} items are known: their texts stay, and new values: {values}"]
         for reason, ids in self.left_out.items():
             told.append(f"  {reason}: {len(ids):,} left out ({some_of(ids)})")
         return told
@@ -154,7 +172,7 @@ def some_of(ids: Iterable[str]) -> str:
 def read_items(
     paths: Sequence[Path], reading: Reading, data: Path, known: Sequence[str], *, format_given: bool
 ) -> NewItems:
-    """Read the items of files that a catalogue does not have yet.
+    """Read the items of files that a catalogue does not have yet, and kept fields of the others.
 
     Args:
         paths: the files.
@@ -167,18 +185,23 @@ def read_items(
     Raises:
         InputError: a file cannot be read, or its items cannot be used.
     """
+    numbers = {name: number for number, name in enumerate(known)}
     if reading.format == "lcrec" or (
         not format_given and len(paths) == 1 and (reading.format is None or _is_item_json(paths[0]))
     ):
-        return _read_item_json(paths[0], set(known))
+        return _read_item_json(paths[0], data, numbers)
     with open_engine("duckdb", memory_gb=MEMORY_GB) as (con, work):
         raw = reading.open(con, work, data, items=paths)
-        items = load_table(raw.items, raw.items_path)
+        items = load_table(raw.items, raw.items_path, may_be_empty=True)
         ids = items.select("item").distinct()
-        joined = materialise(ids.anti_join(store(con, pa.table({"item": list(known)})), "item"))
+        names = store(con, pa.table({"item": pa.array(known, pa.string())}))
+        joined = materialise(ids.anti_join(names, "item"))
         count = joined.count().execute()
         old = ids.count().execute() - count
-        if not count:
+        keep = tuple(name for name in parse_keep(reading.keep) if name in items.columns)
+        if keep:
+            items, joined = _without_known_texts(items, names, reading.min_text), ids
+        elif not count:
             return NewItems({}, old)
         catalogue = make_catalogue(
             items,
@@ -188,16 +211,44 @@ def read_items(
             differing_items=reading.differing_items,
             min_text=reading.min_text,
             max_title_words=reading.max_title_words,
-            keep=tuple(parse_keep(reading.keep)),
+            keep=keep,
         )
     _require_numbers(catalogue.words, data, paths[0])
     if catalogue.left_out and reading.items_without_text == "error":
         reason, lacking = next(iter(catalogue.left_out.items()))
         raise InputError(f"{paths[0]}: {reason}: {some_of(lacking)}; mend their texts")
-    rows = catalogue.items.to_pylist()
-    if all(row["item"].isdecimal() for row in rows):
-        rows.sort(key=lambda row: int(row["item"]))
-    return NewItems({row.pop("item"): row for row in rows}, old, catalogue.left_out)
+    rows = {row.pop("item"): row for row in catalogue.items.to_pylist()}
+    values = {
+        numbers[item]: {name: row[name] for name in keep}
+        for item, row in rows.items()
+        if item in numbers
+    }
+    new = {item: row for item, row in rows.items() if item not in numbers}
+    if all(item.isdecimal() for item in new):
+        new = dict(sorted(new.items(), key=lambda entry: int(entry[0])))
+    return NewItems(new, old, catalogue.left_out, _changes(values, load_items(data)))
+
+
+def _without_known_texts(items: Table, known: Table, min_text: int) -> Table:
+    """Put words that nothing is wrong with in place of known items' texts, which are not taken."""
+    is_known = items.item.isin(known.item)
+    words = {"description": "-" * max(min_text, 1)}
+    texts = {role: items[role] for role in (*TEXT_ROLES, *EXTRA_ROLES) if role in items.columns}
+    texts = {"description": ibis.null("string"), **texts}
+    return items.mutate(
+        {role: is_known.ifelse(words.get(role, ""), text) for role, text in texts.items()}
+    )
+
+
+def _changes(values: dict[int, dict[str, Any]], items: Items) -> dict[int, dict[str, Any]]:
+    """Return, of known items' kept fields, the values that the catalogue does not have."""
+    changed = {}
+    for item, own in values.items():
+        texts = item_texts({"title": "-", **own}, f"item {item}")
+        other = {name: own[name] for name in own if texts[name] != items.text(item, name)}
+        if other:
+            changed[item] = other
+    return changed
 
 
 def _require_numbers(words: dict[str, str], data: Path, path: Path) -> None:
@@ -220,16 +271,21 @@ def _require_numbers(words: dict[str, str], data: Path, path: Path) -> None:
             )
 
 
-def _read_item_json(path: Path, known: set[str]) -> NewItems:
-    found = read_new_items(path)
-    entries = {
+def _read_item_json(path: Path, data: Path, numbers: Mapping[str, int]) -> NewItems:
+    found = {
         key: {name: _clean(value) for name, value in entry.items()}
-        for key, entry in found.items()
-        if key not in known
+        for key, entry in read_new_items(path).items()
     }
+    entries = {key: entry for key, entry in found.items() if key not in numbers}
     for key, entry in entries.items():
         item_texts(entry, f"{path}: item {key}")
-    return NewItems(entries, len(found) - len(entries))
+    values = {
+        numbers[key]: {name: own for name, own in entry.items() if name not in STANDARD_FIELDS}
+        for key, entry in found.items()
+        if key in numbers
+    }
+    changed = _changes(values, load_items(data))
+    return NewItems(entries, len(found) - len(entries), changed=changed)
 
 
 def _is_item_json(path: Path) -> bool:
@@ -257,6 +313,7 @@ class NewRows:
         rows: Arrow table of user, item (raw ids) and perhaps review, user by user, each user's in
             the order of time.
         users: all users in it, by their first interaction, ties by raw id.
+        named: all users that the files name, in no order.
         total: how many rows the files have.
         dropped: reason -> rows of the files that are not in it; no zeros.
         unknown: item -> rows, of the items that the catalogue does not have, most rows first.
@@ -266,6 +323,7 @@ class NewRows:
 
     rows: pa.Table
     users: list[str]
+    named: list[str]
     total: int
     dropped: dict[str, int]
     unknown: dict[str, int]
@@ -292,7 +350,8 @@ def read_interactions(
         late: refuse interactions older than `last`, or drop and count them.
 
     Raises:
-        InputError: a file cannot be read, an interaction is too old, or none is left.
+        InputError: a file cannot be read, an interaction is too old, or ids are evidently not
+            those of the data folder.
     """
     with open_engine("duckdb", memory_gb=MEMORY_GB) as (con, work):
         raw = reading.open(con, work, data, interactions=paths)
@@ -309,9 +368,10 @@ def _refine(
     late: Literal["error", "drop"],
 ) -> NewRows:
     path = raw.interactions_path
-    rows = load_table(raw.interactions, path)
+    rows = load_table(raw.interactions, path, may_be_empty=True)
     counts = {"read": rows.count().execute()}
     total, dropped = counts["read"] + sum(raw.lost.values()), dict(raw.lost)
+    named = rows.select("user").distinct().to_pyarrow()["user"].to_pylist()
 
     def left(table: Table, reason: str) -> Table:
         """Store a table, and write down how many rows it has fewer than before."""
@@ -319,13 +379,10 @@ def _refine(
         before, counts["read"] = counts["read"], table.count().execute()
         if gone := before - counts["read"]:
             dropped[reason] = gone
-        if not counts["read"]:
-            told = ", ".join(f"{why}: {count:,}" for why, count in dropped.items())
-            raise InputError(f"{path}: of {total:,} rows none is left to add ({told})")
         return table
 
     newest = last
-    if reading.has_times:
+    if reading.has_times and counts["read"]:
         newest, bound = _newest_and_bound(rows, data, path, last)
         if bound is not None:
             if late == "error":
@@ -340,9 +397,9 @@ def _refine(
     strange = rows.anti_join(catalogue, "item").group_by("item").agg(n=_.count())
     strange = strange.order_by([_.n.desc(), "item"])
     unknown = {row["item"]: row["n"] for row in strange.to_pyarrow().to_pylist()}
-    if sum(unknown.values()) == counts["read"]:
+    if len(unknown) > QUIET and sum(unknown.values()) == counts["read"]:
         raise InputError(
-            f"{path}: no item of it is in the catalogue of {data}, such as "
+            f"{path}: none of its {len(unknown):,} items is in the catalogue of {data}, such as "
             f"{next(iter(unknown))!r}, while {items[0]!r} is; name the items' column with "
             "--columns item=..., or take new items along with --items FILE"
         )
@@ -355,7 +412,8 @@ def _refine(
     keys = ["user", "time", "tie_break", "item", *({"review"} & set(rows.columns))]
     ordered = rows.mutate(tie_break=TIE_BREAK).order_by(keys).drop("time", "tie_break")
     users = began.to_pyarrow()["user"].to_pylist()
-    return NewRows(ordered.to_pyarrow(), users, total, dropped, unknown, newest, raw.notes)
+    table = ordered.to_pyarrow()
+    return NewRows(table, users, named, total, dropped, unknown, newest, raw.notes)
 
 
 def _newest_and_bound(

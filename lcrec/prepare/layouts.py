@@ -176,8 +176,15 @@ def _item_columns(
         given["item"] = options.columns["id"]
     elif (options.columns.get("item") in names or not layout.roles) and same in names:
         given["item"] = str(same)
+    kept = {name: column for name, column in options.keep.items() if column in names}
+    texts = {role: name for role, name in given.items() if role in ITEM_ROLES[1:]}
+    is_update = options.joins and kept and not set(texts.values()) & set(names)
+    if is_update:
+        given = {role: name for role, name in given.items() if role not in texts}
     roles = find_columns(names, ITEM_ROLES, given, layout.roles, paths[0], ("item",), item="id")
     if not {"title", "description"} & set(roles):
+        if is_update:
+            return columns, roles | kept
         raise _no_column("title or description", names, paths[0], "title=...")
     return columns, roles | find_kept(names, options.keep, paths[0])
 

@@ -104,7 +104,7 @@ def sift(
             con.raw_sql(f"DROP TABLE {opened.stored}")
     else:
         kept = judged.filter(_.why.isnull()).drop("why")
-    if not kept.count().execute():
+    if not kept.count().execute() and (lost or not options.joins):
         also = f"; {_listed(lost)}" if lost else ""
         raise InputError(f"{paths[0]}: there are no rows below the header{also}")
     return Sifted(kept, lost)

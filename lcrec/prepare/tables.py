@@ -84,6 +84,8 @@ class Options:
         limit: read so many rows of interactions, the first; None reads all. Sequences are read
             whole.
         spill: an existing folder for what has to be unpacked or converted first.
+        joins: the files join a data folder: no row is a quiet night, and a file of items that has
+            columns to keep and none of text tells new values of known items.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Options:
     reviews: bool = False
     limit: int | None = None
     spill: Path | None = None
+    joins: bool = False
 
     def spill_folder(self, why: str) -> Path:
         """Return the folder for temporary files; ValueError where the caller gave none."""
@@ -154,17 +157,18 @@ def parse_keep(texts: Sequence[str]) -> dict[str, str]:
     return kept
 
 
-def load_table(table: Table, path: Path) -> Table:
+def load_table(table: Table, path: Path, *, may_be_empty: bool = False) -> Table:
     """Read the file behind a table expression, whole and once; a stored table stays as it is.
 
     Raises:
-        InputError: the file is malformed (line and reason are named) or has no rows.
+        InputError: the file is malformed (line and reason are named) or has no rows, unless it
+            may be empty.
     """
     try:
         loaded = table if isinstance(table.op(), ops.DatabaseTable) else materialise(table)
     except duckdb.Error as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    if not loaded.count().execute():
+    if not may_be_empty and not loaded.count().execute():
         raise InputError(f"{path}: there are no rows below the header")
     return loaded
 

@@ -125,6 +125,12 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--model", type=Path, metavar="DIR", required=True, help="the checkpoint")
     score.add_argument("--data", type=Path, metavar="DIR", required=True, help="its data folder")
     score.add_argument(
+        "--index",
+        type=Path,
+        metavar="DIR",
+        help="an index that adds items to the checkpoint's own, as --data has them",
+    )
+    score.add_argument(
         "--prompts", type=Path, metavar="DIR", help="other templates than the checkpoint's own"
     )
     score.add_argument(
@@ -168,7 +174,15 @@ def main(argv: list[str]) -> None:
     elif given.command == "score":
         from lcrec.evaluate.templates import score_model
 
-        score_model(given.model, given.data, given.prompts, given.split, given.users, given.seed)
+        score_model(
+            given.model,
+            given.data,
+            given.prompts,
+            given.split,
+            given.users,
+            given.seed,
+            given.index,
+        )
     else:
         preview(given)
 

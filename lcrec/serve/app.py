@@ -73,6 +73,7 @@ class HealthAnswer(StatusAnswer):
     model: str | None
     index: str | None
     data: str | None = Field(description="of the interactions; null without --data")
+    items: str | None = Field(description="of the catalogue, prices too; null without --data")
 
 
 class _StrictRequest(Request):

@@ -79,6 +79,7 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         model=fingerprint(model),
         index=fingerprint(index_path(index or model)),
         data=None if data is None else fingerprint(find_data(data).inter),
+        items=None if data is None else fingerprint(find_data(data).item),
     )
     return RequestHandler(recommender, items, limits, ids, user_data, versions)
 

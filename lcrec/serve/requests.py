@@ -175,11 +175,13 @@ class Versions:
         model: of the checkpoint.
         index: of the item index, the checkpoint's own or the one that adds items.
         data: of the interactions.
+        items: of the catalogue, prices and other kept fields among them.
     """
 
     model: str | None = None
     index: str | None = None
     data: str | None = None
+    items: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

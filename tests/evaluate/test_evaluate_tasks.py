@@ -109,8 +109,8 @@ def test_every_case_of_a_user_is_asked(
         users, numbers = [one, other], None
     test = EvalCases(users, [np.array(own) for own in histories], targets, None, numbers)
     judged = replace(subject, split=replace(subject.split, test=test))
-    for module in ("pairs", "language", "templates"):
-        monkeypatch.setattr(f"lcrec.evaluate.{module}.load_subject", lambda *_: judged)
+    for module in ("checkpoint", "templates"):
+        monkeypatch.setattr(f"lcrec.evaluate.{module}.load_subject", lambda *_, **__: judged)
     output = ["--output", tmp_path / "pairs.json"]
     evaluate.main(words("pairs", "--embeddings", embeddings, *output))
     record = read_json(tmp_path / "pairs.json")

@@ -200,8 +200,15 @@ def test_twice_in_a_row(shop, tmp_path):
     assert (twice.codes[:27] == once.codes).all()
     with pytest.raises(InputError, match=r"do not extend those that the index in .* was made from"):
         run(quantize, tmp_path, **more | {"index": shop / "index", "output": tmp_path / "no"})
-    with pytest.raises(InputError, match=r"has 28 rows for the 28 items of .*, which has no new"):
-        run(embed, tmp_path, data="data", embeddings="embeddings", output="no")
+    # A night without a new item takes the same commands.
+    run(embed, tmp_path, data="data", embeddings="embeddings", output="same-embeddings")
+    same = {"embeddings": "same-embeddings", "index": "twice", "output": "same"}
+    run(quantize, tmp_path, data="data", **same)
+    for name in ("embeddings", "same-embeddings"):
+        rows = np.load(tmp_path / name / "embeddings.npy")
+        assert (rows == np.load(tmp_path / "embeddings" / "embeddings.npy")).all()
+    assert (ItemIndex.load(tmp_path / "same", 28).codes == twice.codes).all()
+    assert "added" not in read_json(tmp_path / "same" / "report.json")
 
 
 @pytest.mark.parametrize(

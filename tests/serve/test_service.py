@@ -683,7 +683,8 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(recommender):
     check_problem(refused, 503, "2 requests are waiting")
     assert int(refused.headers["retry-after"]) >= 1
     check_problem(unready, 503)
-    assert health.json() == {"status": "ok", "model": None, "index": None, "data": None}
+    empty = dict.fromkeys(("model", "index", "data", "items"))
+    assert health.json() == {"status": "ok", **empty}
     for item, response in enumerate(served):
         assert pairs(response)[0] == recommender.recommend([[item]]).items[0].tolist()
 
@@ -911,7 +912,7 @@ def handlers(recommender, catalogue):
     renamed = Items([{"title": f"New {item}"} for item in range(ITEMS)])
     limits = ServiceLimits(batch_wait=300)
     return [
-        RequestHandler(recommender, items, limits, versions=Versions(name, name, name))
+        RequestHandler(recommender, items, limits, versions=Versions(name, name, name, name))
         for items, name in ((catalogue, "old"), (renamed, "new"))
     ]
 
@@ -938,8 +939,9 @@ def test_a_reload_meets_requests_in_flight(handlers):
             return await before, health, reloaded, after, known, await client.get("/metrics")
 
     before, health, reloaded, after, known, metrics = asyncio.run(run())
-    assert health.json() == {"status": "ok", "model": "old", "index": "old", "data": "old"}
-    assert reloaded.json() == {"status": "reloaded", "model": "new", "index": "new", "data": "new"}
+    kinds = ("model", "index", "data", "items")
+    assert health.json() == {"status": "ok", **dict.fromkeys(kinds, "old")}
+    assert reloaded.json() == {"status": "reloaded", **dict.fromkeys(kinds, "new")}
     expected = old.recommender.recommend([[1], [2]], 3).items.tolist()
     assert [pairs(before)[0], pairs(after)[0]] == expected
     assert held.ranked == old.recommender.encode([RankingRequest([2])])
