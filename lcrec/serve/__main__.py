@@ -87,6 +87,8 @@ def print_welcome(
         print("  items go by their raw ids")
     if not welcome.searches:
         print("  /search is off: the model was not trained on itemsearch")
+    for line in welcome.told:
+        print(f"  {line}")
     authorization = ""
     if token is not None:
         authorization = f" -H 'Authorization: Bearer '\"${TOKEN}\""

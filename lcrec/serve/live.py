@@ -67,7 +67,7 @@ class Live:
         finally:
             self._is_loading = False
         self.handler = handler
-        print(f"Reloaded: model {handler.versions.model}", flush=True)
+        print("\n  ".join([f"Reloaded: model {handler.versions.model}", *handler.told]), flush=True)
         # A model is full of cycles; two of them for longer than needed are too many.
         gc.collect()
 

@@ -14,6 +14,8 @@ from lcrec.core.provenance import fingerprint
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.id_map import Ids, Names, load_names
 from lcrec.data.new_items import require_same_catalogue
+from lcrec.data.splits import load_split
+from lcrec.generate.flags import CALIBRATE, COOCCURRENCE, FUSE, share_of
 from lcrec.serve.batching import ServiceLimits
 
 if TYPE_CHECKING:
@@ -32,6 +34,14 @@ class ServiceSources:
     )
     base: str | None = option("where an adapter's base model lies now, if it moved", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
+    fuse: str | None = option(f"{FUSE}; of /recommend", None)
+    calibrate: str | None = option(CALIBRATE, None)
+    reserve_new: int = option(
+        "the last of an answer's k places, for the best of the items that --index adds, which a "
+        "model hardly ever ranks among all others by itself; a request may ask for others",
+        0,
+        minimum=0,
+    )
     ids: Ids | None = option(
         "what clients call the items (default: by the raw ids that the checkpoint carries, if any)",
         None,
@@ -49,13 +59,21 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         InputError: a file is missing or damaged, they do not belong together, or the model cannot
             recommend.
     """
+    share = _share(sources)
+    from lcrec.generate.calibration import calibrate_on
+    from lcrec.generate.fusion import CountedFusion, FusionSettings
     from lcrec.generate.recommender import Recommender
     from lcrec.modeling.base import DTYPES
     from lcrec.serve.requests import RequestHandler, UserData, Versions
 
     model, data, index = map(_pinned, (sources.model, sources.data, sources.index))
     assert model is not None
-    items = user_data = names = None
+    items = user_data = names = fusion = None
+    if sources.fuse is not None:
+        assert data is not None
+        named = None if sources.fuse == COOCCURRENCE else _pinned(Path(sources.fuse))
+        fusion = FusionSettings.read(named or COOCCURRENCE)
+        fusion.require_same_catalogue(data)
     if data is not None:
         items = load_items(data)
         require_same_catalogue(data, model, index)
@@ -73,6 +91,13 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
     if sources.ids == "numbers":
         ids = replace(recommender.index, raw_ids=None).ids
     _require_same_names(sources, ids.is_raw, list(ids.names), names)
+    told = []
+    if sources.calibrate is not None:
+        assert data is not None
+        told.append(calibrate_on(recommender, load_split(data, interactions).valid, share))
+    if fusion is not None:
+        recommender.fusion = CountedFusion.count(fusion, interactions, len(recommender.index))
+        told.append(f"/recommend is {fusion.describe()}")
     # A model that cannot recommend is refused here, and the first client does not wait longer.
     recommender.recommend([[0]], 1)
     versions = Versions(
@@ -81,7 +106,25 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         data=None if data is None else fingerprint(find_data(data).inter),
         items=None if data is None else fingerprint(find_data(data).item),
     )
-    return RequestHandler(recommender, items, limits, ids, user_data, versions)
+    return RequestHandler(
+        recommender, items, limits, ids, user_data, versions, sources.reserve_new, told
+    )
+
+
+def _share(sources: ServiceSources) -> float | None:
+    """Return the share that --calibrate names, None for one that validation chooses, or for none.
+
+    Raises:
+        InputError: flags of the model's rankings lack another flag.
+    """
+    for flag, given in (("--fuse", sources.fuse), ("--calibrate", sources.calibrate)):
+        if given is not None and sources.data is None:
+            raise InputError(f"{flag} {given} needs --data, whose interactions it goes by")
+    if sources.reserve_new and sources.index is None:
+        raise InputError(
+            f"--reserve-new {sources.reserve_new} needs --index, which says what items are new"
+        )
+    return None if sources.calibrate is None else share_of(sources.calibrate)
 
 
 def _pinned(path: Path | None) -> Path | None:

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -49,18 +49,21 @@ class ServeConfig(ServiceLimits, ServiceSources):
 
 @dataclass(frozen=True)
 class Welcome:
-    """What is said of a service at its start: its items, one of them, whether it searches."""
+    """What is said of a service at its start: its items, one of them, whether it searches, and how
+    it ranks."""
 
     num_items: int
     example: int | str
     searches: bool
+    told: Sequence[str] = ()
 
     @classmethod
     def of(cls, handler: RequestHandler) -> Welcome:
         """Return what is to be said of a handler."""
         recommender = handler.recommender
         example = handler.name(0)
-        return cls(len(recommender.index), example, "itemsearch" in recommender.tasks)
+        searches = "itemsearch" in recommender.tasks
+        return cls(len(recommender.index), example, searches, handler.told)
 
 
 def serve(

@@ -44,6 +44,12 @@ class _Options(BaseModel):
         examples=[{"brand": ["Acme"], "price": {"max": 20}}],
     )
     exclude_history: bool = Field(False, description="never recommend an item of the history")
+    reserve_new: int | None = Field(
+        None,
+        ge=0,
+        description="how many of the k places, the last, go to items that joined after the model "
+        "was trained, where there are any; by default what --reserve-new says",
+    )
     template: str | None = Field(None, description="the id of the prompt template to ask with")
     user: str | None = Field(
         None, description="whose history to go by, in place of `history`; needs --data"
@@ -128,8 +134,11 @@ class RankedItem(BaseModel):
 
     item: int | str
     score: float = Field(
-        description="the log-probability of the item's tokens; in a fallback, that of the item "
-        "among all interactions, each item counted once more"
+        description="the log-probability of the item's tokens, less a share of what the model "
+        "gives the item whatever the history if the service runs with --calibrate; with --fuse, of "
+        "/recommend, the item's weighted shares of two rankings; in a fallback, the "
+        "log-probability of the item among all interactions, each item counted once more. Scores "
+        "never rise from one item to the next"
     )
     title: str | None = Field(description="null where the service runs without --data")
 
@@ -215,6 +224,8 @@ class RequestHandler:
             it has none.
         user_data: the histories that clients may ask by, which also say what is popular.
         versions: of what it was loaded from.
+        reserve_new: places for new items, of requests that do not say how many.
+        told: what is said of its rankings when it begins to serve, in lines.
 
     Raises:
         InputError: the catalogue is not the index's.
@@ -228,8 +239,10 @@ class RequestHandler:
         ids: IdMap | None = None,
         user_data: UserData | None = None,
         versions: Versions = Versions(),
+        reserve_new: int = 0,
+        told: Sequence[str] = (),
     ) -> None:
-        self.versions = versions
+        self.versions, self.reserve_new, self.told = versions, reserve_new, told
         self.recommender, self.items, self.user_data = recommender, items, user_data
         self.ids = ids or recommender.index.ids
         self.num_items = len(recommender.index)
@@ -273,6 +286,8 @@ class RequestHandler:
             allow=allow,
             deny=deny,
             exclude_history=body.exclude_history,
+            counted=history if body.user is not None else (),
+            reserve_new=self._places(body),
             template=self._template(body.template, "itemsearch" if is_search else "seqrec"),
         )
         if request.query is not None and len(request.query) > limits.max_query:
@@ -418,6 +433,15 @@ class RequestHandler:
             pointer = "filters" if error.field is None else f"filters/{error.field}"
             raise _fault(pointer, str(error)) from None
         return chosen if allow is None else np.intersect1d(allow, chosen, assume_unique=True)
+
+    def _places(self, body: Body) -> int:
+        """Return how many places are reserved for new items."""
+        if body.reserve_new is not None and body.reserve_new > body.k:
+            raise _fault("reserve_new", f"{body.reserve_new} of {body.k} places; reserve fewer")
+        if not len(self.recommender.new_items):
+            return 0
+        wanted = self.reserve_new if body.reserve_new is None else body.reserve_new
+        return min(wanted, body.k)
 
     def _template(self, wanted: str | None, task: str) -> Template | None:
         """Return the template that a body names, if it names one."""
