@@ -23,7 +23,7 @@ STAGES: tuple[tuple[str, str, str], ...] = (
     ("index_report", "an index made anywhere", "report.json, report.html"),
     ("prompts", "prompts, data, checkpoint", "faults, preview and scores of prompt templates"),
     ("dataset", "data, index.json, prompts", "the instruction data set, to train elsewhere"),
-    ("plan", "data, index.json, prompts, base's shape", "nothing: what the fine-tune would cost"),
+    ("plan", "data, index.json, prompts, base's shape", "nothing: what training would cost"),
     ("finetune", "data, index.json, prompts, base model", "the checkpoint folder"),
     ("reinforce", "checkpoint, data", "the checkpoint folder, its rankings rewarded"),
     ("modeling", "checkpoint", "merge: one plain model, for other software"),

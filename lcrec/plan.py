@@ -5,16 +5,18 @@
 Takes the settings of `lcrec finetune`, reads what it reads and writes nothing. With --tflops the
 base model's weights are not needed: a folder with its config.json and tokenizer is enough. Without
 it a few steps are timed here. How the figures are made is told in lcrec/modeling/cost.py.
+What `lcrec reinforce` would cost: lcrec plan reinforce --help
 """
 
+import importlib
 from dataclasses import dataclass
 
-from lcrec.core.config import option, parse_config
-from lcrec.core.device import pick_device
+from lcrec.core.config import parse_config
 from lcrec.core.errors import run_stage
-from lcrec.modeling.recipe import TrainingSettings, check_settings, load_inputs
+from lcrec.modeling.recipe import HardwareSettings, TrainingSettings, check_settings, load_inputs
 
 STAGE = "python -m lcrec.plan"
+COMMANDS = {"reinforce": "lcrec.reinforce.plan"}
 EXAMPLE = (
     "--config recipes/lora_7b.yaml --data data/shop --index runs/shop/index --base MODEL "
     "--tflops 989"
@@ -22,28 +24,22 @@ EXAMPLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(TrainingSettings):
+class PlanConfig(HardwareSettings, TrainingSettings):
     """Settings of `python -m lcrec.plan`."""
-
-    tflops: float | None = option(
-        "the device's peak in TFLOPS; the model's weights are then not needed (default: time a few "
-        "steps here)",
-        None,
-        minimum=0.001,
-    )
-    mfu: float = option("with --tflops: the share of the peak that is reached", 0.4, minimum=0.001)
-    devices: int = option("how many devices will share the work", 1, minimum=1)
 
 
 def main(argv: list[str]) -> None:
     """Print the plan."""
+    if argv and argv[0] in COMMANDS:
+        importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        return
     config = parse_config(PlanConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
     check_settings(config)
     inputs = load_inputs(config)
 
     from transformers import set_seed
 
-    from lcrec.modeling.cost import Hardware, measure_activations, plan
+    from lcrec.modeling.cost import measure_activations, plan
     from lcrec.modeling.finetuning import (
         cpu_buffer_tokens,
         draw_training_rows,
@@ -57,13 +53,10 @@ def main(argv: list[str]) -> None:
     activations = measure_activations(without_weights.model, config.precision)
     planned = without_weights if config.tflops else load_model(config, inputs)
     rows = draw_training_rows(config, inputs, planned, config.devices)
-    hardware = Hardware(
-        devices=config.devices, device=pick_device(), tflops=config.tflops, mfu=config.mfu
-    )
     # Steps are timed as a CPU takes them: elsewhere a buffer may be as large as memory allows.
     capacity = None if rows.shared is None else cpu_buffer_tokens(config, rows)
     collate = make_collator(planned, rows, capacity)
-    print(plan(planned.model, rows.train, config, hardware, collate, activations, rows.shared))
+    print(plan(planned.model, rows.train, config, config, collate, activations, rows.shared))
 
 
 if __name__ == "__main__":

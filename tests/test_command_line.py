@@ -139,11 +139,13 @@ def test_the_console_script_is_declared():
 def commands():
     """Return the words of every command: the stages and what stands below them."""
     from lcrec.evaluate.__main__ import COMMANDS as EVALUATE
+    from lcrec.plan import COMMANDS as PLAN
 
     below = {
         "prompts": ["check", "show", "vars", "diff", "stats", "score"],
         "modeling": ["merge"],
         "evaluate": list(EVALUATE),
+        "plan": list(PLAN),
         "baselines": [*METHODS, *COMMANDS, "tune itemknn", "tune alpharec"],
     }
     return [[name, *words.split()] for name in NAMES for words in ["", *below.get(name, [])]]

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 import lcrec
+from lcrec import plan
 from lcrec.baselines.__main__ import COMMANDS
 from lcrec.baselines.base import METHODS, TrainingData
 from lcrec.baselines.commands import tune
 from lcrec.baselines.runs.flags import method_config
 from lcrec.baselines.runs.run import BaselineConfig
-from lcrec.core.config import parse_config
+from lcrec.core.config import parse_config, read_yaml
 from lcrec.data.folder import Interactions, Items
 from lcrec.evaluate import __main__ as evaluate
 from lcrec.finetune import FinetuneConfig
@@ -34,6 +35,8 @@ from lcrec.prompts import tasks
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import draw_rows
 from lcrec.prompts.tasks import parse_mixture
+from lcrec.reinforce.__main__ import ReinforceConfig
+from lcrec.reinforce.settings import check_settings
 
 ROOT = Path(__file__).parents[1]
 PAGE_FOLDERS = ("prompts", "recipes", "scripts")
@@ -171,6 +174,9 @@ def parse(words: list[str], monkeypatch, load_script):
     elif stage == "evaluate" and arguments[0] in evaluate.COMMANDS:
         module = importlib.import_module(evaluate.COMMANDS[arguments[0]])
         arguments = arguments[1:]
+    elif stage == "plan" and arguments[0] in plan.COMMANDS:
+        module = importlib.import_module(plan.COMMANDS[arguments[0]])
+        arguments = arguments[1:]
     else:
         module = settings_module(stage)
     return parse_config(config_type(module), arguments, description="", prog=stage)
@@ -203,11 +209,19 @@ def test_an_extra_that_a_page_installs_exists(page):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_fits_the_settings(recipe):
-    paths = ["--data", "d", "--index", "i", "--base", "b", "--output", "o"]
-    config = parse_config(
-        FinetuneConfig, ["--config", str(recipe), *paths], description="", prog="finetune"
-    )
-    parse_mixture(config.tasks)
+    """Of the stage whose settings know all its keys, of which there must be one."""
+    stages = {
+        FinetuneConfig: ("data", "index", "base", "output"),
+        ReinforceConfig: ("model", "data", "output"),
+    }
+    keys = read_yaml(recipe).keys()
+    (stage,) = (s for s in stages if keys <= {field.name for field in dataclasses.fields(s)})
+    paths = [word for name in stages[stage] for word in (f"--{name}", name)]
+    config = parse_config(stage, ["--config", str(recipe), *paths], description="", prog="stage")
+    if stage is FinetuneConfig:
+        parse_mixture(config.tasks)
+    else:
+        check_settings(config)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
@@ -220,7 +234,7 @@ def test_a_recipe_says_what_it_takes_and_how_that_was_found_out(recipe, load_scr
     (source,) = re.findall(r"\((?:measured|estimated)[^()]*?((?:bash|python|lcrec) [^()]*)\)", head)
     words = shlex.split(source)
     for word in words[1:2]:
-        assert (ROOT / word).exists() or word in ("-m", "plan")
+        assert (ROOT / word).exists() or word in ("-m", "plan", "reinforce")
     if "(estimated" in head:
         assert words[words.index("--config") + 1] == f"recipes/{recipe.name}"
         assert parse(words, monkeypatch, load_script).tflops

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
 from lcrec.modeling.base import DTYPES, base_model
@@ -36,7 +37,7 @@ from lcrec.modeling.batches import (
     split_buffers,
 )
 from lcrec.modeling.item_rows import weight_of
-from lcrec.modeling.recipe import TrainingSettings
+from lcrec.modeling.recipe import HardwareSettings, TrainingSettings
 from lcrec.prompts.rows import IGNORED, row_lengths
 
 # Makes a batch of rows of `tokenise_rows`.
@@ -299,28 +300,11 @@ def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
     return work.tokens * shape.linear * through + scored
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """What a run is planned for.
-
-    Attributes:
-        devices: how many share the work.
-        device: what this process computes on, where steps are timed.
-        tflops: a device's peak, in 10^12 operations per second; None to time steps instead.
-        mfu: the share of the peak that is reached.
-    """
-
-    devices: int
-    device: torch.device
-    tflops: float | None
-    mfu: float
-
-
 def plan(
     model: PreTrainedModel | PeftModel,
     train: Dataset,
     settings: TrainingSettings,
-    hardware: Hardware,
+    hardware: HardwareSettings,
     collate: Collator,
     activations: Activations,
     shared: float | None = None,
@@ -356,8 +340,7 @@ def plan(
         )
     base_bits = "" if quantize == "none" else f", base in {quantize.removesuffix('bit')} bits"
     lines = [
-        f"Parameters        {shape.total:,}, trained {shape.trainable:,} "
-        f"({100 * shape.trainable / shape.total:.2f} %)",
+        describe_shape(shape),
         f"Samples, tokens   {work.samples:,} and {row_lengths(train).sum():,}, in answers "
         f"{work.answer_tokens:,}{computed} (all epochs)",
         f"Updates           {work.steps:,}",
@@ -388,7 +371,7 @@ def plan(
         if checkpointing:
             base_model(model).gradient_checkpointing_enable()
         seconds = time_steps(
-            model.to(hardware.device),  # type: ignore[arg-type]
+            model.to(pick_device()),  # type: ignore[arg-type]
             train,
             batch_size=settings.batch_size,
             collate=collate,
@@ -398,19 +381,32 @@ def plan(
         source = "from timed steps"
     else:
         amount = operations(shape, work, checkpointing=checkpointing)
-        seconds = amount / (hardware.tflops * 1e12 * hardware.mfu)
-        source = (
-            f"estimated from {amount:.2e} operations at {hardware.mfu:.0%} of "
-            f"{hardware.tflops:g} TFLOPS"
-        )
+        seconds, source = estimate_seconds(amount, hardware)
     lines.append(
-        f"Time              {_time(seconds / processes)} on {processes} device(s), {source}, "
-        "without validation"
+        f"Time              {describe_seconds(seconds / processes)} on {processes} device(s), "
+        f"{source}, without validation"
     )
     return "\n".join(lines)
 
 
-def _time(seconds: float) -> str:
+def describe_shape(shape: Shape) -> str:
+    """Return the line that says how large a model is."""
+    share = 100 * shape.trainable / shape.total
+    return f"Parameters        {shape.total:,}, trained {shape.trainable:,} ({share:.2f} %)"
+
+
+def estimate_seconds(amount: float, hardware: HardwareSettings) -> tuple[float, str]:
+    """Return the seconds that so many operations take on one device, and how that was found."""
+    assert hardware.tflops is not None
+    seconds = amount / (hardware.tflops * 1e12 * hardware.mfu)
+    return seconds, (
+        f"estimated from {amount:.2e} operations at {hardware.mfu:.0%} of "
+        f"{hardware.tflops:g} TFLOPS"
+    )
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -104,6 +104,20 @@ class TrainingSettings:
     seed: int = option("decides everything drawn", 42, minimum=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HardwareSettings:
+    """What a run is planned for (`lcrec plan`)."""
+
+    tflops: float | None = option(
+        "the device's peak in TFLOPS; the model's weights are then not needed (default: time a few "
+        "steps here)",
+        None,
+        minimum=0.001,
+    )
+    mfu: float = option("with --tflops: the share of the peak that is reached", 0.4, minimum=0.001)
+    devices: int = option("how many devices will share the work", 1, minimum=1)
+
+
 def check_settings(settings: TrainingSettings) -> None:
     """Refuse settings that contradict each other or the way the run was launched.
 

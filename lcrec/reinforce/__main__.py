@@ -24,7 +24,6 @@ from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.config import Writes, option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
-from lcrec.core.pretrained import ADAPTER_CONFIG
 from lcrec.core.provenance import fingerprint, is_current
 from lcrec.finetune import count_devices, is_launched, launch_command
 from lcrec.modeling.run_folder import (
@@ -137,6 +136,7 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
     from transformers import set_seed
 
     from lcrec.modeling.callbacks import describe_metrics
+    from lcrec.reinforce.start import load_start, make_recommender
     from lcrec.reinforce.trainer import StopBelowStart, make_trainer
 
     config, inputs = job.config, job.inputs
@@ -145,9 +145,9 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
     if state.is_main_process:
         check_run(config.output, identity, overwrite=config.overwrite)
     set_seed(config.seed)
-    checkpoint = load(job)
+    checkpoint = load_start(config)
     held_out = inputs.split.valid.sample(config.validation_users, config.seed)
-    recommender = make_recommender(job, checkpoint)
+    recommender = make_recommender(inputs, checkpoint)
     trainer = make_trainer(config, inputs, recommender, held_out, work, state.num_processes)
     if state.is_main_process:
         claim_output(config.output, identity, overwrite=config.overwrite)
@@ -182,72 +182,6 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
     if state.is_main_process:
         _save(job, trainer, checkpoint, start, trained)
         shutil.rmtree(work)
-
-
-def load(job: ReinforceRun) -> Checkpoint:
-    """Load the checkpoint to start from, the weights that its fine-tune trained marked as trained.
-
-    Raises:
-        InputError: weights are missing or damaged, or its family cannot share a prompt.
-    """
-    import torch
-
-    from lcrec.generate.search import supports_shared_prefix
-    from lcrec.modeling.base import DTYPES, base_model
-    from lcrec.modeling.checkpoint import load_checkpoint
-    from lcrec.modeling.probe import takes_trees
-
-    config = job.config
-    # Frozen weights need no more than the precision of the arithmetic; trained ones do.
-    is_adapter = (config.model / ADAPTER_CONFIG).exists()
-    dtype = DTYPES[config.precision] if is_adapter else torch.float32
-    checkpoint = load_checkpoint(config.model, dtype, base=config.base)
-    model = checkpoint.model
-    if not (takes_trees(base_model(model)) and supports_shared_prefix(model)):
-        raise InputError(
-            f"--model {config.model}: models of the family {model.config.model_type} cannot share "
-            "a prompt between answers, so they cannot be reinforced; take another family"
-        )
-    mark_trained(model)
-    return checkpoint
-
-
-def mark_trained(model: Any) -> None:
-    """Let gradients reach an adapter with its rows, or all of a whole model."""
-    from peft import PeftModel, get_peft_model_state_dict
-
-    if not isinstance(model, PeftModel):
-        model.requires_grad_(True)
-        return
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    own = {value.data_ptr() for value in state.values()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.data_ptr() in own)
-
-
-def make_recommender(job: ReinforceRun, checkpoint: Checkpoint) -> Any:
-    """Return the recommender of the starting model, on this process's device."""
-    from torch import nn
-
-    from lcrec.core.device import pick_device
-    from lcrec.generate.recommender import Recommender
-
-    if checkpoint.facts.quantize == "none":  # a quantised base lies there already
-        nn.Module.to(checkpoint.model, pick_device())
-    recommender = Recommender(
-        checkpoint.model,
-        checkpoint.tokenizer,
-        checkpoint.index,
-        checkpoint.prompts,
-        max_history=job.inputs.max_history,
-        nearby=checkpoint.nearby,
-    )
-    cases = job.inputs.cases  # the longest prompt shows whether all fit
-    longest = cases.history(int((cases.places - cases.starts).argmax()))
-    from lcrec.generate.requests import RankingRequest
-
-    recommender.encode([RankingRequest(longest)])
-    return recommender
 
 
 def _save(

@@ -160,6 +160,10 @@ class Cases:
         """Return the items before a case's target, oldest first."""
         return self.items[self.starts[case] : self.places[case]]
 
+    def longest_history(self) -> np.ndarray:
+        """Return the longest history of all, whose prompt shows whether all fit."""
+        return self.history(int((self.places - self.starts).argmax()))
+
     def target(self, case: int) -> int:
         """Return the item that came next."""
         return int(self.items[self.places[case]])

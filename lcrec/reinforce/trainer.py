@@ -101,6 +101,16 @@ def draw_cases(settings: ReinforceSettings, cases: Cases, processes: int) -> Dat
     return Dataset.from_dict({"case": chosen[rows], "row": rows})
 
 
+def count_updates(settings: ReinforceSettings, rows: int, processes: int) -> tuple[int, int]:
+    """Return how many updates the rows of `draw_cases` make, and how many are between validations.
+
+    Rollouts that are used several times are used up before a validation.
+    """
+    size = settings.batch_size * settings.accumulate * processes
+    rollouts = settings.validate_every * rows / settings.epochs / size / settings.reuse
+    return -(-rows // size), max(1, round(rollouts)) * settings.reuse
+
+
 class ReinforceTrainer(RecommenderTrainer):
     """`RecommenderTrainer` over batches of a `CaseCollator`, whose loss is that of the rewards.
 
@@ -422,9 +432,7 @@ def make_trainer(
         processes: how many share the work.
     """
     rows = draw_cases(settings, inputs.cases, processes)
-    update = settings.batch_size * settings.accumulate * processes
-    per_epoch = len(rows) / settings.epochs / update
-    every = max(1, round(settings.validate_every * per_epoch / settings.reuse)) * settings.reuse
+    _, every = count_updates(settings, len(rows), processes)
     beams = min(settings.num_beams, len(inputs.index))
     rank = make_ranker(recommender, exclude_history=settings.exclude_history)
     return ReinforceTrainer(
