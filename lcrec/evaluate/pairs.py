@@ -232,8 +232,8 @@ def pairwise_accuracy(
         for history, target in zip(cases.histories, cases.targets, strict=True)
     ]
     can_ask = np.flatnonzero([template.can_ask(record) for record in records])
-    prompt_ids = recommender.request_encoder.encode(
-        [template.ask(records[case]) for case in can_ask], recommender.index.num_levels
+    prompt_ids = recommender.request_encoder.encode_for_items(
+        [template.ask(records[case]) for case in can_ask]
     )
     scores = np.full(items.shape, np.nan)
 

@@ -20,7 +20,7 @@ from lcrec.core.artifacts import write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.data.splits import Split
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts.encoder import PromptEncoder, item_token_ids
+from lcrec.prompts.encoder import BOUNDARY, PromptEncoder, boundary_ids, item_token_ids
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import history_record
 from lcrec.prompts.templates import Template
@@ -81,13 +81,19 @@ def history_template(prompts: PromptSet) -> Template:
 
 
 def prompt_form(encoder: PromptEncoder, template: Template, max_history: int) -> dict[str, Any]:
-    """Return what turns a history into a prompt: Jinja, what stands around it, the longest."""
-    return {
+    """Return what turns a history into a prompt: Jinja, what stands around it, the longest.
+
+    A token that begins an item ends the prompt; its id and that of the one behind an item's tokens
+    are told.
+    """
+    boundary = boundary_ids(encoder.tokenizer)
+    form = {
         "before": encoder.before,
         "question": template.question,
-        "after": encoder.after,
+        "after": encoder.after + (BOUNDARY[0] if boundary else ""),
         "max_history": max_history,
     }
+    return form | ({"boundary_token_ids": boundary} if boundary else {})
 
 
 def flashrec_catalogue(index: ItemIndex) -> dict[str, int]:
@@ -101,8 +107,8 @@ def flashrec_flags(
     """Return the flags that say where the codes' tokens lie, for `flashrec --serve`.
 
     FlashRec takes a code for the token at start + sizes of the levels before + code. It ends every
-    prompt in its token that begins an item, unless it ends so already: the last token of our
-    prompts is named as that one, so that prompts stay as they were in training.
+    prompt in its token that begins an item, unless it ends so already: where a model was trained
+    without one, the last token of its prompts is named, so that they stay as they were in training.
 
     Args:
         encoder: of the prompts.
@@ -119,19 +125,20 @@ def flashrec_flags(
             "the item tokens do not lie side by side in the vocabulary, as FlashRec needs them; "
             "export for transformers or vllm"
         )
+    boundary = boundary_ids(encoder.tokenizer)
     asked = [template.ask(history_record(index, [item], 1)) for item in (0, len(index) - 1)]
     last = {ids[-1] for ids in encoder.prompt_ids(asked)}
-    if len(last) > 1:
+    if not boundary and len(last) > 1:
         raise InputError(
             "prompts end in an item, and FlashRec would put a token behind it that the model never "
-            "saw; train with a chat template that has words after the question"
+            "saw; train with --boundary-tokens"
         )
     end = start + sum(index.level_sizes) - 1
     sizes = ",".join(map(str, index.level_sizes))
-    boundary = f"{last.pop()},{encoder.tokenizer.eos_token_id}"
+    begin, end = boundary or (last.pop(), encoder.tokenizer.eos_token_id)
     return [
         *("--sid-token-range", f"{start}:{end}", "--sid-codebook-sizes", sizes),
-        *("--sid-boundary-tokens", boundary),
+        *("--sid-boundary-tokens", f"{begin},{end}"),
     ]
 
 

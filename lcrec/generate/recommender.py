@@ -39,7 +39,7 @@ from lcrec.generate.search import search, supports_shared_prefix
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.checkpoint import load_checkpoint
-from lcrec.prompts.encoder import item_token_ids, vocabulary_ids
+from lcrec.prompts.encoder import added_ids, item_token_ids
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import parse_mixture
 from lcrec.prompts.templates import Template
@@ -437,7 +437,7 @@ class Recommender:
             max_new_tokens: tokens of an answer at most.
             words_only: rule item tokens out and leave special tokens out; else both are shown.
         """
-        banned = vocabulary_ids(self.tokenizer, self.index).tolist() if words_only else []
+        banned = added_ids(self.tokenizer, self.index).tolist() if words_only else []
         texts = [""] * len(prompt_ids)
 
         def run(rows: np.ndarray, batch: list[list[int]]) -> None:

@@ -147,7 +147,17 @@ class RequestEncoder:
             else:
                 template = self._choose("itemsearch", record, request.template)
             questions.append(template.ask(record))
-        return self.encode(questions, self.index.num_levels)
+        return self.encode_for_items(questions)
+
+    def encode_for_items(self, questions: list[str]) -> list[list[int]]:
+        """Return the prompts of questions that an item's tokens answer, up to these tokens.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        begin = self.prompt_encoder.begin
+        prompt_ids = self.encode(questions, len(begin) + self.index.num_levels)
+        return [ids + begin for ids in prompt_ids]
 
     @cached_property
     def heads(self) -> list[list[int]]:

@@ -33,7 +33,7 @@ from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import loading
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
 from lcrec.modeling.recipe import STAGE
-from lcrec.prompts.encoder import vocabulary_ids
+from lcrec.prompts.encoder import added_ids, boundary_ids
 from lcrec.prompts.prompt_set import PromptSet
 
 REMEDY = f"bring back what is missing, or train again with: {STAGE}"
@@ -133,8 +133,12 @@ def copy_rows(
             f"tokens, this model's {width} wide for {len(index.vocabulary)}; train them with "
             "--mode rows on this base and index"
         )
-    theirs = torch.from_numpy(vocabulary_ids(other.tokenizer, index))
-    ours = torch.from_numpy(vocabulary_ids(tokenizer, index))
+    theirs, ours = (torch.from_numpy(added_ids(own, index)) for own in (other.tokenizer, tokenizer))
+    if len(theirs) != len(ours):
+        with_or_without = "with" if boundary_ids(other.tokenizer) else "without"
+        raise InputError(
+            f"--rows {folder}: was trained {with_or_without} --boundary-tokens; do so here too"
+        )
     for table, origin in (
         (model.get_input_embeddings(), source.get_input_embeddings()),
         (model.get_output_embeddings(), source.get_output_embeddings()),

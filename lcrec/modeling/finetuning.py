@@ -122,7 +122,7 @@ def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingMo
     if "codebooks" in inputs.files:
         codebooks = read_codebooks(inputs.files["codebooks"], inputs.index.level_sizes)
     model, tokenizer = load_base(settings.base, _stored_dtype(settings), quantize=settings.quantize)
-    new_ids = extend_tokenizer(tokenizer, inputs.index)
+    new_ids = extend_tokenizer(tokenizer, inputs.index, boundary=settings.boundary_tokens)
     titles = [inputs.items.title(item) for item in range(len(inputs.items))]
     resize_embeddings(
         model,
@@ -159,7 +159,7 @@ def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> Trai
     """
     model, tokenizer = load_shape(settings.base)
     torch.nn.Module.to(model, _stored_dtype(settings))
-    new_ids = extend_tokenizer(tokenizer, inputs.index)
+    new_ids = extend_tokenizer(tokenizer, inputs.index, boundary=settings.boundary_tokens)
     size = max(rows_needed(tokenizer), model.config.get_text_config().vocab_size)
     model.resize_token_embeddings(size, mean_resizing=False)
     # Whether the model bears it is known only with weights: of what is shipped, most do.

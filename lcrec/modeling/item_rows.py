@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import rows_needed
 from lcrec.index.item_index import ItemIndex
-from lcrec.prompts.encoder import vocabulary_ids
+from lcrec.prompts.encoder import added_ids
 
 
 @torch.no_grad()
@@ -42,8 +42,8 @@ def resize_embeddings(
     A row starts at the table's mean plus what sets its items apart: the mean, over the items that
     use the code at its level, of their text's token embeddings, scaled to the spread of the table.
     Or, given the codebooks, the mean plus the code's own vector, turned at random into the
-    table's width and scaled to its spread. A code that no item uses, and every code where neither
-    is given, starts at the mean plus noise of that spread.
+    table's width and scaled to its spread. A code that no item uses, every code where neither is
+    given, and the tokens around an item start at the mean plus noise of that spread.
 
     Args:
         model: the base model.
@@ -55,7 +55,7 @@ def resize_embeddings(
     Raises:
         InputError: the embedding has rows that are no tokens.
     """
-    new_ids = torch.from_numpy(vocabulary_ids(tokenizer, index))
+    new_ids = torch.from_numpy(added_ids(tokenizer, index))
     needed = rows_needed(tokenizer)
     if len(weight_of(model.get_input_embeddings())) != model.config.get_text_config().vocab_size:
         raise InputError(
@@ -76,11 +76,12 @@ def resize_embeddings(
         tables.append(weight_of(head))
     for table in tables:
         known = table[:needed][old.to(table.device)].float()
-        rows = _new_rows(known, index)
+        rows = _new_rows(known, len(new_ids))
+        of_items = rows[: len(index.vocabulary)]
         if codebooks is not None:
-            rows = _rows_from_codebooks(codebooks.to(known), known.mean(0), known.std())
+            of_items[:] = _rows_from_codebooks(codebooks.to(known), known.mean(0), known.std())
         elif text_ids is not None:
-            rows = _rows_from_text(table.float(), text_ids, index, rows)
+            of_items[:] = _rows_from_text(table.float(), text_ids, index, of_items)
         table[new_ids.to(table.device)] = rows.to(table)
 
 
@@ -90,10 +91,10 @@ def weight_of(module: nn.Module) -> Tensor:
     return module.weight
 
 
-def _new_rows(old: Tensor, index: ItemIndex) -> Tensor:
-    """Return mean plus noise of the table's spread, float32 [vocabulary, dim]."""
+def _new_rows(old: Tensor, count: int) -> Tensor:
+    """Return mean plus noise of the table's spread, float32 [count, dim]."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(len(index.vocabulary), old.shape[1], generator=generator)
+    noise = torch.randn(count, old.shape[1], generator=generator)
     return old.mean(0) + noise.to(old.device) * old.std()
 
 

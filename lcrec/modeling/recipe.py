@@ -58,6 +58,10 @@ class TrainingSettings:
         "random (noise), or the folder of a model trained with --mode rows",
         "text",
     )
+    boundary_tokens: bool = option(
+        "put a begin and an end token around an item that is an answer, for engines that want them",
+        False,
+    )
     epochs: int | None = option(
         "passes over the samples, each with prompt templates drawn anew (default: 4, and up to 40 "
         "where they make fewer than 2,000 updates)",
@@ -229,4 +233,6 @@ def recipe_of(settings: TrainingSettings, prompts: PromptSet) -> dict[str, Any]:
         recipe.pop(name, None)
     if settings.share_prefix == "off":  # as in every checkpoint from before there was a choice
         del recipe["share_prefix"]
+    if not settings.boundary_tokens:  # likewise
+        del recipe["boundary_tokens"]
     return recipe

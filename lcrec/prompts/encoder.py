@@ -14,6 +14,8 @@ from lcrec.prompts.rendering import SENTINEL, fix_prompt, split_markup
 
 # Items as prompts show them, one or more on end; a text is split there, the items are kept.
 ITEM_RUN = re.compile(r"((?:<[a-z]_\d+>)+)")
+# What stands around an item in an answer, where a model is trained so (--boundary-tokens).
+BOUNDARY = ("<|begin_of_item|>", "<|end_of_item|>")
 # Texts between items whose ids are kept: a few hundred bytes each.
 KEPT_PIECES = 200_000
 # What may stand beside an item token, to try a tokenizer with.
@@ -30,6 +32,12 @@ class PromptEncoder:
     a checkpoint is asked as it was trained. Item text may spell what is plain words to one
     tokenizer and markup to another (`[INST]`, `[PAD]`): in questions and answers a space breaks it
     up, so markup and special tokens stand where the chat template put them alone.
+
+    A tokenizer with the tokens of `BOUNDARY` has them around every item of an answer. Prompts show
+    histories without: their items need no end to be told apart, and would be half as long again.
+
+    Attributes:
+        begin: the id of the token that begins an item in an answer; empty where there is none.
 
     Raises:
         InputError: the tokenizer has no EOS token, or a chat template that cannot be applied.
@@ -78,6 +86,7 @@ class PromptEncoder:
         # The ids of pieces of text; None where this tokenizer takes a text for more than its parts.
         self._pieces: dict[str, list[int]] | None = {} if self._tokenises_apart() else None
         self._around = self._markup_around()
+        self.begin = boundary_ids(tokenizer)[:1]
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return the conversation that this tokenizer's chat template turns into the prompt."""
@@ -104,6 +113,8 @@ class PromptEncoder:
     def answer_ids(self, answers: list[str]) -> list[list[int]]:
         """Return each answer as token ids that end in EOS."""
         texts = [self.escape_markup(answer) for answer in answers]
+        if self.begin:
+            texts = [ITEM_RUN.sub(r"{}\1{}".format(*BOUNDARY), text) for text in texts]
         return [[*answer, self.tokenizer.eos_token_id] for answer in self._encode(texts)]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -177,17 +188,20 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
 
 
-def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> list[int]:
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, index: ItemIndex, *, boundary: bool = False
+) -> list[int]:
     """Add every item token and return their ids, in the order of `index.vocabulary`.
 
     They are ordinary tokens, matched as they stand (no stripping, no normalisation), so decoding
-    with `skip_special_tokens` keeps them.
+    with `skip_special_tokens` keeps them. With `boundary` the tokens of `BOUNDARY` come last; those
+    are special tokens, which no item's text can spell.
 
     Raises:
         InputError: the tokenizer knows one of them already, or would give one a word's id.
     """
     known = tokenizer.get_vocab()
-    clash = next((token for token in index.vocabulary if token in known), None)
+    clash = next((token for token in (*index.vocabulary, *BOUNDARY) if token in known), None)
     if clash is not None:
         raise InputError(
             f"the tokenizer already has {clash!r}: the base model was tuned for an item index "
@@ -196,8 +210,25 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> li
     tokenizer.add_tokens(
         [AddedToken(token, normalized=False, special=False) for token in index.vocabulary]
     )
+    if boundary:
+        tokenizer.add_tokens(
+            [AddedToken(token, normalized=False, special=True) for token in BOUNDARY],
+            special_tokens=True,
+        )
     check_ids("the tokenizer cannot take the item tokens", tokenizer)
-    return vocabulary_ids(tokenizer, index).tolist()
+    return added_ids(tokenizer, index).tolist()
+
+
+def boundary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of `BOUNDARY`; none where a model was trained without."""
+    known = tokenizer.get_added_vocab()
+    return [known[token] for token in BOUNDARY if token in known]
+
+
+def added_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.ndarray:
+    """Return the ids of all that `extend_tokenizer` added, int64 [tokens]; raises as below."""
+    boundary = np.asarray(boundary_ids(tokenizer), dtype=np.int64)
+    return np.concatenate([vocabulary_ids(tokenizer, index), boundary])
 
 
 def vocabulary_ids(tokenizer: PreTrainedTokenizerBase, index: ItemIndex) -> np.ndarray:
