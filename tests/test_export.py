@@ -4,13 +4,13 @@ import json
 import re
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+from vllm_standin import vllm
 
 from lcrec import export
 from lcrec.core.errors import InputError
@@ -54,46 +54,9 @@ def test_an_export_ranks_as_the_checkpoint_without_lcrec(exported, expected, tmp
     assert [row["score"] for row in rows] == expected[1]
 
 
-class StandIn(types.ModuleType):
-    """What `load_vllm` uses of vLLM 0.32, over a plain model; limits as there."""
-
-    class SamplingParams:
-        def __init__(self, *, max_tokens, temperature, detokenize, logprob_token_ids):
-            assert (max_tokens, temperature, detokenize) == (1, 0.0, False)
-            assert 0 < len(logprob_token_ids) <= 128
-            self.tokens = logprob_token_ids
-
-    @staticmethod
-    def TokensPrompt(*, prompt_token_ids):
-        return {"prompt_token_ids": prompt_token_ids}
-
-    class LLM:
-        def __init__(self, model, *, enable_prefix_caching):
-            self.model = AutoModelForCausalLM.from_pretrained(model).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-            self.requests = 0
-
-        def get_tokenizer(self):
-            return self.tokenizer
-
-        @torch.no_grad()
-        def generate(self, prompts, params, *, use_tqdm):
-            self.requests += len(prompts)
-            return [self.answer(*each) for each in zip(prompts, params, strict=True)]
-
-        def answer(self, prompt, params):
-            logits = self.model(torch.tensor([prompt["prompt_token_ids"]])).logits[0, -1]
-            row = logits.log_softmax(-1)
-            best = int(row.argmax())  # vLLM adds the sampled token
-            found = {
-                t: types.SimpleNamespace(logprob=float(row[t])) for t in [*params.tokens, best]
-            }
-            return types.SimpleNamespace(outputs=[types.SimpleNamespace(logprobs=[found])])
-
-
 @pytest.mark.parametrize("most", [128, 2], ids=["one request", "several"])
 def test_the_loop_over_vllm_ranks_as_the_checkpoint(exported, expected, monkeypatch, most):
-    monkeypatch.setitem(sys.modules, "vllm", StandIn("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setattr(standalone, "MOST_TOKENS", most)
     step, encode = standalone.load_vllm(exported)
     items = standalone.read_items(exported)

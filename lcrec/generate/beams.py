@@ -234,10 +234,41 @@ def _advance(
         Of the new beams the nodes, the scores, the tokens that led there, and the number of the
         beam each comes from, all `[batch, new beam]`.
     """
+    opened = open_children(trie, level, nodes, leaf_filter)
+    log_probs = _log_probs(logits, opened[1], totals)
+    return choose_beams(trie, level, nodes, scores, opened, log_probs, num_beams)
+
+
+def open_children(
+    trie: Constraint, level: int, nodes: Tensor, leaf_filter: LeafFilter | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `trie.children`, of which those are valid that lead to an allowed item."""
     children, tokens, valid = trie.children(nodes, level)
     if leaf_filter is not None:
         valid &= leaf_filter.reachable(children)
-    log_probs = _log_probs(logits, tokens, totals)
+    return children, tokens, valid
+
+
+def choose_beams(
+    trie: Constraint,
+    level: int,
+    nodes: Tensor,
+    scores: Tensor,
+    opened: tuple[Tensor, Tensor, Tensor],
+    log_probs: Tensor,
+    num_beams: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keep the best of all beams' children, in the order of their nodes.
+
+    Args:
+        trie, level, nodes, scores, num_beams: as of `_advance`.
+        opened: of `open_children`.
+        log_probs: of the children's tokens, `[batch, beam, width]`.
+
+    Returns:
+        What `_advance` returns.
+    """
+    children, tokens, valid = opened
     if trie.bias is not None:
         log_probs = log_probs - (trie.bias[children] - trie.bias[nodes][..., None])
     candidates = (scores[..., None] + log_probs).masked_fill(~valid, -torch.inf).flatten(1)

@@ -135,10 +135,10 @@ def flashrec_flags(
         )
     end = start + sum(index.level_sizes) - 1
     sizes = ",".join(map(str, index.level_sizes))
-    begin, end = boundary or (last.pop(), encoder.tokenizer.eos_token_id)
+    boundary = boundary or [last.pop(), encoder.tokenizer.eos_token_id]
     return [
         *("--sid-token-range", f"{start}:{end}", "--sid-codebook-sizes", sizes),
-        *("--sid-boundary-tokens", f"{begin},{end}"),
+        *("--sid-boundary-tokens", ",".join(map(str, boundary))),
     ]
 
 

@@ -85,11 +85,22 @@ def load_transformers(folder: Path) -> tuple[Step, Callable[[str], list[int]]]:
     return step, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def load_vllm(folder: Path) -> tuple[Step, Callable[[str], list[int]]]:
-    """Load the model with vLLM; return its step and its tokenizer."""
+def load_vllm(folder: Path, dtype: str | None = None) -> tuple[Step, Callable[[str], list[int]]]:
+    """Load the model with vLLM; return its step and its tokenizer.
+
+    It computes in `dtype`, or what the weights are written in: vLLM would round float32.
+    """
+    import torch
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    engine = LLM(model=str(folder), enable_prefix_caching=True)
+    if dtype is None:
+        dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
+    engine = LLM(
+        model=str(folder),
+        dtype=dtype,
+        enable_prefix_caching=True,
+        enforce_eager=not torch.cuda.is_available(),  # compiling for a CPU takes minutes
+    )
     tokenizer = engine.get_tokenizer()
 
     def step(beams: list[list[int]], allowed: list[list[int]]) -> list[list[float]]:

@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
             f"the service needs the package {error.name}: pip install 'lcrec[serve]'"
         ) from None
 
+    check_engine(config)
     token = read_token(os.environ.get(TOKEN))
     if config.access_log is not None:
         open_access_log(config.access_log)
@@ -51,6 +52,22 @@ def main(argv: list[str]) -> None:
             serve(config, token, listener, lambda own: print_welcome(host, port, own, token))
             return
     supervise(config, token, port)
+
+
+def check_engine(config: ServeConfig) -> None:
+    """Refuse what does not go with the engine.
+
+    Raises:
+        InputError: it names the flag.
+    """
+    if config.engine == "torch":
+        if config.engine_python is not None:
+            raise InputError(f"--engine-python {config.engine_python}: is for --engine vllm")
+        return
+    if config.workers > 1:
+        raise InputError(f"--workers {config.workers}: an engine uses its device alone; take 1")
+    if config.base is not None:
+        raise InputError(f"--base {config.base}: vLLM is given whole models, which need no base")
 
 
 def supervise(config: ServeConfig, token: str | None, port: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lcrec.core.artifacts import find_data, index_path
 from lcrec.core.config import option
@@ -49,6 +49,10 @@ class ServiceSources:
     precision: Precision | None = option(
         "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
     )
+    engine: Literal["torch", "vllm"] = option("what computes the model", "torch")
+    engine_python: Path | None = option(
+        "the Python of the environment that has vLLM (default: this one)", None
+    )
     batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
 
 
@@ -61,6 +65,7 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
     """
     share = _share(sources)
     from lcrec.generate.calibration import calibrate_on
+    from lcrec.generate.engines import EngineRecommender
     from lcrec.generate.fusion import CountedFusion, FusionSettings
     from lcrec.generate.recommender import Recommender
     from lcrec.modeling.base import DTYPES
@@ -80,13 +85,24 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         interactions = load_interactions(data, len(items))
         names = load_names(data, interactions.users, len(items), sources.ids)
         user_data = UserData(names.users, interactions)
-    recommender = Recommender.from_pretrained(
-        model,
-        dtype=DTYPES[pick_precision(sources.precision)],
-        base=sources.base,
-        index=index,
-        max_batch_tokens=sources.batch_tokens,
-    )
+    dtype = DTYPES[pick_precision(sources.precision)]
+    recommender: Recommender
+    if sources.engine == "vllm":
+        recommender = EngineRecommender.start_vllm(
+            model,
+            dtype=dtype,
+            python=sources.engine_python,
+            index=index,
+            max_batch_tokens=sources.batch_tokens,
+        )
+    else:
+        recommender = Recommender.from_pretrained(
+            model,
+            dtype=dtype,
+            base=sources.base,
+            index=index,
+            max_batch_tokens=sources.batch_tokens,
+        )
     ids = recommender.index.ids
     if sources.ids == "numbers":
         ids = replace(recommender.index, raw_ids=None).ids

@@ -66,6 +66,13 @@ class Welcome:
         return cls(len(recommender.index), example, searches, handler.told)
 
 
+def _refuse_reload() -> RequestHandler:
+    raise InputError(
+        "an engine keeps its device to itself, so there is no room for a second model; start the "
+        "service again, one replica after the other"
+    )
+
+
 def serve(
     config: ServeConfig,
     token: str | None,
@@ -89,7 +96,7 @@ def serve(
     from lcrec.serve.live import Live
 
     load = partial(load_handler, config, config)
-    live = Live(load(), load)
+    live = Live(load(), load if config.engine == "torch" else _refuse_reload)
     app = create_app(
         live,
         token=token,
