@@ -255,6 +255,7 @@ def _picture(card: Card, name: str, title: str, label: str, log: bool, counted: 
         elif log and edges[0] > 0:
             axes.set_xscale("log")
             axes.minorticks_off()
+            axes.set_xticks(_log_ticks(edges[0], edges[-1]))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
     fullest = int(counts.argmax())
@@ -264,3 +265,14 @@ def _picture(card: Card, name: str, title: str, label: str, log: bool, counted: 
     )
     text = f"Most {counted} per bar: {counts[fullest]:,} from {low} to {high}."
     return Picture(draw_svg(draw, f"{title}. {text}"), text)
+
+
+def _log_ticks(low: float, high: float) -> np.ndarray:
+    """Return three round numbers or more between two, for a logarithmic axis."""
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7)):
+        ticks = np.outer(decades, steps).ravel()
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if len(ticks) >= 3:
+            return ticks
+    return np.unique(np.round(np.geomspace(low, high, 4)))

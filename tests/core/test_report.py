@@ -1,6 +1,7 @@
 """The one page: self-contained, escaped, readable in light and dark, its pictures too."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import matplotlib
@@ -157,3 +158,28 @@ def contrast(one, other):
 @pytest.mark.parametrize("name", ["ink", "quiet", "series-1", "series-2", "series-3"])
 def test_every_colour_can_be_read(mode, name):
     assert contrast(report.PALETTE[name][mode], report.PALETTE["paper"][mode]) >= 4.5
+
+
+@pytest.mark.slow
+def test_nothing_is_cut_off_on_a_phone(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if (chromium := shutil.which("chromium") or shutil.which("google-chrome")) is None:
+        pytest.skip("no Chromium here; Debian's will do: apt-get install chromium")
+    names = [f"column {number}" for number in range(12)]
+    wide = report.Table("A caption of many words " * 8, names, [names])
+    file = tmp_path / "page.html"
+    blocks = [report.Heading("Tables"), wide, report.Picture(toy_picture(), "A caption " * 20)]
+    file.write_text(report.render_page("A page", blocks))
+    with playwright.sync_playwright() as made:
+        browser = made.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto(file.as_uri())
+        beyond = page.evaluate(
+            "[...document.querySelectorAll('h1, h2, p, figcaption, caption, svg, svg text')]"
+            ".filter(part => part.getBoundingClientRect().right > innerWidth)"
+            ".map(part => part.textContent)"
+        )
+        table = page.evaluate("document.querySelector('table').getBoundingClientRect().width")
+        browser.close()
+    assert beyond == []
+    assert table > 390  # the table is, and scrolls

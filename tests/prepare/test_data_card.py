@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.prepare.card import card_page, make_card
+from lcrec.prepare.card import _log_ticks, card_page, make_card
 from lcrec.prepare.engines import store
 from lcrec.prepare.folder import Numbered
 from lcrec.prepare.pipeline import Counts, Ledger
@@ -77,3 +77,18 @@ def test_nothing_left_names_the_flag():
     with pytest.raises(InputError, match="--since: nothing is left; before, there were 1 inter"):
         made.step("time window", read.filter(read.user == "b"), "--since")
     assert made.counts == Counts(1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1, 1500, [1, 10, 100, 1000]),
+        (5, 130, [10, 30, 100]),
+        (1, 9, [1, 2, 5]),
+        (20, 95, [20, 30, 50, 70]),
+        (206, 256, [206, 221, 238, 256]),
+        (3, 4, [3, 4]),
+    ],
+)
+def test_a_logarithmic_axis_has_ticks(low, high, ticks):
+    assert _log_ticks(low, high).tolist() == ticks
