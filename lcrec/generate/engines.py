@@ -77,6 +77,10 @@ def engine_search(
     return order_items(trie.items(nodes), scores)
 
 
+# Not as a script: the modules beside it, which it would then find first, bear names of others'.
+_RUN = "import runpy, sys; runpy.run_path(sys.argv[1])['main']()"
+
+
 class VllmProcess:
     """vLLM with a model, in a process that ends with this object; one that ends is started anew.
 
@@ -91,9 +95,8 @@ class VllmProcess:
 
     def __init__(self, folder: Path, dtype: str, python: Path | None = None) -> None:
         program = str(python or sys.executable)
-        # Not from the worker's own folder, whose modules bear names of others' packages.
-        self._command = [program, "-P", vllm_worker.__file__, standalone.__file__]
-        self._command += [str(folder.resolve()), dtype]
+        files = vllm_worker.__file__, standalone.__file__, str(folder.resolve())
+        self._command = [program, "-c", _RUN, *files, dtype]
         self._process = self._start()
 
     def step(self, beams: list[list[int]], allowed: list[list[int]]) -> list[list[float]]:

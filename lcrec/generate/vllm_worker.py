@@ -1,11 +1,10 @@
 """Scores tokens with vLLM for a search in another process: a JSON line in, a JSON line out.
 
-    python -P vllm_worker.py STANDALONE MODEL DTYPE
-
-`lcrec.generate.engines` runs it with the Python of an environment that has vLLM and needs no lcrec;
-STANDALONE is the path of `standalone.py`, which talks to vLLM. It says "ready" when the model is
-loaded; then every line [token ids of each beam, what may follow it] is answered with
-log-probabilities, likewise, until there are no more lines. Whatever vLLM prints goes to stderr.
+`lcrec.generate.engines` runs `main` with the Python of an environment that has vLLM and needs no
+lcrec; the arguments are the path of `standalone.py`, which talks to vLLM, the model's folder and
+what it computes in. It says "ready" when the model is loaded; then every line [token ids of each
+beam, what may follow it] is answered with log-probabilities, likewise, until there are no more
+lines. Whatever vLLM prints goes to stderr.
 """
 
 import importlib.util
@@ -20,7 +19,7 @@ WITHOUT_VLLM = 3  # the exit status
 
 def main() -> None:
     """Answer lines until the other end closes."""
-    standalone, model, dtype = sys.argv[1:]
+    standalone, model, dtype = sys.argv[2:]
     if importlib.util.find_spec("vllm") is None:
         sys.exit(WITHOUT_VLLM)
     answers = os.fdopen(os.dup(1), "w")
@@ -29,7 +28,3 @@ def main() -> None:
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(step(*json.loads(line))), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()
