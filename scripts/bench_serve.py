@@ -15,6 +15,10 @@ second to the single calls, `cpu_vs_calls` that of the requests that a second of
 answers, which other work on the machine changes little; `lost` counts requests without a right
 answer. Set OMP_NUM_THREADS=1 where cores are few: the clients need one too.
 
+`--fuse FILE` (or `cooccurrence`) starts a second service, which fuses with counted neighbours; both
+know the data folder then. Its ways are `fused_1` and so on, with `cpu_vs_plain`, the processor time
+of a fused request over that of a plain one at as many clients.
+
 `--soak MINUTES` lets 200 clients send mixed requests instead, a fifth of them hostile: broken JSON,
 other protocols, bodies too large or never sent, clients that leave, ids that nobody has. Each has
 to get its right answer or its refusal. The JSON then has requests by answer, `lost`, the latencies
@@ -43,6 +47,7 @@ import torch
 
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import load_split
+from lcrec.generate.fusion import CountedFusion, FusionSettings
 from lcrec.generate.recommender import Recommender
 
 CLIENTS = (1, 8, 64)
@@ -94,7 +99,7 @@ class Exchange:
 class Bench:
     """Histories, what the library recommends after each, and how many answers were not that."""
 
-    def __init__(self, model: Path, data: Path) -> None:
+    def __init__(self, model: Path, data: Path, fuse: str | None = None) -> None:
         self.model, self.items = model, load_items(data)
         interactions = load_interactions(data, len(self.items))
         histories = load_split(data, interactions).test.histories
@@ -102,6 +107,12 @@ class Bench:
         self.histories = [histories[case].tolist() for case in chosen]
         self.recommender = Recommender.from_pretrained(model, device="cpu")
         self.scores = self.recommender.recommend(self.histories, K).scores
+        if fuse is not None:
+            settings = FusionSettings.read(fuse)
+            counted = CountedFusion.count(settings, interactions, len(self.items))
+            self.recommender.fusion = counted
+            self.fused_scores = self.recommender.recommend(self.histories, K).scores
+            self.recommender.fusion = None
         self.searches = "itemsearch" in self.recommender.tasks
         self.sent = self.lost = 0
 
@@ -114,13 +125,14 @@ class Bench:
             latencies.append(time.perf_counter() - start)
         return latencies
 
-    async def clients(self, port: int, count: int, seconds: float) -> Latencies:
+    async def clients(self, port: int, count: int, seconds: float, fused: bool) -> Latencies:
         """Let `count` clients ask the service; each asks again when it is answered."""
         end = time.perf_counter() + seconds
-        own = (self._client(port, number, end) for number in range(count))
+        scores = self.fused_scores if fused else self.scores
+        own = (self._client(port, number, end, scores) for number in range(count))
         return [latency for found in await asyncio.gather(*own) for latency in found]
 
-    async def _client(self, port: int, number: int, end: float) -> Latencies:
+    async def _client(self, port: int, number: int, end: float, scores: np.ndarray) -> Latencies:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         latencies: Latencies = []
         while (start := time.perf_counter()) < end:
@@ -129,7 +141,7 @@ class Bench:
             writer.write(post("/recommend", history=self.histories[case], k=K))
             status, body = await read_answer(reader)
             latencies.append(time.perf_counter() - start)
-            self.lost += status != 200 or not has_scores(body, self.scores[case])
+            self.lost += status != 200 or not has_scores(body, scores[case])
         writer.close()
         return latencies
 
@@ -306,40 +318,51 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of every way in every round")
+    parser.add_argument("--fuse", metavar="FILE", help="also measure a service that fuses")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed requests instead")
     options = parser.parse_args()
-    bench = Bench(options.model, options.data)
+    bench = Bench(options.model, options.data, options.fuse)
     if options.soak is not None:
         print(json.dumps(soak(bench, options.data, options.soak)))
         return
-    process, port = start_service(options.model)
+    words = [] if options.fuse is None else ["--data", str(options.data)]
+    services = {"clients": start_service(options.model, *words)}
+    if options.fuse is not None:
+        services["fused"] = start_service(options.model, *words, "--fuse", options.fuse)
     ways: dict[str, list[tuple[Latencies, float]]] = {
         "calls": [],
-        **{f"clients_{count}": [] for count in CLIENTS},
+        **{f"{kind}_{count}": [] for count in CLIENTS for kind in services},
     }
     try:
         for number in range(options.rounds + 1):
             for way, rounds in ways.items():
-                pid = "self" if way == "calls" else process.pid
+                kind, _, count = way.partition("_")
+                process, port = services.get(kind, (None, 0))
+                pid = "self" if process is None else process.pid
                 used = cpu_seconds(pid)
-                if way == "calls":
+                if process is None:
                     latencies = bench.calls(options.seconds)
                 else:
-                    count = int(way.removeprefix("clients_"))
-                    latencies = asyncio.run(bench.clients(port, count, options.seconds))
+                    fused = kind == "fused"
+                    asked = bench.clients(port, int(count), options.seconds, fused)
+                    latencies = asyncio.run(asked)
                 used = cpu_seconds(pid) - used
                 if number:  # the first round only warms up
                     rounds.append((latencies, used))
                     print(f"round {number} {way}: {len(latencies) / options.seconds:.1f} a second")
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        for process, _ in services.values():
+            process.terminate()
+            process.wait(timeout=30)
     found = {way: summary(rounds, options.seconds) for way, rounds in ways.items()}
     calls = found["calls"]
     for count in CLIENTS:
         own = found[f"clients_{count}"]
         own["vs_calls"] = round(own["requests_per_second"] / calls["requests_per_second"], 2)
         own["cpu_vs_calls"] = round(calls["cpu_ms"] / own["cpu_ms"], 2)
+        if "fused" in services:
+            fused = found[f"fused_{count}"]
+            fused["cpu_vs_plain"] = round(fused["cpu_ms"] / own["cpu_ms"], 2)
     facts = {"sent": bench.sent, "lost": bench.lost, "torch_threads": torch.get_num_threads()}
     print(json.dumps({**found, **facts}))
 

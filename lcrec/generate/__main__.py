@@ -516,6 +516,7 @@ def check_ways(config: GenerateConfig) -> None:
         if config.ensemble and not config.all_users:
             outputs.append(ensemble_path(config.output))
         inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
+        inputs += [Path(config.fuse)] if config.fuse is not None else []
         for path in outputs:
             check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
     joins_templates = config.ensemble or (is_one and config.templates != ["first"])

@@ -24,7 +24,7 @@ from scipy import sparse
 
 from lcrec.core.artifacts import find_data
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import fingerprint, provenance_path, read_provenance
+from lcrec.core.provenance import alike, provenance_path, read_provenance
 from lcrec.data.cooccurrence import count_pairs, score_histories
 from lcrec.data.folder import Interactions
 from lcrec.data.history_facts import NAMES, SeenSteps
@@ -32,12 +32,13 @@ from lcrec.data.new_items import earlier
 from lcrec.generate.flags import COOCCURRENCE
 from lcrec.generate.requests import RankingRequest
 from lcrec.rankings.adaptive import AdaptiveWeights, list_facts
-from lcrec.rankings.fusion import fuse, pool
+from lcrec.rankings.fusion import Lists, fuse, pool
 from lcrec.rankings.metrics import PAD
 from lcrec.rankings.predictions import top_items
 
 MODEL, COUNTED = "predictions", "baselines cooccurrence"  # the kinds of files that are joined
 LENGTH, COUNTED_LENGTH = 20, 100  # of rankings, unless a fitted fusion says otherwise
+SCORES_AT_ONCE = 2**22  # of what is counted, 16 MB
 LEAST_WEIGHT = 1e-6  # of the model, which alone can fill any ranking
 FITTED_WITH = ("templates", "ensemble", "calibrate", "exclude_history", "reserve_new")
 
@@ -152,8 +153,8 @@ class FusionSettings:
         Raises:
             InputError: the records disagree.
         """
-        item = find_data(data).item
-        if self.item not in (None, *earlier(data, "item"), fingerprint(item)):
+        same = alike(find_data(data).item, "item")  # but for prices and the like
+        if self.item not in (None, *earlier(data, "item"), *same):
             raise InputError(
                 f"--fuse {self.source}: was fitted on another catalogue than that of --data {data} "
                 f"(sha256 {str(self.item)[:12]}); fit it on predictions for this one, or give "
@@ -229,13 +230,19 @@ class CountedFusion:
         width = max([width, *(own.k for own in requests)])
         by_model, model_scores = ask(asked, width)
         items, scores = by_model[:, :width].copy(), model_scores[:, :width].copy()
+        lengths: dict[tuple[int, int], list[int]] = {}  # requests whose rankings are as long
         for row, (own, wider) in enumerate(zip(requests, asked, strict=True)):
             if own.query is None:
-                items[row], scores[row] = PAD, -np.inf
-                joint, fused = self._join(
-                    own, by_model[row, : wider.k], model_scores[row, : wider.k]
-                )
-                items[row, : len(joint)], scores[row, : len(joint)] = joint, fused
+                lengths.setdefault((own.k, wider.k), []).append(row)
+        at_once = max(1, SCORES_AT_ONCE // self.counts.shape[0])
+        for (_, most), rows in lengths.items():
+            for start in range(0, len(rows), at_once):
+                part = rows[start : start + at_once]
+                ranked = by_model[part, :most], model_scores[part, :most]
+                items[part], scores[part] = PAD, -np.inf
+                joint = self._join([requests[row] for row in part], *ranked)
+                for row, best in zip(part, joint, strict=True):
+                    items[row, : len(best[0])], scores[row, : len(best[0])] = best
         return items, scores
 
     def _widened(self, request: RankingRequest, left: int) -> RankingRequest:
@@ -249,31 +256,45 @@ class CountedFusion:
         return replace(request, k=k, num_beams=beams)
 
     def _join(
-        self, request: RankingRequest, items: np.ndarray, scores: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best items of both rankings: those of the model, padded, are given."""
-        settings, place, history = self.settings, self.settings.model, np.asarray(request.history)
-        own = score_histories(self.counts, [history], **dict(settings.ending))
-        near = own
-        if request.allow is not None:
-            near = np.full_like(own, -np.inf)
-            near[0, request.allow] = own[0, request.allow]
-        top = min(max(request.k, settings.counted_length), near.shape[1])
-        ((found, values),) = top_items(near, top, [request.ruled_out()])
-        if not len(found) or values[0] <= 0:
-            found, values = found[:0], values[:0]
-        counted = np.full((1, top), PAD), np.full((1, top), -np.inf, dtype=np.float32)
-        counted[0][0, : len(found)], counted[1][0, : len(found)] = found, values
+        self, requests: Sequence[RankingRequest], items: np.ndarray, scores: np.ndarray
+    ) -> list[Lists]:
+        """Return the best items of both rankings of requests that want as many.
+
+        Args:
+            requests: without a query, all with one k.
+            items, scores: the model's rankings for them, [requests, length], padded.
+        """
+        settings, place, k = self.settings, self.settings.model, requests[0].k
+        histories = [np.asarray(own.history) for own in requests]
+        counts = score_histories(self.counts, histories, **dict(settings.ending))
+        near = counts.copy()
+        for row, own in enumerate(requests):
+            if own.allow is not None:
+                near[row] = -np.inf
+                near[row, own.allow] = counts[row, own.allow]
+        top = min(max(k, settings.counted_length), near.shape[1])
+        shape = (len(requests), top)
+        counted = np.full(shape, PAD), np.full(shape, -np.inf, dtype=np.float32)
+        ranked = top_items(near, top, [own.ruled_out() for own in requests])
+        for row, (found, values) in enumerate(ranked):
+            if len(found) and values[0] > 0:
+                counted[0][row, : len(found)], counted[1][row, : len(found)] = found, values
         lists = [counted]
-        lists.insert(place, (items[None], scores[None]))
+        lists.insert(place, (items, scores))
         if settings.adaptive is None:
             weights = np.array(settings.weights)
         else:
             assert self.seen is not None
-            known = self.seen.facts(history, np.asarray(request.counted))
-            facts = np.concatenate((known, list_facts(lists)[1][0]))
-            weights = settings.adaptive.of_users(facts[None])
+            known = [
+                self.seen.facts(history, np.asarray(own.counted))
+                for history, own in zip(histories, requests, strict=True)
+            ]
+            weights = settings.adaptive.of_users(np.hstack((known, list_facts(lists)[1])))
         weights[..., place] = np.maximum(weights[..., place], LEAST_WEIGHT)
-        ((joint, fused),) = fuse(pool(lists, settings.how), weights, items.size + top)
-        kept = np.flatnonzero(np.isin(joint, items) | (own[0, joint] > 0))[: request.k]
-        return joint[kept], fused[kept]
+        joint = []
+        for row, (found, values) in enumerate(
+            fuse(pool(lists, settings.how), weights, items.shape[1] + top)
+        ):
+            kept = np.flatnonzero(np.isin(found, items[row]) | (counts[row, found] > 0))[:k]
+            joint.append((found[kept], values[kept]))
+        return joint

@@ -74,6 +74,7 @@ class HealthAnswer(StatusAnswer):
     index: str | None
     data: str | None = Field(description="of the interactions; null without --data")
     items: str | None = Field(description="of the catalogue, prices too; null without --data")
+    fusion: str | None = Field(description="of the weights that --fuse names; null without a file")
 
 
 class _StrictRequest(Request):

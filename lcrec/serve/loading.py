@@ -10,7 +10,7 @@ from lcrec.core.artifacts import find_data, index_path
 from lcrec.core.config import option
 from lcrec.core.device import Precision, pick_precision
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import fingerprint
+from lcrec.core.provenance import fingerprint, provenance_path
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.id_map import Ids, Names, load_names
 from lcrec.data.new_items import require_same_catalogue
@@ -73,7 +73,7 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
 
     model, data, index = map(_pinned, (sources.model, sources.data, sources.index))
     assert model is not None
-    items = user_data = names = fusion = None
+    items = user_data = names = fusion = named = None
     if sources.fuse is not None:
         assert data is not None
         named = None if sources.fuse == COOCCURRENCE else _pinned(Path(sources.fuse))
@@ -121,6 +121,7 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         index=fingerprint(index_path(index or model)),
         data=None if data is None else fingerprint(find_data(data).inter),
         items=None if data is None else fingerprint(find_data(data).item),
+        fusion=None if named is None else fingerprint(provenance_path(named)),
     )
     return RequestHandler(
         recommender, items, limits, ids, user_data, versions, sources.reserve_new, told

@@ -185,12 +185,14 @@ class Versions:
         index: of the item index, the checkpoint's own or the one that adds items.
         data: of the interactions.
         items: of the catalogue, prices and other kept fields among them.
+        fusion: of the weights that `--fuse` names.
     """
 
     model: str | None = None
     index: str | None = None
     data: str | None = None
     items: str | None = None
+    fusion: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,3 +174,10 @@ def test_fusions_that_cannot_be_used(fused, checkpoint, shop, tmp_path, change, 
 def test_flags_that_do_not_go_together(checkpoint, shop, words, message):
     with pytest.raises(InputError, match=re.escape(message)):
         main(["--model", str(checkpoint), "--data", str(shop), "--history", "1", *words])
+
+
+def test_a_fusion_is_not_replaced_by_what_it_makes(tmp_path):
+    file = str(tmp_path / "fused.jsonl")
+    words = ["--model", "m", "--data", "d", "--output", file, "--fuse", file, "--overwrite"]
+    with pytest.raises(InputError, match="is read from there"):
+        main(words)

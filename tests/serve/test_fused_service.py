@@ -144,7 +144,10 @@ def test_a_reload_counts_anew(checkpoint, shop, fused, tmp_path):
     sequences = {user: [*items, 21, 9] for user, items in json.loads(inter.read_text()).items()}
     inter.write_text(json.dumps(sequences))
     fusion.write_text(json.dumps(record | {"weights": [0, 1]}))
+    before = live.handler.versions
     asyncio.run(live.reload())
+    after = live.handler.versions
+    assert (before.model == after.model, before.fusion == after.fusion) == (True, False)
     assert items_of(*ask(live, {"history": [21], "k": 1})) == [9]
     assert any("weight 0 for the model's ranking and 1 for" in line for line in live.handler.told)
     fusion.unlink()
