@@ -1,13 +1,12 @@
 """A messy shop of 300 customers, from files to the service, and what the second day brings it.
 
 Times have zones, SKUs have dashes, texts have markup, lines stand twice. Day two has new orders and
-products, a customer whom nobody knows, a list of what is sold out, and a reload.
+products, a customer whom nobody knows, a list of what is sold out, other prices, and reloads.
 """
 
 import csv
-import datetime
 import json
-import random
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -19,55 +18,21 @@ from lcrec.serve.batching import ServiceLimits
 from lcrec.serve.live import Live
 from lcrec.serve.loading import ServiceSources, load_handler
 
-KINDS = ["desk lamp", "oak chair", "wool rug", "tea mug", "wall clock", "linen curtain"]
-COLOURS = ["red", "blue", "green", "grey", "white", "black", "yellow", "brown"]
-START = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
-ZONES = [datetime.timezone(datetime.timedelta(hours=hours)) for hours in (0, 2, -5)]
-PRODUCTS = [
-    (f"{kind[:2].upper()}-{number}{place:02}", f"<b>{colour}</b> {kind} &amp; box", f"<p>A {kind}")
-    for number, kind in enumerate(KINDS)
-    for place, colour in enumerate(COLOURS)
-]
-NEW = [("NW-900-S", "<i>Crimson</i> desk lamp", "Lamp<br>new"), ("NW-901", "Teal wool rug", "")]
-CUSTOMERS = [f"C{number:05}" for number in range(300)]
-SOLD_OUT = ["DE-000", "WO-203", "NEVER-SEEN"]
-
-
-def orders(rng, customers, day, days, count):
-    """Each customer mostly buys of one kind."""
-    rows = []
-    for customer in customers:
-        taste = rng.randrange(len(KINDS))
-        for _ in range(count):
-            kind = taste if rng.random() < 0.8 else rng.randrange(len(KINDS))
-            moment = day + datetime.timedelta(seconds=rng.randrange(days * 86_400))
-            sku = PRODUCTS[kind * len(COLOURS) + rng.randrange(len(COLOURS))][0]
-            rows.append((customer, sku, moment.astimezone(rng.choice(ZONES)).isoformat()))
-    rng.shuffle(rows)
-    return rows + rows[:9]
-
-
-def write(path, head, rows):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *rows])
+BUYERS = [f"C{number:05}" for number in range(80)]  # who come on the second day
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, load_script):
     """The shop's files of both days, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    rng = random.Random(5)
-    head = ("customer", "sku", "ordered_at")
-    write(tmp_path / "orders.csv", head, orders(rng, CUSTOMERS, START, 150, 10))
-    write(tmp_path / "products.csv", ("sku", "name", "description"), PRODUCTS)
-    day = START + datetime.timedelta(days=150)
-    rows = orders(rng, [*CUSTOMERS[:80], "N-1"], day, 1, 2)
-    rows += [(CUSTOMERS[3], "NW-900-S", f"{day.date()}T23:30:00-05:00")]
-    rows += [("N-2", "NW-901", f"{day.date()}T12:00:00Z"), ("N-2", "XX-404", f"{day.date()}T12:00")]
-    write(tmp_path / "new_orders.csv", head, rows)
-    write(tmp_path / "new_products.csv", ("sku", "name", "description"), NEW + PRODUCTS[:3])
-    (tmp_path / "sold_out.txt").write_text("\n".join(SOLD_OUT))
+    script = load_script("scripts/messy_shop.py")
+    script.write_files(script.MessyShopConfig(tmp_path))
     return tmp_path
+
+
+def read(name):
+    with Path(name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter=";"))
 
 
 def lcrec(line):
@@ -83,7 +48,8 @@ def point(link, target):
 def test_the_second_day(place, finetune, capsys):
     lcrec(
         "prepare --format table --interactions orders.csv --items products.csv --output data/mine "
-        "--columns user=customer,item=sku,time=ordered_at,title=name"
+        "--columns user=customer,item=sku,time=ordered_at,title=name --category-separator > "
+        "--keep price"
     )
     lcrec("embed --data data/mine --output runs/mine/embeddings --lsa-dim 16")
     lcrec(
@@ -111,8 +77,9 @@ def test_the_second_day(place, finetune, capsys):
             assert answer.status_code == 200, answer.text
             return answer.json()
 
-        known = recommend(user=CUSTOMERS[3], k=3)
-        assert {item["item"] for item in known["items"]} < {sku for sku, _, _ in PRODUCTS}
+        products = {row["sku"] for row in read("products.csv")}
+        known = recommend(user="C00003", k=3, filters={"price": {"max": 60}})
+        assert {item["item"] for item in known["items"]} < products
         assert "<" not in json.dumps(known)
         stranger = recommend(user="N-1", k=3)
         assert stranger["ignored"] == {"user": ["N-1"]}
@@ -125,15 +92,19 @@ def test_the_second_day(place, finetune, capsys):
         out = capsys.readouterr().out
         assert "Adding 2 items to" in out
         assert "'XX-404'" in out
-        with pytest.raises(InputError, match=r"items joined after .*--index"):
-            lcrec("generate --model runs/mine/model --data data/second --user N-2")
+        model = "--model runs/mine/model --data data/second"
+        judge = f"evaluate pairs --embeddings runs/second/e --users 9 {model}"
         lcrec("embed --data data/second --embeddings runs/mine/embeddings --output runs/second/e")
+        for command in (f"generate {model} --user N-2", judge):
+            with pytest.raises(InputError, match=r"items joined after .*--index"):
+                lcrec(command)
         lcrec(
             "quantize --data data/second --index runs/mine/index --embeddings runs/second/e "
             "--output runs/second/index"
         )
+        lcrec(f"{judge} --index runs/second/index")
         lcrec(
-            "generate --model runs/mine/model --index runs/second/index --data data/second "
+            f"generate {model} --index runs/second/index "
             "--all-users --output runs/rankings --k 5 --deny sold_out.txt --unknown ignore"
         )
         assert "ignoring 1 items that are not in the catalogue ('NEVER-SEEN')" in (
@@ -141,17 +112,36 @@ def test_the_second_day(place, finetune, capsys):
         )
         lines = (place / "runs" / "rankings" / "part-00000.jsonl").read_text().splitlines()
         ranked = {row["user"]: row["ranked"] for row in map(json.loads, lines)}
-        assert {"N-1", "N-2", *CUSTOMERS[:80]} <= ranked.keys() <= {"N-1", "N-2", *CUSTOMERS}
-        sellable = {sku for sku, *_ in [*PRODUCTS, *NEW]} - set(SOLD_OUT)
+        customers = {row["customer"] for row in read("orders.csv")}
+        came = {row["customer"] for row in read("new_orders.csv")}
+        assert {"N-1", "N-2"} == came - customers
+        assert len(ranked.keys() & set(BUYERS)) > 70  # the others bought too little before
+        assert {"N-1", "N-2"} <= ranked.keys() <= customers | {"N-1", "N-2"}
+        sold_out = (place / "sold_out.txt").read_text().split()
+        new = [row["sku"] for row in read("new_products.csv") if row["sku"] not in products]
+        sellable = (products | set(new)) - set(sold_out)
         assert all(len(own) == 5 and set(own) <= sellable for own in ranked.values())
 
         for name in ("data", "runs"):
             point(place / name / "today", "second")
         assert client.post("/reload").json()["status"] == "reloaded"
-        assert client.get("/items/NW-900-S").json()["title"] == "Crimson desk lamp"
-        newcomer = recommend(user="N-2", k=5, deny=SOLD_OUT)
+        shown = client.get(f"/items/{new[0]}").json()
+        assert shown["title"].endswith(" & box")
+        assert shown["fields"]["categories"].count(", ") == 1
+        newcomer = recommend(user="N-2", k=5, deny=sold_out)
         assert newcomer["fallback"] is None
         assert newcomer["ignored"] == {"deny": ["NEVER-SEEN"]}
         assert [item["item"] for item in newcomer["items"]] == ranked["N-2"]
-        first = recommend(history=["NW-901", "TE-300"], allow=["NW-900-S"], k=1)
-        assert first["items"][0]["item"] == "NW-900-S"
+        first = recommend(history=[new[1], "TE-300"], allow=[new[0]], k=1)
+        assert first["items"][0]["item"] == new[0]
+
+        # In the evening the prices change; nothing else is made anew.
+        lcrec("add_items --data data/today --add prices.csv --output data/evening")
+        assert "their texts stay, and new values: price of" in capsys.readouterr().out
+        point(place / "data" / "today", "evening")
+        assert client.post("/reload").json()["status"] == "reloaded"
+        prices = {row["sku"]: float(row["price"].split()[0].replace(",", "."))
+                  for row in read("prices.csv")}  # fmt: skip
+        cheap = recommend(user="N-2", k=9, filters={"price": {"max": 20}})["items"]
+        assert len(cheap) == 9
+        assert all(prices[item["item"]] <= 20 for item in cheap if item["item"] not in new)
