@@ -5,7 +5,7 @@ The same form everywhere, from Python, in the service and on the command line:
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class ItemFilters:
     """Finds the items that filters let through: brand, categories, and every kept field.
 
     A field whose values are all numbers is filtered by a range, any other by its values, whole or
-    between commas, whatever their case.
+    between commas, whatever their case. A value may hold commas itself (`Kitchen, Dining`).
 
     Attributes:
         values: field -> folded value -> the items that have it, int64, ascending.
@@ -38,6 +38,7 @@ class ItemFilters:
     """
 
     def __init__(self, items: Items) -> None:
+        self._items = items
         self.values: dict[str, dict[str, np.ndarray]] = {}
         self.numbers: dict[str, np.ndarray] = {}
         for field in dict.fromkeys((*VALUES, *items.kept_fields)):
@@ -49,6 +50,7 @@ class ItemFilters:
                 self.values[field] = _items_by_value(texts)
         # Requests that share a list share its cost, and a shop asks for the same ranges.
         self._between = lru_cache(64)(self._find_between)
+        self._with_commas = lru_cache(64)(self._find_with_commas)
 
     def select(self, filters: Mapping[str, object]) -> np.ndarray:
         """Return the items that every filter lets through, int64 ascending.
@@ -87,12 +89,28 @@ class ItemFilters:
         named = {}
         for value in wanted:
             folded = value.strip().casefold() if isinstance(value, str) else ""
-            if folded not in self.values[field]:
+            own = self.values[field].get(folded)
+            own = self._with_commas(field, folded) if own is None else own
+            if not len(own):
                 raise FilterError(f"no item has the {field} {str(value)[:80]!a}", field)
-            named[folded] = self.values[field][folded]
+            named[folded] = own
         lists = list(named.values())
         # One list alone stays the object it is: requests that share it share its cost.
         return lists[0] if len(lists) == 1 else np.unique(np.concatenate(lists))
+
+    def _find_with_commas(self, field: str, folded: str) -> np.ndarray:
+        """Return the items in whose values these stand side by side, as they do in one value."""
+        known, wanted = self.values[field], _parts(folded)
+        if not all(part in known for part in wanted):
+            return np.zeros(0, dtype=np.int64)
+        among = reduce(np.intersect1d, (known[part] for part in set(wanted)))
+
+        def stands_in(item: int) -> bool:
+            own = _parts(self._items.text(item, field).casefold())
+            places = range(len(own) - len(wanted) + 1)
+            return any(own[place : place + len(wanted)] == wanted for place in places)
+
+        return np.array([item for item in among.tolist() if stands_in(item)], dtype=np.int64)
 
     def _find_between(self, field: str, low: float, high: float) -> np.ndarray:
         numbers = self.numbers[field]
@@ -123,6 +141,11 @@ def _numbers(texts: list[str]) -> np.ndarray | None:
         return None
     there = np.array([bool(text) for text in texts])
     return numbers if there.any() and np.isfinite(numbers[there]).all() else None
+
+
+def _parts(text: str) -> list[str]:
+    """Return what stands between commas."""
+    return [part.strip() for part in text.split(",")]
 
 
 def _items_by_value(texts: list[str]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ ITEMS = Items(
     [
         {"title": "Pen", "brand": "Acme", "categories": "Office, Red", "price": "2", "mood": "1"},
         {"title": "Mug", "brand": "Bolt, Ltd", "price": "12.5", "mood": "calm"},
-        {"title": "Rug", "brand": "ACME", "categories": "Home", "price": ""},
+        {"title": "Rug", "brand": "ACME", "categories": "Home, Rugs, Mats, Soft", "price": ""},
     ]
 )
 IDS = IdMap("item", ["0", "1", "2"], is_raw=False)
@@ -23,6 +23,7 @@ IDS = IdMap("item", ["0", "1", "2"], is_raw=False)
     [
         ({"brand": [" acme "]}, [0, 2]),
         ({"brand": ["bolt, ltd", "acme"]}, [0, 1, 2]),
+        ({"categories": ["rugs, Mats"]}, [2]),  # one category, with a comma in it
         ({"price": {"max": 12.5}}, [0, 1]),
         ({"price": {"min": 2.5}}, [1]),
         ({"price": {"min": 3, "max": 2}}, []),
@@ -46,6 +47,8 @@ def test_every_filter_lets_an_item_through(filters, found):
         ('{"brand": "Acme"}', "brand holds words"),
         ('{"brand": ["Acne"]}', "no item has the brand 'Acne'"),
         ('{"brand": [3]}', "no item has the brand '3'"),
+        ('{"categories": ["Rugs, Soft"]}', "no item has the categories 'Rugs, Soft'"),
+        ('{"categories": ["Rugs, Red"]}', "no item has the categories 'Rugs, Red'"),
         ('{"price": ["2"]}', "price holds numbers: expected"),
         ('{"price": {}}', "price holds numbers"),
         ('{"price": {"most": 2}}', "price holds numbers"),
