@@ -142,7 +142,8 @@ def parse(words: list[str], monkeypatch, load_script):
     # A shell variable stands for a value: one of a few, a number, more flags, or else a path.
     values = {
         "$format": "recbole", "$published": "Instruments", "$split": "test", "$constraint": "level",
-        "$seed": "42", "$number": "0", "${methods[@]}": "popularity", "$((16 / processes))": "2",
+        "$seed": "42", "$number": "0", "$shop": "600", "${methods[@]}": "popularity",
+        "$((16 / processes))": "2",
     }  # fmt: skip
     arguments = [
         values.get(word, word)
