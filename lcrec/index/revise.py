@@ -199,9 +199,9 @@ def extend_index(
         items=items,
         fit=measure_fit(model, torch.from_numpy(points), index.codes),
     )
+    report["added"] = {"items": len(index) - len(old)}
     if extension:
-        report["added"] = {
-            "items": len(index) - len(old),
+        report["added"] |= {
             "moved": extension.moved,
             "explained_variance_old": extension.explained[0],
             "explained_variance_new": extension.explained[1],

@@ -100,7 +100,7 @@ def _explained(report: Report) -> Finding | None:
 
 
 def _added(report: Report) -> Finding | None:
-    if "added" not in report:
+    if not report.get("added", {}).get("items"):
         return None
     added = report["added"]
     old, new = added["explained_variance_old"], added["explained_variance_new"]
