@@ -1,7 +1,7 @@
 """Runs the recipe under FSDP2 on processors, which Accelerate leaves to accelerators.
 
 Everything else is as `accelerate launch` with recipes/accelerate/fsdp2.yaml has it. With STOP in
-the environment all processes end when the first checkpoint stands.
+the environment all processes end when the first checkpoint stands; RECIPE is another recipe.
 """
 
 import os
@@ -34,5 +34,6 @@ if "STOP" in os.environ:
         sys.exit(3)
 
     RecommenderTrainer._save_checkpoint = save_and_end
-sys.argv = ["recipes/finetune.py", *sys.argv[1:]]
-runpy.run_path("recipes/finetune.py", run_name="__main__")
+recipe = os.environ.get("RECIPE", "recipes/finetune.py")
+sys.argv = [recipe, *sys.argv[1:]]
+runpy.run_path(recipe, run_name="__main__")

@@ -33,3 +33,12 @@ def kill_in_step(monkeypatch, trainer, step):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer, "training_step", training_step)
+
+
+def let_every_validation_win(ranking_metrics):
+    """Return a trainer's method of that name, by which NDCG@10 rises with every update."""
+
+    def rising(self, ranked):
+        return ranking_metrics(self, ranked) | {"eval_ndcg@10": 1.0 + self.state.global_step}
+
+    return rising

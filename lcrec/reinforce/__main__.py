@@ -103,17 +103,35 @@ def prepare(config: ReinforceConfig) -> ReinforceRun:
         InputError: a setting or a file cannot be used.
     """
     check_settings(config)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or "ACCELERATE_DEEPSPEED_ZERO_STAGE" in (
-        os.environ
-    ):
-        raise InputError(
-            "lcrec.reinforce does not shard weights over processes yet: launch it with "
-            "recipes/accelerate/multi_gpu.yaml"
-        )
     inputs = load_inputs(config)
+    _check_launch(inputs)
     read = inputs.files.values()
     check_output(config.output, STAGE, SHARED_FOLDER, overwrite=config.overwrite, inputs=read)
     return ReinforceRun(config, inputs, recipe_of(config, inputs))
+
+
+def _check_launch(inputs: ReinforceInputs) -> None:
+    """Refuse ways to shard weights that the reference cannot take the place of.
+
+    Raises:
+        InputError: DeepSpeed, the first FSDP, or a quantised base under FSDP2.
+    """
+    remedy = "launch it with recipes/accelerate/multi_gpu.yaml"
+    if "ACCELERATE_DEEPSPEED_ZERO_STAGE" in os.environ:
+        raise InputError(
+            "lcrec.reinforce does not train under DeepSpeed, which keeps the trained weights to "
+            f"itself, so that none can be put in their place as the reference: {remedy} or "
+            "fsdp2.yaml"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise InputError(f"lcrec.reinforce shards weights by FSDP2 alone: {remedy} or fsdp2.yaml")
+    if inputs.recipe.get("quantize", "none") != "none":
+        raise InputError(
+            f"--model: its base is quantised ({inputs.recipe['quantize']}), which FSDP2 cannot "
+            f"shard: {remedy}"
+        )
 
 
 def _reinforce(job: ReinforceRun) -> None:
@@ -179,8 +197,9 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
     state.wait_for_everyone()  # all have read the best weights before they are cleared away
     if stop.reason is not None:
         state.print(stop.reason)
+    weights = trainer.whole_state()  # all take part
     if state.is_main_process:
-        _save(job, trainer, checkpoint, start, trained)
+        _save(job, trainer, checkpoint, start, trained, weights)
         shutil.rmtree(work)
 
 
@@ -190,6 +209,7 @@ def _save(
     checkpoint: Checkpoint,
     start: dict[str, float],
     trained: int,
+    weights: dict[str, Any] | None,
 ) -> None:
     """Write the best weights, which training ended with, or the start's if none are better."""
     from lcrec.modeling.checkpoint import load_checkpoint, save_checkpoint
@@ -203,7 +223,7 @@ def _save(
             f"NDCG@10 {before:.4f} -> {best:.4f}, after {trainer.state.best_global_step:,} updates"
         )
     else:
-        model = load_checkpoint(config.model, base=config.base).model
+        model, weights = load_checkpoint(config.model, base=config.base).model, None
         end = f"the start's weights, for no validation beat its NDCG@10 of {before:.4f}"
     if config.base is not None:  # for those who load the result
         for adapter in model.peft_config.values():
@@ -217,6 +237,7 @@ def _save(
             job.inputs.prompts,
             job.recipe,
             job.inputs.files,
+            weights=weights,
             max_history=job.inputs.max_history,
             validation_ndcg_at_10=max(best, before),
             trainable_parameters=trained,

@@ -7,7 +7,8 @@ its buffers and its loss, and rewards text, so with a shared prompt and item ids
 be used but what it inherits from transformers' `Trainer` as well.
 
 The reference is the model at the start. Only what is trained can differ from it, so only that is
-kept, and put in place for one pass: an adapter's few weights, or a copy of a whole model's.
+kept, and put in place for one pass: an adapter's few weights, or a copy of a whole model's. Where
+FSDP2 shards the weights, each process keeps its shard.
 """
 
 import contextlib
@@ -21,6 +22,8 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -244,7 +247,6 @@ class ReinforceTrainer(RecommenderTrainer):
     @contextlib.contextmanager
     def _at_the_reference(self) -> Iterator[None]:
         """Put the starting weights in place of the trained ones for a while."""
-        assert self._reference is not None
         self._swap()
         try:
             yield
@@ -253,8 +255,28 @@ class ReinforceTrainer(RecommenderTrainer):
 
     def _swap(self) -> None:
         assert self._reference is not None
+        shards = [part for part in self.policy.modules() if isinstance(part, FSDPModule)]
+        for part in shards:  # what is gathered is not what is kept
+            part.reshard()
+        if shards and not isinstance(self._trained[0], DTensor):
+            self._shard_reference()
         for number, parameter in enumerate(self._trained):
-            parameter.data, self._reference[number] = self._reference[number], parameter.data
+            if isinstance(parameter, DTensor):  # FSDP2 reads the place where its shard lies
+                own, other = parameter.to_local().detach(), self._reference[number]
+                self._reference[number] = own.clone()
+                own.copy_(other)
+            else:
+                parameter.data, self._reference[number] = self._reference[number], parameter.data
+
+    def _shard_reference(self) -> None:
+        """Keep of the reference what this process has of the weights, now that they are sharded."""
+        assert self._reference is not None
+        self._trained = [p for p in self.policy.parameters() if p.requires_grad]
+        for number, parameter in enumerate(self._trained):
+            assert isinstance(parameter, DTensor)
+            whole = self._reference[number]
+            shard = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+            self._reference[number] = shard.to_local().clone()
 
     def _log_probs(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return answer_log_probabilities(

@@ -1,38 +1,17 @@
 """The files in recipes/accelerate, and training with the weights shared out over processes."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import (
-    prepare_deepspeed_cmd_env,
-    prepare_multi_gpu_env,
-    prepare_simple_launcher_cmd_env,
-)
+from launching import FILES, fsdp2_environment, launch
 from safetensors.torch import load_file
 
 from lcrec.core.provenance import read_provenance
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import load_base
 from lcrec.rankings.metrics import ndcg_at_k
-
-FILES = sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.yaml"))
-
-
-def launch(file):
-    """Return what `accelerate launch` makes of a file: arguments, environment of processes."""
-    parser = launch_command_parser()
-    words = ["--config_file", str(file), "recipes/finetune.py"]
-    args, defaults, _ = _validate_launch_command(parser.parse_args(words))
-    if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        return args, prepare_deepspeed_cmd_env(args)[1]
-    if args.multi_gpu or args.use_fsdp:
-        return args, prepare_multi_gpu_env(args)
-    return args, prepare_simple_launcher_cmd_env(args)[1]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -86,11 +65,10 @@ def test_weights_shared_out_train_as_whole_ones(
 ):
     options = ("--epochs", 2, "--lora-dropout", 0, "--validation-users", 15, "--mode", mode)
     options += ("--base", bases[kind], "--batch-size", 4)
-    _, environment = launch(next(file for file in FILES if file.stem == "fsdp2"))
+    environment = fsdp2_environment()
     shared = tmp_path / "shared"
     command = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "tests/fsdp_worker.py")
     command += (*finetune_words(shared, *options),)
-    environment = {name: value for name, value in environment.items() if "FSDP" in name}
     if (kind, mode) != ("untied", "lora"):  # ended and resumed, which loses no process's share
         run_command(*command, status=1, STOP="1", **environment)
         (kept,) = (shared / ".training").glob("checkpoint-*")
@@ -119,8 +97,7 @@ def test_weights_shared_out_train_as_whole_ones(
 def test_every_share_comes_back_to_its_process(finetune_words, run_command, tmp_path, bases, mode):
     """Filled with the number of its process before it is saved, it holds it when loaded again."""
     options = ("--epochs", 2, "--validation-users", 15, "--mode", mode, "--lora-dropout", 0)
-    _, environment = launch(next(file for file in FILES if file.stem == "fsdp2"))
-    environment = {name: value for name, value in environment.items() if "FSDP" in name}
+    environment = fsdp2_environment()
     command = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "tests/shares_worker.py")
     words = (*options, "--base", bases["tied"], "--batch-size", 4)
     command += (*finetune_words(tmp_path / "shared", *words),)

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from launching import fsdp2_environment
 from safetensors.torch import load_file
-from trainings import Killed, assert_same_weights, kill_in_step, weights
+from trainings import Killed, assert_same_weights, kill_in_step, let_every_validation_win, weights
 
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
@@ -16,6 +17,7 @@ from lcrec.generate.recommender import Recommender
 from lcrec.modeling.checkpoint import CheckpointFacts
 from lcrec.reinforce.settings import Cases
 from lcrec.reinforce.trainer import ReinforceTrainer
+from lcrec.reinforce.update import group_advantages
 
 
 def nothing(items, targets, histories):
@@ -135,6 +137,44 @@ def test_other_settings(reinforce, tmp_path, logged, options):
         assert last["no_signal"] == 0
 
 
+@pytest.mark.parametrize("option", ["--add-target", "--supervise-misses"])
+@pytest.mark.parametrize("rollouts", ["beam", "gumbel"])
+def test_groups_that_missed_their_target(reinforce, tmp_path, monkeypatch, option, rollouts):
+    """The target is put in the last place; its advantage, or its own loss, counts half."""
+    seen = []
+    compute = ReinforceTrainer.compute_loss
+
+    def check(self, model, inputs, *args, **kwargs):
+        items, target, share = inputs["items"], inputs["target"], inputs["weights"]
+        torch.testing.assert_close(share.sum(1), torch.ones(len(share)))
+        hits = (items == target[:, None]).float()
+        assert (hits.sum(1) == 1).all()
+        plain = group_advantages(hits, share, scale=True)
+        loss = compute(self, model, inputs, *args, **kwargs)
+        with torch.no_grad():
+            log_probs = self._log_probs(model, inputs)[0].mean(2)
+        for row in range(len(items)):
+            missed = bool((inputs["advantages"][row] - plain[row]).abs().max() > 1e-6)
+            if not missed:  # the ratio to what the model was is 1
+                seen.append(0)
+                continue
+            seen.append(1)
+            assert items[row, -1] == target[row]
+            wanted, own = plain[row] * 0, hits[row] * 0.5
+            if option == "--add-target":
+                wanted, own = torch.where(hits[row] > 0, 0.5 * plain[row], plain[row]), own * 0
+            torch.testing.assert_close(inputs["advantages"][row], wanted)
+            torch.testing.assert_close(inputs["supervised"][row], own)
+        gained = (inputs["advantages"] * share).sum(1) + (inputs["supervised"] * log_probs).sum(1)
+        torch.testing.assert_close(loss.detach(), -gained.mean(), rtol=1e-4, atol=1e-5)
+        return loss
+
+    monkeypatch.setattr(ReinforceTrainer, "compute_loss", check)
+    words = (option, 0.5, "--rollouts", rollouts, "--rewards", "hit", "--kl", 0)
+    reinforce(tmp_path / "model", *words)
+    assert 0 < np.mean(seen) < 1  # groups of both kinds were looked at
+
+
 @pytest.mark.parametrize("words", [(), ("--rollouts", "gumbel", "--reuse", 2, "--accumulate", 2)])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
@@ -151,17 +191,36 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
 
 
 @pytest.mark.slow
-def test_two_processes(reinforce, checkpoint, shop, tmp_path, run_command):
-    """Share prompts and validation; from the same rollouts they make the weights of one process."""
-    words = ["--model", checkpoint, "--data", shop, "--cases", 16, "--group", 4]
-    words += ["--learning-rate", 0.001, "--validation-users", 20, "--validate-every", 0.5]
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "recipes/reinforce.py")
-    run_command(*launch, *words, "--batch-size", 2, "--output", tmp_path / "two")
-    run_command("-m", "lcrec.reinforce", *words, "--batch-size", 4, "--output", tmp_path / "one")
-    one, two = (read_provenance(tmp_path / name) for name in ("one", "two"))
-    assert one["validation_ndcg_at_10"] == pytest.approx(two["validation_ndcg_at_10"], abs=0.02)
-    for name, value in weights(tmp_path / "one").items():
-        torch.testing.assert_close(value, weights(tmp_path / "two")[name], rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_two_processes(
+    reinforce, checkpoint, whole_model, shop, tmp_path, run_command, monkeypatch, kind, way
+):
+    """Give the weights of one: they share prompts, validation, and under FSDP2 the weights.
+
+    There the run is ended and resumed too, which must not take the reference from its middle.
+    """
+    metrics = let_every_validation_win(ReinforceTrainer.ranking_metrics)
+    monkeypatch.setattr(ReinforceTrainer, "ranking_metrics", metrics)
+    start = checkpoint if kind == "lora" else whole_model
+    options = ("--model", start, "--cases", 16, "--kl", 0.1, "--supervise-misses", 1)
+    one = reinforce(tmp_path / "one", *options)
+    words = ["--data", shop, "--group", 4, "--learning-rate", 0.003, "--validation-users", 20]
+    words += ["--validate-every", 0.5, "--tolerance", 99, *options, "--batch-size", 2]
+    two, script, environment = tmp_path / "two", "tests/reinforce_worker.py", {}
+    if way == "fsdp2":
+        environment = fsdp2_environment() | {"RECIPE": script}
+        script = "tests/fsdp_worker.py"
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", 2, script, *words)
+    if way == "fsdp2":
+        run_command(*launch, "--output", two, status=1, STOP="1", **environment)
+        assert (two / ".training" / "checkpoint-2").is_dir()
+    assert "in 2 process(es)" in run_command(*launch, "--output", two, **environment)
+    assert read_provenance(two)["validation_ndcg_at_10"] == 5  # of the fourth update
+    found, before = weights(two), weights(start)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
+    assert max((found[name] - before[name]).abs().max() for name in found) > 1e-3
 
 
 def test_training_stops_where_validation_falls_below_the_start(
@@ -232,6 +291,14 @@ def test_an_explosion_names_its_batch(reinforce, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the loss of update 1 is NaN or infinite; its batch is"):
         reinforce(tmp_path / "other")
 
+    def steep(log_probs, *args):
+        return (0 * log_probs).sum().sqrt(), torch.zeros(())  # 0, and infinitely steep there
+
+    monkeypatch.setattr("lcrec.reinforce.trainer.grpo_loss", steep)
+    with pytest.raises(InputError, match="the gradient of update 1 is NaN or infinite; its batch"):
+        reinforce(tmp_path / "steep")
+    assert list((tmp_path / "steep").glob("nan_update_1.safetensors"))
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -254,15 +321,36 @@ def test_bad_settings(reinforce, tmp_path, options, message):
     assert not (tmp_path / "model" / "lcrec.json").exists()
 
 
-def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path, monkeypatch):
+def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path):
     with pytest.raises(InputError, match=r"not a checkpoint of lcrec .*reinforcement starts from"):
         reinforce(tmp_path / "model", "--model", base)
     words = finetune_words(tmp_path / "titles", "--epochs", 1)
     recipe.main([*words[: words.index("--tasks")], "--tasks", "item2index=8"])
     with pytest.raises(InputError, match=r"was not fine-tuned on seqrec \(but on item2index=8\)"):
         reinforce(tmp_path / "model", "--model", tmp_path / "titles")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="does not shard weights over processes yet"):
+
+
+@pytest.mark.parametrize(
+    ("environment", "recipe", "message"),
+    [
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "does not train under DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "by FSDP2 alone"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            {"quantize": "4bit"},
+            r"its base is quantised \(4bit\), which FSDP2 cannot shard",
+        ),
+    ],
+)
+def test_ways_to_shard_that_are_refused(
+    reinforce, checkpoint, tmp_path, monkeypatch, environment, recipe, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    record = read_provenance(checkpoint)
+    record["config"] |= recipe
+    monkeypatch.setattr("lcrec.reinforce.settings.read_provenance", lambda folder: record)
+    with pytest.raises(InputError, match=message + ".*multi_gpu.yaml"):
         reinforce(tmp_path / "model")
 
 
