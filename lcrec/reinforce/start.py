@@ -16,7 +16,7 @@ from lcrec.generate.search import supports_shared_prefix
 from lcrec.modeling.base import DTYPES, base_model
 from lcrec.modeling.checkpoint import REMEDY, Checkpoint, load_checkpoint
 from lcrec.modeling.cost import load_shape
-from lcrec.modeling.item_rows import compute_rows_apart
+from lcrec.modeling.item_rows import compute_rows_apart, weight_of
 from lcrec.modeling.probe import takes_trees
 from lcrec.reinforce.settings import ReinforceInputs, ReinforceSettings
 
@@ -56,8 +56,9 @@ def load_start_shape(settings: ReinforceSettings) -> PreTrainedModel | PeftModel
     base = settings.base or base_of_adapter("--model", folder, remedy=REMEDY)
     model: Any = load_shape(base)[0]
     model.to(_stored_dtype(settings))
-    size = max(rows_needed(load_tokenizer("--model", folder, remedy=REMEDY)), model.vocab_size)
-    model.resize_token_embeddings(size, mean_resizing=False)
+    size = rows_needed(load_tokenizer("--model", folder, remedy=REMEDY))
+    if len(weight_of(model.get_input_embeddings())) < size:
+        model.resize_token_embeddings(size, mean_resizing=False)
     adapter = PeftConfig.from_pretrained(str(folder))
     adapter.inference_mode = False
     adapted = get_peft_model(model, adapter)

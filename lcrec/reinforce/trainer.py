@@ -142,10 +142,13 @@ class ReinforceTrainer(RecommenderTrainer):
         self._trie = recommender.trie.to(self.args.device)
         paths = torch.from_numpy(item_token_ids(recommender.tokenizer, inputs.index))
         self._paths = paths.to(self.args.device)  # [items, levels]
-        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._trained: list[Tensor] = []
         self._reference: list[Tensor] | None = None
         if settings.kl or settings.objective == "dpo":
-            self._reference = [p.detach().clone() for p in self._trained]
+            self._trained = [p for p in model.parameters() if p.requires_grad]
+            # Where weights will be sharded, whole ones need not wait for it on the device.
+            place = torch.device("cpu") if self.is_fsdp_enabled else self.args.device
+            self._reference = [p.detach().to(place, copy=True) for p in self._trained]
         # The groups of this update, by the first row of their batch, as long as they are used.
         self._groups: dict[int, dict[str, Tensor]] = {}
         self._sums: dict[str, Tensor] = {}
