@@ -331,7 +331,7 @@ def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("environment", "recipe", "message"),
+    ("environment", "settings", "message"),
     [
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "does not train under DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "by FSDP2 alone"),
@@ -343,12 +343,12 @@ def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path):
     ],
 )
 def test_ways_to_shard_that_are_refused(
-    reinforce, checkpoint, tmp_path, monkeypatch, environment, recipe, message
+    reinforce, checkpoint, tmp_path, monkeypatch, environment, settings, message
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     record = read_provenance(checkpoint)
-    record["config"] |= recipe
+    record["config"] |= settings
     monkeypatch.setattr("lcrec.reinforce.settings.read_provenance", lambda folder: record)
     with pytest.raises(InputError, match=message + ".*multi_gpu.yaml"):
         reinforce(tmp_path / "model")
