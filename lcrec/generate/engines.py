@@ -77,7 +77,7 @@ def engine_search(
     return order_items(trie.items(nodes), scores)
 
 
-# Not as a script: the modules beside it, which it would then find first, bear names of others'.
+# Neither as a script nor from the current folder, whose modules may bear names of others'.
 _RUN = "import runpy, sys; runpy.run_path(sys.argv[1])['main']()"
 
 
@@ -96,7 +96,7 @@ class VllmProcess:
     def __init__(self, folder: Path, dtype: str, python: Path | None = None) -> None:
         program = str(python or sys.executable)
         files = vllm_worker.__file__, standalone.__file__, str(folder.resolve())
-        self._command = [program, "-c", _RUN, *files, dtype]
+        self._command = [program, "-P", "-c", _RUN, *files, dtype]
         self._process = self._start()
 
     def step(self, beams: list[list[int]], allowed: list[list[int]]) -> list[list[float]]:
