@@ -81,11 +81,12 @@ def score_histories(
     recent = [history[: -last - 1 : -1] for history in histories]  # the last one first
     lengths = [len(items) for items in recent]
     weights = [history_decay ** np.arange(length) for length in lengths]
+    kind = counts.indices.dtype  # of another, all of C's would be copied for every batch
     speaking = sparse.csr_array(
         (
             np.concatenate(weights).astype(np.float32),
-            np.concatenate(recent),
-            np.concatenate(([0], np.cumsum(lengths))),
+            np.concatenate(recent).astype(kind),
+            np.concatenate(([0], np.cumsum(lengths))).astype(kind),
         ),
         shape=(len(histories), counts.shape[0]),
     )
