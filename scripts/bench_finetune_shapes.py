@@ -151,7 +151,7 @@ def train_shape(
     if quantize == "4bit":
         quantise_layers(model)
     adapted = adapt(model, mode)
-    trained = TrainingModel(adapted, make_tokenizer(), packs)
+    trained = TrainingModel(adapted, make_tokenizer(), [], packs)
     capacity = buffer_tokens(settings, trained, rows, activations, free) if packs else None
     if packs and device.type == "cuda":
         compile_layers(adapted)

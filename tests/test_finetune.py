@@ -193,12 +193,41 @@ def test_rows_may_start_from_a_stage_that_trained_them_alone(finetune, tmp_path,
         finetune(tmp_path / "other", "--rows", "nowhere")
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_item_rows_may_learn_at_a_rate_of_their_own(finetune, tmp_path, mode, index):
+    options = ("--epochs", 1, "--mode", mode, "--weight-decay", 0, "--learning-rate", 1e-9)
+    still, moved = (
+        weights(finetune(tmp_path / str(len(rate)), *options, *rate))
+        for rate in ((), ("--rows-learning-rate", 1e-2))
+    )
+    for name, value in moved.items():
+        changed = (
+            (value - still[name]).abs().flatten(1).max(1).values > 1e-4 if value.ndim > 1 else 0
+        )
+        if "token_adapter" in name:
+            assert changed.all()
+        elif "embed_tokens" in name or "lm_head" in name:  # the item tokens stand last
+            new = len(index.vocabulary)
+            assert changed.tolist() == [False] * (len(value) - new) + [True] * new
+        else:
+            torch.testing.assert_close(value, still[name], atol=1e-6, rtol=0)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at, step, mode):
     """Update 2 is before the first checkpoint (at 4), update 6 after it. Dropout is on."""
-    options = ("--lora-dropout", 0.3, "--dropout", 0.2, "--mode", mode)
+    options = (
+        "--lora-dropout",
+        0.3,
+        "--dropout",
+        0.2,
+        "--mode",
+        mode,
+        "--rows-learning-rate",
+        0.02,
+    )
     whole = finetune(tmp_path / "whole", *options)
     kill_at(step)
     with pytest.raises(Killed):
@@ -381,6 +410,7 @@ def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tm
     [
         (("--mode", "full", "--quantize", "4bit"), "--quantize 4bit: .* take --mode lora"),
         (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
+        (("--mode", "rows", "--rows-learning-rate", 1), "nothing but these rows is trained"),
         (("--warmup", 10), "--warmup 10.0: give a share below 1"),
         (("--max-length", 30), "more than --max-length 30"),
         (("--prompts", "nowhere"), "--prompts nowhere: no such folder"),
@@ -451,6 +481,7 @@ def test_the_launched_command_is_one_that_accelerate_takes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--mode", "rows", "--rows-learning-rate", 1), "nothing but these rows is trained"),
         (("--warmup", 10), "--warmup 10.0"),
         (("--prompts", "nowhere"), "--prompts nowhere: no such folder"),
         (("--data", "nowhere"), "--data nowhere: no such folder"),

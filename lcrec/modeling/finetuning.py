@@ -45,7 +45,7 @@ from lcrec.modeling.cost import (
     memory,
 )
 from lcrec.modeling.families import check_family
-from lcrec.modeling.item_rows import resize_embeddings
+from lcrec.modeling.item_rows import lengthen_steps, resize_embeddings, trained_rows
 from lcrec.modeling.probe import takes_trees
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer, training_arguments
@@ -80,12 +80,14 @@ class TrainingModel:
     Attributes:
         model: with the item tokens in its vocabulary, and adapters where those are trained.
         tokenizer: knows the item tokens.
+        new_ids: the item tokens' ids.
         packs: whether samples are packed into buffers (`lcrec.modeling.trees`) in any case.
         may_share: whether samples may share what they begin with.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
+    new_ids: list[int]
     packs: bool = False
     may_share: bool = False
 
@@ -137,7 +139,8 @@ def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingMo
     may_share = settings.share_prefix == "auto" and (
         packs or (not torch.cuda.is_available() and takes_trees(model))
     )
-    return TrainingModel(_adapt(model, new_ids, settings), tokenizer, packs, may_share)
+    adapted = _adapt(model, new_ids, settings)
+    return TrainingModel(adapted, tokenizer, new_ids, packs, may_share)
 
 
 def starts_from_texts(settings: TrainingSettings, inputs: TrainingInputs) -> bool:
@@ -164,7 +167,8 @@ def load_model_shape(settings: TrainingSettings, inputs: TrainingInputs) -> Trai
     model.resize_token_embeddings(size, mean_resizing=False)
     # Whether the model bears it is known only with weights: of what is shipped, most do.
     may_share = settings.share_prefix == "auto"
-    return TrainingModel(_adapt(model, new_ids, settings), tokenizer, may_share=may_share)
+    adapted = _adapt(model, new_ids, settings)
+    return TrainingModel(adapted, tokenizer, new_ids, may_share=may_share)
 
 
 def _adapt(
@@ -502,6 +506,11 @@ def make_trainer(
     validate_steps = max(1, round(settings.validate_every * steps_per_epoch))
     if torch.cuda.is_available() and _pays_to_compile(settings, trained, rows, global_batch):
         compile_layers(trained.model)
+    prepare_optimizer = None
+    if settings.rows_learning_rate is not None:
+        factor = settings.rows_learning_rate / settings.learning_rate
+        own_rows = trained_rows(trained.model, trained.new_ids)
+        prepare_optimizer = functools.partial(lengthen_steps, own_rows, factor)
     return RecommenderTrainer(
         model=trained.model,
         processing_class=trained.tokenizer,
@@ -511,6 +520,7 @@ def make_trainer(
         ranking=RankingValidation(rows.held_out, rank, min(settings.num_beams, num_items)),
         max_tokens_per_batch=settings.max_tokens_per_batch,
         epochs=rows.epochs,
+        prepare_optimizer=prepare_optimizer,
         callbacks=[EarlyStopping(settings.patience)],
         args=training_arguments(
             settings,

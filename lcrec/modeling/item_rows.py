@@ -139,6 +139,54 @@ def _rows_from_codebooks(codebooks: Tensor, mean: Tensor, spread: Tensor) -> Ten
     return mean + turned * (spread / turned.std().clamp_min(1e-8))
 
 
+def trained_rows(
+    model: PreTrainedModel | PeftModel, new_ids: list[int]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return the parameters that the item tokens' rows are trained in, and where they stand there.
+
+    Args:
+        model: with the item tokens in its vocabulary, and adapters where those are trained.
+        new_ids: the item tokens' ids.
+
+    Returns:
+        Embedding and head, or once what is tied; and int64 [item tokens], the rows in each.
+    """
+    if isinstance(model, PeftModel):  # which keeps them apart
+        found = [p for name, p in model.named_parameters() if "trainable_tokens_delta" in name]
+        return [(own, torch.arange(len(own), device=own.device)) for own in found]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(weight): weight for weight in map(weight_of, ends)}.values()
+    return [(own, torch.tensor(new_ids, device=own.device)) for own in tables]  # type: ignore[misc]
+
+
+def lengthen_steps(
+    rows: list[tuple[nn.Parameter, Tensor]], factor: float, optimizer: torch.optim.Optimizer
+) -> None:
+    """Let an optimizer's steps of some rows be `factor` times as long.
+
+    A step of AdamW is its rate times what does not depend on it, so this is AdamW at `factor` times
+    the rate for these rows, though they share a parameter with others. Nothing is kept between
+    steps, so that nothing is to be saved.
+
+    Args:
+        rows: of `trained_rows`.
+        factor: how many times as long.
+        optimizer: whose steps, from now on.
+    """
+    before: list[Tensor] = []
+
+    def remember(*_: Any) -> None:
+        before[:] = [own.detach()[places].clone() for own, places in rows]
+
+    @torch.no_grad()
+    def lengthen(*_: Any) -> None:
+        for (own, places), old in zip(rows, before, strict=True):
+            own[places] = old + factor * (own[places] - old)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(lengthen)
+
+
 def compute_rows_apart(model: PeftModel) -> None:
     """Let every layer with trained rows compute them apart from the frozen ones.
 

@@ -69,6 +69,12 @@ class TrainingSettings:
         minimum=1,
     )
     learning_rate: float = option("peak step size of AdamW", 5e-5, minimum=1e-12)
+    rows_learning_rate: float | None = option(
+        "that of the item tokens' rows, which a pretrained model has everything to learn about "
+        "(default: the same)",
+        None,
+        minimum=1e-12,
+    )
     weight_decay: float = option("AdamW's weight decay", 0.01, minimum=0)
     warmup: float = option("share of the steps to warm up in", 0.01, minimum=0)
     batch_size: int = option("samples per step and process", 8, minimum=1)
@@ -143,6 +149,17 @@ def check_settings(settings: TrainingSettings) -> None:
         )
     if settings.mode != "lora" and (settings.dora or settings.rslora):
         raise InputError(f"--dora and --rslora are forms of --mode lora, not of {settings.mode}")
+    if settings.rows_learning_rate is not None:
+        rate = f"--rows-learning-rate {settings.rows_learning_rate}"
+        if settings.mode == "rows":
+            raise InputError(f"{rate}: nothing but these rows is trained; give --learning-rate")
+        # Which rows a process holds, and what it steps, is theirs to know.
+        for launcher in ("FSDP", "DEEPSPEED"):
+            if os.environ.get(f"ACCELERATE_USE_{launcher}") == "true":
+                raise InputError(
+                    f"{rate}: not under {launcher}, which shards the rows; launch with "
+                    "recipes/accelerate/multi_gpu.yaml, or leave it out"
+                )
     if settings.quantize != "none" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise InputError(
             f"--quantize {settings.quantize}: FSDP cannot shard a quantised base; launch with "

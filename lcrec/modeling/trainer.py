@@ -118,6 +118,7 @@ class RecommenderTrainer(SFTTrainer):
         ranking: whom to rank the catalogue for in every validation.
         max_tokens_per_batch: tokens on a device at once; a larger batch is computed in parts.
         epochs: passes over the samples that the rows hold; what is logged counts to it.
+        prepare_optimizer: told the optimizer, when it has been made.
     """
 
     work = "fine-tune"  # as progress calls it
@@ -128,8 +129,10 @@ class RecommenderTrainer(SFTTrainer):
         ranking: RankingValidation,
         max_tokens_per_batch: int | None = None,
         epochs: int = 1,
+        prepare_optimizer: Callable[[torch.optim.Optimizer], None] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._prepare_optimizer = prepare_optimizer
         super().__init__(*args, **kwargs)
         self.epochs = epochs
         if not on_terminal():
@@ -149,6 +152,14 @@ class RecommenderTrainer(SFTTrainer):
         self._staged: str | None = None  # where a checkpoint is being written
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
             show_frozen_weights(self.model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer, and hand it to `prepare_optimizer`."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self._prepare_optimizer is not None:
+            self._prepare_optimizer(optimizer)
+        return optimizer
 
     def training_step(
         self,

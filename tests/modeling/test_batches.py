@@ -232,7 +232,7 @@ def test_attention_is_what_was_asked_for_or_refused(monkeypatch):
 
 def test_buffers_hold_the_largest_batch_or_what_fits():
     rows = make_rows(*[(60, 20)] * 30, *[(30, 10)] * 2)
-    trained = TrainingModel(MODELS[0], None, packs=True)
+    trained = TrainingModel(MODELS[0], None, [], packs=True)
     found = TrainingRows(Dataset.from_list(rows), 1, 32, Dataset.from_list(rows[:1]), None)
 
     def size(free, **options):

@@ -111,9 +111,10 @@ def test_every_share_comes_back_to_its_process(finetune_words, run_command, tmp_
         assert int(found[1]) >= 3 * 10
 
 
-def test_a_base_in_few_bits_is_not_shared_out(recipe, finetune_words, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flag", [("--quantize", "4bit"), ("--rows-learning-rate", "0.1")])
+def test_what_cannot_be_shared_out(recipe, finetune_words, tmp_path, monkeypatch, flag):
     from lcrec.core.errors import InputError
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match=r"--quantize 4bit.*multi_gpu"):
-        recipe.main(finetune_words(tmp_path / "model", "--quantize", "4bit"))
+    with pytest.raises(InputError, match=rf"{' '.join(flag)}.*multi_gpu"):
+        recipe.main(finetune_words(tmp_path / "model", *flag))

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from lcrec.modeling.base import add_adapter
-from lcrec.modeling.item_rows import compute_rows_apart
+from lcrec.modeling.item_rows import compute_rows_apart, lengthen_steps, trained_rows
 
 SHAPE = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -95,3 +95,30 @@ def test_plain_peft_loads_and_merges_what_is_saved(make, tmp_path):
             assert not torch.allclose(model(input_ids=IDS).logits, live, atol=1e-2)
         merged = model.merge_and_unload()
         assert torch.allclose(merged(input_ids=IDS).logits, live, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_longer_steps_are_a_rate_of_their_own(make):
+    """As AdamW steps the rows where they are a parameter of their own, at the higher rate."""
+    model, old = make(), [i for i in range(40) if i not in NEW]
+    rows = trained_rows(model, NEW)
+    assert len(rows) == (1 if model.config.tie_word_embeddings else 2)
+    optimizer = torch.optim.AdamW([own for own, _ in rows], lr=0.01, weight_decay=0.1)
+    lengthen_steps(rows, 7.0, optimizer)
+    apart = [[own.detach()[part].clone() for part in (old, NEW)] for own, _ in rows]
+    groups = [
+        {"params": [parts[which] for parts in apart], "lr": rate}
+        for which, rate in ((0, 0.01), (1, 0.07))
+    ]
+    reference = torch.optim.AdamW(groups, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for (own, _), parts in zip(rows, apart, strict=True):
+            own.grad = torch.randn(own.shape, generator=generator)
+            for part, places in zip(parts, (old, NEW), strict=True):
+                part.grad = own.grad[places]
+        optimizer.step()
+        reference.step()
+    for (own, _), (kept, new) in zip(rows, apart, strict=True):
+        torch.testing.assert_close(own.detach()[old], kept, rtol=0, atol=0)
+        torch.testing.assert_close(own.detach()[NEW], new, rtol=1e-5, atol=1e-6)
