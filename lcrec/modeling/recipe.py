@@ -250,6 +250,7 @@ def recipe_of(settings: TrainingSettings, prompts: PromptSet) -> dict[str, Any]:
         recipe.pop(name, None)
     if settings.share_prefix == "off":  # as in every checkpoint from before there was a choice
         del recipe["share_prefix"]
-    if not settings.boundary_tokens:  # likewise
-        del recipe["boundary_tokens"]
+    for name in ("boundary_tokens", "rows_learning_rate"):  # likewise
+        if not recipe[name]:
+            del recipe[name]
     return recipe

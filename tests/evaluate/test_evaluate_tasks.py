@@ -77,7 +77,7 @@ class PrefersLowIds:
     """A model that finds item i as likely as exp(-i), and items 3 and 4 equally likely."""
 
     index = SimpleNamespace(num_levels=3)
-    request_encoder = SimpleNamespace(encode=lambda questions, answer: [[1]] * len(questions))
+    request_encoder = SimpleNamespace(encode_for_items=lambda questions: [[1]] * len(questions))
 
     run_in_batches = Recommender.run_in_batches
 

@@ -683,7 +683,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(recommender):
     check_problem(refused, 503, "2 requests are waiting")
     assert int(refused.headers["retry-after"]) >= 1
     check_problem(unready, 503)
-    empty = dict.fromkeys(("model", "index", "data", "items"))
+    empty = dict.fromkeys(("model", "index", "data", "items", "fusion"))
     assert health.json() == {"status": "ok", **empty}
     for item, response in enumerate(served):
         assert pairs(response)[0] == recommender.recommend([[item]]).items[0].tolist()
@@ -940,8 +940,8 @@ def test_a_reload_meets_requests_in_flight(handlers):
 
     before, health, reloaded, after, known, metrics = asyncio.run(run())
     kinds = ("model", "index", "data", "items")
-    assert health.json() == {"status": "ok", **dict.fromkeys(kinds, "old")}
-    assert reloaded.json() == {"status": "reloaded", **dict.fromkeys(kinds, "new")}
+    assert health.json() == {"status": "ok", "fusion": None, **dict.fromkeys(kinds, "old")}
+    assert reloaded.json() == {"status": "reloaded", "fusion": None, **dict.fromkeys(kinds, "new")}
     expected = old.recommender.recommend([[1], [2]], 3).items.tolist()
     assert [pairs(before)[0], pairs(after)[0]] == expected
     assert held.ranked == old.recommender.encode([RankingRequest([2])])
