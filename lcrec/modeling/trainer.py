@@ -309,13 +309,13 @@ class RecommenderTrainer(SFTTrainer):
         return 0.0
 
     def keep_batch(self) -> Path:
-        """Write the batch of this update beside the checkpoint, and return where."""
+        """Write this process's batch of the update beside the checkpoint, and return where."""
         place = Path(self.args.output_dir or ".").parent
-        place /= f"nan_update_{self.state.global_step + 1}.safetensors"
-        if self.args.should_save:
-            rows = [inputs for inputs, _ in self._batches]
-            named = {f"{i}.{k}": v.contiguous() for i, r in enumerate(rows) for k, v in r.items()}
-            save_file(named, place)
+        process = f"_{self.args.process_index}" * (self.args.world_size > 1)
+        place /= f"nan_update_{self.state.global_step + 1}{process}.safetensors"
+        rows = [inputs for inputs, _ in self._batches]
+        named = {f"{i}.{k}": v.contiguous() for i, r in enumerate(rows) for k, v in r.items()}
+        save_file(named, place)
         return place
 
     def _say(self, line: str) -> None:

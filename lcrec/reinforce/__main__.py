@@ -171,8 +171,9 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
         claim_output(config.output, identity, overwrite=config.overwrite)
     state.wait_for_everyone()
     trained = sum(p.numel() for p in recommender.model.parameters() if p.requires_grad)
+    prompts = len(trainer.train_dataset) // config.reuse  # type: ignore[arg-type]
     state.print(
-        f"Reinforcing {trained:,} parameters on {len(trainer.train_dataset):,} prompts, "  # type: ignore[arg-type]
+        f"Reinforcing {trained:,} parameters on {prompts:,} prompts, "
         f"{config.group} items each, in {state.num_processes} process(es)"
     )
     if not (work / START).exists():

@@ -2,8 +2,9 @@
 
 A prompt is computed once for all its answers, in rollouts, reference and update alike; behind it
 come the tokens of the answers but for the last ones. Memory and operations are counted from that as
-for a fine-tune (`lcrec.modeling.cost`), the reference's copy of the trained weights besides. Time
-is that of a few steps, or follows from the operations.
+for a fine-tune (`lcrec.modeling.cost`), the reference's copy of the trained weights besides. Where
+FSDP2 shards them, validation holds all weights on every device, and so does the start. Time is that
+of a few steps, or follows from the operations.
 """
 
 import time
@@ -28,6 +29,8 @@ from lcrec.modeling.base import DTYPES
 from lcrec.modeling.checkpoint import REMEDY
 from lcrec.modeling.cost import (
     GIB,
+    STORED_BYTES,
+    TRAINED_BYTES,
     Shape,
     Work,
     describe_seconds,
@@ -94,21 +97,30 @@ def plan(settings: ReinforceSettings, hardware: HardwareSettings, inputs: Reinfo
     shape = measure_shape(without_weights)
     held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
     work = measure_work(settings, inputs, tokenizer, held_out, hardware.devices)
-    needs_reference = bool(settings.kl) or settings.objective == "dpo"
+    reference = 4.0 * shape.trainable * settings.needs_reference
     quantize = inputs.recipe.get("quantize", "none")
     scored = 1 + work.group * work.answer
     tokens = work.longest + work.group * work.answer
-    needed = memory(
+    update = partial(
+        memory,
         shape,
         Work(0, 0, 0, 0, settings.batch_size * tokens, settings.batch_size * scored),
         measure_activations(without_weights, settings.precision),
         precision=settings.precision,
         quantize=quantize,
         checkpointing=settings.gradient_checkpointing,
-        processes=1,
-        sharding="none",
     )
-    needed += 4.0 * shape.trainable * needs_reference
+    needed = update(processes=1, sharding="none") + reference
+    sharded = "not for a quantised base"
+    if quantize == "none":
+        count = max(2, hardware.devices)
+        held = sharded_memory(shape, reference, settings.precision, count)
+        held["an update"] = update(processes=count, sharding="full") + reference / count
+        most = max(held, key=held.__getitem__)
+        sharded = (
+            f"{held[most] / GIB:.2f} GiB per device on {count}, most in {most}; "
+            f"{reference / count / GIB:.2f} GiB of it the reference"
+        )
     if hardware.tflops is None:
         source = "from timed steps"
         parts = time_parts(settings, inputs, held_out, work)
@@ -116,11 +128,11 @@ def plan(settings: ReinforceSettings, hardware: HardwareSettings, inputs: Reinfo
         counted = operations(shape, work, settings.reuse, settings.gradient_checkpointing)
         _, source = estimate_seconds(sum(counted.values()), hardware)
         parts = {name: estimate_seconds(amount, hardware)[0] for name, amount in counted.items()}
-    if not needs_reference:
+    if not reference:
         del parts["reference"]
     parts = {name: seconds / hardware.devices for name, seconds in parts.items()}
     shares = ", ".join(f"{name} {describe_seconds(seconds)}" for name, seconds in parts.items())
-    with_reference = ", with a copy of the trained weights as the reference" * needs_reference
+    with_reference = ", with a copy of the trained weights as the reference" * bool(reference)
     return "\n".join(
         [
             describe_shape(shape),
@@ -130,10 +142,31 @@ def plan(settings: ReinforceSettings, hardware: HardwareSettings, inputs: Reinfo
             f"{work.users:,} users",
             f"Memory            {needed / GIB:.2f} GiB per device, estimated "
             f"({settings.precision}{with_reference})",
+            f"  under FSDP2     {sharded}",
             f"Time              {describe_seconds(sum(parts.values()))} on {hardware.devices} "
             f"device(s), {source}: {shares}",
         ]
     )
+
+
+def sharded_memory(
+    shape: Shape, reference: float, precision: str, processes: int
+) -> dict[str, float]:
+    """Return the bytes that a device holds under FSDP2 while all weights are there, by occasion.
+
+    Args:
+        shape: the model.
+        reference: bytes of a whole one.
+        precision: the arithmetic's, in which weights are gathered.
+        processes: the devices that weights are sharded over.
+    """
+    stored = STORED_BYTES[precision]
+    frozen = stored * (shape.total - shape.trainable)
+    shards = (TRAINED_BYTES * shape.trainable + frozen + reference) / processes
+    return {
+        "validation": shards + stored * shape.total,
+        "the loading": 4.0 * shape.trainable + frozen,
+    }
 
 
 def measure_work(
@@ -165,7 +198,7 @@ def measure_work(
     return ReinforceWork(
         rollouts=len(rows) // settings.reuse,
         updates=updates,
-        validations=1 + updates // every,
+        validations=1 + -(-updates // every),  # also before the first update and after the last
         users=len(held_out),
         length=float(np.mean(lengths[:-1])),
         longest=max(lengths),

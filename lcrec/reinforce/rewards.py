@@ -35,8 +35,11 @@ def parse_rewards(words: Sequence[str]) -> dict[str, float]:
     """Return the weight of each reward from words such as `hit`, `codes=0.5`, `mine:margin=2`.
 
     Raises:
-        InputError: an unknown name, a name given twice, or a weight that is no number other than 0.
+        InputError: no name, an unknown one, one given twice, or a weight that is no number other
+            than 0.
     """
+    if not words:
+        raise InputError(f"--rewards: is empty; name at least one of {', '.join(NAMES)}")
     weights: dict[str, float] = {}
     for word in words:
         name, equals, amount = word.partition("=")
@@ -125,8 +128,9 @@ class Rewards:
             found = np.asarray(
                 self._own[name](items.copy(), targets.copy(), list(histories)), dtype=np.float64
             )
-        except (TypeError, ValueError) as error:
-            raise InputError(f"--rewards {name}: it fails ({error})") from None
+        except Exception as error:  # a person's own code may fail in any way
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"--rewards {name}: it fails ({reason})") from error
         if found.shape != items.shape:
             raise InputError(
                 f"--rewards {name}: expected rewards of shape {list(items.shape)} (prompts, group),"
@@ -181,3 +185,16 @@ def load_function(name: str) -> Reward:
     if not callable(found):
         raise InputError(f"--rewards {name}: {module} has no function {function}")
     return found
+
+
+def source_of(name: str) -> Path | None:
+    """Return the file that a reward of your own is in, and None for another one.
+
+    Raises:
+        InputError: as of `load_function`.
+    """
+    if ":" not in name:
+        return None
+    load_function(name)
+    file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+    return file and Path(file)

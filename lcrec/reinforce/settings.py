@@ -15,11 +15,12 @@ from lcrec.core.errors import InputError
 from lcrec.core.pretrained import ADAPTER_CONFIG
 from lcrec.core.provenance import is_kind, read_provenance, require_same_input
 from lcrec.data.data_set import load_data
+from lcrec.data.folder import check_embeddings, unit_rows
 from lcrec.data.splits import Split, require_same_split
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import parse_mixture
-from lcrec.reinforce.rewards import Catalogue, load_function, parse_rewards
+from lcrec.reinforce.rewards import Catalogue, parse_rewards, source_of
 
 STAGE = "python -m lcrec.reinforce"
 
@@ -60,11 +61,16 @@ class ReinforceSettings:
         minimum=0,
     )
     clip: float = option(
-        "with grpo: how far a probability may move before its gradient ends", 0.2, minimum=0
+        "with grpo: how far a token's probability may move, as a share of what it was, before its "
+        "gradient is cut off; of use with --reuse above 1",
+        0.2,
+        minimum=0,
     )
     reuse: int = option("updates made of the same rollouts", 1, minimum=1)
     kl: float = option("with grpo: weight of the distance to the start", 0.001, minimum=0)
-    max_kl: float = option("stop where that distance of a batch exceeds this", 10.0, minimum=0)
+    max_kl: float = option(
+        "stop where a batch is further from the start than this", 10.0, minimum=0
+    )
     dpo_beta: float = option("with dpo: scale of the implicit reward", 1.0, minimum=1e-6)
     epochs: int = option("passes over the training cases", 1, minimum=1)
     cases: int | None = option(
@@ -92,6 +98,11 @@ class ReinforceSettings:
     report_to: str = option("where metrics go: none, tensorboard, wandb, trackio", "none")
     seed: int = option("decides everything drawn", 42, minimum=0)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the log-probabilities of the model at the start are computed."""
+        return self.kl > 0 or self.objective == "dpo"
+
 
 def check_settings(settings: ReinforceSettings) -> None:
     """Refuse settings that contradict each other.
@@ -105,6 +116,12 @@ def check_settings(settings: ReinforceSettings) -> None:
         refuse_settings(settings, every, "is a setting of --objective grpo, not of dpo")
     elif settings.dpo_beta != 1.0:
         raise InputError(f"--dpo-beta {settings.dpo_beta}: is a setting of --objective dpo")
+    if not settings.needs_reference:
+        refuse_settings(
+            settings,
+            set(vars(settings)) - {"max_kl"},
+            "with --kl 0 the distance to the start is not computed; give a small --kl",
+        )
     if settings.add_target and settings.supervise_misses:
         raise InputError(
             f"--add-target {settings.add_target} and --supervise-misses "
@@ -122,8 +139,7 @@ def check_settings(settings: ReinforceSettings) -> None:
             "--rewards"
         )
     for name in weights:
-        if ":" in name:
-            load_function(name)
+        source_of(name)
 
 
 @dataclass(frozen=True)
@@ -149,12 +165,10 @@ class Cases:
         items, offsets = split.train.items, split.train.offsets
         starts = np.repeat(offsets[:-1], np.diff(offsets))
         places = np.flatnonzero(np.arange(len(items)) > starts)
-        cases = cls(items, starts[places], places)
-        if not exclude_history:
-            return cases
-        pairs = enumerate(zip(cases.starts.tolist(), places.tolist(), strict=True))
-        new = [case for case, (start, place) in pairs if items[place] not in items[start:place]]
-        return cls(items, cases.starts[new], places[new])
+        if exclude_history:  # of a user's orders of one item the first
+            pairs = starts * (int(items.max(initial=0)) + 1) + items
+            places = np.intersect1d(places, np.unique(pairs, return_index=True)[1])
+        return cls(items, starts[places], places)
 
     def history(self, case: int) -> np.ndarray:
         """Return the items before a case's target, oldest first."""
@@ -227,6 +241,9 @@ def load_inputs(settings: ReinforceSettings) -> ReinforceInputs:
             files["base"] = Path(base)
     if settings.embeddings is not None:
         files["embeddings"] = settings.embeddings
+    for name in parse_rewards(settings.rewards):
+        if (source := source_of(name)) is not None:
+            files[f"reward {name}"] = source
     cases = Cases.of(data.split, exclude_history=settings.exclude_history)
     if not len(cases):
         raise InputError(f"--data {settings.data}: no training item has a history to learn from")
@@ -247,27 +264,21 @@ def load_inputs(settings: ReinforceSettings) -> ReinforceInputs:
         Catalogue(
             index.codes,
             np.bincount(data.split.train.items, minlength=len(index)),
-            None if settings.embeddings is None else _embeddings(settings, len(index)),
+            None if settings.embeddings is None else _embeddings(settings, paths.item, len(index)),
         ),
         settings.max_history or record["max_history"],
     )
 
 
-def _embeddings(settings: ReinforceSettings, items: int) -> np.ndarray:
+def _embeddings(settings: ReinforceSettings, item_file: Path, items: int) -> np.ndarray:
     """Return the items' embeddings, each of length 1."""
     assert settings.embeddings is not None
     place = settings.embeddings
     path = place / EMBEDDINGS if place.is_dir() else place
     rebuild = f"python -m lcrec.embed --data {settings.data} --output {path.parent}"
     vectors = read_array(path)
-    require_same_input(path.parent, "item", find_data(settings.data).item, rebuild)
-    if vectors.ndim != 2 or len(vectors) != items:
-        raise InputError(
-            f"--embeddings {path}: has shape {list(vectors.shape)}, but the catalogue has {items} "
-            f"items; make it anew with: {rebuild}"
-        )
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    require_same_input(path.parent, "item", item_file, rebuild)
+    return unit_rows(check_embeddings(vectors, items, path))
 
 
 def recipe_of(settings: ReinforceSettings, inputs: ReinforceInputs) -> dict[str, Any]:

@@ -95,9 +95,7 @@ def draw_cases(settings: ReinforceSettings, cases: Cases, processes: int) -> Dat
     ]
     chosen = np.concatenate(drawn)
     update = settings.batch_size * settings.accumulate * processes
-    rows = np.arange(
-        max(1, len(chosen) // update) * update if len(chosen) > update else len(chosen)
-    )
+    rows = np.arange(len(chosen) // update * update or len(chosen))
     if settings.reuse > 1:
         parts = np.split(rows, range(update, len(rows), update))
         rows = np.concatenate([np.tile(part, settings.reuse) for part in parts])
@@ -144,7 +142,7 @@ class ReinforceTrainer(RecommenderTrainer):
         self._paths = paths.to(self.args.device)  # [items, levels]
         self._trained: list[Tensor] = []
         self._reference: list[Tensor] | None = None
-        if settings.kl or settings.objective == "dpo":
+        if settings.needs_reference:
             self._trained = [p for p in model.parameters() if p.requires_grad]
             # Where weights will be sharded, whole ones need not wait for it on the device.
             place = torch.device("cpu") if self.is_fsdp_enabled else self.args.device
@@ -193,6 +191,11 @@ class ReinforceTrainer(RecommenderTrainer):
         target = inputs["target"]
         items, weights = self._roll_out(inputs)
         missed = (items != target[:, None]).all(1)
+        if settings.objective == "grpo":  # before the target is put in: what the model earned
+            rewards, means = self._reward(inputs, items)
+            self._add_up("reward", rewards.mean(1))
+            for name, mean in means.items():
+                self._add_up(f"reward_{name}", torch.full((len(items),), mean))
         if settings.objective == "dpo" or settings.add_target or settings.supervise_misses:
             items[:, -1] = torch.where(missed, target, items[:, -1])
             # No draw, the target has no weight of its own: that of one answer among equals.
@@ -202,9 +205,8 @@ class ReinforceTrainer(RecommenderTrainer):
         group = {"items": items, "answers": self._paths[items], "weights": weights}
         self._add_up("hit", ~missed)
         if settings.objective == "grpo":
-            histories = [self.cases.history(case) for case in inputs["case"].tolist()]
-            found, means = self.rewards(items.cpu().numpy(), target.cpu().numpy(), histories)
-            rewards = torch.from_numpy(found).float().to(items.device)
+            if settings.add_target:
+                rewards, _ = self._reward(inputs, items)
             advantages = group_advantages(rewards, weights, scale=settings.scale_advantages)
             supervised = torch.zeros_like(advantages)
             added = hits & missed[:, None]
@@ -215,14 +217,18 @@ class ReinforceTrainer(RecommenderTrainer):
                 supervised = settings.supervise_misses * added.float()
                 self._add_up("supervised", missed)
             group |= {"advantages": advantages, "supervised": supervised}
-            self._add_up("reward", rewards.mean(1))
             self._add_up("no_signal", (advantages == 0).all(1) & (supervised == 0).all(1))
-            for name, mean in means.items():
-                self._add_up(f"reward_{name}", torch.full((len(items),), mean))
         if self._reference is not None:
             with self._at_the_reference():
                 group["reference"] = self._log_probs(self.policy, inputs | group)[0]
         return group
+
+    def _reward(self, inputs: dict[str, Tensor], items: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return what the items of a batch are worth, float32 [prompts, group], and the parts."""
+        histories = [self.cases.history(case) for case in inputs["case"].tolist()]
+        target = inputs["target"].cpu().numpy()
+        found, means = self.rewards(items.cpu().numpy(), target, histories)
+        return torch.from_numpy(found).float().to(items.device), means
 
     def _roll_out(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the items that the model answers each prompt with, best first, and their weights.
@@ -400,6 +406,13 @@ class StopBelowStart(TrainerCallback):
         validations = [entry for entry in state.log_history if "eval_ndcg@10" in entry]
         if validations:
             self.on_evaluate(args, state, control, validations[-1])
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Neither validate nor keep the update that is made all the same of a run that ended."""
+        if self.reason is not None:
+            control.should_evaluate = control.should_save = False
 
     def on_evaluate(
         self,

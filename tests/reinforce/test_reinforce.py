@@ -1,5 +1,6 @@
 """The command: what it trains, keeps, resumes, refuses and says."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,13 +10,16 @@ import torch
 from launching import fsdp2_environment
 from safetensors.torch import load_file
 from trainings import Killed, assert_same_weights, kill_in_step, let_every_validation_win, weights
+from transformers import TrainingArguments
 
 from lcrec.core.artifacts import read_json
+from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
+from lcrec.data.folder import Interactions
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.checkpoint import CheckpointFacts
-from lcrec.reinforce.settings import Cases
+from lcrec.reinforce.settings import Cases, ReinforceSettings, check_settings, load_inputs
 from lcrec.reinforce.trainer import ReinforceTrainer
 from lcrec.reinforce.update import group_advantages
 
@@ -102,6 +106,7 @@ def test_a_reward_that_is_always_0_changes_nothing(
     output = reinforce(tmp_path / "model", "--model", model, "--rewards", NOTHING, *options)
     assert all(torch.equal(before, after) for before, after in last.values())
     assert_same_weights(output, model)
+    assert read_provenance(output)["inputs"][f"reward {NOTHING}"]["path"] == __file__
     assert {logs["no_signal"] for logs in logged if "no_signal" in logs} == {1.0}
 
 
@@ -139,7 +144,9 @@ def test_other_settings(reinforce, tmp_path, logged, options):
 
 @pytest.mark.parametrize("option", ["--add-target", "--supervise-misses"])
 @pytest.mark.parametrize("rollouts", ["beam", "gumbel"])
-def test_groups_that_missed_their_target(reinforce, tmp_path, monkeypatch, option, rollouts):
+def test_groups_that_missed_their_target(
+    reinforce, tmp_path, monkeypatch, logged, option, rollouts
+):
     """The target is put in the last place; its advantage, or its own loss, counts half."""
     seen = []
     compute = ReinforceTrainer.compute_loss
@@ -173,6 +180,8 @@ def test_groups_that_missed_their_target(reinforce, tmp_path, monkeypatch, optio
     words = (option, 0.5, "--rollouts", rollouts, "--rewards", "hit", "--kl", 0)
     reinforce(tmp_path / "model", *words)
     assert 0 < np.mean(seen) < 1  # groups of both kinds were looked at
+    for logs in logged:  # the rewards of what the model answered, not of what was put in
+        assert logs.get("reward_hit", 0) == pytest.approx(logs.get("hit", 0) / 4)
 
 
 @pytest.mark.parametrize("words", [(), ("--rollouts", "gumbel", "--reuse", 2, "--accumulate", 2)])
@@ -188,6 +197,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         reinforce(tmp_path / "killed", *options)
     assert list((tmp_path / "killed" / ".training").glob("checkpoint-*"))
     assert_same_weights(reinforce(tmp_path / "killed", *options), whole)
+
+
+def test_an_update_may_add_up_several_batches(reinforce, tmp_path, monkeypatch):
+    metrics = let_every_validation_win(ReinforceTrainer.ranking_metrics)
+    monkeypatch.setattr(ReinforceTrainer, "ranking_metrics", metrics)
+    one = reinforce(tmp_path / "one", "--kl", 0.1)
+    two = reinforce(tmp_path / "two", "--kl", 0.1, "--batch-size", 2, "--accumulate", 2)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -236,7 +254,7 @@ def test_training_stops_where_validation_falls_below_the_start(
         return found
 
     monkeypatch.setattr(ReinforceTrainer, "rank", rank)
-    options = ("--validate-every", 0.34, "--tolerance", 0.4)
+    options = ("--validate-every", 0.17, "--tolerance", 0.4)
 
     def die(*args, **kwargs):
         raise Killed
@@ -247,9 +265,9 @@ def test_training_stops_where_validation_falls_below_the_start(
             reinforce(tmp_path / "model", *options)
     capsys.readouterr()
     output = reinforce(tmp_path / "model", *options)  # does not train past the end
-    assert ranked == [0, 2, 4]  # NDCG@10 1, .63, .5
+    assert ranked == [0, 1, 2]  # NDCG@10 1, .63, .5
     said = capsys.readouterr().out
-    assert "Stopped after 4 updates: NDCG@10 is 0.5000, at the start it was 1.0000" in said
+    assert "Stopped after 2 updates: NDCG@10 is 0.5000, at the start it was 1.0000" in said
     assert "the start's weights, for no validation beat its NDCG@10 of 1.0000" in said
     assert_same_weights(output, checkpoint)
     assert read_provenance(output)["validation_ndcg_at_10"] == 1
@@ -274,10 +292,12 @@ def test_the_best_weights_are_kept(reinforce, tmp_path, monkeypatch):
 
 
 def test_an_explosion_names_its_batch(reinforce, tmp_path, monkeypatch):
-    with pytest.raises(
-        InputError, match=r"in update \d+ the model is .* above --max-kl 1e-09"
-    ) as e:
-        reinforce(tmp_path / "model", "--max-kl", 1e-9)
+    with monkeypatch.context() as patch:  # as the second of two processes, which sees it alone
+        patch.setattr(TrainingArguments, "process_index", 1)
+        patch.setattr(TrainingArguments, "world_size", 2)
+        message = r"in update \d+ the model is .* above --max-kl 1e-09"
+        with pytest.raises(InputError, match=message) as e:
+            reinforce(tmp_path / "model", "--max-kl", 1e-9)
     (file,) = (tmp_path / "model").glob("nan_update_*.safetensors")
     assert str(file) in str(e.value)
     batch = load_file(file)
@@ -309,6 +329,7 @@ def test_an_explosion_names_its_batch(reinforce, tmp_path, monkeypatch):
         (("--rewards", "similarity"), "--rewards similarity: compares embeddings; name them"),
         (("--embeddings", "."), "only the reward similarity reads them"),
         (("--objective", "dpo", "--clip", 0.1), "--clip 0.1: is a setting of --objective grpo"),
+        (("--kl", 0, "--max-kl", 1), "--max-kl 1.0: with --kl 0 the distance .* is not computed"),
         (("--dpo-beta", 2), "--dpo-beta 2.0: is a setting of --objective dpo"),
         (("--add-target", 1, "--supervise-misses", 1), "are two ways to treat groups"),
         (("--model", "nowhere"), "--model nowhere: not a checkpoint of lcrec"),
@@ -319,6 +340,31 @@ def test_bad_settings(reinforce, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         reinforce(tmp_path / "model", *options)
     assert not (tmp_path / "model" / "lcrec.json").exists()
+
+
+def test_the_shipped_recipe_goes_with_either_objective():
+    words = ["--config", "recipes/reinforce.yaml", "--model", "M", "--data", "D", "--objective"]
+    for objective in ("grpo", "dpo"):
+        settings = parse_config(
+            ReinforceSettings, [*words, objective], description="", prog="lcrec reinforce"
+        )
+        check_settings(settings)
+
+
+def test_embeddings(checkpoint, shop, tmp_path):
+    file = tmp_path / "embeddings.npy"
+    settings = ReinforceSettings(
+        model=checkpoint, data=shop, group=4, rewards=["similarity"], embeddings=file
+    )
+    vectors = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
+    np.save(file, vectors)
+    inputs = load_inputs(settings)
+    assert inputs.files["embeddings"] == file
+    np.testing.assert_allclose(np.linalg.norm(inputs.catalogue.embeddings, axis=1), 1, rtol=1e-6)
+    vectors[7, 1] = np.nan
+    np.save(file, vectors)
+    with pytest.raises(InputError, match=r"1 rows hold values that are not finite \(first: item 7"):
+        load_inputs(settings)
 
 
 def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path):
@@ -366,9 +412,12 @@ def test_an_adapter_whose_base_is_gone(reinforce, finetune, base, tmp_path):
 
 
 def test_cases(split):
+    train = Interactions.from_sequences({"a": [3, 5, 3, 7, 5, 7], "b": [7], "c": [5, 3]})
+    split = dataclasses.replace(split, train=train)
     every = Cases.of(split, exclude_history=False)
-    assert len(every) == len(split.train.items) - len(split.train)
-    assert list(every.history(0)) == list(split.train.sequence(0)[:1])
-    assert every.target(0) == split.train.sequence(0)[1]
+    found = [(every.history(case).tolist(), every.target(case)) for case in range(len(every))]
+    assert found[:2] == [([3], 5), ([3, 5], 3)]
+    assert len(found) == 6
     new = Cases.of(split, exclude_history=True)
-    assert all(new.target(case) not in new.history(case) for case in range(len(new)))
+    found = [(new.history(case).tolist(), new.target(case)) for case in range(len(new))]
+    assert found == [([3], 5), ([3, 5, 3], 7), ([5], 3)]

@@ -34,14 +34,20 @@ def test_operations_by_hand():
     assert again["update"] - found["update"] == pytest.approx(10 * 2 * 2 * 700 * 22)
 
 
+def test_what_a_device_holds_under_fsdp2():
+    """A quarter of 16 bytes for each of 100 weights, 2 for 900 others, and the reference; all."""
+    found = cost.sharded_memory(SHAPE, 400, "bf16", 4)
+    assert found == {"validation": (1600 + 1800 + 400) / 4 + 2000, "the loading": 400 + 1800}
+
+
 @pytest.fixture
 def planning(checkpoint, shop, capsys):
-    """Plan the run of the fixture `reinforce`: `planning("--tflops", 1)` returns what is said."""
+    """Plan a run: `planning("--tflops", 1)` returns what is said."""
 
     def run(*options):
         defaults = {
-            "--model": checkpoint, "--data": shop, "--cases": 24, "--batch-size": 4, "--group": 4,
-            "--validation-users": 20, "--validate-every": 0.5,
+            "--model": checkpoint, "--data": shop, "--cases": 12, "--batch-size": 4, "--group": 4,
+            "--reuse": 2, "--validation-users": 20, "--validate-every": 0.5,
         }  # fmt: skip
         settings = defaults | dict(zip(options[::2], options[1::2], strict=True))
         plan.main(["reinforce", *(str(w) for pair in settings.items() for w in pair)])
@@ -83,11 +89,11 @@ def test_a_plan_says_what_the_run_then_does(
     log_probs = ReinforceTrainer._log_probs
     monkeypatch.setattr(ReinforceTrainer, "_log_probs", measure)
     monkeypatch.setattr(ReinforceTrainer, "rank", remember)
-    reinforce(tmp_path / "model", "--model", model, "--cases", 24)
+    reinforce(tmp_path / "model", "--model", model, "--cases", 12, "--reuse", 2)
     said = capsys.readouterr().out
     assert number(planned, r", trained ([\d,]+)") == number(said, r"Reinforcing ([\d,]+)")
     assert number(planned, r"Prompts +([\d,]+)") == number(said, r"on ([\d,]+) prompts")
-    assert number(planned, r"and (\d+) validations of 20 users") == len(ranked)
+    assert number(planned, r"and (\d+) validations of 20 users") == len(ranked) == 3
     assert number(planned, r"Updates +([\d,]+)") == 6
     assert 0 < longest <= number(planned, r"at most ([\d,]+)")
     assert "; 4 answers of 3 tokens to each" in planned
@@ -107,10 +113,12 @@ def test_the_reference_is_a_copy_of_what_is_trained(planning, monkeypatch):
     monkeypatch.setattr(cost, "GIB", 4 * trained)
     planned = planning("--tflops", 1)
     assert number(planned, r"Memory +([\d.]+)") == 1
+    assert number(planned, r"under FSDP2 .* ([\d.]+) GiB of it the reference") == 0.5
     assert "copy of the trained weights" in planned
     planned = planning("--tflops", 1, "--kl", 0)
     assert number(planned, r"Memory +([\d.]+)") == 0
-    assert "reference" not in planned
+    assert ", reference" not in planned
+    assert " 0.00 GiB of it the reference" in planned
     assert needed[0] > 16 * trained
 
 
@@ -140,7 +148,7 @@ def test_the_estimated_memory_is_what_an_update_keeps(base):
 
 
 @pytest.mark.parametrize(
-    "options", [("--rollouts", "gumbel", "--reuse", 2), ("--precision", "bf16")]
+    "options", [("--rollouts", "gumbel", "--reuse", 1), ("--precision", "bf16")]
 )
 def test_other_runs_are_planned(planning, options):
     assert "from timed steps" in planning(*options)

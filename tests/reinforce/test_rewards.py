@@ -30,6 +30,10 @@ def words(items, targets, histories):
     return "no number"
 
 
+def lost(items, targets, histories):
+    return {}[items.size]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -61,6 +65,8 @@ def test_rewards(words, expected):
         ([f"{__name__}:broken"], "broken: the reward of item 2 where 0 was right is nan"),
         ([f"{__name__}:short"], r"short: expected rewards of shape \[2, 3\] .*, got \[2\]"),
         ([f"{__name__}:words"], "words: it fails"),
+        ([f"{__name__}:lost"], r"lost: it fails \(KeyError: 6\)"),
+        ([], "--rewards: is empty; name at least one of hit, rank"),
     ],
 )
 def test_rewards_that_cannot_be_used(words, message):
