@@ -50,18 +50,12 @@ from lcrec.modeling.run_folder import (
 )
 
 if TYPE_CHECKING:  # each takes seconds to import, and an option may be wrong
-    import numpy as np
     from accelerate.state import PartialState
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lcrec.data.cooccurrence import NearbyItems
     from lcrec.data.splits import EvalCases
-    from lcrec.index.item_index import ItemIndex
     from lcrec.modeling.cost import Activations
     from lcrec.modeling.finetuning import TrainingModel, TrainingRows
-    from lcrec.modeling.trainer import Ranker, RecommenderTrainer
-    from lcrec.prompts.prompt_set import PromptSet
+    from lcrec.modeling.trainer import RecommenderTrainer
 
 # What launchers tell a process of its place among the others, and Accelerate any process.
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -200,6 +194,7 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     import torch
     from transformers import set_seed
 
+    from lcrec.generate.many_users import catalogue_ranker
     from lcrec.modeling.cost import measure_activations
     from lcrec.modeling.finetuning import (
         compare_memory,
@@ -383,27 +378,6 @@ def _save(
             trainable_parameters=trainable,
             nearby=job.inputs.nearby,
         )
-
-
-def catalogue_ranker(
-    tokenizer: PreTrainedTokenizerBase,
-    index: ItemIndex,
-    prompts: PromptSet,
-    max_history: int,
-    nearby: NearbyItems | None = None,
-) -> Ranker:
-    """Return what validation ranks the catalogue with: the search that `generate` uses."""
-    from lcrec.generate.recommender import Recommender
-    from lcrec.generate.requests import RankingRequest, case_requests
-
-    def rank(model: PreTrainedModel | PeftModel, cases: EvalCases, beams: int) -> np.ndarray:
-        recommender = Recommender(
-            model, tokenizer, index, prompts, max_history=max_history, nearby=nearby
-        )
-        requests = case_requests(cases, RankingRequest(k=beams, num_beams=beams))
-        return recommender.rank(requests, width=beams).items
-
-    return rank
 
 
 if __name__ == "__main__":

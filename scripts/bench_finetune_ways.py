@@ -23,7 +23,7 @@ from trl import SFTConfig
 from lcrec.core.errors import InputError
 from lcrec.data.folder import load_interactions, load_items
 from lcrec.data.splits import load_split
-from lcrec.finetune import catalogue_ranker
+from lcrec.generate.many_users import catalogue_ranker
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.base import DTYPES, add_adapter, load_base
 from lcrec.modeling.cost import measure_shape, measure_work, operations

@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 from accelerate.state import PartialState
+from transformers import PreTrainedTokenizerBase
 
 from lcrec.core.artifacts import atomic_path, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.core.parts import make_parts
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.id_map import Names
 from lcrec.data.splits import EvalCases
+from lcrec.generate.beams import Model
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RankingRequest
+from lcrec.generate.requests import RankingRequest, case_requests
+from lcrec.index.item_index import ItemIndex
+from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import write_predictions
@@ -235,3 +240,29 @@ def _shortened(items: np.ndarray, scores: np.ndarray) -> Iterator[tuple[np.ndarr
     """Yield each row without what stands behind the end of its list."""
     for row, row_scores in zip(items, scores, strict=True):
         yield row[row >= 0], row_scores[row >= 0]
+
+
+def catalogue_ranker(
+    tokenizer: PreTrainedTokenizerBase,
+    index: ItemIndex,
+    prompts: PromptSet,
+    max_history: int,
+    nearby: NearbyItems | None = None,
+    *,
+    exclude_history: bool = False,
+) -> Callable[[Model, EvalCases, int], np.ndarray]:
+    """Return what validation in training ranks the catalogue with: (model, cases, beams) -> items.
+
+    Args:
+        tokenizer, index, prompts, max_history, nearby: as of `Recommender`.
+        exclude_history: never rank an item of the history.
+    """
+
+    def rank(model: Model, cases: EvalCases, beams: int) -> np.ndarray:
+        recommender = Recommender(  # anew, as what it has read of prompts is of other weights
+            model, tokenizer, index, prompts, max_history=max_history, nearby=nearby
+        )
+        like = RankingRequest(k=beams, num_beams=beams, exclude_history=exclude_history)
+        return recommender.rank(case_requests(cases, like), width=beams).items
+
+    return rank

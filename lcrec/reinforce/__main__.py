@@ -142,6 +142,8 @@ def _reinforce(job: ReinforceRun) -> None:
         state.wait_for_everyone()  # all have looked at the output before one writes
         if is_current(config.output, STAGE, job.recipe, job.inputs.files):
             state.print(f"{config.output} is up to date.")
+            if state.is_main_process:  # left where a run was killed at its very end
+                shutil.rmtree(config.output / WORK, ignore_errors=True)
             return
         main = state.is_main_process
         with claim(config.output, STAGE, SHARED_FOLDER, overwrite=config.overwrite, active=main):

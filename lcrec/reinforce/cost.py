@@ -243,7 +243,7 @@ def time_parts(
         (p for p in model.parameters() if p.requires_grad), lr=settings.learning_rate
     )
     steps = _Steps(settings, recommender, optimizer)
-    rank = make_ranker(recommender, exclude_history=settings.exclude_history)
+    rank = make_ranker(settings, recommender)
     few = held_out.take(range(min(USERS, len(held_out))))
     spent = dict.fromkeys(("rollouts", "reference", "update"), 0.0)
     collate = CaseCollator(inputs.cases, recommender)

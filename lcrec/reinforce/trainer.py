@@ -30,10 +30,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.many_users import catalogue_ranker
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RankingRequest, case_requests
+from lcrec.generate.requests import RankingRequest
 from lcrec.generate.search import search
-from lcrec.modeling.trainer import RankingValidation, RecommenderTrainer, training_arguments
+from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer, training_arguments
 from lcrec.prompts.encoder import item_token_ids
 from lcrec.reinforce.rewards import Rewards, parse_rewards
 from lcrec.reinforce.rollouts import draw_items
@@ -434,22 +435,17 @@ class StopBelowStart(TrainerCallback):
                 )
 
 
-def make_ranker(recommender: Recommender, *, exclude_history: bool) -> Any:
-    """Return what validation ranks the catalogue with (`lcrec.modeling.trainer.Ranker`)."""
-
-    def rank(model: PreTrainedModel | PeftModel, cases: EvalCases, beams: int) -> np.ndarray:
-        current = Recommender(
-            model,
-            recommender.tokenizer,
-            recommender.index,
-            recommender.prompts,
-            max_history=recommender.request_encoder.max_history,
-            nearby=recommender.request_encoder.nearby,
-        )
-        like = RankingRequest(k=beams, num_beams=beams, exclude_history=exclude_history)
-        return current.rank(case_requests(cases, like), width=beams).items
-
-    return rank
+def make_ranker(settings: ReinforceSettings, recommender: Recommender) -> Ranker:
+    """Return what validation ranks the catalogue with, asking as `recommender` asks."""
+    encoder = recommender.request_encoder
+    return catalogue_ranker(
+        recommender.tokenizer,
+        recommender.index,
+        recommender.prompts,
+        encoder.max_history,
+        encoder.nearby,
+        exclude_history=settings.exclude_history,
+    )
 
 
 def make_trainer(
@@ -472,7 +468,7 @@ def make_trainer(
     rows = draw_cases(settings, inputs.cases, processes)
     _, every = count_updates(settings, len(rows), processes)
     beams = min(settings.num_beams, len(inputs.index))
-    rank = make_ranker(recommender, exclude_history=settings.exclude_history)
+    rank = make_ranker(settings, recommender)
     return ReinforceTrainer(
         model=recommender.model,
         processing_class=recommender.tokenizer,

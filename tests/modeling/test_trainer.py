@@ -15,7 +15,7 @@ from trl import SFTConfig
 from lcrec.core import console
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
-from lcrec.finetune import catalogue_ranker
+from lcrec.generate.many_users import catalogue_ranker
 from lcrec.generate.recommender import Recommender
 from lcrec.modeling.base import add_adapter, load_base
 from lcrec.modeling.batches import split_batch

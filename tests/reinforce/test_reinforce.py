@@ -82,8 +82,10 @@ def test_a_finished_run(reinforce, checkpoint, tmp_path, logged, capsys):
     assert len(validations) == 2
     assert 10 <= validations[-1]["eval_items@10"] <= 48
     assert not (output / ".training").exists()
+    (output / ".training").mkdir()  # killed before it was cleared away
     reinforce(output)
     assert "is up to date" in capsys.readouterr().out
+    assert not (output / ".training").exists()
 
 
 @pytest.mark.parametrize("options", [(), ("--kl", 0), ("--rollouts", "gumbel", "--reuse", 2)])
@@ -118,7 +120,6 @@ def test_a_reward_that_is_always_0_changes_nothing(
         ("--add-target", 0.5),
         ("--supervise-misses", 0.5),
         ("--reuse", 3, "--clip", 0.01),
-        ("--exclude-history", None),
         ("--accumulate", 2, "--batch-size", 3),
         ("--precision", "bf16"),
         ("--gradient-checkpointing", None),
@@ -140,6 +141,28 @@ def test_other_settings(reinforce, tmp_path, logged, options):
         assert any(logs.get("clipped", 0) > 0 for logs in logged)
     if "--add-target" in options:  # a group with its target always says something
         assert last["no_signal"] == 0
+
+
+@pytest.mark.parametrize("rollouts", ["beam", "gumbel"])
+def test_items_of_the_history_are_no_answers(reinforce, tmp_path, monkeypatch, rollouts):
+    compute, rank, seen = ReinforceTrainer.compute_loss, ReinforceTrainer.rank, []
+
+    def check(self, model, inputs, *args, **kwargs):
+        for case, items in zip(inputs["case"].tolist(), inputs["items"].tolist(), strict=True):
+            seen.append(set(items) & set(self.cases.history(case).tolist()))
+        return compute(self, model, inputs, *args, **kwargs)
+
+    def check_validation(self):
+        ranked = rank(self)
+        for history, items in zip(self.ranking.cases.histories, ranked.tolist(), strict=True):
+            seen.append(set(items) & set(history.tolist()))
+        return ranked
+
+    monkeypatch.setattr(ReinforceTrainer, "compute_loss", check)
+    monkeypatch.setattr(ReinforceTrainer, "rank", check_validation)
+    reinforce(tmp_path / "model", "--exclude-history", None, "--rollouts", rollouts)
+    assert len(seen) == 24 + 3 * 20
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("option", ["--add-target", "--supervise-misses"])
