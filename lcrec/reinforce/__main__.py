@@ -117,13 +117,13 @@ def _check_launch(inputs: ReinforceInputs) -> None:
         InputError: DeepSpeed, the first FSDP, or a quantised base under FSDP2.
     """
     remedy = "launch it with recipes/accelerate/multi_gpu.yaml"
-    if "ACCELERATE_DEEPSPEED_ZERO_STAGE" in os.environ:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise InputError(
             "lcrec.reinforce does not train under DeepSpeed, which keeps the trained weights to "
             f"itself, so that none can be put in their place as the reference: {remedy} or "
             "fsdp2.yaml"
         )
-    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return
     if os.environ.get("FSDP_VERSION") != "2":
         raise InputError(f"lcrec.reinforce shards weights by FSDP2 alone: {remedy} or fsdp2.yaml")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lcrec.generate.beams import Model, beam_search
+from lcrec.generate.beams import Model, beam_search, open_children
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.trie import Constraint, ItemTrie
 
@@ -104,9 +104,7 @@ class GumbelWalk:
         totals: list[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Go one level down; arguments and result as those of beam search's own step."""
-        children, tokens, valid = trie.children(nodes, level)
-        if leaf_filter is not None:
-            valid &= leaf_filter.reachable(children)
+        children, tokens, valid = open_children(trie, level, nodes, leaf_filter)
         own = logits.gather(2, tokens).float().masked_fill(~valid, -torch.inf)
         total = own.logsumexp(dim=2)
         # A beam that stands for nothing, where there are fewer nodes than beams, is no fault.

@@ -352,7 +352,7 @@ class ReinforceTrainer(RecommenderTrainer):
 
     def _add_up(self, name: str, values: Tensor) -> None:
         """Count values [any] for the mean that is logged next."""
-        values = values.detach().double()
+        values = values.detach().float()  # Apple's devices have no float64
         found = torch.stack([values.sum(), values.new_tensor(values.numel())])
         self._sums[name] = self._sums.get(name, 0) + found
 

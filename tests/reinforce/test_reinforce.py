@@ -48,6 +48,7 @@ def logged(monkeypatch):
     log = ReinforceTrainer.log
 
     def remember(self, logs, *args):
+        assert {each.dtype for each in self._sums.values()} <= {torch.float32}  # Apple's most
         log(self, logs, *args)
         seen.append(dict(logs))
 
@@ -402,8 +403,8 @@ def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path):
 @pytest.mark.parametrize(
     ("environment", "settings", "message"),
     [
-        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "does not train under DeepSpeed"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "by FSDP2 alone"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "does not train under DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "True", "FSDP_VERSION": "1"}, {}, "by FSDP2 alone"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
             {"quantize": "4bit"},
