@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 
+from lcrec.core.console import progress
 from lcrec.rankings.metrics import PAD
 
 
@@ -156,9 +157,28 @@ def best_weights(pooled: Pool, targets: np.ndarray) -> tuple[tuple[float, ...], 
         targets: int64 [users], or [users, targets] padded with -1.
     """
     grid = weight_grid(pooled.shares.shape[1])
-    values = [ndcg_of_weights(pooled, weights, targets) for weights in grid]
+    rivals = _rivals(pooled, targets)
+    values = [
+        ndcg_of_weights(rivals, weights, targets)
+        for weights in progress(grid, "try weights", "weights", leave=False)
+    ]
     best = int(np.argmax(values))
     return grid[best], values[best]
+
+
+def _rivals(pooled: Pool, targets: np.ndarray) -> Pool:
+    """Return the targets that a file ranks and what some weights put above one: all that counts."""
+    matters = np.zeros(len(pooled.users), dtype=bool)
+    for column in targets.reshape(len(targets), -1).T:
+        found = np.flatnonzero(pooled.items == column[pooled.users])
+        entry = np.full(pooled.num_users, -1)
+        entry[pooled.users[found]] = found
+        own = entry[pooled.users]
+        never = (pooled.shares <= pooled.shares[own]).all(axis=1)
+        never &= pooled.items > column[pooled.users]  # of equal scores the lower id comes first
+        matters |= (own >= 0) & ~never
+    kept = (pooled.users, pooled.items, pooled.shares, pooled.is_ranked)
+    return Pool(pooled.num_users, *(values[matters] for values in kept))
 
 
 def _scaled(scores: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -108,6 +108,9 @@ def test_counting_gives_the_ndcg_of_the_lists(files, targets, weights, single):
         row[: len(items)] = items
     expected = ndcg_at_k(ranked, truths, 10).mean()
     assert ndcg_of_weights(pooled, weights, truths) == pytest.approx(expected)
+    grid = weight_grid(len(files))
+    values = [ndcg_of_weights(pooled, each, truths) for each in grid]
+    assert best_weights(pooled, truths) == (grid[int(np.argmax(values))], max(values))
 
 
 @pytest.mark.parametrize("files", [2, 3, 4, 7, 30])
