@@ -61,9 +61,12 @@ class Baseline(ABC):
 
     Attributes:
         Settings: the dataclass of what can be set, each default with its source.
+        learnt: the attributes, plain arrays, that `fit` leaves; a method that leaves something else
+            has a `state` and `load_state` of its own.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    learnt: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any = None, *, seed: int = 0, device: str = "cpu") -> None:
         self.settings: Any = self.Settings() if settings is None else settings
@@ -114,18 +117,22 @@ class Baseline(ABC):
         """
         return self.score(users, histories)
 
-    @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Return all that `fit` learnt, as plain arrays by name."""
+        return {name: getattr(self, name) for name in self.learnt}
 
-    @abstractmethod
     def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
         """Become what `state` was taken from.
 
         Args:
             state: as `state` gave it, from a method of the same settings.
             data: what it was fitted on.
+
+        Raises:
+            KeyError, ValueError: it is of a method with other settings or another catalogue.
         """
+        for name in self.learnt:
+            setattr(self, name, state[name])
 
 
 def positions(train: Interactions, users: list[str]) -> np.ndarray:

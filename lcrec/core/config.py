@@ -67,6 +67,13 @@ class Writes:
     )
 
 
+def settings_of(kind: type[T], config: Any, **chosen: Any) -> T:
+    """Return settings of a kind: those chosen, and the fields of the same names of a config."""
+    names = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    given = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return kind(**given | chosen)
+
+
 class UniqueKeyLoader(yaml.SafeLoader):
     """`yaml.SafeLoader` that refuses a key written twice; PyYAML would keep the last silently.
 

@@ -183,12 +183,12 @@ def is_kind(artifact: Path, stage: str) -> bool:
 
 
 def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
-    """Tell whether `artifact` is what `stage` would make of these settings and inputs.
+    """Tell whether `artifact` is there, and what `stage` would make of these settings and inputs.
 
     Kind, format, settings and inputs decide; neither how the command was called then nor the
     version of lcrec does.
     """
-    record = read_provenance(artifact)  # which refuses another format
+    record = read_provenance(artifact) if artifact.exists() else None
     return (
         record is not None
         and record["kind"] == kind_of(stage)

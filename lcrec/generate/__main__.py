@@ -259,10 +259,10 @@ def rank_split(
     retrain = f"python -m lcrec.finetune --data {config.data} --output DIR"
     require_same_split(config.model, config.data, retrain)
     settings, inputs = recorded(config)
-    current = output.exists() and is_current(output, STAGE, settings, inputs)
+    current = is_current(output, STAGE, settings, inputs)
     if config.ensemble:
         joint = ensemble_path(output)
-        current &= joint.exists() and is_current(joint, STAGE, settings, inputs)
+        current &= is_current(joint, STAGE, settings, inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{output} is up to date.")

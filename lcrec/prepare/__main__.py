@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lcrec.core.artifacts import DataPaths, data_paths
-from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import SHARED_FOLDER, claim
@@ -230,16 +230,13 @@ def _run(config: PrepareConfig) -> None:
         folder, STAGE, SHARED_FOLDER, overwrite=config.overwrite, active=not config.dry_run
     )
     with claimed, engine as (con, work):
-        plain = found.unpacked(work)
-        if config.encoding is not None:
-            plain = plain.decoded(config.encoding, work)
-        options = Options(
+        plain = found.plain(config.encoding, work)
+        options = settings_of(
+            Options,
+            config,
             columns=columns,
             keep=keep,
             is_decoded=config.encoding is not None,
-            category_separator=config.category_separator,
-            order=config.order,
-            bad_rows=config.bad_rows,
             reviews=config.reviews == "keep",
             limit=DRY_RUN_ROWS if config.dry_run else None,
             spill=work,
@@ -254,22 +251,12 @@ def _run(config: PrepareConfig) -> None:
             if unused:
                 print(f"not read of {whose}:", *map(printable, unused), flush=True)
         print(*map(printable, raw.notes), sep="\n", end="\n" if raw.notes else "", flush=True)
-        filters = FilterSettings(
-            min_user_items=config.min_user_items,
-            min_item_users=config.min_item_users,
-            min_rating=config.min_rating,
-            since=config.since,
-            until=config.until,
-            repeats=config.repeats,
-            items_without_text=config.items_without_text,
-            differing_items=config.differing_items,
-            min_text=config.min_text,
-            max_title_words=config.max_title_words,
+        filters = settings_of(
+            FilterSettings,
+            config,
             keep=tuple(keep),
-            max_user_items=config.max_user_items,
             keep_reviews=config.reviews == "keep",
             cold_share=config.cold_share if config.split == "cold-items" else None,
-            seed=config.seed,
         )
         if config.split == "published":
             if raw.parts is None:

@@ -23,6 +23,7 @@ from ibis import _
 from ibis.backends import BaseBackend
 from ibis.expr.types import Scalar, Table
 
+from lcrec.core.config import settings_of
 from lcrec.core.errors import InputError, closest
 from lcrec.data.continuation import preparation
 from lcrec.data.folder import STANDARD_FIELDS, Items, item_texts, load_items
@@ -118,16 +119,14 @@ class Reading:
         items: Sequence[Path] = (),
     ) -> RawTables:
         """Read files that join the data folder `data`; `work` is for what has to be unpacked."""
-        found = Inputs(self.require_format(data), tuple(interactions), tuple(items)).unpacked(work)
-        if self.encoding is not None:
-            found = found.decoded(self.encoding, work)
-        options = Options(
+        found = Inputs(self.require_format(data), tuple(interactions), tuple(items))
+        found = found.plain(self.encoding, work)
+        options = settings_of(
+            Options,
+            self,
             columns=parse_columns(self.columns or ""),
             keep=parse_keep(self.keep) if items else {},
             is_decoded=self.encoding is not None,
-            category_separator=self.category_separator,
-            order=self.order,
-            bad_rows=self.bad_rows,
             reviews=self.reviews == "keep",
             spill=work,
             joins=True,

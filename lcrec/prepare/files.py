@@ -10,6 +10,7 @@ database it is given.
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -41,6 +42,7 @@ LONGEST_LINE = 64 * 2**20
 MIXED_LINE_ENDS = "state machine reached an invalid state"
 COMPRESSIONS = (".gz", ".zst")
 SEPARATORS = (",", ";", "\t", "|")
+TORN = (OSError, EOFError, zlib.error, pa.ArrowException)  # what reading a damaged file throws
 GUESSED_FROM = 4 * 2**20  # bytes from which an encoding is guessed
 KINDS = {
     ".csv": "delimited",
@@ -111,6 +113,19 @@ def open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+@contextlib.contextmanager
+def readable(path: Path, how_far: str = " to its end") -> Iterator[None]:
+    """Say of a file in one line that it cannot be read, whatever its reader throws.
+
+    Raises:
+        InputError: instead of what was thrown.
+    """
+    try:
+        yield
+    except TORN as error:
+        raise InputError(f"{path}: cannot be read{how_far} ({error}); is it whole?") from None
+
+
 def read_lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     """Yield the lines of a file that `open_bytes` opened, with their ends.
 
@@ -133,17 +148,14 @@ def read_chunks(path: Path) -> Iterator[bytes]:
         InputError: the file cannot be read to its end, or a line is longer than `LONGEST_LINE`.
     """
     line, length = 1, 0
-    try:
-        with open_bytes(path) as file:
-            while chunk := file.read(2**22):
-                end = chunk.rfind(b"\n")
-                line += chunk.count(b"\n")
-                length = length + len(chunk) if end < 0 else len(chunk) - end - 1
-                if length > LONGEST_LINE:
-                    raise _too_long(path, line)
-                yield chunk
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
+    with readable(path), open_bytes(path) as file:
+        while chunk := file.read(2**22):
+            end = chunk.rfind(b"\n")
+            line += chunk.count(b"\n")
+            length = length + len(chunk) if end < 0 else len(chunk) - end - 1
+            if length > LONGEST_LINE:
+                raise _too_long(path, line)
+            yield chunk
 
 
 def _too_long(path: Path, line: int) -> InputError:
@@ -173,17 +185,14 @@ def with_plain_line_ends(path: Path, copy: Path) -> None:
     Raises:
         InputError: the file cannot be read to its end.
     """
-    try:
-        with open_bytes(path) as source, copy.open("wb") as target:
-            lines = read_lines(path, source)
-            first = next(lines, b"")
-            if not first.endswith(b"\n"):  # no line feed in the whole file
-                target.write(first.replace(b"\r", b"\n"))
-            for line in itertools.chain([first] if first.endswith(b"\n") else [], lines):
-                end = b"\n" if line.endswith(b"\n") else b""
-                target.write(line.rstrip(b"\r\n").replace(b"\r", b" ") + end)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
+    with readable(path), open_bytes(path) as source, copy.open("wb") as target:
+        lines = read_lines(path, source)
+        first = next(lines, b"")
+        if not first.endswith(b"\n"):  # no line feed in the whole file
+            target.write(first.replace(b"\r", b"\n"))
+        for line in itertools.chain([first] if first.endswith(b"\n") else [], lines):
+            end = b"\n" if line.endswith(b"\n") else b""
+            target.write(line.rstrip(b"\r\n").replace(b"\r", b" ") + end)
 
 
 def first_lines(path: Path, count: int) -> list[bytes]:
@@ -192,11 +201,8 @@ def first_lines(path: Path, count: int) -> list[bytes]:
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        with open_bytes(path) as file:
-            return [line.rstrip(b"\r\n") for line in islice(read_lines(path, file), count)]
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({error}); is it whole?") from None
+    with readable(path, how_far=""), open_bytes(path) as file:
+        return [line.rstrip(b"\r\n") for line in islice(read_lines(path, file), count)]
 
 
 def find_separator(path: Path, usual: str) -> str:
@@ -222,7 +228,11 @@ def decode_file(path: Path, encoding: str, copy: Path) -> None:
     """
     decoder, line = codecs.getincrementaldecoder(encoding)(), 1
     try:
-        with open_bytes(path) as source, copy.open("w", encoding="utf-8", newline="") as target:
+        with (
+            readable(path),
+            open_bytes(path) as source,
+            copy.open("w", encoding="utf-8", newline="") as target,
+        ):
             while chunk := source.read(2**22):
                 text = decoder.decode(chunk)
                 line += text.count("\n")
@@ -233,8 +243,6 @@ def decode_file(path: Path, encoding: str, copy: Path) -> None:
             f"--encoding {encoding}: {path}, at or after line {line}, is not written so ({error})"
             f"{encoding_hint([path])}"
         ) from None
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
 
 
 def encoding_hint(paths: Sequence[Path]) -> str:
@@ -243,7 +251,7 @@ def encoding_hint(paths: Sequence[Path]) -> str:
         try:
             with open_bytes(path) as file:
                 sample = file.read(GUESSED_FROM)
-        except (OSError, EOFError, zlib.error, pa.ArrowException):
+        except TORN:
             return ""  # damaged, which its reader says
         try:
             codecs.getincrementaldecoder("utf-8")().decode(sample)

@@ -49,34 +49,37 @@ class Inputs:
         """Return role -> file for the provenance; of an archive, the archive itself."""
         return hashed("interactions", self.interactions) | hashed("items", self.items)
 
-    def unpacked(self, folder: Path) -> "Inputs":
-        """Return the same as plain files; members of archives are written into `folder`."""
+    def plain(self, encoding: str | None, folder: Path) -> "Inputs":
+        """Return the same as plain files in UTF-8.
+
+        Members of archives, and copies of files in another encoding (None: leave all as they are),
+        are written into `folder` by the files' own names. Parquet, whose texts are UTF-8, stays as
+        it is.
+
+        Raises:
+            InputError: a member is damaged; of an encoding: all files are Parquet or JSON, or one
+                is not in it.
+        """
         files = unpack([*self.interactions, *self.items], folder)
+        if encoding is not None:
+            files = self._decoded(files, encoding, folder)
         count = len(self.interactions)
         return Inputs(self.format, tuple(files[:count]), tuple(files[count:]))
 
-    def decoded(self, encoding: str, folder: Path) -> "Inputs":
-        """Return the same in UTF-8: copies in `folder`, by the files' own names.
-
-        Parquet, whose texts are UTF-8, stays as it is.
-
-        Raises:
-            InputError: all files are Parquet, or one is not in this encoding.
-        """
+    def _decoded(self, files: list[Path], encoding: str, folder: Path) -> list[Path]:
         if self.format == "lcrec":
             raise InputError("--encoding: files of --format lcrec are JSON, which is UTF-8")
         copies = []
-        for number, path in enumerate([*self.interactions, *self.items]):
+        for number, path in enumerate(files):
             if path.suffix.lower() == ".parquet":
                 copies.append(path)
                 continue
             copies.append(folder / f"decoded-{number}" / bare_name(path))
             copies[-1].parent.mkdir()
             decode_file(path, encoding, copies[-1])
-        if copies == [*self.interactions, *self.items]:
+        if copies == files:
             raise InputError("--encoding: Parquet holds its texts in UTF-8; leave the flag out")
-        count = len(self.interactions)
-        return Inputs(self.format, tuple(copies[:count]), tuple(copies[count:]))
+        return copies
 
     def __str__(self) -> str:
         parts = [

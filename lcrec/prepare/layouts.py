@@ -137,7 +137,6 @@ def read_layouts(
         first_of(catalogue),
         _shown(action_roles),
         _shown(item_roles),
-        con.name == "duckdb",
         sifted_actions.lost,
         sifted_items.lost,
         unused=(unused_of(action_columns, action_roles), unused_of(item_columns, item_roles)),

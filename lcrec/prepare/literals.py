@@ -11,7 +11,6 @@ import itertools
 import json
 import re
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lcrec.core.console import ProgressBar
-from lcrec.core.errors import InputError
-from lcrec.prepare.files import open_bytes, read_chunks, read_lines
+from lcrec.prepare.files import open_bytes, read_chunks, read_lines, readable
 
 ROWS = 20_000
 NOT_A_LITERAL = (ValueError, SyntaxError, MemoryError, RecursionError)
@@ -96,15 +94,13 @@ def convert_lines(
 def _rows(
     path: Path, names: Sequence[str], evaluate: Callable[[bytes], dict[str, Any] | None]
 ) -> Iterator[list[str | None]]:
-    try:
-        with open_bytes(path) as file, ProgressBar(None, f"convert {path.name}", "rows") as bar:
-            for line in read_lines(path, file):
-                if line.strip():
-                    record = evaluate(line) or {}
-                    yield [_text(record.get(name)) for name in names]
-                    bar.update()
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); is it whole?") from None
+    bar = ProgressBar(None, f"convert {path.name}", "rows")
+    with readable(path), open_bytes(path) as file, bar:
+        for line in read_lines(path, file):
+            if line.strip():
+                record = evaluate(line) or {}
+                yield [_text(record.get(name)) for name in names]
+                bar.update()
 
 
 def evaluate(line: bytes) -> dict[str, Any] | None:

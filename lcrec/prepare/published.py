@@ -236,37 +236,10 @@ ATOMIC = Layout(how=Delimited("\t", "", ""), delimited=True, atomic=True)
 PLAIN = Layout()
 
 
-def read_recbole(
-    con: BaseBackend, interactions: Paths, items: Paths, options: Options
-) -> RawTables:
-    """Read RecBole atomic files (`X.inter`, `X.item`); quotes in them are text, not quoting.
-
-    Args:
-        con: the connection the tables will live in.
-        interactions: the `.inter` file.
-        items: the `.item` file.
-        options: what the person asked for.
-
-    Raises:
-        InputError: a file cannot be read, a header names no or an unknown type, or a needed
-            column is missing.
-    """
-    return read_layouts(con, interactions, items, options, ATOMIC, ATOMIC)
-
-
-def read_table(con: BaseBackend, interactions: Paths, items: Paths, options: Options) -> RawTables:
-    """Read plain CSV, TSV, JSON lines or Parquet files, told apart by their suffix.
-
-    Args:
-        con: the connection the tables will live in.
-        interactions: one row per interaction, in one file or several.
-        items: one row per item.
-        options: what the person asked for.
-
-    Raises:
-        InputError: a file cannot be read, or a needed column is missing.
-    """
-    return read_layouts(con, interactions, items, options, PLAIN, PLAIN)
+# RecBole's atomic files, `X.inter` and `X.item`.
+read_recbole = partial(read_layouts, interaction_layout=ATOMIC, item_layout=ATOMIC)
+# Plain CSV, TSV, JSON lines or Parquet files, told apart by their suffix.
+read_table = partial(read_layouts, interaction_layout=PLAIN, item_layout=PLAIN)
 
 
 def read_published(

@@ -81,7 +81,7 @@ def sift(
     """
     table = _select(opened.table, roles, paths[0], options.category_separator or list_mark)
     if "user" in roles:
-        table = _with_time(table, roles, paths[0], options, unit)
+        table = _with_time(table, options, unit)
         table = table.drop(*({"nanos"} & set(table.columns)))
     if "row" not in table.columns:
         table = table.mutate(row=_content_hash(table))
@@ -210,7 +210,7 @@ def _leaf(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _with_time(table: Table, roles: Roles, path: Path, options: Options, unit: TimeUnit) -> Table:
+def _with_time(table: Table, options: Options, unit: TimeUnit) -> Table:
     """Add the sortable time, as written too, and where it is none the reason `untimely`."""
     if options.order == "file":
         if "row" not in table.columns:

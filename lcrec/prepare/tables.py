@@ -36,17 +36,16 @@ class RawTables:
 
     Attributes:
         interactions: user, item (text, never empty), time (a UTC timestamp; a number, whose unit is
-            not known; nanoseconds since 1970 where a time has parts of a microsecond), row and,
-            where the format has them, rating (as written) and, where they are asked for,
-            review_title and review_text.
+            not known; nanoseconds since 1970 where a time has parts of a microsecond), row (under
+            DuckDB its position among the readable rows from 0, in the order of the files; under
+            Spark a hash of its content) and, where the format has them, rating (as written) and,
+            where they are asked for, review_title and review_text.
         items: item (text, never empty), row and, where found, the `TEXT_ROLES` and `EXTRA_ROLES`
             (text or null), and what `Options.keep` names.
         interactions_path: what messages call the interactions: their file, the first of several.
         items_path: the same of the items.
         interaction_columns: role -> column as the file calls it.
         item_columns: the same of the items.
-        row_is_position: `row` counts the readable rows from 0, in the order of the files (DuckDB);
-            otherwise it is a hash of the row's content (Spark). No number of threads changes it.
         lost: reason -> rows of the interactions that cannot be used; no zeros.
         items_lost: the same of the items.
         parts: user -> the part of the split that each of the user's interactions was published in,
@@ -61,7 +60,6 @@ class RawTables:
     items_path: Path
     interaction_columns: dict[str, str]
     item_columns: dict[str, str]
-    row_is_position: bool = True
     lost: dict[str, int] = field(default_factory=dict)
     items_lost: dict[str, int] = field(default_factory=dict)
     parts: dict[str, list[int]] | None = None

@@ -329,12 +329,6 @@ class Narrow(Baseline):
         scores[:, [3, 1]] = [2, 1]
         return scores
 
-    def state(self):
-        return {}
-
-    def load_state(self, state, data):
-        pass
-
 
 def test_lists_of_a_method_that_reaches_few_items():
     train = Interactions.from_sequences({"a": [3], "b": [3, 1]})

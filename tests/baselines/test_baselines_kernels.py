@@ -174,8 +174,6 @@ class Given(Baseline):
     def score(self, users, histories):
         return self.table[users]
 
-    state = load_state = fit
-
 
 def cases_of(rng, users, items, several):
     histories = [rng.integers(0, items, 3) for _ in range(users)]

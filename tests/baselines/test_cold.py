@@ -115,12 +115,6 @@ class Fixed(Baseline):
     def score_cold(self, users, histories):
         return -self.score(users, histories)
 
-    def state(self):
-        return {}
-
-    def load_state(self, state, data):
-        pass
-
 
 def masked(drawn):
     return TrainingData(drawn.warm.train, 40, exclude_history=True)

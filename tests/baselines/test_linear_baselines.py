@@ -67,8 +67,8 @@ def test_itemknn_keeps_the_nearest_of_each_item():
     # Item 3 was bought with 0 twice, with 1 and 2 once each; 1 and 2 are equally like it.
     sequences = [[3, 0], [3, 0], [3, 1], [3, 2]]
     method = fit(ItemKNN(ItemKNNSettings(neighbours=2)), sequences, 4)
-    assert np.flatnonzero(method.likeness.toarray()[:, 3]).tolist() == [0, 1]  # of equals the lower
-    assert np.flatnonzero(method.likeness.toarray()[:, 2]).tolist() == [3]
+    assert np.flatnonzero(method.matrix.toarray()[:, 3]).tolist() == [0, 1]  # of equals the lower
+    assert np.flatnonzero(method.matrix.toarray()[:, 2]).tolist() == [3]
 
 
 @given(SEQUENCES, st.integers(1, 6), st.sampled_from([0.0, 2.0]), st.integers(1, 7))
@@ -86,12 +86,12 @@ def test_itemknn_agrees_with_plain_loops(sequences, neighbours, shrink, chunk):
             if other != item and both[item, other]
         }
         nearest = sorted(alike, key=lambda other: (-round(alike[other], 6), other))[:neighbours]
-        column = method.likeness[:, [item]].toarray().ravel()
+        column = method.matrix[:, [item]].toarray().ravel()
         assert {other: column[other] for other in nearest} == pytest.approx(
             {other: alike[other] for other in nearest}
         )
         assert np.count_nonzero(column) == len(nearest)
-    summed = method.likeness.toarray()[[0, 2]].sum(axis=0)
+    summed = method.matrix.toarray()[[0, 2]].sum(axis=0)
     assert method.score(ONE, [np.array([0, 2, 0])])[0] == pytest.approx(summed)
 
 

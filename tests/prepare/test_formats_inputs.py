@@ -97,7 +97,7 @@ def test_archives_are_unpacked_and_hashed_as_archives(tmp_path):
         opened.writestr("__MACOSX/ml/ratings.csv", "rubbish")
     found = find_inputs("movielens", **{**NONE, "input": archive})
     assert found.hashed() == {"interactions": archive, "items": archive}
-    plain = found.unpacked(tmp_path / "work")
+    plain = found.plain(None, tmp_path / "work")
     assert [path.read_text() for path in (*plain.interactions, *plain.items)] == [
         "ratings",
         "movies",

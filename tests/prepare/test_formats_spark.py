@@ -65,7 +65,6 @@ def test_spark_reads_what_duckdb_reads(spark, folder):
         assert {tuple(row.values()) for row in found} == set(GOOD), name
         assert theirs.lost == ours.lost, name
         assert theirs.lost["item id of two lines"] == 1
-        assert (ours.row_is_position, theirs.row_is_position) == (True, False)
     texts = ("item", "title", "features", "description")
     assert rows(theirs.items, *texts) == rows(ours.items, *texts)
     # Rows have no position in Spark, but are told apart all the same.

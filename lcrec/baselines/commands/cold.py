@@ -15,7 +15,6 @@ at all; their figures show what that is worth.
 """
 
 import dataclasses
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ import numpy as np
 
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.runs.flags import parse_entries
-from lcrec.baselines.runs.inputs import input_files, load_inputs
+from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
+from lcrec.baselines.runs.run import fit_and_measure
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
@@ -159,9 +159,7 @@ class ColdConfig(Writes):
         'methods to compare, each with its own flags in quotes if any: "collabcontext --symmetric"'
     )
     output: Path = option("the file for the figures, *.json", writes=".json")
-    embeddings: Path | None = option(
-        "the folder that holds embeddings.npy, for the methods that need it", None
-    )
+    embeddings: Path | None = option(EMBEDDINGS_HELP, None)
     share: float = option("of the items that are taken away, between 0 and 1", 0.05)
     core: int = option("the fewest purchases of a user, and of an item, in the rest", 3, minimum=3)
     exclude_history: bool = option("never list what the user already has, but for a target", True)
@@ -224,7 +222,7 @@ def main(argv: list[str]) -> None:
     needs = {need for entry in chosen for need in entry.settings.required_inputs}
     files = input_files(config.data, config.embeddings, needs)
     settings = {name: value for name, value in config_dict(config).items() if name != "device"}
-    if config.output.exists() and is_current(config.output, PROG, settings, files):
+    if is_current(config.output, PROG, settings, files):
         print(f"{config.output} is up to date.")
         return
 
@@ -258,9 +256,7 @@ def main(argv: list[str]) -> None:
     figures: dict[str, dict[str, Any]] = {}
     for entry in progress(chosen, "cold", "methods", leave=False):
         method = entry.make(config.seed, config.device)
-        started = time.perf_counter()
-        method.fit(training)
-        seconds = round(time.perf_counter() - started, 1)
+        seconds = fit_and_measure(method, training)["fit_seconds"]
         measured = measure_cold(method, drawn, training, config.seed)
         figures[entry.label] = {**measured, "fit_seconds": seconds}
     chance = min(1.0, TOP / counts["cold_items"])

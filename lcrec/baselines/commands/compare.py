@@ -16,7 +16,7 @@ import numpy as np
 
 from lcrec.baselines.base import METHODS, positions
 from lcrec.baselines.runs.flags import MethodEntry, parse_entries
-from lcrec.baselines.runs.inputs import Inputs, load_inputs
+from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, Inputs, load_inputs
 from lcrec.baselines.runs.many import carry_out, plan_runs, taken
 from lcrec.baselines.runs.ranking import excluded
 from lcrec.baselines.runs.run import PROG, most
@@ -47,12 +47,8 @@ class CompareConfig(Writes):
         [ALL],
     )
     seeds: int = option("train each method with seeds 0 to N - 1", 3, minimum=1)
-    embeddings: Path | None = option(
-        "the folder that holds embeddings.npy, for the methods that need it", None
-    )
-    index: Path | None = option(
-        "the folder that holds index.json, or such a file, for the methods that need it", None
-    )
+    embeddings: Path | None = option(EMBEDDINGS_HELP, None)
+    index: Path | None = option(INDEX_HELP, None)
     predictions: list[str] | None = option(
         "NAME=FILE.jsonl: lists made elsewhere that join the table; the same name again for the "
         "file of another seed",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lcrec.baselines.base import Baseline, TrainingData, find_method
-from lcrec.baselines.runs.inputs import load_inputs
+from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, load_inputs
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
@@ -33,9 +33,7 @@ class ConvergenceConfig(Writes):
 
     data: Path = option("the data folder")
     output: Path = option("the file to write, *.json", writes=".json")
-    embeddings: Path | None = option(
-        "the folder that holds embeddings.npy, for the methods that need it", None
-    )
+    embeddings: Path | None = option(EMBEDDINGS_HELP, None)
     methods: list[str] = option("which to train", ["alpharec", "lightgcn"])
     loss: Literal["info_nce", "bpr"] | None = option(
         "train all of them with this one; none: each with its own", None

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         inputs |= find_data(config.data).sequences
     settings = config_dict(config)
     after = f"Next: python -m lcrec.evaluate --predictions {config.output} {files[0]}"
-    if config.output.exists() and is_current(config.output, COMMAND, settings, inputs):
+    if is_current(config.output, COMMAND, settings, inputs):
         print(f"{config.output} is up to date.\n{after}")
         return
     by = {"rrf": "rank", "score": "score", "adaptive": "score, for each user"}[config.how]

@@ -9,7 +9,6 @@ a template for every alpha, so that `lcrec.evaluate` compares them; alpha 0 is A
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from lcrec.baselines.base import find_method, trained_positions
-from lcrec.baselines.runs.flags import method_settings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
+from lcrec.baselines.runs.run import fit_and_measure
 from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.artifacts import find_data, read_jsonl
-from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
@@ -78,7 +77,7 @@ def main(argv: list[str]) -> None:
         key: value for key, value in config_dict(config).items() if key not in ("device", "encoder")
     }
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
-    if config.output.exists() and is_current(config.output, COMMAND, settings, files):
+    if is_current(config.output, COMMAND, settings, files):
         print(f"{config.output} is up to date.")
         _show(config)
         print(after)
@@ -98,11 +97,9 @@ def main(argv: list[str]) -> None:
     from lcrec.index.encoders import encoder_of  # here, so that options are read without torch
 
     vectors = _encode(encoder_of(config.embeddings, config.encoder), cases.users, queries)
-    chosen = method_settings(AlphaRecSettings, config)
+    chosen = settings_of(AlphaRecSettings, config)
     method: Any = find_method("alpharec").make(chosen, config.seed, config.device)
-    started = time.perf_counter()
-    method.fit(inputs.training)
-    seconds = time.perf_counter() - started
+    seconds = fit_and_measure(method, inputs.training)["fit_seconds"]
     users = trained_positions(inputs.training.train, cases.users)
     data = replace(inputs.training, exclude_history=config.exclude_history)
 
@@ -115,8 +112,7 @@ def main(argv: list[str]) -> None:
     total = len(config.alpha) * len(cases)
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows(), "rank", "rankings", total=total))
-        cost = {"fit_seconds": round(seconds, 1)}
-        write_provenance(file, COMMAND, settings, files, cost=cost)
+        write_provenance(file, COMMAND, settings, files, cost={"fit_seconds": seconds})
     _show(config)
     print(f"Fitted in {seconds:,.0f} s. Wrote {config.output}.\n{after}")
 

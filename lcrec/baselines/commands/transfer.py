@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcrec.baselines.base import find_method
-from lcrec.baselines.runs.flags import method_settings
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import AlphaRecSettings
-from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
@@ -74,7 +73,7 @@ def main(argv: list[str]) -> None:
     paths = ("sources", "source_embeddings", "device")
     settings = {key: value for key, value in config_dict(config).items() if key not in paths}
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
-    if config.output.exists() and is_current(config.output, COMMAND, settings, files):
+    if is_current(config.output, COMMAND, settings, files):
         print(f"{config.output} is up to date.\n{after}")
         return
 
@@ -90,7 +89,7 @@ def main(argv: list[str]) -> None:
         f"{len(cases):,} users.",
         flush=True,
     )
-    chosen = method_settings(AlphaRecSettings, config)
+    chosen = settings_of(AlphaRecSettings, config)
     method: Any = find_method("alpharec").make(chosen, config.seed, config.device)
     started = time.perf_counter()
     method.fit_domains([source.training for source in sources])

@@ -11,20 +11,25 @@ prints, and the command that runs the best.
 import dataclasses
 import itertools
 import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lcrec.baselines.base import METHODS, Baseline, find_method
-from lcrec.baselines.runs.flags import method_settings, parse_method_config, settings_files
-from lcrec.baselines.runs.inputs import Inputs, input_files, load_inputs
+from lcrec.baselines.runs.flags import parse_method_config, settings_files
+from lcrec.baselines.runs.inputs import (
+    EMBEDDINGS_HELP,
+    INDEX_HELP,
+    Inputs,
+    input_files,
+    load_inputs,
+)
 from lcrec.baselines.runs.ranking import ranked_matrix
-from lcrec.baselines.runs.run import example_of
+from lcrec.baselines.runs.run import example_of, fit_and_measure
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
-from lcrec.core.config import Writes, config_dict, console_command, option
+from lcrec.core.config import Writes, config_dict, console_command, option, settings_of
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
@@ -41,12 +46,8 @@ class TuneConfig(Writes):
 
     data: Path = option("the data folder")
     output: Path = option("the folder for tune.json and a folder per cell", writes=SHARED_FOLDER)
-    embeddings: Path | None = option(
-        "the folder that holds embeddings.npy, for the methods that need it", None
-    )
-    index: Path | None = option(
-        "the folder that holds index.json, or such a file, for the methods that need it", None
-    )
+    embeddings: Path | None = option(EMBEDDINGS_HELP, None)
+    index: Path | None = option(INDEX_HELP, None)
     exclude_history: bool = option("never list what the user already has, but for a target", False)
     paper_family: bool = option(
         "settings outside the grid start from those of the paper's family; the default", False
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
     )
     cells = cells_of(kind.grid)
     files = input_files(config.data, config.embeddings, kind.needs, config.index)
-    files |= settings_files(method_settings(kind, config, **cells[0]))
+    files |= settings_files(settings_of(kind, config, **cells[0]))
     inputs = load_inputs(config.data, config.embeddings, kind.needs, name, index=config.index)
     print(
         f"Tuning {name} on {inputs.name}: {len(cells)} cells ({_shown(kind.grid)}), judged on the "
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
         folder = config.output / _cell_name(cell)
         if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
             continue
-        made = method.make(method_settings(kind, config, **cell), config.seed, config.device)
+        made = method.make(settings_of(kind, config, **cell), config.seed, config.device)
         figures, cost = _judge(made, inputs, config.exclude_history)
         stage = f"{COMMAND} {name}"
         write_provenance(folder, stage, shared | cell, files, cost=cost, figures=figures)
@@ -132,19 +133,17 @@ def _judge(
         the figures, and what fitting took.
     """
     training = dataclasses.replace(inputs.training, exclude_history=exclude_history)
-    started = time.perf_counter()
     try:
-        method.fit(training)
+        seconds = fit_and_measure(method, training)["fit_seconds"]
     except FloatingPointError as error:
         return {"NDCG@10": None, "HR@10": None, "failed": str(error)}, {}
-    seconds = time.perf_counter() - started
     cases = inputs.split.valid
     ranked = ranked_matrix(method, cases, training, top=10)
     figures = {
         "NDCG@10": float(ndcg_at_k(ranked, cases.targets, 10).mean()),
         "HR@10": float(hit_at_k(ranked, cases.targets, 10).mean()),
     }
-    return figures, {"fit_seconds": round(seconds, 1)}
+    return figures, {"fit_seconds": seconds}
 
 
 def _read_cell(folder: Path) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def _command(name: str, kind: type[MethodSettings], config: Any, best: dict[str,
         words.append("--exclude-history")
     if config.seed:
         words += ["--seed", str(config.seed)]
-    settings = method_settings(kind, config, **best)
+    settings = settings_of(kind, config, **best)
     for field in dataclasses.fields(kind):
         value = getattr(settings, field.name)
         if not field.init or (value == field.default and field.name not in best):

@@ -33,7 +33,7 @@ from lcrec.baselines.settings import AlphaRecSettings, LinearMappingSettings
 from lcrec.baselines.shared.graph import VectorBaseline, normalised_adjacency, own_share, smooth
 from lcrec.baselines.shared.losses import bpr, candidate_scores, info_nce
 from lcrec.baselines.shared.purchases import NegativeSampler, purchases, user_means
-from lcrec.baselines.shared.training import Step, train_epochs
+from lcrec.baselines.shared.training import Step, load_weights, train_epochs, weights_of
 from lcrec.core.errors import InputError
 
 
@@ -244,16 +244,12 @@ class AlphaRec(VectorBaseline):
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the parameters of f: vectors follow from them."""
-        return {name: value.cpu().numpy() for name, value in self.mapping.state_dict().items()}
+        return weights_of(self.mapping)
 
     def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
         """Take the parameters of f, and represent users and items by it."""
         self.mapping = self._new_mapping(require_embeddings(data, type(self).__name__).shape[1])
-        given = {name: torch.from_numpy(value) for name, value in state.items()}
-        try:
-            self.mapping.load_state_dict(given)
-        except RuntimeError as error:  # names or shapes are others
-            raise ValueError(str(error).replace("\n", " ")) from None
+        load_weights(self.mapping, state)
         self.transfer(data)
 
     def _new_mapping(self, width: int) -> nn.Module:

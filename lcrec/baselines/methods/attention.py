@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import TrainingData
 from lcrec.baselines.settings import BERT4RecSettings, SASRecSettings
 from lcrec.baselines.shared.sequences import Batch
 from lcrec.baselines.shared.sequential import SequenceNetwork, SequentialBaseline
@@ -58,10 +57,7 @@ class SASRec(SequentialBaseline):
     """
 
     Settings = SASRecSettings
-
-    def build(self, data: TrainingData) -> SASRecNetwork:
-        """Return the network with weights as they start."""
-        return SASRecNetwork(data.num_items, self.settings)
+    Network = SASRecNetwork
 
 
 def mask_items(
@@ -135,10 +131,7 @@ class BERT4Rec(SequentialBaseline):
     """
 
     Settings = BERT4RecSettings
-
-    def build(self, data: TrainingData) -> BERT4RecNetwork:
-        """Return the network with weights as they start."""
-        return BERT4RecNetwork(data.num_items, self.settings)
+    Network = BERT4RecNetwork
 
     def asked(
         self, network: SequenceNetwork, batch: Batch

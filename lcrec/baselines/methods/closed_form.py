@@ -27,6 +27,7 @@ class Popularity(Baseline):
     """
 
     Settings = PopularitySettings
+    learnt = ("counts",)
 
     def fit(self, data: TrainingData) -> None:
         """Count every item."""
@@ -36,16 +37,24 @@ class Popularity(Baseline):
         """Return the counts once per history, float32 [batch, num_items]."""
         return np.tile(self.counts, (len(histories), 1))
 
+
+class MatrixBaseline(Baseline):
+    """A method whose `fit` leaves `matrix`, sparse float32 [num_items, num_items]."""
+
+    matrix: sparse.csr_array
+
     def state(self) -> dict[str, np.ndarray]:
-        """Return the counts."""
-        return {"counts": self.counts}
+        """Return the three arrays of the matrix."""
+        matrix = self.matrix
+        return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
 
     def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take the counts."""
-        self.counts = state["counts"]
+        """Take the matrix."""
+        parts = (state["data"], state["indices"], state["indptr"])
+        self.matrix = sparse.csr_array(parts, shape=(data.num_items, data.num_items))
 
 
-class Cooccurrence(Baseline):
+class Cooccurrence(MatrixBaseline):
     """Decayed co-occurrence: what followed, or stood near, the user's last items elsewhere.
 
     `lcrec.data.cooccurrence` counts, and states both formulas.
@@ -58,8 +67,8 @@ class Cooccurrence(Baseline):
     Settings = CooccurrenceSettings
 
     def fit(self, data: TrainingData) -> None:
-        """Count the pairs; `self.counts` is C, a sparse float32 [num_items, num_items]."""
-        self.counts = count_pairs(
+        """Count the pairs: the matrix is C."""
+        self.matrix = count_pairs(
             data.train,
             data.num_items,
             window=self.settings.window,
@@ -70,27 +79,17 @@ class Cooccurrence(Baseline):
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the decayed sum of the last items' rows of C, float32 [batch, num_items]."""
         return score_histories(
-            self.counts,
+            self.matrix,
             histories,
             last=self.settings.last,
             history_decay=self.settings.history_decay,
         )
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the counts, in the three arrays of a CSR matrix."""
-        counts = self.counts
-        return {"data": counts.data, "indices": counts.indices, "indptr": counts.indptr}
-
-    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take the counts."""
-        parts = (state["data"], state["indices"], state["indptr"])
-        self.counts = sparse.csr_array(parts, shape=(data.num_items, data.num_items))
-
 
 ITEMS_AT_ONCE = 2048  # whose similarities to all others are in memory before they are cut
 
 
-class ItemKNN(Baseline):
+class ItemKNN(MatrixBaseline):
     """Item-kNN: what the customers of the user's items bought as well (Sarwar et al. 2001).
 
         S[i, j] = both(i, j) / (sqrt(n(i) * n(j)) + shrink), 0 where i = j
@@ -108,7 +107,7 @@ class ItemKNN(Baseline):
     Settings = ItemKNNSettings
 
     def fit(self, data: TrainingData) -> None:
-        """Find the neighbours; `self.likeness` is S, cut, sparse float32 [items, items]."""
+        """Find the neighbours: the matrix is S, cut."""
         bought = purchases(data.train, data.num_items)
         customers = bought.T.tocsr()
         roots = np.sqrt(bought.sum(axis=0))
@@ -117,7 +116,7 @@ class ItemKNN(Baseline):
             for start in range(0, data.num_items, ITEMS_AT_ONCE)
         ]
         # Row j has the neighbours of j; a history asks for columns of them.
-        self.likeness = sparse.vstack(parts, format="csr").T.tocsr()
+        self.matrix = sparse.vstack(parts, format="csr").T.tocsr()
 
     def _neighbours(
         self, both: sparse.csr_array, roots: np.ndarray, start: int
@@ -140,18 +139,8 @@ class ItemKNN(Baseline):
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the weighted sums of likeness, float32 [batch, num_items]."""
-        rows = history_rows(histories, self.likeness.shape[0], self.settings.history_decay)
-        return (rows @ self.likeness).toarray()
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the cut likeness, in the three arrays of a CSR matrix."""
-        likeness = self.likeness
-        return {"data": likeness.data, "indices": likeness.indices, "indptr": likeness.indptr}
-
-    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take the cut likeness."""
-        parts = (state["data"], state["indices"], state["indptr"])
-        self.likeness = sparse.csr_array(parts, shape=(data.num_items, data.num_items))
+        rows = history_rows(histories, self.matrix.shape[0], self.settings.history_decay)
+        return (rows @ self.matrix).toarray()
 
 
 COPIES = 3  # of [items, items] float32 at the peak: G and its inverse, one of them mirrored
@@ -174,6 +163,7 @@ class EASE(Baseline):
     """
 
     Settings = EASESettings
+    learnt = ("weights",)
 
     def fit(self, data: TrainingData) -> None:
         """Solve for B; `self.weights` is it, float32 [items, items]."""
@@ -204,14 +194,6 @@ class EASE(Baseline):
         rows = history_rows(histories, len(self.weights), self.settings.history_decay)
         return rows @ self.weights
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return B."""
-        return {"weights": self.weights}
-
-    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take B."""
-        self.weights = state["weights"]
-
 
 class TextCosine(Baseline):
     """Text cosine: the items whose text is most like the mean of the user's items.
@@ -222,6 +204,7 @@ class TextCosine(Baseline):
     """
 
     Settings = TextCosineSettings
+    learnt = ("embeddings",)
 
     def fit(self, data: TrainingData) -> None:
         """Take the embeddings."""
@@ -234,11 +217,3 @@ class TextCosine(Baseline):
         # The sum points where the mean does.
         summed = history_rows(counted, len(self.embeddings)) @ self.embeddings
         return unit_rows(summed) @ unit_rows(self.embeddings).T
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the embeddings."""
-        return {"embeddings": self.embeddings}
-
-    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take the embeddings."""
-        self.embeddings = state["embeddings"]

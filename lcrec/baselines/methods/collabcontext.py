@@ -94,6 +94,8 @@ class CollabContext(VectorBaseline):
     """
 
     Settings = CollabContextSettings
+    # Without the MLP is as phase 1 left them.
+    learnt = (*VectorBaseline.learnt, "cold_user_vectors", "cold_item_vectors")
 
     cold_user_vectors: np.ndarray
     cold_item_vectors: np.ndarray
@@ -132,20 +134,6 @@ class CollabContext(VectorBaseline):
         is its raw embedding.
         """
         return dot_scores(users, histories, self.cold_user_vectors, self.cold_item_vectors)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the vectors of both ways to score: without the MLP is as phase 1 left them."""
-        cold = {
-            "cold_user_vectors": self.cold_user_vectors,
-            "cold_item_vectors": self.cold_item_vectors,
-        }
-        return {**super().state(), **cold}
-
-    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take the vectors."""
-        super().load_state(state, data)
-        self.cold_user_vectors = state["cold_user_vectors"]
-        self.cold_item_vectors = state["cold_item_vectors"]
 
     def _train(
         self,

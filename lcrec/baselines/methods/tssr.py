@@ -32,7 +32,7 @@ from torch.nn import functional
 from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
 from lcrec.baselines.settings import TSSRSettings
 from lcrec.baselines.shared.sequences import Batch, read_by_length, require_order
-from lcrec.baselines.shared.training import Step, train_baseline
+from lcrec.baselines.shared.training import Step, load_weights, train_baseline, weights_of
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import ENCODER, load_pair
@@ -44,7 +44,7 @@ def masked_mean(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
     Args:
         states: [batch, length, dim].
-        real: bool [batch, length], one True or more in every row.
+        real: bool, or 0 and 1, [batch, length], one real place or more in every row.
     """
     weights = real[..., None].to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1)
@@ -143,8 +143,7 @@ class TrainedTexts(nn.Module):
         pooled = getattr(output, "pooler_output", None)
         if pooled is not None:
             return pooled
-        weights = mask[..., None].to(output.last_hidden_state.dtype)
-        return (output.last_hidden_state * weights).sum(1) / weights.sum(1)
+        return masked_mean(output.last_hidden_state, mask)
 
 
 class Content(nn.Module):
@@ -336,20 +335,18 @@ class TSSR(Baseline):
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the weights, and the items' content vectors in place of what made them."""
-        arrays = {name: value.cpu().numpy() for name, value in self.network.state_dict().items()}
+        arrays = weights_of(self.network)
         if self.contents is not None:
             arrays["contents"] = self.contents.cpu().numpy()
         return arrays
 
     def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
         """Take the weights and content vectors."""
-        tensors = {name: torch.from_numpy(value) for name, value in state.items()}
-        contents = None if self.settings.id_only else tensors.pop("contents").to(self.device)
+        weights, contents = dict(state), None
+        if not self.settings.id_only:
+            contents = torch.from_numpy(weights.pop("contents")).to(self.device)
         network = Network(data.num_items, self.settings).to(self.device)
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[0]) from None
+        load_weights(network, weights)
         self.network, self.contents = network.eval(), contents
 
     def _content(self, data: TrainingData) -> Content | None:

@@ -45,10 +45,7 @@ class GRU4Rec(SequentialBaseline):
     """
 
     Settings = GRU4RecSettings
-
-    def build(self, data: TrainingData) -> GRU4RecNetwork:
-        """Return the network with weights as they start."""
-        return GRU4RecNetwork(data.num_items, self.settings)
+    Network = GRU4RecNetwork
 
 
 class FrequencyFilter(nn.Module):
@@ -117,10 +114,7 @@ class FMLP(SequentialBaseline):
     """
 
     Settings = FMLPSettings
-
-    def build(self, data: TrainingData) -> FMLPNetwork:
-        """Return the network with weights as they start."""
-        return FMLPNetwork(data.num_items, self.settings)
+    Network = FMLPNetwork
 
 
 class CaserNetwork(SequenceNetwork):

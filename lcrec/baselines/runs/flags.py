@@ -9,14 +9,12 @@ import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lcrec.baselines.base import Baseline, find_method
 from lcrec.baselines.settings import MethodSettings
-from lcrec.core.config import option, parse_config
+from lcrec.core.config import option, parse_config, settings_of
 from lcrec.core.errors import InputError
-
-Settings = TypeVar("Settings", bound=MethodSettings)
 
 
 def method_config(
@@ -75,13 +73,6 @@ def parse_method_config(
     return parse(tuned=True) if config.tuned else config
 
 
-def method_settings(kind: type[Settings], config: Any, **chosen: Any) -> Settings:
-    """Return the method's own settings out of what its command was given, but for those chosen."""
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
-    given = {name: getattr(config, name) for name in names if name not in chosen}
-    return kind(**given, **chosen)
-
-
 @dataclass(frozen=True)
 class _Start:
     """What an entry may have beside the method's own flags."""
@@ -131,7 +122,7 @@ def parse_entries(entries: Sequence[str]) -> list[MethodEntry]:
             own = parse_method_config(_Start, kind, flags, description="", prog=prog)
         except InputError as error:
             raise InputError(f"--methods: {entry!r}: {error}") from None
-        parsed.append(MethodEntry(entry, name, flags, method_settings(kind, own)))
+        parsed.append(MethodEntry(entry, name, flags, settings_of(kind, own)))
     return parsed
 
 

@@ -19,6 +19,9 @@ from lcrec.data.folder import Interactions, check_embeddings, load_interactions,
 from lcrec.data.splits import Split, load_split
 from lcrec.index.item_index import ItemIndex, find_conflicts, number_shared, read_codes
 
+EMBEDDINGS_HELP = "the folder that holds embeddings.npy, for the methods that need it"
+INDEX_HELP = "the folder that holds index.json, or such a file, for the methods that need it"
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lcrec.baselines.base import Baseline, TrainingData, find_method
-from lcrec.baselines.runs.flags import method_settings, parse_method_config, settings_files
-from lcrec.baselines.runs.inputs import input_files, load_inputs
+from lcrec.baselines.runs.flags import parse_method_config, settings_files
+from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import Need
 from lcrec.core.artifacts import METHOD_WEIGHTS, atomic_path
-from lcrec.core.config import Writes, config_dict, option
+from lcrec.core.config import Writes, config_dict, option, settings_of
 from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import FOLDER, publish
@@ -40,12 +40,8 @@ class BaselineConfig(Writes):
 
     data: Path = option("the data folder")
     output: Path = option("the predictions file to write, *.jsonl", writes=".jsonl")
-    embeddings: Path | None = option(
-        "the folder that holds embeddings.npy, for the methods that need it", None
-    )
-    index: Path | None = option(
-        "the folder that holds index.json, or such a file, for the methods that need it", None
-    )
+    embeddings: Path | None = option(EMBEDDINGS_HELP, None)
+    index: Path | None = option(INDEX_HELP, None)
     split: Literal["valid", "test"] = option("which held-out items to predict", "test")
     top: int = option("how many items to list per user", 100, minimum=100)
     exclude_history: bool = option("never list what the user already has, but for a target", False)
@@ -225,7 +221,7 @@ class MethodRun:
             prog=self.prog,
             example=example_of(name, self.method.settings.needs),
         )
-        self.chosen = method_settings(self.method.settings, self.config)
+        self.chosen = settings_of(self.method.settings, self.config)
         self.needs = self.chosen.required_inputs
         self.files = input_files(
             self.config.data, self.config.embeddings, self.needs, self.config.index
@@ -242,9 +238,7 @@ class MethodRun:
         config = self.config
         if config.save and not is_saved(config.save, self.prog, self.fitted_by, self.files):
             return None
-        whole = config.output.exists() and is_current(
-            config.output, self.prog, self.settings, self.files
-        )
+        whole = is_current(config.output, self.prog, self.settings, self.files)
         facts = read_provenance(config.output) if whole else None
         return facts if facts is not None and "fit_seconds" in facts else None
 

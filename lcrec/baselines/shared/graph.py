@@ -10,13 +10,13 @@ Reads and writes nothing.
 """
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from scipy import sparse
 
-from lcrec.baselines.base import UNKNOWN, Baseline, TrainingData
+from lcrec.baselines.base import UNKNOWN, Baseline
 
 
 def normalised_adjacency(bought: sparse.csr_array) -> torch.Tensor:
@@ -104,6 +104,7 @@ def own_share(adjacency: torch.Tensor, layers: int) -> torch.Tensor:
 class VectorBaseline(Baseline):
     """A method whose `fit` leaves `user_vectors` [users, dim] and `item_vectors` [items, dim]."""
 
+    learnt: ClassVar[tuple[str, ...]] = ("user_vectors", "item_vectors")
     user_vectors: np.ndarray
     item_vectors: np.ndarray
 
@@ -115,14 +116,6 @@ class VectorBaseline(Baseline):
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the dot products, float32 [batch, num_items]."""
         return dot_scores(users, histories, self.user_vectors, self.item_vectors)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return both matrices."""
-        return {"user_vectors": self.user_vectors, "item_vectors": self.item_vectors}
-
-    def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take both matrices."""
-        self.user_vectors, self.item_vectors = state["user_vectors"], state["item_vectors"]
 
 
 def dot_scores(

@@ -8,6 +8,7 @@ Reads and writes nothing.
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from lcrec.baselines.settings import SequenceSettings
 from lcrec.baselines.shared.losses import next_item_loss
 from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.baselines.shared.sequences import LENGTHS, Batch, SequenceBatches, read_by_length
-from lcrec.baselines.shared.training import Step, train_baseline
+from lcrec.baselines.shared.training import Step, load_weights, train_baseline, weights_of
 
 
 class SequenceNetwork(nn.Module):
@@ -60,20 +61,22 @@ class Users(nn.Module):
 
 
 class SequentialBaseline(Baseline):
-    """A method that is a `SequenceNetwork`. It fills in `build`; the rest is here.
+    """A method that is a `SequenceNetwork`; one that is made of more than settings has a `build`.
 
     Attributes:
+        Network: the class of the network, made of the catalogue's size and the settings.
         network: trained by `fit`.
         sampler: of items to tell targets from, while training with a loss that needs them.
     """
 
     Settings = SequenceSettings
+    Network: ClassVar[type[Any]] = SequenceNetwork
     network: SequenceNetwork
     sampler: NegativeSampler | None
 
-    @abstractmethod
     def build(self, data: TrainingData) -> SequenceNetwork:
         """Return the network with weights as they start."""
+        return self.Network(data.num_items, self.settings)
 
     def start(self, data: TrainingData) -> SequenceNetwork:
         """Return the network that `fit` goes on from; methods with a stage before it add it."""
@@ -154,17 +157,10 @@ class SequentialBaseline(Baseline):
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the network's weights."""
-        return {name: value.cpu().numpy() for name, value in self.network.state_dict().items()}
+        return weights_of(self.network)
 
     def load_state(self, state: dict[str, np.ndarray], data: TrainingData) -> None:
-        """Take the weights.
-
-        Raises:
-            ValueError: they are not of a network of these settings and this catalogue.
-        """
+        """Take the weights."""
         network = self.build(data)
-        try:
-            network.load_state_dict({name: torch.from_numpy(part) for name, part in state.items()})
-        except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[-1].strip()) from None
+        load_weights(network, state)
         self.network = network.to(self.device).eval()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -151,6 +152,23 @@ def train_epochs(
         module.load_state_dict(best)
     module.eval()
     return log
+
+
+def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """Return a module's weights as arrays by name, for `Baseline.state`."""
+    return {name: value.cpu().numpy() for name, value in module.state_dict().items()}
+
+
+def load_weights(module: nn.Module, state: dict[str, np.ndarray]) -> None:
+    """Take weights that `weights_of` returned.
+
+    Raises:
+        ValueError: they are not of such a module.
+    """
+    try:
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    except RuntimeError as error:  # names or shapes are others
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def train_baseline(
