@@ -71,9 +71,7 @@ class AddInteractionsConfig(ReadingFlags, Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        AddInteractionsConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(AddInteractionsConfig, argv, prog=STAGE, example=EXAMPLE)
     # Here, so that options are read without any engine.
     from lcrec.prepare.additions import NewItems, Reading, read_interactions, read_items
     from lcrec.prepare.inputs import find_files, hashed

@@ -42,9 +42,7 @@ class AddItemsConfig(ReadingFlags, Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        AddItemsConfig, argv, description=__doc__ or "", prog=ADD_STAGE, example=EXAMPLE
-    )
+    config = parse_config(AddItemsConfig, argv, prog=ADD_STAGE, example=EXAMPLE)
     # Here, so that options are read without any engine.
     from lcrec.prepare.additions import Reading, read_items
     from lcrec.prepare.inputs import find_files, hashed

@@ -88,9 +88,7 @@ class DatasetConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        DatasetConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(DatasetConfig, argv, prog=STAGE, example=EXAMPLE)
     paths = find_data(config.data)
     data = load_data(config.data)
     rebuild = f"python -m lcrec.quantize --data {config.data} --output {config.index}"

@@ -85,7 +85,7 @@ class EmbedConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the texts."""
-    config = parse_config(EmbedConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
+    config = parse_config(EmbedConfig, argv, prog=STAGE, example=EXAMPLE)
     if config.add is not None and config.embeddings is None:
         raise InputError("--add NEW.item.json goes with --embeddings OLD, which it extends")
     with processes() as state:

@@ -46,9 +46,7 @@ class ExportConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        ExportConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(ExportConfig, argv, prog=STAGE, example=EXAMPLE)
     if (config.to == "sid-gr") != (config.data is not None):
         raise InputError(
             "--to sid-gr needs the --data whose sequences it trains on"

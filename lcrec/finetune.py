@@ -106,9 +106,7 @@ class FinetuneRun:
 
 def main(argv: list[str]) -> None:
     """Run the stage, on every CUDA device where no launcher has started this process."""
-    config = parse_config(
-        FinetuneConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
-    )
+    config = parse_config(FinetuneConfig, argv, prog=COMMAND, example=EXAMPLE)
     job = prepare(config)
     devices = 1 if job.current or is_launched(os.environ) else count_devices()
     if devices == 1:

@@ -56,9 +56,7 @@ class IndexReportConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        IndexReportConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(IndexReportConfig, argv, prog=STAGE, example=EXAMPLE)
     if config.collaborative is not None and config.data is None:
         raise InputError(f"--collaborative {config.collaborative}: needs --data DIR too")
     path = index_path(config.index)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] in COMMANDS:
         importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
         return
-    config = parse_config(PlanConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE)
+    config = parse_config(PlanConfig, argv, prog=STAGE, example=EXAMPLE)
     check_settings(config)
     inputs = load_inputs(config)
 

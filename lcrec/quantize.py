@@ -111,9 +111,7 @@ def one_thread() -> Iterator[None]:
 
 def main(argv: list[str]) -> None:
     """Run the stage; under torchrun or accelerate the processes share the training."""
-    config = parse_config(
-        QuantizeConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(QuantizeConfig, argv, prog=STAGE, example=EXAMPLE)
     if config.repair is None:  # refused before torch is loaded
         if config.data is None:
             raise InputError("--data is required")

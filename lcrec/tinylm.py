@@ -57,9 +57,7 @@ class TinyLMConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        TinyLMConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(TinyLMConfig, argv, prog=STAGE, example=EXAMPLE)
     if config.hidden_size % 32:
         raise InputError(f"--hidden-size {config.hidden_size}: take a multiple of 32")
     inputs = {"item": find_data(config.data).item}

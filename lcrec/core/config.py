@@ -7,6 +7,7 @@ type or a value outside the choices is an `InputError` that names file, line and
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
 from pathlib import Path
@@ -157,7 +158,12 @@ def console_command(prog: str) -> str:
 
 
 def parse_config(
-    config_type: type[T], argv: list[str], *, description: str, prog: str, example: str = ""
+    config_type: type[T],
+    argv: list[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    example: str = "",
 ) -> T:
     """Fill `config_type` from `--config FILE.yaml` and flags; a flag overrides the file.
 
@@ -166,8 +172,9 @@ def parse_config(
             float, bool, Path, a list of one of them, a Literal of strings, or any of these
             `| None`.
         argv: the command line without the program's name.
-        description: what the stage does, shown by `--help`.
         prog: the command as provenance has it, shown as `console_command` writes it.
+        description: what the stage does, shown by `--help`; None: what the module of the settings
+            says.
         example: flags of one worked example, shown behind `prog` at the end of `--help`.
 
     Raises:
@@ -179,6 +186,8 @@ def parse_config(
         fields["overwrite"] = overwrite  # which `Writes` puts first
     hints = typing.get_type_hints(config_type)
     stage, prog = prog, console_command(prog)
+    if description is None:
+        description = sys.modules[config_type.__module__].__doc__ or ""
     parser = _argument_parser(fields, hints, description, prog, example)
     given, unknown = parser.parse_known_args(argv)
     flags = {name: value for name, value in vars(given).items() if value is not None}

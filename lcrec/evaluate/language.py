@@ -102,9 +102,7 @@ class Question:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(
-        LanguageConfig, argv, description=__doc__ or "", prog=f"{PROG} language", example=EXAMPLE
-    )
+    config = parse_config(LanguageConfig, argv, prog=f"{PROG} language", example=EXAMPLE)
     rouge = RougeL()
     subject = subject_of(config)
     templates = choose_templates(subject, config.templates)

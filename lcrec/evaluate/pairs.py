@@ -135,9 +135,7 @@ class PairsConfig(JudgeConfig):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(
-        PairsConfig, argv, description=__doc__ or "", prog=f"{PROG} pairs", example=EXAMPLE
-    )
+    config = parse_config(PairsConfig, argv, prog=f"{PROG} pairs", example=EXAMPLE)
     vectors, path = read_embeddings(config.data, config.embeddings)
     subject = subject_of(config)
     num_items = len(subject.data.items)

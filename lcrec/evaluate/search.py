@@ -64,9 +64,7 @@ class SearchConfig(JudgeConfig):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(
-        SearchConfig, argv, description=__doc__ or "", prog=f"{PROG} search", example=EXAMPLE
-    )
+    config = parse_config(SearchConfig, argv, prog=f"{PROG} search", example=EXAMPLE)
     vectors, path = read_embeddings(config.data, config.embeddings)
     subject = subject_of(config)
     num_items = len(subject.data.items)

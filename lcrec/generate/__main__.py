@@ -146,9 +146,7 @@ class GenerateConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        GenerateConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(GenerateConfig, argv, prog=STAGE, example=EXAMPLE)
     check_ways(config)
     from lcrec.generate.one_request import check_counts, load_allowed
 

@@ -84,9 +84,7 @@ class IntentsConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        IntentsConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(IntentsConfig, argv, prog=STAGE, example=EXAMPLE)
     if config.method != "keywords" and config.model is None:
         raise InputError(f"--method {config.method} needs --model NAME")
     paths = find_data(config.data)

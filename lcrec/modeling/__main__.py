@@ -67,9 +67,7 @@ def main(argv: list[str]) -> None:
             f"python -m lcrec.modeling: expected the word merge, found {argv[:1] or 'nothing'}; "
             f"see {STAGE} merge --help"
         )
-    config = parse_config(
-        MergeConfig, argv[1:], description=__doc__ or "", prog=f"{STAGE} merge", example=EXAMPLE
-    )
+    config = parse_config(MergeConfig, argv[1:], prog=f"{STAGE} merge", example=EXAMPLE)
     metrics = read_json(config.metrics) if config.metrics else None
     live, model, distance = merge_and_compare(config.model, config.base)
     write_merged(config, live, model, metrics)

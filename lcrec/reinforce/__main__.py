@@ -81,9 +81,7 @@ class ReinforceRun:
 
 def main(argv: list[str]) -> None:
     """Run the stage, on every CUDA device where no launcher has started this process."""
-    config = parse_config(
-        ReinforceConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(ReinforceConfig, argv, prog=STAGE, example=EXAMPLE)
     job = prepare(config)
     devices = 1 if is_launched(os.environ) else count_devices()
     if devices == 1:

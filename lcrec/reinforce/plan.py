@@ -25,9 +25,7 @@ class ReinforcePlanConfig(HardwareSettings, ReinforceSettings):
 
 def main(argv: list[str]) -> None:
     """Print the plan."""
-    config = parse_config(
-        ReinforcePlanConfig, argv, description=__doc__ or "", prog=PLAN, example=EXAMPLE
-    )
+    config = parse_config(ReinforcePlanConfig, argv, prog=PLAN, example=EXAMPLE)
     check_settings(config)
     inputs = load_inputs(config)
 

@@ -51,9 +51,7 @@ class StudioConfig:
 
 def main(argv: list[str]) -> None:
     """Run the stage."""
-    config = parse_config(
-        StudioConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(StudioConfig, argv, prog=STAGE, example=EXAMPLE)
     try:
         import uvicorn
 

@@ -212,7 +212,7 @@ def measure_cold(
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(ColdConfig, argv, description=__doc__ or "", prog=PROG, example=EXAMPLE)
+    config = parse_config(ColdConfig, argv, prog=PROG, example=EXAMPLE)
     chosen = parse_entries(config.methods)
     for entry in chosen:
         if "index" in entry.settings.needs:

@@ -70,9 +70,7 @@ class CompareConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(
-        CompareConfig, argv, description=__doc__ or "", prog=STAGE, example=EXAMPLE
-    )
+    config = parse_config(CompareConfig, argv, prog=STAGE, example=EXAMPLE)
     methods, left_out = _choose(config)
     files = _files_from_elsewhere(config.predictions or [])
     names = [*(entry.label for entry in methods), *files]

@@ -46,9 +46,7 @@ class ConvergenceConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(
-        ConvergenceConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
-    )
+    config = parse_config(ConvergenceConfig, argv, prog=COMMAND, example=EXAMPLE)
     kinds = {name: find_method(name).settings for name in config.methods}
     if len(kinds) < len(config.methods):
         raise InputError(f"--methods {' '.join(config.methods)}: one is named twice")

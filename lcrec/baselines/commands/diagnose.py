@@ -42,9 +42,7 @@ class DiagnoseConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Compare the files."""
-    config = parse_config(
-        DiagnoseConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
-    )
+    config = parse_config(DiagnoseConfig, argv, prog=COMMAND, example=EXAMPLE)
     if len(config.predictions) != 2:
         raise InputError(f"{len(config.predictions)} predictions files given; two are compared")
     first, second = config.predictions

@@ -63,9 +63,7 @@ class FuseConfig(Writes):
 
 def main(argv: list[str]) -> None:
     """Join the files."""
-    config = parse_config(
-        FuseConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
-    )
+    config = parse_config(FuseConfig, argv, prog=COMMAND, example=EXAMPLE)
     _require_sensible(config)
     files = config.predictions
     inputs = {f"predictions {number}": path for number, path in enumerate(files, start=1)}

@@ -63,9 +63,7 @@ class IntentionConfig(AlphaRecSettings, Writes):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(
-        IntentionConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
-    )
+    config = parse_config(IntentionConfig, argv, prog=COMMAND, example=EXAMPLE)
     for place, alpha in enumerate(config.alpha):
         if alpha > 1:
             raise InputError(f"--alpha {alpha:g}: the share of a query lies between 0 and 1")

@@ -276,9 +276,7 @@ def read_vectors(path: Path) -> tuple[np.ndarray, Path]:
 
 def main(argv: list[str]) -> None:
     """Fit and judge the maps."""
-    config = parse_config(
-        ProbeConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
-    )
+    config = parse_config(ProbeConfig, argv, prog=COMMAND, example=EXAMPLE)
     for kind in config.maps:
         if kind not in MAPS:
             raise InputError(f"--maps: no map {kind!r}{closest(kind, MAPS)} ({', '.join(MAPS)})")

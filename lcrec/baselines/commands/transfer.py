@@ -49,9 +49,7 @@ class TransferConfig(AlphaRecSettings, Writes):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    config = parse_config(
-        TransferConfig, argv, description=__doc__ or "", prog=COMMAND, example=EXAMPLE
-    )
+    config = parse_config(TransferConfig, argv, prog=COMMAND, example=EXAMPLE)
     if len(config.sources) != len(config.source_embeddings):
         raise InputError(
             f"--source-embeddings: {len(config.source_embeddings)} folders for "
