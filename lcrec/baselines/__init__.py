@@ -1,20 +1,5 @@
 """Methods to compare with, behind one contract; `lcrec baselines NAME` runs one.
 
 A method is a subclass of `Baseline` in `methods/`, its settings in `settings.py` and a line in
-`METHODS`. `runs/` fits and ranks with one, `commands/` do more than run one.
+`METHODS` (`base`). `runs/` fits and ranks with one, `commands/` do more than run one.
 """
-
-from lcrec.core.lazy import lazy_exports
-
-__all__ = ["METHODS", "Baseline", "Method", "TrainingData", "find_method"]
-
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "METHODS": "base",
-        "Baseline": "base",
-        "Method": "base",
-        "TrainingData": "base",
-        "find_method": "base",
-    },
-)

@@ -1,7 +1,7 @@
 """What every baseline is: a method that learns from train sequences and scores the catalogue.
 
-Reads and writes nothing. To add a method, write a class that fills in the abstract methods, put
-what can be set of it into `lcrec/baselines/settings.py`, and name both in `METHODS` below.
+To add a method, write a class that fills in the abstract methods, put what can be set of it into
+`lcrec/baselines/settings.py`, and name both in `METHODS` below.
 """
 
 import importlib

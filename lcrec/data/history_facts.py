@@ -2,7 +2,7 @@
 
 Everything is counted in the train sequences, without the user's own: a validation history stands in
 them with all its steps, and a test history with all but the last, so that counting them would tell
-the two apart and nothing else. Reads and writes nothing.
+the two apart and nothing else.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Which items a person may want: by the values of their fields, and by ranges of their numbers.
 
 The same form everywhere, from Python, in the service and on the command line:
-`{"brand": ["Acme"], "price": {"max": 20}}`. Reads and writes nothing.
+`{"brand": ["Acme"], "price": {"max": 20}}`.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The sentences of the synthetic shop: what its items, users and reviews say.
 
-Reads and writes nothing; `lcrec.synthetic` decides what is true, this puts it into words with the
-tables of `lcrec.data.shop_words`.
+`lcrec.synthetic` decides what is true, this puts it into words with the tables of
+`lcrec.data.shop_words`.
 """
 
 from collections.abc import Sequence

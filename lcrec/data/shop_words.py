@@ -1,8 +1,7 @@
 """The words of the synthetic shop: its kinds of product, styles, price tiers and brands.
 
-Reads and writes nothing; `lcrec.synthetic` makes items, users and their texts from these tables.
-Every brand is invented. Phrases begin in lower case and carry no full stop; features are whole
-sentences.
+`lcrec.synthetic` makes items, users and their texts from these tables. Every brand is invented.
+Phrases begin in lower case and carry no full stop; features are whole sentences.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The words of a text in any script, for whatever compares texts word by word.
 
 Tokenisers of Latin text alone would find no word in a Japanese title, and a language model's tokens
-are no words. Reads and writes nothing.
+are no words.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Items to tell the true next item from: alike in words, alike in who buys them, or any.
 
-Reads and writes nothing. Each function gives every case one item that its user has never had.
+Each function gives every case one item that its user has never had.
 
 The next item, or one like it? Pairwise accuracy of a checkpoint (LC-Rec, Table V).
 

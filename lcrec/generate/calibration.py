@@ -10,8 +10,6 @@ Office Products this serves as well as scoring every item exactly, and much bett
 items were bought: see scripts/exact_ranking.py.) The probability of a branch is the sum over the
 items below it, so that a search ranks by the formula at every level. `choose_share` takes the share
 from validation.
-
-Reads and writes nothing.
 """
 
 from collections.abc import Callable

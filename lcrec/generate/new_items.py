@@ -4,8 +4,6 @@ A model gives an item that it never saw next to nothing of its probability, howe
 codes fit: among all items new ones come out last. So a request may reserve places: the best new
 items, found by a search among them alone, take the last places of the ranking, unless enough of
 them stand there by themselves. What it costs is what stood in these places.
-
-Reads and writes nothing.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The index as a tree to look at: what a prefix of codes holds, and who stands near an item.
 
 `ItemTree` answers for one prefix or one item at a time, from the codes, the catalogue's texts and,
-where they are given, the embeddings. Reads and writes nothing.
+where they are given, the embeddings.
 """
 
 import math

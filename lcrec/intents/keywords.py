@@ -2,7 +2,7 @@
 
 The words with the highest TF-IDF weight in the titles and categories of a user's items. Every task
 can so be trained without a language model; a list of words is no sentence, gives no reason and
-draws no conclusion. Reads and writes nothing.
+draws no conclusion.
 """
 
 import html

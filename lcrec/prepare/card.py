@@ -1,7 +1,7 @@
 """The data card: what a data set holds and what was removed on the way there.
 
-Reads and writes nothing: `make_card` measures, and `card_page` shows the same figures as a page
-with pictures. Both hold the same for the same input, wherever it lay and whenever it was read.
+`make_card` measures, and `card_page` shows the same figures as a page with pictures. Both hold the
+same for the same input, wherever it lay and whenever it was read.
 """
 
 import datetime

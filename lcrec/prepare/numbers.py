@@ -1,8 +1,8 @@
 """Numbers as shops write them, such as prices: one notation for a whole column.
 
-Reads and writes nothing. A column holds numbers where every value that is there is one, with the
-same words around it (`12,50 EUR`, `$ 1,299.00`), which are left out. Whether the comma or the point
-begins the decimals is decided by the whole column; where both would do (`1.299`), the point does.
+A column holds numbers where every value that is there is one, with the same words around it (`12,50
+EUR`, `$ 1,299.00`), which are left out. Whether the comma or the point begins the decimals is
+decided by the whole column; where both would do (`1.299`), the point does.
 """
 
 import re

@@ -5,8 +5,6 @@ items. Whatever removes rows after the k-core is followed by the k-core again, s
 always a core. Text comes after the k-core because it is expensive: the largest core of the items
 that have text is the same either way. The `Ledger` counts the rows that each filter removed, by
 reason; they add up to the input.
-
-Reads and writes nothing.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,10 @@
 """The alignment tasks: a data set and its item index -> records of named template variables.
 
-Reads and writes nothing. A task says what a prompt may speak of (`variables`), how many training
-samples a data set has, and what the record of each one is; how it is worded stands in `prompts/`.
-A record holds every variable of its task, empty where the data has nothing: a template may be used
-for a record only if all it uses is non-empty. Any record can be made on its own, so an epoch of
-millions is shuffled as numbers and put into words one by one.
+A task says what a prompt may speak of (`variables`), how many training samples a data set has, and
+what the record of each one is; how it is worded stands in `prompts/`. A record holds every variable
+of its task, empty where the data has nothing: a template may be used for a record only if all it
+uses is non-empty. Any record can be made on its own, so an epoch of millions is shuffled as numbers
+and put into words one by one.
 
 Item text is not to be trusted, so every text passes through `plain_text` on its way in.
 """

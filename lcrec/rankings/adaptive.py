@@ -8,8 +8,6 @@ training, how much the lists agree, and how sure each file is of its own. It is 
 validation lists; each user counts by the NDCG@10 that the best of the files gains over the worst.
 The global weights are `best_weights`, and the strength is the one of the best validation NDCG@10 by
 models that have not seen the user (`FOLDS`-fold); a strength of 0 leaves the global weights alone.
-
-Reads and writes nothing.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Shows a `Comparison` to a person: tables in Markdown, and a page.
-
-Reads and writes nothing.
-"""
+"""Shows a `Comparison` to a person: tables in Markdown, and a page."""
 
 import textwrap
 from collections.abc import Sequence

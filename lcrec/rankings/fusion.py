@@ -13,8 +13,6 @@ score: by beam search's own account it is worth at most that.
 An item that a file does not rank gets nothing from it; a file of weight 0 takes no part, so that
 items of its lists alone are not ranked either. Weights are searched on a grid over those that add
 up to 1, for the best NDCG@10; `lcrec.rankings.adaptive` finds weights of each user's own.
-
-Reads and writes nothing.
 """
 
 import itertools

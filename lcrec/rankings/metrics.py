@@ -1,9 +1,9 @@
 """How good ranked lists are: accuracy per user, and how sure the mean over users is.
 
-Works on integer item ids, never on text. Reads and writes nothing. A ranked list is a row of
-distinct item ids, best first, padded with -1 at its end; the truth of a user is one id, or a row
-of distinct ids padded with -1. Every metric returns one value per user, so that means, intervals
-and paired comparisons use the same numbers.
+Works on integer item ids, never on text. A ranked list is a row of distinct item ids, best first,
+padded with -1 at its end; the truth of a user is one id, or a row of distinct ids padded with -1.
+Every metric returns one value per user, so that means, intervals and paired comparisons use the
+same numbers.
 """
 
 import math

@@ -12,8 +12,6 @@ Rankings are items A and B of a user, whose first K count, against the held-out 
 Popularity is how often an item stands in the train sequences, and activity how many items a user
 has there. The groups of items end at the .60 and .80 quantiles of popularity over the catalogue.
 Figures of a group are of users with a target in it, and of those targets alone.
-
-Reads and writes nothing.
 """
 
 from typing import Any

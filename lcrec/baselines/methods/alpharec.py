@@ -13,8 +13,6 @@ an incomplete last batch is used, for a small data set has no other. Their code 
 the test items; here the validation items decide, so figures are not helped by what they measure.
 
 `linear-mapping` is their experiment on what the vectors hold: f(z) = W z, no bias and no graph.
-
-Reads and writes nothing.
 """
 
 import copy

@@ -1,7 +1,4 @@
-"""Transformers over the items of a history: SASRec, and BERT4Rec on the same network.
-
-Reads and writes nothing.
-"""
+"""Transformers over the items of a history: SASRec, and BERT4Rec on the same network."""
 
 from typing import Any
 

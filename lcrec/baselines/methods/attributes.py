@@ -1,8 +1,6 @@
 """SASRec with what items share besides their buyers: FDSA reads it, S3-Rec is pre-trained on it.
 
 Attributes are categories, split at commas, and the brand. An item may have none.
-
-Reads and writes nothing.
 """
 
 from collections.abc import Iterator

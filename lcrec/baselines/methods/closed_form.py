@@ -1,7 +1,4 @@
-"""Methods that are counted or solved at once, without torch: no epochs, no draws.
-
-Reads and writes nothing.
-"""
+"""Methods that are counted or solved at once, without torch: no epochs, no draws."""
 
 import numpy as np
 from scipy import linalg, sparse

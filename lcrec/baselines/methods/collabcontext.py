@@ -14,8 +14,6 @@ the paper and its released code disagree: smoothing is LightGCN's mean, uniformi
 Isola's over distinct pairs of the batch, and gradients reach U through the items' side too (the
 code; the paper says that items are frozen: `--detach-tutor`). Only purchases are aligned: by its
 configuration, the released code pairs every purchase with a random item and aligns that too.
-
-Reads and writes nothing.
 """
 
 import itertools

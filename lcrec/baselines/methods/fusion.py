@@ -8,8 +8,6 @@ two cosines: neither view can outshout the other, and nothing forces one onto th
 trained together with the sampled softmax against the hardest of the items drawn per purchase
 (arXiv 2604.22195; its released code leaves out the purchase itself alone, so that other items the
 user has may be drawn).
-
-Reads and writes nothing.
 """
 
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ Every prefix of a train sequence is an example. The kit's prefix tree and scorin
 end in real items only, the encoder's output is computed once per history and expanded over the
 beams, and a score is the sum of log-probabilities under the softmax over the whole vocabulary. The
 end of a sequence is neither trained nor decoded: every item has the same number of tokens.
-
-Reads and writes nothing.
 """
 
 from abc import abstractmethod

@@ -9,8 +9,6 @@ cosines; much of what they gained is due to it.
 
 `MatrixFactorisation`, a vector per user and item trained with BPR (Rendle et al. 2009), is the same
 with zero layers of smoothing.
-
-Reads and writes nothing.
 """
 
 from collections.abc import Iterator

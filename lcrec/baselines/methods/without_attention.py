@@ -1,7 +1,4 @@
-"""Sequential methods without attention: recurrent, filtering, convolutional and gated.
-
-Reads and writes nothing.
-"""
+"""Sequential methods without attention: recurrent, filtering, convolutional and gated."""
 
 from typing import Any
 

@@ -1,7 +1,4 @@
-"""The settings of a method as flags of a command, beside those that all methods share.
-
-Reads and writes nothing.
-"""
+"""The settings of a method as flags of a command, beside those that all methods share."""
 
 import dataclasses
 import shlex

@@ -4,8 +4,6 @@ One rule for masking: what the split forbids (`EvalCases.exclude`) is left out, 
 `exclude_history` the items of a user's history too, but never an item that is held out as the
 truth. (The released code of several methods masks other items in validation than in test, which
 makes their figures incomparable.)
-
-Reads and writes nothing.
 """
 
 from collections.abc import Callable, Iterator

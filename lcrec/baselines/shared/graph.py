@@ -5,8 +5,6 @@
 R (`purchases`) is 1 where the user has the item in a train sequence, however often. A node without
 an edge has a row of zeros in A_hat, so that only its own layer 0 is left of it, divided by K + 1.
 `VectorBaseline` is what methods share that keep a vector per user and item.
-
-Reads and writes nothing.
 """
 
 import warnings

@@ -3,8 +3,6 @@
 With hundreds of draws per user, a table of the drawn vectors, [batch, draws, dim], is the bulk of
 a training step's time and memory. On a CPU `candidate_scores` never makes it: the scores are the
 entries of a sparse matrix [batch, nodes], and their gradients two sparse products.
-
-Reads and writes nothing.
 """
 
 from typing import Any

@@ -1,7 +1,4 @@
-"""Who bought what: as a sparse matrix, histories as its rows, and items that a user does not have.
-
-Reads and writes nothing.
-"""
+"""Who bought what: as a sparse matrix, histories as its rows, and items that a user has not."""
 
 from collections.abc import Iterator
 

@@ -11,8 +11,6 @@ Examples are cut from the train sequences in one of two ways:
   target counts once, with at least `max_history` / 2 items before it rather than all `max_history`.
 
 Sequences are padded at their end with an id that no item has, the size of the catalogue.
-
-Reads and writes nothing.
 """
 
 from collections.abc import Callable, Iterator

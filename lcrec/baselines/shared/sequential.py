@@ -2,8 +2,6 @@
 
 A network turns histories into a state at every place that is asked for, and an item's score is the
 state times the item's output vector. One loop trains them all, with one switch for the loss.
-
-Reads and writes nothing.
 """
 
 from abc import abstractmethod

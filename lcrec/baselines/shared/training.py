@@ -1,7 +1,7 @@
 """Trains by epochs until the validation stops improving, and keeps the best weights.
 
 `train_epochs` is the loop; `train_baseline` runs it for a method, by the method's own settings and
-on the validation cases of its data. Reads and writes nothing.
+on the validation cases of its data.
 """
 
 import math

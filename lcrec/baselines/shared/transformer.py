@@ -7,8 +7,6 @@ Post-norm (Vaswani et al. 2017) with learned absolute positions, as in SASRec, B
 The scale a is 1, or learned per sublayer (Bachlechner et al. 2021, ReZero) for methods whose deep
 stacks start as the identity. A sequence may be padded on either side; what stands in a padded
 place changes no real one.
-
-Reads and writes nothing.
 """
 
 from typing import Any
