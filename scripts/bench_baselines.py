@@ -34,7 +34,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from lcrec.baselines.base import TrainingData, find_method
+from lcrec.baselines.base import TrainingData, find_method, method_class
 from lcrec.baselines.methods.attention import SASRec
 from lcrec.baselines.methods.generative import TIGER
 from lcrec.baselines.runs.inputs import load_inputs
@@ -153,7 +153,7 @@ def sasrec(config: BenchConfig) -> Figures:
 
 def epochs_of(name: str, config: BenchConfig) -> Figures:
     """Time the epochs of a method that keeps a `log` of them."""
-    kind = find_method(name).load()
+    kind = method_class(find_method(name))
     split, num_items = inputs(config)
     method = kind(kind.Settings(epochs=config.epochs + 1), seed=config.seed)
     before, started = peak_mb(), Clock()

@@ -160,12 +160,12 @@ def parse(words: list[str], monkeypatch, load_script):
         name, *arguments = arguments
         if name == "tune":  # a method's name comes next, and its settings may follow
             kind, *arguments = arguments
-            kind = METHODS[kind].settings
+            kind = METHODS[kind]
             made = method_config(tune.TuneConfig, kind, without=kind.grid)
             return parse_config(made, arguments, description="", prog=stage)
         if name not in COMMANDS:
             assert name in METHODS or name.startswith("$")
-            kind = METHODS.get(name, METHODS["popularity"]).settings
+            kind = METHODS.get(name, METHODS["popularity"])
             made = method_config(BaselineConfig, kind)
             return parse_config(made, arguments, description="", prog=stage)
         module = importlib.import_module(COMMANDS[name][0])

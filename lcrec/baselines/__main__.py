@@ -76,7 +76,7 @@ def _overview() -> str:
             "Fit a baseline on the train part and rank the whole catalogue for every user.",
             "",
             "methods:",
-            *(f"  {name:<{width}}  {method.summary}" for name, method in METHODS.items()),
+            *(f"  {name:<{width}}  {kind.summary}" for name, kind in METHODS.items()),
             "",
             "commands:",
             *(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),

@@ -22,12 +22,16 @@ class MethodSettings:
     """What can be set of a method, and what a command must know of it before it loads it.
 
     Attributes:
+        path: module below `lcrec.baselines.methods`, colon, class.
+        summary: what the method does, in a line.
         needs: what `TrainingData` must hold for this method.
         is_stochastic: whether it draws at random, so that another seed gives another result.
         tuned: {setting: value} of the best known configuration, where it is not the default.
         grid: {setting: values} that `lcrec baselines tune` tries.
     """
 
+    path: ClassVar[str]
+    summary: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     is_stochastic: ClassVar[bool] = True
     tuned: ClassVar[Mapping[str, Any]] = {}
@@ -43,6 +47,8 @@ class MethodSettings:
 class PopularitySettings(MethodSettings):
     """Nothing to set."""
 
+    path = "closed_form:Popularity"
+    summary = "the most bought first, the same for everyone"
     is_stochastic = False
 
 
@@ -50,6 +56,8 @@ class PopularitySettings(MethodSettings):
 class CooccurrenceSettings(MethodSettings):
     """What can be set."""
 
+    path = "closed_form:Cooccurrence"
+    summary = "what stood after or near the user's last items elsewhere"
     is_stochastic = False
 
     window: int = option("the largest distance between two items that counts", WINDOW, minimum=1)
@@ -71,6 +79,8 @@ class CooccurrenceSettings(MethodSettings):
 class ItemKNNSettings(MethodSettings):
     """The defaults are RecBole 1.2.1's."""
 
+    path = "closed_form:ItemKNN"
+    summary = "what the same customers bought as well (Sarwar et al. 2001)"
     is_stochastic = False
     # Best NDCG@10 of 16 cells on 4,000 validation users of Instruments.
     tuned: ClassVar = {"neighbours": 500, "shrink": 10.0, "history_decay": 0.7}
@@ -91,6 +101,8 @@ class ItemKNNSettings(MethodSettings):
 class EASESettings(MethodSettings):
     """The default is RecBole 1.2.1's; the paper finds 200 to 1,000 on data sets far denser."""
 
+    path = "closed_form:EASE"
+    summary = "a linear model of all items, in closed form (Steck 2019)"
     is_stochastic = False
     # Best NDCG@10 of 12 cells on 4,000 validation users of Instruments; second on Office.
     tuned: ClassVar = {"regularisation": 250.0, "history_decay": 0.7}
@@ -112,6 +124,8 @@ class EASESettings(MethodSettings):
 class TextCosineSettings(MethodSettings):
     """What can be set."""
 
+    path = "closed_form:TextCosine"
+    summary = "items whose text is like the history's"
     is_stochastic = False
     needs = frozenset({"embeddings"})
 
@@ -124,6 +138,8 @@ class TextCosineSettings(MethodSettings):
 class LightGCNSettings(MethodSettings):
     """Defaults of RecBole 1.2.1, but for a longer patience."""
 
+    path = "lightgcn:LightGCN"
+    summary = "vectors smoothed over the graph of purchases (He et al. 2020)"
     grid: ClassVar = {
         "loss": ("bpr", "info_nce"),
         "layers": (1, 2, 3),
@@ -149,6 +165,8 @@ class LightGCNSettings(MethodSettings):
 class MatrixFactorisationSettings(LightGCNSettings):
     """Those of LightGCN; the number of layers is not for setting."""
 
+    path = "lightgcn:MatrixFactorisation"
+    summary = "a vector per user and item, BPR (Rendle et al. 2009)"
     grid: ClassVar = {"loss": ("bpr", "info_nce"), "learning_rate": (1e-3, 5e-3)}
 
     layers: int = field(default=0, init=False)
@@ -158,6 +176,8 @@ class MatrixFactorisationSettings(LightGCNSettings):
 class FusionSettings(MethodSettings):
     """Defaults of the released code (there, validation is by Recall@20)."""
 
+    path = "fusion:Fusion"
+    summary = "purchases and texts side by side, norm-concat-norm"
     needs = frozenset({"embeddings"})
     grid: ClassVar = {
         "temperature": (0.1, 0.15, 0.2),
@@ -192,6 +212,8 @@ class FusionSettings(MethodSettings):
 class CollabContextSettings(MethodSettings):
     """Defaults of the released code; weight decay, which it leaves open, is the paper's middle."""
 
+    path = "collabcontext:CollabContext"
+    summary = "text and purchases teach each other in turn (CARec, 2024)"
     needs = frozenset({"embeddings"})
     grid: ClassVar = {
         "learning_rate": (1e-4, 1e-3, 1e-2),
@@ -248,6 +270,8 @@ class AlphaRecSettings(MethodSettings):
     They chose `hidden` for about 4.7 million parameters, whatever the encoder.
     """
 
+    path = "alpharec:AlphaRec"
+    summary = "item texts mapped by a network, then the graph (Sheng et al. 2025)"
     needs = frozenset({"embeddings"})
     grid: ClassVar = {"temperature": (0.05, 0.1, 0.15, 0.2), "layers": (1, 2, 3)}
 
@@ -277,6 +301,8 @@ class AlphaRecSettings(MethodSettings):
 class LinearMappingSettings(AlphaRecSettings):
     """Those of AlphaRec; that f is a matrix and that there is no graph is not for setting."""
 
+    path = "alpharec:LinearMapping"
+    summary = "a matrix on the vectors of item texts (Sheng et al. 2025)"
     grid: ClassVar = {"temperature": (0.05, 0.1, 0.15, 0.2)}
 
     mapping: Literal["mlp", "linear"] = field(default="linear", init=False)
@@ -307,6 +333,8 @@ class SequenceSettings(MethodSettings):
 class SASRecSettings(SequenceSettings):
     """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
 
+    path = "attention:SASRec"
+    summary = "a causal transformer (Kang and McAuley 2018)"
     # On Amazon 2018 Instruments these rank what is held out for validation better (NDCG@10 .0764,
     # best after 40 epochs) than RecBole's (.0733, after 12).
     tuned: ClassVar = {
@@ -333,6 +361,8 @@ class SASRecSettings(SequenceSettings):
 class BERT4RecSettings(SASRecSettings):
     """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
 
+    path = "attention:BERT4Rec"
+    summary = "a transformer that fills in masks (Sun et al. 2019)"
     tuned: ClassVar = {"examples": "windows"}
     grid: ClassVar = {"masked": (0.2, 0.4), "dropout": (0.1, 0.2), "learning_rate": (5e-4, 1e-3)}
 
@@ -354,6 +384,8 @@ class BERT4RecSettings(SASRecSettings):
 class GRU4RecSettings(SequenceSettings):
     """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
 
+    path = "without_attention:GRU4Rec"
+    summary = "a recurrent network (Hidasi et al. 2016)"
     # On Amazon 2018 Instruments as good for validation (NDCG@10 .0824; 53 epochs, 52 without) in
     # two thirds of the time.
     tuned: ClassVar = {"examples": "windows"}
@@ -371,6 +403,8 @@ class GRU4RecSettings(SequenceSettings):
 class FMLPSettings(SequenceSettings):
     """Defaults of the authors' code, with LC-Rec's histories of 20 items for its 50."""
 
+    path = "without_attention:FMLP"
+    summary = "learned filters over frequencies (Zhou et al. 2022)"
     tuned: ClassVar = {"loss": "ce", "batch_size": 2048}
     grid: ClassVar = {"dim": (64, 128), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3)}
 
@@ -389,6 +423,8 @@ class FMLPSettings(SequenceSettings):
 class CaserSettings(SequenceSettings):
     """Defaults of RecBole 1.2.1, but for L, for which the paper's 5 stands (its section 4.2)."""
 
+    path = "without_attention:Caser"
+    summary = "convolutions over the last items (Tang and Wang 2018)"
     grid: ClassVar = {"max_history": (5, 10), "dropout": (0.2, 0.4), "learning_rate": (5e-4, 1e-3)}
 
     max_history: int = option("L, the last items of a history that are read", 5, minimum=1)
@@ -402,6 +438,8 @@ class CaserSettings(SequenceSettings):
 class HGNSettings(SequenceSettings):
     """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
 
+    path = "without_attention:HGN"
+    summary = "gates on features and items of a history (Ma et al. 2019)"
     grid: ClassVar = {"max_history": (5, 20), "dim": (64, 128), "learning_rate": (5e-4, 1e-3)}
 
 
@@ -409,6 +447,8 @@ class HGNSettings(SequenceSettings):
 class FDSASettings(SASRecSettings):
     """Defaults of RecBole 1.2.1, with LC-Rec's histories of 20 items for its 50."""
 
+    path = "attributes:FDSA"
+    summary = "SASRec beside one that reads attributes (Zhang et al. 2019)"
     needs = frozenset({"texts"})
     tuned: ClassVar = {"examples": "windows"}
     grid: ClassVar = {"dim": (64, 128), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3)}
@@ -418,6 +458,8 @@ class FDSASettings(SASRecSettings):
 class S3RecSettings(SASRecSettings):
     """Those of SASRec; epochs, batches, masks and weights of the authors' code."""
 
+    path = "attributes:S3Rec"
+    summary = "SASRec after four tasks of pre-training (Zhou et al. 2020)"
     needs = frozenset({"texts"})
     tuned: ClassVar = {"examples": "windows", "batch_size": 2048}
     grid: ClassVar = {
@@ -468,6 +510,8 @@ class GenerativeSettings(MethodSettings):
 class TIGERSettings(GenerativeSettings):
     """Those of LETTER's TIGER, but for a batch of 256, not 1,024 over two GPUs and two steps."""
 
+    path = "generative:TIGER"
+    summary = "writes the codes of the next item (Rajput et al. 2023)"
     needs = frozenset({"index"})
     grid: ClassVar = {"learning_rate": (5e-4, 1e-3, 3e-3), "dropout": (0.1, 0.2)}
 
@@ -479,6 +523,8 @@ class P5CIDSettings(GenerativeSettings):
     It trains 20 epochs whatever happens, hence the patience.
     """
 
+    path = "generative:P5CID"
+    summary = "the same, codes from who bought what (Hua et al. 2023)"
     grid: ClassVar = {"clusters": (10, 20), "leaf": (200, 500)}
 
     dim: int = option("width of the model", 512, minimum=1)
@@ -501,6 +547,8 @@ class P5CIDSettings(GenerativeSettings):
 class TSSRSettings(MethodSettings):
     """Defaults of the released code, but for its 20 epochs, few steps where users are few."""
 
+    path = "tssr:TSSR"
+    summary = "two streams, of ids and contents, that read each other (TSSR, 2024)"
     needs = frozenset({"embeddings"})
     tuned: ClassVar = {"learning_rate": 1e-3}
     grid: ClassVar = {"learning_rate": (1e-4, 1e-3), "batch_size": (32, 128, 512)}

@@ -18,7 +18,8 @@ import jinja2
 import numpy as np
 from pydantic import ValidationError
 
-from lcrec.baselines.base import METHODS, UNKNOWN, TrainingData, positions
+from lcrec.baselines.base import UNKNOWN, TrainingData, make_method, positions
+from lcrec.baselines.settings import CooccurrenceSettings
 from lcrec.core.artifacts import EMBEDDINGS, find_data, read_array
 from lcrec.core.errors import InputError, closest
 from lcrec.core.provenance import require_same_input
@@ -237,7 +238,7 @@ class Workbench:
     @cached_property
     def _counted(self) -> Any:
         """The counted neighbours, which need no model."""
-        method = METHODS["cooccurrence"].make()
+        method = make_method(CooccurrenceSettings())
         method.fit(TrainingData(self.data.split.train, len(self.data.items)))
         return method
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from planted import write_data
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.base import METHODS, Baseline, TrainingData, positions, trained_positions
+from lcrec.baselines.base import (
+    METHODS,
+    Baseline,
+    TrainingData,
+    method_class,
+    positions,
+    trained_positions,
+)
 from lcrec.baselines.methods.closed_form import Cooccurrence, Popularity
 from lcrec.baselines.runs import ranking
 from lcrec.baselines.runs.inputs import load_inputs
@@ -112,7 +119,7 @@ def enough():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_off_when_time_is_up(name):
     split, data = enough()
-    kind = METHODS[name].load()
+    kind = method_class(METHODS[name])
     method = kind(quick(kind), seed=0)
     method.fit(dataclasses.replace(data, deadline=time.perf_counter()))
     if method.training is not None:
@@ -137,7 +144,7 @@ def test_every_method_is_validated_under_the_mask_it_will_be_judged_by(name, mas
     original = ranking.validate
     monkeypatch.setattr(ranking, "validate", validate)
     _, data = enough()
-    kind = METHODS[name].load()
+    kind = method_class(METHODS[name])
     kind(quick(kind)).fit(dataclasses.replace(data, exclude_history=mask))
     assert set(seen) == ({mask} if "epochs" in names_of(kind) else set())
 
@@ -146,8 +153,8 @@ def test_every_method_is_validated_under_the_mask_it_will_be_judged_by(name, mas
 def test_every_method_keeps_the_contract(name, tmp_path):
     """Shapes, determinism, users apart and unknown, what is held out, and a copy on disk."""
     split, data = enough()
-    kind = METHODS[name].load()
-    assert kind.Settings is METHODS[name].settings
+    kind = method_class(METHODS[name])
+    assert kind.Settings is METHODS[name]
     method = kind(quick(kind), seed=1)
     method.fit(data)
     users = positions(split.train, split.test.users)
@@ -190,7 +197,7 @@ def test_a_count_never_sees_what_is_held_out():
     """Item 5 stands only in held-out places, so no count may know it."""
     split = leave_one_out(Interactions.from_sequences({"a": [0, 1, 2, 5], "b": [1, 0, 5, 2]}))
     for name in ("popularity", "cooccurrence"):
-        method = METHODS[name].load()()
+        method = method_class(METHODS[name])()
         method.fit(TrainingData(split.train, 6))
         assert method.score(np.arange(2), split.valid.histories)[:, 5].tolist() == [0, 0]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.base import METHODS, TrainingData
+from lcrec.baselines.base import METHODS, TrainingData, method_class
 from lcrec.baselines.methods.lightgcn import LightGCN
 from lcrec.baselines.runs.run import load_method, save_method
 from lcrec.baselines.settings import LightGCNSettings
@@ -53,14 +53,14 @@ def settings(kind, **wanted):
 
 
 def fitted(name, data, **wanted):
-    kind = METHODS[name].load()
+    kind = method_class(METHODS[name])
     method = kind(settings(kind, **wanted), seed=0)
     method.fit(data)
     return method
 
 
 def untrained(name, data, **wanted):
-    kind = METHODS[name].load()
+    kind = method_class(METHODS[name])
     method = kind(settings(kind, **wanted), seed=0)
     torch.manual_seed(0)
     method.network = method.build(data).eval()
@@ -212,6 +212,6 @@ def test_what_the_commands_refuse(shop, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_settings_of_tuning_can_be_given(name):
-    kind = METHODS[name].settings
+    kind = METHODS[name]
     for values in [kind.tuned, *({key: v} for key, vs in kind.grid.items() for v in vs)]:
         kind(**values)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.baselines.base import Baseline, TrainingData
+from lcrec.baselines.base import Baseline, TrainingData, make_method
 from lcrec.baselines.runs.flags import parse_entries
 from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
@@ -255,7 +255,7 @@ def main(argv: list[str]) -> None:
     )
     figures: dict[str, dict[str, Any]] = {}
     for entry in progress(chosen, "cold", "methods", leave=False):
-        method = entry.make(config.seed, config.device)
+        method = make_method(entry.settings, config.seed, config.device)
         seconds = fit_and_measure(method, training)["fit_seconds"]
         measured = measure_cold(method, drawn, training, config.seed)
         figures[entry.label] = {**measured, "fit_seconds": seconds}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.baselines.base import Baseline, TrainingData, find_method
+from lcrec.baselines.base import Baseline, TrainingData, find_method, make_method
 from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, load_inputs
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
@@ -47,7 +47,7 @@ class ConvergenceConfig(Writes):
 def main(argv: list[str]) -> None:
     """Run the command."""
     config = parse_config(ConvergenceConfig, argv, prog=COMMAND, example=EXAMPLE)
-    kinds = {name: find_method(name).settings for name in config.methods}
+    kinds = {name: find_method(name) for name in config.methods}
     if len(kinds) < len(config.methods):
         raise InputError(f"--methods {' '.join(config.methods)}: one is named twice")
     chosen = {name: _settings(name, kind, config) for name, kind in kinds.items()}
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     print(f"{'':16}{'best':>8}{'within':>8}{'best':>9}{'seconds':>9}{'seconds':>9}")
     print(f"{'':16}{'epoch':>8}{'1 %':>8}{'NDCG@10':>9}{'an epoch':>9}{'to 1 %':>9}")
     for name, settings in chosen.items():
-        method = find_method(name).make(settings, config.seed, config.device)
+        method = make_method(settings, config.seed, config.device)
         one = found[name] = measure(method, inputs.training)
         print(
             f"{name:16}{one['best_epoch']:8}{one['within_1_percent']:8}{one['best_score']:9.4f}"

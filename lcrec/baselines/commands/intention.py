@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.baselines.base import find_method, trained_positions
+from lcrec.baselines.base import make_method, trained_positions
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.run import fit_and_measure
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
 
     vectors = _encode(encoder_of(config.embeddings, config.encoder), cases.users, queries)
     chosen = settings_of(AlphaRecSettings, config)
-    method: Any = find_method("alpharec").make(chosen, config.seed, config.device)
+    method: Any = make_method(chosen, config.seed, config.device)
     seconds = fit_and_measure(method, inputs.training)["fit_seconds"]
     users = trained_positions(inputs.training.train, cases.users)
     data = replace(inputs.training, exclude_history=config.exclude_history)

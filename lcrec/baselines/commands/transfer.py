@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lcrec.baselines.base import find_method
+from lcrec.baselines.base import make_method
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import AlphaRecSettings
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     chosen = settings_of(AlphaRecSettings, config)
-    method: Any = find_method("alpharec").make(chosen, config.seed, config.device)
+    method: Any = make_method(chosen, config.seed, config.device)
     started = time.perf_counter()
     method.fit_domains([source.training for source in sources])
     seconds = time.perf_counter() - started

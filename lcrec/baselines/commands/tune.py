@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcrec.baselines.base import METHODS, Baseline, find_method
+from lcrec.baselines.base import METHODS, Baseline, find_method, make_method
 from lcrec.baselines.runs.flags import parse_method_config, settings_files
 from lcrec.baselines.runs.inputs import (
     EMBEDDINGS_HELP,
@@ -70,10 +70,9 @@ def main(argv: list[str]) -> None:
         return
     if name.startswith("-"):
         raise InputError(f"the method comes first: {COMMAND} NAME {name} ...\n\n{_overview()}")
-    method = find_method(name)
-    kind = method.settings
+    kind = find_method(name)
     if not kind.grid:
-        tunable = [known for known, other in METHODS.items() if other.settings.grid]
+        tunable = [known for known, other in METHODS.items() if other.grid]
         raise InputError(f"{name} has nothing to tune; those that do: {', '.join(tunable)}")
     config = parse_method_config(
         TuneConfig,
@@ -100,7 +99,7 @@ def main(argv: list[str]) -> None:
         folder = config.output / _cell_name(cell)
         if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
             continue
-        made = method.make(settings_of(kind, config, **cell), config.seed, config.device)
+        made = make_method(settings_of(kind, config, **cell), config.seed, config.device)
         figures, cost = _judge(made, inputs, config.exclude_history)
         stage = f"{COMMAND} {name}"
         write_provenance(folder, stage, shared | cell, files, cost=cost, figures=figures)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcrec.baselines.base import Baseline, find_method
+from lcrec.baselines.base import find_method
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.config import option, parse_config, settings_of
 from lcrec.core.errors import InputError
@@ -94,10 +94,6 @@ class MethodEntry:
     flags: list[str]
     settings: MethodSettings
 
-    def make(self, seed: int, device: str | None) -> Baseline:
-        """Return the method with these settings, not fitted."""
-        return find_method(self.name).make(self.settings, seed, device)
-
 
 def parse_entries(entries: Sequence[str]) -> list[MethodEntry]:
     """Read methods that may have flags of their own behind their names.
@@ -113,7 +109,7 @@ def parse_entries(entries: Sequence[str]) -> list[MethodEntry]:
             raise InputError(f"--methods: {entry!r} is no method with its flags") from None
         if entry in entries[:place]:
             raise InputError(f"--methods: {entry!r} is named twice")
-        kind = find_method(name).settings
+        kind = find_method(name)
         try:
             prog = f"python -m lcrec.baselines {name}"
             own = parse_method_config(_Start, kind, flags, description="", prog=prog)

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lcrec.baselines.base import Baseline, TrainingData, find_method
+from lcrec.baselines.base import Baseline, TrainingData, find_method, make_method
 from lcrec.baselines.runs.flags import parse_method_config, settings_files
 from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
@@ -202,7 +202,6 @@ class MethodRun:
     """A run that may be done already.
 
     Attributes:
-        method: what is known of the method without loading it.
         config: what was given, `BaselineConfig` and the method's own settings in one.
         needs: what the method needs with these settings.
 
@@ -211,17 +210,17 @@ class MethodRun:
     """
 
     def __init__(self, name: str, argv: list[str]) -> None:
-        self.method = find_method(name)
+        kind = find_method(name)
         self.name, self.prog = name, f"{PROG} {name}"
         self.config: Any = parse_method_config(
             BaselineConfig,
-            self.method.settings,
+            kind,
             argv,
-            description=self.method.summary,
+            description=kind.summary,
             prog=self.prog,
-            example=example_of(name, self.method.settings.needs),
+            example=example_of(name, kind.needs),
         )
-        self.chosen = settings_of(self.method.settings, self.config)
+        self.chosen = settings_of(kind, self.config)
         self.needs = self.chosen.required_inputs
         self.files = input_files(
             self.config.data, self.config.embeddings, self.needs, self.config.index
@@ -262,7 +261,7 @@ class MethodRun:
             f"{config.split} split{without}.",
             flush=True,
         )
-        method = self.method.make(self.chosen, config.seed, config.device)
+        method = make_method(self.chosen, config.seed, config.device)
         deadline = None
         if config.max_minutes is not None:
             deadline = time.perf_counter() + 60 * config.max_minutes
