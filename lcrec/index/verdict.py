@@ -53,6 +53,11 @@ def _grade(value: float, *, good: float, warning: float) -> Grade:
     return "warning" if sign * value < sign * warning else "note"
 
 
+def _graded(grade: Grade, text: str, remedy: str) -> Finding:
+    """Return a finding whose remedy is told where it is not good."""
+    return Finding(grade, text, "" if grade == "good" else remedy)
+
+
 def _unique(report: Report) -> Finding:
     conflicts = report["conflicts"]
     if not conflicts["items"]:
@@ -94,9 +99,8 @@ def _explained(report: Report) -> Finding | None:
         return None
     share, levels = report["explained_variance"][-1], len(report["explained_variance"])
     grade = _grade(share, good=0.65, warning=0.45)
-    remedy = "" if grade == "good" else "More --codes or --levels, or more --epochs, explain more."
     text = f"{levels} codes explain {share:.0%} of the embeddings' variance."
-    return Finding(grade, text, remedy)
+    return _graded(grade, text, "More --codes or --levels, or more --epochs, explain more.")
 
 
 def _added(report: Report) -> Finding | None:
@@ -105,14 +109,12 @@ def _added(report: Report) -> Finding | None:
     added = report["added"]
     old, new = added["explained_variance_old"], added["explained_variance_new"]
     grade = _grade(new, good=0.6 * old, warning=0.25 * old)
-    return Finding(
+    return _graded(
         grade,
         f"{added['items']:,} items joined later: the codes explain {max(new, 0):.0%} of their "
         f"variance, {old:.0%} of the others'. {added['moved']:,} found their nearest index taken "
         "and got the next.",
-        ""
-        if grade == "good"
-        else "They are unlike those that the codes were learnt from: with many more of them, make "
+        "They are unlike those that the codes were learnt from: with many more of them, make "
         "a new index and train a model on it.",
     )
 
@@ -132,7 +134,7 @@ def _uniqueness_cost(report: Report) -> Finding | None:
         f"Before each item got an index of its own, {rate:.1%} shared their nearest one; parting "
         f"them moved {report['items_moved']:,} items and cost {max(lost, 0):.1%} of the variance."
     )
-    return Finding(grade, text, "" if grade == "good" else "More --codes or --levels part them.")
+    return _graded(grade, text, "More --codes or --levels part them.")
 
 
 def _use(report: Report) -> Finding | None:
@@ -169,8 +171,7 @@ def _balance(report: Report) -> Finding | None:
         f"Items spread over the first codes as evenly as over {perplexity:,.0f} of the {used:,} "
         f"in use; the largest branch holds {largest:.1%} of them."
     )
-    remedy = "" if grade == "good" else "Identical or empty item texts crowd together: look there."
-    return Finding(grade, text, remedy)
+    return _graded(grade, text, "Identical or empty item texts crowd together: look there.")
 
 
 def _even_levels(report: Report) -> Finding | None:
@@ -210,11 +211,11 @@ def _neighbours(report: Report) -> Finding | None:
     facts = report["neighbours"]
     kept, chance, most = (facts[name][0] for name in ("kept", "chance", "most"))
     grade = _grade(above_chance(kept, chance, most), good=0.4, warning=0.15)
-    return Finding(
+    return _graded(
         grade,
         f"{kept:.1%} of an item's {facts['count']} nearest neighbours share its first code (by "
         f"chance {chance:.1%}, at most {most:.0%}).",
-        "" if grade == "good" else "Codes should follow meaning: do the embeddings fit the index?",
+        "Codes should follow meaning: do the embeddings fit the index?",
     )
 
 
@@ -224,13 +225,11 @@ def _collaborative(report: Report) -> Finding | None:
     facts = report["collaborative_neighbours"]
     kept, chance, most = (facts[name][0] for name in ("kept", "chance", "most"))
     grade: Grade = "good" if above_chance(kept, chance, most) >= 0.2 else "note"
-    return Finding(
+    return _graded(
         grade,
         f"{kept:.1%} of the {facts['count']} items nearest to an item by purchases share its first "
         f"code (by chance {chance:.1%}, at most {most:.0%}).",
-        ""
-        if grade == "good"
-        else "An index that learns from purchases (lcrec quantize --collaborative) brings together "
+        "An index that learns from purchases (lcrec quantize --collaborative) brings together "
         "what is bought together.",
     )
 
@@ -248,10 +247,7 @@ def _labels(report: Report) -> Finding | None:
         f"{pure:.0%} of items are of the most common {field} under their first code (by chance "
         f"{chance:.0%})."
     )
-    remedy = (
-        "" if grade == "good" else f"Embeddings that know the {field} bring its items together."
-    )
-    return Finding(grade, text, remedy)
+    return _graded(grade, text, f"Embeddings that know the {field} bring its items together.")
 
 
 RULES: tuple[Callable[[Report], Finding | None], ...] = (
