@@ -9,7 +9,6 @@ data=$(realpath "$1")
 run=$(realpath -m "${2:-$(dirname "$0")/../runs/office}")
 cd "$(dirname "$0")/.."
 source scripts/environment.sh minilm
-launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
 methods=(popularity cooccurrence itemknn ease text-cosine mf lightgcn fusion linear-mapping
     collabcontext alpharec tssr sasrec fdsa fmlp bert4rec hgn gru4rec caser s3rec
     # Far from their end: a CPU takes a minute for an epoch.

@@ -8,8 +8,7 @@ source scripts/environment.sh
 
 data=data/shop
 run=runs/quickstart
-# On a machine with GPUs, drop the flags: accelerate then asks its own configuration.
-launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
+# On a machine with GPUs: launch="accelerate launch", which asks its own configuration.
 
 echo "== 1. A small shop: items, users, reviews"
 python -m lcrec.synthetic --output $data

@@ -93,6 +93,25 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("lcrec.index.page.draw_svg", lambda draw, description: Markup("<svg />"))
 
 
+@pytest.fixture
+def killed_after(monkeypatch):
+    """A function that lets the RQ-VAE save after every epoch, and kills it after one or none."""
+    from lcrec.index import rqvae_training
+
+    monkeypatch.setattr(rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
+    save = rqvae_training.save_state
+
+    def set_up(epoch):
+        def save_and_die(path, call, progress, *rest):
+            save(path, call, progress, *rest)
+            if progress.epoch == epoch:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(rqvae_training, "save_state", save_and_die)
+
+    return set_up
+
+
 @pytest.fixture(scope="session")
 def index_folder(index, shop, tmp_path_factory):
     """The index as `lcrec.quantize` would leave it."""

@@ -138,20 +138,12 @@ def test_a_killed_run_leaves_the_old_index(shop, monkeypatch, step):
     )
 
 
-def test_a_killed_training_is_resumed(shop, monkeypatch, capsys):
+def test_a_killed_training_is_resumed(shop, killed_after, capsys):
     main(argv(shop, "whole"))
-    monkeypatch.setattr(lcrec.index.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
-    save = lcrec.index.rqvae_training.save_state
-
-    def save_and_die(path, call, progress, *rest):
-        save(path, call, progress, *rest)
-        if progress.epoch == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lcrec.index.rqvae_training, "save_state", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            main(argv(shop))
+    killed_after(4)
+    with pytest.raises(KeyboardInterrupt):
+        main(argv(shop))
+    killed_after(None)
     with pytest.raises(InputError, match=r"index.json: no such file"):
         ItemIndex.load(shop / "index")
     capsys.readouterr()

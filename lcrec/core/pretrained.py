@@ -190,15 +190,15 @@ def load_adapter(
     return adapted
 
 
-def base_of_adapter(option: str, folder: Path, *, remedy: str = REMEDY) -> str:
-    """Return the folder or the name on the hub of the model that an adapter was trained on.
+def base_of_adapter(folder: Path, remedy: str) -> str:
+    """Return the folder or the name on the hub of the model that `--model`'s adapter is for.
 
     Raises:
         InputError: the adapter's configuration cannot be read.
     """
     from peft import PeftConfig
 
-    with _one_line(option, folder, "", remedy):
+    with _one_line("--model", folder, "", remedy):
         return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
 
 

@@ -231,7 +231,7 @@ def load_checkpoint(
         return Checkpoint(model, tokenizer, index, prompts, facts, nearby)
     tokenizer = load_tokenizer("--model", folder, remedy=REMEDY)
     if base is None:
-        base = base_of_adapter("--model", folder, remedy=REMEDY)
+        base = base_of_adapter(folder, REMEDY)
         record = read_provenance(folder)
         if record is not None and "base" in record["inputs"] and not Path(base).exists():
             raise InputError(

@@ -321,12 +321,13 @@ def _names(paths: Sequence[Path], layout: Layout) -> list[str]:
             names = [_untyped(name, paths[0]) for name in names]
         return [*names, *(["flags"] if layout.flags else [])]
     if kind == "parquet":
-        return _parquet_names(paths[0])
+        opened = open_parquet(ibis.duckdb.connect(), [paths[0]], None)
+        return list(opened.table.drop(UNREADABLE).columns)
     keys: dict[str, None] = {}
     lines = [line for line in first_lines(paths[0], SAMPLE) if line.strip()]
-    literal = _written_as_literals(lines)
+    read = evaluate if _written_as_literals(lines) else evaluate_json
     for line in lines:
-        keys |= dict.fromkeys(_keys(line, literal=literal))
+        keys |= dict.fromkeys(read(line) or ())
     if not keys:
         raise InputError(
             f"{paths[0]}: the file is empty or its first {SAMPLE:,} lines hold no JSON object; "
@@ -356,16 +357,8 @@ def _untyped(field: str, path: Path) -> str:
     return name
 
 
-def _parquet_names(path: Path) -> list[str]:
-    return list(open_parquet(ibis.duckdb.connect(), [path], None).table.drop(UNREADABLE).columns)
-
-
 def _written_as_literals(lines: Sequence[bytes]) -> bool:
     return bool(lines) and is_literal(lines[0])
-
-
-def _keys(line: bytes, *, literal: bool) -> list[str]:
-    return list((evaluate(line) if literal else evaluate_json(line)) or {})
 
 
 def _read(

@@ -8,6 +8,7 @@ DuckDB. Writes nothing else.
 import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _merged_windows(
         opened = open_delimited(con, [path], names, how)
         windows = sift(
             con,
-            Opened(opened.table.mutate(place=opened.table.row), *_rest(opened)),
+            replace(opened, table=opened.table.mutate(place=opened.table.row)),
             {**ROLES, "user": "user_id", "item": "item_id", "rating": "history_item_id"},
             [path],
             options,
@@ -216,10 +217,6 @@ def _merged_windows(
     ]
     actions = _sifted(con, ["user", "item", "place"], rows, ROLES, paths[0], options)
     return Sifted(actions.table, dict(lost)), parts if published else None
-
-
-def _rest(opened: Opened) -> tuple[int, tuple[str, ...], str | None]:
-    return opened.rejected, opened.examples, opened.stored
 
 
 def _history(row: Mapping[str, Any], path: Path) -> list[str]:

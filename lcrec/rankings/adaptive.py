@@ -114,7 +114,6 @@ def fit_adaptive(
     targets: np.ndarray,
     names: Sequence[str],
     facts: np.ndarray,
-    seed: int = 0,
 ) -> tuple[AdaptiveWeights, dict[str, float]]:
     """Fit the model on validation lists.
 
@@ -124,7 +123,6 @@ def fit_adaptive(
         targets: int64 [users], or [users, targets] padded with -1.
         names: of the facts.
         facts: float64 [users, facts].
-        seed: of the folds.
 
     Returns:
         the model; and the NDCG@10 of the global weights and of the model, the latter by models that
@@ -149,7 +147,7 @@ def fit_adaptive(
     centre, scale = facts.mean(axis=0), facts.std(axis=0)
     scale[scale == 0] = 1
     known = (facts - centre) / scale
-    order = np.lexsort((np.random.default_rng(seed).random(len(label)), label))
+    order = np.lexsort((np.random.default_rng(0).random(len(label)), label))
     fold = np.empty(len(label), dtype=np.int64)
     fold[order] = np.arange(len(label)) % FOLDS  # every fold has users of every label
 

@@ -102,11 +102,13 @@ class Predictions:
         )
 
 
-def require_predictions_path(path: Path, flag: str = "--output") -> None:
+def require_predictions_path(path: Path) -> None:
     """Refuse a path whose name does not end in `.jsonl`, or that is a folder."""
     if path.suffix != ".jsonl" or path.is_dir():
         better = path / "predictions.jsonl" if path.is_dir() else path.with_suffix(".jsonl")
-        raise InputError(f"{flag} {path}: predictions go to a file named *.jsonl, such as {better}")
+        raise InputError(
+            f"--output {path}: predictions go to a file named *.jsonl, such as {better}"
+        )
 
 
 def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:

@@ -53,7 +53,7 @@ def load_start_shape(settings: ReinforceSettings) -> PreTrainedModel | PeftModel
     folder = settings.model
     if not (folder / ADAPTER_CONFIG).exists():
         return load_shape(str(folder))[0]
-    base = settings.base or base_of_adapter("--model", folder, remedy=REMEDY)
+    base = settings.base or base_of_adapter(folder, REMEDY)
     model: Any = load_shape(base)[0]
     model.to(_stored_dtype(settings))
     size = rows_needed(load_tokenizer("--model", folder, remedy=REMEDY))

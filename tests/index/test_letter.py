@@ -8,7 +8,6 @@ import pytest
 import torch
 from planted import toy_clusters
 
-import lcrec.index.rqvae_training
 from lcrec.index.item_index import IndexSettings
 from lcrec.index.letter import alignment_loss, cluster_codes, diversity_loss, draw_partners
 from lcrec.index.quality import purity
@@ -80,22 +79,14 @@ def test_aligned_codes_tell_what_is_bought_alike(shop):
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
 
 
-def test_a_killed_aligned_training_goes_on_where_it_stood(shop, tmp_path, monkeypatch, capsys):
+def test_a_killed_aligned_training_goes_on_where_it_stood(shop, tmp_path, killed_after, capsys):
     texts, bought, _ = shop
     path = tmp_path / "state.safetensors"
     whole = train_rqvae(texts, SETTINGS, None, bought).state_dict()
-    monkeypatch.setattr(lcrec.index.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
-    save = lcrec.index.rqvae_training.save_state
-
-    def save_and_die(path, call, progress, *rest):
-        save(path, call, progress, *rest)
-        if progress.epoch == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lcrec.index.rqvae_training, "save_state", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train_rqvae(texts, SETTINGS, path, bought)
+    killed_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        train_rqvae(texts, SETTINGS, path, bought)
+    killed_after(None)
     resumed = train_rqvae(texts, SETTINGS, path, bought).state_dict()
     assert "Going on after epoch 3" in capsys.readouterr().out
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from planted import toy_clusters
 
-import lcrec.index.rqvae_training
 from lcrec.index.item_index import IndexSettings
 from lcrec.index.rqvae import RQVAE
 from lcrec.index.rqvae_training import explained_variance, train_rqvae
@@ -120,27 +119,6 @@ def test_parity_starts_from_one_batch(monkeypatch):
     assert sizes == [20]
 
 
-class Killed(Exception):
-    pass
-
-
-@pytest.fixture
-def killed_after(monkeypatch):
-    """A function that lets training save after every epoch, and kills it after one."""
-    monkeypatch.setattr(lcrec.index.rqvae_training, "SECONDS_BETWEEN_SAVES", 0)
-    save = lcrec.index.rqvae_training.save_state
-
-    def set_up(epoch):
-        def save_and_die(path, call, progress, *rest):
-            save(path, call, progress, *rest)
-            if progress.epoch == epoch:
-                raise Killed
-
-        monkeypatch.setattr(lcrec.index.rqvae_training, "save_state", save_and_die)
-
-    return set_up
-
-
 @pytest.mark.parametrize(
     ("epoch", "settings"),
     [*itertools.product([1, 5, 13], [{}, {"parity": True}]), (5, {"epochs": 300, "patience": 2})],
@@ -150,7 +128,7 @@ def test_a_killed_training_goes_on_where_it_stood(killed_after, tmp_path, capsys
     settings = {"epochs": 16, "resume_from": tmp_path / "state.safetensors", **settings}
     expected = train(points, **{**settings, "resume_from": None})
     killed_after(epoch)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         train(points, **settings)
     killed_after(None)
     capsys.readouterr()
@@ -162,7 +140,7 @@ def test_a_killed_training_goes_on_where_it_stood(killed_after, tmp_path, capsys
 def test_a_state_of_another_call_is_not_taken(killed_after, tmp_path, capsys, change):
     points, path = toy_clusters(), tmp_path / "state.safetensors"
     killed_after(5)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         train(points, resume_from=path)
     killed_after(None)
     settings = {"seed": {"seed": 1}, "epochs": {"epochs": 6}}.get(change, {})
@@ -179,17 +157,17 @@ def test_a_state_of_another_call_is_not_taken(killed_after, tmp_path, capsys, ch
 def test_a_kill_while_the_state_is_written_leaves_the_last_one(killed_after, tmp_path, monkeypatch):
     points, path = toy_clusters(), tmp_path / "state.safetensors"
     killed_after(3)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         train(points, resume_from=path)
     before = path.read_bytes()
 
     def half(tensors, temporary, metadata):
         temporary.write_bytes(b"half")
-        raise Killed
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("lcrec.index.rqvae_training.save_file", half)
-        with pytest.raises(Killed):
+        with pytest.raises(KeyboardInterrupt):
             train(points, resume_from=path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -51,13 +51,7 @@ Mapping = Callable[[np.ndarray], np.ndarray]
 
 
 def fit_map(
-    kind: str,
-    source: np.ndarray,
-    target: np.ndarray,
-    *,
-    epochs: int = 400,
-    seed: int = 0,
-    device: str = "cpu",
+    kind: str, source: np.ndarray, target: np.ndarray, *, epochs: int = 400, seed: int = 0
 ) -> Mapping:
     """Fit a map on paired rows.
 
@@ -69,7 +63,7 @@ def fit_map(
         source: float32 [items, source dim].
         target: float32 [items, target dim].
         epochs: of the maps that are trained; the others ignore it.
-        seed, device: likewise.
+        seed: likewise.
 
     Returns:
         a function from float32 [any, source dim] to float32 [any, target dim].
@@ -78,7 +72,7 @@ def fit_map(
     scale, spread = (float(np.std(rows - rows.mean(axis=0))) or 1.0 for rows in (source, target))
     x, y = (source - centre) / scale, (target - aim) / spread
     if kind in HIDDEN:
-        inner = _train(HIDDEN[kind], x, y, epochs, seed, device)
+        inner = _train(HIDDEN[kind], x, y, epochs, seed)
     else:
         inner = _closed_form(kind, x.astype(np.float64), y.astype(np.float64))
 
@@ -185,7 +179,7 @@ def _closed_form(kind: str, x: np.ndarray, y: np.ndarray) -> Mapping:
 
 
 def _train(
-    hidden: tuple[int, ...], x: np.ndarray, y: np.ndarray, epochs: int, seed: int, device: str
+    hidden: tuple[int, ...], x: np.ndarray, y: np.ndarray, epochs: int, seed: int
 ) -> Mapping:
     # Here, so that options are read without torch.
     import torch
@@ -197,12 +191,12 @@ def _train(
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
-    network = nn.Sequential(*layers, nn.Linear(widths[-1], y.shape[1])).to(device)
+    network = nn.Sequential(*layers, nn.Linear(widths[-1], y.shape[1]))
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    inputs = torch.from_numpy(x.astype(np.float32)).to(device)
-    outputs = torch.from_numpy(y.astype(np.float32)).to(device)
+    inputs = torch.from_numpy(x.astype(np.float32))
+    outputs = torch.from_numpy(y.astype(np.float32))
     for _ in range(epochs):
-        for rows in torch.randperm(len(inputs)).to(device).split(BATCH):
+        for rows in torch.randperm(len(inputs)).split(BATCH):
             loss = functional.mse_loss(network(inputs[rows]), outputs[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -210,8 +204,7 @@ def _train(
 
     @torch.no_grad()
     def run(rows: np.ndarray) -> np.ndarray:
-        found = network(torch.from_numpy(rows.astype(np.float32)).to(device))
-        return np.asarray(found.cpu().numpy())
+        return np.asarray(network(torch.from_numpy(rows.astype(np.float32))).numpy())
 
     return run
 

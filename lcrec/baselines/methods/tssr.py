@@ -239,8 +239,10 @@ class Network(nn.Module):
         self.items = nn.Embedding(num_items + 1, dim, padding_idx=num_items)
         self.positions = nn.Parameter(torch.empty(settings.max_history, dim))
         both = not (settings.id_only or settings.content_only)
-        self.identity = None if settings.content_only else _encoder(settings.layers, shape)
-        self.content = None if settings.id_only else _encoder(settings.layers, shape)
+        self.identity, self.content = (
+            None if left_out else Encoder(settings.layers, *shape, residual_scale=SCALE_AT_START)
+            for left_out in (settings.content_only, settings.id_only)
+        )
         crossing = settings.cross_layers if both and settings.cross else 0
         self.cross_identity, self.cross_content = (
             nn.ModuleList(Block(*shape, residual_scale=SCALE_AT_START) for _ in range(crossing))
@@ -425,10 +427,6 @@ def initialise(network: Network, num_items: int) -> None:
 def _initialise_linear(layer: nn.Linear) -> None:
     nn.init.xavier_normal_(layer.weight)
     nn.init.constant_(layer.bias, BIAS_AT_START)
-
-
-def _encoder(layers: int, shape: tuple[Any, ...]) -> Encoder:
-    return Encoder(layers, *shape, residual_scale=SCALE_AT_START)
 
 
 def _batches(

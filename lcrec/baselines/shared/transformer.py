@@ -157,27 +157,17 @@ class Encoder(nn.Module):
     """Blocks of self-attention, one after another.
 
     Args:
-        layers: how many blocks; the other arguments are those of `Block`.
+        layers: how many blocks.
+        shape, residual_scale: the arguments of `Block`.
 
     Raises:
         InputError: `heads` does not divide `dim`.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        dim: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
-        attention_dropout: float,
-        *,
-        residual_scale: float | None = None,
-    ) -> None:
+    def __init__(self, layers: int, *shape: Any, residual_scale: float | None = None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(dim, heads, hidden, dropout, attention_dropout, residual_scale=residual_scale)
-            for _ in range(layers)
+            Block(*shape, residual_scale=residual_scale) for _ in range(layers)
         )
 
     @classmethod
