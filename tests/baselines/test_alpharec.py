@@ -138,13 +138,6 @@ def test_an_epoch_is_uniform_over_users_not_purchases():
     assert 20 in items
 
 
-def test_a_stranger_is_the_mean_of_their_items():
-    data, _ = toy(9, 12, 10)
-    method = fitted(data)
-    (found,) = method.score(np.array([-1]), [np.array([1, 5])])
-    assert found == pytest.approx(method.item_vectors @ method.item_vectors[[1, 5]].mean(axis=0))
-
-
 def test_transfer_takes_no_step_and_to_the_source_itself_is_plain_training():
     first, second, target = (toy(users, items, 10, seed)[0] for seed, users, items in DOMAINS)
     method = AlphaRec(QUICK)

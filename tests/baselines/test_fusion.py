@@ -16,7 +16,7 @@ from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.settings import FusionSettings
 from lcrec.baselines.shared.graph import normalised_adjacency
 from lcrec.baselines.shared.losses import sampled_dots
-from lcrec.baselines.shared.purchases import purchases, user_means
+from lcrec.baselines.shared.purchases import purchases
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import leave_one_out
@@ -114,13 +114,6 @@ def test_both_ways_to_the_same_dot_products(batch, count, entries, dim):
     ids = torch.randint(0, entries, (batch, count))
     expected = (rows[:, None] * table[ids]).sum(-1)
     assert sampled_dots(rows, table, ids) == pytest.approx(expected, abs=1e-5)
-
-
-def test_user_texts_are_the_mean_over_train_items_alone():
-    train = Interactions.from_sequences({"a": [0, 2, 0], "b": [1]})
-    texts = np.array([[1.0, 0], [0, 2], [3, 4]], dtype=np.float32)
-    means = user_means(purchases(train, 3), texts)
-    assert means.tolist() == [[2, 2], [0, 2]]  # bought twice counts once
 
 
 def test_the_loss_of_the_first_batch_by_hand():

@@ -1,6 +1,5 @@
 """What is particular to a method that reads sequences, by hand where it can be."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -355,12 +354,3 @@ def test_items_without_attributes_take_no_part_in_their_tasks():
     losses = forms.attribute_loss(forms.aap, torch.ones(3, 4), torch.tensor([0, 1, 2]))
     assert losses[1] == 0
     assert losses[[0, 2]].min() > 0
-
-
-@pytest.mark.parametrize("kind", [SASRec, BERT4Rec, attributes.FDSA, attributes.S3Rec])
-def test_defaults_are_those_of_recbole(kind):
-    chosen = kind().settings
-    shared = (chosen.dim, chosen.layers, chosen.heads, chosen.hidden, chosen.loss)
-    assert shared == (64, 2, 2, 256, "ce")
-    assert (chosen.examples, chosen.max_history, chosen.learning_rate) == ("prefixes", 20, 1e-3)
-    assert dataclasses.replace(chosen, examples="windows").examples == "windows"

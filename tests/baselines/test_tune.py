@@ -36,12 +36,6 @@ def run(shop, tmp_path, *argv):
     return json.loads((output / "tune.json").read_text())
 
 
-def test_cells_are_all_combinations():
-    assert tune.cells_of({"a": (1, 2), "b": ("x", "y")}) == [
-        {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"},
-    ]  # fmt: skip
-
-
 def test_the_best_cell_is_what_the_command_finds_on_validation(shop, tmp_path, capsys):
     record = run(shop, tmp_path, "--shrink", "1.5")
     screen = capsys.readouterr().out
