@@ -1,16 +1,12 @@
-"""Items to tell the true next item from: alike in words, alike in who buys them, or any.
-
-Each function gives every case one item that its user has never had.
-
-The next item, or one like it? Pairwise accuracy of a checkpoint (LC-Rec, Table V).
+"""The next item, or one like it? Pairwise accuracy of a checkpoint (LC-Rec, Table V).
 
 Reads a checkpoint, the data folder and item embeddings. For every item held out the model weighs
-the item that came next against another that the user has never had:
-the one nearest in text (cosine of the embeddings), the one that most customers of the next item
-bought too (in training; LC-Rec took the nearest by SASRec's embedding), and one drawn at random.
-The item with the higher log-probability after the prompt is the model's choice; equal ones count
-half. Accuracy is the share of cases in which that is the item that came next; intervals are over
-users, each drawn with all their cases.
+the item that came next against another that the user has never had: the one nearest in text (cosine
+of the embeddings), the one that most customers of the next item bought too (in training; LC-Rec
+took the nearest by SASRec's embedding), and one drawn at random. The item with the higher
+log-probability after the prompt is the model's choice; equal ones count half. Accuracy is the share
+of cases in which that is the item that came next; intervals are over users, each drawn with all
+their cases.
 
 By default the model is asked with the first template of `seqrec` that serves evaluation and, where
 it was trained on `fusionseqrec`, with the first one that shows titles (LC-Rec's "Title").

@@ -1,4 +1,4 @@
-"""What AlphaRec makes of what users say they look for: a share `alpha` of the user is the query.
+"""AlphaRec for users who say what they look for: a share `alpha` of the user is the query.
 
 Reads a data folder, its embeddings, and queries: the intentions for the test item that stand in
 `<Name>.user.json`, or a file of {"user", "query"} lines. Queries are encoded by the encoder that
