@@ -26,6 +26,9 @@ for split in valid test; do  # what is counted or solved, and neighbours by text
         --output "$run/$split/ease.jsonl"
     python -m lcrec.baselines text-cosine --data "$data" --split $split \
         --embeddings "$run/embeddings" --output "$run/$split/text-cosine.jsonl"
+    # Sequences, without a language model: 25 minutes of a core, whose checkpoint both splits share.
+    python -m lcrec.baselines sasrec --examples windows --batch-size 512 --every 2 --patience 4 \
+        --data "$data" --split $split --save "$run/sasrec" --output "$run/$split/sasrec.jsonl"
 done
 python -m lcrec.quantize --data "$data" --embeddings "$run/embeddings" \
     --collaborative "$run/cooccurrence" --output "$run/index"
@@ -39,9 +42,13 @@ for split in valid test; do
 done
 fuse counted cooccurrence ease text-cosine
 fuse lc-rec+cooccurrence lc-rec cooccurrence
+fuse sasrec+cooccurrence sasrec cooccurrence
+fuse lc-rec+sasrec+cooccurrence lc-rec sasrec cooccurrence
 python -m lcrec.baselines compare --data "$data" --embeddings "$run/embeddings" --index "$run/index" \
     --seeds 1 --jobs 2 --max-minutes 60 --output "$run/compare" \
     --methods popularity itemknn ease text-cosine cooccurrence "ease --history-decay 0.7" \
-        sasrec gru4rec fmlp tiger \
-    --predictions lc-rec="$run/test/lc-rec.jsonl" counted="$run/fused/counted.jsonl" \
-        lc-rec+cooccurrence="$run/fused/lc-rec+cooccurrence.jsonl"
+        gru4rec fmlp tiger --reference sasrec+cooccurrence \
+    --predictions lc-rec="$run/test/lc-rec.jsonl" sasrec-windows="$run/test/sasrec.jsonl" \
+        counted="$run/fused/counted.jsonl" lc-rec+cooccurrence="$run/fused/lc-rec+cooccurrence.jsonl" \
+        sasrec+cooccurrence="$run/fused/sasrec+cooccurrence.jsonl" \
+        lc-rec+sasrec+cooccurrence="$run/fused/lc-rec+sasrec+cooccurrence.jsonl"
