@@ -18,10 +18,10 @@ The names below are loaded when they are first used: `import lcrec` loads neithe
 transformers.
 """
 
-import importlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lcrec.core.lazy import lazy_exports
 from lcrec.core.version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lcrec.quantize import build_index
     from lcrec.rankings.evaluation import evaluate_predictions
 
-# {name: its module, or "module:name" where it has another name there}.
 _HOMES = {
     "FinetuneConfig": "finetune",
     "IndexSettings": "index.item_index",
@@ -59,15 +58,7 @@ __all__ = [
     "fine_tune",
     "load_data",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a name's module when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, inner = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), inner or name)
-
+__getattr__ = lazy_exports(__name__, _HOMES)
 
 # peft imports bitsandbytes wherever it is installed, and that warns of a missing kernel which only
 # 4-bit models on a CPU would use.

@@ -6,3 +6,15 @@
 (`recommender`) joins all of it, `calibration` and `fusion` change what it ranks; `one_request` and
 `many_users` are the two uses of the command.
 """
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {
+    "ItemFilter": "item_filter",
+    "ItemTrie": "trie",
+    "Recommender": "recommender",
+    "beam_search": "beams",
+    "search": "search",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

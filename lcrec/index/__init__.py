@@ -6,3 +6,18 @@ their codes. The result is an `ItemIndex` (`item_index`), which every later stag
 measures it, `verdict` judges the figures, `page` shows them, `tree` answers for one prefix or item,
 and `revise` adds or repairs items.
 """
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {
+    "ItemIndex": "item_index",
+    "ItemTree": "tree",
+    "RQVAE": "rqvae",
+    "assign_unique": "assignment",
+    "load_encoder": "encoders",
+    "measure_index": "quality",
+    "read_codes": "item_index",
+    "train_rqvae": "rqvae_training",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

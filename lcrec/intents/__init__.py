@@ -4,3 +4,15 @@
 give away the titles of items, `writers` sends them to an endpoint or a local model, and `keywords`
 does without a model.
 """
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {
+    "EndpointWriter": "writers",
+    "LocalWriter": "writers",
+    "keyword_texts": "keywords",
+    "make_requests": "requests",
+    "write_texts": "requests",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -6,3 +6,17 @@ trainer together, `trainer` tunes it, `run_folder` keeps an unfinished run apart
 one, `checkpoint` saves and loads the result. `cost` estimates memory and time, and `probe` tries
 which attention masks a model family takes.
 """
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "RecommenderTrainer": "trainer",
+    "add_adapter": "base",
+    "load_base": "base",
+    "load_checkpoint": "checkpoint",
+    "resize_embeddings": "item_rows",
+    "save_checkpoint": "checkpoint",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -5,3 +5,9 @@ and `tables`, `sequences` and `rows` make of them two tables of one form. `pipel
 (`filters`, `text`) and keeps count; `folder` numbers users and items and writes; `card` describes
 the result. Tables are Ibis expressions, run by DuckDB or Spark (`engines`).
 """
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {"READERS": "published", "filter_tables": "pipeline", "write_data_folder": "folder"}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

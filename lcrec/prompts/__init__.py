@@ -5,3 +5,17 @@
 rendered prompt into token ids with the tokenizer's chat template, and `rows` draws and tokenises
 the instruction data set. `preview` and `tokens` show the result to whoever edits the templates.
 """
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {
+    "PromptEncoder": "encoder",
+    "PromptSet": "prompt_set",
+    "TASKS": "tasks",
+    "TaskData": "tasks",
+    "draw_rows": "rows",
+    "extend_tokenizer": "encoder",
+    "tokenise_rows": "rows",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

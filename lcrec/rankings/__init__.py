@@ -6,3 +6,19 @@ them, `evaluation` measures whole files side by side, `comparison` tests one aga
 and `comparison_page` shows it, `overlap` counts what two find together and apart, and `fusion`
 joins several rankings into one.
 """
+
+from lcrec.core.lazy import lazy_exports
+
+_HOMES = {
+    "METRICS": "metrics",
+    "Predictions": "predictions",
+    "compare_entries": "comparison",
+    "evaluate_predictions": "evaluation",
+    "fuse": "fusion",
+    "join_lists": "fusion",
+    "measure_lists": "metrics",
+    "read_predictions": "predictions",
+    "write_predictions": "predictions",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

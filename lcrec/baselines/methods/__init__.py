@@ -1,1 +1,1 @@
-"""The methods, one file each: subclasses of `Baseline`, listed in `METHODS` of `base`."""
+"""The methods, one file each: a subclass of `Baseline`, listed in `lcrec.baselines.METHODS`."""
