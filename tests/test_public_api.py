@@ -1,6 +1,7 @@
 """What `import lcrec` offers."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -30,6 +31,18 @@ def test_every_name_is_there_and_typed():
         assert (value.__module__, value.__name__) == typed[name]
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         _ = lcrec.Recomender
+
+
+PACKAGES = [path.parent.name for path in sorted((TOP / "lcrec").glob("*/__init__.py"))]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_of_a_package_is_there(package):
+    if package == "studio":
+        pytest.importorskip("gradio")
+    exports = importlib.import_module(f"lcrec.{package}")
+    assert exports.__all__
+    assert all(getattr(exports, name) is not None for name in exports.__all__)
 
 
 def test_importing_it_loads_no_library_of_tensors():

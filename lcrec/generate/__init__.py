@@ -10,8 +10,8 @@
 from lcrec.core.lazy import lazy_exports
 
 _HOMES = {
-    "ItemFilter": "item_filter",
     "ItemTrie": "trie",
+    "LeafFilter": "item_filter",
     "Recommender": "recommender",
     "beam_search": "beams",
     "search": "search",

@@ -8,6 +8,6 @@ the result. Tables are Ibis expressions, run by DuckDB or Spark (`engines`).
 
 from lcrec.core.lazy import lazy_exports
 
-_HOMES = {"READERS": "published", "filter_tables": "pipeline", "write_data_folder": "folder"}
+_HOMES = {"READERS": "published", "refine": "pipeline", "write_data_folder": "folder"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_exports(__name__, _HOMES)
