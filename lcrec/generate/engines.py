@@ -7,9 +7,14 @@ is what `Recommender` ranks, to rounding: filters, calibration and new items inc
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,10 +84,13 @@ def engine_search(
 
 # Neither as a script nor from the current folder, whose modules may bear names of others'.
 _RUN = "import runpy, sys; runpy.run_path(sys.argv[1])['main']()"
+_PATIENCE = 10.0  # seconds that vLLM may take to end
+
+_log = logging.getLogger(__name__)
 
 
 class VllmProcess:
-    """vLLM with a model, in a process that ends with this object; one that ends is started anew.
+    """vLLM with a model, in a process that ends with this object or this interpreter.
 
     Args:
         folder: a whole model, as transformers writes it.
@@ -97,19 +105,30 @@ class VllmProcess:
         program = str(python or sys.executable)
         files = vllm_worker.__file__, standalone.__file__, str(folder.resolve())
         self._command = [program, "-P", "-c", _RUN, *files, dtype]
-        self._process = self._start()
+        self._start()
 
     def step(self, beams: list[list[int]], allowed: list[list[int]]) -> list[list[float]]:
         """Return the log-probabilities of what may follow each beam.
 
-        Raises:
-            RuntimeError: the process ended; the next call starts another.
-        """
-        if self._process.poll() is not None:
-            self._process = self._start()
-        return self._ask([beams, allowed])
+        A process that has ended is started anew, and asked again.
 
-    def _start(self) -> subprocess.Popen[str]:
+        Raises:
+            RuntimeError: that one ended, too.
+            InputError: it does not start.
+        """
+        question = json.dumps([beams, allowed]) + "\n"
+        answer = self._ask(question)
+        if not answer:
+            _log.error("%s; starting it anew", self._ended())
+            self._end()
+            self._start()
+            answer = self._ask(question)
+        if not answer:
+            raise RuntimeError(f"{self._ended()}, again")
+        found: list[list[float]] = json.loads(answer)
+        return found
+
+    def _start(self) -> None:
         try:
             # Not for the keyboard's interrupt: it ends when its input does.
             process = subprocess.Popen(
@@ -121,37 +140,47 @@ class VllmProcess:
             )
         except OSError as error:
             raise InputError(f"--engine-python {self._command[0]}: {error.strerror}") from None
+        self._process, self._end = process, weakref.finalize(self, _end, process)
         assert process.stdout is not None
-        if not process.stdout.readline():
-            if process.wait() == vllm_worker.WITHOUT_VLLM:
-                raise InputError(
-                    f"--engine vllm: {self._command[0]} has no vLLM; pip install it into an "
-                    "environment of its own, and name its Python with --engine-python"
-                )
+        if process.stdout.readline():
+            return
+        status = process.wait()
+        if status == vllm_worker.WITHOUT_VLLM:
             raise InputError(
-                f"--engine vllm: vLLM ended with status {process.returncode} while it loaded the "
-                "model; what it printed says why"
+                f"--engine vllm: {self._command[0]} has no vLLM; pip install it into an "
+                "environment of its own, and name its Python with --engine-python"
             )
-        return process
+        raise InputError(
+            f"--engine vllm: vLLM ended with status {status} while it loaded the model; what it "
+            "printed says why"
+        )
 
-    def _ask(self, question: Any) -> Any:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def _ask(self, question: str) -> str:
+        """Return the line that answers another; an empty one if the process has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
-            process.stdin.write(json.dumps(question) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            raise RuntimeError(f"vLLM ended with status {process.wait()}; what it printed says why")
-        return json.loads(answer)
+            self._process.stdin.write(question)
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except (BrokenPipeError, ValueError):  # the latter of a pipe that was closed
+            return ""
+        return answer if answer.endswith("\n") else ""
 
-    def __del__(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
+    def _ended(self) -> str:
+        return f"vLLM ended with status {self._process.wait()} (what it printed says why)"
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let a process end; kill it if it does not, and whatever it has started and left."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class _EngineModel(nn.Module):

@@ -218,6 +218,8 @@ def create_app(
     async def readyz() -> StatusAnswer:
         if not (batcher.alive and batcher.accepts):
             raise Problem(503, f"{batcher.depth} requests are waiting", headers=_retry(1))
+        if batcher.busy > limits.timeout:
+            raise Problem(503, f"the model has been busy for {batcher.busy:.0f} seconds")
         return StatusAnswer(status="ready")
 
     @app.post(

@@ -76,6 +76,7 @@ class Batcher(Generic[Request, Answer]):
         self._changed = asyncio.Event()
         self._closing = False
         self._last_seconds = 0.0
+        self._started: float | None = None
 
     async def __aenter__(self) -> "Batcher[Request, Answer]":
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -106,6 +107,11 @@ class Batcher(Generic[Request, Answer]):
     def alive(self) -> bool:
         """Whether batches are being formed, as they are from start to exit."""
         return not self._collector.done()
+
+    @property
+    def busy(self) -> float:
+        """For how many seconds the batch that is being answered has been."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
 
     def close(self) -> None:
         """Take no more requests; what is queued is still answered."""
@@ -145,9 +151,9 @@ class Batcher(Generic[Request, Answer]):
             batch = [self._queue.popleft() for _ in range(min(self.depth, self.max_batch))]
             self._observe_depth(self.depth)
             requests = [entry.request for entry in batch]
-            started = time.monotonic()
+            self._started = time.monotonic()
             answers = await loop.run_in_executor(self._thread, answer_apart, self._answer, requests)
-            self._last_seconds = time.monotonic() - started
+            self._last_seconds, self._started = self.busy, None
             self._observe(len(batch), self._last_seconds)
             for entry, answer in zip(batch, answers, strict=True):
                 if entry.future.done():  # its caller gave up meanwhile

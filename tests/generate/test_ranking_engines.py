@@ -4,6 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,17 @@ import pytest
 import torch
 
 from lcrec.core.errors import InputError
-from lcrec.generate.calibration import calibrate, unconditional
+from lcrec.data.data_set import load_data
 from lcrec.generate.engines import EngineRecommender, VllmProcess
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import __main__ as merging
 from lcrec.serve import __main__ as serve
+from lcrec.serve.batching import ServiceLimits
+from lcrec.serve.loading import ServiceSources, load_handler
+from lcrec.serve.requests import RecommendRequest
 
 STANDIN = Path(__file__).parents[1] / "vllm_standin"
-HISTORIES = [[3, 17, 5], [40], [1, 2, 3, 4, 5, 6]]
 # The Python of an environment that has vLLM, such as /opt/vllm/bin/python.
 VLLM_PYTHON = Path(os.environ.get("LCREC_VLLM_PYTHON", sys.executable))
 
@@ -36,31 +40,24 @@ def plain(merged):
     return Recommender.from_pretrained(merged)
 
 
-@pytest.fixture
-def standin(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(STANDIN))
-    return monkeypatch
+class Beside:
+    """What vLLM's process does, in this one."""
 
-
-def over(recommender):
-    """Return an engine's recommender over the model of another."""
+    def __init__(self, folder, dtype, python):
+        assert (dtype, python) == ("float32", None)
+        self.model = Recommender.from_pretrained(folder).model
 
     @torch.no_grad()
-    def step(beams, allowed):
+    def step(self, beams, allowed):
         assert all(allowed), "nothing may be asked where nothing may follow"
-        rows = [recommender.model(torch.tensor([ids])).logits[0, -1] for ids in beams]
+        rows = [self.model(torch.tensor([ids])).logits[0, -1] for ids in beams]
         log_probs = (row.float().log_softmax(-1) for row in rows)
         return [row[ids].tolist() for row, ids in zip(log_probs, allowed, strict=True)]
 
-    encoder = recommender.request_encoder
-    return EngineRecommender(
-        step,
-        recommender.model.config,
-        recommender.tokenizer,
-        recommender.index,
-        recommender.prompts,
-        max_history=encoder.max_history,
-    )
+
+@pytest.fixture
+def beside(monkeypatch):
+    monkeypatch.setattr("lcrec.generate.engines.VllmProcess", Beside)
 
 
 def assert_alike(found, expected):
@@ -77,45 +74,104 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_the_search_is_the_checkpoints_own(plain, split, share):
-    engine = over(plain)
-    own = Recommender(plain.model, plain.tokenizer, plain.index, plain.prompts, max_history=4)
-    known = unconditional(plain, split.valid)
-    for recommender in (engine, own):
-        calibrate(recommender, known.log_probs, share)
-    assert_alike(engine.rank(REQUESTS), own.rank(REQUESTS))
+def test_the_search_is_the_checkpoints_own(merged, plain, beside):
+    engine = EngineRecommender.start_vllm(merged)
+    assert_alike(engine.rank(REQUESTS), plain.rank(REQUESTS))
     with pytest.raises(InputError, match="answers in items alone"):
         engine.write_texts([[3]], 8, words_only=True)
-
-
-def test_broken_log_probabilities_are_refused(plain):
-    engine = over(plain)
     engine._step = lambda beams, allowed: [[float("nan")] * len(own) for own in allowed]
     with pytest.raises(InputError, match="NaN or infinite"):
         engine.recommend([[3]])
 
 
-@pytest.mark.slow  # a process that imports transformers
-def test_a_process_ranks_and_comes_back(merged, plain, standin, capfd):
-    engine = EngineRecommender.start_vllm(merged)
-    expected = plain.recommend(HISTORIES, 10)
-    assert_alike(engine.recommend(HISTORIES, 10), expected)
-    assert "vLLM prints" in capfd.readouterr().err
-    process = engine._step.__self__
-    first = process._process
-    first.kill()
-    first.wait()
-    assert_alike(engine.recommend(HISTORIES, 10), expected)
-    second = process._process
-    assert second.pid != first.pid
-    del engine, process  # it ends with its owner
-    assert second.wait(timeout=60) == 0
+@pytest.mark.parametrize(
+    "ways",
+    [{"fuse": "cooccurrence"}, {"calibrate": "0.6"}, {"fuse": "cooccurrence", "reserve_new": 2}],
+    ids=str,
+)
+def test_the_service_answers_as_without_an_engine(merged, shop, grown, beside, ways):
+    data, index = (grown / "data", grown / "index") if "reserve_new" in ways else (shop, None)
+    sources = ServiceSources(model=merged, data=data, index=index, precision="fp32", **ways)
+    users = [{"user": user} for user in load_data(data).interactions.users[:10]]
+    bodies = [*users, {"history": [3, 7], "k": 6, "deny": [9], "exclude_history": True}]
+    rankings, told = [], []
+    for engine in ("torch", "vllm"):
+        handler = load_handler(replace(sources, engine=engine), ServiceLimits())
+        encoded = [handler.encode(RecommendRequest(**body)) for body in bodies]
+        told.append(handler.told)
+        answers = zip(encoded, handler.rank(encoded), strict=True)
+        rankings.append([handler.answer(*own) for own in answers])
+    assert told[0] == told[1]
+    for own, expected in zip(*rankings, strict=True):
+        assert [row.item for row in own.items] == [row.item for row in expected.items]
+        scores = [row.score for row in expected.items]
+        assert [row.score for row in own.items] == pytest.approx(scores, abs=1e-4)
 
-    standin.setenv("STANDIN_ENDS", "1")
-    engine = EngineRecommender.start_vllm(merged, dtype=torch.bfloat16)
-    with pytest.raises(RuntimeError, match="vLLM ended with status 7"):
-        engine.recommend([[3]])
+
+PROGRAM = f"""#!{sys.executable}
+import json, subprocess, sys
+child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+print(json.dumps("ready"), flush=True)
+for line in sys.stdin:
+    beams, allowed = json.loads(line)
+    if beams == [[7]]:
+        sys.exit(7)
+    print(json.dumps([[child.pid] for _ in beams]), flush=True)
+"""
+
+
+def has_ended(pid):
+    """Tell whether a process is gone; whoever it falls to may take it from the table later."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_process_that_ends_is_started_anew_and_leaves_nobody(tmp_path, caplog):
+    program = tmp_path / "python"
+
+    def write(text):
+        program.write_text(text)
+        program.chmod(0o755)
+
+    write(PROGRAM)
+    engine = VllmProcess(tmp_path, "float32", program)
+    ((first,),) = engine.step([[1]], [[5]])
+    engine._process.kill()
+    ((second,),) = engine.step([[1]], [[5]])
+    assert has_ended(first)
+    assert caplog.messages == [
+        "vLLM ended with status -9 (what it printed says why); starting it anew"
+    ]
+    with pytest.raises(RuntimeError, match=r"vLLM ended with status 7 .*, again"):
+        engine.step([[7]], [[5]])
+    assert has_ended(second)
+
+    write("#!/bin/false")
+    with pytest.raises(InputError, match="ended with status 1 while it loaded the model"):
+        engine.step([[1]], [[5]])
+    program.unlink()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"--engine-python .*python: No such file"):
+            engine.step([[1]], [[5]])
+    write(PROGRAM)
+    ((third,),) = engine.step([[1]], [[5]])
+    process = engine._process
+    del engine  # they end with it
+    assert (process.returncode, has_ended(third)) == (0, True)
+
+
+@pytest.mark.slow  # a process that imports transformers
+def test_a_process_with_vllms_interface_ranks_as_the_checkpoint(merged, plain, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(STANDIN))
+    engine = EngineRecommender.start_vllm(merged)
+    assert_alike(engine.rank(REQUESTS), plain.rank(REQUESTS))
+    assert "vLLM prints" in capfd.readouterr().err
 
 
 @pytest.mark.slow

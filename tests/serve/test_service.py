@@ -608,13 +608,17 @@ def test_a_request_that_takes_too_long_is_given_up_and_never_begun(recommender):
             late = await asyncio.gather(
                 *(client.post("/recommend", json={"history": [item]}) for item in (1, 2))
             )
+            ready = [await client.get("/readyz")]
             held.go_on.set()
             after = await client.post("/recommend", json={"history": [3]})
-            return late, after, (await client.get("/metrics")).text
+            ready.append(await client.get("/readyz"))
+            return late, ready, after, (await client.get("/metrics")).text
 
-    late, after, metrics = asyncio.run(run())
+    late, ready, after, metrics = asyncio.run(run())
     for response in late:
         check_problem(response, 504, "no answer within 0.2 seconds")
+    check_problem(ready[0], 503, "the model has been busy for 0 seconds")
+    assert ready[1].status_code == 200
     assert pairs(after)[0] == recommender.recommend([[3]]).items[0].tolist()
     assert held.ranked == recommender.encode([RankingRequest([1]), RankingRequest([3])]), (
         "the second was dropped"

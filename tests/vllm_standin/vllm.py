@@ -1,10 +1,8 @@
 """What `lcrec.generate.standalone` uses of vLLM 0.32, over a plain model; limits as there.
 
-With its folder in PYTHONPATH a process takes it for vLLM. With STANDIN_ENDS in the environment it
-ends when it is asked for the first time.
+With its folder in PYTHONPATH a process takes it for vLLM.
 """
 
-import os
 import types
 
 import torch
@@ -23,9 +21,12 @@ def TokensPrompt(*, prompt_token_ids):
 
 
 class LLM:
-    def __init__(self, model, *, dtype, enable_prefix_caching, enforce_eager):
+    def __init__(
+        self, model, *, dtype, enable_prefix_caching, enforce_eager, kv_cache_memory_bytes
+    ):
         assert enable_prefix_caching
         assert enforce_eager != torch.cuda.is_available()
+        assert (kv_cache_memory_bytes is None) == torch.cuda.is_available()
         print("INFO: vLLM prints to standard output")
         dtype = getattr(torch, dtype)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
@@ -36,8 +37,6 @@ class LLM:
 
     @torch.no_grad()
     def generate(self, prompts, params, *, use_tqdm):
-        if "STANDIN_ENDS" in os.environ:
-            os._exit(7)
         return [self.answer(*each) for each in zip(prompts, params, strict=True)]
 
     def answer(self, prompt, params):
