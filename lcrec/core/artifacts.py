@@ -263,6 +263,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        InputError: the file is missing, cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -270,10 +284,9 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing, not UTF-8, not JSON (with line and column), or writes a
             key twice, where JSON would keep the last silently.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        return json.loads(text, object_pairs_hook=unique_keys)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except RecursionError:
@@ -282,8 +295,6 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -312,13 +323,8 @@ def read_jsonl(path: Path) -> list[Any]:
     Raises:
         InputError: the file is missing, empty, or a line is no JSON (its number is named).
     """
-    try:
-        # Not splitlines(): a text may hold U+2028 and its like, which JSON does not escape.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    # Not splitlines(): a text may hold U+2028 and its like, which JSON does not escape.
+    lines = read_text(path).removesuffix("\n").split("\n")
     if lines == [""]:
         raise InputError(f"{path}: the file is empty")
     rows = []

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from lcrec.core.artifacts import read_text
 from lcrec.core.errors import InputError, closest
 from lcrec.core.outputs import check_output
 from lcrec.core.shipped import find_recipe, find_templates
@@ -127,12 +128,7 @@ def read_yaml(path: Path) -> Any:
     Raises:
         InputError: the file is missing, is no UTF-8 or no YAML, or writes a key twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    text = read_text(path)
     try:
         loader = UniqueKeyLoader(text)
         loader.name = str(path)

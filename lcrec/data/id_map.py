@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lcrec.core.artifacts import find_data
+from lcrec.core.artifacts import find_data, read_text
 from lcrec.core.errors import InputError, closest
 
 Ids = Literal["raw", "numbers"]
@@ -142,14 +142,12 @@ def read_raw_ids(path: Path) -> dict[str, str] | None:
     """Read lines of raw id, tab, number as {number: raw id}; None where there is no such file.
 
     Raises:
-        InputError: a line is no such line, or a number stands there twice.
+        InputError: it is no text, a line is no such line, or a number stands there twice.
     """
     if not path.exists():
         return None
     raw_ids: dict[str, str] = {}
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1
-    ):
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
         raw_id, tab, key = line.rpartition("\t")
         if not tab or key in raw_ids:
             raise InputError(

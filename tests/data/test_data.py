@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, load_interactions, load_items
+from lcrec.data.id_map import read_raw_ids
 from lcrec.data.splits import leave_one_out
 
 ITEMS = {
@@ -174,3 +175,9 @@ def test_the_split_shares_no_memory_that_a_caller_could_spoil():
     split.train.items[:] = 0
     split.test.targets[:] = 0
     assert [sequence.tolist() for sequence in interactions] == list(SEQUENCES.values())
+
+
+def test_raw_ids_in_another_encoding_are_named(tmp_path):
+    (tmp_path / "Toy.user2id").write_bytes("café\t0\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"Toy\.user2id: cannot be read as UTF-8 text"):
+        read_raw_ids(tmp_path / "Toy.user2id")
