@@ -17,7 +17,8 @@ answer. Set OMP_NUM_THREADS=1 where cores are few: the clients need one too.
 
 `--fuse FILE` (or `cooccurrence`) starts a second service, which fuses with counted neighbours; both
 know the data folder then. Its ways are `fused_1` and so on, with `cpu_vs_plain`, the processor time
-of a fused request over that of a plain one at as many clients.
+of a fused request over that of a plain one at as many clients. `--engine-python PYTHON`, of an
+environment that has vLLM, starts another with `--engine vllm`; its ways are `vllm_1` and so on.
 
 `--soak MINUTES` lets 200 clients send mixed requests instead, a fifth of them hostile: broken JSON,
 other protocols, bodies too large or never sent, clients that leave, ids that nobody has. Each has
@@ -43,6 +44,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from lcrec.data.folder import load_interactions, load_items
@@ -125,10 +127,10 @@ class Bench:
             latencies.append(time.perf_counter() - start)
         return latencies
 
-    async def clients(self, port: int, count: int, seconds: float, fused: bool) -> Latencies:
+    async def clients(self, port: int, count: int, seconds: float, kind: str) -> Latencies:
         """Let `count` clients ask the service; each asks again when it is answered."""
         end = time.perf_counter() + seconds
-        scores = self.fused_scores if fused else self.scores
+        scores = self.fused_scores if kind == "fused" else self.scores
         own = (self._client(port, number, end, scores) for number in range(count))
         return [latency for found in await asyncio.gather(*own) for latency in found]
 
@@ -294,10 +296,12 @@ def start_service(model: Path, *words: str) -> tuple[subprocess.Popen[str], int]
     raise SystemExit("the service did not start")
 
 
-def cpu_seconds(pid: int | str) -> float:
-    """Return the processor time that a process has used; Linux only."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(service: subprocess.Popen[str] | None) -> float:
+    """Return the processor time of a service and the processes it has, or of this process."""
+    if service is None:
+        return time.process_time()
+    own = psutil.Process(service.pid)
+    return sum(sum(each.cpu_times()[:2]) for each in (own, *own.children(recursive=True)))
 
 
 def summary(rounds: list[tuple[Latencies, float]], seconds: float) -> dict[str, float]:
@@ -319,6 +323,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of every way in every round")
     parser.add_argument("--fuse", metavar="FILE", help="also measure a service that fuses")
+    parser.add_argument("--engine-python", metavar="PYTHON", help="also measure one with vLLM")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed requests instead")
     options = parser.parse_args()
     bench = Bench(options.model, options.data, options.fuse)
@@ -329,6 +334,9 @@ def main() -> None:
     services = {"clients": start_service(options.model, *words)}
     if options.fuse is not None:
         services["fused"] = start_service(options.model, *words, "--fuse", options.fuse)
+    if options.engine_python is not None:
+        engine = ("--engine", "vllm", "--engine-python", options.engine_python)
+        services["vllm"] = start_service(options.model, *words, *engine)
     ways: dict[str, list[tuple[Latencies, float]]] = {
         "calls": [],
         **{f"{kind}_{count}": [] for count in CLIENTS for kind in services},
@@ -338,15 +346,13 @@ def main() -> None:
             for way, rounds in ways.items():
                 kind, _, count = way.partition("_")
                 process, port = services.get(kind, (None, 0))
-                pid = "self" if process is None else process.pid
-                used = cpu_seconds(pid)
+                used = cpu_seconds(process)
                 if process is None:
                     latencies = bench.calls(options.seconds)
                 else:
-                    fused = kind == "fused"
-                    asked = bench.clients(port, int(count), options.seconds, fused)
+                    asked = bench.clients(port, int(count), options.seconds, kind)
                     latencies = asyncio.run(asked)
-                used = cpu_seconds(pid) - used
+                used = cpu_seconds(process) - used
                 if number:  # the first round only warms up
                     rounds.append((latencies, used))
                     print(f"round {number} {way}: {len(latencies) / options.seconds:.1f} a second")
@@ -360,9 +366,9 @@ def main() -> None:
         own = found[f"clients_{count}"]
         own["vs_calls"] = round(own["requests_per_second"] / calls["requests_per_second"], 2)
         own["cpu_vs_calls"] = round(calls["cpu_ms"] / own["cpu_ms"], 2)
-        if "fused" in services:
-            fused = found[f"fused_{count}"]
-            fused["cpu_vs_plain"] = round(fused["cpu_ms"] / own["cpu_ms"], 2)
+        for kind in services.keys() - {"clients"}:
+            other = found[f"{kind}_{count}"]
+            other["cpu_vs_plain"] = round(other["cpu_ms"] / own["cpu_ms"], 2)
     facts = {"sent": bench.sent, "lost": bench.lost, "torch_threads": torch.get_num_threads()}
     print(json.dumps({**found, **facts}))
 

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def engine_search(
 
 # Neither as a script nor from the current folder, whose modules may bear names of others'.
 _RUN = "import runpy, sys; runpy.run_path(sys.argv[1])['main']()"
-_PATIENCE = 10.0  # seconds that vLLM may take to end
+_PATIENCE = 30.0  # seconds that vLLM may take to end, asked twice
 
 _log = logging.getLogger(__name__)
 
@@ -172,13 +173,20 @@ class VllmProcess:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Let a process end; kill it if it does not, and whatever it has started and left."""
+    """Let a process end, and whatever it has started and left; kill what does not."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_PATIENCE)
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError):  # until nobody is left
+        # Killed at once, they would leave their shared memory behind.
+        os.killpg(process.pid, signal.SIGTERM)
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -95,6 +95,8 @@ def serve(
     from lcrec.serve.connections import BoundedConnection
     from lcrec.serve.live import Live
 
+    if config.engine != "torch":  # it is ended at exit, which SIGTERM would go without
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     load = partial(load_handler, config, config)
     live = Live(load(), load if config.engine == "torch" else _refuse_reload)
     app = create_app(

@@ -109,8 +109,12 @@ def test_the_service_answers_as_without_an_engine(merged, shop, grown, beside, w
 
 
 PROGRAM = f"""#!{sys.executable}
-import json, subprocess, sys
-child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+import json, os, subprocess, sys, time
+memory = f"{{sys.argv[0]}}.{{os.getpid()}}"
+cleans = "trap 'rm $0; exit' TERM; touch $0; sleep 600 & wait"
+child = subprocess.Popen(["sh", "-c", cleans, memory], stdout=subprocess.DEVNULL)
+while not os.path.exists(memory):
+    time.sleep(0.01)
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     beams, allowed = json.loads(line)
@@ -164,6 +168,7 @@ def test_a_process_that_ends_is_started_anew_and_leaves_nobody(tmp_path, caplog)
     process = engine._process
     del engine  # they end with it
     assert (process.returncode, has_ended(third)) == (0, True)
+    assert list(tmp_path.iterdir()) == [program], "somebody had no time to clean up"
 
 
 @pytest.mark.slow  # a process that imports transformers

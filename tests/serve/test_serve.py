@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint
 from lcrec.generate.recommender import Recommender
+from lcrec.modeling import __main__ as merging
 from lcrec.serve import __main__ as serve
 from lcrec.serve.batching import ServiceLimits
 from lcrec.serve.live import Live
@@ -126,6 +127,37 @@ def test_a_process_from_start_to_end(checkpoint, shop):
         assert "-H 'Authorization: Bearer '\"$LCREC_TOKEN\"" in printed
         assert "a-secret" not in printed
         assert "anyone who reaches" not in printed
+    finally:
+        service.process.kill()
+
+
+ENGINE = f"""#!{sys.executable}
+import json, pathlib, sys, time
+print(json.dumps("ready"), flush=True)
+for line in sys.stdin:
+    beams, allowed = json.loads(line)
+    print(json.dumps([[-1.0] * len(own) for own in allowed]), flush=True)
+time.sleep(1)
+pathlib.Path(sys.argv[0] + ".ended").touch()
+"""
+
+
+@pytest.mark.slow  # a process that loads a tokenizer
+def test_an_engine_ends_with_its_service(checkpoint, tmp_path):
+    merging.main(["merge", "--model", str(checkpoint), "--output", str(tmp_path / "model")])
+    program = tmp_path / "python"
+    program.write_text(ENGINE)
+    program.chmod(0o755)
+    words = ("--model", tmp_path / "model", "--engine", "vllm", "--engine-python", program)
+    service = Service(*words, LCREC_TOKEN="a-secret")
+    try:
+        body = {"history": [3], "k": 2}
+        answer = httpx.post(f"{service.url}/recommend", json=body, headers=HEAD, timeout=30)
+        assert [row["score"] for row in answer.json()["items"]] == [-3, -3]
+        reloaded = httpx.post(f"{service.url}/reload", headers=HEAD)
+        assert (reloaded.status_code, "no room for a second" in reloaded.text) == (409, True)
+        assert "Traceback" not in service.close()
+        assert (service.process.returncode, Path(f"{program}.ended").exists()) == (0, True)
     finally:
         service.process.kill()
 
