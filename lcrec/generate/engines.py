@@ -143,8 +143,12 @@ class VllmProcess:
             raise InputError(f"--engine-python {self._command[0]}: {error.strerror}") from None
         self._process, self._end = process, weakref.finalize(self, _end, process)
         assert process.stdout is not None
-        if process.stdout.readline():
-            return
+        try:
+            if process.stdout.readline():
+                return
+        except KeyboardInterrupt:  # while it loads, it does not see that its input ends
+            process.terminate()
+            raise
         status = process.wait()
         if status == vllm_worker.WITHOUT_VLLM:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -169,6 +170,19 @@ def test_a_process_that_ends_is_started_anew_and_leaves_nobody(tmp_path, caplog)
     del engine  # they end with it
     assert (process.returncode, has_ended(third)) == (0, True)
     assert list(tmp_path.iterdir()) == [program], "somebody had no time to clean up"
+
+
+def test_an_interrupt_while_it_loads_ends_it_at_once(tmp_path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho $$ > $0.pid; sleep 1; kill -ALRM $PPID; exec sleep 600")
+    program.chmod(0o755)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            VllmProcess(tmp_path, "float32", program)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert has_ended(int(Path(f"{program}.pid").read_text()))
 
 
 @pytest.mark.slow  # a process that imports transformers
