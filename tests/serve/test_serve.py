@@ -64,7 +64,7 @@ class Service:
 
     def close(self, sign=signal.SIGTERM):
         self.process.send_signal(sign)
-        printed, _ = self.process.communicate(timeout=30)
+        printed, _ = self.process.communicate(timeout=120)
         self.printed += printed
         return self.printed
 
