@@ -488,12 +488,29 @@ def test_prices_change_and_the_items_stay_the_same(place, capsys):
         require_same_catalogue(place / "tuesday", place / "model", None)
 
 
+def test_products_without_a_column_of_prices(place, capsys):
+    """New ones join, and known ones keep what they cost; a column that nobody reads may clash."""
+    write_folder(place / "data", settings={"keep": ["price"]})
+    texts = {str(item): {"title": f"item {name}", "price": "3"} for item, name in enumerate(ITEMS)}
+    write_json(place / "data" / "Shop.item.json", texts)
+    (place / "products.csv").write_text("sku,name,stock,Stock\nA-1,Other,4,5\nNEW-9,Rug,5,6\n")
+    add(place, "--items", place / "products.csv")
+    assert prices_of(place / "new") == ["3", "3", "3", "3", ""]
+    assert load_items(place / "new").title(0) == "item A-1"
+    assert "no column of price: known items keep what they have there" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("prices", "message"),
     [
         ("sku,price\nA-1,free\n", "price 'free' is no number, as those of all items in"),
         ("sku,price\nA-1,3\nA-1,4\n", r"item 'A-1' has several rows, with a different price"),
-        ("sku,stock\nA-1,3\n", "no column 'name' to read the title from"),
+        ("sku,price\nA-1,3\nA-1,4\n", "keep one of them$"),
+        ("sku,stock\nA-1,3\n", r"no column 'name' .*; nor has it .* the kept fields \(price\)"),
+        (
+            "sku,price\n" + "".join(f"X-{number},3\n" for number in range(20)),
+            r"none of its 20 items is in the catalogue .*'X-0', while 'A-1' is, .*--columns item=",
+        ),
     ],
 )
 def test_price_lists_that_do_not_fit(place, prices, message):

@@ -85,6 +85,21 @@ def test_raw_ids_where_the_folder_has_them(shop):
             add(shop, output="other")
 
 
+def test_prices_in_json_are_written_as_those_of_the_catalogue(shop):
+    """A list of known items needs no texts; a field of numbers stays one."""
+    priced = {key: entry | {"price": "3"} for key, entry in OLD.items()}
+    write_json(shop / "data" / "Shop.item.json", priced)
+    write_json(shop / "new.json", {"0": {"price": "1.299,50 EUR"}, "1": {"price": 2.5}})
+    add(shop)
+    items = load_items(shop / "grown")
+    assert [items.fields[0]["price"], items.fields[1]["price"]] == ["1299.5", "2.5"]
+    assert items.title(0) == "Lamp"
+    for value in ("cheap", [1, "a"], True, float("inf")):
+        write_json(shop / "new.json", {"0": {"price": value}})
+        with pytest.raises(InputError, match=r"new.json: price .* is no number, as those of all"):
+            add(shop, output="other")
+
+
 @pytest.mark.parametrize(
     ("new", "message"),
     [

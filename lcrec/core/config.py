@@ -122,7 +122,19 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> Any:
+class TextLoader(UniqueKeyLoader):
+    """A loader that leaves every value but null as it is written, as a flag has it.
+
+    YAML 1.1 reads `no` as false, `010` as 8, `1:30` as 90 and `2020-01-31` as a date.
+    """
+
+    yaml_implicit_resolvers: typing.ClassVar = {
+        first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
+        for first, pairs in UniqueKeyLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: Path, loader_type: type[UniqueKeyLoader] = UniqueKeyLoader) -> Any:
     """Read one YAML document safely.
 
     Raises:
@@ -130,7 +142,7 @@ def read_yaml(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        loader = UniqueKeyLoader(text)
+        loader = loader_type(text)
         loader.name = str(path)
         return loader.get_single_data()
     except InputError:
@@ -209,9 +221,12 @@ def parse_config(
         document = read_yaml(path)
         if not isinstance(document, dict):
             raise InputError(f"{path}: expected 'key: value' lines, found {document!r:.200}")
+        written = read_yaml(path, TextLoader)
         for key, value in document.items():
             if key not in fields:
                 raise InputError(f"{path}: unknown key {key!r}{closest(str(key), fields)}")
+            if _strip_optional(hints[key])[0] is not bool:
+                value = written[key]  # as a flag would have it
             values[key] = _convert(value, hints[key], fields[key], f"{path}: {key}")
             if isinstance(values[key], Path):
                 values[key] = find_templates(values[key], path)
@@ -399,14 +414,9 @@ def _convert_kind(value: Any, kind: Any, where: str) -> Any:
             raise wrong()
         return value
     if kind in (int, float):
-        # YAML 1.1 reads 1e-3 as text, and a flag is always text.
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise wrong()
-        if kind is int and isinstance(value, float):
-            raise wrong()
         try:
             number = kind(value)
-        except (ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong() from None
         if number != number or number in (float("inf"), float("-inf")):
             raise wrong()
@@ -414,11 +424,11 @@ def _convert_kind(value: Any, kind: Any, where: str) -> Any:
             raise InputError(f"{where}: {number} is too large; the most allowed is {LARGEST_INT}")
         return number
     if kind in (str, Path):
-        if isinstance(value, bool) or not isinstance(value, str | Path | int | float):
+        if not isinstance(value, str):
             raise wrong()
-        if kind is Path and str(value) == "":
+        if kind is Path and value == "":
             raise InputError(f"{where}: the path is empty")
-        return kind(value if isinstance(value, str | Path) else str(value))
+        return kind(value)
     raise TypeError(f"{where}: fields of type {kind} are not supported")
 
 

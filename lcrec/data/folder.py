@@ -126,12 +126,13 @@ def load_items(folder: Path) -> Items:
     return Items(fields)
 
 
-def item_texts(entry: object, where: str) -> dict[str, str]:
+def item_texts(entry: object, where: str, *, needs_text: bool = True) -> dict[str, str]:
     """Return an item's fields as text.
 
     Args:
         entry: the item as it stands in `<Name>.item.json`.
         where: the file and the item, for the error.
+        needs_text: whether it has to have a title or a description.
 
     Raises:
         InputError: it is no object, or has neither a title nor a description.
@@ -139,7 +140,7 @@ def item_texts(entry: object, where: str) -> dict[str, str]:
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected an object, found {kind_of_value(entry)}")
     texts = {name: _as_text(value) for name, value in entry.items()}
-    if not texts.get("title") and not texts.get("description"):
+    if needs_text and not texts.get("title") and not texts.get("description"):
         raise InputError(
             f"{where} has no text; give it a title or a description, or leave it out with: "
             "python -m lcrec.prepare"

@@ -8,6 +8,7 @@ by which what was made from an older folder is known to belong to it still.
 Reads the new items and records; writes nothing.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,19 @@ from lcrec.data.folder import Items, item_texts
 ADD_STAGE = "python -m lcrec.add_items"  # which writes the sidecar of an extended folder
 
 
-def read_new_items(path: Path) -> dict[str, Any]:
+def read_new_items(path: Path, known: Container[str] = ()) -> dict[str, Any]:
     """Read new items as {key: entry}, in the order in which they join the catalogue.
 
     That is the order of the keys where all are whole numbers, and of the file otherwise.
 
     Raises:
-        InputError: the file is missing or malformed, or an item has no text.
+        InputError: the file is missing or malformed, or an item that is not `known` has no text.
     """
     raw = read_json(path)
     if not isinstance(raw, dict) or not raw:
         raise InputError(f"{path}: expected the new items as {{id: {{title, ...}}}}")
     for key, entry in raw.items():
-        item_texts(entry, f"{path}: item {key}")
+        item_texts(entry, f"{path}: item {key}", needs_text=key not in known)
     if all(key.isdecimal() for key in raw):
         return dict(sorted(raw.items(), key=lambda pair: int(pair[0])))
     return raw

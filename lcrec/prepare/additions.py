@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from lcrec.prepare.filters import (
     without_duplicates,
 )
 from lcrec.prepare.inputs import Inputs
+from lcrec.prepare.numbers import plain_numbers
 from lcrec.prepare.pipeline import with_review
 from lcrec.prepare.published import READERS
 from lcrec.prepare.tables import (
@@ -143,12 +145,14 @@ class NewItems:
         known: how many items of the files the catalogue has already.
         left_out: reason -> raw ids of the items that have no usable text.
         changed: number of a known item -> its kept fields that have another value now.
+        lacking: the kept fields that the files have no column of.
     """
 
     entries: dict[str, dict[str, Any]]
     known: int = 0
     left_out: dict[str, list[str]] = field(default_factory=dict)
     changed: dict[int, dict[str, Any]] = field(default_factory=dict)
+    lacking: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """Return what to tell of the items that do not join."""
@@ -157,6 +161,11 @@ class NewItems:
             counts = Counter(name for fields in self.changed.values() for name in fields)
             values = ", ".join(f"{name} of {count:,}" for name, count in counts.items())
             told = [f"  {self.known:,} items are known: their texts stay, and new values: {values}"]
+        if self.lacking:
+            told.append(
+                f"  no column of {', '.join(self.lacking)}: known items keep what they have there, "
+                "and new ones have nothing"
+            )
         for reason, ids in self.left_out.items():
             told.append(f"  {reason}: {len(ids):,} left out ({some_of(ids)})")
         return told
@@ -197,11 +206,13 @@ def read_items(
         joined = materialise(ids.anti_join(names, "item"))
         count = joined.count().execute()
         old = ids.count().execute() - count
-        keep = tuple(name for name in parse_keep(reading.keep) if name in items.columns)
+        wanted = parse_keep(reading.keep)
+        keep = tuple(name for name in wanted if name in items.columns)
+        lacking = [name for name in wanted if name not in keep]
         if keep:
             items, joined = _without_known_texts(items, names, reading.min_text), ids
         elif not count:
-            return NewItems({}, old)
+            return NewItems({}, old, lacking=lacking)
         catalogue = make_catalogue(
             items,
             joined,
@@ -212,10 +223,10 @@ def read_items(
             max_title_words=reading.max_title_words,
             keep=keep,
         )
-    _require_numbers(catalogue.words, data, paths[0])
+    _require_numbers(catalogue.words, load_items(data), data, paths[0])
     if catalogue.left_out and reading.items_without_text == "error":
-        reason, lacking = next(iter(catalogue.left_out.items()))
-        raise InputError(f"{paths[0]}: {reason}: {some_of(lacking)}; mend their texts")
+        reason, unfit = next(iter(catalogue.left_out.items()))
+        raise InputError(f"{paths[0]}: {reason}: {some_of(unfit)}; mend their texts")
     rows = {row.pop("item"): row for row in catalogue.items.to_pylist()}
     values = {
         numbers[item]: {name: row[name] for name in keep}
@@ -223,9 +234,16 @@ def read_items(
         if item in numbers
     }
     new = {item: row for item, row in rows.items() if item not in numbers}
+    lost = sorted({item for ids in catalogue.left_out.values() for item in ids} - {*known})
+    if len(lost) > QUIET and not rows:
+        raise InputError(
+            f"{paths[0]}: none of its {len(lost):,} items is in the catalogue of {data}, such as "
+            f"{lost[0]!r}, while {known[0]!r} is, and none can join it ("
+            f"{'; '.join(catalogue.left_out)}); name the items' column with --columns item=..."
+        )
     if all(item.isdecimal() for item in new):
         new = dict(sorted(new.items(), key=lambda entry: int(entry[0])))
-    return NewItems(new, old, catalogue.left_out, _changes(values, load_items(data)))
+    return NewItems(new, old, catalogue.left_out, _changes(values, load_items(data)), lacking)
 
 
 def _without_known_texts(items: Table, known: Table, min_text: int) -> Table:
@@ -243,25 +261,26 @@ def _changes(values: dict[int, dict[str, Any]], items: Items) -> dict[int, dict[
     """Return, of known items' kept fields, the values that the catalogue does not have."""
     changed = {}
     for item, own in values.items():
-        texts = item_texts({"title": "-", **own}, f"item {item}")
+        texts = item_texts(own, f"item {item}", needs_text=False)
         other = {name: own[name] for name in own if texts[name] != items.text(item, name)}
         if other:
             changed[item] = other
     return changed
 
 
-def _require_numbers(words: dict[str, str], data: Path, path: Path) -> None:
+def _require_numbers(words: dict[str, str], items: Items, data: Path, path: Path) -> None:
     """Refuse words in a field that holds numbers, since it could be filtered by no range any more.
 
     Args:
         words: field -> the first value of the new items that is no number.
-        data: the data folder they join.
+        items: the catalogue they join.
+        data: its data folder, for messages.
         path: their file.
 
     Raises:
-        InputError: a field of the data folder has numbers alone.
+        InputError: a field of the catalogue has numbers alone.
     """
-    numbers = ItemFilters(load_items(data)).numbers if words else {}
+    numbers = ItemFilters(items).numbers if words else {}
     for field_name, value in words.items():
         if field_name in numbers:
             raise InputError(
@@ -273,8 +292,10 @@ def _require_numbers(words: dict[str, str], data: Path, path: Path) -> None:
 def _read_item_json(path: Path, data: Path, numbers: Mapping[str, int]) -> NewItems:
     found = {
         key: {name: _clean(value) for name, value in entry.items()}
-        for key, entry in read_new_items(path).items()
+        for key, entry in read_new_items(path, numbers).items()
     }
+    items = load_items(data)
+    _write_numbers_alike(found, items, data, path)
     entries = {key: entry for key, entry in found.items() if key not in numbers}
     for key, entry in entries.items():
         item_texts(entry, f"{path}: item {key}")
@@ -283,8 +304,33 @@ def _read_item_json(path: Path, data: Path, numbers: Mapping[str, int]) -> NewIt
         for key, entry in found.items()
         if key in numbers
     }
-    changed = _changes(values, load_items(data))
+    changed = _changes(values, items)
     return NewItems(entries, len(found) - len(entries), changed=changed)
+
+
+def _write_numbers_alike(
+    found: Mapping[str, dict[str, Any]], items: Items, data: Path, path: Path
+) -> None:
+    """Write, in place, what is text as the catalogue's fields of numbers have it.
+
+    Raises:
+        InputError: a value of such a field is no number.
+    """
+    for name in ItemFilters(items).numbers:
+        texts = {
+            key: item_texts(entry, "", needs_text=False)[name]
+            for key, entry in found.items()
+            if name in entry and not _is_number(entry[name])
+        }
+        plain, word = plain_numbers(list(texts.values()))
+        if word:
+            _require_numbers({name: word}, items, data, path)
+        for key, text in zip(texts, plain, strict=True):
+            found[key][name] = text
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _is_item_json(path: Path) -> bool:

@@ -180,12 +180,16 @@ def _item_columns(
     is_update = options.joins and kept and not set(texts.values()) & set(names)
     if is_update:
         given = {role: name for role, name in given.items() if role not in texts}
-    roles = find_columns(names, ITEM_ROLES, given, layout.roles, paths[0], ("item",), item="id")
-    if not {"title", "description"} & set(roles):
-        if is_update:
-            return columns, roles | kept
-        raise _no_column("title or description", names, paths[0], "title=...")
-    return columns, roles | find_kept(names, options.keep, paths[0])
+    try:
+        roles = find_columns(names, ITEM_ROLES, given, layout.roles, paths[0], ("item",), item="id")
+        if not is_update and not {"title", "description"} & set(roles):
+            raise _no_column("title or description", names, paths[0], "title=...")
+    except InputError as error:
+        if not options.joins or not options.keep or kept:
+            raise
+        fields = ", ".join(options.keep.values())
+        raise InputError(f"{error}; nor has it a column of the kept fields ({fields})") from None
+    return columns, roles | (kept if options.joins else find_kept(names, options.keep, paths[0]))
 
 
 def find_kept(names: Sequence[str], keep: Mapping[str, str], path: Path) -> dict[str, str]:
@@ -379,6 +383,9 @@ def _read(
     limit = options.limit if "user" in roles else None
     if kind == "delimited":
         there = [name for name in names if name != "flags" or not layout.flags]
+        # DuckDB takes names that differ in case only for the same; what nobody asks for may go.
+        asked = {name.casefold() for name in used}
+        there = ["" if name.casefold() in asked and name not in used else name for name in there]
         if con.name != "duckdb":
             paths = _with_plain_line_ends(paths, options)
         opened = open_delimited(con, paths, there, _how(paths[0], layout), limit)

@@ -242,10 +242,11 @@ def _one_of(
         return max(rows, key=lambda row: sum(len(row[role]) for role in roles))
     first, other = rows[:2]
     role = next(role for role in roles if first[role] != other[role])
+    longest = ", or take the one with the most text: --differing-items longest"
     raise InputError(
         f"{path}: item {first['item']!r} has several rows, with a different {role} "
-        f"({first[role][:60]!r} and {other[role][:60]!r}); keep one of them, or take the one with "
-        "the most text: --differing-items longest"
+        f"({first[role][:60]!r} and {other[role][:60]!r}); keep one of them"
+        + (longest if role in (*TEXT_ROLES, *EXTRA_ROLES) else "")  # of prices none is longer
     )
 
 

@@ -129,8 +129,7 @@ class Rewards:
                 self._own[name](items.copy(), targets.copy(), list(histories)), dtype=np.float64
             )
         except Exception as error:  # a person's own code may fail in any way
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"--rewards {name}: it fails ({reason})") from error
+            raise InputError(f"--rewards {name}: it fails ({_told(error)})") from error
         if found.shape != items.shape:
             raise InputError(
                 f"--rewards {name}: expected rewards of shape {list(items.shape)} (prompts, group),"
@@ -174,14 +173,16 @@ def load_function(name: str) -> Reward:
         InputError: there is no such module or function.
     """
     module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # a console script does not look there, unlike `python -m`
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))  # a console script does not look there, unlike `python -m`
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # a person's own code may fail in any way
-        raise InputError(f"--rewards {name}: {module} cannot be imported ({error})") from None
+    except (Exception, SystemExit) as error:  # a person's own code may fail, or end, in any way
+        raise InputError(
+            f"--rewards {name}: {module} cannot be imported ({_told(error)})"
+        ) from None
     finally:
-        sys.path.remove(here)
+        sys.path[:] = before
     if not callable(found):
         raise InputError(f"--rewards {name}: {module} has no function {function}")
     return found
@@ -198,3 +199,8 @@ def source_of(name: str) -> Path | None:
     load_function(name)
     file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
     return file and Path(file)
+
+
+def _told(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -29,6 +29,14 @@ class ToyConfig:
     limit: int | None = option("the most rows, all by default", None, maximum=1000)
 
 
+@dataclass(frozen=True)
+class OffConfig:
+    """Settings whose values YAML 1.1 takes for others."""
+
+    name: str | None = option("a name, none by default", "x")
+    share: Literal["auto", "off"] = option("whether to share", "auto")
+
+
 def parse(*argv, config_type=ToyConfig):
     return parse_config(config_type, list(argv), description="A toy.", prog="python -m toy")
 
@@ -37,10 +45,11 @@ def parse(*argv, config_type=ToyConfig):
 def parse_yaml(tmp_path):
     """A function that parses YAML text, and flags after it."""
 
-    def run(text, *flags):
+    def run(text, *flags, config_type=ToyConfig):
         path = tmp_path / "toy.yaml"
         path.write_text(text, encoding="utf-8")
-        return parse("--output", "out", "--config", str(path), *flags)
+        output = ["--output", "out"] if config_type is ToyConfig else []
+        return parse(*output, "--config", str(path), *flags, config_type=config_type)
 
     return run
 
@@ -115,6 +124,17 @@ def test_yaml_of_every_type_which_a_flag_overrides(parse_yaml):
     assert (config.batch_size, config.fields) == (16, ["brand"])
     config = parse_yaml("shuffle: true\nbatch_size: 16\n", "--no-shuffle", "--batch-size", "2")
     assert (config.shuffle, config.batch_size) == (False, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["007", "1.10", "1_000", "12:30", "2020-01-31", "no", "0x1f", "1e3"]
+)
+def test_yaml_text_stays_as_it_is_written(parse_yaml, text):
+    config = parse_yaml(f"name: {text}\nfields: [{text}, '{text}']\noutput: {text}\nrate: 1\n")
+    assert (config.name, config.fields) == (text, [text, text])
+    assert parse_yaml("batch_size: 010\n").batch_size == 10
+    assert parse_yaml("name: ~\n", config_type=OffConfig).name is None
+    assert parse_yaml("share: off\n", config_type=OffConfig).share == "off"
 
 
 @given(st.floats(min_value=0, allow_infinity=False), st.integers(1, 2**31 - 1))
@@ -214,23 +234,23 @@ def test_wrong_flags(flags, message):
         ("batchsize: 3\n", "toy.yaml: unknown key 'batchsize'; did you mean 'batch_size'"),
         ("batch-size: 3\n", "toy.yaml: unknown key 'batch-size'; did you mean 'batch_size'"),
         ("3: 3\n", "toy.yaml: unknown key 3"),
-        ("batch_size: 3.0\n", "toy.yaml: batch_size: expected a whole number, found 3.0"),
-        ("batch_size: true\n", "toy.yaml: batch_size: expected a whole number, found True"),
+        ("batch_size: 3.0\n", "toy.yaml: batch_size: expected a whole number, found '3.0'"),
+        ("batch_size: true\n", "toy.yaml: batch_size: expected a whole number, found 'true'"),
         ("batch_size: [3]\n", "toy.yaml: batch_size: expected a whole number"),
         ("batch_size:\n", r"toy.yaml: batch_size: a value is needed \(rows per step\)"),
         ("batch_size: 0\n", "toy.yaml: batch_size: 0 is too small"),
         (f"rate: {'9' * 400}\n", "toy.yaml: rate: expected a number"),
-        ("rate: .inf\n", "toy.yaml: rate: expected a number, found inf"),
-        ("rate: .nan\n", "toy.yaml: rate: expected a number, found nan"),
+        ("rate: .inf\n", "toy.yaml: rate: expected a number, found '.inf'"),
+        ("rate: .nan\n", "toy.yaml: rate: expected a number, found '.nan'"),
         ("shuffle: 1\n", "toy.yaml: shuffle: expected true or false, found 1"),
         ("shuffle: 'no'\n", "toy.yaml: shuffle: expected true or false, found 'no'"),
-        ("name: yes\n", "toy.yaml: name: expected text, found True"),
-        ("name: 2020-01-31\n", "toy.yaml: name: expected text, found datetime"),
+        ("batch_size: 1:30\n", "toy.yaml: batch_size: expected a whole number, found '1:30'"),
+        ("name: [yes]\n", r"toy.yaml: name: expected text, found \['yes'\]"),
         ("mode: [full]\n", r"toy.yaml: mode: \['full'\] is none of lora, full"),
         ("fields: title\n", "toy.yaml: fields: expected a list, found 'title'"),
         ("fields: [title, null]\n", "toy.yaml: fields: expected text, found None"),
         ("widths: [4, -1]\n", "toy.yaml: widths: -1 is too small"),
-        ("output: {a: 1}\n", "toy.yaml: output: expected a path, found {'a': 1}"),
+        ("output: {a: 1}\n", "toy.yaml: output: expected a path, found {'a': '1'}"),
         ("limit: much\n", "toy.yaml: limit: expected a whole number, found 'much'"),
         ("", "toy.yaml: expected 'key: value' lines, found None"),
         ("- rate\n", "toy.yaml: expected 'key: value' lines, found"),

@@ -1,10 +1,12 @@
 """Rewards by item id, on groups whose worth is obvious by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.reinforce.rewards import Catalogue, Rewards, parse_rewards
+from lcrec.reinforce.rewards import Catalogue, Rewards, load_function, parse_rewards
 
 CODES = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 VECTORS = np.array([[1, 0], [0, 1], [-1, 0], [0.6, 0.8]], dtype=np.float32)
@@ -72,3 +74,12 @@ def test_rewards(words, expected):
 def test_rewards_that_cannot_be_used(words, message):
     with pytest.raises(InputError, match=message):
         Rewards(parse_rewards(words), CATALOGUE)(ITEMS, TARGETS, [])
+
+
+def test_a_module_that_ends_the_program(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ends_at_once.py").write_text("import sys\nsys.path.clear()\nsys.exit(0)\n")
+    path = list(sys.path)
+    with pytest.raises(InputError, match=r"ends_at_once cannot be imported .SystemExit: 0"):
+        load_function("ends_at_once:reward")
+    assert sys.path == path
