@@ -218,7 +218,7 @@ def answer(
         history = history_of(config.user, interactions, names, hidden)
         own = counted.sequence(names.users.numbers[config.user])
     recommender = load_recommender(config, len(items), counted, state)
-    request = replace(make_request(config, history, allowed), counted=own)
+    request = replace(make_request(config, history, allowed, recommender), counted=own)
     templates: list[Template | None] = [None]  # the recommender's own choice
     if config.templates != ["first"]:
         task = "seqrec" if config.query is None else "itemsearch"
@@ -359,7 +359,7 @@ def prepare(
     from lcrec.generate.requests import case_requests
 
     recommender = load_recommender(config, num_items, counted, state)
-    requests = case_requests(cases, make_request(config, (), allowed), own)
+    requests = case_requests(cases, make_request(config, (), allowed, recommender), own)
     templates = recommender.prompts.evaluation_templates("seqrec", config.templates)
     job = RankingJob(cases.users, requests, templates, config.ensemble)
     if config.ensemble and len(job.templates) < 2:
@@ -373,9 +373,9 @@ def prepare(
 
 
 def make_request(
-    config: GenerateConfig, history: ItemIds, allowed: np.ndarray | None
+    config: GenerateConfig, history: ItemIds, allowed: np.ndarray | None, recommender: Recommender
 ) -> RankingRequest:
-    """Return what is asked for one customer."""
+    """Return what is asked for one customer; where no item is new, no place is reserved."""
     from lcrec.generate.requests import RankingRequest
 
     assert config.k is not None
@@ -386,7 +386,7 @@ def make_request(
         num_beams=config.beams,
         allow=allowed,
         exclude_history=config.exclude_history,
-        reserve_new=config.reserve_new,
+        reserve_new=config.reserve_new if len(recommender.new_items) else 0,
     )
 
 
@@ -426,6 +426,11 @@ def load_recommender(
             f"--data {config.data} has {num_items} items, the index of "
             f"{config.index or config.model} has {len(recommender.index)}: they do not belong "
             "together (items that were added need --index, and the data folder that has them)"
+        )
+    if config.reserve_new and not len(recommender.new_items):
+        state.print(
+            f"--reserve-new {config.reserve_new}: --index {config.index} adds no item to the "
+            "checkpoint's own, so no place is reserved"
         )
     if config.calibrate is not None:
         silent = not state.is_main_process
@@ -509,6 +514,11 @@ def check_ways(config: GenerateConfig) -> None:
         )
     if config.all_users and config.output is None:
         raise InputError("--all-users writes to a folder; name it with --output FOLDER")
+    if config.all_users and config.split is not None:
+        raise InputError(
+            f"--split {config.split}: --all-users ranks what comes after all that a user has, and "
+            "knows no split; leave one of them out"
+        )
     if config.output is not None:
         outputs = [config.output]
         if config.ensemble and not config.all_users:

@@ -95,6 +95,8 @@ class FusionSettings:
             )
         try:
             return cls._of(str(path), record)
+        except InputError:
+            raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"--fuse {path}: its sidecar {sidecar} lacks what a service needs "

@@ -92,9 +92,13 @@ def _filtered(filters: str, items: Items) -> np.ndarray:
 def read_item_ids(path: Path, flag: str, ids: IdMap, unknown: Unknown) -> list[int]:
     """Read a text file of one item id per line; empty lines are skipped."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag} {path}: cannot be read as text ({error})") from None
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{flag} {path}: cannot be read as UTF-8 text ({error}); save it as UTF-8"
+        ) from None
     items, ignored = [], []
     for number, line in enumerate(lines, start=1):
         text = line.strip()

@@ -293,7 +293,7 @@ def _read_text(path: Path, faults: list[str]) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{path}: cannot be read as UTF-8 text ({error})")
+        faults.append(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8")
         return ""
 
 

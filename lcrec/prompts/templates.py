@@ -20,8 +20,9 @@ from lcrec.prompts.rendering import BoundedEnvironment
 from lcrec.prompts.tasks import TASKS, Record, Task, plain_text
 
 ENVIRONMENT = BoundedEnvironment(undefined=jinja2.StrictUndefined)
-# Templates see the variables of their task and nothing else.
+# Templates see the variables of their task and nothing else, and write the same each time.
 ENVIRONMENT.globals.clear()
+del ENVIRONMENT.filters["random"]
 
 # What sellers and customers write into titles. A template must carry each of them as it is.
 HOSTILE_TEXTS = tuple(
@@ -40,6 +41,7 @@ HOSTILE_TEXTS = tuple(
     )
 )
 EXAMPLE_ITEM = "<a_0><b_0><c_0>"
+LONG_ITEM = "<a_255><b_255><c_255><d_255>"
 # Role markup of well-known chat models, which editors paste; it is the tokenizer's to add.
 MARKUP = re.compile(r"<\|[^\s|>]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
 
@@ -202,7 +204,8 @@ def read_template(entry: Any, task: Task) -> tuple[Template | None, list[str]]:
         return None, [f"not valid Jinja, line {error.lineno}: {error.message}"]
     except (RecursionError, MemoryError, SyntaxError):  # from Jinja's parser, or Python's after it
         return None, ["not valid Jinja: brackets stand too deep within each other"]
-    return template, _variable_faults(template, task) or _render_faults(template, task)
+    faults = _variable_faults(template, task) or _render_faults(template, task)
+    return template, faults or _item_faults(template, task)
 
 
 def _entry_faults(entry: object) -> Iterator[str]:
@@ -278,3 +281,26 @@ def _render_faults(template: Template, task: Task) -> list[str]:
             elif not result:
                 faults[side] = f"the {side} can be empty"
     return list(faults.values())
+
+
+def _item_faults(template: Template, task: Task) -> list[str]:
+    """Return whether items do not come through as they are: changed, or cut off, by a filter."""
+    faults = []
+    tokens = {name for name, variable in task.variables.items() if variable.is_tokens}
+    for side in SIDES:
+        used = sorted(tokens & template.variables(side))
+        if not used:
+            continue
+        shown = []
+        for item in (EXAMPLE_ITEM, LONG_ITEM):
+            record: Record = {}
+            for name, variable in task.variables.items():
+                value = item if variable.is_tokens else "text"
+                record[name] = [value] * 25 if variable.type == "list of text" else value
+            shown.append(template.render_side(side, record).count(item))
+        if 0 in shown or shown[0] != shown[1]:
+            faults.append(
+                f"the {side} shows no item as it is, whole: write {' or '.join(used)} without a "
+                "filter that changes or cuts its tokens"
+            )
+    return faults

@@ -8,7 +8,6 @@ sequence. Whatever recommends writes this form, so one evaluator judges all of i
 every line, because a repeated item or a missing user would flatter a method silently.
 """
 
-import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from lcrec.core.provenance import provenance_path
 
 PAD = -1
 MAX_ITEM = 2**31 - 1
+LARGEST_SCORE = float(np.finfo(np.float32).max)
 KEYS = ("user", "target", "ranked", "scores", "template_id", "case")
 Key = tuple[str, int | None]  # of a case: the user, and which of their cases it is
 
@@ -357,7 +357,7 @@ def _check_row(row: Any, where: str) -> None:
         raise InputError(f"{where}: {len(ranked)} items need as many scores, found {found}")
     if not _are_finite(scores):
         score = next(score for score in scores if not _are_finite([score]))
-        raise InputError(f"{where}: score {score!r} is NaN or infinite")
+        raise InputError(f"{where}: score {score!r} is NaN, infinite or beyond a float32")
     if not all(map(operator.ge, scores, scores[1:])):
         place = next(place for place in range(1, len(scores)) if scores[place] > scores[place - 1])
         raise InputError(
@@ -374,12 +374,12 @@ def _are_items(values: list[Any]) -> bool:
 
 
 def _are_finite(values: list[Any]) -> bool:
-    """Tell whether all are numbers, neither NaN nor infinite, likewise."""
+    """Tell whether all are numbers that a float32 holds, neither NaN nor infinite, likewise."""
     return not values or (
         set(map(type, values)) <= {int, float}
         and all(map(operator.eq, values, values))  # NaN is not equal to itself
-        and -math.inf < min(values)
-        and max(values) < math.inf
+        and min(values) >= -LARGEST_SCORE
+        and max(values) <= LARGEST_SCORE
     )
 
 

@@ -147,7 +147,7 @@ def edited(file, tmp_path, change):
         (lambda r: r.pop("weights"), "KeyError: 'weights'"),
         (lambda r: r.update(weights=[1]), "lacks what a service needs"),
         (lambda r: r.update(kind="predictions"), "no fusion (it is 'predictions')"),
-        (lambda r: r["methods"].append(None), "'baselines cooccurrence', an unknown method; requ"),
+        (lambda r: r["methods"].append(None), "x.jsonl: joins 'predictions', 'baselines cooccurr"),
         (lambda r: r["methods"][1].update(kind="baselines ease"), "'baselines ease'; requests can"),
         (lambda r: r["methods"][0]["inputs"].update(fuse="1"), "were fused already"),
         (lambda r: r["methods"][0]["inputs"].update(item="1234"), "another catalogue than that of"),

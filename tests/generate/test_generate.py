@@ -545,8 +545,8 @@ def test_one_request_with_lists(run, tmp_path, capsys):
         (b"-1\n", "found '-1'"),
         ("\u0663\n".encode(), "expected an item id"),
         (b"9" * 5000, "expected an item id"),
-        (b"\xff\xfe", "cannot be read as text"),
-        (None, "cannot be read as text"),
+        (b"\xff\xfe", "cannot be read as UTF-8 text .*; save it as UTF-8"),
+        (None, "cannot be read .No such file"),
     ],
 )
 def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
@@ -555,6 +555,15 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         path.write_bytes(text)
     with pytest.raises(InputError, match=f"{flag} .*list.txt.*{message}"):
         run("--history", 1, flag, path)
+
+
+def test_a_night_without_a_new_item_reserves_no_place(run, checkpoint, capsys):
+    run("--history", 1, "--k", 4)
+    plain = capsys.readouterr().out
+    run("--history", 1, "--k", 4, "--reserve-new", 2, "--index", checkpoint)
+    told, table = capsys.readouterr().out.split("\n", 1)
+    assert f"--reserve-new 2: --index {checkpoint} adds no item to the checkpoint's own" in told
+    assert table == plain
 
 
 # Refusals. Nothing is written, and all but a few come before the model is loaded.
@@ -579,6 +588,8 @@ def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
         (["--user", "1", "--templates", "name-short"], "name-short: belongs to item2index"),
         (["--output", "x.jsonl", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
         (["--all-users", "--history", "2"], "--all-users writes to a folder"),
+        (["--all-users", "--output", "x", "--split", "test"], "--split test: --all-users ranks"),
+        (["--user", "1", "--index", "x"], "x/index.json: no such file; make one with"),
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
         (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several templates"),

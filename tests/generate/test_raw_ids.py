@@ -116,7 +116,7 @@ def test_numbers_are_no_raw_ids(run, tmp_path, monkeypatch, words, message):
 def test_unknown_items_are_ignored_where_that_is_asked_for(run, tmp_path):
     """A stock list names what the catalogue never had."""
     (tmp_path / "known.txt").write_text("040\n")
-    (tmp_path / "all.txt").write_text("NEW-9\n040\n40\n")
+    (tmp_path / "all.txt").write_text("040\nNEW-9\n40\n", encoding="utf-8-sig")
     by_known = run("--history", "007", "--deny", tmp_path / "known.txt", "--k", 5)
     words = ["--history", "X", "007", "--deny", tmp_path / "all.txt", "--unknown", "ignore"]
     told, *table = run(*words, "--k", 5).split("  had, latest last:")

@@ -240,6 +240,10 @@ def test_asking_for_what_is_not_there_names_the_nearest(tmp_path, prompts):
 BROKEN = [
     (one("{{ hist0ry | join }}"), "one: the question uses 'hist0ry'.*did you mean 'history'"),
     (one("{{ title }}"), "one: the question uses 'title', which seqrec does not have"),
+    (one("{{ history | random }}"), "No filter named 'random'"),
+    (one("{{ history | join(', ') | upper }}"), "one: the question shows no item as it is"),
+    (one("{{ history | join(', ') | truncate(20) }}"), "the question shows no item as it is"),
+    (one("Of {{ history | length }}"), "write history without a filter that changes or cuts"),
     (one("Next?"), "one: the question uses none of history"),
     (one(HISTORY, "{{ tarGet }}"), "one: the answer uses 'tarGet'.*did you mean 'target'"),
     (one(HISTORY, "the next"), "one: the answer uses none of target"),

@@ -120,6 +120,7 @@ def test_what_a_file_may_lack_or_have_besides(tmp_path):
         ({"scores": [float("nan"), 0.1]}, ["nan", "finite"]),
         ({"scores": [float("inf"), 0.1]}, ["inf", "finite"]),
         ({"scores": [0.1, float("-inf")]}, ["-inf", "finite"]),
+        ({"scores": [1e39, 0.1]}, ["1e+39", "beyond a float32"]),
         ({"scores": [True, 0.1]}, ["True", "finite"]),
         ({"scores": [0.1, 0.5]}, ["must not rise", "place 2"]),
     ],

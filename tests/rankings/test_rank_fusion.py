@@ -223,6 +223,7 @@ def test_what_fuse_refuses(files, tmp_path):
         ([a, b, "--output", a], "is read from there"),
         ([a, b, *output, "--weights", "1"], "--weights has 1 values for 2"),
         ([a, b, *output, "--weights", "0", "0"], "all are 0"),
+        ([a, b, *output, "--weights", "1", "1e308"], "too large; the most allowed is 1000000"),
         ([a, b, *output, "--weights", "1", "2", *valid], "give one"),
         ([a, b, *output, "--valid", files["a.valid"]], "--valid has 1 values for 2"),
         ([a, b, *output, *valid[:1], *valid[:0:-1]], "made by 'stage b', but .* by 'stage a'"),
@@ -244,7 +245,7 @@ def test_what_fuse_refuses(files, tmp_path):
     assert not (tmp_path / "fused.jsonl").exists()
 
 
-@pytest.mark.parametrize("fault", [None, "other users", "nothing to learn from"])
+@pytest.mark.parametrize("fault", [None, "other users", "other items", "nothing to learn from"])
 def test_weights_of_each_user_s_own(tmp_path, capsys, fault):
     """Who has a long history is served by the first file, everybody else by the second."""
     data = tmp_path / "S"
@@ -260,6 +261,7 @@ def test_weights_of_each_user_s_own(tmp_path, capsys, fault):
             for user, items in users.items():
                 is_right = (len(items) > 3) is serves_long or fault == "nothing to learn from"
                 ranked = [items[-back], 7] if is_right else [8 if serves_long else 6, 7]
+                ranked[1] = 99 if fault == "other items" else 7
                 called = f"x{user}" if fault == "other users" else user
                 rows.append(Prediction(called, items[-back], ranked, [2, 1]))
             write_predictions(path, rows)
@@ -268,7 +270,10 @@ def test_weights_of_each_user_s_own(tmp_path, capsys, fault):
     argv = ["fuse", *made["test"], "--valid", *made["valid"], "--how", "adaptive"]
     argv += ["--data", str(data), "--output", str(output)]
     if fault is not None:
-        message = {"other users": "--data .* no case of user 'x0' with the target of .*a.valid"}
+        message = {
+            "other users": "--data .* no case of user 'x0' with the target of .*a.valid",
+            "other items": "a.valid.jsonl: ranks item 99, but --data .* has 9 items",
+        }
         with pytest.raises(InputError, match=message.get(fault, "best file: none")):
             main(argv)
         assert not output.exists()

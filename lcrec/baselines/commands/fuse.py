@@ -53,7 +53,7 @@ class FuseConfig(Writes):
         None,
     )
     weights: list[float] | None = option(
-        "a weight per file instead; neither: all count the same", None, minimum=0
+        "a weight per file instead; neither: all count the same", None, minimum=0, maximum=1e6
     )
     data: Path | None = option(
         "adaptive: the data folder that all predictions were made from", None
@@ -182,7 +182,11 @@ def _adaptive(
     _require_other_split(config, read, valid[0])
     found = load_data(config.data)
     known = [
-        history_facts(found.split.train, _cases_of(config, file, own, cases), len(found.items))
+        history_facts(
+            found.split.train,
+            _cases_of(config, file, own, cases, len(found.items)),
+            len(found.items),
+        )
         for file, own, cases in (
             (config.valid[0], valid[0], found.split.valid),
             (config.predictions[0], read, found.split.test),
@@ -211,15 +215,24 @@ def _adaptive(
     return weights, {**facts, "adaptive": model.to_json()}
 
 
-def _cases_of(config: FuseConfig, path: Path, read: Predictions, cases: EvalCases) -> EvalCases:
+def _cases_of(
+    config: FuseConfig, path: Path, read: Predictions, cases: EvalCases, num_items: int
+) -> EvalCases:
     """Return the cases of the data folder that a file answers for, in its order.
 
     Raises:
-        InputError: there is none of the user, or one with another target.
+        InputError: there is none of the user, or one with another target, or the file ranks items
+            that the folder does not have.
     """
     numbers = [None] * len(cases) if cases.numbers is None else cases.numbers.tolist()
     places = {key: place for place, key in enumerate(zip(cases.users, numbers, strict=True))}
     targets = cases.targets.reshape(len(cases), -1)
+    largest = max(int(ranked.max(initial=PAD)) for ranked in read.ranked.values())
+    if largest >= num_items:
+        raise InputError(
+            f"{path}: ranks item {largest}, but --data {config.data} has {num_items} items; name "
+            "the data folder that the predictions were made from"
+        )
     rows = []
     for key, target in zip(read.keys, read.targets.reshape(len(read), -1), strict=True):
         place = places.get(key)
