@@ -32,6 +32,8 @@ from lcrec.prompts.templates import Template, read_template, text_faults
 SHIPPED_PROMPTS = shipped("prompts")
 SYSTEM = "system.yaml"
 CHAT_TEMPLATE = "chat_template.jinja"
+# A text that YAML takes for a mapping.
+UNQUOTED = re.compile(r"^[ \t-]*\w+:[ \t]+(\{[{%]|[^'\"|>\s].*:[ \t])", re.MULTILINE)
 INTENTS = "intents.yaml"  # no task's: lcrec.prompts.intent_wording reads it
 
 
@@ -303,7 +305,9 @@ def read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[s
         document = read_yaml(path)
     except InputError as error:
         text = str(error)
-        hint = "; a value that begins with {{ needs quotes" if "unhashable" in text else ""
+        hint = ""
+        if "not valid YAML" in text and UNQUOTED.search(path.read_text(encoding="utf-8")):
+            hint = "; a text that begins with {{ or {%, or that holds ': ', needs quotes"
         faults.append(" ".join(text.split()) + hint)
         return {}
     if not isinstance(document, dict) or not document:

@@ -23,7 +23,7 @@ from lcrec.core.provenance import provenance_path
 
 PAD = -1
 MAX_ITEM = 2**31 - 1
-LARGEST_SCORE = float(np.finfo(np.float32).max)
+LARGEST_SCORE = float(str(np.finfo(np.float32).max))  # as it is written
 KEYS = ("user", "target", "ranked", "scores", "template_id", "case")
 Key = tuple[str, int | None]  # of a case: the user, and which of their cases it is
 

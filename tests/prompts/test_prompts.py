@@ -284,7 +284,15 @@ BROKEN = [
     (one(HISTORY).replace("id: one", "id: a b"), "a b: the id 'a b' may hold letters"),
     (one(HISTORY).replace("id: one", "id: 7"), "template 1: 'id' must be text, found 7"),
     (one(HISTORY).replace("id: one\n    ", ""), "template 1: 'id' must be text, found None"),
-    (one(HISTORY).replace("'{{ target }}'", "{{ target }}"), "begins with {{ needs quotes"),
+    (one(HISTORY).replace("'{{ target }}'", "{{ target }}"), "begins with {{ .* needs quotes"),
+    (
+        one(HISTORY).replace("'{{ target }}'", "{{ target | join(', ') }}"),
+        "not valid YAML .* begins with {{ .* needs quotes",
+    ),
+    (
+        one(HISTORY).replace("'{{ target }}'", "Next: {{ target }}"),
+        "not valid YAML .* holds ': ', needs quotes",
+    ),
     (one(HISTORY).replace("'{{ target }}'", ""), "one: 'answer' must be text, found None"),
     (one(HISTORY) * 2, "line 6: key 'task' is written twice"),
     (
