@@ -151,18 +151,7 @@ def read_provenance(artifact: Path) -> dict[str, Any] | None:
     record = read_json(path)
     if isinstance(record, dict) and isinstance(record.get("stage"), str):
         record = {"kind": kind_of(record["stage"]), "format": 1} | record
-    whole = (
-        isinstance(record, dict)
-        and record.keys() >= {"kind", "format", "lcrec", "stage", "config", "inputs"}
-        and isinstance(record["kind"], str)
-        and isinstance(record["format"], int)
-        and isinstance(record["inputs"], dict)
-        and all(
-            isinstance(entry, dict) and entry.keys() >= {"path", "sha256"}
-            for entry in record["inputs"].values()
-        )
-    )
-    if not whole:
+    if not _is_whole(record):
         raise InputError(
             f"{path}: not an lcrec provenance file; delete it and rebuild what it belongs to"
         )
@@ -174,6 +163,31 @@ def read_provenance(artifact: Path) -> dict[str, Any] | None:
         )
     cost = cost_path(artifact)
     return record | (read_json(cost) if cost.exists() else {})
+
+
+def _is_whole(record: Any) -> bool:
+    """Tell whether a sidecar, which a person may have edited, is what `write_provenance` writes."""
+    if not isinstance(record, dict):
+        return False
+    files, sums = record.get("files", []), [record.get(name, {}) for name in ("earlier", "alike")]
+    return (
+        all(isinstance(record.get(name), str) for name in ("kind", "lcrec", "stage"))
+        and isinstance(record.get("format"), int)
+        and isinstance(record.get("config"), dict)
+        and isinstance(record.get("prepared", {}), dict)
+        and isinstance(record.get("inputs"), dict)
+        and all(
+            isinstance(entry, dict)
+            and all(isinstance(entry.get(name), str) for name in ("path", "sha256"))
+            for entry in record["inputs"].values()
+        )
+        and all(isinstance(by_role, dict) for by_role in sums)
+        and all(map(_is_texts, [files, *(own for by_role in sums for own in by_role.values())]))
+    )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 def is_kind(artifact: Path, stage: str) -> bool:

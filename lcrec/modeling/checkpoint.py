@@ -74,20 +74,25 @@ class CheckpointFacts:
         record = read_provenance(folder)
         assert record is not None
         recipe = record["config"]
-        try:
-            return cls(
-                max_history=record["max_history"],
-                max_text_words=recipe["max_text_words"],
-                tasks=tuple(recipe["tasks"]),
-                base=recipe.get("base"),
-                quantize=recipe.get("quantize", "none"),
-                validation_ndcg_at_10=record["validation_ndcg_at_10"],
-            )
-        except KeyError as error:
-            raise InputError(
-                f"{folder / PROVENANCE}: not a checkpoint's record, it does not tell {error}; "
-                f"train the checkpoint again with: {STAGE}"
-            ) from None
+        told = {"base": None, "quantize": "none"} | recipe | record
+        for name, kinds in _FACTS.items():
+            if not isinstance(told.get(name), kinds):
+                found = f"it tells {told[name]!r:.60} as" if name in told else "it does not tell"
+                raise InputError(
+                    f"{folder / PROVENANCE}: not a checkpoint's record, {found} {name!r}; train "
+                    f"the checkpoint again with: {STAGE}"
+                )
+        return cls(**{name: told[name] for name in _FACTS} | {"tasks": tuple(told["tasks"])})
+
+
+_FACTS: dict[str, Any] = {
+    "max_history": int,
+    "max_text_words": int,
+    "tasks": list,
+    "base": str | None,
+    "quantize": str,
+    "validation_ndcg_at_10": int | float,
+}
 
 
 @dataclass(frozen=True)

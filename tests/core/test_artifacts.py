@@ -486,6 +486,13 @@ def test_inputs_must_exist(tmp_path):
         lambda record: {**record, "inputs": {"item": "abc"}},
         lambda record: {**record, "inputs": {"item": {"path": "x"}}},
         lambda record: {**record, "inputs": {"item": {"sha256": "x"}}},
+        lambda record: {**record, "inputs": {"item": {"path": "x", "sha256": 7}}},
+        lambda record: {**record, "config": "x"},
+        lambda record: {**record, "stage": 1},
+        lambda record: {**record, "prepared": [1]},
+        lambda record: {**record, "earlier": []},
+        lambda record: {**record, "alike": {"item": 3}},
+        lambda record: {**record, "files": [None]},
     ],
 )
 def test_a_damaged_sidecar(made, damage):

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lcrec.core.artifacts import read_json
+from lcrec.core.artifacts import read_json, write_json
+from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.generate import __main__ as generate
 from lcrec.generate.recommender import Recommender
-from lcrec.modeling.checkpoint import load_checkpoint
+from lcrec.modeling.checkpoint import CheckpointFacts, load_checkpoint
 
 KEPT = Path(__file__).parent / "old_checkpoint"
 
@@ -64,3 +65,20 @@ def test_generate_takes_it(old, capsys):
     assert "Wrote new.jsonl" in capsys.readouterr().out
     record = read_json(Path("new.lcrec.json"))
     assert (record["kind"], record["format"]) == ("predictions", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_history", "20", "it tells '20' as 'max_history'"),
+        ("tasks", None, "it tells None as 'tasks'"),
+        ("max_text_words", [60], "as 'max_text_words'"),
+    ],
+)
+def test_a_record_that_was_edited_by_hand(old, name, value, message):
+    path = Path("model/lcrec.json")
+    record = read_json(path)
+    (record if name in record else record["config"])[name] = value
+    write_json(path, record)
+    with pytest.raises(InputError, match=f"lcrec.json: not a checkpoint's record, {message}"):
+        CheckpointFacts.read(Path("model"))
