@@ -20,7 +20,7 @@ from lcrec.data.splits import Split, require_same_split
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import parse_mixture
-from lcrec.reinforce.rewards import Catalogue, parse_rewards, source_of
+from lcrec.reinforce.rewards import Catalogue, Rewards, parse_rewards, source_of
 
 STAGE = "python -m lcrec.reinforce"
 
@@ -254,6 +254,12 @@ def load_inputs(settings: ReinforceSettings) -> ReinforceInputs:
             + (f", up to {longest} of them in a history" if longest else "")
             + f"; take at most {len(index) - longest}"
         )
+    catalogue = Catalogue(
+        index.codes,
+        np.bincount(data.split.train.items, minlength=len(index)),
+        None if settings.embeddings is None else _embeddings(settings, paths.item, len(index)),
+    )
+    _try_rewards(settings, cases, catalogue)
     return ReinforceInputs(
         files,
         recipe,
@@ -261,13 +267,24 @@ def load_inputs(settings: ReinforceSettings) -> ReinforceInputs:
         PromptSet.load(model / PROMPTS),
         data.split,
         cases,
-        Catalogue(
-            index.codes,
-            np.bincount(data.split.train.items, minlength=len(index)),
-            None if settings.embeddings is None else _embeddings(settings, paths.item, len(index)),
-        ),
+        catalogue,
         settings.max_history or record["max_history"],
     )
+
+
+def _try_rewards(settings: ReinforceSettings, cases: Cases, catalogue: Catalogue) -> None:
+    """Ask functions of one's own once, before a model is loaded and validated.
+
+    Raises:
+        InputError: one fails.
+    """
+    weights = {name: 1.0 for name in parse_rewards(settings.rewards) if ":" in name}
+    if not weights:
+        return
+    asked = range(min(2, len(cases)))
+    items = np.tile(np.arange(settings.group), (len(asked), 1))
+    targets = np.array([cases.target(case) for case in asked])
+    Rewards(weights, catalogue)(items, targets, [cases.history(case) for case in asked])
 
 
 def _embeddings(settings: ReinforceSettings, item_file: Path, items: int) -> np.ndarray:

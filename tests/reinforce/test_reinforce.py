@@ -363,7 +363,7 @@ def test_an_explosion_names_its_batch(reinforce, tmp_path, monkeypatch):
 def test_bad_settings(reinforce, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         reinforce(tmp_path / "model", *options)
-    assert not (tmp_path / "model" / "lcrec.json").exists()
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_shipped_recipe_goes_with_either_objective():
