@@ -182,6 +182,13 @@ def check_collaborative(config: QuantizeConfig) -> None:
         raise InputError(
             f"--collaborative: --kind {config.kind} knows nothing of the items; take another kind"
         )
+    if config.collaborative_by != "letter" and (
+        config.diversity_weight != IndexSettings.diversity_weight
+    ):
+        raise InputError(
+            f"--diversity-weight {config.diversity_weight}: is of LETTER's losses; give "
+            "--collaborative-by letter, or leave it out"
+        )
     if config.collaborative_by == "letter" and not config.is_trained:
         raise InputError(
             f"--collaborative-by letter: --kind {config.kind} trains nothing that could be "

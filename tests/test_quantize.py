@@ -212,6 +212,7 @@ def test_an_index_that_learns_from_purchases(shop, bought, by, capsys):
         ({"kind": "rq-kmeans", "collaborative_by": "letter"}, "--kind rq-kmeans trains nothing"),
         ({"collaborative": "nowhere"}, "--collaborative nowhere: holds no fitted baseline"),
         ({"collaborative": None, "diversity_weight": 1}, "--diversity-weight: needs"),
+        ({"diversity_weight": 1}, "--diversity-weight 1.0: is of LETTER's losses"),
         ({"collaborative": None, "collaborative_by": "letter"}, "--collaborative-by: needs"),
     ],
 )

@@ -373,4 +373,4 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def index_path(folder: Path) -> Path:
     """Return the index file of a folder, or the file itself where one is named."""
-    return folder if folder.is_file() else folder / INDEX
+    return folder if folder.is_file() or folder.name == INDEX else folder / INDEX

@@ -21,6 +21,7 @@ from lcrec.core.provenance import kind_of, provenance_path, read_provenance
 # The forms of an output; a file's is what its name must end in, such as ".jsonl".
 FOLDER = "folder"  # replaced whole
 SHARED_FOLDER = "shared folder"  # the stage adds to it, and leaves what else is in it
+MODEL_CONFIGS = ("config.json", "adapter_config.json")
 
 
 def check_output(
@@ -55,6 +56,14 @@ def check_output(
                 output.resolve()
             ):
                 raise InputError(f"{flag} {output}: {path} is read from there; name another place")
+            # A model is known by all that lies in its folder: a file more, and it is another one.
+            if any((path / name).is_file() for name in MODEL_CONFIGS) and (
+                output.resolve().is_relative_to(path.resolve())
+            ):
+                raise InputError(
+                    f"{flag} {output}: lies within the model {path}, which would be another one "
+                    "with it; name another place"
+                )
         note = beside(output, "claim")
         claimed = note.read_text(encoding="utf-8").strip() if note.exists() else ""
         _require_replaceable(output, stage, form, claimed, overwrite, flag)

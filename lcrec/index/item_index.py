@@ -124,7 +124,7 @@ class ItemIndex:
                 different depth, items that share a path, or a size that is not `num_items`.
         """
         path = index_path(Path(folder))
-        codes = read_codes(Path(folder), num_items)
+        codes = read_codes(path, num_items)
         record = read_provenance(path.parent) or {}
         sizes = record.get("level_sizes", (codes.max(axis=0) + 1).tolist())
         if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):

@@ -384,8 +384,11 @@ def _read(
     if kind == "delimited":
         there = [name for name in names if name != "flags" or not layout.flags]
         # DuckDB takes names that differ in case only for the same; what nobody asks for may go.
-        asked = {name.casefold() for name in used}
-        there = ["" if name.casefold() in asked and name not in used else name for name in there]
+        taken = {name.casefold() for name in used}
+        for place, name in enumerate(there):
+            if name not in used:
+                there[place] = "" if name.casefold() in taken else name
+                taken.add(name.casefold())
         if con.name != "duckdb":
             paths = _with_plain_line_ends(paths, options)
         opened = open_delimited(con, paths, there, _how(paths[0], layout), limit)

@@ -52,5 +52,6 @@ def _plain(text: str, mark: str) -> str:
     if not text:
         return ""
     other = "," if mark == "." else "."
-    number = Decimal(text.replace(other, "").replace(mark, "."))
-    return format(number.normalize() + 0, "f")  # + 0: of zero no sign
+    plain = format(Decimal(text.replace(other, "").replace(mark, ".")), "f")
+    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
+    return "0" if plain == "-0" else plain

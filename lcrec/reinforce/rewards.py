@@ -27,6 +27,7 @@ import numpy as np
 from lcrec.core.errors import InputError, closest
 
 NAMES = ("hit", "rank", "codes", "similarity", "novelty")
+LARGEST = 1e12  # of a weighted sum of rewards
 Histories = Sequence[np.ndarray]
 Reward = Callable[[np.ndarray, np.ndarray, Histories], Any]
 
@@ -109,7 +110,8 @@ class Rewards:
             float64 [prompts, group], and {reward: mean}.
 
         Raises:
-            InputError: a reward of your own has the wrong shape, or is NaN or infinite.
+            InputError: a reward of your own has the wrong shape, or is NaN or infinite; or the sum
+                is beyond `LARGEST`.
         """
         total, means = np.zeros(items.shape), {}
         for name, weight in self.weights.items():
@@ -119,6 +121,13 @@ class Rewards:
                 found = getattr(self, f"_{name}")(items, targets)
             total += weight * found
             means[name] = float(found.mean())
+        largest = float(np.abs(total).max(initial=0))
+        if largest > LARGEST:
+            named = " ".join(self.weights)
+            raise InputError(
+                f"--rewards {named}: a reward of {largest:.3g}; beyond {LARGEST:g} the squares of "
+                "advantages leave float32; scale them down"
+            )
         return total, means
 
     def _call_own(
@@ -128,7 +137,7 @@ class Rewards:
             found = np.asarray(
                 self._own[name](items.copy(), targets.copy(), list(histories)), dtype=np.float64
             )
-        except Exception as error:  # a person's own code may fail in any way
+        except (Exception, SystemExit) as error:  # a person's own code may fail in any way
             raise InputError(f"--rewards {name}: it fails ({_told(error)})") from error
         if found.shape != items.shape:
             raise InputError(

@@ -16,7 +16,7 @@ import pytest
 from lcrec.__main__ import main
 from lcrec.core.config import Writes
 from lcrec.core.errors import REMEDIES, InputError
-from lcrec.core.outputs import SHARED_FOLDER, check_output, claim, publish
+from lcrec.core.outputs import FOLDER, SHARED_FOLDER, check_output, claim, publish
 from lcrec.core.provenance import fingerprint, write_provenance
 
 EMBED, QUANTIZE = "python -m lcrec.embed", "python -m lcrec.quantize"
@@ -81,6 +81,16 @@ def test_neither_inputs_nor_the_current_folder_are_replaced(tmp_path, monkeypatc
     for output, read in ((today, tmp_path / "data"), (tmp_path / "data", today)):
         with pytest.raises(InputError, match=f"{output}: {read} is read from there"):
             check_output(output, EMBED, overwrite=True, inputs=[read])
+
+
+def test_nothing_is_written_into_a_model_that_is_read(tmp_path):
+    """It is known by all that lies in its folder; a data folder is known by its own files."""
+    (tmp_path / "in").mkdir()
+    check_output(tmp_path / "in" / "p.jsonl", EMBED, ".jsonl", inputs=[tmp_path / "in"])
+    (tmp_path / "in" / "config.json").touch()
+    for output, form in ((tmp_path / "in" / "p.jsonl", ".jsonl"), (tmp_path / "in" / "x", FOLDER)):
+        with pytest.raises(InputError, match=f"--output {output}: lies within the model"):
+            check_output(output, EMBED, form, inputs=[tmp_path / "in"])
 
 
 def test_a_mount_point_is_not_replaced(tmp_path, monkeypatch):

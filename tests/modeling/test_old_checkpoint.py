@@ -72,7 +72,7 @@ def test_generate_takes_it(old, capsys):
     [
         ("max_history", "20", "it tells '20' as 'max_history'"),
         ("tasks", None, "it tells None as 'tasks'"),
-        ("max_text_words", [60], "as 'max_text_words'"),
+        ("max_text_words", [60], r"it tells \[60\] as 'max_text_words'"),
     ],
 )
 def test_a_record_that_was_edited_by_hand(old, name, value, message):

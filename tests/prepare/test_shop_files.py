@@ -178,6 +178,7 @@ def test_text_among_numbers_stays_text_and_is_told(tmp_path, shop, capsys):
         (["1,299"], ["1299"]),
         (["12.0", "1e7", "nan", "-0", ".5"], ["12", "10000000", "", "0", "0.5"]),
         (["1'299.50", "2"], ["1299.5", "2"]),
+        (["4" * 40, "-0.00"], ["4" * 40, "0"]),  # no digit is lost
     ],
 )
 def test_a_column_of_numbers_has_one_notation(written, plain):

@@ -32,6 +32,10 @@ def words(items, targets, histories):
     return "no number"
 
 
+def ends(items, targets, histories):
+    sys.exit(0)
+
+
 def lost(items, targets, histories):
     return {}[items.size]
 
@@ -68,6 +72,8 @@ def test_rewards(words, expected):
         ([f"{__name__}:short"], r"short: expected rewards of shape \[2, 3\] .*, got \[2\]"),
         ([f"{__name__}:words"], "words: it fails"),
         ([f"{__name__}:lost"], r"lost: it fails \(KeyError: 6\)"),
+        ([f"{__name__}:ends"], r"ends: it fails \(SystemExit: 0\)"),
+        (["hit=1e300"], "--rewards hit: a reward of 1e.300; beyond 1e.12"),
         ([], "--rewards: is empty; name at least one of hit, rank"),
     ],
 )
