@@ -128,10 +128,11 @@ class TextLoader(UniqueKeyLoader):
     YAML 1.1 reads `no` as false, `010` as 8, `1:30` as 90 and `2020-01-31` as a date.
     """
 
-    yaml_implicit_resolvers: typing.ClassVar = {
-        first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
-        for first, pairs in UniqueKeyLoader.yaml_implicit_resolvers.items()
-    }
+
+TextLoader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
+    for first, pairs in UniqueKeyLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(path: Path, loader_type: type[UniqueKeyLoader] = UniqueKeyLoader) -> Any:
