@@ -359,7 +359,7 @@ def main() -> None:
     finally:
         for process, _ in services.values():
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
     found = {way: summary(rounds, options.seconds) for way, rounds in ways.items()}
     calls = found["calls"]
     for count in CLIENTS:
