@@ -166,7 +166,8 @@ def _one_line(output: Path, flag: str) -> Iterator[None]:
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             reason = "a file stands where a folder has to be"
         remedy = REMEDIES.get(error.errno or 0, "name another path")
-        raise InputError(f"{flag} {output}: {reason} ({error.filename}); {remedy}") from None
+        place = error.filename or output
+        raise InputError(f"{flag} {output}: {reason} ({place}); {remedy}") from None
 
 
 def _try_to_write(place: Path) -> None:
