@@ -167,8 +167,8 @@ def load_weights(module: nn.Module, state: dict[str, np.ndarray]) -> None:
     """
     try:
         module.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    except RuntimeError as error:  # names or shapes are others
-        raise ValueError(" ".join(str(error).split())) from None
+    except RuntimeError as error:  # names or shapes are others; the second line tells of the first
+        raise ValueError(str(error).splitlines()[:2][-1].strip()) from None
 
 
 def train_baseline(
