@@ -263,21 +263,27 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, flag: str = "", encoding: str = "utf-8") -> str:
     """Read a text file.
+
+    Args:
+        path: the file.
+        flag: the option that names it, for errors.
+        encoding: UTF-8; `utf-8-sig` passes over the mark that some editors put first.
 
     Raises:
         InputError: the file is missing, cannot be read or is not UTF-8.
     """
+    named = f"{flag} {path}".strip()
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=encoding)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{named}: no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        raise InputError(f"{named}: cannot be read as UTF-8 text ({error})") from None
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8"
+            f"{named}: cannot be read as UTF-8 text ({error}); save it as UTF-8"
         ) from None
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from lcrec.core.artifacts import read_text
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest
 from lcrec.data.folder import Interactions, Items
@@ -91,14 +92,7 @@ def _filtered(filters: str, items: Items) -> np.ndarray:
 
 def read_item_ids(path: Path, flag: str, ids: IdMap, unknown: Unknown) -> list[int]:
     """Read a text file of one item id per line; empty lines are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{flag} {path}: cannot be read as UTF-8 text ({error}); save it as UTF-8"
-        ) from None
+    lines = read_text(path, flag=flag, encoding="utf-8-sig").split("\n")
     items, ignored = [], []
     for number, line in enumerate(lines, start=1):
         text = line.strip()

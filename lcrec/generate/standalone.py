@@ -21,9 +21,8 @@ import jinja2
 Step = Callable[[list[list[int]], list[list[int]]], list[list[float]]]
 LEAST_BEAMS = 20
 MOST_TOKENS = 128  # that vLLM scores by id in one request
-CPU_CACHE = (
-    4 * 2**30
-)  # bytes for keys and values; vLLM's VLLM_CPU_KVCACHE_SPACE names others, in GiB
+# Bytes for keys and values; vLLM's VLLM_CPU_KVCACHE_SPACE names others, in GiB.
+CPU_CACHE = 4 * 2**30
 
 
 def prompt_of(form: dict[str, Any], history: Sequence[str]) -> str:

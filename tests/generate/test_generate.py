@@ -546,7 +546,7 @@ def test_one_request_with_lists(run, tmp_path, capsys):
         ("\u0663\n".encode(), "expected an item id"),
         (b"9" * 5000, "expected an item id"),
         (b"\xff\xfe", "cannot be read as UTF-8 text .*; save it as UTF-8"),
-        (None, "cannot be read .No such file"),
+        (None, ": no such file$"),
     ],
 )
 def test_lists_that_hold_something_else(run, tmp_path, flag, text, message):
