@@ -96,6 +96,13 @@ class Interactions:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.sequence(user) for user in range(len(self)))
 
+    def has_repeats(self) -> bool:
+        """Return whether any user has an item more than once."""
+        owners = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        order = np.lexsort((self.items, owners))
+        same = np.diff(owners[order]) == 0
+        return bool((same & (np.diff(self.items[order]) == 0)).any())
+
 
 def load_items(folder: Path) -> Items:
     """Read the catalogue of a data folder.

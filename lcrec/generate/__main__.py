@@ -369,6 +369,11 @@ def prepare(
         f"{'users' if cases.numbers is None else 'cases'} with "
         f"{len(job.templates)} template(s) on {state.num_processes} process(es)"
     )
+    if not config.exclude_history and cases.exclude is None and not counted.has_repeats():
+        state.print(
+            f"No user of {config.data} is known to have an item twice: --exclude-history leaves "
+            "what a user has out of the ranking"
+        )
     return recommender, job
 
 

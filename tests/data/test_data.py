@@ -130,6 +130,12 @@ def test_bad_interactions(write, sequences, message):
         load_interactions(write(sequences), 4)
 
 
+@given(st.lists(st.lists(st.integers(0, 5), max_size=5), min_size=1, max_size=6))
+def test_repeats_are_those_of_one_user(sequences):
+    packed = Interactions.from_sequences({str(u): items for u, items in enumerate(sequences)})
+    assert packed.has_repeats() == any(len({*items}) < len(items) for items in sequences)
+
+
 @given(
     st.dictionaries(
         st.text(max_size=3),

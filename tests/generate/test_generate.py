@@ -317,6 +317,19 @@ def test_all_users_by_what_they_have(run, everyone, checkpoint, tmp_path, capsys
     assert "is up to date" in capsys.readouterr().out
 
 
+def test_says_that_no_user_has_an_item_twice(run, shop, tmp_path, capsys):
+    told = "No user of {} is known to have an item twice: --exclude-history leaves"
+    words = ["--output", tmp_path / "lists", "--all-users", "--overwrite"]
+    again = with_sequences(shop, tmp_path / "again", {"ann": [3, 7], "bob": [7, 1, 7]})
+    run(*words, data=again)
+    assert told.format(again) not in capsys.readouterr().out
+    once = with_sequences(shop, tmp_path / "once", {"ann": [3, 7], "bob": [7, 1]})
+    run(*words, data=once)
+    assert told.format(once) in capsys.readouterr().out
+    run(*words, "--exclude-history", data=once)
+    assert told.format(once) not in capsys.readouterr().out
+
+
 def test_parquet_holds_the_same(run, everyone, tmp_path):
     from pyarrow import parquet
 
