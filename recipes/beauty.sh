@@ -27,8 +27,9 @@ for split in valid test; do  # what is counted or solved, and neighbours by text
     python -m lcrec.baselines text-cosine --exclude-history --data "$data" --split $split \
         --embeddings "$run/embeddings" --output "$run/$split/text-cosine.jsonl"
     # Sequences, without a language model: 25 minutes of a core, whose checkpoint both splits share.
-    python -m lcrec.baselines sasrec --examples windows --batch-size 512 --every 2 --patience 4 --exclude-history \
-        --data "$data" --split $split --save "$run/sasrec" --output "$run/$split/sasrec.jsonl"
+    python -m lcrec.baselines sasrec --examples windows --batch-size 512 --every 2 --patience 4 \
+        --exclude-history --data "$data" --split $split --save "$run/sasrec" \
+        --output "$run/$split/sasrec.jsonl"
 done
 python -m lcrec.quantize --data "$data" --embeddings "$run/embeddings" \
     --collaborative "$run/cooccurrence" --output "$run/index"
