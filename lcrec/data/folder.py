@@ -98,10 +98,10 @@ class Interactions:
 
     def has_repeats(self) -> bool:
         """Return whether any user has an item more than once."""
-        owners = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        order = np.lexsort((self.items, owners))
-        same = np.diff(owners[order]) == 0
-        return bool((same & (np.diff(self.items[order]) == 0)).any())
+        users = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        pairs = users * (1 + int(self.items.max(initial=0))) + self.items
+        pairs.sort()
+        return bool((pairs[1:] == pairs[:-1]).any())
 
 
 def load_items(folder: Path) -> Items:
