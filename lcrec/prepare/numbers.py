@@ -1,8 +1,9 @@
 """Numbers as shops write them, such as prices: one notation for a whole column.
 
 A column holds numbers where every value that is there is one, with the same words around it (`12,50
-EUR`, `$ 1,299.00`), which are left out. Whether the comma or the point begins the decimals is
-decided by the whole column; where both would do (`1.299`), the point does.
+EUR`, `$ 1,299.00`), which are left out. One that begins with needless zeros (`007`) is a code, and
+no number. Whether the comma or the point begins the decimals is decided by the whole column; where
+both would do (`1.299`), the point does.
 """
 
 import re
@@ -14,7 +15,9 @@ SPACES = "'\u2019 \u00a0\u202f"
 AROUND = re.compile(rf"(\D*?)([+-]?[.,]?\d(?:[\d.,{SPACES}]*\d)?(?:[eE][+-]?\d\d?)?)(\D*)")
 GROUPS = re.compile(rf"(?<=\d)[{SPACES}](?=\d{{3}})")
 NOTATIONS = {
-    mark: re.compile(rf"([+-]?(\d+|\d{{1,3}}(\{other}\d{{3}})+)?(\{mark}\d+)?(e[+-]?\d\d?)?)?")
+    mark: re.compile(
+        rf"([+-]?(0|[1-9]\d*|[1-9]\d{{0,2}}(\{other}\d{{3}})+)?(\{mark}\d+)?(e[+-]?\d\d?)?)?"
+    )
     for mark, other in ((".", ","), (",", "."))
 }
 MISSING = ("", "nan", "null", "none")  # what software writes where there is no number

@@ -176,6 +176,7 @@ def test_text_among_numbers_stays_text_and_is_told(tmp_path, shop, capsys):
         (["1.299,00 €", "12,5 €"], ["1299", "12.5"]),
         (["1.299"], ["1.299"]),  # of both notations that with a point
         (["1,299"], ["1299"]),
+        (["0,50", "0"], ["0.5", "0"]),
         (["12.0", "1e7", "nan", "-0", ".5"], ["12", "10000000", "", "0", "0.5"]),
         (["1'299.50", "2"], ["1299.5", "2"]),
         (["4" * 40, "-0.00"], ["4" * 40, "0"]),  # no digit is lost
@@ -194,6 +195,8 @@ def test_a_column_of_numbers_has_one_notation(written, plain):
         (["2024-05-31"], "2024-05-31"),
         (["1,2,3"], "1,2,3"),
         (["1e999999999"], "1e999999999"),
+        (["120", "007"], "007"),  # a code, of which no digit is lost
+        (["00", "5"], "00"),
     ],
 )
 def test_what_is_no_column_of_numbers_stays(written, wrong):
