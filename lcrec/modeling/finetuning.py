@@ -64,8 +64,9 @@ from lcrec.prompts.tasks import TaskData, sequence_record
 
 # Epochs where none are given: a model learns by updates, and a small shop makes few in an epoch.
 FEWEST_EPOCHS, MOST_EPOCHS, ENOUGH_UPDATES = 4, 40, 2000
-# On a CPU: attention computes every pair of a buffer's tokens, and every buffer begins anew.
-CPU_BUFFER = 512
+# On a CPU: attention computes every pair of a buffer's tokens, and every buffer begins anew. With
+# dropout a number is drawn for each pair and head, which takes a small model most of its time.
+CPU_BUFFER, CPU_BUFFER_WITH_DROPOUT = 512, 192
 # Tokens that sharing must leave at most, of those to be computed without, to be worth its masks.
 SHARED_AT_MOST = 0.9
 FILLED = 0.8  # of a device's free memory; the allocator and the search in validation take the rest
@@ -224,7 +225,7 @@ def draw_training_rows(
     epochs, shared = [draw(0)], None
     if trained.may_share:
         first = tokenise_rows(epochs, encoder, settings.max_length, None, context)
-        shared = share_of_tokens(first, settings.batch_size)
+        shared = share_of_tokens(first, settings)
         if shared > SHARED_AT_MOST:
             data, shared = replace(data, alike=False), None
             epochs = [draw(0)]
@@ -243,19 +244,19 @@ def draw_training_rows(
     return TrainingRows(train, len(epochs), len(epochs[0]), valid, held_out, shared)
 
 
-def share_of_tokens(rows: Dataset, batch_size: int) -> float:
+def share_of_tokens(rows: Dataset, settings: TrainingSettings) -> float:
     """Return the share of tokens that is computed where samples share what they begin with.
 
     Args:
         rows: of `tokenise_rows`, an epoch in its order; up to 20 batches of it are counted.
-        batch_size: rows of a batch.
+        settings: the run's.
     """
-    starts = range(0, len(rows), batch_size)
+    starts = range(0, len(rows), settings.batch_size)
     kept = whole = 0
     for start in starts[:: -(-len(starts) // 20)]:
-        batch = rows.select(range(start, min(start + batch_size, len(rows)))).to_list()
+        batch = rows.select(range(start, min(start + settings.batch_size, len(rows)))).to_list()
         lengths = [len(row["input_ids"]) for row in batch]
-        kept += PackingCollator(0, max(CPU_BUFFER, *lengths)).count_tokens(batch)
+        kept += PackingCollator(0, max(_cpu_buffer(settings), *lengths)).count_tokens(batch)
         whole += sum(lengths) - len(lengths)
     return kept / whole
 
@@ -387,7 +388,11 @@ def buffer_tokens(
 def cpu_buffer_tokens(settings: TrainingSettings, rows: TrainingRows) -> int:
     """Return how many tokens a buffer of samples that share beginnings is to hold on a CPU."""
     longest = max(int(row_lengths(part).max()) for part in (rows.train, rows.valid))
-    return max(longest, settings.max_tokens_per_batch or CPU_BUFFER)
+    return max(longest, settings.max_tokens_per_batch or _cpu_buffer(settings))
+
+
+def _cpu_buffer(settings: TrainingSettings) -> int:
+    return CPU_BUFFER_WITH_DROPOUT if settings.dropout else CPU_BUFFER
 
 
 def _work_of(rows: TrainingRows, tokens: int) -> Work:
