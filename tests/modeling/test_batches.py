@@ -25,7 +25,7 @@ from lcrec.core.errors import InputError
 from lcrec.modeling.base import choose_attention
 from lcrec.modeling.batches import sample_losses, split_buffers
 from lcrec.modeling.cost import Activations
-from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens
+from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens, cpu_buffer_tokens
 from lcrec.modeling.probe import takes_trees
 from lcrec.modeling.recipe import TrainingSettings
 from lcrec.modeling.trees import BLOCK, PackingCollator, attention_masks
@@ -246,3 +246,19 @@ def test_buffers_hold_the_largest_batch_or_what_fits():
     assert size(0, max_tokens_per_batch=80) == 80
     with pytest.raises(InputError, match="--max-tokens-per-batch 79: the longest sample has 80"):
         size(0, max_tokens_per_batch=79)
+
+
+@pytest.mark.parametrize(
+    ("length", "options", "tokens"),
+    [
+        (80, {}, 512),
+        (80, {"mode": "full", "dropout": 0.1}, 192),  # a number is drawn for each pair of tokens
+        (300, {"mode": "full", "dropout": 0.1}, 300),  # the longest sample fits in any case
+        (80, {"max_tokens_per_batch": 100}, 100),
+        (80, {"max_tokens_per_batch": 60}, 80),
+    ],
+)
+def test_a_buffer_on_a_cpu_is_smaller_where_attention_has_dropout(length, options, tokens):
+    rows = Dataset.from_list(make_rows((length - 20, 20), (30, 10)))
+    settings = TrainingSettings(data="", index="", base="", **options)
+    assert cpu_buffer_tokens(settings, TrainingRows(rows, 1, 2, rows, None)) == tokens
