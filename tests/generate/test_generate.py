@@ -541,6 +541,12 @@ def test_an_explanation(run, taught, checkpoint, capsys):
     assert out.rstrip().endswith(f"  2 {printable(words.titles[1])}".rstrip())
 
 
+def test_what_cannot_be_explained_is_told_before_ranking(run, capsys):
+    with pytest.raises(InputError, match="was not trained on index2item"):
+        run("--history", 12, 7, "--k", 2, "--explain")
+    assert "recommended" not in capsys.readouterr().out
+
+
 def test_one_request_with_lists(run, tmp_path, capsys):
     (tmp_path / "stock.txt").write_text("3\n5\n40\n")
     run("--history", 12, 7, "--k", 3, "--allow", tmp_path / "stock.txt")
