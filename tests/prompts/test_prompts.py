@@ -77,7 +77,7 @@ def test_shipped_prompts_have_no_fault_and_enough_wordings(prompts):
 def test_golden_renders(path):
     """A change of wording shows in review. To write the files anew:
 
-    UPDATE_GOLDEN=1 pytest tests/test_prompts.py -k golden
+    UPDATE_GOLDEN=1 pytest tests/prompts/test_prompts.py -k golden
     """
     prompts = PromptSet.load(path.parent, base=SHIPPED)
     blocks = [f"system: {prompts.system}\n"]
