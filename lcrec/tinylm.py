@@ -48,9 +48,11 @@ class TinyLMConfig(Writes):
     vocab_size: int = option("entries of the tokenizer at most", 4096, minimum=300)
     hidden_size: int = option("width of the model, a multiple of 32", 192, minimum=32)
     layers: int = option("depth of the model", 4, minimum=1)
-    context: int = option("the most positions the model is told of", 4096, minimum=64)
+    context: int = option(
+        "the longest context that the model declares, in tokens", 4096, minimum=64
+    )
     epochs: float = option("passes over the text", 3.0, minimum=0)
-    max_words: int = option("words of each item's text to learn from", 120, minimum=1)
+    max_words: int = option("words of each item's text to learn from, at most", 120, minimum=1)
     learning_rate: float = option("peak step size of AdamW", 2e-3, minimum=0)
     seed: int = option("decides weights and order", 0, minimum=0)
 

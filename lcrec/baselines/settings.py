@@ -65,11 +65,9 @@ class CooccurrenceSettings(MethodSettings):
         "the factor per further step between them", DISTANCE_DECAY, minimum=0
     )
     backward: float = option(
-        "what it counts to stand before an item, against 1 for standing after it",
-        BACKWARD,
-        minimum=0,
+        "weight of standing before an item, against 1 for standing after it", BACKWARD, minimum=0
     )
-    last: int = option("how many of a history's last items speak", LAST, minimum=1)
+    last: int = option("how many of a history's last items count", LAST, minimum=1)
     history_decay: float = option(
         "the factor per step back in the history", HISTORY_DECAY, minimum=0
     )
@@ -90,7 +88,7 @@ class ItemKNNSettings(MethodSettings):
         "history_decay": (0.5, 0.7, 0.9, 1.0),
     }
 
-    neighbours: int = option("the items most like an item that speak for it", 100, minimum=1)
+    neighbours: int = option("how many of the items most like an item vote for it", 100, minimum=1)
     shrink: float = option("added below the fraction: few customers count less", 0.0, minimum=0)
     history_decay: float = option(
         "the factor per step back in the history; 1: order plays no part", 1.0, minimum=0, maximum=1
@@ -224,7 +222,7 @@ class CollabContextSettings(MethodSettings):
     layers: int = option("how often the vectors are smoothed over the graph", 2, minimum=0)
     feature_norm: Literal["none", "l2", "minmax"] = option(
         "what is done to the embeddings first: nothing, rows of length 1, or all values into 0..1 "
-        "(the released configuration does that unsaid)",
+        "(as the released configuration does)",
         "none",
     )
     hidden_layers: int = option("of the MLP, each followed by ReLU and dropout", 2, minimum=0)

@@ -90,13 +90,13 @@ class GenerateConfig(Writes):
     )
     beams: int | None = option("beams to search with (default: k, at least 20)", None, minimum=1)
     templates: list[str] = option(
-        "templates to ask with: ids, or 'all' that serve evaluation; the first by default; one "
-        "request asked in several gets their joint list",
+        "templates to ask with: ids, 'first', or 'all' that serve evaluation; the rankings of "
+        "several are joined for one request",
         ["first"],
     )
     ensemble: bool = option(
         "join the rankings of several templates into one (mean of scores, union of items): for a "
-        "split in X.ensemble.jsonl beside the lists of each",
+        "split in X.ensemble.jsonl beside the rankings of each",
         False,
     )
     constraint: Literal["trie", "level", "none"] = option(

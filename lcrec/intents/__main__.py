@@ -68,15 +68,25 @@ class IntentsConfig(Writes):
     )
     max_history: int = option("titles a preference is told from at most", 20, minimum=1)
     max_text_words: int = option("words of a title, review, ... at most", 150, minimum=1)
-    attempts: int = option("how often a question is asked at most (models only)", 3, minimum=1)
-    temperature: float = option("of the sampling (models only)", 0.4, minimum=0)
-    max_tokens: int = option("of an answer (models only)", 300, minimum=16)
-    batch_tokens: int = option("per batch, padding included (local only)", 8192, minimum=1)
-    concurrency: int = option("questions under way at once (openai only)", 8, minimum=1)
+    attempts: int = option(
+        "how often a question is asked at most, when answers are refused (models only)",
+        3,
+        minimum=1,
+    )
+    temperature: float = option("temperature of the sampling (models only)", 0.4, minimum=0)
+    max_tokens: int = option("tokens of an answer at most (models only)", 300, minimum=16)
+    batch_tokens: int = option("tokens per batch, padding included (local only)", 8192, minimum=1)
+    concurrency: int = option("questions in flight at once (openai only)", 8, minimum=1)
     timeout: float = option("seconds to wait for an answer (openai only)", 60.0, minimum=0.1)
-    retries: int = option("of a question that gets no answer (openai only)", 10, minimum=0)
-    price_in: float | None = option("of a million prompt tokens, for the estimate", None, minimum=0)
-    price_out: float | None = option("of a million answer tokens", None, minimum=0)
+    retries: int = option(
+        "how often a question without an answer is sent again (openai only)", 10, minimum=0
+    )
+    price_in: float | None = option(
+        "price of a million prompt tokens, for the estimate", None, minimum=0
+    )
+    price_out: float | None = option(
+        "price of a million answer tokens, for the estimate", None, minimum=0
+    )
     yes: bool = option("do not ask before spending (openai only)", False)
     dry_run: bool = option("show what would be asked, and the estimate, and stop", False)
     seed: int = option("decides the sampling (local only)", 0, minimum=0)

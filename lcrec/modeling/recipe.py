@@ -59,7 +59,7 @@ class TrainingSettings:
         "text",
     )
     boundary_tokens: bool = option(
-        "put a begin and an end token around an item that is an answer, for engines that want them",
+        "put a begin and an end token around an item that is an answer, for engines that need them",
         False,
     )
     epochs: int | None = option(
@@ -70,8 +70,8 @@ class TrainingSettings:
     )
     learning_rate: float = option("peak step size of AdamW", 5e-5, minimum=1e-12)
     rows_learning_rate: float | None = option(
-        "that of the item tokens' rows, which a pretrained model has everything to learn about "
-        "(default: the same)",
+        "peak step size of the item tokens' rows, which are new to a pretrained model (default: "
+        "--learning-rate)",
         None,
         minimum=1e-12,
     )

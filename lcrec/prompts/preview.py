@@ -1,4 +1,4 @@
-"""The preview of the editor's bench: templates rendered on records of a data set.
+"""Preview of prompt templates: rendered on records of a data set.
 
 Reads a data folder and an item index, or makes up a shop; writes to the screen only. Loads neither
 torch nor transformers, so that it answers at once.

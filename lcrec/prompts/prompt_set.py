@@ -6,7 +6,7 @@ name adds to its task, and the rest comes from the base. Everything is checked o
 `PromptSet` that was loaded renders for every item. `PromptSet.save` writes the same files, so a
 checkpoint carries its own copy.
 
-`python -m lcrec.prompts` is the editor's bench (see `lcrec.prompts.__main__`).
+`lcrec prompts` has the tools for editors (see `lcrec.prompts.__main__`).
 """
 
 import hashlib

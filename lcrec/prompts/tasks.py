@@ -510,7 +510,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "neighbours",
-            "from an item to one that stands near it in the train sequences, the oftener the more",
+            "from an item to one that stands near it in the train sequences, drawn by counts",
             {
                 "item": Variable("text", "question", "the item tokens of the item", True),
                 "title": Variable("text", "question", "the item's title"),

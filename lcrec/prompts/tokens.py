@@ -1,4 +1,4 @@
-"""The editor's bench with a tokenizer: what the model reads, where the loss falls, how long it is.
+"""Prompt tools with a tokenizer: what the model reads, where the loss falls, how long it is.
 
 Reads a tokenizer from a folder or the hub; writes to the screen only.
 """

@@ -206,7 +206,7 @@ def answer_apart(
 class ServiceLimits:
     """How many requests wait and are answered together, how long they take, how large they are."""
 
-    max_batch: int = option("requests answered together at most", 32, minimum=1)
+    max_batch: int = option("requests ranked together at most", 32, minimum=1)
     batch_wait: float = option("milliseconds a request waits for others to join", 2.0, minimum=0)
     max_queue: int = option("requests that may wait; the next is refused (503)", 256, minimum=1)
     timeout: float = option(

@@ -1,4 +1,4 @@
-"""The editor's bench on the command line: what needs no tokenizer, and what is loaded for it."""
+"""The prompt tools on the command line: what needs no tokenizer, and what is loaded for it."""
 
 import os
 import re

@@ -160,11 +160,13 @@ class ColdConfig(Writes):
     )
     output: Path = option("the file for the figures, *.json", writes=".json")
     embeddings: Path | None = option(EMBEDDINGS_HELP, None)
-    share: float = option("of the items that are taken away, between 0 and 1", 0.05)
+    share: float = option("share of the items to take away, between 0 and 1", 0.05)
     core: int = option("the fewest purchases of a user, and of an item, in the rest", 3, minimum=3)
-    exclude_history: bool = option("never list what the user already has, but for a target", True)
+    exclude_history: bool = option("mask history items, except targets", True)
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
-    seed: int = option("of the items drawn, and of whatever the methods draw", 0, minimum=0)
+    seed: int = option(
+        "decides which items are taken away, and what the methods draw", 0, minimum=0
+    )
 
 
 @dataclass(frozen=True)

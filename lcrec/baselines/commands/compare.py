@@ -50,11 +50,11 @@ class CompareConfig(Writes):
     embeddings: Path | None = option(EMBEDDINGS_HELP, None)
     index: Path | None = option(INDEX_HELP, None)
     predictions: list[str] | None = option(
-        "NAME=FILE.jsonl: lists made elsewhere that join the table; the same name again for the "
+        "NAME=FILE.jsonl: rankings made elsewhere that join the table; the same name again for the "
         "file of another seed",
         None,
     )
-    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    exclude_history: bool = option("mask history items, except targets", False)
     tuned: bool = option("start from the methods' best known settings", False)
     max_minutes: float | None = option(
         "stop each training after so long and keep what was best by then; none: no bound",

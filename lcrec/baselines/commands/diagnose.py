@@ -34,9 +34,7 @@ class DiagnoseConfig(Writes):
 
     predictions: list[Path] = option("the two predictions files, A and B", words=True)
     data: Path = option("the data folder that they were made from")
-    k: list[int] = option(
-        "how many items of each list count; several are set side by side", [5, 10, 20], minimum=1
-    )
+    k: list[int] = option("depths to compare the rankings at, side by side", [5, 10, 20], minimum=1)
     output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
 
 

@@ -58,7 +58,7 @@ class FuseConfig(Writes):
     data: Path | None = option(
         "adaptive: the data folder that all predictions were made from", None
     )
-    top: int = option("how many items to list per user", 100, minimum=1)
+    top: int = option("how many items to rank per user", 100, minimum=1)
 
 
 def main(argv: list[str]) -> None:

@@ -55,8 +55,8 @@ class IntentionConfig(AlphaRecSettings, Writes):
         "mix the query in before mapping and graph, or after them", "input"
     )
     encoder: str | None = option("where the encoder lies now, if it has moved", None)
-    top: int = option("how many items to list per user", 100, minimum=100)
-    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    top: int = option("how many items to rank per user", 100, minimum=100)
+    exclude_history: bool = option("mask history items, except targets", False)
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
     seed: int = option("of weights and draws", 0, minimum=0)
 

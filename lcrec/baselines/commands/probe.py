@@ -219,13 +219,13 @@ LEAST_ITEMS = 10
 class ProbeConfig(Writes):
     """Settings of `python -m lcrec.baselines probe`."""
 
-    source: Path = option("vectors to tell from: X.npy, or a folder of embeddings or of a method")
-    target: Path = option("vectors to be told, likewise; row i of both is item i")
+    source: Path = option("vectors to map from: X.npy, or a folder of embeddings or of a method")
+    target: Path = option("vectors to predict, likewise; row i of both is item i")
     maps: list[str] = option(
         "kinds of map", ["ridge", "procrustes", "linear", "mlp-1", "mlp-2", "mlp-3"]
     )
     distribution: Literal["random", "popularity"] = option(
-        "which items are kept from the maps: any, or the least popular in the train sequences",
+        "which items are held out from the maps: any, or the least popular in the train sequences",
         "random",
     )
     data: Path | None = option("the data folder, for --distribution popularity", None)

@@ -41,8 +41,8 @@ class TransferConfig(AlphaRecSettings, Writes):
     target_embeddings: Path = option("the folder that holds its embeddings.npy")
     output: Path = option("the predictions file to write, *.jsonl", writes=".jsonl")
     split: Literal["valid", "test"] = option("which held-out item to predict", "test")
-    top: int = option("how many items to list per user", 100, minimum=100)
-    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    top: int = option("how many items to rank per user", 100, minimum=100)
+    exclude_history: bool = option("mask history items, except targets", False)
     device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
     seed: int = option("of weights and draws", 0, minimum=0)
 

@@ -48,7 +48,7 @@ class TuneConfig(Writes):
     output: Path = option("the folder for tune.json and a folder per cell", writes=SHARED_FOLDER)
     embeddings: Path | None = option(EMBEDDINGS_HELP, None)
     index: Path | None = option(INDEX_HELP, None)
-    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    exclude_history: bool = option("mask history items, except targets", False)
     paper_family: bool = option(
         "settings outside the grid start from those of the paper's family; the default", False
     )

@@ -43,8 +43,8 @@ class BaselineConfig(Writes):
     embeddings: Path | None = option(EMBEDDINGS_HELP, None)
     index: Path | None = option(INDEX_HELP, None)
     split: Literal["valid", "test"] = option("which held-out items to predict", "test")
-    top: int = option("how many items to list per user", 100, minimum=100)
-    exclude_history: bool = option("never list what the user already has, but for a target", False)
+    top: int = option("how many items to rank per user", 100, minimum=100)
+    exclude_history: bool = option("mask history items, except targets", False)
     paper_family: bool = option(
         "the method's own settings start from those of its paper, or of the library its family of "
         "papers used; the default",
