@@ -305,6 +305,9 @@ def build_index(
         collaborative: float32 [items, width], what purchases say of the items, such as
             `lcrec.data.collaborative.load_collaborative` reads; a row of zeros for an item without.
 
+    Returns:
+        the index, codes int32 [items, levels]; no two items share a path.
+
     Raises:
         InputError: an embedding is NaN or infinite, or the settings allow fewer paths than items.
     """

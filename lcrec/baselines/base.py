@@ -34,7 +34,7 @@ class TrainingData:
         embeddings: float32 [items, dim], item texts as vectors, for methods that need them.
         items: the catalogue's fields, for methods that need them.
         index: the items' paths of codes, for methods that need them.
-        exclude_history: whether lists will leave out what the user already has, so that
+        exclude_history: whether rankings will mask history items, so that
             validation judges them alike.
         deadline: when, on `time.perf_counter`, to stop training and keep what is best so
             far; None: never.
@@ -177,9 +177,13 @@ def method_class(kind: type[MethodSettings]) -> type[Baseline]:
 
 
 def make_method(chosen: MethodSettings, seed: int = 0, device: str | None = None) -> Baseline:
-    """Return a method, not fitted, on `device` or the one that `pick_device` chooses.
+    """Return a method with these settings, not fitted yet.
 
-    A method that is counted needs no torch, so nothing is chosen unless it has been loaded.
+    Args:
+        chosen: the settings; their type says which method.
+        seed: of whatever the method draws.
+        device: where tensors live; None: a GPU where there is one. Without torch loaded, as for
+            methods that count, it is the CPU.
     """
     kind = method_class(type(chosen))
     if "torch" in sys.modules:

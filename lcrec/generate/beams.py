@@ -89,7 +89,7 @@ def beam_search(
     graphs: StepGraphs | None = None,
     advance: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] | None = None,
 ) -> BeamOutput:
-    """Search with one encoded prompt for all its beams.
+    """Find the best items of every prompt by beam search, each prompt encoded once.
 
     The arguments are those of `lcrec.generate.search.search`, which checks them; `first_row` is the
     number that an error gives to the first row, and `advance` chooses beams in another way than

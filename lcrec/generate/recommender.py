@@ -225,6 +225,9 @@ class Recommender:
             ids: what the items of `histories`, `allow` and `deny` are called: their numbers, or the
                 raw ids that the checkpoint carries; the ranking then has `raw_ids` too.
 
+        Returns:
+            the items and their scores, [requests, largest k] (`Ranking`).
+
         Raises:
             InputError: an empty history, an unknown item, more items wanted than there are or than
                 allow and deny leave, a template of another task, or a prompt longer than the
@@ -279,6 +282,9 @@ class Recommender:
             histories: item ids, oldest first; an empty one has no preference.
             items: per request the items to name, such as those recommended.
             max_new_tokens: tokens of a text at most.
+
+        Returns:
+            per request, titles of its items and the customer's preference.
 
         Raises:
             InputError: an unknown item, not one list of items per history, or a model that learnt

@@ -1,13 +1,11 @@
-"""Chat models behind an OpenAI-compatible endpoint: OpenAI's own, vLLM, Ollama, llama.cpp, ...
+"""Ask chat models: behind an OpenAI-compatible endpoint, or run here by `transformers`.
 
-Reads the key from OPENAI_API_KEY, which goes to the endpoint that is named; writes nothing. Up to
-`concurrency` questions are under way at once. The client tries again after time-outs, broken
-connections and the statuses 408, 409, 429 and 5xx: when a Retry-After header says so (up to two
-minutes), else after twice as long each time.
-
-Chat models run here by `transformers`, in batches.
-
-Reads a model folder or the hub; writes nothing.
+`EndpointWriter` asks OpenAI's own, vLLM, Ollama, llama.cpp and others. It reads the key from
+OPENAI_API_KEY, which goes to the endpoint that is named. Up to `concurrency` questions are in
+flight at once. The client tries again after time-outs, broken connections and the statuses 408,
+409, 429 and 5xx: when a Retry-After header says so (up to two minutes), else after twice as long
+each time. `LocalWriter` reads a model from a folder or the hub and answers in batches. Neither
+writes a file.
 """
 
 import asyncio

@@ -205,7 +205,7 @@ class FilterSettings:
 def refine(
     raw: RawTables, folder: Path, settings: FilterSettings, say: Callable[[str], None]
 ) -> Refined:
-    """Run all filters on what a reader opened.
+    """Filter raw interactions and items, and return what stays, with counts of every step.
 
     Args:
         raw: the two tables.

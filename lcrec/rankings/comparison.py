@@ -240,7 +240,7 @@ def compare_entries(
     reference: str | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """Return all figures.
+    """Measure methods on the same users and test each against a reference; return all figures.
 
     Args:
         entries: {name: its lists}.
