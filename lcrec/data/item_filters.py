@@ -96,7 +96,11 @@ class ItemFilters:
             named[folded] = own
         lists = list(named.values())
         # One list alone stays the object it is: requests that share it share its cost.
-        return lists[0] if len(lists) == 1 else np.unique(np.concatenate(lists))
+        if len(lists) == 1:
+            return lists[0]
+        passes = np.zeros(len(self._items), dtype=bool)
+        passes[np.concatenate(lists)] = True
+        return np.flatnonzero(passes)
 
     def _find_with_commas(self, field: str, folded: str) -> np.ndarray:
         """Return the items in whose values these stand side by side, as they do in one value."""

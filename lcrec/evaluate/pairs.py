@@ -76,11 +76,11 @@ def bought_alike(
         -1 where no other item shares a customer with the target; of equals the lower id.
     """
     owners = np.repeat(np.arange(len(train)), np.diff(train.offsets))
-    pairs = np.unique(np.stack([owners, train.items]), axis=1)  # a repeated purchase counts once
-    ones = np.ones(pairs.shape[1])
-    users_by_items = sparse.csr_array((ones, tuple(pairs)), shape=(len(train), num_items))
+    pairs = np.ones(len(owners)), (owners, train.items)
+    users_by_items = sparse.csr_array(pairs, shape=(len(train), num_items))
+    users_by_items.data[:] = 1  # a repeated purchase counts once
     items_by_users = sparse.csr_array(users_by_items.T)
-    customers = np.bincount(pairs[1], minlength=num_items)
+    customers = np.bincount(users_by_items.indices, minlength=num_items)
     found = np.full(len(targets), -1)
     for start in range(0, len(targets), BLOCK):
         rows = slice(start, start + BLOCK)
@@ -96,7 +96,7 @@ def at_random(num_items: int, seen: Seen, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     found = np.full(len(seen), -1)
     for case, own in enumerate(seen):
-        left = np.setdiff1d(np.arange(num_items), own)
+        left = np.setdiff1d(np.arange(num_items), own, assume_unique=True)
         if len(left):
             found[case] = rng.choice(left)
     return found

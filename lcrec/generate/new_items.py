@@ -26,6 +26,7 @@ def new_item_requests(
         InputError: places are reserved, but no item is new.
     """
     rows, asked = [], []
+    among: dict[int, np.ndarray] = {}  # by allow list: requests that share one still do
     for row, own in enumerate(requests):
         if not own.reserve_new:
             continue
@@ -34,8 +35,12 @@ def new_item_requests(
                 "reserve_new: the model was trained on every item, so none is new; give the index "
                 "that adds items to the checkpoint's own (--index)"
             )
-        allow = new_items if own.allow is None else np.intersect1d(new_items, own.allow)
-        left = len(allow if own.deny is None else np.setdiff1d(allow, own.deny))
+        allow = new_items
+        if own.allow is not None:
+            if id(own.allow) not in among:
+                among[id(own.allow)] = new_items[np.isin(new_items, own.allow)]
+            allow = among[id(own.allow)]
+        left = len(allow) - (0 if own.deny is None else int(np.isin(allow, own.deny).sum()))
         if left:
             k = min(own.reserve_new, left)
             asked.append(replace(own, k=k, allow=allow, num_beams=None, reserve_new=0))

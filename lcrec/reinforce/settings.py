@@ -167,7 +167,8 @@ class Cases:
         places = np.flatnonzero(np.arange(len(items)) > starts)
         if exclude_history:  # of a user's orders of one item the first
             pairs = starts * (int(items.max(initial=0)) + 1) + items
-            places = np.intersect1d(places, np.unique(pairs, return_index=True)[1])
+            first = np.unique(pairs, return_index=True)[1]
+            places = np.intersect1d(places, first, assume_unique=True)
         return cls(items, starts[places], places)
 
     def history(self, case: int) -> np.ndarray:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lcrec.generate.new_items import give_places
+from lcrec.generate.new_items import give_places, new_item_requests
+from lcrec.generate.requests import RankingRequest
 
 NEW = np.array([7, 8, 9])
 
@@ -40,3 +41,15 @@ def places(ranked, best_new):
 )
 def test_the_last_places_are_taken(ranked, best_new, expected):
     assert places(ranked, best_new) == expected
+
+
+def test_requests_that_share_an_allow_list_share_the_new_items_in_it():
+    allow = np.array([9, 1, 8, 9])
+    requests = [RankingRequest([1], k=3, allow=allow, reserve_new=2) for _ in range(2)]
+    requests.append(RankingRequest([1], k=3, allow=allow, deny=[8, 2], reserve_new=2))
+    requests.append(RankingRequest([1], k=3, allow=[1, 2], reserve_new=2))
+    rows, asked = new_item_requests(requests, NEW)
+    assert rows == [0, 1, 2]
+    assert [own.k for own in asked] == [2, 2, 1]
+    assert asked[0].allow.tolist() == [8, 9]
+    assert asked[0].allow is asked[1].allow is asked[2].allow
