@@ -28,6 +28,10 @@ KEYS = ("user", "target", "ranked", "scores", "template_id", "case")
 Key = tuple[str, int | None]  # of a case: the user, and which of their cases it is
 
 
+class DivergedError(InputError, FloatingPointError):
+    """The scores of a method, or the loss that it is trained by, are NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One ranked list for one user.
@@ -236,7 +240,7 @@ def top_items(
         per row the item ids, int64 [length], and their scores, float32 [length].
 
     Raises:
-        ValueError: a score is NaN or +inf.
+        DivergedError: a score is NaN or +inf.
     """
     scores = np.array(scores, dtype=np.float32, copy=True if exclude is not None else None)
     for row, ids in enumerate(exclude or ()):
@@ -252,7 +256,10 @@ def top_items(
     worst = np.concatenate((best, rest), axis=1).max(axis=1)
     if not (worst < np.inf).all():  # nor NaN, which is the maximum of all that it is among
         row = int(np.argmin(worst < np.inf))
-        raise ValueError(f"row {row} of the scores holds NaN or +inf")
+        raise DivergedError(
+            f"row {row} of the scores holds NaN or +inf: the method has diverged; if it was "
+            "trained, try a smaller --learning-rate"
+        )
     bounds = np.partition(best, groups - top, axis=1)[:, groups - top]
     return [_top_of_row(row, top, bound) for row, bound in zip(scores, bounds, strict=True)]
 

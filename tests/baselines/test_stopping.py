@@ -8,6 +8,7 @@ from torch import nn
 
 from lcrec.baselines.shared import training as stopping
 from lcrec.baselines.shared.training import train_epochs
+from lcrec.rankings.predictions import DivergedError
 
 
 class Weight(nn.Module):
@@ -73,7 +74,7 @@ def test_a_step_of_ones_own_and_a_loss_that_is_no_number():
     assert weight.value.item() == 2.5
     weight = Weight()
     optimizer = torch.optim.SGD(weight.parameters(), lr=1.0)
-    with pytest.raises(FloatingPointError, match=r"loss of epoch 1 is nan; .*--learning-rate"):
+    with pytest.raises(DivergedError, match=r"loss of epoch 1 is nan; .*--learning-rate"):
         train_epochs(
             weight, optimizer, lambda: [(weight.value * float("nan"), 1)], None, epochs=2,
             patience=1,

@@ -12,7 +12,7 @@ from lcrec.baselines.methods.closed_form import Cooccurrence, ItemKNN
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.rankings.evaluation import measure
-from lcrec.rankings.predictions import read_predictions
+from lcrec.rankings.predictions import DivergedError, read_predictions
 
 # Item 4 follows item 1 and item 5 follows item 2, for whoever is asked on validation.
 SHOP = {f"u{user}": [0, 1 + user % 2, 4 + user % 2, 3, 6] for user in range(6)}
@@ -105,7 +105,7 @@ def test_a_cell_that_fails_does_not_stop_the_rest(shop, tmp_path, monkeypatch, c
 
     def fail(self, data):
         if self.settings.neighbours == 1:
-            raise FloatingPointError("the loss of epoch 1 is nan")
+            raise DivergedError("the loss of epoch 1 is nan")
         fit(self, data)
 
     monkeypatch.setattr(ItemKNN, "fit", fail)

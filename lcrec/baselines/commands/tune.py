@@ -35,6 +35,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
+from lcrec.rankings.predictions import DivergedError
 
 COMMAND = "python -m lcrec.baselines tune"
 TUNE = "tune.json"
@@ -134,7 +135,7 @@ def _judge(
     training = dataclasses.replace(inputs.training, exclude_history=exclude_history)
     try:
         seconds = fit_and_measure(method, training)["fit_seconds"]
-    except FloatingPointError as error:
+    except DivergedError as error:
         return {"NDCG@10": None, "HR@10": None, "failed": str(error)}, {}
     cases = inputs.split.valid
     ranked = ranked_matrix(method, cases, training, top=10)

@@ -17,6 +17,7 @@ from torch import nn
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.runs.ranking import validator
 from lcrec.core.console import ProgressBar
+from lcrec.rankings.predictions import DivergedError
 
 Step = tuple[torch.Tensor, int]  # the mean loss of a batch, and its size
 SHOWN_EVERY = 5.0  # seconds within an epoch that takes longer
@@ -97,7 +98,7 @@ def train_epochs(
         step: updates the weights once the gradients are there; None: `optimizer.step`.
 
     Raises:
-        FloatingPointError: a loss is not finite; the epoch is named.
+        DivergedError: a loss is not finite; the epoch is named.
     """
     log = TrainingLog()
     best: dict[str, torch.Tensor] | None = None
@@ -122,7 +123,7 @@ def train_epochs(
                 shown_at = now
         mean = total / count
         if not math.isfinite(mean):
-            raise FloatingPointError(
+            raise DivergedError(
                 f"{label}: the loss of epoch {number} is {mean}; try a smaller --learning-rate"
             )
         score = None
@@ -196,7 +197,7 @@ def train_baseline(
         label: before the progress bar; None: the name of the method's class.
 
     Raises:
-        FloatingPointError: a loss is not finite; the epoch is named.
+        DivergedError: a loss is not finite; the epoch is named.
     """
     log = train_epochs(
         module,
