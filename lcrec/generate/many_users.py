@@ -26,7 +26,7 @@ from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.templates import Template
 from lcrec.rankings.fusion import join_lists
-from lcrec.rankings.predictions import write_predictions
+from lcrec.rankings.predictions import shortest, write_predictions
 
 ENSEMBLE = "ensemble"  # the template id of joint lists
 
@@ -226,12 +226,10 @@ FORMATS = {"jsonl": write_jsonl_part, "parquet": write_parquet_part}
 def _rows(part: Part, names: Names) -> Iterator[dict[str, Any]]:
     for name, lists in part.lists.items():
         for user, (items, scores) in enumerate(_shortened(*lists), start=part.first):
-            # Text of a float32 is its shortest exact form: half the digits of the same float64.
-            exact = scores.astype("U32").astype(np.float64)
             yield {
                 "user": names.users.names[user],
                 "ranked": names.items.names_of(items) if names.items.is_raw else items.tolist(),
-                "scores": exact.tolist(),
+                "scores": shortest(scores),
                 "template_id": name,
             }
 

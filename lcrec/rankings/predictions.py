@@ -282,7 +282,7 @@ def _checked_rows(path: Path, rows: Iterable[Prediction]) -> Iterator[dict[str, 
             "user": row.user,
             "target": _plain_target(row.target),
             "ranked": np.asarray(row.ranked).tolist(),
-            "scores": _shortest(row.scores),
+            "scores": shortest(row.scores),
             "template_id": row.template_id,
         }
         if row.case is not None:
@@ -298,7 +298,7 @@ def _checked_rows(path: Path, rows: Iterable[Prediction]) -> Iterator[dict[str, 
         yield values
 
 
-def _shortest(scores: Sequence[float] | np.ndarray) -> list[float]:
+def shortest(scores: Sequence[float] | np.ndarray) -> list[float]:
     """Return the float64 numbers whose shortest text is the shortest that reads as each float32.
 
     The text of a float32 taken as a float64 has up to seventeen digits, this one nine; orjson finds
