@@ -59,7 +59,7 @@ def evaluate_files(files: dict[str, Path], seed: int) -> dict[str, Any]:
     order = sorted(first.keys, key=lambda key: (len(key[0]), key[0], key[1] or 0))
     predictions = {label: content.in_order_of(order) for label, content in predictions.items()}
     # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
-    depth = min(content.length for content in predictions.values())
+    depth = max(1, min(content.length for content in predictions.values()))
     runs = {
         label: measure(content, depth=depth, seed=seed)
         for label, content in progress(predictions.items(), "measure", "files", leave=False)

@@ -75,7 +75,7 @@ class Predictions:
     @property
     def length(self) -> int:
         """The number of items in the longest list."""
-        return next(iter(self.ranked.values())).shape[1]
+        return max(int((ranked != PAD).sum(axis=1).max()) for ranked in self.ranked.values())
 
     @property
     def keys(self) -> list[Key]:

@@ -128,6 +128,12 @@ def test_several_files_side_by_side(tmp_path, capsys):
     assert row_of(capsys.readouterr().out, "ours")[2] == "1.0000*"
 
 
+def test_rankings_without_an_item_have_no_length(tmp_path):
+    result = evaluate_predictions([make(tmp_path / "none.jsonl", [None, None], length=0)])
+    assert result["runs"]["none"]["list_length"] == 0
+    assert result["runs"]["none"]["overall"]["MRR"]["mean"] == 0
+
+
 def test_templates_are_averaged_per_user(tmp_path, capsys):
     path = tmp_path / "lcrec.jsonl"
     write_predictions(path, [*rows([1, 1], "plain"), *rows([2, None], "a template of many words")])
