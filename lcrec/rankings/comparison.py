@@ -395,13 +395,14 @@ def read_comparable(files: Sequence[Path]) -> list[Predictions]:
         InputError: a file is damaged, or two differ in users or targets, or, where they have
             sidecars, in the split or in the hash of the sequences that they were made from.
     """
-    records = [_made_from(path) for path in files]
-    for path, record in zip(files[1:], records[1:], strict=True):
-        for what, value in record.items():
-            if records[0].get(what, value) != value:
+    told: dict[str, tuple[Path, str]] = {}
+    for path in files:
+        for what, value in _made_from(path).items():
+            first, expected = told.setdefault(what, (path, value))
+            if value != expected:
                 raise InputError(
-                    f"{files[0]} and {path} come from different {what} ({records[0][what][:13]} "
-                    f"and {value[:13]}); give files made from the same --data and the same --split"
+                    f"{first} and {path} come from different {what} ({expected[:13]} and "
+                    f"{value[:13]}); give files made from the same --data and the same --split"
                 )
     read = [read_predictions(path) for path in files]
     require_comparable({str(path): one for path, one in zip(files, read, strict=True)})

@@ -209,6 +209,8 @@ def test_what_fuse_refuses(files, tmp_path):
     elsewhere = tmp_path / "elsewhere.jsonl"
     rows = [Prediction(user, 1, [1], [1]) for user in "uv"]
     write_predictions(elsewhere, rows)
+    silent = tmp_path / "silent.jsonl"  # about where it comes from
+    write_predictions(silent, rows)
     inter = tmp_path / "T.inter.json"
     inter.write_text('{"x": 1}')
     write_provenance(elsewhere, "stage b", {"split": "test"}, {"inter": inter})
@@ -218,6 +220,7 @@ def test_what_fuse_refuses(files, tmp_path):
         ([a, str(other), *output], "1 users that .* lacks"),
         ([a, files["b.valid"], *output], r"come from different splits \(test and valid\)"),
         ([a, str(elsewhere), *output], "come from different sequences"),
+        ([str(silent), a, files["b.valid"], *output], r"different splits \(test and valid\)"),
         ([a, str(worded), *output], "a ranking for each of 2 prompt templates"),
         ([a, a, *output], "is given twice"),
         ([a, b, "--output", a], "is read from there"),
