@@ -111,9 +111,10 @@ def read_item_ids(path: Path, flag: str, ids: IdMap, unknown: Unknown) -> list[i
 def _number(text: str, ids: IdMap) -> int:
     if ids.is_raw:
         return ids.number(text)
-    if not (text.isascii() and text.isdigit() and int(text[:12]) < len(ids.names)):
+    digits = text.lstrip("0")[:12] or "0"
+    if not (text.isascii() and text.isdigit() and int(digits) < len(ids.names)):
         raise InputError(f"expected an item id from 0 to {len(ids.names) - 1}, found {text!r:.60}")
-    return int(text)
+    return int(digits)
 
 
 def _tell_ignored(where: str, ids: list[str]) -> None:

@@ -6,7 +6,7 @@ from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.data.id_map import IdMap
 from lcrec.data.item_filters import ItemFilters
-from lcrec.generate.one_request import load_allowed
+from lcrec.generate.one_request import load_allowed, read_item_ids
 
 ITEMS = Items(
     [
@@ -70,3 +70,12 @@ def test_filters_stand_beside_the_lists_of_the_command_line(tmp_path):
     assert left.tolist() == [1]
     with pytest.raises(InputError, match=r"--k 2: .* --filters leave only 1 of 3 items"):
         load_allowed(None, tmp_path / "sold.txt", '{"price": {"max": 20}}', 2, ITEMS, IDS)
+
+
+def test_zeros_in_front_of_an_id_hide_nothing_of_it(tmp_path):
+    listed = tmp_path / "ids.txt"
+    listed.write_text("002\n")
+    assert read_item_ids(listed, "--deny", IDS, "refuse") == [2]
+    listed.write_text("0" * 12 + "99999\n")
+    with pytest.raises(InputError, match="line 1: expected an item id from 0 to 2"):
+        read_item_ids(listed, "--deny", IDS, "refuse")
