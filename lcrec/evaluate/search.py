@@ -143,7 +143,7 @@ def make_queries(
         targets int64 [users].
 
     Raises:
-        InputError: the data set has no test intentions.
+        InputError: the data set has no test intentions, or none of the test part's users.
     """
     from lcrec.generate.requests import RankingRequest
 
@@ -155,6 +155,11 @@ def make_queries(
         )
     test = subject.split.test.one_per_user()
     known = [case for case, user in enumerate(test.users) if user in texts.test_intentions]
+    if not known:
+        raise InputError(
+            "no user with a test intention in <Name>.user.json has an item in the test part; write "
+            "the intentions anew with: python -m lcrec.intents"
+        )
     drawn = np.sort(np.random.default_rng(seed).permutation(known)[:users])
     queries, owners = [], []
     for row, case in enumerate(drawn.tolist()):

@@ -256,6 +256,12 @@ def test_queries_are_the_users_texts_with_what_went_before(subject):
         assert own[0].history.tolist() == history.tolist()
 
 
+def test_queries_of_nobody_in_the_test_part_are_refused(subject):
+    nobody = replace(subject.split, test=subject.split.test.take([]))
+    with pytest.raises(InputError, match="no user with a test intention"):
+        make_queries(replace(subject, split=nobody), None, 0)
+
+
 def test_what_search_refuses(words, embeddings, shop, tmp_path):
     bare, untold = tmp_path / "bare", tmp_path / "untold"
     for folder in (bare, untold):
