@@ -8,7 +8,7 @@ from planted import write_data
 
 from lcrec import embed
 from lcrec.baselines.__main__ import main
-from lcrec.core.artifacts import write_array
+from lcrec.core.artifacts import read_json, write_array, write_json, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, write_provenance
 from lcrec.intents import __main__ as intents
@@ -138,6 +138,31 @@ def test_queries_of_a_file(asked, tmp_path):
     output = tmp_path / "p.jsonl"
     intention(asked, output, "--queries", str(queries), "--alpha", "0.5")
     assert read_predictions(output).users == ["u1", "u3"]
+
+
+def test_users_with_nothing_to_train_on_ask_for_nothing(asked, tmp_path):
+    """Nothing is known of u3 but a history: its query must not become that of the last user."""
+    data, _ = asked
+    interactions = read_json(data / "Shop.inter.json")
+    parts = {
+        user: {"train": items[:3], "valid": items[3:4], "test": items[4:]}
+        for user, items in interactions.items()
+    }
+    parts["u3"] |= {"train": [], "valid": interactions["u3"][:4]}
+    write_json(data / "Shop.split.json", parts)
+    found = []
+    for name, users in (("one", ["u13"]), ("two", ["u13", "u3"]), ("none", ["u3"])):
+        queries = tmp_path / f"{name}.jsonl"
+        write_jsonl(queries, [{"user": user, "query": "red pen"} for user in users])
+        flags = ["--queries", str(queries), "--alpha", "1", "--layers", "1"]
+        if name == "none":
+            with pytest.raises(InputError, match="something to train on"):
+                intention(asked, tmp_path / "p.jsonl", *flags)
+            break
+        intention(asked, tmp_path / f"p-{name}.jsonl", *flags)
+        found.append(read_predictions(tmp_path / f"p-{name}.jsonl"))
+        assert found[-1].users == ["u13"]
+    assert (found[0].ranked["alpha=1"] == found[1].ranked["alpha=1"]).all()
 
 
 def test_what_intention_refuses(asked, tmp_path):

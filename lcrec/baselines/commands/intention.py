@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcrec.baselines.base import make_method, trained_positions
+from lcrec.baselines.base import UNKNOWN, make_method, trained_positions
 from lcrec.baselines.runs.inputs import input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.run import fit_and_measure
@@ -84,7 +84,14 @@ def main(argv: list[str]) -> None:
     inputs = load_inputs(config.data, config.embeddings, AlphaRecSettings.needs, "intention")
     test, num_items = inputs.split.test.one_per_user(), inputs.training.num_items
     queries = read_queries(config.data, config.queries, inputs.split)
-    cases = test.take([case for case, user in enumerate(test.users) if user in queries])
+    users = trained_positions(inputs.training.train, test.users)
+    asking = np.array([user in queries for user in test.users]) & (users != UNKNOWN)
+    if not asking.any():
+        raise InputError(
+            "none of those with a query has both something to train on and an item in the test "
+            "part; give queries of other users"
+        )
+    cases, users = test.take(np.flatnonzero(asking)), users[asking]
     print(
         f"AlphaRec on {inputs.name}: fit on the train part, then rank all {num_items:,} items for "
         f"the {len(cases):,} of {len(test):,} users with a query, at alpha "
@@ -98,7 +105,6 @@ def main(argv: list[str]) -> None:
     chosen = settings_of(AlphaRecSettings, config)
     method: Any = make_method(chosen, config.seed, config.device)
     seconds = fit_and_measure(method, inputs.training)["fit_seconds"]
-    users = trained_positions(inputs.training.train, cases.users)
     data = replace(inputs.training, exclude_history=config.exclude_history)
 
     def rows() -> Iterator[Prediction]:
