@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     names = load_names(data, interactions.users, num_items, None)
     parts = split_to_extend(data, interactions)
     reading = Reading.of(data, **config.given())
-    if not preparation(data) and has_repeats(interactions):
+    if not preparation(data) and interactions.has_repeats():
         reading = replace(reading, repeats="keep")  # as there evidently were kept
     orders = find_files("interactions", config.interactions)
     added = find_files("items", config.items or [])
@@ -139,11 +139,6 @@ def main(argv: list[str]) -> None:
             f"  {old.user.name} told of the sequences as they were; for the new ones: "
             f"python -m lcrec.intents --data {output}"
         )
-
-
-def has_repeats(interactions: Interactions) -> bool:
-    """Tell whether any user has an item more than once."""
-    return any(len(np.unique(sequence)) < len(sequence) for sequence in interactions)
 
 
 def split_to_extend(data: Path, interactions: Interactions) -> np.ndarray | None:
