@@ -258,6 +258,7 @@ class RequestHandler:
             bought = np.bincount(user_data.interactions.items, minlength=self.num_items) + 1
             self.popularity = np.log(bought / bought.sum()).astype(np.float32)
 
+            self.most_popular = np.argsort(-self.popularity, kind="stable")
     def encode(self, body: Body) -> EncodedRequest:
         """Check what a client asks for and put it into a prompt.
 
@@ -320,8 +321,7 @@ class RequestHandler:
         may = np.full(self.num_items, request.allow is None)
         may[() if request.allow is None else request.allow] = True
         may[request.deny] = False
-        allowed = np.flatnonzero(may)
-        items = allowed[np.argsort(-self.popularity[allowed], kind="stable")[: request.k]]
+        items = self.most_popular[may[self.most_popular]][: request.k]
         return items, self.popularity[items]
 
     def answer(self, encoded: EncodedRequest, ranked: Ranked) -> RankingAnswer:
