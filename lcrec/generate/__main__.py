@@ -464,7 +464,7 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
         del settings["fuse"]  # a file is an input
     paths = find_data(config.data)
     inputs = {"model": config.model, "item": paths.item, "inter": paths.inter}
-    if not config.all_users:
+    if not config.all_users or config.calibrate is not None:  # by what validation users rank
         inputs |= paths.sequences
     speaks = config.all_users or config.allow is not None or config.deny is not None
     if speaks and config.ids != "numbers":
