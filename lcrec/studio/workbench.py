@@ -375,7 +375,7 @@ class Workbench:
     def compare(self, a: str, b: str, k: int, side: str) -> str:
         """Return what two rankings of the test split have in common, and users apart.
 
-        A checkpoint is asked for at most 500 users, drawn once; a file has its own.
+        A checkpoint is asked for at most 500 cases, drawn once; a file has its own.
 
         Args:
             a, b: names of `compared`.
@@ -411,7 +411,7 @@ class Workbench:
         in_a, in_b = SIDES[side]
         chosen = np.flatnonzero(((places[0] > 0) == in_a) & ((places[1] > 0) == in_b))
         rows = [self._compared(one, int(row), places) for row in chosen[:MOST_USERS]]
-        return _PARTS.compared(a, b, k, _figures(figures, len(keys)), side, rows, len(chosen))
+        return _PARTS.compared(a, b, k, _figures(figures, one.num_users), side, rows, len(chosen))
 
     def _compared(self, one: Predictions, row: int, places: list[np.ndarray]) -> SimpleNamespace:
         place = self.data.interactions.users.index(one.users[row])
@@ -434,12 +434,15 @@ class Workbench:
                 model = self.recommender if is_own else Recommender.from_pretrained(path)
                 if len(model.index) != len(self.data.items):
                     raise InputError(f"{path} was trained on another catalogue")
-                cases = self.data.split.test.one_per_user().sample(COMPARED_USERS, 0)
+                cases = self.data.split.test.sample(COMPARED_USERS, 0)
                 k = min(COMPARED_K, len(model.index))
                 ranking = model.rank(case_requests(cases, RankingRequest(k=k)))
-                targets = cases.targets.astype(np.int64)
                 self._read[name] = Predictions(
-                    cases.users, targets, {None: ranking.items}, {None: ranking.scores}
+                    cases.users,
+                    cases.targets.astype(np.int64),
+                    {None: ranking.items},
+                    {None: ranking.scores},
+                    None if cases.numbers is None else cases.numbers.tolist(),
                 )
             elif name not in self._read:
                 self._read[name] = read_predictions(path)

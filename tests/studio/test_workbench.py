@@ -1,11 +1,13 @@
 """What the studio answers: the library's own results in raw ids, and every fault as a sentence."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lcrec.core.errors import InputError
+from lcrec.rankings.predictions import write_predictions
 
 OPTIONS = {"k": 4, "exclude_history": False}
 QUESTION, ANSWER = "So far: {{ history | join(' ') }}", "{{ target }}"
@@ -83,6 +85,17 @@ def test_two_rankings_are_compared_user_by_user(bench):
     assert re.findall(r"customer-\d+", without) == ["customer-0"]
     swapped = bench.compare(model, popular, 9, "B finds it, A does not")
     assert f"<caption>{counts[0]} users" in swapped
+
+
+def test_a_checkpoint_and_a_file_of_every_case_of_a_user_are_compared(bench, tmp_path):
+    split = bench.data.split
+    test = replace(split.test, numbers=np.arange(len(split.test)))
+    file = tmp_path / "p.jsonl"
+    write_predictions(file, test.predictions([(np.array([0]), np.zeros(1))] * len(test)))
+    compared = {"file": file, "model": list(bench.compared.values())[-1]}
+    data = replace(bench.data, split=replace(split, test=test))
+    own = replace(bench, data=data, compared=compared, _read={})
+    assert "<caption>" in own.compare("file", "model", 9, "neither finds it")
 
 
 def test_a_template_is_shown_ranked_with_and_saved(bench, studio_folder):
