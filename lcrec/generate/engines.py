@@ -246,6 +246,7 @@ class EngineRecommender(Recommender):
                 f"python -m lcrec.modeling merge --model {folder} --output DIR"
             )
         prompts, own = PromptSet.load(folder / PROMPTS), ItemIndex.load(folder)
+        catalogue = own if index is None else own.load_extension(index)
         config = load_config("--model", str(folder))
         if config.is_encoder_decoder:
             raise InputError(f"--model {folder}: vLLM does not rank with an encoder-decoder")
@@ -254,7 +255,7 @@ class EngineRecommender(Recommender):
             vllm.step,
             config,
             load_tokenizer("--model", folder, remedy=REMEDY),
-            own if index is None else own.load_extension(index),
+            catalogue,
             prompts,
             max_history=facts.max_history,
             max_text_words=facts.max_text_words,

@@ -179,12 +179,13 @@ class Recommender:
         Raises:
             InputError: no checkpoint, parts of different ones, or an `index` changing old items.
         """
-        checkpoint = load_checkpoint(Path(folder), dtype, base=base)
+        index = None if index is None else Path(index)
+        checkpoint = load_checkpoint(Path(folder), dtype, base=base, index=index)
         nn.Module.to(checkpoint.model, pick_device(device))
         return cls(
             checkpoint.model,
             checkpoint.tokenizer,
-            checkpoint.index if index is None else checkpoint.index.load_extension(Path(index)),
+            checkpoint.catalogue,
             prompts or checkpoint.prompts,
             max_history=checkpoint.facts.max_history,
             max_text_words=checkpoint.facts.max_text_words,

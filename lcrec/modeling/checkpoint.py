@@ -101,6 +101,7 @@ class Checkpoint:
 
     Attributes:
         nearby: what stood near what in training, where its prompts show neighbours, else None.
+        catalogue: the items to rank: those of `index`, and those that another one adds to them.
     """
 
     model: PreTrainedModel | PeftModel
@@ -108,7 +109,8 @@ class Checkpoint:
     index: ItemIndex
     prompts: PromptSet
     facts: CheckpointFacts
-    nearby: NearbyItems | None = None
+    nearby: NearbyItems | None
+    catalogue: ItemIndex
 
 
 @torch.no_grad()
@@ -211,6 +213,7 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     *,
     base: str | None = None,
+    index: Path | None = None,
     dequantize: bool = False,
 ) -> Checkpoint:
     """Load what `save_checkpoint` wrote, ready for inference.
@@ -219,21 +222,23 @@ def load_checkpoint(
         folder: the checkpoint.
         dtype: of the weights, or of the arithmetic where they are quantised.
         base: where the base model of an adapter lies now; None for where it was.
+        index: one that adds items to the checkpoint's own; None for that alone.
         dequantize: expand a quantised base to full precision, as one that is merged must be.
 
     Raises:
-        InputError: the folder is no checkpoint of ours, its weights are damaged, or its base model
-            is gone or is another one now.
+        InputError: the folder is no checkpoint of ours, `index` does not continue its own, its
+            weights are damaged, or its base model is gone or is another one now.
     """
     facts = CheckpointFacts.read(folder)
-    index = ItemIndex.load(folder)
+    own = ItemIndex.load(folder)
+    catalogue = own if index is None else own.load_extension(index)
     prompts = PromptSet.load(folder / PROMPTS)
     nearby = NearbyItems.load(folder / NEIGHBOURS) if prompts.shows_neighbours else None
     if not (folder / ADAPTER_CONFIG).exists():
         if base is not None:
             raise InputError(f"--base {base}: --model {folder} is whole and needs no base model")
         model, tokenizer = load_pair("--model", folder, CAUSAL, remedy=REMEDY, **loading(dtype))
-        return Checkpoint(model, tokenizer, index, prompts, facts, nearby)
+        return Checkpoint(model, tokenizer, own, prompts, facts, nearby, catalogue)
     tokenizer = load_tokenizer("--model", folder, remedy=REMEDY)
     if base is None:
         base = base_of_adapter(folder, REMEDY)
@@ -254,4 +259,4 @@ def load_checkpoint(
         model.resize_token_embeddings(rows_needed(tokenizer), mean_resizing=False)
     adapted = load_adapter("--model", folder, model, remedy=REMEDY)
     compute_rows_apart(adapted)
-    return Checkpoint(adapted.eval(), tokenizer, index, prompts, facts, nearby)
+    return Checkpoint(adapted.eval(), tokenizer, own, prompts, facts, nearby, catalogue)
