@@ -107,7 +107,17 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
     if sources.ids == "numbers":
         ids = replace(recommender.index, raw_ids=None).ids
     _require_same_names(sources, ids.is_raw, list(ids.names), names)
-    told = []
+    told: list[str] = []
+    versions = Versions(
+        model=fingerprint(model),
+        index=fingerprint(index_path(index or model)),
+        data=None if data is None else fingerprint(find_data(data).inter),
+        items=None if data is None else fingerprint(find_data(data).item),
+        fusion=None if named is None else fingerprint(provenance_path(named)),
+    )
+    handler = RequestHandler(  # which refuses a catalogue that is not the index's
+        recommender, items, limits, ids, user_data, versions, sources.reserve_new, told
+    )
     if sources.calibrate is not None:
         assert data is not None
         told.append(calibrate_on(recommender, load_split(data, interactions).valid, share))
@@ -116,16 +126,7 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         told.append(f"/recommend is {fusion.describe()}")
     # A model that cannot recommend is refused here, and the first client does not wait longer.
     recommender.recommend([[0]], 1)
-    versions = Versions(
-        model=fingerprint(model),
-        index=fingerprint(index_path(index or model)),
-        data=None if data is None else fingerprint(find_data(data).inter),
-        items=None if data is None else fingerprint(find_data(data).item),
-        fusion=None if named is None else fingerprint(provenance_path(named)),
-    )
-    return RequestHandler(
-        recommender, items, limits, ids, user_data, versions, sources.reserve_new, told
-    )
+    return handler
 
 
 def _share(sources: ServiceSources) -> float | None:

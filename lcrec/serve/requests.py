@@ -250,15 +250,16 @@ class RequestHandler:
         self.num_items = len(recommender.index)
         if items is not None and len(items) != self.num_items:
             raise InputError(
-                f"the catalogue has {len(items)} items and the model's index {self.num_items}"
+                f"the catalogue has {len(items)} items and the model's index {self.num_items}: "
+                "name the data folder, and the --index, that belong together"
             )
         self.limits = limits or ServiceLimits()
         self.filters = None if items is None else ItemFilters(items)
         if user_data is not None:
             bought = np.bincount(user_data.interactions.items, minlength=self.num_items) + 1
             self.popularity = np.log(bought / bought.sum()).astype(np.float32)
-
             self.most_popular = np.argsort(-self.popularity, kind="stable")
+
     def encode(self, body: Body) -> EncodedRequest:
         """Check what a client asks for and put it into a prompt.
 
