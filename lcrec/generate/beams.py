@@ -84,16 +84,14 @@ def beam_search(
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
-    first_row: int = 0,
     head: PromptHead | None = None,
     graphs: StepGraphs | None = None,
     advance: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] | None = None,
 ) -> BeamOutput:
     """Find the best items of every prompt by beam search, each prompt encoded once.
 
-    The arguments are those of `lcrec.generate.search.search`, which checks them; `first_row` is the
-    number that an error gives to the first row, and `advance` chooses beams in another way than
-    `_advance`, with its arguments and result.
+    The arguments are those of `lcrec.generate.search.search`, which checks them; `advance` chooses
+    beams in another way than `_advance`, with its arguments and result.
     """
     graphs = graphs or StepGraphs(torch.device("cpu"))
     config = model.config.get_text_config(decoder=True)
@@ -145,7 +143,7 @@ def beam_search(
         inputs += leaf_filter.tensors(pad=graphs.captures)
     with grouped_attention(model):
         nodes, scores, totals = graphs.run(key, owners, steps, inputs)
-    check_finite(totals, first_row)
+    check_finite(totals)
     return order_items(trie.items(nodes), scores)
 
 
@@ -158,7 +156,6 @@ def seq2seq_search(
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
-    first_row: int = 0,
 ) -> BeamOutput:
     """Search with an encoder-decoder whose cache is an `EncoderDecoderCache`, as of T5 and BART.
 
@@ -196,7 +193,7 @@ def seq2seq_search(
                 past_key_values=cache,
                 use_cache=True,
             ).logits.view(*tokens.shape, -1)
-    check_finite(torch.cat(totals, dim=1), first_row)
+    check_finite(torch.cat(totals, dim=1))
     return order_items(trie.items(nodes), scores)
 
 
@@ -369,11 +366,10 @@ def _masks(
     return layer_masks(config, additive)
 
 
-def check_finite(values: Tensor, first_row: int) -> None:
-    """Raise `InputError` naming the first row of `values` `[batch, beam]` that is not finite."""
-    broken = ~values.isfinite().all(dim=1)
-    if broken.any():
+def check_finite(values: Tensor) -> None:
+    """Raise `InputError` where values that follow from a model's logits are NaN or infinite."""
+    if not values.isfinite().all():
         raise InputError(
-            f"the model's logits for prompt {first_row + int(broken.nonzero()[0])} are NaN or "
-            "infinite; the weights are broken, or overflow in this precision (try bfloat16)"
+            "the model's logits are NaN or infinite; the weights are broken, or overflow in this "
+            "precision (try bfloat16)"
         )

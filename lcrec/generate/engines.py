@@ -74,7 +74,7 @@ def engine_search(
         )
         log_probs = torch.full(tokens.shape, -torch.inf)
         log_probs[asked] = torch.tensor([value for own in found for value in own])
-        check_finite(log_probs.masked_fill(~asked, 0).flatten(1), 0)
+        check_finite(log_probs.masked_fill(~asked, 0))
         opened: tuple[Tensor, Tensor, Tensor] = children, tokens, asked
         nodes, scores, tokens, parent = choose_beams(
             trie, level, nodes, scores, opened, log_probs, num_beams

@@ -31,17 +31,15 @@ class ItemConstraint(LogitsProcessor):
         prompt_length: int,
         num_beams: int,
         leaf_filter: LeafFilter | None = None,
-        first_row: int = 0,
     ) -> None:
         self.trie = trie
         self.prompt_length = prompt_length
         self.num_beams = num_beams
         self.leaf_filter = leaf_filter
-        self.first_row = first_row
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask the scores, `[batch * beam, vocab]`, of what may follow `input_ids`."""
-        check_finite(scores.amax(dim=1).view(-1, self.num_beams), self.first_row)
+        check_finite(scores.amax(dim=1))
         generated = input_ids[:, self.prompt_length :]
         nodes, on_path = self.trie.walk(generated)
         children, tokens, valid = self.trie.children(nodes, generated.shape[1])
@@ -85,7 +83,6 @@ def generate_search(
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
-    first_row: int = 0,
 ) -> BeamOutput:
     """Search by transformers' `generate`: any model, but work on a prompt is done once per beam.
 
@@ -98,7 +95,7 @@ def generate_search(
     found = generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        logits_processor=[ItemConstraint(trie, prompt_length, num_beams, leaf_filter, first_row)],
+        logits_processor=[ItemConstraint(trie, prompt_length, num_beams, leaf_filter)],
         generation_config=_ExactGeneration(
             num_beams=num_beams,
             num_return_sequences=num_beams,

@@ -94,7 +94,6 @@ def search(
                     trie,
                     num_beams,
                     leaf_filter=leaf_filter and leaf_filter.rows(rows),
-                    first_row=start,
                     **options,
                 )
         except RuntimeError as error:

@@ -406,14 +406,14 @@ def test_prompts_with_nothing_allowed_get_nothing(strategy):
 
 
 @pytest.mark.parametrize("strategy", [beam_search, generate_search])
-def test_broken_logits_name_the_prompt(strategy):
+def test_broken_logits_are_told(strategy):
     model = transformers.AutoModelForCausalLM.from_config(make_model().config).eval()
     ids, mask = make_prompts()
     with torch.no_grad():
         model.get_input_embeddings().weight[150] = torch.nan
     ids[1, -2] = 150
     trie = ItemTrie.build(make_items().numpy())
-    with pytest.raises(InputError, match="logits for prompt 1 are NaN"):
+    with pytest.raises(InputError, match="logits are NaN or infinite"):
         strategy(model, ids, mask, trie, 4)
 
 
