@@ -58,19 +58,6 @@ class Explanation:
     preference: str | None
 
 
-def require_task(tasks: Collection[str], task: str) -> None:
-    """Refuse what a model never learnt.
-
-    Raises:
-        InputError: the model was not trained on the task.
-    """
-    if task not in tasks:
-        raise InputError(
-            f"the model was not trained on {task} (but on {', '.join(sorted(tasks))}); "
-            f"add it: lcrec.finetune --tasks {' '.join(sorted({*tasks, task}))}"
-        )
-
-
 CONSTRAINTS = ("trie", "level", "none")
 MIN_BEAMS = 20
 WIDTH_STEP = 32  # tokens by which prompts' widths differ where steps are captured, shape by shape
@@ -325,7 +312,11 @@ class Recommender:
         Raises:
             InputError: the model was not trained on the task.
         """
-        require_task(self.tasks, task)
+        if task not in self.tasks:
+            raise InputError(
+                f"the model was not trained on {task} (but on {', '.join(sorted(self.tasks))}); "
+                f"add it: lcrec.finetune --tasks {' '.join(sorted({*self.tasks, task}))}"
+            )
 
     def encode(self, requests: Sequence[RankingRequest]) -> list[list[int]]:
         """Return the prompt of each request as token ids; raises as `RequestEncoder` does."""
@@ -399,35 +390,6 @@ class Recommender:
                     self._heads[key] = read_head(self.model, ids)
                 return self._heads[key]
         return None
-
-    def rank_prompts(
-        self,
-        prompt_ids: list[list[int]],
-        k: int,
-        *,
-        leaf_filter: LeafFilter | None = None,
-        num_beams: int | None = None,
-        count_done: Callable[[int], None] = lambda prompts: None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the k best items for each prompt and their scores, -1 and -inf where fewer.
-
-        Args:
-            prompt_ids, count_done: see `run_in_batches`.
-            k, leaf_filter, num_beams: see `rank_batch`, which also says what is raised.
-
-        Returns:
-            items int64 `[prompts, k]` and scores float32 `[prompts, k]`.
-        """
-        items = np.full((len(prompt_ids), k), -1, dtype=np.int64)
-        scores = np.full((len(prompt_ids), k), -np.inf, dtype=np.float32)
-
-        def run(rows: np.ndarray, batch: list[list[int]]) -> None:
-            items[rows], scores[rows] = self.rank_batch(
-                batch, k, leaf_filter=leaf_filter and leaf_filter.rows(rows), num_beams=num_beams
-            )
-
-        self.run_in_batches(prompt_ids, run, count_done)
-        return items, scores
 
     def write_texts(
         self,
@@ -539,13 +501,15 @@ class Recommender:
         for own in np.unique(beams).tolist():
             group = np.flatnonzero(beams == own)
             most = int(wanted[group].max())
-            items[group, :most], scores[group, :most] = self.rank_prompts(
-                [prompt_ids[row] for row in group],
-                most,
-                leaf_filter=leaf_filter and leaf_filter.rows(group),
-                num_beams=own,
-                count_done=count_done,
-            )
+            for places in self.plan_batches([prompt_ids[row] for row in group]):
+                rows = group[places]
+                items[rows, :most], scores[rows, :most] = self.rank_batch(
+                    [prompt_ids[row] for row in rows],
+                    most,
+                    leaf_filter=leaf_filter and leaf_filter.rows(rows),
+                    num_beams=own,
+                )
+                count_done(len(rows))
         beyond = np.arange(width) >= wanted[:, None]
         items[beyond], scores[beyond] = -1, -np.inf
         return items, scores

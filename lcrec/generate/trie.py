@@ -290,11 +290,6 @@ class LooseTrie:
         """The largest token id of a real item."""
         return self.trie.max_token
 
-    def to(self, device: torch.device | str) -> "LooseTrie":
-        """Return the same constraint with its arrays on `device`."""
-        allowed = tuple(tokens.to(device) for tokens in self.allowed)
-        return replace(self, trie=self.trie.to(device), allowed=allowed)
-
     def num_nodes(self, level: int) -> int:
         """Count the sequences of `level` tokens."""
         return math.prod(len(tokens) for tokens in self.allowed[:level])

@@ -164,15 +164,11 @@ class ReinforceTrainer(RecommenderTrainer):
         if first not in self._groups:
             if len(self._groups) == self.settings.accumulate:
                 self._groups.clear()
-            with self._in_eval_mode(), torch.no_grad():
+            self.policy.eval()
+            with torch.no_grad():
                 self._groups[first] = self._answer(inputs)
+            self.policy.train()
         return super().training_step(model, inputs | self._groups[first], num_items_in_batch)
-
-    @contextlib.contextmanager
-    def _in_eval_mode(self) -> Iterator[None]:
-        self.policy.eval()
-        yield
-        self.policy.train()
 
     @property
     def policy(self) -> PreTrainedModel | PeftModel:
