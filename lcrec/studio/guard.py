@@ -61,11 +61,14 @@ class Guard:
         await self.app(scope, receive, send_with_policy)
 
     def _refusal(self, headers: Headers) -> PlainTextResponse | None:
-        host = headers.get("host", "")
-        if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            named, asking = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+        except ValueError:
+            return PlainTextResponse("The header Host or Origin cannot be read.\n", 400)
+        if self.hosts is not None and named not in self.hosts:
             return PlainTextResponse(f"This page is not served as {host[:80]!a}.\n", 421)
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and asking != host:
             return PlainTextResponse("Another site's page may not use this one.\n", 403)
         if self.token is not None and not self._knows(headers.get("authorization", "")):
             return PlainTextResponse(

@@ -38,6 +38,8 @@ def test_the_token_is_the_password_or_a_bearer_token():
         ({"Origin": "http://127.0.0.1:7860"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Host": "[::1"}, 400),
+        ({"Origin": "http://["}, 400),
     ],
 )
 def test_another_site_cannot_use_the_page(headers, status):
