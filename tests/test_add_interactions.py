@@ -190,6 +190,22 @@ def test_repeats_and_ratings_count_as_they_did(place):
     assert by_name(place / "new")["ann"] == ["A-1", "A-2", "B-1", "A-1", "A-1"]
 
 
+@pytest.mark.parametrize(
+    ("orders", "told"),
+    [
+        ("", "Adding 0 of 0"),
+        ("ann,A-1,5,2024-05-01", "older than"),
+        ("ann,A-1,3,2024-06-01", "rated lower: 1 left out"),
+    ],
+)
+def test_a_night_without_a_good_rating(place, capsys, orders, told):
+    write_folder(place / "data", settings={"min_rating": 4})
+    (place / "orders.csv").write_text("customer,sku,rating,at\n" + orders)
+    add(place, "--late", "drop")
+    assert told in capsys.readouterr().out
+    assert by_name(place / "new") == by_name(place / "data")
+
+
 def test_a_folder_of_numbers(place):
     """Of a folder without raw ids and without a record, ids are the numbers."""
     for name in ("Shop.user2id", "Shop.item2id", "data_card.json", "lcrec.json"):

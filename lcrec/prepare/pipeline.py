@@ -228,7 +228,8 @@ def refine(
         ledger.step("time window", interactions, "--since and --until")
     if settings.min_rating is not None:
         interactions = rated_at_least(interactions, settings.min_rating, raw.interactions_path)
-        ledger.step(f"ratings from {settings.min_rating:g}", interactions, "--min-rating")
+        least = f"{settings.min_rating:g}"
+        ledger.step(f"ratings from {least}", interactions, f"--min-rating {least}")
     columns = ["user", "item", "time", *({"review"} & set(interactions.columns))]
     interactions = interactions.select(columns)
     if settings.repeats != "all":

@@ -121,7 +121,6 @@ def test_the_latest_items_of_a_user_and_the_best_rated(con):
         (["5", "good"], r"log.csv: 1 ratings are no number, .*user 'u', item 'i1': 'good'"),
         (["5", None], r"log.csv: 1 ratings are no number, .*item 'i1': empty"),
         (["nan", "5"], r"log.csv: 1 ratings are no number, .*item 'i0': 'nan'"),
-        (["1", "3"], r"--min-rating 4: the highest rating in log.csv is 3"),
     ],
 )
 def test_ratings_that_cannot_be_used(con, ratings, message):
