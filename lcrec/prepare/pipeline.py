@@ -344,6 +344,7 @@ def _leave_out(
     counts = interactions.join(going, "item").group_by("reason").agg(n=_.count()).to_pyarrow()
     reasons = {row["reason"]: row["n"] for row in counts.to_pylist()}
     left = materialise(interactions.anti_join(going, "item"))
-    order = {reason: reasons[reason] for reason in catalogue.left_out}
+    # Of an item that nobody has, as --split published keeps them, no interaction goes.
+    order = {reason: reasons.get(reason, 0) for reason in catalogue.left_out}
     ledger.step("items with text", left, f"{raw.items_path}: {what}", order)
     return left

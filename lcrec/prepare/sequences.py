@@ -41,7 +41,7 @@ def read_lcrec(con: BaseBackend, interactions: Paths, items: Paths, options: Opt
     """Read `X.inter.json` and `X.item.json`; raw ids by `X.user2id` and `X.item2id` beside them.
 
     With `options.reviews`, `X.review.json` is read too where it lies beside them: its keys are the
-    numbers of user and item as "(1, 2)", its values have a `review` and a `summary`.
+    numbers of user and item as "(1, 2)" or "('1', 2)", its values have a `review` and a `summary`.
 
     Raises:
         InputError: a file is missing, damaged or holds something else.
@@ -90,12 +90,23 @@ def _lcrec_actions(con: BaseBackend, path: Path, options: Options) -> tuple[Sift
         for place, item in enumerate(sequence):
             row = [_raw(users, user, users_path), _raw(item_ids, str(item), items_path), place]
             if said is not None:
-                review = said.get(f"({user}, {item})") or {}
-                row += [review.get("summary"), review.get("review")]
+                keys = (f"({user}, {item})", f"({user!r}, {item})", f"({user!r}, {str(item)!r})")
+                key = next(filter(said.__contains__, keys), "")
+                row += _review(said.get(key), f"{reviews}: {key}")
             rows.append(row)
     names = ["user", "item", "place", *(REVIEW_ROLES if said is not None else ())]
     roles = ROLES | {name: name for name in names[3:]}
     return _sifted(con, names, rows, roles, path, options), roles
+
+
+def _review(entry: Any, where: str) -> list[Any]:
+    """Return title and text of a review; None where there is none."""
+    if not entry:
+        return [None, None]
+    texts = [entry.get(name) for name in ("summary", "review")] if isinstance(entry, dict) else [0]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: expected the texts review and summary, found {entry!r:.80}")
+    return texts
 
 
 def _lcrec_items(

@@ -60,8 +60,9 @@ def test_lcrec_sequences_become_interactions_in_their_order(con, toy):
     ]  # fmt: skip
 
 
-def test_lcrec_raw_ids_and_reviews_lie_beside(con, toy):
-    review = {"(0, 1)": {"review": "Solid", "summary": "Good"}}
+@pytest.mark.parametrize("key", ["(0, 1)", "('0', 1)", "('0', '1')"])
+def test_lcrec_raw_ids_and_reviews_lie_beside(con, toy, key):
+    review = {key: {"review": "Solid", "summary": "Good"}}
     paths = toy(
         user2id="A 7\t0\nnan\t1\n", item2id="007\t0\nB\t1\n", **{"review.json": json.dumps(review)}
     )
@@ -86,11 +87,13 @@ def test_lcrec_raw_ids_and_reviews_lie_beside(con, toy):
         ({"item": {"0": "Lamp"}}, r"Toy.item.json: item '0' has no fields: 'Lamp'"),
         ({"user2id": "A 0\n"}, r"Toy.user2id, line 1: expected 'raw id, tab, number'"),
         ({"user2id": "A\t5\n"}, r"Toy.user2id: there is no line for number '0'"),
+        ({"review.json": '{"(0, 1)": "x"}'}, r"review.json: \(0, 1\): expected the texts .*'x'"),
+        ({"review.json": '{"(0, 1)": {"review": 5}}'}, r"expected the texts review and summary"),
     ],
 )
 def test_wrong_lcrec_files_are_named(con, toy, change, message):
     with pytest.raises(InputError, match=message):
-        read_lcrec(con, *toy(**change), Options())
+        read_lcrec(con, *toy(**change), Options(reviews=True))
 
 
 @pytest.fixture
@@ -209,6 +212,14 @@ def test_the_published_rows_are_the_cases(tmp_path, published, capsys, whole):
     assert trained[users[2]] == ([] if whole else [five])
     assert ("will be a lower bound" in capsys.readouterr().out) is not whole
     assert np.diff(found.interactions.offsets).sum() == (9 if whole else 7)
+
+
+def test_an_item_that_nobody_has_may_lack_its_text(tmp_path, published, capsys):
+    info = next((tmp_path / "info").iterdir())
+    info.write_text(info.read_text().replace("Rug", ""))
+    main(published)
+    assert len(load_data(tmp_path / "out").items) == 2
+    assert "neither title nor description: 1 ('6')" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
