@@ -7,6 +7,7 @@ Looks at names only, except that `unpack` writes the members of zip archives int
 import shutil
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -236,9 +237,9 @@ def find_files(flag: str, given: Sequence[Path]) -> list[Path]:
         if not members:
             raise InputError(f"--{flag} {path}: {what or 'the archive holds no file'}")
         found += members
-    twice = {path for path in found if found.count(path) > 1} if len(found) < 10_000 else set()
-    if twice:
-        raise InputError(f"--{flag}: {min(twice)} is named twice; its rows would count double")
+    if len(set(found)) < len(found):
+        twice = min(path for path, count in Counter(found).items() if count > 1)
+        raise InputError(f"--{flag}: {twice} is named twice; its rows would count double")
     return found
 
 
