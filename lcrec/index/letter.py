@@ -73,8 +73,7 @@ class Letter(nn.Module):
         """
         losses = self.model.losses(embeddings)
         aligned = alignment_loss(self.map(losses.quantized), collaborative)
-        codebooks = torch.stack([weight[0] for weight in self.model.codebook_weights()])
-        diverse = diversity_loss(codebooks, losses.codes, partners)
+        diverse = diversity_loss(self.model.codebooks(), losses.codes, partners)
         return losses.total + self.alignment * aligned + self.diversity * diverse
 
 
