@@ -32,6 +32,7 @@ from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.prompts.templates import Template
 
 IGNORED = -100
+MOST_TOKENS = 2**31 - 1  # of one table: Arrow counts where its lists begin in 32 bits
 TASK_NUMBERS = {name: number for number, name in enumerate(TASKS)}
 
 
@@ -215,17 +216,17 @@ def tokenise_rows(
         order = np.arange(len(labels))
         if batch_size is not None:
             order = np.asarray(group_by_length(whole.lengths.tolist(), batch_size, number))
-        whole = whole.take(order)
-        offsets = np.concatenate([[0], np.cumsum(whole.lengths)])
-        columns = {
-            "input_ids": pa.ListArray.from_arrays(
-                offsets.astype(np.int32), whole.ids.astype(np.int32)
-            ),
-            "prompt_length": pa.array(prompts.lengths[order]),
-            "task": [labels[row][0] for row in order.tolist()],
-            "template_id": [labels[row][1] for row in order.tolist()],
-        }
-        parts.append(Dataset(pa.table(columns)))
+        step = MOST_TOKENS // int(whole.lengths[longest])
+        for some in np.split(order, range(step, len(order), step)):
+            own = whole.take(some)
+            offsets = np.concatenate([[0], np.cumsum(own.lengths)]).astype(np.int32)
+            columns = {
+                "input_ids": pa.ListArray.from_arrays(offsets, own.ids.astype(np.int32)),
+                "prompt_length": pa.array(prompts.lengths[some]),
+                "task": [labels[row][0] for row in some.tolist()],
+                "template_id": [labels[row][1] for row in some.tolist()],
+            }
+            parts.append(Dataset(pa.table(columns)))
     return concatenate_datasets(parts)
 
 

@@ -406,7 +406,7 @@ def test_qwen3_reads_no_markup_in_a_title(real_data, prompts):
         assert [i for i in ids if i in added] == [i for i in empty if i in added], title
 
 
-def test_rows_become_prompt_and_answer(tokenizer):
+def test_rows_become_prompt_and_answer(tokenizer, monkeypatch):
     encoder = PromptEncoder(tokenizer, THREE)
     epochs = [draw_rows(DATA, THREE, {"seqrec": 1.0}, 0, epoch) for epoch in range(3)]
     dataset = tokenise_rows(epochs, encoder, 200, 2)
@@ -425,6 +425,10 @@ def test_rows_become_prompt_and_answer(tokenizer):
             assert prompt == encoder.prompt_ids([words.prompt])[0]
             assert answer == encoder.answer_ids([words.completion])[0]
         assert not left
+    # In several tables they are the same.
+    longest = max(map(len, dataset["input_ids"]))
+    monkeypatch.setattr("lcrec.prompts.rows.MOST_TOKENS", 2 * longest)
+    assert tokenise_rows(epochs, encoder, 200, 2).to_dict() == dataset.to_dict()
 
 
 def test_a_row_that_is_too_long_names_its_template(tokenizer):
