@@ -75,28 +75,34 @@ def print_stats(
     titles = ("samples", "of", "minimum", "median", "95th", "maximum", f"over {max_length:,}")
     print(f"{'':<30}" + "".join(f"{title:>12}" for title in titles))
     for name, task in TASKS.items():
+        templates = [template for template in prompts.templates if template.task == name]
+        # Places, not records: these are made anew where they are counted, and not kept.
+        fitting: dict[str, list[int]] = {template.id: [] for template in templates}
         try:
-            records = list(task.records(data))
+            for place, record in enumerate(
+                progress(task.records(data), name, "records", leave=False)
+            ):
+                for template in templates:
+                    if template.fits(record):
+                        fitting[template.id].append(place)
         except InputError as error:
             print(f"{name}: left out, {error}")
             continue
-        templates = [template for template in prompts.templates if template.task == name]
         rows = {}
-        for template in progress(templates, name, "templates", leave=False):
-            fitting = [record for record in records if template.fits(record)]
-            rows[template.id] = _lengths(template, fitting, encoder, count), len(fitting)
+        for template in templates:
+            places = fitting[template.id]
+            if count and count < len(places):
+                places = [places[at] for at in np.linspace(0, len(places) - 1, count, dtype=int)]
+            records = [task.record(data, 0, place) for place in places]
+            rows[template.id] = _lengths(template, records, encoder), len(fitting[template.id])
         whole = np.concatenate([lengths for lengths, _ in rows.values()]) if rows else np.array([])
         print(_stats_line(name, whole, sum(number for _, number in rows.values()), max_length))
         for template_id, (lengths, number) in rows.items():
             print(_stats_line(f"  {template_id}", lengths, number, max_length))
 
 
-def _lengths(
-    template: Template, records: list[Record], encoder: PromptEncoder, count: int
-) -> np.ndarray:
-    """Return the tokens of each sample counted, int64 [samples]."""
-    if count and count < len(records):
-        records = [records[row] for row in np.linspace(0, len(records) - 1, count, dtype=int)]
+def _lengths(template: Template, records: list[Record], encoder: PromptEncoder) -> np.ndarray:
+    """Return the tokens of each sample, int64 [samples]."""
     if not records:
         return np.zeros(0, dtype=np.int64)
     questions, answers = zip(*map(template.render, records), strict=True)
