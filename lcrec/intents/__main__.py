@@ -293,7 +293,11 @@ def confirm() -> None:
     """
     if not sys.stdin.isatty():
         raise InputError("this may cost money, and there is nobody to ask; add --yes to agree")
-    if input("Ask them? [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        reply = input("Ask them? [y/N] ")
+    except EOFError:  # Ctrl-D
+        reply = ""
+    if reply.strip().lower() not in ("y", "yes"):
         raise InputError("nothing was asked; --trial 20 tries it on a few users first")
 
 

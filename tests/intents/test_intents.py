@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import endpoint as fake
 import pytest
@@ -255,8 +256,8 @@ def test_nothing_is_spent_without_consent(toy, endpoint, monkeypatch):
     with pytest.raises(InputError, match="nobody to ask; add --yes"):
         main(words_for(endpoint, toy))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    for reply, consent in (("", False), ("n", False), ("y", True)):
-        monkeypatch.setattr("builtins.input", lambda _, reply=reply: reply)
+    for reply, consent in (("", False), ("n", False), (EOFError(), False), ("y", True)):
+        monkeypatch.setattr("builtins.input", Mock(side_effect=[reply]))
         if consent:
             main(words_for(endpoint, toy))
         else:
