@@ -294,8 +294,11 @@ def refuse_settings(config: Any, keep: set[str], why: str) -> None:
             raise InputError(f"--{field.name.replace('_', '-')} {shown}: {why}")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are an `InputError`."""
+
     def error(self, message: str) -> typing.NoReturn:
+        """Raise `InputError` with what argparse says."""
         raise InputError(f"{message} (all arguments: {self.prog} --help)")
 
 
@@ -307,7 +310,7 @@ def _argument_parser(
         for name, field in fields.items()
         if not _has_default(field)
     ]
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         # argparse would put all options here, and the required ones, which YAML can give, in
         # brackets.

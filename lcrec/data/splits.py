@@ -164,7 +164,7 @@ class EvalCases:
         """Return the first case of every user, with its first target."""
         if self.targets.ndim == 1 and self.numbers is None:
             return self
-        _, first = np.unique(self.users, return_index=True)
+        _, first = np.unique(self.owners, return_index=True)
         cases = self.take(np.sort(first))
         return replace(cases, targets=cases.first_targets, numbers=None)
 

@@ -282,7 +282,7 @@ def _run(config: PrepareConfig) -> None:
         if filters.keep_unbought:
             numbered = with_unbought(numbered, items["item"])
         parts = _parts(config, numbered, refined, raw)
-        card = make_card(name, refined.ledger, refined.catalogue, items, numbered, parts)
+        card = make_card(name, refined.ledger, refined.catalogue, numbered, parts)
         _tell(refined, card["split"])
         if config.dry_run:
             print("a dry run: nothing was written; leave --dry-run out to do it with all rows")

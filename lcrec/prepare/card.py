@@ -32,20 +32,14 @@ SHOWN = 300  # characters of a text shown before and after cleaning
 
 
 def make_card(
-    name: str,
-    ledger: Ledger,
-    catalogue: Catalogue,
-    items: pa.Table,
-    numbered: Numbered,
-    parts: np.ndarray | None,
+    name: str, ledger: Ledger, catalogue: Catalogue, numbered: Numbered, parts: np.ndarray | None
 ) -> Card:
     """Measure a data set.
 
     Args:
         name: the data set's name.
         ledger: what every step left and took.
-        catalogue: what became of the items' texts.
-        items: item and a column of text per field.
+        catalogue: the items, and what became of their texts.
         numbered: the sequences.
         parts: int8 [interactions], the part of the split each belongs to; None for leave-one-out.
 
@@ -54,6 +48,7 @@ def make_card(
     """
     ledger.check()
     lengths, popularity = np.diff(numbered.offsets), numbered.popularity()
+    items = catalogue.items
     texts = pc.add(pc.utf8_length(items["title"]), pc.utf8_length(items["description"]))
     sizes = np.asarray(texts.to_numpy(), dtype=np.int64)
     first, last = float(numbered.times.min()), float(numbered.times.max())
@@ -76,7 +71,7 @@ def make_card(
         ],
         "split": splits,
         "items_left_out": counts,
-        "share_of_items_left_out": _share(sum(counts.values()), len(catalogue.items)),
+        "share_of_items_left_out": _share(sum(counts.values()), len(items)),
         "texts_of_markup_alone": {
             field: {"items": len(ids), "such_as": ids[:NAMED]}
             for field, ids in catalogue.emptied.items()

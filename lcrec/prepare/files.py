@@ -373,7 +373,7 @@ def open_delimited(
             raise
         # The names of the copies are those of the files, for what is said of their rows.
         with tempfile.TemporaryDirectory() as folder:
-            copies = [Path(folder) / str(number) / path.stem for number, path in enumerate(paths)]
+            copies = [Path(folder) / str(n) / bare_name(path) for n, path in enumerate(paths)]
             for path, copy in zip(paths, copies, strict=True):
                 copy.parent.mkdir()
                 with_plain_line_ends(path, copy)

@@ -13,20 +13,15 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from lcrec.core.artifacts import PROMPTS
+from lcrec.core.config import Parser
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.prompts.intent_wording import read_intent_prompts
 from lcrec.prompts.preview import print_differences, read_task_data, show_task
 from lcrec.prompts.prompt_set import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
 from lcrec.prompts.tasks import TASKS
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (all arguments: {self.prog} --help)")
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -42,7 +37,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `lcrec prompts`."""
-    parser = _Parser(
+    parser = Parser(
         prog="lcrec prompts",
         description="Check, preview, count and score prompt templates.",
         epilog="example:\n  lcrec prompts check --prompts prompts",

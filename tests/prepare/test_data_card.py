@@ -32,7 +32,7 @@ def card_of(ledger, times):
         np.array([0, 1, 0, 1], dtype=np.int32), np.asarray(times), is_date=False,
     )  # fmt: skip
     catalogue = Catalogue(items, {NO_ROW: ["w"]}, {"title": ["v<b>"]}, [("title", "<b>Yo", "Yo")])
-    return make_card("Toy", ledger, catalogue, items, numbered, np.array([0, 1, 0, 2]))
+    return make_card("Toy", ledger, catalogue, numbered, np.array([0, 1, 0, 2]))
 
 
 def test_figures(ledger):
