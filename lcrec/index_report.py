@@ -63,7 +63,9 @@ def main(argv: list[str]) -> None:
     # A report may also go into the folder of the index that it is about.
     own_folder = config.output.resolve() == path.parent.resolve()
     if not own_folder:
-        check_output(config.output, STAGE, FOLDER, overwrite=config.overwrite, inputs=[path])
+        folders = (config.data, config.embeddings, config.collaborative)
+        read = [path, *filter(None, folders)]
+        check_output(config.output, STAGE, FOLDER, overwrite=config.overwrite, inputs=read)
     elif not (config.overwrite or is_kind(config.output, "python -m lcrec.quantize")):
         for page in filter(Path.exists, (config.output / REPORT, config.output / REPORT_PAGE)):
             raise InputError(

@@ -76,6 +76,12 @@ def test_a_persons_report_beside_an_index_is_kept(shop):
     assert (shop / "made" / "report.html").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["data", "embeddings"])
+def test_what_is_read_is_not_replaced(shop, name):
+    with pytest.raises(InputError, match="is read from there; name another place"):
+        run(shop, output=name)
+
+
 @pytest.mark.parametrize("kind", get_args(get_type_hints(IndexSettings)["kind"]))
 def test_it_says_of_every_kind_what_quantize_said(shop, kind):
     settings = {"kind": kind, "levels": 2, "codes": 6, "epochs": 5, "hidden-dims": 8}
