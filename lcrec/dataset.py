@@ -11,7 +11,8 @@ Reads the data folder, the item index and the prompts; writes a folder that hold
 - `item_tokens.json`, the tokens to add to the vocabulary, and `index.json`, whose they are;
 - `README.md`, the data card: counts, settings, hashes of the sources, how to train.
 
-They are the rows that `lcrec.finetune` trains on for the same data, prompts, tasks and seed.
+They are the rows that `lcrec finetune --share-prefix off` trains on for the same data, prompts,
+tasks and seed; without that flag it gives a user's samples of an epoch one template.
 Rows go to the file as they are made, so memory does not grow with their number.
 """
 

@@ -1,6 +1,6 @@
-"""Stage: judge predictions files by one measure, side by side.
+"""Stage: compute the metrics of predictions files, side by side.
 
-Three more commands judge what the tasks taught a checkpoint, each in a module of its own:
+Three more commands test what the tasks taught a checkpoint, each in a module of its own:
 
     python -m lcrec.evaluate pairs --help      the next item, or one like it?
     python -m lcrec.evaluate search --help     items for what a customer looks for
@@ -46,7 +46,7 @@ LINE = 99  # the least width of a table, in characters; longer labels widen it
 class EvaluateConfig(Writes):
     """Settings of `python -m lcrec.evaluate`."""
 
-    predictions: list[str] = option("predictions files to judge, compared if several")
+    predictions: list[str] = option("predictions files to measure, compared if several")
     output: Path | None = option(
         "where to write the numbers, *.json; for a single predictions.jsonl metrics.json beside "
         "it, for several files only where given",
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
             f"no command {command!r}{closest(command, COMMANDS)} (all: {', '.join(COMMANDS)}; "
             f"without one, {PROG} judges --predictions files)"
         )
-    description = "Judge predictions files: HR (Recall where users have several targets), NDCG\n"
+    description = "Measure predictions files: HR (Recall where users have several targets), NDCG\n"
     description += "and MRR with 95 % bootstrap intervals.\n\n"
     description += "What the tasks taught a checkpoint: " + ", ".join(
         f"{console_command(PROG)} {name} --help" for name in COMMANDS

@@ -1,7 +1,7 @@
 """Stage: a checkpoint and histories -> ranked items.
 
 Reads a checkpoint folder and the data folder; decodes by beam search over the prefix tree of real
-items, so every list holds real and distinct items only. There are three ways in:
+items, so every ranking holds real and distinct items only. There are three uses:
 
 - a split (`--output FILE.jsonl`): predictions {user, target, ranked, scores, template_id};
 - all users, for production (`--all-users --output FOLDER`): the items after all that each user
@@ -124,7 +124,7 @@ class GenerateConfig(Writes):
     base: str | None = option("where an adapter's base model lies now, if it moved", None)
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     prompts: Path | None = option("other templates than the checkpoint's own", None)
-    exclude_history: bool = option("never recommend what the user already has", False)
+    exclude_history: bool = option("never recommend an item of the history", False)
     fuse: str | None = option(FUSE, None)
     calibrate: str | None = option(CALIBRATE, None)
     reserve_new: int = option(

@@ -1,12 +1,12 @@
 """Stage: what users like and look for, in words.
 
 Reads `<Name>.inter.json`, `<Name>.item.json` and, where there is one, `<Name>.review.json` (without
-it, titles and descriptions have to do); writes `<Name>.user.json` in LC-Rec's form, for the tasks
-itemsearch and preferenceobtain. Every user gets two intentions, for the item at [-3] (to train on)
-and the one at [-1] (to test search with), told from that item and the user's review of it alone,
-and preferences told from the items before [-3]. Three ways to write them: `keywords` (TF-IDF, no
-language model), `local` (a chat model run by transformers), `openai` (any OpenAI-compatible
-endpoint, with the key in OPENAI_API_KEY).
+it, titles and descriptions are all that is used); writes `<Name>.user.json` in LC-Rec's form, for
+the tasks itemsearch and preferenceobtain. Every user gets two intentions, for the item at [-3] (to
+train on) and the one at [-1] (to test search with), written from that item and the user's review of
+it alone, and preferences written from the items before [-3]. Three ways to write them: `keywords`
+(TF-IDF, no language model), `local` (a chat model run by transformers), `openai` (any
+OpenAI-compatible endpoint, with the key in OPENAI_API_KEY).
 """
 
 import itertools

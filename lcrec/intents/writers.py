@@ -40,7 +40,7 @@ class EndpointWriter:
         base_url: the endpoint, such as http://localhost:8000/v1; OpenAI's where None.
         temperature: of its sampling.
         max_tokens: of an answer.
-        concurrency: questions under way at once.
+        concurrency: questions in flight at once.
         timeout: seconds to wait for an answer.
         retries: how often the client tries again before it gives a question up.
 

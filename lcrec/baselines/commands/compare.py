@@ -1,10 +1,10 @@
-"""Train what is missing, judge everything by one measure, and lay it side by side.
+"""Train methods, measure all rankings alike, and compare them in a table and a page.
 
-Reads a data folder, and embeddings and an index for the methods that need them; beside the
-methods that it trains, predictions files made elsewhere join the table, under the same rule for
-what is listed. Writes into --output a folder per method and seed (see
-`lcrec.baselines.runs.many`), `comparison.json` with all figures, `comparison.md` and the
-self-contained page `comparison.html`. A killed comparison goes on where it stopped.
+Reads a data folder, and embeddings and an index for the methods that need them; beside the methods
+that it trains, predictions files made elsewhere join the table, with the same items masked. Writes
+into --output a folder per method and seed (see `lcrec.baselines.runs.many`), `comparison.json` with
+all figures, `comparison.md` and the self-contained page `comparison.html`. A killed comparison goes
+on where it stopped.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""How many epochs methods take to their best validation score.
+"""Count the epochs that methods take to their best validation score.
 
 Reads a data folder, and embeddings for the methods that need them; writes a JSON file with, per
 method, the best epoch, the first within 1 % of the best validation NDCG@10, seconds per epoch and

@@ -1,7 +1,7 @@
 """Command: join the predictions files of several methods into one, by rank or by score.
 
 Reads predictions files that answer for the same users and targets, whoever made them, and their
-sidecars where they have one; writes a predictions file of the joint lists. With --valid, the
+sidecars where they have one; writes a predictions file of the joined rankings. With --valid, the
 weights are those that rank the validation items best (NDCG@10): give each method's predictions
 for the validation split, in the same order. `--how adaptive` goes on from there to weights of each
 user's own, by what is known of the user's history, which it reads from the data folder (--data),

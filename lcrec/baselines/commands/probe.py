@@ -1,4 +1,4 @@
-"""Find out how much of one set of item vectors can be told from another, by maps of six kinds.
+"""Measure how well one set of item vectors predicts another, by maps of six kinds.
 
     ridge, procrustes        closed form: penalised least squares; a rotation and one scale
     linear, mlp-1 .. mlp-3   mean squared error, Adam; 512, 2 x 2048 and 3 x 2048 ReLU units
@@ -6,8 +6,8 @@
 If text told all of behaviour, a map from text vectors to behaviour vectors would reach R^2 = 1 on
 items it was not fitted on. What a linear map reaches there is about what the two share; what a
 deep one adds on the items it was fitted on and loses on the others is overfitting (arXiv
-2604.22195). A fifth of the items is kept from the maps and tells how they carry over: drawn at
-random, or the least popular ones.
+2604.22195). A fifth of the items is held out to test the maps on: drawn at random, or the least
+popular ones.
 
 Reads item vectors from a `.npy` file, a folder of `python -m lcrec.embed`, or a folder that a
 method was kept in with --save; prints a table; writes {"items", "distribution", "maps": {map:

@@ -1,4 +1,4 @@
-"""Train AlphaRec's mapping on some data sets and rank another, with no step of training on it.
+"""Train AlphaRec's mapping on some data sets and rank another, without training on it.
 
 Reads data folders and their embeddings, all of one encoder; writes `predictions.jsonl` of the
 target. Of the target, only the train sequences are used, for the users' mean vectors and the graph

@@ -1,8 +1,8 @@
-"""Try the settings in a method's grid, and keep what does best on validation.
+"""Try all settings in a method's grid, and say which are best on validation.
 
     python -m lcrec.baselines tune NAME --data DIR --output DIR [settings outside the grid]
 
-Every cell of the grid is fitted on the train part and judged by NDCG@10 on the validation items,
+Every cell of the grid is fitted on the train part and measured by NDCG@10 on the validation items,
 full ranking; the test items are never looked at. A finished cell is a folder of its own with its
 figures, so a run that was stopped goes on where it was. Writes `tune.json`, the table that it
 prints, and the command that runs the best.
@@ -204,7 +204,7 @@ def _overview() -> str:
     command = console_command(COMMAND)
     return (
         f"usage: {command} NAME --data DIR --output DIR [more options]\n\n"
-        "Try the settings in a method's grid, and keep what does best on validation.\n\n"
+        "Try all settings in a method's grid, and say which are best on validation.\n\n"
         "A method without a grid is refused, and those that have one are named.\n"
         f"its grid, and what else can be set: {command} NAME --help\n\n"
         f"example:\n  {command} itemknn {example_of('itemknn', frozenset(), '{}/tuning')}"

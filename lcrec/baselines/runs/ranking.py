@@ -37,7 +37,7 @@ def rank_cases(
         method: fitted.
         cases: the users, their histories and targets.
         data: what it was fitted on, to know the users by, and whether their items are masked.
-        top: how many items to list; all of them where the catalogue is smaller, and fewer where
+        top: how many items to rank; all of them where the catalogue is smaller, and fewer where
             the method reaches fewer (`Baseline.max_list_length`), none of which may be left.
 
     Yields:
