@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline on real data: Amazon Office Products in LC-Rec's file form, with a real sentence
 # encoder (all-MiniLM-L6-v2, from the Python package index) and a small base model made from the
-# catalogue. Within 45 minutes on two cores. Running it again continues from what is done.
+# catalogue. 24 minutes on two cores. Running it again continues from what is done.
 #   bash recipes/office.sh DATA_FOLDER [RUN_FOLDER]
 set -euo pipefail
 data=$(realpath "${1:?usage: bash recipes/office.sh DATA_FOLDER [RUN_FOLDER]}")

@@ -54,7 +54,7 @@ class EvaluateConfig(Writes):
         writes=".json",
     )
     labels: list[str] | None = option(
-        "a name per file, for the table; by default the method that made it", None
+        "a name per file, for the table; by default the method that wrote it", None
     )
     seed: int = option("of the bootstrap", 0, minimum=0)
 

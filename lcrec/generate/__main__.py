@@ -128,8 +128,8 @@ class GenerateConfig(Writes):
     fuse: str | None = option(FUSE, None)
     calibrate: str | None = option(CALIBRATE, None)
     reserve_new: int = option(
-        "the last of the k places, for the best of the items that --index adds, which a model "
-        "hardly ever ranks among all others by itself",
+        "how many of the k places, the last, go to the best of the items that --index adds, which "
+        "a model hardly ever ranks high by itself",
         0,
         minimum=0,
     )

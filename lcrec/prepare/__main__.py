@@ -74,18 +74,18 @@ class PrepareConfig(Writes):
         "the folder or zip archive that holds the files by their published names", None
     )
     interactions: list[Path] | None = option(
-        "instead: files with one row per interaction; several, 'part-*.csv.gz', or a folder of "
-        "Parquet files",
+        "in place of --input: files with one row per interaction; several, "
+        "'part-*.csv.gz', or a folder of Parquet files",
         None,
     )
-    items: list[Path] | None = option("and files with one row per item", None)
+    items: list[Path] | None = option("with --interactions: files with one row per item", None)
     source: str | None = option(
-        "instead: hf:REPOSITORY:CATEGORY, such as hf:McAuley-Lab/Amazon-Reviews-2023:"
+        "in place of --input: hf:REPOSITORY:CATEGORY, such as hf:McAuley-Lab/Amazon-Reviews-2023:"
         "Office_Products; a folder with the repository's files may stand for it",
         None,
     )
     order: Literal["time", "file"] = option(
-        "file: rows have no times and are in the order of time", "time"
+        "time: by their times; file: rows have no times and stand in order", "time"
     )
     bad_rows: Literal["error", "drop"] = option(
         "rows that cannot be used: refuse, naming the first; or drop and count them", "error"
@@ -176,8 +176,8 @@ class PrepareConfig(Writes):
 def main(argv: list[str]) -> None:
     """Run the stage."""
     description = (
-        "Make a data folder of raw interactions and item texts: clean the texts, drop what is too "
-        "rare to learn from, order every user's items by time and number all."
+        "Make a data folder from raw interactions and item texts: clean the texts, drop what is "
+        "too rare to learn from, order every user's items by time, number users and items."
     )
     config = parse_config(PrepareConfig, argv, description=description, prog=STAGE, example=EXAMPLE)
     if config.split is None:

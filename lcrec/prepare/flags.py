@@ -21,7 +21,7 @@ class ReadingFlags:
     encoding: str | None = option("how text files are encoded, as in `lcrec prepare`", None)
     columns: str | None = option("which columns to read, as in `lcrec prepare`", None)
     order: Literal["time", "file"] | None = option(
-        "file: rows have no times and are in the order of time", None
+        "time: by their times; file: rows have no times and stand in order", None
     )
     bad_rows: Literal["error", "drop"] | None = option(
         "rows that cannot be used: refuse, naming the first; or drop and count them", None

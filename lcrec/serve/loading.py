@@ -37,8 +37,8 @@ class ServiceSources:
     fuse: str | None = option(f"{FUSE}; of /recommend", None)
     calibrate: str | None = option(CALIBRATE, None)
     reserve_new: int = option(
-        "the last of an answer's k places, for the best of the items that --index adds, which a "
-        "model hardly ever ranks among all others by itself; a request may ask for others",
+        "how many of the k places, the last, go to the best of the items that --index adds, which "
+        "a model hardly ever ranks high by itself; a request may set another number",
         0,
         minimum=0,
     )
