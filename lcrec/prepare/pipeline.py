@@ -292,12 +292,15 @@ def _draw_cold_items(interactions: Table, share: float, seed: int) -> list[str]:
     """Return the ids of a random share of the items, ascending.
 
     Raises:
-        InputError: the share is less than one item.
+        InputError: the share is less than one item, or all of them.
     """
     ids = interactions.select("item").distinct().order_by("item").to_pyarrow()["item"]
     drawn = np.random.default_rng(seed).permutation(len(ids))[: round(share * len(ids))]
-    if not len(drawn):
-        raise InputError(f"--cold-share {share:g}: of {len(ids):,} items that is none; give more")
+    if not 0 < len(drawn) < len(ids):
+        much, remedy = ("all", "less") if len(drawn) else ("none", "more")
+        raise InputError(
+            f"--cold-share {share:g}: of {len(ids):,} items that is {much}; give {remedy}"
+        )
     return ids.take(pa.array(np.sort(drawn))).to_pylist()
 
 

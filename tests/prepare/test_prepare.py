@@ -425,6 +425,10 @@ def test_a_dry_run_writes_nothing(tmp_path, shop, capsys, monkeypatch):
         (["--min-text", "99"], r"shorter than --min-text: 4 .*nothing is left"),
         (["--cold-share", "1.5"], r"--cold-share 1.5: give a share below 1"),
         (["--split", "cold-items"], r"--cold-share 0.05: of 4 items that is none; give more"),
+        (
+            ["--split", "cold-items", "--cold-share", "0.9"],
+            r"--cold-share 0.9: of 4 items that is all; give less",
+        ),
         (["--spark-master", "local[1]"], r"--spark-master local\[1\] belongs to --engine spark"),
     ],
 )
