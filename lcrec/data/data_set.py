@@ -28,6 +28,9 @@ class DataSet:
 def load_data(folder: str | Path) -> DataSet:
     """Read a data folder, as `lcrec prepare` or `lcrec synthetic` wrote it.
 
+    Returns:
+        catalogue, interactions, split and user texts, each checked against the others.
+
     Raises:
         InputError: a file is missing or malformed, files belong to different data sets, or the
             interactions cannot be split.

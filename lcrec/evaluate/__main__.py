@@ -48,8 +48,8 @@ class EvaluateConfig(Writes):
 
     predictions: list[str] = option("predictions files to measure, compared if several")
     output: Path | None = option(
-        "where to write the numbers, *.json; for a single predictions.jsonl metrics.json beside "
-        "it, for several files only where given",
+        "where to write the numbers, *.json (default: of a single X.jsonl to X.metrics.json beside "
+        "it, of predictions.jsonl to metrics.json, of several files nowhere)",
         None,
         writes=".json",
     )
