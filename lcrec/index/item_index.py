@@ -283,7 +283,7 @@ SMALL = 2000  # items; with fewer, the published 4 levels of 256 codes are too m
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSettings:
-    """How items get their codes."""
+    """The settings of an item index: how items get their codes."""
 
     kind: Literal["rq-vae", "rq-kmeans", "balanced-kmeans", "tiger", "random", "vanilla"] = option(
         "how to index: rq-vae (LC-Rec's), rq-kmeans and balanced-kmeans (no training), tiger (no "
