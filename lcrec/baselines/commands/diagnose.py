@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
         k: compare_lists(a, b, targets, k, popularity=popularity, activity=activity)
         for k in config.k
     }
-    print(f"\n{len(users):,} users. {_EXPLANATION}\n\n{format_comparison(figures)}")
+    cases = "" if read[0].numbers is None else f"{len(users):,} cases of "
+    print(f"\n{cases}{read[0].num_users:,} users. {_EXPLANATION}\n\n{format_comparison(figures)}")
     if config.output is None:
         print("\nNothing was written; --output FILE.json keeps these numbers.")
         return
