@@ -228,7 +228,7 @@ def tell(
     takes_items: bool,
 ) -> None:
     """Print what joins, and what does not and why."""
-    from lcrec.prepare.additions import some_of
+    from lcrec.prepare.pipeline import some_of
 
     if new_items.entries or takes_items:
         print(f"Adding {len(new_items.entries):,} items to {data}")

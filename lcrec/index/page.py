@@ -372,9 +372,8 @@ def draw_sunburst(codes: np.ndarray) -> Picture:
         codes: int [items, levels].
     """
     ordered = codes[np.lexsort(codes.T[::-1])]
-    family = np.unique(ordered[:, 0], return_inverse=True)[
-        1
-    ]  # the colour is that of the first code
+    # The colour is that of the first code.
+    family = np.unique(ordered[:, 0], return_inverse=True)[1]
     items, rings = len(codes), min(RINGS, codes.shape[1])
 
     def draw(axes: Axes) -> None:

@@ -373,9 +373,10 @@ def _parts(
 
 def _tell(refined: Refined, parts: dict[str, int] | None) -> None:
     """Print what became of the texts, how it looks, and the sizes of the split's parts."""
+    from lcrec.prepare.pipeline import some_of
+
     for field, ids in refined.catalogue.emptied.items():
-        named = ", ".join(map(repr, ids[:3])) + (", ..." if ids[3:] else "")
-        print(f"  {field} of {len(ids):,} items was nothing but markup: {named}")
+        print(f"  {field} of {len(ids):,} items was nothing but markup: {some_of(ids)}")
     for field, value in refined.catalogue.words.items():
         print(f"  {field} is kept as text, for not every value is a number: {value[:80]!r}")
     for field, before, after in refined.catalogue.samples[:1]:

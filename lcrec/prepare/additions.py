@@ -9,11 +9,10 @@ of a user or an item. Writes nothing but tables in DuckDB and temporary files.
 
 import dataclasses
 import datetime
-import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +40,7 @@ from lcrec.prepare.filters import (
 )
 from lcrec.prepare.inputs import Inputs
 from lcrec.prepare.numbers import plain_numbers
-from lcrec.prepare.pipeline import with_review
+from lcrec.prepare.pipeline import some_of, with_review
 from lcrec.prepare.published import READERS
 from lcrec.prepare.tables import (
     EXTRA_ROLES,
@@ -56,7 +55,6 @@ from lcrec.prepare.text import clean_text, make_catalogue
 
 SEQUENCES = ("lcrec", "minionerec")  # formats that tell the order of a user's items and no time
 MEMORY_GB = 4  # from which DuckDB puts data on disk
-EXAMPLES = 3
 # A night may bring orders of so many items that are all new; beyond, another column was read.
 QUIET = 10
 
@@ -169,12 +167,6 @@ class NewItems:
         for reason, ids in self.left_out.items():
             told.append(f"  {reason}: {len(ids):,} left out ({some_of(ids)})")
         return told
-
-
-def some_of(ids: Iterable[str]) -> str:
-    """Return the first few ids, for a message."""
-    first = list(itertools.islice(ids, EXAMPLES + 1))
-    return ", ".join(map(repr, first[:EXAMPLES])) + (", ..." if first[EXAMPLES:] else "")
 
 
 def read_items(

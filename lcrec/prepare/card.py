@@ -54,7 +54,7 @@ def make_card(
     first, last = float(numbered.times.min()), float(numbered.times.max())
     unit = 1_000_000 if numbered.is_date else time_unit(first, last)
     counts = {part: len(ids) for part, ids in catalogue.left_out.items()}
-    splits = None
+    left_out, splits = sum(counts.values()), None
     if parts is not None:
         splits = dict(zip(PARTS, np.bincount(parts, minlength=3).tolist(), strict=True))
     return {
@@ -71,7 +71,7 @@ def make_card(
         ],
         "split": splits,
         "items_left_out": counts,
-        "share_of_items_left_out": _share(sum(counts.values()), len(items)),
+        "share_of_items_left_out": left_out / (left_out + len(items)),
         "texts_of_markup_alone": {
             field: {"items": len(ids), "such_as": ids[:NAMED]}
             for field, ids in catalogue.emptied.items()
@@ -99,10 +99,6 @@ def make_card(
             "time": _histogram(numbered.times / (unit or 1), logarithmic=False),
         },
     }
-
-
-def _share(count: int, rest: int) -> float:
-    return count / (count + rest) if count else 0.0
 
 
 def _share_of_ties(numbered: Numbered) -> float:

@@ -7,7 +7,8 @@ that have text is the same either way. The `Ledger` counts the rows that each fi
 reason; they add up to the input.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -50,21 +51,12 @@ class Counts:
         )
         return cls(**row.to_pyarrow().to_pylist()[0])
 
-    @property
-    def sparsity(self) -> float:
-        """The share of user-item pairs that no interaction stands for."""
-        return 1 - self.interactions / (self.users * self.items)
-
-    @property
-    def mean_length(self) -> float:
-        """Interactions per user."""
-        return self.interactions / self.users
-
     def line(self, step: str) -> str:
         """Return a line of the table that `HEADER` heads."""
         return (
             f"{step:<28}{self.users:>14,}{self.items:>14,}{self.interactions:>14,}"
-            f"{self.sparsity:>14.3%}{self.mean_length:>14.2f}"
+            f"{1 - self.interactions / (self.users * self.items):>14.3%}"
+            f"{self.interactions / self.users:>14.2f}"
         )
 
 
@@ -144,6 +136,7 @@ class Ledger:
 
 # Between the title and the text of a review, which travel as one column.
 UNIT_SEPARATOR = "\x1f"
+EXAMPLES = 3  # ids in a message
 
 
 @dataclass(frozen=True)
@@ -316,6 +309,12 @@ def with_review(interactions: Table) -> Table:
     return interactions.mutate(review=title.replace(UNIT_SEPARATOR, " ") + UNIT_SEPARATOR + text)
 
 
+def some_of(ids: Iterable[str]) -> str:
+    """Return the first few ids, for a message."""
+    first = list(itertools.islice(ids, EXAMPLES + 1))
+    return ", ".join(map(repr, first[:EXAMPLES])) + (", ..." if first[EXAMPLES:] else "")
+
+
 def _leave_out(
     interactions: Table,
     catalogue: Catalogue,
@@ -326,8 +325,7 @@ def _leave_out(
     """Drop the items that have no usable text, or refuse them."""
     left_out = {item: reason for reason, ids in catalogue.left_out.items() for item in ids}
     what = "; ".join(
-        f"{reason}: {len(ids):,} ({', '.join(map(repr, ids[:3]))}{', ...' if ids[3:] else ''})"
-        for reason, ids in catalogue.left_out.items()
+        f"{reason}: {len(ids):,} ({some_of(ids)})" for reason, ids in catalogue.left_out.items()
     )
     if catalogue.left_out.keys() == {NO_ROW} and not len(catalogue.items):
         known = raw.items.order_by("item").limit(1).item.to_pyarrow().to_pylist()[0]
