@@ -109,6 +109,11 @@ TABLES = {
             finetune="--tasks seqrec=10500 item2index=1000 index2item=1000 neighbours=3000",
         ),
         Cell(
+            "concat, + neighbours",
+            "--collaborative {run}/cooccurrence",
+            "--tasks seqrec=10500 item2index=1000 index2item=1000 neighbours=3000",
+        ),
+        Cell(
             "+ code2words",
             finetune="--tasks seqrec=10500 item2index=1000 index2item=1000 code2words",
         ),
