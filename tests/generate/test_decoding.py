@@ -597,25 +597,6 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, caplog, error):
     assert sizes[0] == 3
 
 
-def test_a_prompt_of_a_halved_batch_keeps_its_number(monkeypatch):
-    monkeypatch.setattr(decoding, "_fitting", WeakKeyDictionary())
-    model = transformers.AutoModelForCausalLM.from_config(make_model().config).eval()
-    ids, mask = make_prompts((20, 15, 6, 9, 12))
-    ids[3, -1] = 150
-    with torch.no_grad():
-        model.get_input_embeddings().weight[150] = torch.nan
-
-    def small(model, ids, *arguments, **options):
-        if len(ids) > 2:
-            raise torch.OutOfMemoryError
-        return beam_search(model, ids, *arguments, **options)
-
-    monkeypatch.setattr(decoding, "supports_shared_prefix", lambda _: True)
-    monkeypatch.setattr(decoding, "beam_search", small)
-    with pytest.raises(InputError, match="prompt 3"):
-        search(model, ids, mask, ItemTrie.build(make_items().numpy()), 6)
-
-
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("shapes do not fit")])
 def test_what_halving_does_not_mend_is_an_error(monkeypatch, error):
     def never(*arguments, **options):
