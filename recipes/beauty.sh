@@ -45,11 +45,14 @@ fuse counted cooccurrence ease text-cosine
 fuse lc-rec+cooccurrence lc-rec cooccurrence
 fuse sasrec+cooccurrence sasrec cooccurrence
 fuse lc-rec+sasrec+cooccurrence lc-rec sasrec cooccurrence
+fuse no-model sasrec cooccurrence ease text-cosine
+fuse all lc-rec sasrec cooccurrence ease text-cosine
 python -m lcrec.baselines compare --data "$data" --embeddings "$run/embeddings" --index "$run/index" \
     --exclude-history --seeds 1 --jobs 2 --max-minutes 60 --output "$run/compare" \
     --methods popularity itemknn ease text-cosine cooccurrence "ease --history-decay 0.7" \
-        gru4rec fmlp tiger --reference sasrec+cooccurrence \
+        gru4rec fmlp tiger --reference no-model \
     --predictions lc-rec="$run/test/lc-rec.jsonl" sasrec-windows="$run/test/sasrec.jsonl" \
         counted="$run/fused/counted.jsonl" lc-rec+cooccurrence="$run/fused/lc-rec+cooccurrence.jsonl" \
         sasrec+cooccurrence="$run/fused/sasrec+cooccurrence.jsonl" \
-        lc-rec+sasrec+cooccurrence="$run/fused/lc-rec+sasrec+cooccurrence.jsonl"
+        lc-rec+sasrec+cooccurrence="$run/fused/lc-rec+sasrec+cooccurrence.jsonl" \
+        no-model="$run/fused/no-model.jsonl" all="$run/fused/all.jsonl"
