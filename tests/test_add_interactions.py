@@ -407,8 +407,8 @@ def nightly_commands():
         if "add_interactions" in block
     ]
     lines = block.replace("\\\n", " ").replace("$(date +%F)", "2024-06-02").splitlines()
-    night, *commands = filter(None, (line.partition(" #")[0].strip() for line in lines))
-    assert night == "NIGHT=2024-06-02"
+    stop, night, *commands = filter(None, (line.partition(" #")[0].strip() for line in lines))
+    assert (stop, night) == ("set -e", "NIGHT=2024-06-02")
     return [shlex.split(line.replace("$NIGHT", "2024-06-02")) for line in commands]
 
 

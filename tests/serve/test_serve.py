@@ -376,7 +376,7 @@ def test_a_model_that_cannot_recommend_is_not_served(checkpoint, tmp_path):
         {name: weight * torch.nan for name, weight in weights.items()},
         broken / "adapter_model.safetensors",
     )
-    with pytest.raises(InputError, match=r"logits .* are NaN"):
+    with pytest.raises(InputError, match="logits are NaN"):
         serve.main(["--model", str(broken), "--port", "0"])
 
 
