@@ -19,6 +19,7 @@ transformers.
 """
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from lcrec.core.lazy import lazy_exports
@@ -59,6 +60,9 @@ __all__ = [
     "load_data",
 ]
 __getattr__ = lazy_exports(__name__, _HOMES)
+
+# trl and vLLM report every training and start over the network unless told otherwise.
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
 # peft imports bitsandbytes wherever it is installed, and that warns of a missing kernel which only
 # 4-bit models on a CPU would use.

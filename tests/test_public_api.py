@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_importing_it_loads_no_library_of_tensors():
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("told", "is_off"), [(None, True), ("0", False), ("1", True)])
+def test_libraries_report_no_use(told, is_off):
+    environment = {k: v for k, v in os.environ.items() if not k.endswith(("TRACK", "TELEMETRY"))}
+    environment |= {} if told is None else {"DO_NOT_TRACK": told}
+    script = "import lcrec\nfrom huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY as off\n"
+    command = [sys.executable, "-c", script + "print(off)"]
+    result = subprocess.run(command, cwd=TOP, env=environment, stdout=subprocess.PIPE, check=True)
+    assert result.stdout.decode().strip() == str(is_off)
 
 
 def test_data_and_templates_are_read_at_once(shop, shop_items, split, prompts):
