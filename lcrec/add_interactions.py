@@ -12,6 +12,7 @@ order leaves a folder like the old one. The old folder stays as it is.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -203,6 +204,9 @@ def grow(
         pairs = owners[order] * len(items) + taken_items[order]
         before = np.repeat(np.arange(len(old)), np.diff(old.offsets)) * len(items) + old.items
         order = order[~np.isin(pairs, before)]
+    else:
+        tied = rows.rows["tied"].to_numpy()[order]
+        order = order[~_had(old, owners[order], taken_items[order], tied)]
     all_users = [*old.users, *keys]
     grown, is_new = append_interactions(old, all_users, owners[order], taken_items[order])
     reviews: dict[str, dict[str, str]] = {}
@@ -215,6 +219,33 @@ def grow(
                 reviews[f"({all_users[owners[row]]}, {taken_items[row]})"] = entry
     own_parts = None if parts is None else later_parts(parts, is_new)
     return Growth(grown, new_users, own_parts, reviews)
+
+
+def _had(old: Interactions, owners: np.ndarray, items: np.ndarray, tied: np.ndarray) -> np.ndarray:
+    """Tell which new interactions a folder has already, where files overlap in its last second.
+
+    What a user did in that second ends the user's old sequence. So many of its last items as are
+    also among the user's rows of that second are the same orders.
+
+    Args:
+        old: the old interactions.
+        owners: int [rows], each row's user.
+        items: int [rows].
+        tied: bool [rows], whether the row happened in the last second.
+
+    Returns:
+        bool [rows].
+    """
+    rows_of = defaultdict[int, defaultdict[int, list[int]]](lambda: defaultdict(list))
+    for row in np.flatnonzero(tied & (owners < len(old))).tolist():
+        rows_of[owners[row]][items[row]].append(row)
+    had = np.zeros(len(owners), dtype=bool)
+    for owner, by_item in rows_of.items():
+        for item in old.sequence(owner)[::-1].tolist():
+            if not by_item.get(item):
+                break
+            had[by_item[item].pop()] = True
+    return had
 
 
 def tell(

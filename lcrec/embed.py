@@ -21,15 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lcrec.core.artifacts import (
-    EMBEDDINGS,
-    LSA_TERMS,
-    LSA_WEIGHTS,
-    atomic_path,
-    find_data,
-    read_array,
-    write_array,
-)
+from lcrec.core.artifacts import EMBEDDINGS, atomic_path, find_data, read_array, write_array
 from lcrec.core.config import Writes, config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, beside, claim
@@ -103,9 +95,7 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
         config = dataclasses.replace(config, fields=default_fields(items))
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
-    files = [EMBEDDINGS, *((LSA_TERMS, LSA_WEIGHTS) if config.encoder == "lsa" else ())]
-    made = all((config.output / name).exists() for name in files)
-    current = made and is_current(config.output, STAGE, config_dict(config), inputs)
+    current = is_current(config.output, STAGE, config_dict(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{config.output} is up to date.")

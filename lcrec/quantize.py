@@ -28,10 +28,7 @@ import numpy as np
 from lcrec.core.artifacts import (
     COLLABORATIVE,
     EMBEDDINGS,
-    INDEX,
     METHOD_WEIGHTS,
-    REPORT,
-    REPORT_PAGE,
     RQVAE_WEIGHTS,
     atomic_path,
     find_data,
@@ -150,13 +147,10 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
     config = config.for_items(num_items)
     check_settings(config, num_items)
     check_collaborative(config)
-    names = [INDEX, REPORT, REPORT_PAGE] + [RQVAE_WEIGHTS] * config.has_model
     if config.collaborative is not None:
         collaborative = load_collaborative(config.collaborative, data, num_items)
         inputs["collaborative"] = config.collaborative / METHOD_WEIGHTS
-        names += [COLLABORATIVE] * (config.collaborative_by == "concat")
-    made = all((config.output / name).exists() for name in names)
-    current = made and is_current(config.output, STAGE, _recorded(config), inputs)
+    current = is_current(config.output, STAGE, _recorded(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes
     if current:
         state.print(f"{config.output} is up to date.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.core.artifacts import PROVENANCE, atomic_path, data_paths, write_json
+from lcrec.core.artifacts import atomic_path, data_paths, write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
 from lcrec.core.errors import run_stage
@@ -78,15 +78,6 @@ def write_shop(shop: Shop, folder: Path) -> None:
     write_json(paths.inter, {str(user): items for user, items in enumerate(shop.sequences)})
 
 
-# The stage.
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files of a written shop, the sidecar last."""
-    paths = data_paths(folder, NAME)
-    return [paths.inter, paths.item, paths.review, paths.user, folder / PROVENANCE]
-
-
 def main(argv: list[str]) -> None:
     """Make the shop, unless it already lies there."""
     config = parse_config(
@@ -103,7 +94,7 @@ def main(argv: list[str]) -> None:
     next_command = (
         f"Next: python -m lcrec.embed --data {config.output} --output runs/{folder.name}/embeddings"
     )
-    if is_current(folder, STAGE, settings, {}) and all(path.exists() for path in _files(folder)):
+    if is_current(folder, STAGE, settings, {}):
         print(f"{config.output} already holds this shop: nothing to do.\n{next_command}")
         return
     print(

@@ -314,6 +314,36 @@ def test_a_night_of_nothing_new_is_a_night(place, capsys, orders, told):
     assert by_name(place / "third")["ann"][-1] == "007"
 
 
+@pytest.mark.parametrize(
+    ("repeats", "stamp"),
+    [
+        ("keep", "2024-06-{:02}"),
+        ("all", "2024-06-{:02}T10:00:00.5Z"),
+        ("all", "17172{:02}000"),
+        ("drop", "2024-06-{:02}"),
+    ],
+)
+def test_nights_that_overlap_take_no_order_twice(place, repeats, stamp):
+    """Neither one of the last second; what came in that second only later is taken."""
+    write_folder(place / "data", settings={"repeats": repeats})
+    if stamp.startswith("1"):
+        (place / "data" / "data_card.json").unlink()
+    monday = [("ann", "007", 1), ("bob", "A-1", 2), ("bob", "A-2", 2), ("eve", "B-1", 2)]
+    tuesday = [*monday, ("bob", "A-1", 2), ("eve", "A-1", 2), ("ann", "007", 3)]
+    folder = "data"
+    for night, orders in enumerate((monday, tuesday, tuesday)):
+        lines = [f"{user},{item},{stamp.format(day)}" for user, item, day in orders]
+        (place / "orders.csv").write_text(HEAD + "\n".join(lines))
+        add(place, "--late", "drop", data=folder, output=f"night{night}")
+        folder = f"night{night}"
+    bought = by_name(place / folder)
+    again, once = {"drop": ([], []), "keep": (["007"], []), "all": (["007"], ["A-1"])}[repeats]
+    assert bought["ann"] == ["A-1", "A-2", "B-1", "007", *again]
+    own = ["A-1"] if repeats != "drop" else []  # what bob has from before
+    assert sorted(bought["bob"][4:]) == sorted([*own, "A-2", *once] if own else [])
+    assert bought["eve"] == ["B-1", "A-1"]
+
+
 def test_a_name_that_differs_in_spaces_alone_is_told(place, capsys):
     (place / "orders.csv").write_text(f"{HEAD}ann,007,2024-06-01\nBob ,007,2024-06-01\n")
     add(place)

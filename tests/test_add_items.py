@@ -100,6 +100,15 @@ def test_prices_in_json_are_written_as_those_of_the_catalogue(shop):
             add(shop, output="other")
 
 
+def test_objects_and_lists_of_new_items_become_text(shop):
+    new = {"title": "Rug", "description": ["<b>Soft</b>", {"made": "1 &amp; 2", "of": None}]}
+    write_json(shop / "new.json", {"2": new | {"features": {"size": [1, "m"]}}})
+    add(shop)
+    fields = load_items(shop / "grown").fields[2]
+    assert fields["description"] == "Soft made: 1 & 2"
+    assert read_json(shop / "grown" / "Shop.item.json")["2"]["features"] == "size: 1 m"
+
+
 @pytest.mark.parametrize(
     ("new", "message"),
     [

@@ -202,10 +202,17 @@ def test_a_command_in_a_document_is_accepted(words, load_script, monkeypatch):
     parse(words, monkeypatch, load_script)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_an_extra_that_a_page_installs_exists(page):
-    for names in re.findall(r"pip install [^\n]*\[([\w,]+)\]", page.read_text(encoding="utf-8")):
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *sorted(ROOT.glob("lcrec/**/*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_an_extra_that_is_to_be_installed_exists_for_any_install_of_lcrec(page):
+    """pip adds it to a checkout and to a wheel alike; `.[x]` would need the checkout's folder."""
+    text = page.read_text(encoding="utf-8")
+    for target, names in re.findall(r"pip\s+install\s+([^\n`]*?)\[([\w,]+)\]", text):
         assert set(names.split(",")) <= set(EXTRAS)
+        assert target == ("-e '." if names == "dev" else "'lcrec")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)

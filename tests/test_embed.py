@@ -300,7 +300,7 @@ def test_sentence_transformers_is_asked_for_where_it_is_missing(tmp_path, monkey
     (tmp_path / "modules.json").write_text("[]")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     for name in (str(tmp_path), "sentence-transformers/all-MiniLM-L6-v2"):
-        with pytest.raises(InputError, match="pip install sentence-transformers"):
+        with pytest.raises(InputError, match=r"pip install 'lcrec\[encoders\]'"):
             load_encoder(name, 512, 8192)
 
 

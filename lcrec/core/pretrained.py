@@ -310,7 +310,7 @@ def _locate(option: str, name: str | Path) -> dict[str, Any]:
             "name the one to load"
         )
     if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{option} {name}: GGUF needs a package: pip install gguf")
+        raise InputError(f"{option} {name}: GGUF needs a package: pip install 'lcrec[gguf]'")
     return {"pretrained_model_name_or_path": str(files[0].parent), "gguf_file": files[0].name}
 
 

@@ -196,8 +196,13 @@ def is_kind(artifact: Path, stage: str) -> bool:
     return record is not None and record["kind"] == kind_of(stage)
 
 
+def missing_files(artifact: Path, record: dict[str, Any]) -> list[str]:
+    """Return the names in a folder's record that are no longer in the folder."""
+    return [name for name in record.get("files", ()) if not (artifact / name).exists()]
+
+
 def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> bool:
-    """Tell whether `artifact` is there, and what `stage` would make of these settings and inputs.
+    """Tell whether `artifact` is there, whole, and what `stage` would make of settings and inputs.
 
     Kind, format, settings and inputs decide; neither how the command was called then nor the
     version of lcrec does.
@@ -205,6 +210,7 @@ def is_current(artifact: Path, stage: str, config: dict[str, Any], inputs: dict[
     record = read_provenance(artifact) if artifact.exists() else None
     return (
         record is not None
+        and not missing_files(artifact, record)
         and record["kind"] == kind_of(stage)
         and record["config"] == json.loads(json.dumps(config))
         and {role: entry["sha256"] for role, entry in record["inputs"].items()}

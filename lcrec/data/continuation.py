@@ -134,9 +134,7 @@ def is_done(
     Raises:
         InputError: it is an earlier result whose interactions were edited since.
     """
-    old = find_data(data)
-    own = data_paths(output, old.name, parquet=is_parquet(old.inter))
-    if own.inter.exists() and is_current(output, stage, settings, inputs):
+    if is_current(output, stage, settings, inputs):
         return True
     record = read_provenance(output) if output.is_dir() and not overwrite else None
     for inter in [*output.glob("*.inter.json"), *output.glob("*.inter.parquet")]:

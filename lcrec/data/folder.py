@@ -146,7 +146,7 @@ def item_texts(entry: object, where: str, *, needs_text: bool = True) -> dict[st
     """
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected an object, found {kind_of_value(entry)}")
-    texts = {name: _as_text(value) for name, value in entry.items()}
+    texts = {name: text_of(value) for name, value in entry.items()}
     if needs_text and not texts.get("title") and not texts.get("description"):
         raise InputError(
             f"{where} has no text; give it a title or a description, or leave it out with: "
@@ -210,11 +210,13 @@ def require_known(items: np.ndarray, num_items: int, path: Path) -> None:
 
 def _require_no_gap(items: np.ndarray, path: Path, catalogue: Path) -> None:
     """Refuse ids that leave one out, where nothing else says how many items there are."""
-    seen = np.unique(items)
-    missing = np.flatnonzero(seen != np.arange(len(seen)))
-    if len(missing):
+    most = len(items)  # ids there can be
+    seen = np.zeros(most + 1, dtype=bool)
+    seen[np.minimum(items, most)] = True
+    missing = int(seen.argmin())
+    if missing <= items.max(initial=-1):
         raise InputError(
-            f"{path}: item {missing[0]} is in no sequence, and there is no {catalogue} to say how "
+            f"{path}: item {missing} is in no sequence, and there is no {catalogue} to say how "
             "many items there are; number the items from 0 without gaps, or add that file"
         )
 
@@ -260,14 +262,21 @@ def check_embeddings(embeddings: np.ndarray, num_items: int, path: Path) -> np.n
     return embeddings
 
 
-def _as_text(value: object) -> str:
-    """Join a list of texts by spaces; None and NaN are empty; all else is written as text."""
+def text_of(value: object) -> str:
+    """Return a JSON value as text.
+
+    A list is joined by spaces, an object becomes "key: value; key: value", null and NaN are empty.
+    """
     if value is None or value != value:
         return ""
     if isinstance(value, list):
-        return " ".join(filter(None, map(_as_text, value)))
+        return " ".join(filter(None, map(text_of, value)))
+    if isinstance(value, dict):
+        parts = ((text_of(key), text_of(part)) for key, part in value.items())
+        return "; ".join(f"{key}: {text}" for key, text in parts if text)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     # JSON may hold half of a surrogate pair, which no tokenizer and no UTF-8 file can.
-    return str(value).encode(errors="replace").decode().strip()
+    return text.encode(errors="replace").decode().strip()
 
 
 def kind_of_value(value: object) -> str:

@@ -143,8 +143,9 @@ class EvalCases:
     def sample_users(self, count: int | None, seed: int) -> "EvalCases":
         """Return all cases of `count` users drawn by seed, in their order; of all where None."""
         owners = self.owners
-        users = np.random.default_rng(seed).permutation(len(np.unique(owners)))[:count]
-        return self.take(np.flatnonzero(np.isin(owners, users)))
+        is_drawn = np.zeros(owners.max(initial=-1) + 1, dtype=bool)
+        is_drawn[np.random.default_rng(seed).permutation(len(is_drawn))[:count]] = True
+        return self.take(np.flatnonzero(is_drawn[owners]))
 
     def one_target_each(self) -> "EvalCases":
         """Return a case for each target, where cases have several."""

@@ -58,7 +58,7 @@ class RougeL:
         try:
             from rouge_score.rouge_scorer import RougeScorer
         except ImportError:
-            raise InputError("ROUGE needs a package: pip install rouge-score") from None
+            raise InputError("ROUGE needs a package: pip install 'lcrec[rouge]'") from None
         self._scorer = RougeScorer(["rougeL"], tokenizer=self)
 
     @staticmethod

@@ -92,7 +92,7 @@ def load_encoder(name: str, max_tokens: int, batch_tokens: int) -> Encoder:
             model = SentenceTransformer(name, device=str(device), trust_remote_code=False)
         except ImportError:
             raise InputError(
-                f"--encoder {name} needs a package: pip install sentence-transformers"
+                f"--encoder {name} needs a package: pip install 'lcrec[encoders]'"
             ) from None
         except Exception as error:  # whatever a damaged folder brings about
             raise InputError(f"--encoder {name}: cannot be loaded ({reason_of(error)})") from None

@@ -34,9 +34,6 @@ import torch
 
 from lcrec.core.artifacts import (
     COLLABORATIVE,
-    INDEX,
-    REPORT,
-    REPORT_PAGE,
     RQVAE_WEIGHTS,
     atomic_path,
     index_path,
@@ -175,8 +172,7 @@ def extend_index(
         )
     config: dict[str, Any] = (read_provenance(path.parent) or {}).get("config", {})
     inputs = {**inputs, "index": path, "rqvae": weights}
-    made = all((output / name).exists() for name in (INDEX, RQVAE_WEIGHTS, REPORT, REPORT_PAGE))
-    if made and is_current(output, stage, config, inputs):
+    if is_current(output, stage, config, inputs):
         return False
     points = model_inputs(path.parent, embeddings)
     model = load_rqvae(weights, points.shape[1])
@@ -414,8 +410,7 @@ def repair_index(
         sizes = tuple(map(max, sizes, record["level_sizes"]))
     inputs = {**inputs, "index": path} | ({"rqvae": weights} if weights.exists() else {})
     config = {**record.get("config", {}), "repair": True}
-    made = all((output / name).exists() for name in (INDEX, REPORT, REPORT_PAGE))
-    if made and is_current(output, stage, config, inputs):
+    if is_current(output, stage, config, inputs):
         return False
 
     codebooks = latents = None

@@ -1,15 +1,15 @@
 """What users like and look for, written from their reviews by a language model or by counting.
 
 `requests` makes one request per user, keeps a journal, checks the answers and refuses texts that
-give away the titles of items, `writers` sends them to an endpoint or a local model, and `keywords`
-does without a model.
+give away the titles of items, `endpoint` sends them to a server, `local` to a model that runs here,
+and `keywords` does without a model.
 """
 
 from lcrec.core.lazy import lazy_exports
 
 _HOMES = {
-    "EndpointWriter": "writers",
-    "LocalWriter": "writers",
+    "EndpointWriter": "endpoint",
+    "LocalWriter": "local",
     "keyword_texts": "keywords",
     "make_requests": "requests",
     "write_texts": "requests",

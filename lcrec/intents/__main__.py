@@ -9,6 +9,7 @@ it alone, and preferences written from the items before [-3]. Three ways to writ
 OpenAI-compatible endpoint, with the key in OPENAI_API_KEY).
 """
 
+import functools
 import itertools
 import sys
 from collections.abc import Sequence
@@ -223,17 +224,21 @@ def ask_model(
     if config.dry_run:
         show_questions(requests, prompts)
         return None
-    writer: Writer
-    if config.method == "local":
-        from lcrec.intents.writers import LocalWriter
 
-        writer = LocalWriter(model, **sampling, batch_tokens=config.batch_tokens, seed=config.seed)
-    else:
+    @functools.cache
+    def writer() -> Writer:
+        if config.method == "local":
+            from lcrec.intents.local import LocalWriter
+
+            how = {"batch_tokens": config.batch_tokens, "seed": config.seed}
+            return LocalWriter(model, **sampling, **how)
         try:
-            from lcrec.intents.writers import EndpointWriter
+            from lcrec.intents.endpoint import EndpointWriter
         except ImportError:
-            raise InputError("--method openai needs a package: pip install openai") from None
-        writer = EndpointWriter(
+            raise InputError(
+                "--method openai needs a package: pip install 'lcrec[openai]'"
+            ) from None
+        return EndpointWriter(
             model,
             config.base_url,
             **sampling,
@@ -241,7 +246,10 @@ def ask_model(
             timeout=config.timeout,
             retries=config.retries,
         )
-        if chats and not config.yes:
+
+    if chats and config.method == "openai":
+        writer()  # which refuses a wrong address before anybody is asked to agree
+        if not config.yes:
             confirm()
     return write_texts(
         requests, prompts, guard, writer, journal, identity=identity, attempts=config.attempts

@@ -242,7 +242,7 @@ def write_texts(
     requests: list[Request],
     prompts: IntentPrompts,
     guard: TitleGuard,
-    writer: Writer,
+    writer: Callable[[], Writer],
     journal: Journal,
     *,
     identity: dict[str, Any],
@@ -256,7 +256,7 @@ def write_texts(
         requests: the questions.
         prompts: how they are worded.
         guard: knows the titles.
-        writer: whom to ask.
+        writer: returns whom to ask; called only where the journal lacks an answer.
         journal: answers that are there already, and where new ones go.
         identity: what an answer depends on besides the question, such as the model's name.
         attempts: how often a question is asked at most.
@@ -274,7 +274,8 @@ def write_texts(
         }
         keys = {n: Journal.key(identity, chat, attempt) for n, chat in chats.items()}
         missing = {keys[n]: chat for n, chat in chats.items() if journal.get(keys[n]) is None}
-        _ask(writer, missing, journal, "ask" if not attempt else f"ask again ({attempt})")
+        if missing:
+            _ask(writer(), missing, journal, f"ask again ({attempt})" if attempt else "ask")
         again = {}
         for number, key in keys.items():
             answer = journal.get(key)
@@ -299,14 +300,13 @@ def write_texts(
 
 def _ask(writer: Writer, missing: dict[str, Messages], journal: Journal, label: str) -> None:
     keys = list(missing)
-    with ProgressBar(len(keys), label, "answers", disable=not keys) as bar:
+    with ProgressBar(len(keys), label, "answers") as bar:
 
         def keep(number: int, answer: Answer) -> None:
             journal.add(keys[number], answer)
             bar.update()
 
-        if keys:
-            writer.write(list(missing.values()), keep)
+        writer.write(list(missing.values()), keep)
 
 
 def _variables(request: Request, leaked: str) -> Variables:

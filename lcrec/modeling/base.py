@@ -248,7 +248,9 @@ def loading(dtype: torch.dtype, quantize: str = "none") -> dict[str, Any]:
     if quantize == "none":
         return arguments
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"--quantize {quantize} needs a package: pip install bitsandbytes")
+        raise InputError(
+            f"--quantize {quantize} needs a package: pip install 'lcrec[quantization]'"
+        )
     four = quantize == "4bit"
     arguments["quantization_config"] = BitsAndBytesConfig(
         load_in_8bit=not four,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import kind_of, read_provenance
+from lcrec.core.provenance import kind_of, missing_files, read_provenance
 from lcrec.modeling.recipe import STAGE
 
 WORK = ".training"  # inside the output folder, until the run is finished
@@ -52,6 +52,12 @@ def check_run(output: Path, run: dict[str, Any], *, overwrite: bool) -> bool:
     differing = [key for key in run if found.get(key) != run[key] and key in decides]
     if note.exists() and all(found.get(key) == run.get(key) for key in decides):
         return False
+    gone = [] if differing or finished is None else missing_files(output, finished)
+    if gone and not overwrite:
+        raise InputError(
+            f"--output {output}: {gone[0]} of its finished run is gone; bring it back, name "
+            "another folder, or make the run anew with --overwrite"
+        )
     if not overwrite:
         raise InputError(
             f"--output {output} holds something else: a run that differs in "

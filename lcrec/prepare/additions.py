@@ -26,7 +26,7 @@ from ibis.expr.types import Scalar, Table
 from lcrec.core.config import settings_of
 from lcrec.core.errors import InputError, closest
 from lcrec.data.continuation import preparation
-from lcrec.data.folder import STANDARD_FIELDS, Items, item_texts, load_items
+from lcrec.data.folder import STANDARD_FIELDS, Items, item_texts, load_items, text_of
 from lcrec.data.item_filters import ItemFilters
 from lcrec.data.new_items import read_new_items
 from lcrec.prepare.engines import materialise, open_engine, store
@@ -339,6 +339,8 @@ def _is_item_json(path: Path) -> bool:
 def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(part) for part in value]
+    if isinstance(value, dict):
+        value = text_of(value)
     return clean_text(value) if isinstance(value, str) else value
 
 
@@ -347,8 +349,9 @@ class NewRows:
     """Interactions that join a data folder.
 
     Attributes:
-        rows: Arrow table of user, item (raw ids) and perhaps review, user by user, each user's in
-            the order of time.
+        rows: Arrow table of user, item (raw ids), perhaps review, and `tied`, whether late rows
+            are dropped and this one happened in the second of the data folder's last interaction;
+            user by user, each user's in the order of time.
         users: all users in it, by their first interaction, ties by raw id.
         named: all users that the files name, in no order.
         total: how many rows the files have.
@@ -418,12 +421,14 @@ def _refine(
             dropped[reason] = gone
         return table
 
-    newest = last
+    newest, tied = last, ibis.literal(False)
     if reading.has_times and counts["read"]:
-        newest, bound = _newest_and_bound(rows, data, path, last)
+        newest, bound, end = _newest_and_bound(rows, data, path, last)
         if bound is not None:
             if late == "error":
                 _require_later(rows, data, path, last, bound)
+            else:
+                tied = _.time == bound if end is None else _.time < end
             rows = left(rows.filter(_.time >= bound), f"older than {last}")
     if reading.reviews == "keep":
         rows = with_review(rows)
@@ -447,7 +452,7 @@ def _refine(
         rows = left(first_of_repeats(rows), "again by the same user")
     began = rows.group_by("user").agg(began=_.time.min()).order_by(["began", "user"])
     keys = ["user", "time", "tie_break", "item", *({"review"} & set(rows.columns))]
-    ordered = rows.mutate(tie_break=TIE_BREAK).order_by(keys).drop("time", "tie_break")
+    ordered = rows.mutate(tie_break=TIE_BREAK, tied=tied).order_by(keys).drop("time", "tie_break")
     users = began.to_pyarrow()["user"].to_pylist()
     table = ordered.to_pyarrow()
     return NewRows(table, users, named, total, dropped, unknown, newest, raw.notes)
@@ -455,8 +460,11 @@ def _refine(
 
 def _newest_and_bound(
     rows: Table, data: Path, path: Path, last: str | float | None
-) -> tuple[str | float, Scalar | None]:
+) -> tuple[str | float, Scalar | None, Scalar | None]:
     """Return when the newest interaction happened, and `last` as the times of `rows` are written.
+
+    Returns:
+        when; `last`; and the end of its second, None where times have no unit.
 
     Raises:
         InputError: times are of another kind than `last`, or in the future.
@@ -482,13 +490,14 @@ def _newest_and_bound(
                 "another column with --columns time=..."
             )
     if last is None:
-        return newest, None
-    bound: Any = last
-    if isinstance(last, str):
-        bound = datetime.datetime.fromisoformat(last)
-        if per_second is not None:
-            bound = int((bound - START).total_seconds()) * per_second
-    return max(last, newest), ibis.literal(bound)
+        return newest, None, None
+    if not isinstance(last, str):
+        return max(last, newest), ibis.literal(last), None
+    bound: Any = datetime.datetime.fromisoformat(last)
+    second: Any = datetime.timedelta(seconds=1)
+    if per_second is not None:
+        bound, second = int((bound - START).total_seconds()) * per_second, per_second
+    return max(last, newest), ibis.literal(bound), ibis.literal(bound + second)
 
 
 def _require_later(

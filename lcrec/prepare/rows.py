@@ -196,6 +196,8 @@ def join_leaves(value: Any, separator: str) -> str | None:
         part = pending.pop()
         if isinstance(part, list | tuple):
             pending.extend(reversed(part))
+        elif isinstance(part, dict):
+            leaves.append(join_leaves(part, separator) or "")
         elif isinstance(part, str):
             leaves.append(part)
         elif part is not None and part == part:  # NaN is what is missing, too

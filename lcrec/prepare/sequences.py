@@ -18,6 +18,7 @@ from ibis.util import gen_name
 
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
+from lcrec.data.folder import text_of
 from lcrec.data.id_map import read_raw_ids
 from lcrec.data.splits import PARTS, TEST, TRAIN, VALID
 from lcrec.prepare.files import UNREADABLE, Delimited, Opened, header, open_delimited
@@ -30,7 +31,7 @@ from lcrec.prepare.layouts import (
     first_of,
     unused_of,
 )
-from lcrec.prepare.rows import Roles, Sifted, join_leaves, sift
+from lcrec.prepare.rows import Roles, Sifted, sift
 from lcrec.prepare.tables import ITEM_ROLES, REVIEW_ROLES, Options, RawTables, no_rows
 
 LCREC_ITEM = Layout({role: role for role in ITEM_ROLES})
@@ -265,12 +266,7 @@ def _raw(raw_ids: dict[str, str] | None, key: str, path: Path) -> str:
 
 
 def _field(value: Any) -> str | None:
-    if isinstance(value, list):
-        joined = join_leaves(value, " ")
-        return " ".join(map(str, value)) if joined is None else joined
-    if value != value:  # NaN, which Python and pandas write for a missing value
-        return None
-    return value if value is None or isinstance(value, str) else str(value)
+    return None if value is None or value != value else text_of(value)  # NaN is what is missing
 
 
 def _sifted(

@@ -405,6 +405,18 @@ def test_is_current(made):
     assert not is_current(source.parent, STAGE, config, inputs)
 
 
+def test_a_folder_that_lacks_what_was_written_is_not_current(tmp_path):
+    for name in ("weights.bin", "page.html", "prompts/one.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    write_provenance(tmp_path, STAGE, {}, {})
+    (tmp_path / "note.txt").write_text("a person's")
+    (tmp_path / "note.txt").unlink()
+    assert is_current(tmp_path, STAGE, {}, {})
+    (tmp_path / "page.html").unlink()
+    assert not is_current(tmp_path, STAGE, {}, {})
+
+
 def test_neither_a_release_nor_a_new_name_makes_an_artifact_stale(made, monkeypatch):
     folder, source = made
     ask = {"dim": 3, "sizes": (4, 4)}, {"item": source}

@@ -380,7 +380,7 @@ def test_which_gguf(gguf_base, monkeypatch):
     path.write_bytes(path.read_bytes()[:200])
     assert "cannot be loaded" in refusal(load_pair, "--base", path, CAUSAL)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install gguf" in refusal(load_pair, "--base", path, CAUSAL)
+    assert "pip install 'lcrec[gguf]'" in refusal(load_pair, "--base", path, CAUSAL)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,10 @@ def test_load_items(write):
         ("  Desk \n", "Desk"),
         (12.5, "12.5"),
         ([" Desk", None, ["big", ""]], "Desk big"),
+        (
+            {"width": 3, "in": ["oak", "ash"], "new": True, "of": None},
+            "width: 3; in: oak ash; new: true",
+        ),
         (float("nan"), ""),  # pandas writes NaN where a cell is empty
         ("Desk \ud83d", "Desk ?"),  # an emoji cut in half, which JSON may hold
         ("Tisch 🪑 表", "Tisch 🪑 表"),
@@ -89,6 +93,19 @@ def test_values_become_text(write, value, text):
 def test_bad_items(write, items, message):
     with pytest.raises(InputError, match=message):
         load_items(write(items=items))
+
+
+@pytest.mark.parametrize(
+    ("sequence", "gap"),
+    [([2, 1, 0, 0], None), ([], None), ([1, 1], 0), ([0, 1, 3, 3, 3], 2), ([0, 2**31 - 2], 1)],
+)
+def test_without_a_catalogue_every_item_must_be_in_a_sequence(write, sequence, gap):
+    folder = write({"ann": sequence})
+    if gap is None:
+        assert load_interactions(folder, None).sequence(0).tolist() == sequence
+        return
+    with pytest.raises(InputError, match=rf"item {gap} is in no sequence, and there is no .*item"):
+        load_interactions(folder, None)
 
 
 def test_missing_items(write):

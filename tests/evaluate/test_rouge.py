@@ -28,5 +28,5 @@ def test_scores_by_hand(text, references, expected):
 
 def test_the_package_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(InputError, match="pip install rouge-score"):
+    with pytest.raises(InputError, match=r"pip install 'lcrec\[rouge\]'"):
         RougeL()

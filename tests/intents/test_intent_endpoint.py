@@ -7,7 +7,7 @@ import endpoint as fake
 import pytest
 
 from lcrec.core.errors import InputError
-from lcrec.intents.writers import EndpointWriter
+from lcrec.intents.endpoint import EndpointWriter
 
 SETTINGS = {"temperature": 0.4, "max_tokens": 50, "concurrency": 4, "timeout": 5.0, "retries": 3}
 

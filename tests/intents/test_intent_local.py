@@ -1,6 +1,8 @@
 """Chat models run here: a tiny random one, and one that is rigged to know a single answer."""
 
+import importlib
 import json
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from lcrec.core.artifacts import read_json
 from lcrec.core.errors import InputError
 from lcrec.intents.__main__ import main
-from lcrec.intents.writers import LocalWriter
+from lcrec.intents.local import LocalWriter
 from lcrec.tinylm import train_tokenizer
 
 TEMPLATE = (
@@ -170,6 +172,23 @@ def test_the_stage_with_a_model_that_answers(make_model, tmp_path, capsys):
     assert [entry["item"] for entry in intentions["train"].values()] == [0, 1]
     assert intentions["test"]["bob"]["querys"] == ["some wish", "some traits"]
     assert "Next:" in capsys.readouterr().out
+
+
+def test_a_model_is_loaded_only_to_be_asked(make_model, tmp_path, monkeypatch):
+    words = write_shop(tmp_path / "toy")
+    words += ["--model", make_model(know_one_answer), "--temperature", "0"]
+    main(words)
+    written = (tmp_path / "toy" / "Toy.user.json").read_bytes()
+    (tmp_path / "toy" / "Toy.user.json").unlink()
+    monkeypatch.setattr("lcrec.intents.local.load_pair", None)
+    main(words)
+    assert (tmp_path / "toy" / "Toy.user.json").read_bytes() == written
+
+
+def test_a_model_that_runs_here_needs_no_package_of_servers(monkeypatch):
+    monkeypatch.delitem(sys.modules, "lcrec.intents.local")
+    monkeypatch.setitem(sys.modules, "openai", None)
+    importlib.import_module("lcrec.intents.local")
 
 
 def test_the_stage_with_a_model_that_babbles(random_model, tmp_path, capsys):

@@ -58,7 +58,7 @@ def intention(user, item, section="train", review=""):
 
 def run(requests, writer, journal, attempts=3, prompts=PROMPTS):
     return write_texts(
-        requests, prompts, GUARD, writer, journal, identity=IDENTITY, attempts=attempts
+        requests, prompts, GUARD, lambda: writer, journal, identity=IDENTITY, attempts=attempts
     )
 
 

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from lcrec.core.errors import InputError
-from lcrec.modeling.run_folder import claim_output, explain_disk_full, latest_checkpoint
+from lcrec.core.provenance import write_provenance
+from lcrec.modeling.recipe import STAGE
+from lcrec.modeling.run_folder import check_run, claim_output, explain_disk_full, latest_checkpoint
 
 
 def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
@@ -51,6 +53,17 @@ def test_a_folder_is_claimed_once(tmp_path):
     claim_output(output, RUN, overwrite=False)
     claim_output(output, RUN, overwrite=True)  # the same run goes on
     assert checkpoint.exists()
+
+
+def test_a_finished_run_that_lacks_a_file_is_not_thrown_away_unasked(tmp_path):
+    for name in ("training.html", "model.safetensors"):
+        (tmp_path / name).touch()
+    write_provenance(tmp_path, STAGE, {"epochs": 2}, {})
+    (tmp_path / "training.html").unlink()
+    run = {"epochs": 2, "inputs": {}, "processes": 1}
+    with pytest.raises(InputError, match=r"training.html of its finished run is gone; bring it"):
+        check_run(tmp_path, run, overwrite=False)
+    assert check_run(tmp_path, run, overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_numbers_stay_as_they_are_written_beside_a_nan(read):
         ("['A fine lamp.', nan]", "A fine lamp."),
         ("[['A'], ['B', ['C']]]", "A B C"),
         ('["Size", 5]', "Size 5"),
+        ("[{'id': 28, 'name': 'Action'}, {'id': 7}]", "id: 28; name: Action id: 7"),
         ("[1984]", "[1984]"),
         ("[sic] and so on", "[sic] and so on"),
         ("[]", ""),
@@ -172,11 +173,12 @@ def test_lists_and_what_is_missing_in_json(read, con, tmp_path):
     inter.write_text('{"0": [0, 1, 2]}')
     item.write_text(
         '{"0": {"title": "A", "brand": NaN, "categories": ["B", null, ["C"]]},'
-        ' "1": {"title": NaN, "description": "D"}, "2": {"title": "E"}}'
+        ' "1": {"title": NaN, "description": "D"},'
+        ' "2": {"title": "E", "brand": {"name": "F", "own": [1]}}}'
     )
     rows = read_lcrec(con, inter, item, Options()).items.order_by("row").to_pyarrow().to_pylist()
     assert [(row["title"], row["brand"], row["categories"]) for row in rows] == [
-        ("A", None, "B C"), (None, None, None), ("E", None, None),
+        ("A", None, "B C"), (None, None, None), ("E", "name: F; own: 1", None),
     ]  # fmt: skip
 
 
