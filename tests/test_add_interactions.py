@@ -17,12 +17,12 @@ import lcrec.__main__
 from lcrec import add_interactions, add_items
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import read_provenance, write_provenance
+from lcrec.core.provenance import fingerprint, read_provenance, write_provenance
 from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.data.id_map import load_names
 from lcrec.data.item_filters import ItemFilters
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.data.splits import load_split, require_same_split, write_split
+from lcrec.data.splits import cases_since, load_split, require_same_split, write_split
 from lcrec.generate import __main__ as generate
 
 PREPARE = "python -m lcrec.prepare"
@@ -173,13 +173,52 @@ def test_a_split_by_time_keeps_its_dates(place):
     # What is new tests, but the first of a user who has no history.
     assert after.test.users == ["0", "0", "2", "2", "4"]
     # A model of before has seen nothing that is held out now.
-    paths = find_data(place / "data")
-    write_provenance(place / "model", "toy", {}, dict(paths.sequences))
-    require_same_split(place / "model", place / "new", "")
-    paths.split.write_text(paths.split.read_text() + " ")
-    write_provenance(place / "model", "toy", {}, dict(paths.sequences))
+    require_same_split(made_from(place / "data", place / "model"), place / "new", "")
+    path = find_data(place / "data").split
+    path.write_text(path.read_text() + " ")
+    made_from(place / "data", place / "model")
     with pytest.raises(InputError, match=r"made with another split .*, so it may have seen"):
         require_same_split(place / "model", place / "new", "")
+
+
+def made_from(folder, model):
+    """Leave the record of a model that was trained on a data folder."""
+    write_provenance(model, "toy", {}, dict(find_data(folder).sequences))
+    return model
+
+
+def test_what_knows_earlier_orders_alone_has_not_seen_what_is_held_out(place):
+    add(place)
+    (place / "next.csv").write_text(f"{HEAD}zoe,007,2024-06-03\n")
+    add(place, data="new", orders="next.csv", output="third")
+    days = [place / name for name in ("data", "new", "third")]
+    for number, day in enumerate(days):
+        model = made_from(day, place / "model")
+        for later in days[number:]:
+            require_same_split(model, later, "finetune")
+        for before in days[:number]:
+            told = rf"model was made from {day}/\S+, .* --data {before} continues it.* finetune"
+            with pytest.raises(InputError, match=told):
+                require_same_split(model, before, "finetune")
+
+
+def test_cases_since_an_earlier_day(place):
+    """Of three users with a case two have ordered; what they had before is no case."""
+    add(place)
+    old, new = place / "data", place / "new"
+    split = load_split(new, load_interactions(new, 4))
+    later = cases_since(split.test, new, old, 4)
+    assert (later.users, later.targets.tolist()) == (["0", "2"], [3, 0])
+    write_split(new, load_interactions(new, 4), np.array([0, 2, 0, 1] * 4 + [0] * 3, np.int8)[:15])
+    drawn = load_split(new, load_interactions(new, 4)).test
+    for cases, data, since, told in (
+        (split.valid, new, old, r"--since .*data: no case of --data .*new came later"),
+        (split.test, new, new, r"--since .*new: no record says that --data .*new continues it"),
+        (split.test, old, new, r"--since .*new: no record says that --data .*data continues it"),
+        (drawn, new, old, r"--since .*data: the split .* does not predict what came next"),
+    ):
+        with pytest.raises(InputError, match=told):
+            cases_since(cases, data, since, 4)
 
 
 def test_repeats_and_ratings_count_as_they_did(place):
@@ -428,18 +467,20 @@ USER_NAMES = [f"C-{number:02}" for number in range(60)]
 ITEM_NAMES = [f"SKU-{number:02}" for number in range(48)]
 
 
+def commands_of(page, word):
+    """Return the commands, as words, of the one block of a page that holds `word`."""
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    (block,) = [block for block in blocks if word in block]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
 def nightly_commands():
-    """Return the nightly job of the README, its commands as words."""
-    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (block,) = [
-        block
-        for block in re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
-        if "add_interactions" in block
-    ]
-    lines = block.replace("\\\n", " ").replace("$(date +%F)", "2024-06-02").splitlines()
-    stop, night, *commands = filter(None, (line.partition(" #")[0].strip() for line in lines))
-    assert (stop, night) == ("set -e", "NIGHT=2024-06-02")
-    return [shlex.split(line.replace("$NIGHT", "2024-06-02")) for line in commands]
+    """Return the nightly job of the README, of one night."""
+    stop, night, *commands = commands_of("README.md", "add_interactions")
+    assert (stop, " ".join(night)) == (["set", "-e"], "NIGHT=$(date +%F)")
+    return [[word.replace("$NIGHT", "2024-06-02") for word in words] for words in commands]
 
 
 def test_the_nightly_job_is_three_commands(trained, monkeypatch, capsys):
@@ -463,6 +504,33 @@ def test_the_nightly_job_is_three_commands(trained, monkeypatch, capsys):
     orders[-1] = "data/2024-06-03"
     lcrec.__main__.main(orders[1:])
     assert by_name(trained / "data" / "2024-06-03")["N-1"] == ["SKU-03", "SKU-04"]
+
+
+def test_the_weekly_comparison(trained, monkeypatch, capsys):
+    """A retrained model and the live one rank what came since, and neither may have seen it."""
+    monkeypatch.chdir(trained)
+    (trained / "orders.csv").write_text(f"{HEAD}C-07,SKU-05,2024-06-01\nC-09,SKU-03,2024-06-01\n")
+    add(trained / "data", data="mine", orders="../orders.csv", output="today")
+    # As finetune --data data/today would leave it, but for what it learnt.
+    shutil.copytree(trained / "runs" / "mine" / "model", trained / "runs" / "new")
+    record = read_json(trained / "runs" / "new" / "lcrec.json")
+    inter = find_data(Path("data/today")).inter
+    record["inputs"]["inter"] = {"path": str(inter), "sha256": fingerprint(inter)}
+    write_json(trained / "runs" / "new" / "lcrec.json", record)
+    finetune, *commands = commands_of("lcrec/generate/README.md", "--since")
+    assert finetune[:2] == ["lcrec", "finetune"]
+    assert {"data/today", "runs/new"} <= {*finetune}
+    capsys.readouterr()
+    for words in commands:
+        lcrec.__main__.main(words[1:])
+    out = capsys.readouterr().out
+    assert out.count("Since data/mine: 2 users of 60 users") == 2
+    assert "2 users. Below each value" in out
+    assert re.search(r"^lc-rec \(new\) +\+0\.0000 ", out, re.M)  # it learnt nothing
+    rows = Path("runs/week/new.jsonl").read_text().splitlines()
+    assert [(row["user"], row["target"]) for row in map(json.loads, rows)] == [("7", 5), ("9", 3)]
+    with pytest.raises(InputError, match=r"runs/new was made from data/today/.*may have seen"):
+        generate.main(["--model", "runs/new", "--data", "data/mine", "--output", "x.jsonl"])
 
 
 def test_after_new_items_an_index_is_asked_for_and_no_training(trained, monkeypatch):

@@ -184,7 +184,7 @@ def continue_folder(
             _copy(getattr(old, name), getattr(new, name))
         if growth is not None:
             _write_growth(old, new, growth)
-        before = {role: earlier(data, role) for role in ("item", "split")}
+        before = {role: earlier(data, role) for role in ("item", "inter", "split")}
         same = alike(old.item, "item")
         if items:
             before["item"], same = [*before["item"], *same], []
@@ -192,6 +192,8 @@ def continue_folder(
         same = [*(one for one in same if one != own), own]
         if old.split.exists() and fingerprint(old.split) != fingerprint(new.split):
             before["split"] = [*before["split"], fingerprint(old.split)]
+        if growth is not None:
+            before["inter"] = [*before["inter"], fingerprint(old.inter)]
         facts |= {"items": num_items, "inter_sha256": fingerprint(new.inter), "earlier": before}
         facts |= {"alike": {"item": same}} if same[1:] else {}
         facts = {"prepared": preparation(data), "last_time": last_time(data)} | facts

@@ -68,14 +68,16 @@ def earlier(data: Path, role: str) -> list[str]:
 
     Args:
         data: the data folder.
-        role: the file, "item" or "split".
+        role: the file, "item", "inter" or "split".
     """
     record = read_provenance(data)
     if record is None or record["kind"] != kind_of(ADD_STAGE):
         return []
-    if "earlier" in record:
-        return record["earlier"].get(role, [])
-    return [record["inputs"][role]["sha256"]] if role == "item" else []  # of version 0.1.0
+    before = record.get("earlier", {})
+    if role in before or role == "split":
+        return before.get(role, [])
+    # A record of before this was written down tells of the folder that it continues alone.
+    return [record["inputs"][role]["sha256"]] if role in record["inputs"] else []
 
 
 def count_old_items(items: Items, data: Path, add: Path) -> int:

@@ -18,7 +18,14 @@ import numpy as np
 from lcrec.core.artifacts import atomic_path, find_data, is_parquet, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint, read_provenance
-from lcrec.data.folder import Interactions, kind_of_value, read_lists, require_ids, write_lists
+from lcrec.data.folder import (
+    Interactions,
+    kind_of_value,
+    load_interactions,
+    read_lists,
+    require_ids,
+    write_lists,
+)
 from lcrec.data.new_items import earlier
 from lcrec.rankings.metrics import PAD
 from lcrec.rankings.predictions import Prediction
@@ -146,6 +153,17 @@ class EvalCases:
         is_drawn = np.zeros(owners.max(initial=-1) + 1, dtype=bool)
         is_drawn[np.random.default_rng(seed).permutation(len(is_drawn))[:count]] = True
         return self.take(np.flatnonzero(is_drawn[owners]))
+
+    def since(self, before: Interactions) -> "EvalCases":
+        """Return the cases whose item came after all that its user had in `before`.
+
+        `before` is an earlier state of the same sequences, and the split is leave-one-out or one by
+        time: a case predicts what comes next from all that came before.
+        """
+        had = dict(zip(before.users, np.diff(before.offsets).tolist(), strict=True))
+        histories = zip(self.users, self.histories, strict=True)
+        came = [len(history) >= had.get(user, 0) for user, history in histories]
+        return self.take(np.flatnonzero(came))
 
     def one_target_each(self) -> "EvalCases":
         """Return a case for each target, where cases have several."""
@@ -411,8 +429,10 @@ def write_split(folder: Path, interactions: Interactions, parts: np.ndarray) -> 
 
 
 def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
-    """Refuse an artifact that was made with another split than a data folder's, or than one that
-    it continues.
+    """Refuse an artifact that may have seen what a data folder holds out.
+
+    Accepted is what was made from the folder's interactions with its split, or from those of a
+    folder that it continues: whatever was trained on there is trained on here too.
 
     Args:
         artifact: a file or folder; one without a record of the interactions it was made from is
@@ -421,7 +441,7 @@ def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
         rebuild: the command that makes the artifact anew.
 
     Raises:
-        InputError: the splits differ.
+        InputError: the splits differ, or the artifact knows other, perhaps later, interactions.
     """
     record = read_provenance(artifact)
     if record is None or "inter" not in record["inputs"]:
@@ -435,3 +455,42 @@ def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
             f"{artifact} was made with another split ({used['path']}) than --data {folder} has "
             f"({now['path']}), so it may have seen what is held out; make it anew with: {rebuild}"
         )
+    seen, inter = record["inputs"]["inter"], find_data(folder).inter
+    if seen["sha256"] not in (fingerprint(inter), *earlier(folder, "inter")):
+        raise InputError(
+            f"{artifact} was made from {seen['path']}, and no record says that --data {folder} "
+            "continues it, so it may have seen what is held out; name the later data folder, or "
+            f"make it anew with: {rebuild}"
+        )
+
+
+def cases_since(cases: EvalCases, folder: Path, since: Path, num_items: int) -> EvalCases:
+    """Return the cases of a data folder whose items came after an earlier state of the folder.
+
+    Args:
+        cases: of the data folder's split.
+        folder: the data folder.
+        since: the one that it continues.
+        num_items: the size of the catalogue.
+
+    Raises:
+        InputError: no record says that the folder continues `since`, the split's cases are no next
+            items, or none of them came later.
+    """
+    path = find_data(since).inter
+    if cases.exclude is not None:
+        raise InputError(
+            f"--since {since}: the split of --data {folder} does not predict what came next; it "
+            "needs leave-one-out, or a split by time"
+        )
+    if fingerprint(path) not in earlier(folder, "inter"):
+        raise InputError(
+            f"--since {since}: no record says that --data {folder} continues it with later orders; "
+            "name a folder that lcrec add_interactions began with"
+        )
+    later = cases.since(load_interactions(since, num_items))
+    if not len(later):
+        raise InputError(
+            f"--since {since}: no case of --data {folder} came later; name an earlier folder"
+        )
+    return later

@@ -10,7 +10,8 @@ Reads one or more `predictions.jsonl` (see `lcrec.rankings.predictions`) that an
 users and targets; prints a table; writes `metrics.json`: {"users", "cases" where users have
 several, "seed", "samples", "level", "mrr_depth", "runs": {label: {"list_length", "overall":
 {metric: {"mean", "low", "high"}}, "by_user" likewise, "templates": {template_id: {metric: mean over
-users}}, "across_templates": {metric: {"mean", "min", "max"}} or null}}}. The metrics are `METRICS`
+users}}, "across_templates": {metric: {"mean", "min", "max"}} or null, "difference" of every file
+but the first: {metric: {"difference", "low", "high", "p"}}}}}. The metrics are `METRICS`
 of `lcrec.rankings.metrics`, or `MULTI_TARGET_METRICS` where a case has several targets. Where users
 have several cases, means are over cases, and intervals over users all the same; "by_user" has the
 means over users of the mean of each user's cases, so that everybody counts the same.
@@ -83,6 +84,17 @@ def format_table(runs: dict[str, dict[str, Any]], depth: int, figures: str = "ov
     return "\n".join(_align(rows, metrics, depth, cell_width=13))
 
 
+def format_differences(runs: dict[str, dict[str, Any]], depth: int) -> str:
+    """Return a table of what every file has more than the first, and below it the interval."""
+    first, *others = runs
+    rows = []
+    for label in others:
+        found = runs[label]["difference"].values()
+        rows.append((label, [f"{value['difference']:+.4f}" for value in found]))
+        rows.append(("", [f"{value['low']:+.3f} {value['high']:+.3f}" for value in found]))
+    return "\n".join(_align(rows, list(runs[first]["overall"]), depth, cell_width=14))
+
+
 def format_templates(run: dict[str, Any], depth: int) -> str:
     """Return a table of one file's templates, a line each, and their mean, lowest and highest."""
     metrics = list(run["overall"])
@@ -126,6 +138,12 @@ def main(argv: list[str]) -> None:
     )
     print(" * marks the best of a column.\n" if len(runs) > 1 else "\n")
     print(format_table(runs, depth))
+    if len(runs) > 1:
+        print(
+            f"\nMore or less than {printable(next(iter(runs)))}, each user against itself. Below: "
+            "the 95 % interval; where it\nholds no 0, the two differ.\n"
+        )
+        print(format_differences(runs, depth))
     if "cases" in result:
         print("\nby user: the mean of each user's cases, and the mean of these over users\n")
         print(format_table(runs, depth, "by_user"))

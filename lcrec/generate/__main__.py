@@ -38,7 +38,7 @@ from lcrec.data.data_set import load_data
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.id_map import IdMap, Names, load_names
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.data.splits import EvalCases, load_split, require_same_split
+from lcrec.data.splits import EvalCases, cases_since, load_split, require_same_split
 from lcrec.generate.flags import AUTO, CALIBRATE, COOCCURRENCE, FUSE, share_of
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.rankings.predictions import PAD
@@ -72,6 +72,11 @@ class GenerateConfig(Writes):
     split: Literal["valid", "test"] | None = option(
         "which held-out items to predict (default: test); with --user, the part to hide "
         "(default: nothing is hidden)",
+        None,
+    )
+    since: Path | None = option(
+        "rank only what came after this earlier state of the data folder, from which `lcrec "
+        "add_interactions` led to it",
         None,
     )
     all_users: bool = option("rank what comes after all that each user has, for every user", False)
@@ -168,6 +173,9 @@ def main(argv: list[str]) -> None:
     hides = config.output is not None or (config.user is not None and config.split is not None)
     counted = split.train if split is not None and hides else interactions
     cases = None if split is None else split.valid if config.split == "valid" else split.test
+    whole = cases
+    if cases is not None and config.since is not None:
+        cases = cases_since(cases, config.data, config.since, len(items))
     forbids = config.output is not None and cases is not None and cases.exclude is not None
     if forbids and config.constraint != "trie":
         raise InputError(
@@ -189,9 +197,11 @@ def main(argv: list[str]) -> None:
             active=state.is_main_process,
         )
         with claimed:
-            if cases is None:
+            if cases is None or whole is None:
                 rank_everyone(config, names, interactions, allowed, state)
             else:
+                if config.since is not None:
+                    state.print(f"Since {config.since}: {cases.describe()} of {whole.describe()}")
                 called = dict(zip(interactions.users, names.users.names, strict=True))
                 named = replace(cases, users=[called[user] for user in cases.users])
                 rank_split(config, items, names.items, cases, named, allowed, counted, state)
@@ -472,6 +482,8 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
         inputs |= {role: path for role, path in maps.items() if path.exists()}
     if config.index is not None:
         inputs["index"] = index_path(config.index)
+    if config.since is not None:
+        inputs["since"] = find_data(config.since).inter
     if config.fuse not in (None, COOCCURRENCE):
         inputs["fuse"] = provenance_path(Path(config.fuse))
     for role in ("prompts", "allow", "deny"):
@@ -524,12 +536,15 @@ def check_ways(config: GenerateConfig) -> None:
             f"--split {config.split}: --all-users ranks what comes after all that a user has, and "
             "knows no split; leave one of them out"
         )
+    if config.since is not None and (config.output is None or config.all_users):
+        raise InputError(f"--since {config.since} belongs to a split: --output FILE.jsonl")
     if config.output is not None:
         outputs = [config.output]
         if config.ensemble and not config.all_users:
             outputs.append(ensemble_path(config.output))
         inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
         inputs += [Path(config.fuse)] if config.fuse is not None else []
+        inputs += [config.since] if config.since is not None else []
         for path in outputs:
             check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
     joins_templates = config.ensemble or (is_one and config.templates != ["first"])

@@ -17,6 +17,7 @@ from lcrec.rankings.metrics import (
     exact_mean,
     mean_over_templates,
     measure_lists,
+    paired_bootstrap,
     summarise_all,
 )
 from lcrec.rankings.predictions import Predictions, read_predictions, require_comparable
@@ -38,7 +39,8 @@ def evaluate_predictions(
     Returns:
         what `lcrec evaluate` writes to `metrics.json`: {"users", "cases" where users have several,
         "seed", "samples", "level", "mrr_depth", "runs": {label: {"overall": {metric: {"mean",
-        "low", "high"}}, "by_user" where users have several, ...}}}.
+        "low", "high"}}, "by_user" where users have several, "difference" to the first file in all
+        others, ...}}}.
 
     Raises:
         InputError: a file is missing or malformed, files cannot be compared, or two would have the
@@ -60,10 +62,16 @@ def evaluate_files(files: dict[str, Path], seed: int) -> dict[str, Any]:
     predictions = {label: content.in_order_of(order) for label, content in predictions.items()}
     # A longer list finds more targets: MRR looks as far down as the file with the shortest lists.
     depth = max(1, min(content.length for content in predictions.values()))
-    runs = {
-        label: measure(content, depth=depth, seed=seed)
-        for label, content in progress(predictions.items(), "measure", "files", leave=False)
-    }
+    runs: dict[str, dict[str, Any]] = {}
+    reference: dict[str, np.ndarray] = {}
+    for label, content in progress(predictions.items(), "measure", "files", leave=False):
+        runs[label], values = _measure(content, depth, seed)
+        if reference:
+            # Against nothing: what is drawn is each user's own difference.
+            own = [values[metric] - reference[metric] for metric in values]
+            found = paired_bootstrap(own, np.zeros(len(content)), seed, owners=content.owners)
+            runs[label]["difference"] = dict(zip(values, found, strict=True))
+        reference = reference or values
     return {
         "users": first.num_users,
         **({} if first.numbers is None else {"cases": len(first)}),
@@ -75,8 +83,10 @@ def evaluate_files(files: dict[str, Path], seed: int) -> dict[str, Any]:
     }
 
 
-def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str, Any]:
-    """Return every metric of one predictions file.
+def _measure(
+    predictions: Predictions, depth: int, seed: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return every metric of one predictions file, and {metric: float [cases]}.
 
     Args:
         predictions: as read by `read_predictions`.
@@ -84,7 +94,8 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
         seed: of the bootstrap over users.
 
     Returns:
-        one entry of "runs" in `metrics.json`, JSON values only.
+        one entry of "runs" in `metrics.json`, JSON values only; and each case's own values, means
+        over the templates.
     """
     metrics = METRICS if predictions.targets.ndim == 1 else MULTI_TARGET_METRICS
     by_template = {
@@ -104,7 +115,7 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
             metric: np.bincount(owners, values) / counts for metric, values in of_users.items()
         }
         by_user = {"by_user": summarise_all(means_of_users, seed)}
-    return {
+    run = {
         "list_length": predictions.length,
         "overall": summarise_all(of_users, seed, owners),
         **by_user,
@@ -116,6 +127,7 @@ def measure(predictions: Predictions, *, depth: int, seed: int = 0) -> dict[str,
         },
         "across_templates": across if len(by_template) > 1 else None,
     }
+    return run, of_users
 
 
 def label_files(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[str, Path]:

@@ -110,12 +110,16 @@ def test_several_files_side_by_side(tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     main(["--predictions", str(bad), str(good), str(short)])
     screen = capsys.readouterr().out
-    assert row_of(screen, "bad")[:3] == ["0.2500", "0.2500", "0.5000"]
-    assert row_of(screen, "good")[:3] == ["0.5000*", "1.0000*", "1.0000*"]
-    assert row_of(screen, "short")[:3] == ["0.5000*", "0.7500", "0.7500"]  # a tie, both marked
+    measured, differences = screen.split("\nMore or less than bad, each user against itself.")
+    assert row_of(measured, "bad")[:3] == ["0.2500", "0.2500", "0.5000"]
+    assert row_of(measured, "good")[:3] == ["0.5000*", "1.0000*", "1.0000*"]
+    assert row_of(measured, "short")[:3] == ["0.5000*", "0.7500", "0.7500"]  # a tie, both marked
     # Lists of 5 against lists of 12: MRR looks at 5 places of each.
-    assert "MRR@5" in screen
-    assert row_of(screen, "bad")[5] == "0.2500"
+    assert "MRR@5" in measured
+    assert row_of(measured, "bad")[5] == "0.2500"
+    # A quarter of the users more at HR@1, half of them at HR@10.
+    assert row_of(differences, "good")[:3] == ["+0.2500", "+0.7500", "+0.5000"]
+    assert row_of(differences, "short")[:3] == ["+0.2500", "+0.5000", "+0.2500"]
     assert "lists of short end at 5 items" in screen
     assert "Nothing was written" in screen
     assert sorted(tmp_path.rglob("*")) == before
@@ -124,7 +128,10 @@ def test_several_files_side_by_side(tmp_path, capsys):
     labels = ["--labels", "ours", "theirs", "third"]
     files = ["--predictions", str(good), str(bad), str(short)]
     main([*files, "--output", str(output), *labels])
-    assert list(json.loads(output.read_text())["runs"]) == ["ours", "theirs", "third"]
+    runs = json.loads(output.read_text())["runs"]
+    assert list(runs) == ["ours", "theirs", "third"]
+    assert "difference" not in runs["ours"]
+    assert runs["theirs"]["difference"]["HR@5"]["difference"] == -0.75
     assert row_of(capsys.readouterr().out, "ours")[2] == "1.0000*"
 
 
@@ -216,6 +223,6 @@ def test_a_row_is_called_after_the_method(tmp_path, capsys, stages, labels):
         if stage is not None:
             write_provenance(path, f"python -m {stage}", {}, {})
     main(["--predictions", *map(str, paths)])
-    screen = capsys.readouterr().out
+    measured, _, _ = capsys.readouterr().out.partition("\nMore or less than ")
     for label in labels:
-        row_of(screen, label)
+        row_of(measured, label)

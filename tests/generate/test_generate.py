@@ -9,6 +9,7 @@ import pytest
 from lcrec.core.artifacts import find_data, read_json, write_json
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError
+from lcrec.core.provenance import write_provenance
 from lcrec.data.folder import Items, load_interactions
 from lcrec.data.id_map import IdMap
 from lcrec.data.splits import leave_one_out
@@ -43,10 +44,12 @@ def predicted(checkpoint, shop, tmp_path_factory):
 
 
 def with_sequences(shop, folder, sequences):
-    """Make a data folder with the shop's catalogue and these users."""
+    """Make a data folder that goes on from the shop, with these users."""
     folder.mkdir()
     shutil.copy(find_data(shop).item, folder)
     write_json(folder / "Shop.inter.json", sequences)
+    inputs = {"inter": find_data(shop).inter}
+    write_provenance(folder, "python -m lcrec.add_interactions", {}, inputs)
     return folder
 
 
@@ -609,6 +612,9 @@ def test_a_night_without_a_new_item_reserves_no_place(run, checkpoint, capsys):
         (["--all-users", "--history", "2"], "--all-users writes to a folder"),
         (["--all-users", "--output", "x", "--split", "test"], "--split test: --all-users ranks"),
         (["--user", "1", "--index", "x"], "x/index.json: no such file; make one with"),
+        (["--all-users", "--output", "x", "--since", "d"], "--since d belongs to a split"),
+        (["--user", "1", "--since", "d"], "--since d belongs to a split: --output FILE"),
+        (["--output", "x.jsonl", "--since", "nowhere"], "nowhere: no such folder"),
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
         (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several templates"),
