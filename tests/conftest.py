@@ -249,6 +249,17 @@ def checkpoint(finetune, tmp_path_factory):
     return finetune(tmp_path_factory.mktemp("trained") / "model")
 
 
+@pytest.fixture
+def unloaded(monkeypatch):
+    """No weights are loaded."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the weights are loaded")
+
+    monkeypatch.setattr("lcrec.generate.recommender.load_checkpoint", refuse)
+    monkeypatch.setattr("lcrec.reinforce.start.load_checkpoint", refuse)
+
+
 @pytest.fixture(scope="session")
 def fused(checkpoint, shop, tmp_path_factory):
     """A function that fuses rankings of the shop and returns the file.

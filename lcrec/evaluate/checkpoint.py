@@ -5,6 +5,8 @@ Reads a checkpoint and the data folder; writes one JSON file of numbers with its
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +27,7 @@ from lcrec.rankings.metrics import LEVEL, SAMPLES
 
 if TYPE_CHECKING:
     from lcrec.generate.recommender import Recommender
+    from lcrec.modeling.checkpoint import CheckpointParts
 
 PROG = "python -m lcrec.evaluate"
 CELL = 14  # characters
@@ -47,21 +50,28 @@ class JudgeConfig(Writes):
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint on trial, with the data it is asked about.
+    """A checkpoint on trial, with the data it is asked about; it is loaded when it is first asked.
 
     Attributes:
-        recommender: the model, its index and its prompt templates.
+        parts: what the checkpoint holds beside its weights.
+        load: loads the model, once.
         data: the source of the records, limited as they were in training.
         split: of the data folder.
         interactions: every user's whole sequence.
         inputs: what was read, by role.
     """
 
-    recommender: Recommender
+    parts: CheckpointParts
+    load: Callable[[], Recommender]
     data: TaskData
     split: Split
     interactions: Interactions
     inputs: dict[str, Path]
+
+    @property
+    def recommender(self) -> Recommender:
+        """The model with its index and its prompt templates."""
+        return self.load()
 
 
 def load_subject(
@@ -73,7 +83,7 @@ def load_subject(
     index: Path | None = None,
     base: str | None = None,
 ) -> Subject:
-    """Load a checkpoint and the data folder it was trained on, or one that continues it.
+    """Read a checkpoint and the data folder it was trained on, or one that continues it.
 
     Args:
         model: the checkpoint folder.
@@ -89,6 +99,7 @@ def load_subject(
     # Here, so that the commands can read their options without torch.
     from lcrec.generate.recommender import Recommender
     from lcrec.modeling.base import DTYPES
+    from lcrec.modeling.checkpoint import CheckpointParts
 
     paths = find_data(folder)
     data = load_data(folder)
@@ -96,28 +107,33 @@ def load_subject(
         require_same_catalogue(folder, model, index)
         retrain = f"python -m lcrec.finetune --data {folder} --output DIR"
         require_same_split(model, folder, retrain)
-    recommender = Recommender.from_pretrained(
-        model, dtype=DTYPES[precision], base=base, index=index, max_batch_tokens=batch_tokens
-    )
+    parts = CheckpointParts.read(model, index)
     task_data = TaskData(
         data.items,
         data.split.train,
-        recommender.index,
-        max_history=recommender.request_encoder.max_history,
-        max_text_words=recommender.request_encoder.max_text_words,
+        parts.catalogue,
+        max_history=parts.facts.max_history,
+        max_text_words=parts.facts.max_text_words,
         user_texts=data.user_texts,
-        shows_neighbours=recommender.prompts.shows_neighbours,
+        shows_neighbours=parts.prompts.shows_neighbours,
     )
+
+    @functools.cache
+    def load() -> Recommender:
+        return Recommender.from_pretrained(
+            model, dtype=DTYPES[precision], base=base, index=index, max_batch_tokens=batch_tokens
+        )
+
     inputs = {"model": model, "item": paths.item, **paths.sequences}
     if data.user_texts is not None:
         inputs["user"] = paths.user
     if index is not None:
         inputs["index"] = index_path(index)
-    return Subject(recommender, task_data, data.split, data.interactions, inputs)
+    return Subject(parts, load, task_data, data.split, data.interactions, inputs)
 
 
 def subject_of(config: JudgeConfig) -> Subject:
-    """Load what a command is asked to judge; errors as in `load_subject`."""
+    """Read what a command is asked to judge; errors as in `load_subject`."""
     return load_subject(
         config.model,
         config.data,

@@ -107,22 +107,28 @@ def main(argv: list[str]) -> None:
     subject = subject_of(config)
     templates = choose_templates(subject, config.templates)
     print(f"Writing answers to {len(templates)} template(s), {config.users:,} of each at most")
-    rows: dict[str, dict[str, Any]] = {}
-    result: dict[str, dict[str, Any]] = {}
+    asked = []
     for template in templates:
         questions = sample_questions(subject, template, config.users, config.seed)
-        if not questions:
+        if questions:
+            asked.append((template, questions))
+        else:
             print(f"Note: {template.id} has nothing to ask about in this data set; left out.")
-            continue
+    if not asked:
+        raise InputError("no template has anything to ask about in this data set; see the notes")
+    escape = subject.recommender.request_encoder.prompt_encoder.escape_markup
+    rows: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
+    for template, questions in asked:
         prompts = [question.question for question in questions]
         answers = answer_questions(
             subject.recommender, prompts, config.max_new_tokens, label=template.id
         )
+        # As they were trained.
+        right = [list(map(escape, question.references)) for question in questions]
         scores = {
-            "exact": [is_exact(a, q.references) for a, q in zip(answers, questions, strict=True)],
-            "ROUGE-L": [
-                rouge.score(a, q.references) for a, q in zip(answers, questions, strict=True)
-            ],
+            "exact": list(map(is_exact, answers, right)),
+            "ROUGE-L": list(map(rouge.score, answers, right)),
         }
         _, owners = np.unique([question.about for question in questions], return_inverse=True)
         rows[template.id] = {
@@ -135,11 +141,9 @@ def main(argv: list[str]) -> None:
             "answers": len(answers),
             **rows[template.id],
         }
-        for question, answer in zip(questions[: config.show], answers, strict=False):
-            print(f"  {template.id}\n    right  {question.references[0]!r:.110}")
+        for texts, answer in zip(right[: config.show], answers, strict=False):
+            print(f"  {template.id}\n    right  {texts[0]!r:.110}")
             print(f"    model  {answer!r:.110}")
-    if not rows:
-        raise InputError("no template has anything to ask about in this data set; see the notes")
     print("\nBelow each value, its 95 % interval over users or items.\n")
     print(format_values(rows, "template"))
     for name, entry in result.items():
@@ -164,13 +168,13 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
     """
     tasks: tuple[str, ...] = LANGUAGE_TASKS
     if wanted is None:
-        tasks = tuple(task for task in LANGUAGE_TASKS if task in subject.recommender.tasks)
+        tasks = tuple(task for task in LANGUAGE_TASKS if task in subject.parts.tasks)
         if not tasks:
             raise InputError(
-                f"--model was trained on {', '.join(sorted(subject.recommender.tasks))}, none of "
+                f"--model was trained on {', '.join(sorted(subject.parts.tasks))}, none of "
                 "which answers in words; name --templates to ask all the same"
             )
-    return subject.recommender.prompts.evaluation_templates(
+    return subject.parts.prompts.evaluation_templates(
         tasks,
         wanted or ["first"],
         accepts=lambda template: not template.is_item_answer,
@@ -187,11 +191,6 @@ def sample_questions(subject: Subject, template: Template, count: int, seed: int
     for place in drawn.tolist():
         record, others, about = records[place]
         answers = [template.render({**record, **other})[1] for other in others]
-        # As they were trained.
-        answers = [
-            subject.recommender.request_encoder.prompt_encoder.escape_markup(answer)
-            for answer in answers
-        ]
         questions.append(Question(template.ask(record), answers, about))
     return questions
 

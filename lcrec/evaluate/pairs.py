@@ -185,9 +185,9 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
         InputError: an unknown id, or a template that does not go from a history to the next item.
     """
     tasks = ["seqrec", "fusionseqrec"]
-    if wanted is None and "fusionseqrec" not in subject.recommender.tasks:
+    if wanted is None and "fusionseqrec" not in subject.parts.tasks:
         tasks = ["seqrec"]
-    return subject.recommender.prompts.evaluation_templates(
+    return subject.parts.prompts.evaluation_templates(
         tasks,
         wanted or ["first"],
         accepts=lambda template: template.is_item_answer,

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         f"Ranking {num_items:,} items for {len(queries):,} intentions of {len(targets):,} users, "
         f"by text and with {len(templates)} template(s)"
     )
-    if "itemsearch" not in subject.recommender.tasks:
+    if "itemsearch" not in subject.parts.tasks:
         print("Note: this model was not trained on itemsearch; it is asked what it never learnt.")
     texts = [query.query or "" for query in queries]
     ranked = {RETRIEVAL: (owners, rank_by_text(encode, vectors, texts, k))}
@@ -124,7 +124,7 @@ def choose_templates(subject: Subject, wanted: list[str] | None) -> list[Templat
     Raises:
         InputError: an unknown id, or a template without an intention.
     """
-    return subject.recommender.prompts.evaluation_templates(
+    return subject.parts.prompts.evaluation_templates(
         "itemsearch",
         wanted or ["first"],
         accepts=lambda template: "intention" in template.question_variables,

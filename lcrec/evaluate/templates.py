@@ -14,7 +14,7 @@ from lcrec.core.console import ProgressBar
 from lcrec.data.splits import EvalCases
 from lcrec.evaluate.checkpoint import load_subject
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RankingRequest, case_requests
+from lcrec.generate.requests import RankingRequest, case_requests, require_neighbours
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import bootstrap_interval, ndcg_at_k, recall_at_k
@@ -65,10 +65,13 @@ def score_model(
     """
     prompts = PromptSet.load(own, base=SHIPPED_PROMPTS) if own is not None else None
     subject = load_subject(folder, data, index=index)
-    parts, trained = subject.split, subject.recommender
-    cases = (parts.valid if split == "valid" else parts.test).sample_users(users, seed)
-    default = trained.prompts.evaluation_templates("seqrec")[0]
-    asked = trained
+    own_split, known = subject.split, subject.parts.prompts
+    cases = (own_split.valid if split == "valid" else own_split.test).sample_users(users, seed)
+    default = known.evaluation_templates("seqrec")[0]
+    templates = [t for t in (prompts or known).templates if t.task == "seqrec"]
+    for template in templates:
+        require_neighbours(template, subject.parts.nearby)
+    asked = trained = subject.recommender
     if prompts is not None:
         asked = Recommender(
             trained.model,
@@ -78,16 +81,15 @@ def score_model(
             max_history=trained.request_encoder.max_history,
             nearby=trained.request_encoder.nearby,
         )
-    templates = [t for t in asked.prompts.templates if t.task == "seqrec"]
     print(
         f"Asking {folder} with {len(templates)} templates of seqrec for the {split} items of "
         f"{cases.describe()}, ranking {len(trained.index):,} items"
     )
-    scores = score_templates(asked, templates, cases, trained.prompts)
-    same = asked.prompts.system == trained.prompts.system
+    scores = score_templates(asked, templates, cases, known)
+    same = asked.prompts.system == known.system
     baseline = next((s for s in scores if same and _asks_alike(s.template, default)), None)
     if baseline is None:
-        (baseline,) = score_templates(trained, [default], cases, trained.prompts)
+        (baseline,) = score_templates(trained, [default], cases, known)
     if not same:
         print("The system message is not the one that the model was trained with.")
     chosen = print_scores(scores, baseline, seed, cases)

@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     from lcrec.generate.many_users import RankingJob
     from lcrec.generate.recommender import Recommender
     from lcrec.generate.requests import RankingRequest
+    from lcrec.modeling.checkpoint import CheckpointParts
     from lcrec.prompts.templates import Template
 
 STAGE = "python -m lcrec.generate"
 EXAMPLE = "--model runs/shop/model --data data/shop --output runs/shop/predictions.jsonl"
 # Users of a split per part: small, so that a few processes get nearly equal shares.
 SPLIT_PART, SPLIT_PARTS = 256, 16
+NEED_TREE = "allow", "deny", "filters", "exclude_history", "calibrate", "fuse", "reserve_new"
 # How long a process waits for the others: those that are done wait until all are.
 PATIENCE = timedelta(days=30)
 
@@ -189,14 +191,8 @@ def main(argv: list[str]) -> None:
             assert cases is not None
             answer(config, items, interactions, names, cases, allowed, counted, state)
             return
-        claimed = claim(
-            config.output,
-            STAGE,
-            form_of(config),
-            overwrite=config.overwrite,
-            active=state.is_main_process,
-        )
-        with claimed:
+        form, active = form_of(config), state.is_main_process
+        with claim(config.output, STAGE, form, overwrite=config.overwrite, active=active):
             if cases is None or whole is None:
                 rank_everyone(config, names, interactions, allowed, state)
             else:
@@ -219,6 +215,7 @@ def answer(
 ) -> None:
     """Answer one request on the screen."""
     from lcrec.generate.one_request import answer_request, history_of, read_history
+    from lcrec.generate.requests import require_task, require_words
 
     own: ItemIds = ()
     if config.user is None:
@@ -227,22 +224,29 @@ def answer(
         hidden = None if config.split is None else cases
         history = history_of(config.user, interactions, names, hidden)
         own = counted.sequence(names.users.numbers[config.user])
-    recommender = load_recommender(config, len(items), counted, state)
-    request = replace(make_request(config, history, allowed, recommender), counted=own)
-    templates: list[Template | None] = [None]  # the recommender's own choice
-    if config.templates != ["first"]:
-        task = "seqrec" if config.query is None else "itemsearch"
-        known = ["history", "intention"] if history else ["intention"]
-        templates = [
-            *recommender.prompts.evaluation_templates(
-                task,
-                config.templates,
-                accepts=lambda t: config.query is None or t.question_variables <= {*known},
-                that=f"that asks with {' and '.join(known)} alone" if config.query else "",
+        if config.query is None and not history:
+            raise InputError(
+                f"--user {config.user}: has no items to go by; give --query or --history"
             )
-        ]
+    parts, named = read_checkpoint(config, len(items)), config.templates != ["first"]
+    if config.query is None:
+        templates = choose_templates(config, parts)
+    else:
+        require_task("itemsearch", parts.tasks)
+        known = ["history", "intention"] if history else ["intention"]
+        templates = parts.prompts.evaluation_templates(
+            "itemsearch",
+            config.templates if named else ["all"],
+            accepts=lambda t: t.question_variables <= {*known},
+            that=f"that asks with {' and '.join(known)} alone",
+        )
+    if config.explain:
+        require_words(parts.tasks)
+    request = replace(make_request(config, history, allowed, parts), counted=own)
+    recommender = load_recommender(config, parts, counted, state)
+    asked = templates if named else [None]  # the recommender's own choice
     if state.is_main_process:
-        answer_request(recommender, items, names.items, request, templates, explain=config.explain)
+        answer_request(recommender, items, names.items, request, asked, explain=config.explain)
 
 
 # Many users.
@@ -267,13 +271,7 @@ def rank_split(
     retrain = f"python -m lcrec.finetune --data {config.data} --output DIR"
     require_same_split(config.model, config.data, retrain)
     settings, inputs = recorded(config)
-    current = is_current(output, STAGE, settings, inputs)
-    if config.ensemble:
-        joint = ensemble_path(output)
-        current &= is_current(joint, STAGE, settings, inputs)
-    state.wait_for_everyone()  # all have looked before one writes
-    if current:
-        state.print(f"{output} is up to date.")
+    if is_made(outputs_of(config, output), settings, inputs, state):
         if state.is_main_process:
             show_examples(output, named, items, ids, config.show)
         return
@@ -292,7 +290,7 @@ def rank_split(
     )
     if state.is_main_process:
         with atomic_files(output) as file:
-            written = [file, *([ensemble_path(file)] if config.ensemble else [])]
+            written = outputs_of(config, file)
             join_split_parts(parts, job.list_names, *written)
             for path in written:
                 write_provenance(path, STAGE, settings, inputs, **calibrated(config, recommender))
@@ -315,10 +313,7 @@ def rank_everyone(
     output = config.output
     assert output is not None
     settings, inputs = recorded(config)
-    current = is_current(output, STAGE, settings, inputs)
-    state.wait_for_everyone()  # all have looked before one writes
-    if current:
-        state.print(f"{output} is up to date.")
+    if is_made([output], settings, inputs, state):
         return
     lengths = np.diff(interactions.offsets)
     if not lengths.all():
@@ -368,12 +363,14 @@ def prepare(
     from lcrec.generate.many_users import RankingJob
     from lcrec.generate.requests import case_requests
 
-    recommender = load_recommender(config, num_items, counted, state)
-    requests = case_requests(cases, make_request(config, (), allowed, recommender), own)
-    templates = recommender.prompts.evaluation_templates("seqrec", config.templates)
-    job = RankingJob(cases.users, requests, templates, config.ensemble)
-    if config.ensemble and len(job.templates) < 2:
+    parts = read_checkpoint(config, num_items)
+    templates = choose_templates(config, parts)
+    if config.ensemble and len(templates) < 2:
         raise InputError("--ensemble joins several templates; name them, or give --templates all")
+    requests = case_requests(cases, make_request(config, (), allowed, parts), own)
+    job = RankingJob(cases.users, requests, templates, config.ensemble)
+    job.require_items_left(num_items)
+    recommender = load_recommender(config, parts, counted, state)
     state.print(
         f"Ranking {len(recommender.index):,} items for {len(cases):,} "
         f"{'users' if cases.numbers is None else 'cases'} with "
@@ -388,7 +385,7 @@ def prepare(
 
 
 def make_request(
-    config: GenerateConfig, history: ItemIds, allowed: np.ndarray | None, recommender: Recommender
+    config: GenerateConfig, history: ItemIds, allowed: np.ndarray | None, parts: CheckpointParts
 ) -> RankingRequest:
     """Return what is asked for one customer; where no item is new, no place is reserved."""
     from lcrec.generate.requests import RankingRequest
@@ -401,17 +398,48 @@ def make_request(
         num_beams=config.beams,
         allow=allowed,
         exclude_history=config.exclude_history,
-        reserve_new=config.reserve_new if len(recommender.new_items) else 0,
+        reserve_new=config.reserve_new if len(parts.catalogue) > len(parts.index) else 0,
     )
 
 
+def read_checkpoint(config: GenerateConfig, num_items: int) -> CheckpointParts:
+    """Return what a checkpoint holds beside its weights, with the prompts that it is asked with.
+
+    Raises:
+        InputError: it is none, or was made for another catalogue.
+    """
+    from lcrec.modeling.checkpoint import CheckpointParts
+
+    require_same_catalogue(config.data, config.model, config.index)
+    parts = CheckpointParts.read(config.model, config.index)
+    if len(parts.catalogue) != num_items:
+        raise InputError(
+            f"--data {config.data} has {num_items} items, the index of "
+            f"{config.index or config.model} has {len(parts.catalogue)}: they do not belong "
+            "together (items that were added need --index, and the data folder that has them)"
+        )
+    if config.prompts is None:
+        return parts
+    return replace(parts, prompts=PromptSet.load(config.prompts, base=SHIPPED_PROMPTS))
+
+
+def choose_templates(config: GenerateConfig, parts: CheckpointParts) -> list[Template]:
+    """Return the templates of `seqrec` to ask with, for which the checkpoint has what they show."""
+    from lcrec.generate.requests import require_neighbours
+
+    templates = parts.prompts.evaluation_templates("seqrec", config.templates)
+    for template in templates:
+        require_neighbours(template, parts.nearby)
+    return templates
+
+
 def load_recommender(
-    config: GenerateConfig, num_items: int, counted: Interactions, state: PartialState
+    config: GenerateConfig, parts: CheckpointParts, counted: Interactions, state: PartialState
 ) -> Recommender:
     """Load the checkpoint, and what `--calibrate` and `--fuse` ask for; the latter is `counted`.
 
     Raises:
-        InputError: it is none, or it or the fusion was made for another catalogue.
+        InputError: its weights are damaged, or the fusion was made for another catalogue.
     """
     from lcrec.generate.calibration import calibrate_on
     from lcrec.generate.fusion import CountedFusion, FusionSettings
@@ -422,40 +450,30 @@ def load_recommender(
     if config.fuse is not None:
         fusion = FusionSettings.read(config.fuse)
         fusion.require_same_catalogue(config.data)
-    own_prompts = None
-    if config.prompts is not None:
-        own_prompts = PromptSet.load(config.prompts, base=SHIPPED_PROMPTS)
-    require_same_catalogue(config.data, config.model, config.index)
+    cases = None if config.calibrate is None else load_data(config.data).split.valid
     recommender = Recommender.from_pretrained(
         config.model,
         device=state.device,
         dtype=DTYPES[pick_precision(config.precision)],
         base=config.base,
         index=config.index,
-        prompts=own_prompts,
+        prompts=parts.prompts,
         max_batch_tokens=config.batch_tokens,
         constraint=config.constraint,
     )
-    if len(recommender.index) != num_items:
-        raise InputError(
-            f"--data {config.data} has {num_items} items, the index of "
-            f"{config.index or config.model} has {len(recommender.index)}: they do not belong "
-            "together (items that were added need --index, and the data folder that has them)"
-        )
     if config.reserve_new and not len(recommender.new_items):
         state.print(
             f"--reserve-new {config.reserve_new}: --index {config.index} adds no item to the "
             "checkpoint's own, so no place is reserved"
         )
-    if config.calibrate is not None:
-        silent = not state.is_main_process
+    if config.calibrate is not None and cases is not None:
+        silent, share = not state.is_main_process, share_of(config.calibrate)
         with ProgressBar(None, "calibrate", "users", leave=False, disable=silent) as bar:
-            cases, share = load_data(config.data).split.valid, share_of(config.calibrate)
             told = calibrate_on(recommender, cases, share, bar.update)
         if share is None:
             state.print(told)
     if fusion is not None:
-        recommender.fusion = CountedFusion.count(fusion, counted, num_items)
+        recommender.fusion = CountedFusion.count(fusion, counted, len(parts.catalogue))
         state.print(fusion.describe())
     return recommender
 
@@ -493,6 +511,17 @@ def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     return settings, inputs
 
 
+def is_made(
+    outputs: list[Path], settings: dict[str, Any], inputs: dict[str, Path], state: PartialState
+) -> bool:
+    """Tell whether an equal run left its outputs, and say so; all processes call this."""
+    made = all(is_current(path, STAGE, settings, inputs) for path in outputs)
+    state.wait_for_everyone()  # all have looked before one writes
+    if made:
+        state.print(f"{outputs[0]} is up to date.")
+    return made
+
+
 def provenance_of(
     settings: dict[str, Any], inputs: dict[str, Path], recommender: Recommender
 ) -> dict[str, Any]:
@@ -510,9 +539,10 @@ def form_of(config: GenerateConfig) -> str:
     return FOLDER if config.all_users else ".jsonl"
 
 
-def ensemble_path(output: Path) -> Path:
-    """Return where the joint lists of a predictions file lie."""
-    return output.with_suffix(".ensemble.jsonl")
+def outputs_of(config: GenerateConfig, output: Path) -> list[Path]:
+    """Return all that is written: the output, and the joint rankings of a split beside it."""
+    joint = config.ensemble and not config.all_users
+    return [output, output.with_suffix(".ensemble.jsonl")] if joint else [output]
 
 
 # What is asked for, checked.
@@ -539,13 +569,10 @@ def check_ways(config: GenerateConfig) -> None:
     if config.since is not None and (config.output is None or config.all_users):
         raise InputError(f"--since {config.since} belongs to a split: --output FILE.jsonl")
     if config.output is not None:
-        outputs = [config.output]
-        if config.ensemble and not config.all_users:
-            outputs.append(ensemble_path(config.output))
         inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
         inputs += [Path(config.fuse)] if config.fuse is not None else []
         inputs += [config.since] if config.since is not None else []
-        for path in outputs:
+        for path in outputs_of(config, config.output):
             check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
     joins_templates = config.ensemble or (is_one and config.templates != ["first"])
     if config.calibrate is not None:
@@ -554,23 +581,17 @@ def check_ways(config: GenerateConfig) -> None:
             raise InputError(
                 "--calibrate auto ranks validation users; for one request give a share"
             )
-        if config.constraint != "trie":
-            raise InputError("--calibrate needs --constraint trie: others leave the tree of items")
     if config.reserve_new:
         if config.index is None:
             raise InputError(
                 f"--reserve-new {config.reserve_new} needs --index, which says what items are new"
             )
-        if config.constraint != "trie":
-            raise InputError("--reserve-new needs --constraint trie: others leave the tree")
         if joins_templates:
             raise InputError(
                 "--reserve-new: joining the rankings of several templates would give the places "
                 "away again; ask with one template"
             )
     if config.fuse is not None:
-        if config.constraint != "trie":
-            raise InputError("--fuse needs --constraint trie: others leave the tree of items")
         if joins_templates:
             raise InputError(
                 "--fuse joins the ranking of one template with what is counted; ask with one, or "
@@ -578,18 +599,19 @@ def check_ways(config: GenerateConfig) -> None:
             )
         if config.query is not None:
             raise InputError("--fuse goes by what a customer has; leave it out with --query")
+    if config.query is not None and not config.query.strip():
+        raise InputError("--query: is empty; say what is looked for")
     if config.explain and config.output is not None:
         raise InputError("--explain belongs to one request: --history, --user or --query")
     if config.history is not None and not config.history:
         raise InputError("--history: the list is empty; give at least one item id")
-    for flag, given in (
-        ("--allow", config.allow),
-        ("--deny", config.deny),
-        ("--filters", config.filters),
-        ("--exclude-history", config.exclude_history),
-    ):
-        if given and config.constraint != "trie":
-            raise InputError(f"{flag} needs --constraint trie: other beams leave the tree of items")
+    if config.constraint != "trie":
+        for name in NEED_TREE:
+            if getattr(config, name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} needs --constraint trie: other beams leave the "
+                    "tree of items"
+                )
 
 
 if __name__ == "__main__":

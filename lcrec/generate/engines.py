@@ -24,20 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcrec.core.artifacts import NEIGHBOURS, PROMPTS
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import ADAPTER_CONFIG, load_config, load_tokenizer
-from lcrec.data.cooccurrence import NearbyItems
 from lcrec.generate import standalone, vllm_worker
 from lcrec.generate.beams import BeamOutput, check_finite, choose_beams, open_children, order_items
 from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.standalone import Step
 from lcrec.generate.trie import ItemTrie
-from lcrec.index.item_index import ItemIndex
-from lcrec.modeling.checkpoint import REMEDY, CheckpointFacts
-from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.tasks import parse_mixture
+from lcrec.modeling.checkpoint import REMEDY, CheckpointParts
 
 
 def engine_search(
@@ -239,14 +234,12 @@ class EngineRecommender(Recommender):
             InputError: an adapter, an encoder-decoder, parts of different checkpoints, or vLLM does
                 not start.
         """
-        facts = CheckpointFacts.read(folder)
+        parts = CheckpointParts.read(folder, index)
         if (folder / ADAPTER_CONFIG).exists():
             raise InputError(
                 f"--model {folder}: vLLM is given whole models, and this is an adapter; merge it: "
                 f"python -m lcrec.modeling merge --model {folder} --output DIR"
             )
-        prompts, own = PromptSet.load(folder / PROMPTS), ItemIndex.load(folder)
-        catalogue = own if index is None else own.load_extension(index)
         config = load_config("--model", str(folder))
         if config.is_encoder_decoder:
             raise InputError(f"--model {folder}: vLLM does not rank with an encoder-decoder")
@@ -255,14 +248,14 @@ class EngineRecommender(Recommender):
             vllm.step,
             config,
             load_tokenizer("--model", folder, remedy=REMEDY),
-            catalogue,
-            prompts,
-            max_history=facts.max_history,
-            max_text_words=facts.max_text_words,
-            tasks=parse_mixture(list(facts.tasks)),
+            parts.catalogue,
+            parts.prompts,
+            max_history=parts.facts.max_history,
+            max_text_words=parts.facts.max_text_words,
+            tasks=parts.tasks,
             max_batch_tokens=max_batch_tokens,
-            nearby=NearbyItems.load(folder / NEIGHBOURS) if prompts.shows_neighbours else None,
-            num_trained=len(own),
+            nearby=parts.nearby,
+            num_trained=len(parts.index),
         )
 
     def rank_batch(

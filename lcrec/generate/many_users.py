@@ -52,6 +52,21 @@ class RankingJob:
         """The template ids of each user's lists, in order."""
         return [template.id for template in self.templates] + [ENSEMBLE] * self.ensemble
 
+    def require_items_left(self, num_items: int) -> None:
+        """Refuse a user for whom nothing is left of a catalogue of so many items to recommend.
+
+        Raises:
+            InputError: it names the first such user.
+        """
+        catalogue = np.arange(num_items)
+        for user, request in zip(self.users, self.requests, strict=True):
+            may, out = catalogue if request.allow is None else request.allow, request.ruled_out()
+            if len(out) >= len(may) and np.isin(may, out).all():
+                raise InputError(
+                    f"user {user!r}: nothing is left to recommend; leave the user out, or give no "
+                    "--exclude-history"
+                )
+
 
 @dataclass(frozen=True)
 class Part:
@@ -85,7 +100,7 @@ def rank_in_parts(
     `provenance`, JSON values that tell all that shapes the result, are removed first.
 
     Raises:
-        InputError: a user for whom nothing is left to rank, or what `Recommender` raises.
+        InputError: what `Recommender` raises.
     """
     starts = range(0, len(job.users), size)
     ends = [min(start + size, len(job.users)) for start in starts]
@@ -115,13 +130,6 @@ def _rank_part(
     count_done: Callable[[int], None],
 ) -> Part:
     requests = job.requests[first:end]
-    item_filter = recommender.item_filter(requests)
-    if item_filter is not None:
-        for row in np.flatnonzero(item_filter.totals() == 0)[:1]:
-            raise InputError(
-                f"user {job.users[first + row]!r}: nothing is left to recommend; leave the user "
-                "out, or give no --exclude-history"
-            )
     lists = {}
     for template in job.templates:
         asked = [replace(request, template=template) for request in requests]

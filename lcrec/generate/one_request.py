@@ -197,10 +197,6 @@ def answer_request(
     Raises:
         InputError: what `Recommender.recommend`, `search` and `explain` raise.
     """
-    if request.query is not None:
-        recommender.require_task("itemsearch")
-    if explain:
-        recommender.explain([], [])  # what it cannot say is told before anything is ranked
     rankings = [recommender.rank([replace(request, template=own)]) for own in templates]
     ranked, scores = rankings[0].items, rankings[0].scores
     if len(rankings) > 1:

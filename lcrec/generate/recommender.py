@@ -34,14 +34,19 @@ from lcrec.generate.fusion import CountedFusion
 from lcrec.generate.hf_generate import write_answers
 from lcrec.generate.item_filter import ItemIds, LeafFilter
 from lcrec.generate.new_items import give_places, new_item_requests
-from lcrec.generate.requests import RankingRequest, RequestEncoder, plan_batches
+from lcrec.generate.requests import (
+    RankingRequest,
+    RequestEncoder,
+    plan_batches,
+    require_task,
+    require_words,
+)
 from lcrec.generate.search import search, supports_shared_prefix
 from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.prompts.encoder import added_ids, item_token_ids
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.tasks import parse_mixture
 from lcrec.prompts.templates import Template
 
 
@@ -176,7 +181,7 @@ class Recommender:
             prompts or checkpoint.prompts,
             max_history=checkpoint.facts.max_history,
             max_text_words=checkpoint.facts.max_text_words,
-            tasks=parse_mixture(list(checkpoint.facts.tasks)),
+            tasks=checkpoint.tasks,
             max_batch_tokens=max_batch_tokens,
             constraint=constraint,
             nearby=checkpoint.nearby,
@@ -251,7 +256,7 @@ class Recommender:
         Raises:
             InputError: an empty query, a model that never learnt `itemsearch`, or as `recommend`.
         """
-        self.require_task("itemsearch")
+        require_task("itemsearch", self.tasks)
         histories = [()] * len(queries) if histories is None else histories
         if len(histories) != len(queries):
             raise InputError(f"{len(histories)} histories for {len(queries)} queries")
@@ -279,8 +284,7 @@ class Recommender:
                 neither `index2item` nor `preferenceobtain`.
         """
         names, likes = "index2item" in self.tasks, "preferenceobtain" in self.tasks
-        if not names and not likes:
-            self.require_task("index2item")
+        require_words(self.tasks)
         if len(items) != len(histories):
             raise InputError(f"{len(items)} lists of items for {len(histories)} histories")
         self.request_encoder.check_items("history", histories)
@@ -305,18 +309,6 @@ class Recommender:
             )
             for row, own in enumerate(items)
         ]
-
-    def require_task(self, task: str) -> None:
-        """Refuse what the model never learnt.
-
-        Raises:
-            InputError: the model was not trained on the task.
-        """
-        if task not in self.tasks:
-            raise InputError(
-                f"the model was not trained on {task} (but on {', '.join(sorted(self.tasks))}); "
-                f"add it: lcrec.finetune --tasks {' '.join(sorted({*self.tasks, task}))}"
-            )
 
     def encode(self, requests: Sequence[RankingRequest]) -> list[list[int]]:
         """Return the prompt of each request as token ids; raises as `RequestEncoder` does."""

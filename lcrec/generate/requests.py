@@ -4,7 +4,7 @@ Everything a person can put into a request is checked here, before a model sees 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -141,7 +141,7 @@ class RequestEncoder:
             if request.query is None:
                 template = request.template or self.prompts.evaluation_templates("seqrec")[0]
                 _require_template_of(template, "seqrec")
-                self._require_neighbours_for(template)
+                require_neighbours(template, self.nearby)
             elif not record["intention"]:
                 raise InputError(f"query {position} is empty; say what is looked for")
             else:
@@ -235,13 +235,6 @@ class RequestEncoder:
             raise InputError(f"template {wanted.id}: is no template of {task} {that}")
         return wanted
 
-    def _require_neighbours_for(self, template: Template) -> None:
-        if self.nearby is None and "neighbours" in template.question_variables:
-            raise InputError(
-                f"template {template.id}: shows neighbours, and the checkpoint has no counts to "
-                f"look them up in ({NEIGHBOURS}); take another template, or train with this one"
-            )
-
     def encode(self, questions: list[str], answer: int) -> list[list[int]]:
         """Return the prompts of questions in words, each with an answer of at most `answer` tokens.
 
@@ -257,6 +250,42 @@ class RequestEncoder:
                     "or train with a lower --max-history"
                 )
         return prompt_ids
+
+
+def require_neighbours(template: Template, nearby: NearbyItems | None) -> None:
+    """Refuse a template that shows neighbours where there is nothing to look them up in.
+
+    Raises:
+        InputError: it names the template.
+    """
+    if nearby is None and "neighbours" in template.question_variables:
+        raise InputError(
+            f"template {template.id}: shows neighbours, and the checkpoint has no counts to "
+            f"look them up in ({NEIGHBOURS}); take another template, or train with this one"
+        )
+
+
+def require_task(task: str, tasks: Collection[str]) -> None:
+    """Refuse what a model that was trained on `tasks` never learnt.
+
+    Raises:
+        InputError: the task is none of them.
+    """
+    if task not in tasks:
+        raise InputError(
+            f"the model was not trained on {task} (but on {', '.join(sorted(tasks))}); "
+            f"add it: lcrec.finetune --tasks {' '.join(sorted({*tasks, task}))}"
+        )
+
+
+def require_words(tasks: Collection[str]) -> None:
+    """Refuse explanations by a model that was trained on neither task that answers in words.
+
+    Raises:
+        InputError: it names the first of them.
+    """
+    if "preferenceobtain" not in tasks:
+        require_task("index2item", tasks)
 
 
 def _require_template_of(template: Template, task: str) -> None:

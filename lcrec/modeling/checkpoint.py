@@ -35,6 +35,7 @@ from lcrec.modeling.item_rows import compute_rows_apart, weight_of
 from lcrec.modeling.recipe import STAGE
 from lcrec.prompts.encoder import added_ids, boundary_ids
 from lcrec.prompts.prompt_set import PromptSet
+from lcrec.prompts.tasks import parse_mixture
 
 REMEDY = f"bring back what is missing, or train again with: {STAGE}"
 
@@ -95,22 +96,51 @@ _FACTS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A fine-tuned model with everything it needs to recommend.
+@dataclass(frozen=True, kw_only=True)
+class CheckpointParts:
+    """What a checkpoint holds beside weights and tokenizer, to be checked before these are loaded.
 
     Attributes:
         nearby: what stood near what in training, where its prompts show neighbours, else None.
         catalogue: the items to rank: those of `index`, and those that another one adds to them.
     """
 
-    model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
     index: ItemIndex
     prompts: PromptSet
     facts: CheckpointFacts
     nearby: NearbyItems | None
     catalogue: ItemIndex
+
+    @classmethod
+    def read(cls, folder: Path, index: Path | None = None) -> "CheckpointParts":
+        """Read them; `index` adds items to the checkpoint's own.
+
+        Raises:
+            InputError: the folder is no checkpoint of ours, or `index` does not continue its own.
+        """
+        facts = CheckpointFacts.read(folder)
+        own = ItemIndex.load(folder)
+        prompts = PromptSet.load(folder / PROMPTS)
+        return cls(
+            index=own,
+            prompts=prompts,
+            facts=facts,
+            nearby=NearbyItems.load(folder / NEIGHBOURS) if prompts.shows_neighbours else None,
+            catalogue=own if index is None else own.load_extension(index),
+        )
+
+    @property
+    def tasks(self) -> set[str]:
+        """The tasks that the model was trained on."""
+        return set(parse_mixture(list(self.facts.tasks)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointParts):
+    """A fine-tuned model with everything it needs to recommend."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 @torch.no_grad()
@@ -229,16 +259,12 @@ def load_checkpoint(
         InputError: the folder is no checkpoint of ours, `index` does not continue its own, its
             weights are damaged, or its base model is gone or is another one now.
     """
-    facts = CheckpointFacts.read(folder)
-    own = ItemIndex.load(folder)
-    catalogue = own if index is None else own.load_extension(index)
-    prompts = PromptSet.load(folder / PROMPTS)
-    nearby = NearbyItems.load(folder / NEIGHBOURS) if prompts.shows_neighbours else None
+    parts = CheckpointParts.read(folder, index)
     if not (folder / ADAPTER_CONFIG).exists():
         if base is not None:
             raise InputError(f"--base {base}: --model {folder} is whole and needs no base model")
         model, tokenizer = load_pair("--model", folder, CAUSAL, remedy=REMEDY, **loading(dtype))
-        return Checkpoint(model, tokenizer, own, prompts, facts, nearby, catalogue)
+        return Checkpoint(model=model, tokenizer=tokenizer, **vars(parts))
     tokenizer = load_tokenizer("--model", folder, remedy=REMEDY)
     if base is None:
         base = base_of_adapter(folder, REMEDY)
@@ -250,7 +276,7 @@ def load_checkpoint(
             )
     if Path(base).exists():
         require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
-    arguments = loading(dtype, facts.quantize)
+    arguments = loading(dtype, parts.facts.quantize)
     whose = f"--model {folder}, which needs the base model"
     model = load_model(whose, base, CAUSAL, remedy=REMEDY, **arguments)
     if dequantize and arguments.get("quantization_config"):
@@ -259,4 +285,4 @@ def load_checkpoint(
         model.resize_token_embeddings(rows_needed(tokenizer), mean_resizing=False)
     adapted = load_adapter("--model", folder, model, remedy=REMEDY)
     compute_rows_apart(adapted)
-    return Checkpoint(adapted.eval(), tokenizer, own, prompts, facts, nearby, catalogue)
+    return Checkpoint(model=adapted.eval(), tokenizer=tokenizer, **vars(parts))

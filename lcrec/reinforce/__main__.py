@@ -154,7 +154,12 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
     from transformers import set_seed
 
     from lcrec.modeling.callbacks import describe_metrics
-    from lcrec.reinforce.start import load_start, make_recommender
+    from lcrec.reinforce.start import (
+        encode_histories,
+        load_start,
+        load_start_shape,
+        make_recommender,
+    )
     from lcrec.reinforce.trainer import StopBelowStart, make_trainer
 
     config, inputs = job.config, job.inputs
@@ -163,6 +168,7 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
     if state.is_main_process:
         check_run(config.output, identity, overwrite=config.overwrite)
     set_seed(config.seed)
+    encode_histories(config, inputs, [], load_start_shape(config))  # the longest must fit
     checkpoint = load_start(config)
     held_out = inputs.split.valid.sample(config.validation_users, config.seed)
     recommender = make_recommender(inputs, checkpoint)

@@ -15,18 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
-from lcrec.core.artifacts import NEIGHBOURS
-from lcrec.core.pretrained import load_tokenizer
-from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RankingRequest, RequestEncoder
 from lcrec.generate.search import search
 from lcrec.modeling.base import DTYPES
-from lcrec.modeling.checkpoint import REMEDY
 from lcrec.modeling.cost import (
     GIB,
     STORED_BYTES,
@@ -44,7 +40,7 @@ from lcrec.modeling.recipe import HardwareSettings
 from lcrec.prompts.encoder import item_token_ids
 from lcrec.reinforce.rollouts import draw_items
 from lcrec.reinforce.settings import ReinforceInputs, ReinforceSettings
-from lcrec.reinforce.start import load_start, load_start_shape, make_recommender
+from lcrec.reinforce.start import encode_histories, load_start, load_start_shape, make_recommender
 from lcrec.reinforce.trainer import (
     CaseCollator,
     count_updates,
@@ -90,13 +86,13 @@ def plan(settings: ReinforceSettings, hardware: HardwareSettings, inputs: Reinfo
         hardware: what it will run on.
 
     Raises:
-        InputError: the model, or without `tflops` its weights, cannot be loaded.
+        InputError: the model, or without `tflops` its weights, cannot be loaded; or a prompt is
+            longer than its context.
     """
-    tokenizer = load_tokenizer("--model", settings.model, remedy=REMEDY)
     without_weights = load_start_shape(settings)
     shape = measure_shape(without_weights)
     held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
-    work = measure_work(settings, inputs, tokenizer, held_out, hardware.devices)
+    work = measure_work(settings, inputs, without_weights, held_out, hardware.devices)
     reference = 4.0 * shape.trainable * settings.needs_reference
     quantize = inputs.recipe.get("quantize", "none")
     scored = 1 + work.group * work.answer
@@ -172,29 +168,16 @@ def sharded_memory(
 def measure_work(
     settings: ReinforceSettings,
     inputs: ReinforceInputs,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | PeftModel,
     held_out: EvalCases,
     processes: int,
 ) -> ReinforceWork:
-    """Count a run's prompts, and the tokens of some of them."""
+    """Count a run's prompts, and the tokens of some of them; `model` has no weights."""
     rows = draw_cases(settings, inputs.cases, processes)
     updates, every = count_updates(settings, len(rows), processes)
-    nearby = None
-    if inputs.prompts.shows_neighbours:
-        nearby = NearbyItems.load(settings.model / NEIGHBOURS)
-    encoder = RequestEncoder(
-        tokenizer,
-        inputs.index,
-        inputs.prompts,
-        max_history=inputs.max_history,
-        max_text_words=60,  # of a query, which none has
-        context=None,
-        nearby=nearby,
-    )
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).astype(int)
     histories = [inputs.cases.history(case) for case in rows.select(chosen)["case"]]
-    histories.append(inputs.cases.longest_history())
-    lengths = [len(ids) for ids in encoder.encode_requests(list(map(RankingRequest, histories)))]
+    lengths = [len(ids) for ids in encode_histories(settings, inputs, histories, model)]
     return ReinforceWork(
         rollouts=len(rows) // settings.reuse,
         updates=updates,

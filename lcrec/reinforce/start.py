@@ -2,16 +2,25 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
+from lcrec.core.artifacts import NEIGHBOURS
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
-from lcrec.core.pretrained import ADAPTER_CONFIG, base_of_adapter, load_tokenizer, rows_needed
+from lcrec.core.pretrained import (
+    ADAPTER_CONFIG,
+    base_of_adapter,
+    load_tokenizer,
+    position_limit,
+    rows_needed,
+)
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RankingRequest
+from lcrec.generate.requests import RankingRequest, RequestEncoder
 from lcrec.generate.search import supports_shared_prefix
 from lcrec.modeling.base import DTYPES, base_model
 from lcrec.modeling.checkpoint import REMEDY, Checkpoint, load_checkpoint
@@ -77,15 +86,40 @@ def mark_trained(model: PreTrainedModel | PeftModel) -> None:
         parameter.requires_grad_(parameter.data_ptr() in own)
 
 
-def make_recommender(inputs: ReinforceInputs, checkpoint: Checkpoint) -> Recommender:
-    """Return the recommender of the starting model, on this process's device.
+def encode_histories(
+    settings: ReinforceSettings,
+    inputs: ReinforceInputs,
+    histories: list[np.ndarray],
+    model: PreTrainedModel | PeftModel,
+) -> list[list[int]]:
+    """Return the prompt of each history, and of the longest of all cases, as token ids.
+
+    `model` is that of `load_start_shape`: no weights are read.
 
     Raises:
-        InputError: the longest prompt is longer than the model's context.
+        InputError: a prompt is longer than the model's context.
     """
+    nearby = None
+    if inputs.prompts.shows_neighbours:
+        nearby = NearbyItems.load(settings.model / NEIGHBOURS)
+    encoder = RequestEncoder(
+        load_tokenizer("--model", settings.model, remedy=REMEDY),
+        inputs.index,
+        inputs.prompts,
+        max_history=inputs.max_history,
+        max_text_words=60,  # of a query, which none has
+        context=position_limit(model),
+        nearby=nearby,
+    )
+    asked = [*histories, inputs.cases.longest_history()]
+    return encoder.encode_requests(list(map(RankingRequest, asked)))
+
+
+def make_recommender(inputs: ReinforceInputs, checkpoint: Checkpoint) -> Recommender:
+    """Return the recommender of the starting model, on this process's device."""
     if checkpoint.facts.quantize == "none":  # a quantised base lies there already
         nn.Module.to(checkpoint.model, pick_device())
-    recommender = Recommender(
+    return Recommender(
         checkpoint.model,
         checkpoint.tokenizer,
         checkpoint.index,
@@ -93,5 +127,3 @@ def make_recommender(inputs: ReinforceInputs, checkpoint: Checkpoint) -> Recomme
         max_history=inputs.max_history,
         nearby=checkpoint.nearby,
     )
-    recommender.encode([RankingRequest(inputs.cases.longest_history())])
-    return recommender

@@ -30,6 +30,7 @@ from starlette.types import Receive
 from lcrec.core.artifacts import unique_keys
 from lcrec.core.errors import InputError
 from lcrec.core.version import __version__
+from lcrec.generate.requests import require_task
 from lcrec.serve.batching import Batcher, QueueFull, ShuttingDown
 from lcrec.serve.live import Live, rank_together
 from lcrec.serve.middleware import (
@@ -197,7 +198,7 @@ def create_app(
         body: search_body,  # type: ignore[valid-type]
     ) -> RankingAnswer:
         try:
-            live.handler.recommender.require_task("itemsearch")
+            require_task("itemsearch", live.handler.recommender.tasks)
         except InputError as error:
             raise Problem(501, str(error)) from None
         return await rank(request, body)

@@ -69,11 +69,12 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
     from lcrec.generate.fusion import CountedFusion, FusionSettings
     from lcrec.generate.recommender import Recommender
     from lcrec.modeling.base import DTYPES
-    from lcrec.serve.requests import RequestHandler, UserData, Versions
+    from lcrec.modeling.checkpoint import CheckpointParts
+    from lcrec.serve.requests import RequestHandler, UserData, Versions, require_same_size
 
     model, data, index = map(_pinned, (sources.model, sources.data, sources.index))
     assert model is not None
-    items = user_data = names = fusion = named = None
+    items = user_data = names = fusion = named = valid = None
     if sources.fuse is not None:
         assert data is not None
         named = None if sources.fuse == COOCCURRENCE else _pinned(Path(sources.fuse))
@@ -85,6 +86,13 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         interactions = load_interactions(data, len(items))
         names = load_names(data, interactions.users, len(items), sources.ids)
         user_data = UserData(names.users, interactions)
+    catalogue = CheckpointParts.read(model, index).catalogue
+    require_same_size(items, len(catalogue))
+    ids = (replace(catalogue, raw_ids=None) if sources.ids == "numbers" else catalogue).ids
+    _require_same_names(sources, ids.is_raw, list(ids.names), names)
+    if sources.calibrate is not None:
+        assert data is not None
+        valid = load_split(data, interactions).valid
     dtype = DTYPES[pick_precision(sources.precision)]
     recommender: Recommender
     if sources.engine == "vllm":
@@ -103,10 +111,6 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
             index=index,
             max_batch_tokens=sources.batch_tokens,
         )
-    ids = recommender.index.ids
-    if sources.ids == "numbers":
-        ids = replace(recommender.index, raw_ids=None).ids
-    _require_same_names(sources, ids.is_raw, list(ids.names), names)
     told: list[str] = []
     versions = Versions(
         model=fingerprint(model),
@@ -115,12 +119,11 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
         items=None if data is None else fingerprint(find_data(data).item),
         fusion=None if named is None else fingerprint(provenance_path(named)),
     )
-    handler = RequestHandler(  # which refuses a catalogue that is not the index's
+    handler = RequestHandler(
         recommender, items, limits, ids, user_data, versions, sources.reserve_new, told
     )
-    if sources.calibrate is not None:
-        assert data is not None
-        told.append(calibrate_on(recommender, load_split(data, interactions).valid, share))
+    if valid is not None:
+        told.append(calibrate_on(recommender, valid, share))
     if fusion is not None:
         recommender.fusion = CountedFusion.count(fusion, interactions, len(recommender.index))
         told.append(f"/recommend is {fusion.describe()}")

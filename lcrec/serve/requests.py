@@ -212,6 +212,19 @@ class EncodedRequest:
     ignored: Ignored
 
 
+def require_same_size(items: Items | None, num_items: int) -> None:
+    """Refuse a catalogue that is not that of an index of so many items.
+
+    Raises:
+        InputError: it has more or fewer.
+    """
+    if items is not None and len(items) != num_items:
+        raise InputError(
+            f"the catalogue has {len(items)} items and the model's index {num_items}: name the "
+            "data folder, and the --index, that belong together"
+        )
+
+
 class RequestHandler:
     """Turns bodies into requests, batches of requests into rankings, and items into words.
 
@@ -248,11 +261,7 @@ class RequestHandler:
         self.recommender, self.items, self.user_data = recommender, items, user_data
         self.ids = ids or recommender.index.ids
         self.num_items = len(recommender.index)
-        if items is not None and len(items) != self.num_items:
-            raise InputError(
-                f"the catalogue has {len(items)} items and the model's index {self.num_items}: "
-                "name the data folder, and the --index, that belong together"
-            )
+        require_same_size(items, self.num_items)
         self.limits = limits or ServiceLimits()
         self.filters = None if items is None else ItemFilters(items)
         if user_data is not None:

@@ -30,7 +30,7 @@ from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import require_same_split
 from lcrec.generate.one_request import history_of
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RankingRequest, case_requests
+from lcrec.generate.requests import RankingRequest, case_requests, require_task
 from lcrec.index.page import draw_sunburst
 from lcrec.index.tree import Branch, ItemTree
 from lcrec.prompts.prompt_set import save_template
@@ -264,7 +264,7 @@ class Workbench:
         Raises:
             InputError: the words are empty, the model never learnt `itemsearch`, or as `recommend`.
         """
-        self.recommender.require_task("itemsearch")
+        require_task("itemsearch", self.recommender.tasks)
         if not query.strip():
             raise InputError("nothing is asked; say in words what is looked for")
         return self._answer(query, self._items(history), options, "")

@@ -237,7 +237,9 @@ def test_a_pretrained_t5_is_really_loaded(base):
     assert (again == scores).all()
 
 
-def test_what_cannot_be_trained_is_refused(tmp_path):
+def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch):
+    # Told before the items are clustered.
+    monkeypatch.setattr("lcrec.baselines.methods.generative.collaborative_index", None)
     with pytest.raises(InputError, match=r"--base .*nowhere: no such folder"):
         P5CID(P5CIDSettings(base=tmp_path / "nowhere")).fit(data_of(twenty()))
     LlamaConfig().save_pretrained(tmp_path / "llama")

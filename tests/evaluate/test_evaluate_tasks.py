@@ -132,7 +132,7 @@ def test_every_case_of_a_user_is_asked(
 
 def test_accuracy_by_hand(subject, low_ids, index):
     cases = EvalCases(["a", "b", "c"], [np.array([9])] * 3, np.array([1, 2, 3], dtype=np.int32))
-    judged = replace(subject, recommender=low_ids)
+    judged = replace(subject, load=lambda: low_ids)
     template = subject.recommender.prompts.for_task("seqrec", "eval")[0]
     accuracy = pairwise_accuracy(
         judged, template, cases, {"x": np.array([2, 1, 4]), "y": np.array([-1, 7, 0])}
@@ -144,7 +144,7 @@ def test_accuracy_by_hand(subject, low_ids, index):
     cases = EvalCases(
         ["a", "b"], [np.array([9]), np.array([9, 5])], np.array([1, 2], dtype=np.int32)
     )
-    judged = replace(subject, recommender=low_ids, data=data)
+    judged = replace(subject, load=lambda: low_ids, data=data)
     template = subject.recommender.prompts.get("titles-short")
     accuracy = pairwise_accuracy(judged, template, cases, {"x": np.array([7, 7])})
     np.testing.assert_equal(accuracy["x"], [np.nan, 1.0])
@@ -188,13 +188,17 @@ def test_pairs(words, embeddings, tmp_path, capsys):
     assert again.read_bytes() == output.read_bytes()
 
 
-def test_pairs_by_titles_and_fewer_users_and_what_is_refused(words, embeddings, capsys, tmp_path):
+def test_pairs_by_titles_and_fewer_users(words, embeddings, capsys):
     more = ["--users", 7, "--templates", "titles-short", "--split", "valid"]
     evaluate.main(words("pairs", "--embeddings", embeddings, *more))
     screen = capsys.readouterr().out
     assert "Asking 7 users" in screen
     assert len(row_of(screen, "titles-short")) == 3
     assert "Nothing was written" in screen
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_what_pairs_refuses(words, embeddings, tmp_path):
     write_array(tmp_path / "short" / "embeddings.npy", np.zeros((3, 2), dtype=np.float32))
     for more, message in (
         (["--templates", "next-nothing"], "no template 'next-nothing'"),
@@ -262,6 +266,7 @@ def test_queries_of_nobody_in_the_test_part_are_refused(subject):
         make_queries(replace(subject, split=nobody), None, 0)
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_what_search_refuses(words, embeddings, shop, tmp_path):
     bare, untold = tmp_path / "bare", tmp_path / "untold"
     for folder in (bare, untold):
@@ -374,16 +379,23 @@ def test_language_with_right_answers_and_wrong_ones(words, subject, tmp_path, ca
     assert result["next-title-short"]["exact"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
-def test_language_as_it_is_and_what_it_refuses(words, capsys):
+def test_language_as_it_is(words, capsys):
     flags = ["--templates", "title-short", "--users", 3, "--max-new-tokens", 4]
     evaluate.main(words("language", *flags))
     screen = capsys.readouterr().out
     assert screen.count("model  ") == 2
     assert len(row_of(screen, "title-short")) == 2
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_what_language_refuses(words, shop, tmp_path):
+    for path in (find_data(shop).inter, find_data(shop).item):
+        shutil.copy(path, tmp_path)
     for more, message in (
         ([], "trained on item2index, seqrec, none of which answers in words"),
         (["--templates", "name-short"], "belongs to item2index"),
         (["--templates", "nothing"], "no template 'nothing'"),
+        (["--templates", "taste-short", "--data", tmp_path], "no template has anything to ask"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate.main(words("language", *more))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lcrec.generate import __main__ as generate
 from lcrec.generate import many_users
 from lcrec.generate.one_request import show_ranking
 from lcrec.generate.recommender import Recommender
+from lcrec.modeling.checkpoint import CheckpointFacts
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.fusion import join_lists
 from lcrec.rankings.predictions import read_predictions
@@ -483,27 +485,20 @@ def test_one_request_in_several_wordings(run, checkpoint, capsys):
     assert sorted(int(line.split()[1]) for line in shown) == list(range(40, ITEMS))
 
 
-def test_a_query_needs_a_model_that_learnt_search(run):
-    with pytest.raises(InputError, match=r"not trained on itemsearch .*--tasks"):
-        run("--query", "a desk lamp")
-
-
 @pytest.fixture
 def taught(monkeypatch):
     """Every checkpoint passes for one trained on all tasks."""
-    load = Recommender.from_pretrained
+    read = CheckpointFacts.read
 
-    def call(*arguments, **options):
-        recommender = load(*arguments, **options)
-        recommender.tasks = set(TASKS)
-        return recommender
+    def call(folder):
+        return replace(read(folder), tasks=tuple(TASKS))
 
-    monkeypatch.setattr(Recommender, "from_pretrained", call)
-    return call
+    monkeypatch.setattr(CheckpointFacts, "read", call)
 
 
-def test_a_query(run, taught, checkpoint, split, capsys):
-    loaded = taught(checkpoint)
+@pytest.mark.usefixtures("taught")
+def test_a_query(run, checkpoint, split, capsys):
+    loaded = Recommender.from_pretrained(checkpoint)
     run("--query", "a desk lamp", "--k", 4)
     out = capsys.readouterr().out
     assert "looks for: a desk lamp" in out
@@ -517,13 +512,10 @@ def test_a_query(run, taught, checkpoint, split, capsys):
     assert ranked_on_screen(capsys.readouterr().out) == expected.tolist()
     run("--query", "a desk lamp", "--k", 4, "--templates", "all")
     assert len(ranked_on_screen(capsys.readouterr().out)) == 4
-    with pytest.raises(InputError, match="belongs to seqrec, not itemsearch"):
-        run("--query", "a desk lamp", "--templates", "next-short")
-    with pytest.raises(InputError, match="query 0 is empty"):
-        run("--query", " ")
 
 
-def test_a_query_that_no_wording_asks(run, taught, tmp_path):
+@pytest.mark.usefixtures("taught", "unloaded")
+def test_a_query_that_no_wording_asks(run, tmp_path):
     own = tmp_path / "prompts"
     own.mkdir()
     (own / "itemsearch.yaml").write_text(
@@ -536,18 +528,14 @@ def test_a_query_that_no_wording_asks(run, taught, tmp_path):
             run("--query", "a lamp", "--prompts", own, "--templates", wanted)
 
 
-def test_an_explanation(run, taught, checkpoint, capsys):
+@pytest.mark.usefixtures("taught")
+def test_an_explanation(run, checkpoint, capsys):
     run("--history", 12, 7, "--k", 2, "--explain")
     out = capsys.readouterr().out
-    (words,) = taught(checkpoint).explain([[12, 7]], [ranked_on_screen(out)])
+    loaded = Recommender.from_pretrained(checkpoint)
+    (words,) = loaded.explain([[12, 7]], [ranked_on_screen(out)])
     assert f"the model takes them to like: {printable(words.preference)}" in out
     assert out.rstrip().endswith(f"  2 {printable(words.titles[1])}".rstrip())
-
-
-def test_what_cannot_be_explained_is_told_before_ranking(run, capsys):
-    with pytest.raises(InputError, match="was not trained on index2item"):
-        run("--history", 12, 7, "--k", 2, "--explain")
-    assert "recommended" not in capsys.readouterr().out
 
 
 def test_one_request_with_lists(run, tmp_path, capsys):
@@ -588,7 +576,14 @@ def test_a_night_without_a_new_item_reserves_no_place(run, checkpoint, capsys):
     assert table == plain
 
 
-# Refusals. Nothing is written, and all but a few come before the model is loaded.
+# Refusals: before the model is loaded, and nothing is written.
+
+
+ONE = """task: seqrec
+templates:
+- {id: only, question: "{{ history | join }}", answer: "{{ target }}"}
+- {id: near, use: train, question: "Near: {{ neighbours | join }}", answer: "{{ target }}"}
+"""
 
 
 @pytest.mark.parametrize(
@@ -618,6 +613,15 @@ def test_a_night_without_a_new_item_reserves_no_place(run, checkpoint, capsys):
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
         (["--query", "lamp", "--output", "x.jsonl"], "give one of --output"),
         (["--output", "x.jsonl", "--ensemble"], "--ensemble joins several templates"),
+        (
+            ["--output", "x.jsonl", "--ensemble", "--templates", "all", "--prompts", "one"],
+            "--ensemble joins several templates",
+        ),
+        (["--output", "x.jsonl", "--templates", "near", "--prompts", "one"], "near: shows neigh"),
+        (["--history", "1", "--templates", "near", "--prompts", "one"], "near: shows neighbours"),
+        (["--query", "lamp"], r"not trained on itemsearch .*--tasks"),
+        (["--query", " "], "--query: is empty"),
+        (["--history", "12", "7", "--explain"], "was not trained on index2item"),
         (["--output", "x.jsonl", "--reserve-new", "2"], "--reserve-new 2 needs --index"),
         (
             ["--output", "x.jsonl", "--calibrate", "1.5"],
@@ -645,11 +649,28 @@ def test_a_night_without_a_new_item_reserves_no_place(run, checkpoint, capsys):
         ),
     ],
 )
+@pytest.mark.usefixtures("unloaded")
 def test_refusals(run, tmp_path, monkeypatch, words, message):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "seqrec.yaml").write_text(ONE)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         run(*words)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.usefixtures("taught", "unloaded")
+def test_a_template_of_another_task(run):
+    with pytest.raises(InputError, match="belongs to seqrec, not itemsearch"):
+        run("--query", "a desk lamp", "--templates", "next-short")
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_calibration_needs_a_folder_that_can_be_read(run, shop, tmp_path):
+    data = with_sequences(shop, tmp_path / "data", {"ann": [0, 1, 2, 3], "bob": [3, 4, 5, 6]})
+    (data / "Shop.split.json").write_text("{}")
+    with pytest.raises(InputError, match=r"Shop\.split\.json"):
+        run("--output", tmp_path / "out", "--all-users", "--calibrate", 0.5, data=data)
 
 
 def test_what_is_no_checkpoint(run, base, tmp_path):
@@ -669,6 +690,7 @@ def test_data_of_another_catalogue(run, shop, tmp_path):
     assert not (tmp_path / "p.jsonl").exists()
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_users_with_too_few_items_or_with_everything(run, shop, tmp_path):
     data = with_sequences(shop, tmp_path / "data", {"ann": [0, 1, 2], "bob": [3, 4]})
     with pytest.raises(InputError, match="--user bob: the split holds nothing of theirs"):

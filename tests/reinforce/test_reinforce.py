@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from trainings import Killed, assert_same_weights, kill_in_step, let_every_validation_win, weights
 from transformers import TrainingArguments
 
-from lcrec.core.artifacts import read_json
+from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
@@ -398,6 +399,15 @@ def test_bad_models(reinforce, base, recipe, finetune_words, tmp_path):
     recipe.main([*words[: words.index("--tasks")], "--tasks", "item2index=8"])
     with pytest.raises(InputError, match=r"was not fine-tuned on seqrec \(but on item2index=8\)"):
         reinforce(tmp_path / "model", "--model", tmp_path / "titles")
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_prompt_that_the_context_cannot_hold(reinforce, base, tmp_path):
+    moved = shutil.copytree(base, tmp_path / "base")
+    config = read_json(moved / "config.json")
+    write_json(moved / "config.json", config | {"max_position_embeddings": 9})
+    with pytest.raises(InputError, match=r"its prompt has .* more than the 9 of the model's"):
+        reinforce(tmp_path / "model", "--base", moved)
 
 
 @pytest.mark.parametrize(

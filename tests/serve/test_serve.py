@@ -369,6 +369,28 @@ def test_a_release_with_new_items_arrives_by_a_reload(
     assert service.handler is after
 
 
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({"ids": "raw"}, "--ids raw: .* carries no raw ids"),
+        ({"index": "grown"}, "48 items and the model's index 50"),
+        ({"calibrate": "0.5"}, r"Shop\.split\.json"),
+    ],
+)
+def test_what_is_refused_without_the_weights(
+    checkpoint, shop, grown, tmp_path, monkeypatch, sources, message
+):
+    data = None if "ids" in sources else shutil.copytree(shop, tmp_path / "data")
+    if "calibrate" in sources:
+        (data / "Shop.split.json").write_text("{}")
+    if "index" in sources:  # as where the data folder's history says nothing against it
+        sources = {"index": grown / "index"}
+        monkeypatch.setattr("lcrec.serve.loading.require_same_catalogue", lambda *_: None)
+    with pytest.raises(InputError, match=message):
+        load_handler(ServiceSources(model=checkpoint, data=data, **sources), ServiceLimits())
+
+
 def test_a_model_that_cannot_recommend_is_not_served(checkpoint, tmp_path):
     broken = shutil.copytree(checkpoint, tmp_path / "model")
     weights = load_file(broken / "adapter_model.safetensors")

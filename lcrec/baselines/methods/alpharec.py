@@ -119,19 +119,12 @@ class AlphaRec(VectorBaseline):
         Raises:
             InputError: a data set has no embeddings, or their widths differ.
         """
-        name, chosen = type(self).__name__, self.settings
-        tables = [require_embeddings(data, name) for data in domains]
-        widths = sorted({table.shape[1] for table in tables})
-        if len(widths) > 1:
-            raise InputError(
-                f"the data sets' embeddings are {' and '.join(map(str, widths))} numbers wide; "
-                "one mapping serves one encoder: embed all items with the same"
-            )
+        chosen, tables = self.settings, self.require_one_width(domains)
         torch.manual_seed(self.seed)
         blocks = [purchases(data.train, data.num_items) for data in domains]
         bought = sparse.csr_array(sparse.block_diag(blocks, format="csr"))
         domain = Domain(bought, np.concatenate(tables)).to(self.device)
-        self.mapping = self._new_mapping(widths[0])
+        self.mapping = self._new_mapping(tables[0].shape[1])
         users = _spans([len(data.train) for data in domains])
         items = _spans([data.num_items for data in domains])
         batches = UserBatches(
@@ -171,9 +164,24 @@ class AlphaRec(VectorBaseline):
             epochs=chosen.epochs,
             patience=chosen.patience,
             every=chosen.every,
-            label=name,
+            label=type(self).__name__,
             deadline=min(deadlines, default=None),
         )
+
+    def require_one_width(self, domains: Sequence[TrainingData]) -> list[np.ndarray]:
+        """Return the embeddings of several data sets, float32 [items, dim] each, all of one `dim`.
+
+        Raises:
+            InputError: a data set has none, or their widths differ.
+        """
+        tables = [require_embeddings(data, type(self).__name__) for data in domains]
+        widths = sorted({table.shape[1] for table in tables})
+        if len(widths) > 1:
+            raise InputError(
+                f"the data sets' embeddings are {' and '.join(map(str, widths))} numbers wide; "
+                "one mapping serves one encoder: embed all items with the same"
+            )
+        return tables
 
     def transfer(self, data: TrainingData) -> None:
         """Take f to a data set, with no step of training: its train sequences give Z_U and A_hat.

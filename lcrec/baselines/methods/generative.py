@@ -327,6 +327,7 @@ def _even(order: np.ndarray, parts: int) -> np.ndarray:
 
 
 QUESTION = "What will the user buy next?"
+REMEDY = "name a folder that holds a T5"
 
 
 class WholeWords(nn.Module):
@@ -382,8 +383,14 @@ class P5CID(GenerativeBaseline):
     settings: P5CIDSettings
 
     def spell(self, data: TrainingData) -> ItemIndex:
-        """Return the collaborative index of the train sequences."""
+        """Return the collaborative index of the train sequences.
+
+        Raises:
+            InputError: `--base` is no T5, which the clustering need not be waited for.
+        """
         chosen = self.settings
+        if chosen.base is not None:
+            self._require_t5(chosen.base)
         return collaborative_index(
             data.train, data.num_items, chosen.clusters, chosen.leaf, self.seed
         )
@@ -401,14 +408,15 @@ class P5CID(GenerativeBaseline):
             )
         return network, first
 
-    def _pretrained(self, base: Path, num_tokens: int) -> tuple[T5ForConditionalGeneration, int]:
-        remedy = "name a folder that holds a T5"
+    def _require_t5(self, base: Path) -> None:
         if not base.is_dir():
-            raise InputError(f"--base {base}: no such folder; {remedy}")
-        kind = load_config("--base", base, kind=T5, remedy=remedy).model_type
+            raise InputError(f"--base {base}: no such folder; {REMEDY}")
+        kind = load_config("--base", base, kind=T5, remedy=REMEDY).model_type
         if kind != "t5":
             raise InputError(f"--base {base}: a T5 is needed, found {kind}")
-        network, tokenizer = load_pair("--base", base, T5, remedy=remedy, dtype=torch.float32)
+
+    def _pretrained(self, base: Path, num_tokens: int) -> tuple[T5ForConditionalGeneration, int]:
+        network, tokenizer = load_pair("--base", base, T5, remedy=REMEDY, dtype=torch.float32)
         assert isinstance(network, T5ForConditionalGeneration)
         first = network.config.vocab_size
         network.resize_token_embeddings(first + num_tokens)

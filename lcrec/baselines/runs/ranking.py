@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 
 from lcrec.baselines.base import TrainingData, trained_positions
-from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
 from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import top_items
@@ -43,21 +42,12 @@ def rank_cases(
     Yields:
         per case, in order, item ids int64 [length] and scores float32 [length], best first; of
         equal scores the lower id comes first.
-
-    Raises:
-        InputError: a user's history leaves nothing to list.
     """
     users = trained_positions(data.train, cases.users)
     batch = max(1, SCORES_AT_ONCE // data.num_items)
     for start in range(0, len(cases), batch):
         rows = slice(start, start + batch)
         exclude = excluded(cases, rows, data.exclude_history)
-        for place, ids in enumerate(exclude or ()):
-            if len(ids) >= data.num_items and len(np.unique(ids)) == data.num_items:
-                raise InputError(
-                    f"user {cases.users[start + place]!r} already has every item, so none is left "
-                    "to list; run again without --exclude-history"
-                )
         yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
 
 
