@@ -222,6 +222,9 @@ def write_cases(run: Path) -> EvalCases:
         folder.inter.parent.mkdir(exist_ok=True)
         shutil.copyfile(grown.item, folder.item)
         write_json(folder.inter, read_json(run / "cases.json"))
+        # The model has never seen a cold item, so it may rank what ends in one.
+        record = {"inter": grown.inter}
+        write_provenance(run / "cases", "python -m lcrec.add_interactions", {}, record)
     interactions = load_interactions(run / "cases", len(load_items(run / "cases")))
     return load_split(run / "cases", interactions).test
 

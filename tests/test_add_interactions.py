@@ -22,7 +22,13 @@ from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.data.id_map import load_names
 from lcrec.data.item_filters import ItemFilters
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.data.splits import cases_since, load_split, require_same_split, write_split
+from lcrec.data.splits import (
+    cases_since,
+    describe_known,
+    load_split,
+    require_same_split,
+    write_split,
+)
 from lcrec.generate import __main__ as generate
 
 PREPARE = "python -m lcrec.prepare"
@@ -200,6 +206,19 @@ def test_what_knows_earlier_orders_alone_has_not_seen_what_is_held_out(place):
             told = rf"model was made from {day}/\S+, .* --data {before} continues it.* finetune"
             with pytest.raises(InputError, match=told):
                 require_same_split(model, before, "finetune")
+
+
+def test_who_had_two_items_was_trained_on_with_both(place):
+    """Zoe has three items on the third day: on the second she had two, and neither was held out."""
+    add(place)
+    (place / "next.csv").write_text(f"{HEAD}zoe,007,2024-06-03\n")
+    add(place, data="new", orders="next.csv", output="third")
+    valid = load_split(place / "third", load_interactions(place / "third", 4)).valid
+    told = describe_known(made_from(place / "new", place / "model"), place / "third", valid)
+    assert "may know the validation items of 1 users" in told
+    with pytest.raises(InputError, match=r"no case of .* came later"):
+        cases_since(valid, place / "third", place / "new", 4)
+    assert not describe_known(made_from(place / "third", place / "model"), place / "third", valid)
 
 
 def test_cases_since_an_earlier_day(place):

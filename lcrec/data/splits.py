@@ -464,6 +464,24 @@ def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
         )
 
 
+def describe_known(model: Path, folder: Path, valid: EvalCases) -> str:
+    """Return what to tell of validation cases that a model of an earlier folder may know, or "".
+
+    Of a user with two items leave-one-out trains on both. Where a third one came since, the second
+    is validated on.
+    """
+    record, paths = read_provenance(model), find_data(folder)
+    if record is None or "inter" not in record["inputs"] or paths.split.exists():
+        return ""
+    count = sum(len(history) == 1 for history in valid.histories)
+    if not count or record["inputs"]["inter"]["sha256"] == fingerprint(paths.inter):
+        return ""
+    return (
+        f"--model {model} was trained on an earlier state of {folder}, and may know the validation "
+        f"items of {count:,} users with three items; --since leaves out what it knows"
+    )
+
+
 def cases_since(cases: EvalCases, folder: Path, since: Path, num_items: int) -> EvalCases:
     """Return the cases of a data folder whose items came after an earlier state of the folder.
 

@@ -38,7 +38,7 @@ from lcrec.data.data_set import load_data
 from lcrec.data.folder import Interactions, Items, load_interactions, load_items
 from lcrec.data.id_map import IdMap, Names, load_names
 from lcrec.data.new_items import require_same_catalogue
-from lcrec.data.splits import EvalCases, cases_since, load_split, require_same_split
+from lcrec.data.splits import EvalCases, cases_since, describe_known, load_split, require_same_split
 from lcrec.generate.flags import AUTO, CALIBRATE, COOCCURRENCE, FUSE, share_of
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.rankings.predictions import PAD
@@ -270,6 +270,9 @@ def rank_split(
     assert output is not None
     retrain = f"python -m lcrec.finetune --data {config.data} --output DIR"
     require_same_split(config.model, config.data, retrain)
+    known = describe_known(config.model, config.data, cases)
+    if known and config.split == "valid" and config.since is None:
+        state.print(known)
     settings, inputs = recorded(config)
     if is_made(outputs_of(config, output), settings, inputs, state):
         if state.is_main_process:
