@@ -16,6 +16,14 @@ Need = Literal["embeddings", "texts", "index"]
 NextItemLoss = Literal["ce", "bce", "bpr", "sampled"]
 ExampleForm = Literal["prefixes", "windows"]
 
+# Helps of several methods.
+DECAY = "the factor per step back in the history; 1: order plays no part"
+LOSSES = "ce: softmax over the catalogue; sampled: over --negatives items; bce, bpr: one"
+PREFIXES_OR_WINDOWS = (
+    "prefixes: a history per target, as RecBole; windows: a target after every item"
+)
+SUBLAYERS = "share of inputs and of what sublayers add"
+
 
 @dataclass(frozen=True)
 class MethodSettings:
@@ -90,9 +98,7 @@ class ItemKNNSettings(MethodSettings):
 
     neighbours: int = option("how many of the items most like an item vote for it", 100, minimum=1)
     shrink: float = option("added below the fraction: few customers count less", 0.0, minimum=0)
-    history_decay: float = option(
-        "the factor per step back in the history; 1: order plays no part", 1.0, minimum=0, maximum=1
-    )
+    history_decay: float = option(DECAY, 1.0, minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,7 @@ class EASESettings(MethodSettings):
     }
 
     regularisation: float = option("what is added to every item's count", 250.0, minimum=1e-3)
-    history_decay: float = option(
-        "the factor per step back in the history; 1: order plays no part", 1.0, minimum=0, maximum=1
-    )
+    history_decay: float = option(DECAY, 1.0, minimum=0, maximum=1)
     memory_gb: float = option(
         "refuse a catalogue that needs more; 4 GB hold 18,000 items", 4.0, minimum=0.001
     )
@@ -314,9 +318,7 @@ class SequenceSettings(MethodSettings):
 
     dim: int = option("numbers per item vector", 64, minimum=1)
     max_history: int = option("the last items of a history that are read", 20, minimum=1)
-    loss: NextItemLoss = option(
-        "ce: softmax over the catalogue; sampled: over --negatives items; bce, bpr: one", "ce"
-    )
+    loss: NextItemLoss = option(LOSSES, "ce")
     negatives: int = option("sampled: items drawn per target", 256, minimum=1)
     learning_rate: float = option("of Adam", 1e-3, minimum=0)
     batch_size: int = option("targets per update", 2048, minimum=1)
@@ -343,15 +345,11 @@ class SASRecSettings(SequenceSettings):
     }
     grid: ClassVar = {"dim": (64, 128), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3)}
 
-    examples: ExampleForm = option(
-        "prefixes: a history per target, as RecBole; windows: a target after every item", "prefixes"
-    )
+    examples: ExampleForm = option(PREFIXES_OR_WINDOWS, "prefixes")
     layers: int = option("blocks of the transformer", 2, minimum=1)
     heads: int = option("of its attention; divides --dim", 2, minimum=1)
     hidden: int = option("width of its feed-forward networks", 256, minimum=1)
-    dropout: float = option(
-        "share of inputs and of what sublayers add", 0.5, minimum=0, maximum=0.99
-    )
+    dropout: float = option(SUBLAYERS, 0.5, minimum=0, maximum=0.99)
     attention_dropout: float = option("share of attention weights", 0.5, minimum=0, maximum=0.99)
 
 
@@ -368,9 +366,7 @@ class BERT4RecSettings(SASRecSettings):
         "prefixes: a history per target, as RecBole; windows: all of a user's items at once",
         "prefixes",
     )
-    dropout: float = option(
-        "share of inputs and of what sublayers add", 0.2, minimum=0, maximum=0.99
-    )
+    dropout: float = option(SUBLAYERS, 0.2, minimum=0, maximum=0.99)
     attention_dropout: float = option("share of attention weights", 0.2, minimum=0, maximum=0.99)
     masked: float = option("share of items that are masked", 0.2, minimum=0, maximum=1)
     last_only: float = option(
@@ -389,9 +385,7 @@ class GRU4RecSettings(SequenceSettings):
     tuned: ClassVar = {"examples": "windows"}
     grid: ClassVar = {"dim": (64, 128), "dropout": (0.1, 0.3, 0.5), "learning_rate": (5e-4, 1e-3)}
 
-    examples: ExampleForm = option(
-        "prefixes: a history per target, as RecBole; windows: a target after every item", "prefixes"
-    )
+    examples: ExampleForm = option(PREFIXES_OR_WINDOWS, "prefixes")
     layers: int = option("of the GRU", 1, minimum=1)
     hidden: int = option("numbers in its state", 128, minimum=1)
     dropout: float = option("share of its input", 0.3, minimum=0, maximum=0.99)
@@ -406,15 +400,11 @@ class FMLPSettings(SequenceSettings):
     tuned: ClassVar = {"loss": "ce", "batch_size": 2048}
     grid: ClassVar = {"dim": (64, 128), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3)}
 
-    loss: NextItemLoss = option(
-        "ce: softmax over the catalogue; sampled: over --negatives items; bce, bpr: one", "bce"
-    )
+    loss: NextItemLoss = option(LOSSES, "bce")
     batch_size: int = option("targets per update", 256, minimum=1)
     layers: int = option("blocks, each a filter and a feed-forward network", 2, minimum=1)
     hidden: int = option("width of the feed-forward networks", 256, minimum=1)
-    dropout: float = option(
-        "share of inputs and of what sublayers add", 0.5, minimum=0, maximum=0.99
-    )
+    dropout: float = option(SUBLAYERS, 0.5, minimum=0, maximum=0.99)
 
 
 @dataclass(frozen=True)

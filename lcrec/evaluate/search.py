@@ -35,7 +35,6 @@ from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import measure_lists, summarise
 
 if TYPE_CHECKING:
-    from lcrec.generate.recommender import Recommender
     from lcrec.generate.requests import RankingRequest
     from lcrec.index.encoders import Encoder
 
@@ -88,8 +87,9 @@ def main(argv: list[str]) -> None:
     for template in templates:
         asked = np.flatnonzero([template.can_ask(record) for record in records])
         if len(asked):
-            own = [queries[row] for row in asked]
-            lists = rank_by_model(subject.recommender, template, own, k)
+            own = [replace(queries[row], template=template, k=k) for row in asked]
+            with ProgressBar(len(own), template.id, "queries") as bar:
+                lists = subject.recommender.rank(own, count_done=bar.update).items
             ranked[template.id] = (owners[asked], lists)
         else:
             print(f"Note: {template.id} asks with what no user has; left out.")
@@ -169,15 +169,6 @@ def make_queries(
             queries.append(RankingRequest(test.histories[case], text, preference))
             owners.append(row)
     return queries, np.asarray(owners), test.targets[drawn].astype(np.int64)
-
-
-def rank_by_model(
-    recommender: Recommender, template: Template, requests: list[RankingRequest], k: int
-) -> np.ndarray:
-    """Return the model's k best items for each request, int64 [requests, k]."""
-    requests = [replace(request, template=template, k=k) for request in requests]
-    with ProgressBar(len(requests), template.id, "queries") as bar:
-        return recommender.rank(requests, count_done=bar.update).items
 
 
 def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[str], k: int) -> np.ndarray:

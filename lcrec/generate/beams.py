@@ -28,7 +28,7 @@ from lcrec.core.errors import InputError
 from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.forward import grouped_attention, keep_slots, last_token_only, slot_cache
 from lcrec.generate.item_filter import LeafFilter
-from lcrec.generate.trie import Constraint
+from lcrec.generate.trie import ItemTrie
 from lcrec.modeling.trees import layer_masks
 
 Model = PreTrainedModel | PeftModel
@@ -80,7 +80,7 @@ def beam_search(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: Constraint,
+    trie: ItemTrie,
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
@@ -152,7 +152,7 @@ def seq2seq_search(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: Constraint,
+    trie: ItemTrie,
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
@@ -210,7 +210,7 @@ def order_items(items: Tensor, scores: Tensor) -> BeamOutput:
 
 
 def _advance(
-    trie: Constraint,
+    trie: ItemTrie,
     level: int,
     nodes: Tensor,
     scores: Tensor,
@@ -237,7 +237,7 @@ def _advance(
 
 
 def open_children(
-    trie: Constraint, level: int, nodes: Tensor, leaf_filter: LeafFilter | None
+    trie: ItemTrie, level: int, nodes: Tensor, leaf_filter: LeafFilter | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `trie.children`, of which those are valid that lead to an allowed item."""
     children, tokens, valid = trie.children(nodes, level)
@@ -247,7 +247,7 @@ def open_children(
 
 
 def choose_beams(
-    trie: Constraint,
+    trie: ItemTrie,
     level: int,
     nodes: Tensor,
     scores: Tensor,

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from lcrec.generate.beams import BeamOutput, Model, check_finite, order_items
 from lcrec.generate.item_filter import LeafFilter
-from lcrec.generate.trie import Constraint
+from lcrec.generate.trie import ItemTrie
 
 _SPARE_BEAM = -1e8  # `generate` starts its spare beams at -1e9; real scores lie far above
 
@@ -27,7 +27,7 @@ class ItemConstraint(LogitsProcessor):
 
     def __init__(
         self,
-        trie: Constraint,
+        trie: ItemTrie,
         prompt_length: int,
         num_beams: int,
         leaf_filter: LeafFilter | None = None,
@@ -79,7 +79,7 @@ def generate_search(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: Constraint,
+    trie: ItemTrie,
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,

@@ -42,7 +42,7 @@ from lcrec.generate.requests import (
     require_words,
 )
 from lcrec.generate.search import search, supports_shared_prefix
-from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
+from lcrec.generate.trie import ItemTrie, LooseTrie
 from lcrec.index.item_index import ItemIndex
 from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.prompts.encoder import added_ids, item_token_ids
@@ -554,7 +554,7 @@ class Recommender:
         return beams
 
 
-def _constrain(trie: ItemTrie, constraint: str, model: PreTrainedModel | PeftModel) -> Constraint:
+def _constrain(trie: ItemTrie, constraint: str, model: PreTrainedModel | PeftModel) -> ItemTrie:
     if constraint not in CONSTRAINTS:
         raise InputError(f"constraint: {constraint!r} is none of {', '.join(CONSTRAINTS)}")
     if constraint == "none":

@@ -33,7 +33,7 @@ from lcrec.generate.beams import (
 from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.item_filter import LeafFilter
-from lcrec.generate.trie import Constraint, ItemTrie, LooseTrie
+from lcrec.generate.trie import ItemTrie, LooseTrie
 from lcrec.modeling.probe import passes_trial
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def search(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: Constraint,
+    trie: ItemTrie,
     num_beams: int,
     *,
     leaf_filter: LeafFilter | None = None,
@@ -143,7 +143,7 @@ def _check_inputs(
     model: Model,
     input_ids: Tensor,
     attention_mask: Tensor,
-    trie: Constraint,
+    trie: ItemTrie,
     num_beams: int,
     leaf_filter: LeafFilter | None,
 ) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcrec.generate.beams import Model, beam_search, open_children
 from lcrec.generate.item_filter import LeafFilter
-from lcrec.generate.trie import Constraint, ItemTrie
+from lcrec.generate.trie import ItemTrie
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class GumbelWalk:
 
     def advance(
         self,
-        trie: Constraint,
+        trie: ItemTrie,
         level: int,
         nodes: Tensor,
         scores: Tensor,

@@ -19,8 +19,16 @@ from functools import partial
 
 from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError, run_stage
-from lcrec.serve.access_log import open_access_log
-from lcrec.serve.process import TOKEN, ServeConfig, Welcome, bind, read_token, serve, work
+from lcrec.serve.process import (
+    TOKEN,
+    ServeConfig,
+    Welcome,
+    bind,
+    open_access_log,
+    read_token,
+    serve,
+    work,
+)
 from lcrec.serve.workers import METRICS, Supervisor
 
 STAGE = "python -m lcrec.serve"

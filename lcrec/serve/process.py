@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import os
 import re
 import signal
@@ -11,15 +13,15 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from logging.handlers import WatchedFileHandler
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lcrec.core.config import option
 from lcrec.core.console import quiet_libraries
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
-from lcrec.serve.access_log import open_access_log
 from lcrec.serve.batching import ServiceLimits
 from lcrec.serve.loading import ServiceSources, load_handler
 from lcrec.serve.workers import Link
@@ -158,6 +160,28 @@ def work(config: ServeConfig, token: str | None, port: int, connection: Connecti
             serve(config, token, listener, lambda own: link.send(("ready", own)), link)
     except InputError as error:
         link.send(("failed", str(error)))
+
+
+def open_access_log(path: Path) -> Callable[[dict[str, Any]], None]:
+    """Return what appends a record to the log, in one write, so that several processes share it.
+
+    The log has a JSON line per request, without anything that people wrote: routes and no paths,
+    counts and no ids, and no addresses. A file that is moved away, as `logrotate` does, is opened
+    anew.
+
+    Raises:
+        InputError: the file cannot be written to.
+    """
+    try:
+        handler = WatchedFileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"--access-log {path}: cannot be written to ({error.strerror}); name a file in a "
+            "folder that exists"
+        ) from None
+    logger = logging.Logger("lcrec.access")
+    logger.addHandler(handler)
+    return lambda record: logger.info(json.dumps(record))
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:

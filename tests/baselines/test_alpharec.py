@@ -95,13 +95,6 @@ def test_linear_mapping_commutes_with_means_and_knows_no_scale():
     assert scores(method, 9) == pytest.approx(before, abs=1e-5)
 
 
-def test_linear_mapping_is_alpharec_without_network_and_graph():
-    data, _ = toy(9, 12, 10)
-    own = LinearMappingSettings(epochs=2, dim=8, every=1)
-    same = AlphaRecSettings(mapping="linear", layers=0, epochs=2, dim=8, every=1)
-    assert (scores(fitted(data, own, LinearMapping), 9) == scores(fitted(data, same), 9)).all()
-
-
 def test_losses():
     data, _ = toy(20, 300, 10)
     settings = AlphaRecSettings(temperature=50.0, hidden=6)

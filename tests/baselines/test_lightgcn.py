@@ -1,14 +1,10 @@
 """LightGCN: it can learn by heart, it learns what is planted, its regularisation, its seeds."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from planted import make_planted
 
 from lcrec.baselines.base import TrainingData
-from lcrec.baselines.methods.closed_form import Popularity
 from lcrec.baselines.methods.lightgcn import LightGCN, Network
 from lcrec.baselines.runs.ranking import validate
 from lcrec.baselines.settings import LightGCNSettings
@@ -16,7 +12,7 @@ from lcrec.baselines.shared.graph import normalised_adjacency
 from lcrec.baselines.shared.purchases import purchases
 from lcrec.baselines.shared.training import Epoch, TrainingLog
 from lcrec.data.folder import Interactions
-from lcrec.data.splits import EvalCases, leave_one_out
+from lcrec.data.splits import EvalCases
 
 TWO_TASTES = {
     f"u{user}": [user % 2 * 4 + (user // 2 + k) % 4 for k in range(3)] for user in range(16)
@@ -40,20 +36,6 @@ def test_it_learns_its_train_purchases_by_heart(loss):
     for user, items in enumerate(train):
         assert set(np.argsort(-scores[user])[:3].tolist()) == set(items.tolist())
     assert method.log.epochs[-1].loss < method.log.epochs[0].loss / 2
-
-
-def test_it_beats_popularity_on_planted_data():
-    planted = make_planted(users=300, items=100, taste=6.0, seed=0)
-    split = leave_one_out(planted.interactions)
-    data = TrainingData(split.train, planted.num_items, split.valid)
-    settings = LightGCNSettings(epochs=40, patience=5, every=2, batch_size=512, learning_rate=0.01)
-    popularity = Popularity()
-    popularity.fit(data)
-    found = [
-        validate(method, split.test, replace(data, exclude_history=True))
-        for method in (fitted(settings, data), popularity)
-    ]
-    assert found[0] > 1.5 * found[1]
 
 
 def test_regularisation_is_on_the_unsmoothed_vectors_of_the_batch():

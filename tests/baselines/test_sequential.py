@@ -74,13 +74,6 @@ def twenty():
     return [[*rng.permutation(40)[:5].tolist(), user] for user in range(20)]
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_twenty_sequences_are_learnt_by_heart(name, twenty):
-    method = fitted(name, training(twenty, 40), epochs=60, learning_rate=0.02)
-    scores = method.score(np.arange(20), [np.array(sequence[:-1]) for sequence in twenty])
-    assert scores.argmax(axis=1).tolist() == [sequence[-1] for sequence in twenty]
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec", "hgn"])
 def test_every_loss_lifts_the_target(name, loss, twenty):

@@ -66,22 +66,6 @@ def test_the_future_changes_no_state_of_the_past():
         assert not torch.allclose(before.states[:, 3:], after.states[:, 3:], atol=1e-3)
 
 
-def test_each_stream_is_reached_by_the_other():
-    """Or else the test above could not fail for the cross-attention."""
-    network = awake()
-    items, content, real = inputs()
-    far = content.clone()
-    far[:, 0] += 1
-    before, after = network(items, content, real), network(items, far, real)
-    assert torch.equal(before.identity, after.identity)
-    x = before.identity
-    assert not torch.allclose(
-        network.cross_identity[0](x, torch.ones(3, 1, 5, 5, dtype=torch.bool), before.content),
-        network.cross_identity[0](x, torch.ones(3, 1, 5, 5, dtype=torch.bool), after.content),
-        atol=1e-4,
-    )
-
-
 def test_padding_changes_no_real_place():
     network = awake()
     items, content, real = inputs()

@@ -25,10 +25,10 @@ from lcrec.modeling.base import load_base
 from lcrec.modeling.item_rows import resize_embeddings
 from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.serve import app as service
-from lcrec.serve.access_log import open_access_log
 from lcrec.serve.batching import ServiceLimits
 from lcrec.serve.live import Live
 from lcrec.serve.loading import UNDER_WAY
+from lcrec.serve.process import open_access_log
 from lcrec.serve.requests import RecommendRequest, RequestHandler, UserData, Versions
 
 ITEMS = 48

@@ -238,9 +238,9 @@ class AlphaRec(VectorBaseline):
             mixed = (1 - alpha) * known + alpha * queried
             share = own_share(self.domain.adjacency, self.settings.layers)[users, None]
             change = share * (self.mapping(mixed) - self.mapping(known))
-            asking = self._finish(self._smoothed(self.domain)[users] + change)
+            asking = self.finish(self._smoothed(self.domain)[users] + change)
         else:
-            mapped = self._finish(self.mapping(queried))
+            mapped = self.finish(self.mapping(queried))
             before = torch.from_numpy(self.user_vectors[users]).to(self.device)
             asking = (1 - alpha) * before + alpha * mapped
         other = copy.copy(self)
@@ -270,15 +270,10 @@ class AlphaRec(VectorBaseline):
     def _smoothed(self, domain: Domain) -> torch.Tensor:
         return smooth(domain.adjacency, self.mapping(domain.inputs), self.settings.layers)
 
-    def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
-        return (
-            functional.normalize(vectors, dim=-1) if self.settings.loss == "info_nce" else vectors
-        )
-
     def _loss(
         self, domain: Domain, users: torch.Tensor, items: torch.Tensor, drawn: torch.Tensor
     ) -> torch.Tensor:
-        vectors = self._finish(self._smoothed(domain))
+        vectors = self.finish(self._smoothed(domain))
         rows = (ids.to(self.device) for ids in (users, items + domain.num_users))
         user, item = (functional.embedding(ids, vectors) for ids in rows)
         matched = (user * item).sum(-1)
@@ -289,7 +284,7 @@ class AlphaRec(VectorBaseline):
 
     @torch.no_grad()
     def _represent(self, domain: Domain) -> tuple[np.ndarray, np.ndarray]:
-        vectors = self._finish(self._smoothed(domain)).cpu().numpy()
+        vectors = self.finish(self._smoothed(domain)).cpu().numpy()
         return vectors[: domain.num_users], vectors[domain.num_users :]
 
 

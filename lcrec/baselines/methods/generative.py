@@ -25,6 +25,7 @@ from transformers import T5Config, T5ForConditionalGeneration, get_scheduler
 from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.settings import GenerativeSettings, P5CIDSettings, TIGERSettings
 from lcrec.baselines.shared.purchases import purchases
+from lcrec.baselines.shared.sequences import cut_examples
 from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import T5, load_config, load_pair
@@ -45,11 +46,10 @@ class Prefixes:
     """The examples in train sequences: every item but the first, with what came before it."""
 
     def __init__(self, train: Interactions, max_history: int) -> None:
+        examples = cut_examples(train, max_history, "prefixes")
         self.items = train.items
-        lengths = np.diff(train.offsets)
-        place = np.arange(len(train.items)) - np.repeat(train.offsets[:-1], lengths)
-        self.ends = np.flatnonzero(place > 0)  # where the target stands
-        self.lengths = np.minimum(place[self.ends], max_history)
+        self.ends = examples.stops  # where the target stands
+        self.lengths = examples.stops - examples.starts
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -113,8 +113,6 @@ class GenerativeBaseline(Baseline):
         """Train to the best validation NDCG@10."""
         chosen = self.settings
         examples = Prefixes(data.train, chosen.max_history)
-        if not len(examples):
-            raise InputError("no train sequence has two items, so no next item can be learnt")
         torch.manual_seed(self.seed)
         self._set_up(self.spell(data))
         updates = -(-len(examples) // chosen.batch_size) * chosen.epochs

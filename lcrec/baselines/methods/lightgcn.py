@@ -17,7 +17,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.settings import LightGCNSettings, MatrixFactorisationSettings
@@ -71,22 +70,16 @@ class LightGCN(VectorBaseline):
 
         def refresh() -> None:
             with torch.no_grad():
-                self.keep(self._vectors(network), num_users)
+                self.keep(self.finish(network()), num_users)
 
         self.log = train_baseline(self, data, network, optimizer, losses, refresh=refresh)
-
-    def _vectors(self, network: Network) -> torch.Tensor:
-        vectors = network()
-        return (
-            functional.normalize(vectors, dim=-1) if self.settings.loss == "info_nce" else vectors
-        )
 
     def _loss(
         self, network: Network, users: torch.Tensor, items: torch.Tensor, drawn: torch.Tensor
     ) -> torch.Tensor:
         chosen = self.settings
         users, items, drawn = (ids.to(self.device) for ids in (users, items, drawn))
-        vectors = self._vectors(network)
+        vectors = self.finish(network())
         user = vectors[users]
         matched = (user * vectors[items]).sum(-1)
         unmatched = candidate_scores(user, vectors, drawn)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from scipy import sparse
+from torch.nn import functional
 
 from lcrec.baselines.base import UNKNOWN, Baseline
 
@@ -110,6 +111,11 @@ class VectorBaseline(Baseline):
         """Take all vectors, [users + items, dim], users first."""
         rows = vectors.detach().cpu().numpy()
         self.user_vectors, self.item_vectors = rows[:num_users], rows[num_users:]
+
+    def finish(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return vectors as they are matched: of length one where the loss goes by cosines."""
+        by_cosine = self.settings.loss == "info_nce"
+        return functional.normalize(vectors, dim=-1) if by_cosine else vectors
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the dot products, float32 [batch, num_items]."""
