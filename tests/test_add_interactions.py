@@ -529,16 +529,16 @@ def test_the_weekly_comparison(trained, monkeypatch, capsys):
     """A retrained model and the live one rank what came since, and neither may have seen it."""
     monkeypatch.chdir(trained)
     (trained / "orders.csv").write_text(f"{HEAD}C-07,SKU-05,2024-06-01\nC-09,SKU-03,2024-06-01\n")
-    add(trained / "data", data="mine", orders="../orders.csv", output="today")
-    # As finetune --data data/today would leave it, but for what it learnt.
+    add(trained / "data", data="mine", orders="../orders.csv", output="2026-11-27")
+    # As finetune --data data/2026-11-27 would leave it, but for what it learnt.
     shutil.copytree(trained / "runs" / "mine" / "model", trained / "runs" / "new")
     record = read_json(trained / "runs" / "new" / "lcrec.json")
-    inter = find_data(Path("data/today")).inter
+    inter = find_data(Path("data/2026-11-27")).inter
     record["inputs"]["inter"] = {"path": str(inter), "sha256": fingerprint(inter)}
     write_json(trained / "runs" / "new" / "lcrec.json", record)
     finetune, *commands = commands_of("lcrec/generate/README.md", "--since")
     assert finetune[:2] == ["lcrec", "finetune"]
-    assert {"data/today", "runs/new"} <= {*finetune}
+    assert {"data/2026-11-27", "runs/new"} <= {*finetune}
     capsys.readouterr()
     for words in commands:
         lcrec.__main__.main(words[1:])
@@ -548,7 +548,7 @@ def test_the_weekly_comparison(trained, monkeypatch, capsys):
     assert re.search(r"^lc-rec \(new\) +\+0\.0000 ", out, re.M)  # it learnt nothing
     rows = Path("runs/week/new.jsonl").read_text().splitlines()
     assert [(row["user"], row["target"]) for row in map(json.loads, rows)] == [("7", 5), ("9", 3)]
-    with pytest.raises(InputError, match=r"runs/new was made from data/today/.*may have seen"):
+    with pytest.raises(InputError, match=r"runs/new was made from data/2026-11-27/.*may have seen"):
         generate.main(["--model", "runs/new", "--data", "data/mine", "--output", "x.jsonl"])
 
 

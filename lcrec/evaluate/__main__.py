@@ -85,7 +85,7 @@ def format_table(runs: dict[str, dict[str, Any]], depth: int, figures: str = "ov
 
 
 def format_differences(runs: dict[str, dict[str, Any]], depth: int) -> str:
-    """Return a table of what every file has more than the first, and below it the interval."""
+    """Return the table of differences to the first file: two lines per other file."""
     first, *others = runs
     rows = []
     for label in others:
@@ -140,8 +140,8 @@ def main(argv: list[str]) -> None:
     print(format_table(runs, depth))
     if len(runs) > 1:
         print(
-            f"\nMore or less than {printable(next(iter(runs)))}, each user against itself. Below: "
-            "the 95 % interval; where it\nholds no 0, the two differ.\n"
+            f"\nDifferences to {printable(next(iter(runs)))}, paired by user. Below each: its 95 % "
+            "interval; where it holds\nno 0, the two differ.\n"
         )
         print(format_differences(runs, depth))
     if "cases" in result:

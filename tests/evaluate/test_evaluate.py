@@ -110,7 +110,7 @@ def test_several_files_side_by_side(tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     main(["--predictions", str(bad), str(good), str(short)])
     screen = capsys.readouterr().out
-    measured, differences = screen.split("\nMore or less than bad, each user against itself.")
+    measured, differences = screen.split("\nDifferences to bad, paired by user.")
     assert row_of(measured, "bad")[:3] == ["0.2500", "0.2500", "0.5000"]
     assert row_of(measured, "good")[:3] == ["0.5000*", "1.0000*", "1.0000*"]
     assert row_of(measured, "short")[:3] == ["0.5000*", "0.7500", "0.7500"]  # a tie, both marked
@@ -223,6 +223,6 @@ def test_a_row_is_called_after_the_method(tmp_path, capsys, stages, labels):
         if stage is not None:
             write_provenance(path, f"python -m {stage}", {}, {})
     main(["--predictions", *map(str, paths)])
-    measured, _, _ = capsys.readouterr().out.partition("\nMore or less than ")
+    measured, _, _ = capsys.readouterr().out.partition("\nDifferences to ")
     for label in labels:
         row_of(measured, label)
