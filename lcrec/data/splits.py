@@ -172,6 +172,12 @@ class EvalCases:
         rows, columns = np.nonzero(self.targets != PAD)
         return replace(self.take(rows), targets=self.targets[rows, columns])
 
+    @property
+    def repeats(self) -> float:
+        """The share of cases with a target that the user has already."""
+        pairs = zip(self.targets, self.histories, strict=True)
+        return float(np.mean([np.isin(target, history).any() for target, history in pairs]))
+
     def describe(self) -> str:
         """Return how many there are: "3 users", or "7 cases of 3 users"."""
         users = len(set(self.users))

@@ -301,6 +301,12 @@ def prepare(
             f"No user of {config.data} is known to have an item twice: --exclude-history leaves "
             "what a user has out of the ranking"
         )
+    if config.exclude_history and not config.all_users and cases.repeats:
+        state.print(
+            f"{cases.repeats:.1%} of the targets are items that their users have already: "
+            "--exclude-history leaves them out too, so none of them is found. lcrec baselines ranks "
+            "them: compare with its rankings without --exclude-history, there and here"
+        )
     return recommender, job
 
 

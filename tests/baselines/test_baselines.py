@@ -32,8 +32,7 @@ from lcrec.core.provenance import cost_path, fingerprint, provenance_path
 from lcrec.data.folder import Interactions, Items
 from lcrec.data.splits import EvalCases, leave_one_out
 from lcrec.index.item_index import ItemIndex
-from lcrec.rankings.evaluation import measure
-from lcrec.rankings.predictions import read_predictions
+from lcrec.rankings.evaluation import evaluate_predictions
 
 SHOP = {"ann": [0, 1, 2, 3], "bob": [0, 1, 3, 2], "cat": [4, 0, 1, 5, 1]}
 ITEMS = 7  # item 6 is never bought
@@ -266,9 +265,11 @@ def test_save_keeps_the_fitted_method(shop, tmp_path, capsys, monkeypatch):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_exclude_history(shop, tmp_path):
+def test_exclude_history(shop, tmp_path, capsys):
     output = tmp_path / "c.jsonl"
     main(["cooccurrence", "--data", str(shop), "--output", str(output), "--exclude-history"])
+    known = sum(target in history for *history, target in SHOP.values())
+    assert f"{known / len(SHOP):.1%} of the targets are items that" in capsys.readouterr().out
     for row in lists(output):
         *history, target = SHOP[row["user"]]  # cat's target is one that cat has: it stays
         assert sorted(row["ranked"]) == sorted(set(range(ITEMS)) - set(history) | {target})
@@ -417,9 +418,9 @@ def test_what_the_command_refuses(shop, tmp_path):
 def test_the_documented_figures_on_office(real_data, name, split, hit, ndcg, tmp_path):
     output = tmp_path / "p.jsonl"
     main([name, "--data", str(real_data / "Office"), "--output", str(output), "--split", split])
-    predictions = read_predictions(output)
-    assert len(predictions) == 3231
-    assert predictions.length == 100
-    overall = measure(predictions, depth=100)["overall"]
+    found = evaluate_predictions([output])
+    assert found["users"] == 3231
+    assert found["runs"][name]["list_length"] == 100
+    overall = found["runs"][name]["overall"]
     assert overall["HR@10"]["mean"] == pytest.approx(hit, abs=0.003)
     assert overall["NDCG@10"]["mean"] == pytest.approx(ndcg, abs=0.003)

@@ -11,8 +11,8 @@ from lcrec.baselines.commands import tune
 from lcrec.baselines.methods.closed_form import Cooccurrence, ItemKNN
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
-from lcrec.rankings.evaluation import measure
-from lcrec.rankings.predictions import DivergedError, read_predictions
+from lcrec.rankings.evaluation import evaluate_files
+from lcrec.rankings.predictions import DivergedError
 
 # Item 4 follows item 1 and item 5 follows item 2, for whoever is asked on validation.
 SHOP = {f"u{user}": [0, 1 + user % 2, 4 + user % 2, 3, 6] for user in range(6)}
@@ -55,7 +55,7 @@ def test_the_best_cell_is_what_the_command_finds_on_validation(shop, tmp_path, c
     assert words[words.index("--neighbours") + 1] == str(best["neighbours"])
     command.main([*words[3:], "--split", "valid"])
     output = words[words.index("--output") + 1]
-    overall = measure(read_predictions(tmp_path / output), depth=10)["overall"]
+    overall = evaluate_files({"best": tmp_path / output}, seed=0)["runs"]["best"]["overall"]
     assert overall["NDCG@10"]["mean"] == pytest.approx(record["best"]["NDCG@10"], abs=1e-6)
     assert overall["HR@10"]["mean"] == pytest.approx(record["best"]["HR@10"], abs=1e-6)
 

@@ -335,6 +335,16 @@ def test_says_that_no_user_has_an_item_twice(run, shop, tmp_path, capsys):
     assert told.format(once) not in capsys.readouterr().out
 
 
+def test_says_how_many_targets_the_mask_hides(run, shop, tmp_path, capsys):
+    data = with_sequences(shop, tmp_path / "again", {"ann": [3, 7, 1, 3], "bob": [7, 1, 5, 4]})
+    told = "50.0% of the targets are items that their users have already"
+    run("--output", tmp_path / "all.jsonl", data=data)
+    assert told not in capsys.readouterr().out
+    run("--output", tmp_path / "new.jsonl", "--exclude-history", data=data)
+    assert told in capsys.readouterr().out
+    assert 3 not in lines(tmp_path / "new.jsonl")[0]["ranked"]
+
+
 def test_parquet_holds_the_same(run, everyone, tmp_path):
     from pyarrow import parquet
 

@@ -26,7 +26,7 @@ from lcrec.core.console import progress
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import require_same_input, write_provenance
-from lcrec.data.splits import EvalCases, require_same_split
+from lcrec.data.splits import require_same_split
 from lcrec.rankings.comparison import Comparison, Conditions, Entry, compare_entries, read_entry
 from lcrec.rankings.predictions import Predictions
 
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     )
     for method, reason in left_out.items():
         print(f"Left out: {method}: {reason}", flush=True)
-    repeats = _repeats(test)
+    repeats = test.repeats
     if not config.exclude_history and inputs.split.kind != "sets":
         print(
             f"{repeats:.1%} of the targets are items that their users have already. Methods that "
@@ -140,12 +140,6 @@ def main(argv: list[str]) -> None:
         left_out=left_out,
     )
     _write(config, figures, inputs, {f"{run.label} {run.seed}": run.predictions for run in done})
-
-
-def _repeats(cases: EvalCases) -> float:
-    """Return the share of cases with a target that the user has already."""
-    pairs = zip(cases.targets, cases.histories, strict=True)
-    return float(np.mean([np.isin(target, history).any() for target, history in pairs]))
 
 
 def _choose(config: CompareConfig) -> tuple[list[MethodEntry], dict[str, str]]:

@@ -261,6 +261,12 @@ class MethodRun:
             f"{config.split} split{without}.",
             flush=True,
         )
+        if config.exclude_history and cases.repeats:
+            print(
+                f"{cases.repeats:.1%} of the targets are items that their users have already; "
+                "--exclude-history leaves these few in the ranking, where they are easily found.",
+                flush=True,
+            )
         method = make_method(self.chosen, config.seed, config.device)
         deadline = None
         if config.max_minutes is not None:
