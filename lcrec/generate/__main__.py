@@ -304,8 +304,8 @@ def prepare(
     if config.exclude_history and not config.all_users and cases.repeats:
         state.print(
             f"{cases.repeats:.1%} of the targets are items that their users have already: "
-            "--exclude-history leaves them out too, so none of them is found. lcrec baselines ranks "
-            "them: compare with its rankings without --exclude-history, there and here"
+            "--exclude-history leaves them out too, so none is found. lcrec baselines ranks "
+            "them: to compare with it, give --exclude-history neither there nor here"
         )
     return recommender, job
 
