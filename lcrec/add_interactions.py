@@ -173,11 +173,9 @@ def grow(
     """Put new interactions behind the old ones.
 
     Args:
-        old: the old interactions.
         names: what its users and items are called.
         items: the raw ids of all items, the new ones last.
         parts: the part of a split by time each old interaction belongs to; None for leave-one-out.
-        rows: the new interactions.
         reading: what becomes of repeats.
     """
     from lcrec.prepare.folder import UNIT_SEPARATOR
@@ -202,7 +200,7 @@ def grow(
     order = np.argsort(owners, kind="stable")  # a user's own rows stay in the order of time
     if reading.repeats == "drop":
         pairs = owners[order] * len(items) + taken_items[order]
-        before = np.repeat(np.arange(len(old)), np.diff(old.offsets)) * len(items) + old.items
+        before = old.owners * len(items) + old.items
         order = order[~np.isin(pairs, before)]
     else:
         tied = rows.rows["tied"].to_numpy()[order]
@@ -228,7 +226,6 @@ def _had(old: Interactions, owners: np.ndarray, items: np.ndarray, tied: np.ndar
     also among the user's rows of that second are the same orders.
 
     Args:
-        old: the old interactions.
         owners: int [rows], each row's user.
         items: int [rows].
         tied: bool [rows], whether the row happened in the last second.

@@ -171,7 +171,6 @@ def choose_form(
 
     Args:
         tokenizer: whose chat template will be used; None for text with the prompt set's markup.
-        prompts: the prompt templates.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or a chat template that cannot be applied.
@@ -241,7 +240,6 @@ def data_card(
     """Return the data card: what the rows are, where they came from, how to train on them.
 
     Args:
-        config: the settings.
         file: the name of the file with the rows.
         data_name: the data set's name.
         counts: rows by (epoch, task, template id).

@@ -87,10 +87,12 @@ def main(argv: list[str]) -> None:
 def _run(config: EmbedConfig, state: PartialState) -> None:
     inputs = {"item": find_data(config.data).item}
     items = load_items(config.data)
-    old, add, old_folder = None, config.add, config.embeddings
-    if old_folder is not None:
-        config, old = read_old(config, items, add, old_folder)
-        inputs |= {"embeddings": old_folder / EMBEDDINGS} | ({"added": add} if add else {})
+    old = None
+    if config.embeddings is not None:
+        inputs["embeddings"] = config.embeddings / EMBEDDINGS
+        config, old = read_old(config, items, config.embeddings)
+    if config.add is not None:
+        inputs["added"] = config.add
     if config.fields is None:
         config = dataclasses.replace(config, fields=default_fields(items))
     if Path(config.encoder).is_dir():
@@ -102,7 +104,7 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
         return
     main = state.is_main_process
     with claim(config.output, STAGE, overwrite=config.overwrite, active=main):
-        _embed(config, state, items, inputs, old, add, old_folder)
+        _embed(config, state, items, inputs, old)
 
 
 def _embed(
@@ -111,8 +113,6 @@ def _embed(
     items: Items,
     inputs: dict[str, Path],
     old: np.ndarray | None,
-    add: Path | None,
-    old_folder: Path | None,
 ) -> None:
     """Encode the items that `old` has no rows of, and write all rows."""
     from lcrec.index.encoders import Lsa, collect_texts, fit_lsa, load_encoder, mean_by_owner
@@ -128,10 +128,10 @@ def _embed(
     lsa, parts = None, beside(config.output, "parts")
     if config.encoder == "lsa":
         if state.is_main_process:
-            if old_folder is None:
+            if config.embeddings is None:
                 lsa = fit_lsa(texts, config.lsa_dim, config.seed)
             else:
-                lsa = Lsa.load(old_folder)
+                lsa = Lsa.load(config.embeddings)
         vectors = None if lsa is None or not texts else lsa.encode(texts)
     elif not texts:  # a night without a new item
         vectors = None
@@ -153,7 +153,7 @@ def _embed(
             write_provenance(folder, STAGE, config_dict(config), inputs)
         shutil.rmtree(parts, ignore_errors=True)
         added = "" if old is None else "--index OLD "
-        added = added if add is None else f"--add {add} {added}"
+        added = added if config.add is None else f"--add {config.add} {added}"
         print(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
             f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"
@@ -166,9 +166,7 @@ def default_fields(items: Items) -> list[str]:
     return [name for name in both if any(items.text(item, name) for item in range(len(items)))]
 
 
-def read_old(
-    config: EmbedConfig, items: Items, add: Path | None, folder: Path
-) -> tuple[EmbedConfig, np.ndarray]:
+def read_old(config: EmbedConfig, items: Items, folder: Path) -> tuple[EmbedConfig, np.ndarray]:
     """Return the settings that the old embeddings were made with, and the old rows.
 
     Raises:
@@ -186,6 +184,7 @@ def read_old(
             f"unknown; encode all of {config.data} where they were made, and give the folder to "
             "python -m lcrec.quantize --index"
         )
+    add = config.add
     require_same_past(config.data, folder, add)
     settings = {name: record["config"][name] for name in ENCODING}
     config = dataclasses.replace(config, **settings)

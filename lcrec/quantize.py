@@ -25,37 +25,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcrec.core.artifacts import (
-    COLLABORATIVE,
-    EMBEDDINGS,
-    METHOD_WEIGHTS,
-    RQVAE_WEIGHTS,
-    atomic_path,
-    find_data,
-    index_path,
-    read_array,
-    write_array,
-)
+from lcrec.core.artifacts import EMBEDDINGS, METHOD_WEIGHTS, find_data, index_path, read_array
 from lcrec.core.config import Writes, config_dict, option, parse_config, refuse_settings
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import FOLDER, beside, claim
 from lcrec.core.processes import processes
-from lcrec.core.provenance import is_current, require_same_input, write_provenance
+from lcrec.core.provenance import is_current, require_same_input
 from lcrec.data.collaborative import load_collaborative
 from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.data.id_map import load_item_ids
 from lcrec.data.new_items import count_old_items, require_same_past
-from lcrec.index.item_index import LEVEL_LETTERS, IndexSettings, ItemIndex
+from lcrec.index.item_index import LEVEL_LETTERS, STAGE, IndexSettings, ItemIndex
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
     from torch import Tensor
 
-    from lcrec.core.report import Verdict
-    from lcrec.index.methods import Indexing
     from lcrec.index.rqvae import RQVAE
 
-STAGE = "python -m lcrec.quantize"
 EXAMPLE = "--data data/shop --embeddings runs/shop/embeddings --output runs/shop/index"
 COLLABORATIVE_SETTINGS = ("collaborative_by", "collaborative_weight", "diversity_weight")
 # The others wait while one does k-means on the whole catalogue, or the assignment.
@@ -223,7 +210,8 @@ def _index(
     )
 
     from lcrec.index.methods import index_items
-    from lcrec.index.page import print_verdict
+    from lcrec.index.page import print_verdict, write_index
+    from lcrec.index.quality import measure_fit, measure_index
 
     vectors, aligned, appended = None, None, None
     if embeddings is not None:
@@ -232,17 +220,27 @@ def _index(
     model = None if vectors is None else train_model(vectors, config, unfinished, aligned)
     if state.is_main_process:
         indexing = index_items(config, len(items), vectors, model)
-        report = describe_index(
-            indexing,
-            vectors,
-            items,
-            config.seed,
+        fit = None
+        if indexing.model and vectors is not None:
+            fit = measure_fit(indexing.model, vectors, indexing.codes, indexing.nearest)
+        report = measure_index(
+            indexing.codes,
+            indexing.level_sizes,
             embeddings=embeddings,
             collaborative=collaborative,
+            items=items,
+            fit=fit,
+            seed=config.seed,
         )
-        name = f"{find_data(config.data).name} by {config.kind}"
         verdict = write_index(
-            config.output, indexing, report, name, _recorded(config), inputs, appended
+            config.output,
+            ItemIndex(indexing.codes, indexing.level_sizes),
+            report,
+            f"{find_data(config.data).name} by {config.kind}",
+            _recorded(config),
+            inputs,
+            save_weights=indexing.model.save if indexing.model else None,
+            appended=appended,
         )
         unfinished.unlink(missing_ok=True)
         print_verdict(verdict)
@@ -364,7 +362,7 @@ def extend(config: QuantizeConfig, embeddings: np.ndarray, inputs: dict[str, Pat
     name = find_data(data).name
     raw_ids = load_item_ids(data, len(items))
     done = extend_index(
-        config.index, old_items, name, items, raw_ids, embeddings, config.output, inputs, STAGE
+        config.index, old_items, name, items, raw_ids, embeddings, config.output, inputs
     )
     print(
         f"Wrote {config.output}. Next: python -m lcrec.generate --model MODEL --index "
@@ -390,77 +388,12 @@ def repair(config: QuantizeConfig, source: Path) -> None:
             require_same_input(config.embeddings, "item", inputs["item"], rebuild)
         rows = read_array(path)
         embeddings = check_embeddings(rows, len(rows) if items is None else len(items), path)
-    done = repair_index(source, config.output, STAGE, inputs, items=items, embeddings=embeddings)
+    done = repair_index(source, config.output, inputs, items=items, embeddings=embeddings)
     print(
         f"Wrote {config.output}. Next: python -m lcrec.finetune --data "
         f"{config.data or 'DATA'} --index {config.output} --base MODEL --output DIR"
         if done
         else f"{config.output} is up to date."
-    )
-
-
-def write_index(
-    folder: Path,
-    indexing: Indexing,
-    report: dict[str, Any],
-    name: str,
-    config: dict[str, Any],
-    inputs: dict[str, Path],
-    appended: np.ndarray | None = None,
-) -> Verdict:
-    """Write a whole index folder, the report titled by `name`, and return its verdict.
-
-    `appended` is what the model reads beside the embeddings, float32 [items, width].
-    """
-    from lcrec.index.page import write_index_report
-
-    index = ItemIndex(indexing.codes, indexing.level_sizes)
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        if indexing.model:
-            indexing.model.save(temporary / RQVAE_WEIGHTS)
-        if appended is not None:
-            write_array(temporary / COLLABORATIVE, appended)
-        verdict = write_index_report(temporary, report, name)
-        index.save(temporary)
-        write_provenance(temporary, STAGE, config, inputs, level_sizes=indexing.level_sizes)
-    return verdict
-
-
-def describe_index(
-    indexing: Indexing,
-    vectors: Tensor | None,
-    items: Items | None = None,
-    seed: int = 0,
-    *,
-    embeddings: np.ndarray | None,
-    collaborative: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Return the facts by which an index is judged, as JSON values (`lcrec.index.quality`).
-
-    Those on what the codes stand for are there only where there is a model.
-
-    Args:
-        indexing: the index and its model.
-        vectors: float32 [items, dim], what it was made from.
-        items: the catalogue.
-        seed: of what is sampled.
-        embeddings: of the items' texts, float32 [items, dim].
-        collaborative: what purchases say of the items, float32 [items, width].
-    """
-    from lcrec.index.quality import measure_fit, measure_index
-
-    fit = None
-    if indexing.model and vectors is not None:
-        fit = measure_fit(indexing.model, vectors, indexing.codes, indexing.nearest)
-    return measure_index(
-        indexing.codes,
-        indexing.level_sizes,
-        embeddings=embeddings,
-        collaborative=collaborative,
-        items=items,
-        fit=fit,
-        seed=seed,
     )
 
 

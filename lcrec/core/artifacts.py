@@ -77,8 +77,6 @@ def data_paths(folder: Path, name: str, *, parquet: bool = False) -> DataPaths:
     """Return where the files of data set `name` lie in `folder`, existing or not.
 
     Args:
-        folder: the data folder.
-        name: the data set's name.
         parquet: whether inter, item and split are folders of Parquet files, not JSON.
     """
     form = "parquet" if parquet else "json"
@@ -267,7 +265,6 @@ def read_text(path: Path, *, flag: str = "", encoding: str = "utf-8") -> str:
     """Read a text file.
 
     Args:
-        path: the file.
         flag: the option that names it, for errors.
         encoding: UTF-8; `utf-8-sig` passes over the mark that some editors put first.
 

@@ -277,7 +277,6 @@ def refuse_settings(config: Any, keep: set[str], why: str) -> None:
     """Refuse settings that this use of a stage would ignore.
 
     Args:
-        config: the filled dataclass.
         keep: the names of the settings that this use heeds; the rest must be at their defaults.
         why: what to tell the user after the flag and its value.
 

@@ -28,7 +28,6 @@ def printable(text: object, *, lines: bool = False) -> str:
     What a terminal would obey is written as Python writes it in a string, such as `\\x1b`.
 
     Args:
-        text: what is to be printed.
         lines: line feeds are the text's own and stay.
     """
 
@@ -49,7 +48,6 @@ def progress(
     """Yield the items of `iterable` and show how many were consumed.
 
     Args:
-        iterable: what to go through.
         desc, unit, leave: see `ProgressBar`.
         total: how many items there are; by default `len(iterable)` where it has one.
     """

@@ -40,7 +40,6 @@ def make_parts(
             with the function that it is given.
         inputs: all that shapes the result, JSON values only; a folder of parts made from anything
             else is removed first.
-        state: of the processes.
         desc, unit: of the progress bar.
         last_first: make the last part first.
     """

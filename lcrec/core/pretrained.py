@@ -229,7 +229,6 @@ def check_ids(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
     Args:
         source: begins the message.
-        tokenizer: with or without item tokens.
 
     Raises:
         InputError: naming the two.

@@ -34,7 +34,6 @@ def load_collaborative(folder: Path, data: Path, num_items: int) -> np.ndarray:
     Args:
         folder: what `--save` wrote.
         data: the data folder, whose split is read too.
-        num_items: the size of the catalogue.
 
     Raises:
         InputError: nothing of the kind lies there, it was fitted on another catalogue, other

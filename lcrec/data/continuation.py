@@ -63,7 +63,6 @@ def append_interactions(
     """Return the old interactions with new ones behind them, user by user, and which are new.
 
     Args:
-        old: the old interactions.
         users: the keys of all users, those of `old` first.
         owners: int [new interactions], ascending: the position among `users` of each one's user.
         items: int [new interactions].

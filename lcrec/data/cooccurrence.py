@@ -46,15 +46,13 @@ def count_pairs(
 
     Args:
         train: the sequences to count, oldest item first.
-        num_items: the size of the catalogue.
         window: the largest distance between two items that counts.
         distance_decay: the factor per further step between them.
         backward: what it counts to stand before an item, against 1 for standing after it.
-        dtype: of the counts.
     """
     shape = (num_items, num_items)
     forward = sparse.csr_array(shape, dtype=dtype)
-    sequence_of = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    sequence_of = train.owners
     for distance in range(1, window + 1):
         together = np.flatnonzero(sequence_of[:-distance] == sequence_of[distance:])
         pairs = (train.items[together], train.items[together + distance])

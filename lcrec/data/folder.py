@@ -83,6 +83,11 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """The position of each interaction's user, int64 [interactions]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
     def sequence(self, user: int) -> np.ndarray:
         """Return the items of the user at this position, int32 [length]."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
@@ -98,8 +103,7 @@ class Interactions:
 
     def has_repeats(self) -> bool:
         """Return whether any user has an item more than once."""
-        users = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        pairs = users * (1 + int(self.items.max(initial=0))) + self.items
+        pairs = self.owners * (1 + int(self.items.max(initial=0))) + self.items
         pairs.sort()
         return bool((pairs[1:] == pairs[:-1]).any())
 
@@ -159,7 +163,6 @@ def load_interactions(folder: Path, num_items: int | None) -> Interactions:
     """Read the users' sequences of a data folder.
 
     Args:
-        folder: the data folder.
         num_items: the size of the catalogue, to check every id against; None where there is no
             catalogue: the items are then those of the sequences.
 

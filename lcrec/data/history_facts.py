@@ -34,7 +34,7 @@ class SeenSteps:
     def count(cls, train: Interactions, num_items: int) -> "SeenSteps":
         """Count the train sequences."""
         items = train.items.astype(np.int64)
-        owners = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+        owners = train.owners
         inside = owners[:-1] == owners[1:]
         pairs = (items[:-1][inside], items[1:][inside])
         shape = (num_items, num_items)
@@ -65,9 +65,7 @@ def history_facts(train: Interactions, cases: EvalCases, num_items: int) -> np.n
     users' train sequences take the step; the third how often these have the last item.
 
     Args:
-        train: the train sequences.
         cases: whose histories are looked at.
-        num_items: the size of the catalogue.
     """
     known, own = SeenSteps.count(train, num_items), train.sequences_of(cases.users)
     facts = [

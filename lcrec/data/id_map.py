@@ -92,9 +92,7 @@ def load_names(folder: Path, users: list[str], num_items: int, ids: Ids | None) 
     """Return what the users and the items of a data folder are called.
 
     Args:
-        folder: the data folder.
         users: its users, as its files have them.
-        num_items: the size of the catalogue.
         ids: "raw", "numbers", or None for raw ids where the folder has them.
 
     Raises:

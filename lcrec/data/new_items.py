@@ -67,7 +67,6 @@ def earlier(data: Path, role: str) -> list[str]:
     """Return the fingerprints of the files that a data folder's own file continues, oldest first.
 
     Args:
-        data: the data folder.
         role: the file, "item", "inter" or "split".
     """
     record = read_provenance(data)

@@ -111,7 +111,6 @@ def next_item_probabilities(shop: Shop, history: Sequence[int]) -> np.ndarray:
     taste inferred from what was bought.
 
     Args:
-        shop: the shop.
         history: the user's item ids from the first one on; may be empty, not the whole catalogue.
     """
     step = _step_probabilities(shop.kinds, shop.choice, shop.popularity, history)

@@ -44,7 +44,6 @@ def random_parts(offsets: np.ndarray, items: np.ndarray, seed: int) -> np.ndarra
     Args:
         offsets: int64 [users + 1], where each user's interactions begin.
         items: int [interactions].
-        seed: of the draw.
     """
     owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     pairs = owners * (np.int64(items.max(initial=0)) + 1) + items
@@ -277,8 +276,8 @@ def load_split(folder: Path, interactions: Interactions) -> Split:
         held_out = (labels == part for part in (VALID, TEST))
         split = Split("time", train, *(_cases_in_time(interactions, own) for own in held_out))
     else:
-        whole = _owners(interactions), interactions.items
-        owners = np.concatenate([_owners(part) for part in parts])
+        whole = interactions.owners, interactions.items
+        owners = np.concatenate([part.owners for part in parts])
         items = np.concatenate([part.items for part in parts])
         _require_same_interactions(path, interactions.users, whole, (owners, items))
         cases = _case_per_user(train, valid), _case_per_user(train, test, valid)
@@ -290,11 +289,6 @@ def load_split(folder: Path, interactions: Interactions) -> Split:
                 "choose another split"
             )
     return split
-
-
-def _owners(interactions: Interactions) -> np.ndarray:
-    """Return the position of each interaction's user, int64 [interactions]."""
-    return np.repeat(np.arange(len(interactions)), np.diff(interactions.offsets))
 
 
 def load_time_parts(folder: Path, interactions: Interactions) -> np.ndarray | None:
@@ -311,10 +305,10 @@ def load_time_parts(folder: Path, interactions: Interactions) -> np.ndarray | No
 
 def _time_labels(parts: list[Interactions], interactions: Interactions) -> np.ndarray | None:
     """Return each interaction's part where the parts follow each other in every sequence."""
-    owners = np.concatenate([_owners(part) for part in parts])
+    owners = np.concatenate([part.owners for part in parts])
     items = np.concatenate([part.items for part in parts])
     order = np.argsort(owners, kind="stable")
-    whole = _owners(interactions), interactions.items
+    whole = interactions.owners, interactions.items
     if not all(map(np.array_equal, whole, (owners[order], items[order]))):
         return None
     return np.repeat(np.arange(3, dtype=np.int8), [len(part.items) for part in parts])[order]
@@ -365,7 +359,7 @@ def _require_same_interactions(
 
 def _cases_in_time(interactions: Interactions, held_out: np.ndarray) -> EvalCases:
     """Return a case for each interaction held out, bool [interactions], that is no user's first."""
-    owners = _owners(interactions)
+    owners = interactions.owners
     starts = interactions.offsets[owners]
     places = np.flatnonzero(held_out & (np.arange(len(owners)) > starts))
     starts = starts[places]
@@ -416,8 +410,6 @@ def write_split(folder: Path, interactions: Interactions, parts: np.ndarray) -> 
     """Write `<Name>.split.json` into a data folder, or the same as Parquet where that is its form.
 
     Args:
-        folder: the data folder.
-        interactions: its own.
         parts: int8 [interactions], the part each belongs to: `TRAIN`, `VALID` or `TEST`.
     """
     path = find_data(folder).split
@@ -443,7 +435,6 @@ def require_same_split(artifact: Path, folder: Path, rebuild: str) -> None:
     Args:
         artifact: a file or folder; one without a record of the interactions it was made from is
             accepted as it is.
-        folder: the data folder.
         rebuild: the command that makes the artifact anew.
 
     Raises:

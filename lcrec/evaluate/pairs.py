@@ -75,7 +75,7 @@ def bought_alike(
     Returns:
         -1 where no other item shares a customer with the target; of equals the lower id.
     """
-    owners = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    owners = train.owners
     pairs = np.ones(len(owners)), (owners, train.items)
     users_by_items = sparse.csr_array(pairs, shape=(len(train), num_items))
     users_by_items.data[:] = 1  # a repeated purchase counts once

@@ -189,7 +189,6 @@ class _Branch:
 
     Args:
         occupied: the occupied paths of this branch, int [paths, levels left], in order.
-        num_codes: how many codes each level has.
     """
 
     def __init__(self, occupied: np.ndarray, num_codes: int) -> None:

@@ -62,8 +62,6 @@ def residual_kmeans(
 
     Args:
         points: float32 [items, dim].
-        num_codes: how many codes each level has.
-        seed: decides the k-means starts.
         balanced: for each level, whether its codes share the items evenly (constrained k-means,
             Bradley et al. 2000; here by transport, among some thousand items at a time).
         weighted: from the second level on, count an item's error relative to what is left of it.
@@ -144,8 +142,6 @@ def even_clusters(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 
     Args:
         points: float32 [points, dim].
-        count: how many clusters.
-        seed: decides the k-means start.
     """
     return _balance(points, _centres(points, count, seed), seed)[1]
 

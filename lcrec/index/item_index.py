@@ -21,6 +21,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.id_map import IdMap
 
+STAGE = "python -m lcrec.quantize"  # the command that makes an index
 LEVEL_LETTERS = string.ascii_lowercase
 CODE_DIGITS = 6  # every code up to the largest becomes a token, so there is a limit
 ITEM_TOKEN = re.compile(r"<([a-z])_(\d+)>")

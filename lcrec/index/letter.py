@@ -35,7 +35,6 @@ class Letter(nn.Module):
     """An RQ-VAE in training with both losses.
 
     Args:
-        model: the RQ-VAE.
         width: of the collaborative vectors.
         alignment: the weight of L_CF, alpha.
         diversity: the weight of L_Div, beta.

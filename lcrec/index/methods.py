@@ -45,7 +45,6 @@ def index_items(
 
     Args:
         settings: kind, levels, codes and seed are read.
-        items: how many there are.
         embeddings: float32 [items, dim]; None will do where codes stand for nothing.
         model: the RQ-VAE that was trained on them, for a kind that has one.
     """

@@ -1,4 +1,4 @@
-"""The figures of an item index as a page for a person, and both as files.
+"""An index folder, with the figures of the index as a page for a person.
 
 Reads what `lcrec.index.quality.measure_index` returns; writes `report.json`, all of it with the
 verdict, and `report.html`, the page. The page needs the figures alone.
@@ -14,7 +14,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Wedge
 
-from lcrec.core.artifacts import REPORT, REPORT_PAGE, atomic_path, write_json
+from lcrec.core.artifacts import (
+    COLLABORATIVE,
+    REPORT,
+    REPORT_PAGE,
+    RQVAE_WEIGHTS,
+    atomic_path,
+    write_array,
+    write_json,
+)
+from lcrec.core.provenance import write_provenance
 from lcrec.core.report import (
     FIGURE_SIZE,
     INK,
@@ -29,6 +38,7 @@ from lcrec.core.report import (
     draw_svg,
     render_page,
 )
+from lcrec.index.item_index import STAGE, ItemIndex
 from lcrec.index.quality import LEAST_SHARING
 from lcrec.index.verdict import judge
 
@@ -49,6 +59,39 @@ def write_index_report(folder: Path, report: Report, name: str) -> Verdict:
     with atomic_path(folder / REPORT_PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     write_json(folder / REPORT, {"verdict": asdict(verdict), **report}, indent=2)
+    return verdict
+
+
+def write_index(
+    output: Path,
+    index: ItemIndex,
+    report: Report,
+    name: str,
+    config: dict[str, Any],
+    inputs: dict[str, Path],
+    *,
+    save_weights: Callable[[Path], object] | None,
+    appended: np.ndarray | None,
+) -> Verdict:
+    """Write a whole index folder, replacing the one that was there, and return its verdict.
+
+    Args:
+        output: the folder.
+        report, name: as for `write_index_report`.
+        config, inputs: for the record.
+        save_weights: writes the RQ-VAE's weights to the path it is given; None where there are
+            none.
+        appended: what the RQ-VAE reads beside the embeddings, float32 [items, width].
+    """
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        if save_weights is not None:
+            save_weights(folder / RQVAE_WEIGHTS)
+        if appended is not None and appended.size:
+            write_array(folder / COLLABORATIVE, appended)
+        verdict = write_index_report(folder, report, name)
+        index.save(folder)
+        write_provenance(folder, STAGE, config, inputs, level_sizes=index.level_sizes)
     return verdict
 
 

@@ -20,34 +20,26 @@ Paths of different depth are filled up first, each level by one code of its own.
 Both write an index folder: `index.json`, the weights where there are some, and the report on it.
 """
 
-import contextlib
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lcrec.core.artifacts import (
-    COLLABORATIVE,
-    RQVAE_WEIGHTS,
-    atomic_path,
-    index_path,
-    read_array,
-    write_array,
-)
+from lcrec.core.artifacts import COLLABORATIVE, RQVAE_WEIGHTS, index_path, read_array
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError
-from lcrec.core.provenance import is_current, read_provenance, write_provenance
+from lcrec.core.provenance import is_current, read_provenance
 from lcrec.data.folder import Items
 from lcrec.index.assignment import assign_unique
 from lcrec.index.collaborative import model_inputs
-from lcrec.index.item_index import ItemIndex, find_conflicts, read_paths, token_name
-from lcrec.index.page import print_verdict, write_index_report
+from lcrec.index.item_index import STAGE, ItemIndex, find_conflicts, read_paths, token_name
+from lcrec.index.page import print_verdict, write_index
 from lcrec.index.quality import load_rqvae, measure_fit, measure_index
 from lcrec.index.rqvae import RQVAE
 
@@ -136,7 +128,6 @@ def extend_index(
     embeddings: np.ndarray,
     output: Path,
     inputs: dict[str, Path],
-    stage: str,
 ) -> bool:
     """Write the index in `old_folder`, with the items that `embeddings` has beyond it, to `output`.
 
@@ -144,12 +135,9 @@ def extend_index(
         old_folder: the index to extend, which stays as it is.
         old_items: how many items it must have; None where fewer than `items` will do.
         name: the catalogue's, for the title of the report.
-        items: all items, old and new.
         raw_ids: theirs, if they have any.
         embeddings: float32 [items, dim], of all items.
-        output: another folder.
         inputs: what was read besides the old index, for the record.
-        stage: the command, for the record.
 
     Returns:
         Whether anything was written; not where the result lies there already.
@@ -172,7 +160,7 @@ def extend_index(
         )
     config: dict[str, Any] = (read_provenance(path.parent) or {}).get("config", {})
     inputs = {**inputs, "index": path, "rqvae": weights}
-    if is_current(output, stage, config, inputs):
+    if is_current(output, STAGE, config, inputs):
         return False
     points = model_inputs(path.parent, embeddings)
     model = load_rqvae(weights, points.shape[1])
@@ -203,32 +191,18 @@ def extend_index(
             "explained_variance_new": extension.explained[1],
         }
     title = f"{name}, {len(index) - len(old):,} new items added"
-    appended = points[:, embeddings.shape[1] :]
-    with _revision(output, weights, index, report, title, appended) as folder:
-        write_provenance(folder, stage, config, inputs, level_sizes=old.level_sizes)
-    return True
-
-
-@contextlib.contextmanager
-def _revision(
-    output: Path,
-    weights: Path,
-    index: ItemIndex,
-    report: dict[str, Any],
-    title: str,
-    appended: np.ndarray | None = None,
-) -> Iterator[Path]:
-    """Write an index folder but for its provenance, which the caller adds; print the verdict."""
-    with atomic_path(output) as folder:
-        folder.mkdir()
-        if weights.exists():
-            shutil.copyfile(weights, folder / RQVAE_WEIGHTS)
-        if appended is not None and appended.size:
-            write_array(folder / COLLABORATIVE, appended)
-        verdict = write_index_report(folder, report, title)
-        index.save(folder)
-        yield folder
+    verdict = write_index(
+        output,
+        index,
+        report,
+        title,
+        config,
+        inputs,
+        save_weights=partial(shutil.copyfile, weights),
+        appended=points[:, embeddings.shape[1] :],
+    )
     print_verdict(verdict)
+    return True
 
 
 def require_same_space(embeddings: Path, index: Path) -> None:
@@ -376,7 +350,6 @@ def _least_used(wanted: np.ndarray, kept: np.ndarray, level_sizes: tuple[int, ..
 def repair_index(
     source: Path,
     output: Path,
-    stage: str,
     inputs: dict[str, Path],
     *,
     items: Items | None = None,
@@ -386,8 +359,6 @@ def repair_index(
 
     Args:
         source: an `index.json`, or the folder that holds one.
-        output: another folder.
-        stage: the command, for the record.
         inputs: what was read besides the index, for the record.
         items: the catalogue, to print titles.
         embeddings: float32 [items, dim].
@@ -410,7 +381,7 @@ def repair_index(
         sizes = tuple(map(max, sizes, record["level_sizes"]))
     inputs = {**inputs, "index": path} | ({"rqvae": weights} if weights.exists() else {})
     config = {**record.get("config", {}), "repair": True}
-    if is_current(output, stage, config, inputs):
+    if is_current(output, STAGE, config, inputs):
         return False
 
     codebooks = latents = None
@@ -459,9 +430,17 @@ def repair_index(
         "rule": rule,
     }
     kept = path.parent / COLLABORATIVE
-    appended = read_array(kept) if kept.exists() else None
-    with _revision(output, weights, index, report, f"{path.name}, repaired", appended) as folder:
-        write_provenance(folder, stage, config, inputs, level_sizes=sizes)
+    verdict = write_index(
+        output,
+        index,
+        report,
+        f"{path.name}, repaired",
+        config,
+        inputs,
+        save_weights=partial(shutil.copyfile, weights) if weights.exists() else None,
+        appended=read_array(kept) if kept.exists() else None,
+    )
+    print_verdict(verdict)
     print(f"Moved {len(moved):,} items by {rule}. {len(codes) - len(moved):,} keep their index.")
     return True
 

@@ -63,7 +63,6 @@ class RQVAE(nn.Module):
         hidden_dims: widths between input and latent; the decoder mirrors them.
         latent_dim: width that is quantised.
         num_levels: how many codes spell an item.
-        num_codes: how many codes each level has.
         commitment_weight: weight of the commitment loss beside the codebook loss (beta).
         sinkhorn_epsilons: one per level, the entropic regularisation of the balanced choice of
             codes in training; 0, as for all by default, takes the nearest code.
@@ -234,7 +233,6 @@ class RQVAE(nn.Module):
 
         Args:
             embeddings: every item's, float32 [items, input_dim].
-            seed: decides the k-means starts.
             balanced: for each level, whether k-means gives its codes equal shares of the items;
                 by default where training does.
             weighted: let k-means count errors relative to what is left of an item.

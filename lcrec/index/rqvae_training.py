@@ -254,7 +254,6 @@ def explained_variance(
     """Return the share of the embeddings' variance explained after each level.
 
     Args:
-        model: the autoencoder.
         embeddings: float32 [items, dim], on the model's device.
         codes: int64 [items, levels], there too; the nearest ones by default.
     """

@@ -64,8 +64,6 @@ class ItemTree:
     """An item index with its catalogue, to be looked at branch by branch.
 
     Args:
-        index: the item index.
-        items: the catalogue.
         embeddings: float [items, dim]; None where there are none.
 
     Raises:
@@ -151,7 +149,6 @@ class ItemTree:
         """Return the items nearest to one, itself left out; of equals the lower id comes first.
 
         Args:
-            item: its id.
             count: how many at most.
             by: the number of leading codes that they share, or the cosine of their embeddings.
             among: the items to choose from; None for all.

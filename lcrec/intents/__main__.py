@@ -262,7 +262,6 @@ def estimate(
     """Return what asking will take, in questions, tokens, time and money.
 
     Args:
-        config: the settings.
         num_requests: questions in all.
         chats: those that must be asked; the rest is answered already, or is the same question.
         answers: what the model answered before, which seconds and tokens are counted from.

@@ -42,10 +42,7 @@ def keyword_texts(
     of them, at what two of them at least share, and at the last three.
 
     Args:
-        items: the catalogue.
-        subjects: the users.
         prompts: how the lists are worded.
-        guard: knows the titles.
         max_history: items in a preference at most.
         max_text_words: words of a title at most.
 

@@ -142,8 +142,6 @@ def make_requests(
     looks at what the user trains on, without the last item.
 
     Args:
-        items: the catalogue.
-        subjects: the users.
         reviews: what users wrote, by (user, item).
         max_history: titles in a preference at most, the latest.
         max_text_words: words of a title, description or review at most.
@@ -253,9 +251,7 @@ def write_texts(
     The same question about two users is asked once.
 
     Args:
-        requests: the questions.
         prompts: how they are worded.
-        guard: knows the titles.
         writer: returns whom to ask; called only where the journal lacks an answer.
         journal: answers that are there already, and where new ones go.
         identity: what an answer depends on besides the question, such as the model's name.

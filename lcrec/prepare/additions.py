@@ -175,8 +175,6 @@ def read_items(
     """Read the items of files that a catalogue does not have yet, and kept fields of the others.
 
     Args:
-        paths: the files.
-        reading: how.
         data: the data folder they join, for messages.
         known: the raw ids of its items.
         format_given: whether a person named the format; else a file in the form of
@@ -382,8 +380,6 @@ def read_interactions(
     """Read new interactions with known items.
 
     Args:
-        paths: the files.
-        reading: how.
         data: the data folder they join, for messages.
         items: the raw ids of its items, and of those that join with them.
         last: when its last interaction happened.

@@ -37,10 +37,8 @@ def make_card(
     """Measure a data set.
 
     Args:
-        name: the data set's name.
         ledger: what every step left and took.
         catalogue: the items, and what became of their texts.
-        numbered: the sequences.
         parts: int8 [interactions], the part of the split each belongs to; None for leave-one-out.
 
     Returns:

@@ -34,7 +34,6 @@ def open_engine(
     """Open an engine and a folder for what it puts on disk; close and remove both in the end.
 
     Args:
-        engine: which.
         memory_gb: GB that DuckDB, or the Spark driver, may take.
         spark_master: where Spark runs, such as `local[*]` or `spark://host:7077`.
 

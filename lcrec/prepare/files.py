@@ -209,7 +209,6 @@ def find_separator(path: Path, usual: str) -> str:
     """Return the one of `SEPARATORS` that gives a file's first line the most names.
 
     Args:
-        path: the file.
         usual: the separator to prefer where several give as many.
     """
     line = b"".join(first_lines(path, 1)).decode("utf-8-sig", "replace").partition("\r")[0]
@@ -316,7 +315,6 @@ def open_delimited(
         con: the DuckDB or Spark connection.
         paths: the files, in order.
         names: all their columns; one without a name ("") is not read.
-        how: how they are written.
         limit: read so many rows, the first; None reads all.
 
     Raises:

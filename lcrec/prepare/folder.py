@@ -87,7 +87,6 @@ def write_data_folder(
 
     Args:
         paths: where they go; their suffixes say in which form.
-        numbered: the sequences.
         items: item (raw id) and a column of text per field, ascending by raw id.
         parts: int8 [interactions], the part of the split each belongs to; None for leave-one-out.
         reviews: the folder of sorted interactions, if it has reviews.

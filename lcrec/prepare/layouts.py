@@ -111,7 +111,6 @@ def read_layouts(
         con: the DuckDB or Spark connection the tables will live in.
         interactions: the files with one row per interaction, in order; may be none.
         items: the files with one row per item; may be none.
-        options: what the person asked for.
         interaction_layout: how the former are written.
         item_layout: how the latter are written.
 

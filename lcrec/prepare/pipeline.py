@@ -201,9 +201,7 @@ def refine(
     """Filter raw interactions and items, and return what stays, with counts of every step.
 
     Args:
-        raw: the two tables.
         folder: for rows on their way between the engine and Python.
-        settings: what stays.
         say: takes the lines that tell how much each step leaves.
 
     Raises:

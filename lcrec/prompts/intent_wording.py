@@ -12,7 +12,7 @@ import jinja2
 from jinja2 import meta
 
 from lcrec.core.errors import InputError, closest
-from lcrec.prompts.prompt_set import INTENTS, read_mapping
+from lcrec.prompts.prompt_set import INTENTS, read_mapping, refuse_faults
 from lcrec.prompts.templates import ENVIRONMENT, HOSTILE_TEXTS, text_faults
 
 Variables = dict[str, str | list[str]]
@@ -82,11 +82,7 @@ class IntentPrompts:
             InputError: there is no such folder or file, or anything in it is wrong.
         """
         prompts, faults = read_intent_prompts(folder, base)
-        if faults:
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise InputError(
-                f"{faults[0]}{more}; to see all: python -m lcrec.prompts check --prompts {folder}"
-            )
+        refuse_faults(faults, folder)
         return prompts
 
     def render(self, name: str, variables: Variables) -> str:

@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 
-from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, item_token_ids
 from lcrec.prompts.tasks import TASKS, Record, TaskData
 from lcrec.prompts.templates import SIDES, Side, Template
@@ -97,14 +96,9 @@ class RowJoiner:
     """
 
     def __init__(self, encoder: PromptEncoder, data: TaskData) -> None:
-        self.encoder, self.data = encoder, data
+        self.encoder, self.data, self.index = encoder, data, data.index
         self._skeletons: dict[tuple[str, Side, tuple[int, ...]], _Skeleton | None] = {}
         self._frames: dict[tuple[str, Side], list[str] | None] = {}
-
-    @property
-    def index(self) -> ItemIndex:
-        """The item index."""
-        return self.data.index
 
     @cached_property
     def item_ids(self) -> np.ndarray:

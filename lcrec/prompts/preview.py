@@ -54,9 +54,6 @@ def show_task(
     """Print examples: the templates in turn, each on another record it fits.
 
     Args:
-        prompts: the prompt templates.
-        task: the task to show.
-        data: where the records come from.
         template_id: this template only.
         count: how many examples; by default one per template.
         lay_out: makes the text to print of a question and an answer; by default the question,
@@ -106,7 +103,6 @@ def read_task_data(folder: Path | None, index_folder: Path | None, **limits: Any
     """Read what templates are rendered on; without a data folder, a made-up shop.
 
     Args:
-        folder: the data folder.
         index_folder: the item index; made-up item tokens without one.
         limits: `max_history` and `max_text_words` of `TaskData`, where not its own.
 

@@ -66,11 +66,7 @@ class PromptSet:
             InputError: no such folder, or anything in it is wrong.
         """
         prompts, faults = read_prompts(Path(folder), base)
-        if faults:
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise InputError(
-                f"{faults[0]}{more}; to see all: python -m lcrec.prompts check --prompts {folder}"
-            )
+        refuse_faults(faults, Path(folder))
         return prompts
 
     def save(self, folder: Path) -> None:
@@ -180,6 +176,19 @@ class PromptSet:
         """Return the conversation that a chat template turns into the prompt."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": question}]
+
+
+def refuse_faults(faults: list[str], folder: Path) -> None:
+    """Refuse prompts with the first fault of a folder, if it has any.
+
+    Raises:
+        InputError: it has.
+    """
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise InputError(
+            f"{faults[0]}{more}; to see all: python -m lcrec.prompts check --prompts {folder}"
+        )
 
 
 def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, list[str]]:

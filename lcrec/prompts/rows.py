@@ -89,10 +89,7 @@ def draw_rows(
     `data.alike`, the samples of a user and task get one template and follow one another.
 
     Args:
-        data: what the records are made from.
-        prompts: the prompt templates.
         mixture: tasks with their share (at most 1) or cap (above 1), from `parse_mixture`.
-        seed: decides the draw.
         epoch: 0 for the first.
     """
     drawn = [

@@ -233,7 +233,6 @@ def plain_text(text: str, max_words: int) -> str:
     letter, digit or symbol is empty: published data sets write "." where a description is missing.
 
     Args:
-        text: any text.
         max_words: words kept; text without spaces is cut at 8 characters per word.
     """
     words = UNPRINTABLE.sub(" ", text).split(maxsplit=max_words)[:max_words]
@@ -253,7 +252,6 @@ def history_record(
     """Return what the customer had, the latest items, as training and generation show them.
 
     Args:
-        index: the items' tokens.
         history: item ids [length], oldest first.
         max_history: how many of the latest are kept.
     """

@@ -22,7 +22,6 @@ def load_encoder(name: str, prompts: PromptSet, index: ItemIndex) -> PromptEncod
     Args:
         name: a folder, a checkpoint's too, or a name on the hub.
         prompts: the prompt templates; their chat template serves where the tokenizer has none.
-        index: the item index.
 
     Raises:
         InputError: there is no such tokenizer, or it was made for another index.
@@ -64,8 +63,6 @@ def print_stats(
     """Print how many tokens samples have, by task and template.
 
     Args:
-        prompts: the prompt templates.
-        data: where the records come from.
         encoder: what makes tokens of them.
         max_length: the limit of fine-tuning, in tokens.
         count: how many records are counted per template, spread evenly over the data set; 0 for

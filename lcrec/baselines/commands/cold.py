@@ -78,7 +78,7 @@ def draw_cold(interactions: Interactions, *, share: float, core: int, seed: int)
     is_cold = np.zeros(int(bought[-1]) + 1, dtype=bool)
     is_cold[drawn] = True
 
-    users = np.repeat(np.arange(len(interactions)), np.diff(interactions.offsets))
+    users = interactions.owners
     kept = _core(users, interactions.items, ~is_cold[interactions.items], core)
     if not kept.any():
         raise InputError(

@@ -11,7 +11,7 @@ from lcrec.data.folder import Interactions
 
 def purchases(train: Interactions, num_items: int) -> sparse.csr_array:
     """Return R, float32 [users, items], 1 where a train sequence of the user has the item."""
-    users = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    users = train.owners
     counts = sparse.csr_array(
         (np.ones(len(users), dtype=np.float32), (users, train.items)), shape=(len(train), num_items)
     )
