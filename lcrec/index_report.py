@@ -75,9 +75,9 @@ def main(argv: list[str]) -> None:
     # Torch is loaded here: help and wrong options need none.
     import torch
 
-    from lcrec.index.collaborative import model_inputs
     from lcrec.index.page import print_verdict, write_index_report
-    from lcrec.index.quality import load_rqvae, measure_fit, measure_index
+    from lcrec.index.quality import measure_fit, measure_index
+    from lcrec.index.rqvae import load_rqvae
 
     codes, level_sizes = read_codes(config.index)
     inputs = {"index": path}
@@ -106,8 +106,8 @@ def main(argv: list[str]) -> None:
             inputs["rqvae"] = weights
             remake = f"python -m lcrec.quantize --embeddings {config.embeddings} --output DIR"
             require_same_input(path.parent, "embeddings", inputs["embeddings"], remake)
-            vectors = torch.from_numpy(model_inputs(path.parent, embeddings))
-            model = load_rqvae(weights, vectors.shape[1])
+            model, points = load_rqvae(path.parent, embeddings)
+            vectors = torch.from_numpy(points)
 
     with claim(config.output, STAGE, overwrite=config.overwrite, active=not own_folder):
         print(f"Looking at {path}: {len(codes):,} items, {codes.shape[1]} codes each.")

@@ -272,7 +272,7 @@ def combine(
     """
     import torch
 
-    from lcrec.index.collaborative import scale_beside
+    from lcrec.index.rqvae import scale_beside
 
     if collaborative is None:
         return torch.from_numpy(embeddings), None, None

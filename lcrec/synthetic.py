@@ -89,12 +89,11 @@ def main(argv: list[str]) -> None:
         example=EXAMPLE,
     )
     settings = config_dict(config)
-    # Resolved, since a folder is replaced whole, and neither "." nor a link can be.
-    folder = config.output.resolve()
+    name = config.output.resolve().name
     next_command = (
-        f"Next: python -m lcrec.embed --data {config.output} --output runs/{folder.name}/embeddings"
+        f"Next: python -m lcrec.embed --data {config.output} --output runs/{name}/embeddings"
     )
-    if is_current(folder, STAGE, settings, {}):
+    if is_current(config.output, STAGE, settings, {}):
         print(f"{config.output} already holds this shop: nothing to do.\n{next_command}")
         return
     print(
@@ -103,9 +102,12 @@ def main(argv: list[str]) -> None:
     )
     shop = make_shop(config.users, config.items, config.seed)
     purchases = sum(map(len, shop.sequences))
-    with claim(config.output, STAGE, overwrite=config.overwrite), atomic_path(folder) as temporary:
-        write_shop(shop, temporary)
-        write_provenance(temporary, STAGE, settings, {}, purchases=purchases)
+    with (
+        claim(config.output, STAGE, overwrite=config.overwrite),
+        atomic_path(config.output) as folder,
+    ):
+        write_shop(shop, folder)
+        write_provenance(folder, STAGE, settings, {}, purchases=purchases)
     style, tier = TASTES[shop.tastes[0]]
     print(f"User 0, whose taste is {style.name} and {tier.name}, bought:")
     for item in shop.sequences[0]:

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcrec import synthetic
 from lcrec.core.artifacts import data_paths, read_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint, read_provenance
@@ -280,31 +279,6 @@ def test_other_settings_replace_the_shop(tmp_path):
     assert len(load_interactions(shop, 24)) == 5
     assert read_provenance(shop)["config"] == {"users": 5, "items": 24, "seed": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
-
-
-def test_a_run_that_fails_leaves_the_old_shop(tmp_path, monkeypatch):
-    shop = tmp_path / "shop"
-    main(["--output", str(shop), *SMALL])
-    before = fingerprint(shop)
-
-    def disk_full(*args, **kwargs):
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(synthetic, "write_provenance", disk_full)
-        with pytest.raises(OSError, match="disk full"):
-            main(["--output", str(shop), *SMALL, "--seed", "1"])
-    assert fingerprint(shop) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["shop"]
-
-
-def test_a_half_removed_shop_is_made_anew(tmp_path):
-    shop = tmp_path / "shop"
-    main(["--output", str(shop), *SMALL])
-    before = fingerprint(shop)
-    data_paths(shop, "Shop").inter.unlink()
-    main(["--output", str(shop), *SMALL])
-    assert fingerprint(shop) == before
 
 
 def test_a_link_and_the_current_folder_work_as_output(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import lcrec.tinylm
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Items
@@ -190,27 +189,6 @@ def test_running_it_again(argv, tmp_path, capsys):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
     main(argv(seed=1))
     assert (tmp_path / "base" / "model.safetensors").read_bytes() != weights
-
-
-def test_a_killed_run_leaves_the_old_model(argv, tmp_path, monkeypatch):
-    main(argv())
-    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
-
-    def killed(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(lcrec.tinylm, "write_provenance", killed)
-    with pytest.raises(KeyboardInterrupt):
-        main(argv(seed=1))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-def test_what_it_reads_is_left_alone(argv, shop):
-    before = sorted(path.name for path in shop.iterdir())
-    with pytest.raises(InputError, match=f"--output {shop}.*is read from there"):
-        main(argv(shop))
-    assert sorted(path.name for path in shop.iterdir()) == before
 
 
 def test_settings_that_cannot_work_or_that_train_nothing(argv, tmp_path):

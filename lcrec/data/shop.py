@@ -117,9 +117,6 @@ def next_item_probabilities(shop: Shop, history: Sequence[int]) -> np.ndarray:
     return taste_probabilities(shop, history) @ step
 
 
-# The catalogue and the process.
-
-
 def _draw_wares(num_items: int, rng: np.random.Generator) -> list[Ware]:
     """Fill every kind, and within it every taste, with equally many items, in random order."""
     wares = []

@@ -11,7 +11,6 @@ How well a trained RQ-VAE's codes stand for the embeddings, and what uniqueness 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lcrec.core.console import ProgressBar
-from lcrec.core.errors import InputError
 from lcrec.data.folder import Items
 from lcrec.index.assignment import shared_rows
 from lcrec.index.item_index import find_conflicts, token_name
@@ -354,22 +352,6 @@ def _branches(codes: np.ndarray, groups: list[np.ndarray], items: Items) -> list
                 }
             )
     return branches
-
-
-def load_rqvae(weights: Path, width: int) -> RQVAE:
-    """Read the RQ-VAE beside an index, for embeddings `width` wide.
-
-    Raises:
-        InputError: it was trained on embeddings of another width, or as `RQVAE.load`.
-    """
-    model = RQVAE.load(weights)
-    if width != len(model.mean):
-        raise InputError(
-            f"--embeddings: {width} wide, but {weights} was trained on {len(model.mean)}-wide "
-            "ones; name those that the index was made from (python -m lcrec.embed --embeddings OLD "
-            "encodes new items as the old were)"
-        )
-    return model
 
 
 @torch.no_grad()

@@ -37,11 +37,10 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import is_current, read_provenance
 from lcrec.data.folder import Items
 from lcrec.index.assignment import assign_unique
-from lcrec.index.collaborative import model_inputs
 from lcrec.index.item_index import STAGE, ItemIndex, find_conflicts, read_paths, token_name
 from lcrec.index.page import print_verdict, write_index
-from lcrec.index.quality import load_rqvae, measure_fit, measure_index
-from lcrec.index.rqvae import RQVAE
+from lcrec.index.quality import measure_fit, measure_index
+from lcrec.index.rqvae import RQVAE, load_rqvae
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,7 @@ def extend_index(
     inputs = {**inputs, "index": path, "rqvae": weights}
     if is_current(output, STAGE, config, inputs):
         return False
-    points = model_inputs(path.parent, embeddings)
-    model = load_rqvae(weights, points.shape[1])
+    model, points = load_rqvae(path.parent, embeddings)
     sizes = (model.num_codes,) * model.num_levels
     # One level more than the model's numbers the items that share a path.
     if old.level_sizes not in (sizes, (*sizes, old.level_sizes[-1])):
@@ -390,8 +388,7 @@ def repair_index(
         if embeddings is None:
             model = RQVAE.load(weights)
         else:
-            points = model_inputs(path.parent, embeddings)
-            model = load_rqvae(weights, points.shape[1])
+            model, points = load_rqvae(path.parent, embeddings)
         require_same_shape(model, weights, codes, path)
     # A level that the model lacks only numbers items that share a path, and can go on counting.
     if model is not None and model.num_levels == codes.shape[1]:

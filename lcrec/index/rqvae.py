@@ -16,6 +16,7 @@ from itertools import count, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import ResidualVQ
 
+from lcrec.core.artifacts import COLLABORATIVE, RQVAE_WEIGHTS, read_array
 from lcrec.core.errors import InputError
 from lcrec.index.clustering import (
     SLICE,
@@ -397,3 +399,48 @@ def read_codebooks(path: Path, level_sizes: tuple[int, ...]) -> Tensor:
             "rebuild both with python -m lcrec.quantize"
         )
     return torch.stack(codebooks)
+
+
+def load_rqvae(folder: Path, embeddings: np.ndarray) -> tuple[RQVAE, np.ndarray]:
+    """Return the RQ-VAE in an index folder and what it reads of the items, float32 [items, dim].
+
+    It reads the embeddings, and what was appended to them when the index was made: of an item that
+    joined later nothing is known, which zeros say.
+
+    Raises:
+        InputError: it was trained on embeddings of another width, what was appended belongs to more
+            items than there are, or as `RQVAE.load`.
+    """
+    points, beside = embeddings, folder / COLLABORATIVE
+    if beside.exists():
+        known = read_array(beside)
+        if known.ndim != 2 or len(known) > len(embeddings):
+            raise InputError(
+                f"{beside} has shape {list(known.shape)}, and there are {len(embeddings)} items; "
+                "make the index anew with python -m lcrec.quantize --collaborative"
+            )
+        joined = np.zeros((len(embeddings), known.shape[1]), dtype=np.float32)
+        joined[: len(known)] = known
+        points = np.concatenate([embeddings, joined], axis=1)
+    weights, width = folder / RQVAE_WEIGHTS, points.shape[1]
+    model = RQVAE.load(weights)
+    if width != model.input_dim:
+        raise InputError(
+            f"--embeddings: {width} wide, but {weights} was trained on {model.input_dim}-wide "
+            "ones; name those that the index was made from (python -m lcrec.embed --embeddings OLD "
+            "encodes new items as the old were)"
+        )
+    return model, points
+
+
+def scale_beside(embeddings: np.ndarray, collaborative: np.ndarray, weight: float) -> np.ndarray:
+    """Return collaborative vectors whose variance is `weight` times that of the embeddings.
+
+    Args:
+        embeddings: float32 [items, dim].
+        collaborative: float32 [items, width]; rows of zeros count as the mean.
+        weight: of the whole variance, the sum over columns.
+    """
+    ours = collaborative.astype(np.float64).var(axis=0).sum()
+    theirs = embeddings.astype(np.float64).var(axis=0).sum()
+    return (collaborative * np.sqrt(weight * theirs / max(ours, 1e-12))).astype(np.float32)
