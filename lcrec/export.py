@@ -102,7 +102,8 @@ def _write_model(folder: Path, config: ExportConfig, max_history: int) -> int:
     model.to(DTYPES[config.precision]).save_pretrained(folder)  # type: ignore[arg-type]
     live.tokenizer.save_pretrained(folder)
     if config.to == "flashrec":
-        write_json(folder / exports.CATALOGUE, exports.flashrec_catalogue(live.index))
+        catalogue = {",".join(map(str, codes)): 1 for codes in live.index.codes.tolist()}
+        write_json(folder / exports.CATALOGUE, catalogue)
         flags = exports.flashrec_flags(encoder, template, live.index, ids)
         question = template.ask({"history": live.index.texts[:1]})
         card = _flashrec_card(live, flags, encoder.messages(question))

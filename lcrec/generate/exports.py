@@ -96,11 +96,6 @@ def prompt_form(encoder: PromptEncoder, template: Template, max_history: int) ->
     return form | ({"boundary_token_ids": boundary} if boundary else {})
 
 
-def flashrec_catalogue(index: ItemIndex) -> dict[str, int]:
-    """Return {"3,0,12": 1} for every item, its codes by commas."""
-    return {",".join(map(str, codes)): 1 for codes in index.codes.tolist()}
-
-
 def flashrec_flags(
     encoder: PromptEncoder, template: Template, index: ItemIndex, token_ids: np.ndarray
 ) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from lcrec.core.errors import InputError
 from lcrec.rankings.fusion import Lists, Pool, best_weights, ndcg_of_weights
@@ -58,7 +59,7 @@ class AdaptiveWeights:
             facts: float [users, facts], as the model was fitted on.
         """
         logits = ((np.asarray(facts) - self.centre) / self.scale) @ self.slopes.T + self.intercepts
-        return _weights(self.weights, _log_softmax(logits) - self.usual, self.strength)
+        return _weights(self.weights, log_softmax(logits, axis=1) - self.usual, self.strength)
 
     def to_json(self) -> dict[str, Any]:
         """Return the model as JSON values; `from_json` reads them."""
@@ -155,7 +156,7 @@ def fit_adaptive(
     for number in range(FOLDS):
         slopes, intercepts = _logistic(known, label, worth, fold != number, len(files))
         own = fold == number
-        unseen[own] = _log_softmax(known[own] @ slopes.T + intercepts)
+        unseen[own] = log_softmax(known[own] @ slopes.T + intercepts, axis=1)
     shared, value = best_weights(pooled, targets)
     values = [
         ndcg_of_weights(pooled, _weights(shared, unseen - unseen.mean(axis=0), strength), targets)
@@ -164,7 +165,7 @@ def fit_adaptive(
     values = [value, *values]
     chosen = int(np.argmax(values))
     slopes, intercepts = _logistic(known, label, worth, np.ones(len(label), bool), len(files))
-    usual = _log_softmax(known @ slopes.T + intercepts).mean(axis=0)
+    usual = log_softmax(known @ slopes.T + intercepts, axis=1).mean(axis=0)
     model = AdaptiveWeights(
         *(tuple(names), centre, scale, slopes, intercepts, usual),
         weights=shared,
@@ -192,15 +193,10 @@ def _logistic(
     return all_slopes, all_intercepts
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 def _weights(shared: Sequence[float], departure: np.ndarray, strength: float) -> np.ndarray:
     """Return weights [users, files] by how users depart from the usual, [users, files]."""
     given = np.asarray(shared, dtype=np.float64)
     if strength == 0:
         return np.tile(given, (len(departure), 1))
     logits = np.log(np.maximum(given, LEAST_WEIGHT)) + strength * departure
-    return np.exp(_log_softmax(logits))
+    return np.exp(log_softmax(logits, axis=1))

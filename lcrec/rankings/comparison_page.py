@@ -17,7 +17,7 @@ from lcrec.core.report import (
     draw_svg,
     render_page,
 )
-from lcrec.rankings.comparison import Comparison, Estimate, Test
+from lcrec.rankings.comparison import Comparison, Test
 
 MISSING = "–"
 NAME = 30  # characters of a name in a picture
@@ -165,7 +165,7 @@ def _test_table(figures: Comparison) -> Table:
                     name,
                     metric,
                     _number(value.mean),
-                    _interval(value),
+                    f"{_number(value.low)} to {_number(value.high)}",
                     *([MISSING] * 4 if test is None else _test_cells(test)),
                 ]
             )
@@ -225,7 +225,7 @@ def _matrix(figures: Comparison, key: str, caption: str) -> Table:
         own = figures.methods[name].overall[metric].by_seed[0]
         cells[name, name] = 1.0 if key == "overlap" else own
     rows = [
-        [f"{number} {name}", *(_short(cells[name, other]) for other in names)]
+        [f"{number} {name}", *(_number(cells[name, other], 3) for other in names)]
         for number, name in enumerate(names, start=1)
     ]
     return Table(f"{caption}.", ["method", *map(str, range(1, len(names) + 1))], rows)
@@ -341,16 +341,8 @@ def _height(rows: int) -> float:
     return 0.9 + 0.22 * rows
 
 
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}".removeprefix("0")
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
-
-
-def _interval(value: Estimate) -> str:
-    return f"{_number(value.low)} to {_number(value.high)}"
+def _number(value: float | None, digits: int = 4) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}".removeprefix("0")
 
 
 def _line(cells: Sequence[str]) -> str:

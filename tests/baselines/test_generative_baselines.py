@@ -121,19 +121,6 @@ def test_a_model_of_another_catalogue_or_shape_is_refused(fitted, tmp_path):
         load_method(tmp_path / "m", wider, data_of(twenty()), inputs)
 
 
-def test_the_prefixes_of_the_train_sequences():
-    train = data_of([[4, 5, 6, 7], [8], [1, 1]]).train
-    examples = Prefixes(train, max_history=2)
-    assert len(examples) == 4
-    rng = np.random.default_rng(0)
-    found = [
-        (history.tolist(), int(target))
-        for histories, targets in examples.batches(3, rng)
-        for history, target in zip(histories, targets, strict=True)
-    ]
-    assert sorted(found) == [([1], 1), ([4], 5), ([4, 5], 6), ([5, 6], 7)]
-
-
 def test_batches_are_drawn_anew_and_hold_alike_lengths():
     train = data_of([np.arange(length) % ITEMS for length in range(2, 20)]).train
     examples = Prefixes(train, max_history=20)

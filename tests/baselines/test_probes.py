@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from planted import make_planted, write_data
 
 from lcrec.baselines.__main__ import main
-from lcrec.baselines.base import TrainingData
 from lcrec.baselines.commands.probe import (
     MAPS,
     anchor_correlation,
@@ -20,11 +19,7 @@ from lcrec.baselines.commands.probe import (
     r_squared,
     read_vectors,
 )
-from lcrec.baselines.methods.fusion import Fusion
-from lcrec.baselines.runs.ranking import validate
-from lcrec.baselines.settings import FusionSettings
 from lcrec.core.errors import InputError
-from lcrec.data.splits import leave_one_out
 
 
 def gaussians(seed, rows=600, dim=6):
@@ -95,31 +90,6 @@ def test_a_deep_map_learns_the_rest_by_heart():
     assert figures["linear"]["test_r2"] == pytest.approx(0.25, abs=0.025)
     assert figures["mlp-1"]["train_r2"] > figures["linear"]["train_r2"] + 0.08
     assert figures["mlp-1"]["test_r2"] < figures["linear"]["test_r2"] - 0.03
-
-
-@pytest.mark.slow
-def test_text_mapped_onto_behaviour_ranks_worse_than_fusion():
-    """Alignment alone: behaviour vectors foretold from text, in place of the true ones."""
-    planted = make_planted(users=800, mean_length=6, taste=5)
-    split = leave_one_out(planted.interactions)
-    data = TrainingData(
-        split.train, planted.num_items, split.valid, planted.embeddings, exclude_history=True
-    )
-    small = {"dim": 32, "candidates": 128, "negatives": 64, "learning_rate": 1e-2}
-    small |= {"batch_size": 1024, "epochs": 16, "every": 4}
-
-    def ndcg(method):
-        return validate(
-            method, split.test, TrainingData(split.train, planted.num_items, exclude_history=True)
-        )
-
-    fused, alone = (Fusion(FusionSettings(views=v, **small)) for v in ("both", "collaborative"))
-    for method in (fused, alone):
-        method.fit(data)
-    found = ndcg(fused)
-    mapping = fit_map("ridge", planted.embeddings, alone.item_vectors)
-    alone.item_vectors = mapping(planted.embeddings)
-    assert found > 1.2 * ndcg(alone)
 
 
 @pytest.mark.parametrize("kind", MAPS)

@@ -61,27 +61,6 @@ def test_the_identities(rankings, k):
     assert 0 <= found["overlap"] <= 1
 
 
-@given(two_rankings(), st.integers(1, 9))
-def test_swapping_the_views_swaps_what_each_has(rankings, k):
-    a, b, targets = rankings
-    there, back = compare(a, b, targets, k), compare(b, a, targets, k)
-    assert there["overlap"] == back["overlap"]
-    assert there["hits"]["a_only"] == back["hits"]["b_only"]
-    assert there["hits"]["log_popularity"]["a_only"] == back["hits"]["log_popularity"]["b_only"]
-    assert there["users"]["b_only"] == back["users"]["a_only"]
-    assert there["all"]["recall_a"] == back["all"]["recall_b"]
-    assert there["all"]["oracle"] == back["all"]["oracle"]
-
-
-@given(two_rankings(), st.integers(1, 9))
-def test_a_view_with_itself(rankings, k):
-    a, _, targets = rankings
-    found = compare(a, a, targets, k)
-    assert found["overlap"] == 1
-    assert found["hits"]["a_only"] == found["hits"]["b_only"] == 0
-    assert found["all"]["gain"] == 0
-
-
 def test_overlap_and_popularity_groups():
     a, b = np.array([[0, 1], [2, PAD]]), np.array([[2, 3], [PAD, PAD]])
     assert overlap(a, b, 2).tolist() == [0, 0]

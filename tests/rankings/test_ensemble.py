@@ -1,9 +1,6 @@
 """Joint lists by hand."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from lcrec.rankings.fusion import join_lists
 
@@ -35,17 +32,3 @@ def test_joint_lists_by_hand():
     assert (joint == -1).all()
     assert (means == NOTHING).all()
     assert list(join({1: -1, 2: -2, 3: -3}, {1: -1, 2: -2, 3: -3}, k=2)) == [1, 2]
-
-
-@given(
-    scores=arrays.arrays(np.float32, (2, 3, 5), elements=st.floats(-50, 0, width=32)),
-    seed=st.integers(0, 1000),
-)
-def test_one_wording_twice_is_that_wording(scores, seed):
-    rng = np.random.default_rng(seed)
-    items = np.stack([rng.permutation(30)[:5] for _ in range(3)])
-    scores = -np.sort(-scores[:1], axis=2)
-    joint, means = join_lists(np.stack([items, items]), np.concatenate([scores, scores]), 5)
-    assert np.allclose(means, scores[0])
-    for row in range(3):
-        assert set(joint[row]) == set(items[row])

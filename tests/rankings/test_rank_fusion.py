@@ -70,11 +70,6 @@ def test_a_weight_of_nothing_leaves_the_other_list(files, how):
     assert lists(files, how, [0, 0.2]) == plain(files[1][0])
 
 
-@given(rankings(files=1), st.sampled_from(["rrf", "score"]))
-def test_a_list_with_itself_is_itself(files, how):
-    assert lists(files * 2, how, [0.3, 0.7]) == plain(files[0][0])
-
-
 @given(rankings(), st.sampled_from(["rrf", "score"]))
 def test_the_order_of_files_says_nothing_and_all_items_are_there(files, how):
     fused = lists(files, how, [0.25, 0.75])
@@ -123,22 +118,6 @@ def test_the_grid(files):
         assert tuple(float(file == other) for other in range(files)) in grid
     assert len(weight_grid(2)) == 21
     assert grid[0] == pytest.approx([1 / files] * files, abs=0.5)
-
-
-def test_the_weights_follow_who_is_right():
-    users = 20
-    right = (np.tile([[7, 8, 9]], (users, 1)), np.tile([[3.0, 2, 1]], (users, 1)))
-    wrong = (np.tile([[4, 5, 6]], (users, 1)), np.tile([[3.0, 2, 1]], (users, 1)))
-    targets = np.full(users, 7)
-    for files, side in (([right, wrong], 0), ([wrong, right], 1)):
-        weights, value = best_weights(pool(files, "rrf"), targets)
-        assert weights[side] > 0.5
-        assert value == 1
-    # Each right for one half of the users: only together do they serve all.
-    half = np.where(np.arange(users) % 2, 7, 4)
-    weights, value = best_weights(pool([right, wrong], "rrf"), half)
-    assert weights == (0.5, 0.5)
-    assert value == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 
 @pytest.fixture

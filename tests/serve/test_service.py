@@ -367,11 +367,6 @@ def test_what_a_service_was_not_started_for(recommender, monkeypatch):
     assert recommend.status_code == 200
 
 
-def test_a_catalogue_of_another_model(recommender, catalogue):
-    with pytest.raises(InputError, match="47 items and the model's index 48"):
-        create_app(recommender, Items(catalogue.fields[1:]))
-
-
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [

@@ -58,11 +58,6 @@ class TuneConfig(Writes):
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
 
 
-def cells_of(grid: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """Return every combination of the grid's values, {setting: value} each."""
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
 def main(argv: list[str]) -> None:
     """Run the command."""
     name, *rest = argv or [""]
@@ -84,7 +79,8 @@ def main(argv: list[str]) -> None:
         example=example_of(name, kind.needs, "{}/tuning"),
         without=kind.grid,
     )
-    cells = cells_of(kind.grid)
+    combinations = itertools.product(*kind.grid.values())
+    cells = [dict(zip(kind.grid, values, strict=True)) for values in combinations]
     files = input_files(config.data, config.embeddings, kind.needs, config.index)
     files |= settings_files(settings_of(kind, config, **cells[0]))
     inputs = load_inputs(config.data, config.embeddings, kind.needs, name, index=config.index)
@@ -94,15 +90,15 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     shared = {key: value for key, value in config_dict(config).items() if key != "device"}
+    stage = f"{COMMAND} {name}"
     # First: what is in the folder when this run is killed is known as this command's own.
-    write_provenance(config.output, f"{COMMAND} {name}", shared, files)
+    write_provenance(config.output, stage, shared, files)
     for cell in progress(cells, f"tune {name}", "cells"):
         folder = config.output / _cell_name(cell)
-        if is_current(folder, f"{COMMAND} {name}", shared | cell, files):
+        if is_current(folder, stage, shared | cell, files):
             continue
         made = make_method(settings_of(kind, config, **cell), config.seed, config.device)
         figures, cost = _judge(made, inputs, config.exclude_history)
-        stage = f"{COMMAND} {name}"
         write_provenance(folder, stage, shared | cell, files, cost=cost, figures=figures)
     found = [_read_cell(config.output / _cell_name(cell)) for cell in cells]
     rows = [{"settings": cell, **figures} for cell, figures in zip(cells, found, strict=True)]
