@@ -25,6 +25,7 @@ from lcrec.data.folder import load_items
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import checkpoint as checkpoint_module
+from lcrec.modeling.averaging import RunningAverage
 from lcrec.modeling.checkpoint import load_checkpoint
 from lcrec.modeling.finetuning import count_epochs
 from lcrec.modeling.recipe import STAGE, TrainingSettings
@@ -213,6 +214,22 @@ def test_item_rows_may_learn_at_a_rate_of_their_own(finetune, tmp_path, mode, in
             torch.testing.assert_close(value, still[name], atol=1e-6, rtol=0)
 
 
+def test_the_average_of_the_weights_is_kept(finetune, tmp_path, monkeypatch):
+    name = "model.norm.weight"
+    averages, stepped = [], []
+    step = RunningAverage.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step(self, args, state, control, **kwargs)
+        averages.append(self._average[name].clone())
+        stepped.append(self._trained()[name].detach().clone())
+
+    monkeypatch.setattr(RunningAverage, "on_step_end", on_step_end)
+    kept = weights(finetune(tmp_path / "model", "--mode", "full", "--epochs", 1, "--ema", 0.5))
+    assert any(torch.equal(kept[name], average) for average in averages)
+    assert not any(torch.equal(kept[name], weight) for weight in stepped)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("step", [2, 6])
@@ -227,6 +244,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at
         mode,
         "--rows-learning-rate",
         0.02,
+        "--ema",
+        0.8,
     )
     whole = finetune(tmp_path / "whole", *options)
     kill_at(step)
@@ -412,6 +431,7 @@ def test_the_index_may_be_named_as_a_file(finetune, checkpoint, index_folder, tm
         (("--lora-dropout", 1), "--lora-dropout 1.0: give a share below 1"),
         (("--mode", "rows", "--rows-learning-rate", 1), "nothing but these rows is trained"),
         (("--warmup", 10), "--warmup 10.0: give a share below 1"),
+        (("--ema", 1), "--ema 1.0: give a share below 1"),
         (("--max-length", 30), "more than --max-length 30"),
         (("--prompts", "nowhere"), "--prompts nowhere: no such folder"),
         (("--num-beams", 5), "--num-beams: 5 is too small"),

@@ -214,6 +214,7 @@ def memory(
     checkpointing: bool,
     processes: int,
     sharding: str,
+    ema: bool = False,
 ) -> float:
     """Return the estimated bytes one device needs.
 
@@ -225,13 +226,14 @@ def memory(
         processes: the devices that weights are sharded over.
         sharding: `none` (every device holds all: DDP), `zero2` (gradients and moments shared
             out), or `full` (FSDP, ZeRO-3: weights too).
+        ema: whether an average of the trained weights is held too.
     """
     frozen = shape.total - shape.trainable
     frozen_linear = min(frozen, shape.linear)
     stored = STORED_BYTES[precision if quantize == "none" else quantize]
     weights = frozen_linear * stored + (frozen - frozen_linear) * STORED_BYTES[precision]
     trained = shape.trainable * 4.0
-    states = shape.trainable * (TRAINED_BYTES - 4.0)
+    states = shape.trainable * (TRAINED_BYTES - 4.0 + 4.0 * ema)
     gathered = 0.0
     if sharding != "none":
         states /= processes
@@ -364,6 +366,7 @@ def plan(
             checkpointing=checkpointing,
             processes=devices,
             sharding=sharding,
+            ema=settings.ema is not None,
         )
         lines.append(f"  {name:<23} {needed / GIB:8.2f} GiB")
     lines.append("")

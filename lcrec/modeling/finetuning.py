@@ -415,6 +415,7 @@ def _needed_bytes(
         checkpointing=settings.gradient_checkpointing,
         processes=1,
         sharding="none",
+        ema=settings.ema is not None,
     )
 
 
@@ -526,6 +527,7 @@ def make_trainer(
         max_tokens_per_batch=settings.max_tokens_per_batch,
         epochs=rows.epochs,
         prepare_optimizer=prepare_optimizer,
+        ema=settings.ema,
         callbacks=[EarlyStopping(settings.patience)],
         args=training_arguments(
             settings,

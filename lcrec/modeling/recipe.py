@@ -75,6 +75,12 @@ class TrainingSettings:
         None,
         minimum=1e-12,
     )
+    ema: float | None = option(
+        "decay of a running average of the trained weights, which is validated and kept in their "
+        "place; 0.998 averages about 500 updates (default: no average)",
+        None,
+        minimum=0,
+    )
     weight_decay: float = option("AdamW's weight decay", 0.01, minimum=0)
     warmup: float = option("share of the steps to warm up in", 0.01, minimum=0)
     batch_size: int = option("samples per step and process", 8, minimum=1)
@@ -134,8 +140,8 @@ def check_settings(settings: TrainingSettings) -> None:
     Raises:
         InputError: a share of 1 or more, or settings that do not go together.
     """
-    for flag in ("lora_dropout", "dropout", "warmup"):
-        if getattr(settings, flag) >= 1:
+    for flag in ("lora_dropout", "dropout", "warmup", "ema"):
+        if (getattr(settings, flag) or 0) >= 1:
             name = flag.replace("_", "-")
             raise InputError(f"--{name} {getattr(settings, flag)}: give a share below 1")
     if settings.mode == "full" and settings.quantize != "none":
@@ -149,16 +155,19 @@ def check_settings(settings: TrainingSettings) -> None:
         )
     if settings.mode != "lora" and (settings.dora or settings.rslora):
         raise InputError(f"--dora and --rslora are forms of --mode lora, not of {settings.mode}")
-    if settings.rows_learning_rate is not None:
-        rate = f"--rows-learning-rate {settings.rows_learning_rate}"
-        if settings.mode == "rows":
-            raise InputError(f"{rate}: nothing but these rows is trained; give --learning-rate")
-        # Which rows a process holds, and what it steps, is theirs to know.
-        for launcher in ("FSDP", "DEEPSPEED"):
-            if os.environ.get(f"ACCELERATE_USE_{launcher}") == "true":
+    if settings.rows_learning_rate is not None and settings.mode == "rows":
+        raise InputError(
+            f"--rows-learning-rate {settings.rows_learning_rate}: nothing but these rows is "
+            "trained; give --learning-rate"
+        )
+    # Which weights a process holds, and what it steps, is theirs to know.
+    for launcher in ("FSDP", "DEEPSPEED"):
+        for flag in ("rows_learning_rate", "ema"):
+            value = getattr(settings, flag)
+            if value is not None and os.environ.get(f"ACCELERATE_USE_{launcher}") == "true":
                 raise InputError(
-                    f"{rate}: not under {launcher}, which shards the rows; launch with "
-                    "recipes/accelerate/multi_gpu.yaml, or leave it out"
+                    f"--{flag.replace('_', '-')} {value}: not under {launcher}, which shards the "
+                    "weights; launch with recipes/accelerate/multi_gpu.yaml, or leave it out"
                 )
     if settings.quantize != "none" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise InputError(
@@ -250,7 +259,7 @@ def recipe_of(settings: TrainingSettings, prompts: PromptSet) -> dict[str, Any]:
         recipe.pop(name, None)
     if settings.share_prefix == "off":  # as in every checkpoint from before there was a choice
         del recipe["share_prefix"]
-    for name in ("boundary_tokens", "rows_learning_rate"):  # likewise
+    for name in ("boundary_tokens", "rows_learning_rate", "ema"):  # likewise
         if not recipe[name]:
             del recipe[name]
     return recipe

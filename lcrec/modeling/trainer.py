@@ -34,6 +34,7 @@ from lcrec.core.console import on_terminal
 from lcrec.core.device import compute_plainly
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
+from lcrec.modeling.averaging import RunningAverage
 from lcrec.modeling.base import base_model
 from lcrec.modeling.batches import is_packed, sample_losses, split_batch, split_buffers
 from lcrec.modeling.callbacks import TrainingLines
@@ -119,6 +120,8 @@ class RecommenderTrainer(SFTTrainer):
         max_tokens_per_batch: tokens on a device at once; a larger batch is computed in parts.
         epochs: passes over the samples that the rows hold; what is logged counts to it.
         prepare_optimizer: told the optimizer, when it has been made.
+        ema: decay of the average of the weights that is validated and saved; None: the weights
+            as they are.
     """
 
     work = "fine-tune"  # as progress calls it
@@ -130,10 +133,16 @@ class RecommenderTrainer(SFTTrainer):
         max_tokens_per_batch: int | None = None,
         epochs: int = 1,
         prepare_optimizer: Callable[[torch.optim.Optimizer], None] | None = None,
+        ema: float | None = None,
         **kwargs: Any,
     ) -> None:
         self._prepare_optimizer = prepare_optimizer
+        self._average: RunningAverage | None = None
         super().__init__(*args, **kwargs)
+        if ema is not None:
+            assert self.model is not None
+            self._average = RunningAverage(self.model, ema)
+            self.add_callback(self._average)
         self.epochs = epochs
         if not on_terminal():
             for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
@@ -381,10 +390,14 @@ class RecommenderTrainer(SFTTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Add `eval_hr@10` and `eval_ndcg@10` over the whole catalogue to the loss."""
-        output = super().evaluation_loop(*args, **kwargs)
-        assert output.metrics is not None
-        output.metrics.update(self.ranking_metrics(self.rank()))
+        with self._averaged():
+            output = super().evaluation_loop(*args, **kwargs)
+            assert output.metrics is not None
+            output.metrics.update(self.ranking_metrics(self.rank()))
         return output
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._average is None else self._average.in_place()
 
     def ranking_metrics(self, ranked: np.ndarray) -> dict[str, float]:
         """Return how good the validation users' ranked items are, int64 [users, beams]."""
@@ -450,6 +463,8 @@ class RecommenderTrainer(SFTTrainer):
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
         with explain_damage(checkpoint):
             super()._load_from_checkpoint(checkpoint, model)
+            if self._average is not None:
+                self._average.resume(Path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with explain_damage(checkpoint or ""):
@@ -469,7 +484,10 @@ class RecommenderTrainer(SFTTrainer):
         with explain_disk_full(folder.parent):
             self._staged = str(staged)
             try:
-                super()._save_checkpoint(*args, **kwargs)
+                with self._averaged():
+                    super()._save_checkpoint(*args, **kwargs)
+                    if self._average is not None and self.args.should_save:
+                        self._average.save_stepped(staged / name)
             except BaseException:  # a full disk is not kept full
                 shutil.rmtree(staged, ignore_errors=True)
                 raise

@@ -111,7 +111,9 @@ def test_every_share_comes_back_to_its_process(finetune_words, run_command, tmp_
         assert int(found[1]) >= 3 * 10
 
 
-@pytest.mark.parametrize("flag", [("--quantize", "4bit"), ("--rows-learning-rate", "0.1")])
+@pytest.mark.parametrize(
+    "flag", [("--quantize", "4bit"), ("--rows-learning-rate", "0.1"), ("--ema", "0.9")]
+)
 def test_what_cannot_be_shared_out(recipe, finetune_words, tmp_path, monkeypatch, flag):
     from lcrec.core.errors import InputError
 
