@@ -543,7 +543,7 @@ def test_the_weekly_comparison(trained, monkeypatch, capsys):
     for words in commands:
         lcrec.__main__.main(words[1:])
     out = capsys.readouterr().out
-    assert out.count("Since data/mine: 2 users of 60 users") == 2
+    assert out.count("Since data/mine: 2 users out of 60 users") == 2
     assert "2 users. Below each value" in out
     assert re.search(r"^lc-rec \(new\) +\+0\.0000 ", out, re.M)  # it learnt nothing
     rows = Path("runs/week/new.jsonl").read_text().splitlines()

@@ -114,7 +114,9 @@ def main(argv: list[str]) -> None:
                 rank_everyone(config, names, interactions, allowed, state)
             else:
                 if config.since is not None:
-                    state.print(f"Since {config.since}: {cases.describe()} of {whole.describe()}")
+                    state.print(
+                        f"Since {config.since}: {cases.describe()} out of {whole.describe()}"
+                    )
                 called = dict(zip(interactions.users, names.users.names, strict=True))
                 named = replace(cases, users=[called[user] for user in cases.users])
                 rank_split(config, items, names.items, cases, named, allowed, counted, state)

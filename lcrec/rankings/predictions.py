@@ -206,7 +206,7 @@ def require_comparable(files: Mapping[str, Predictions]) -> None:
     expected = _truths(first)
     for name, other in others:
         found = _truths(other)
-        remedy = "compare files made from the same --data and the same --split"
+        remedy = "compare files made from the same --data, --split and --since"
         for has, lacks, absent in (
             (first_name, name, expected.keys() - found.keys()),
             (name, first_name, found.keys() - expected.keys()),

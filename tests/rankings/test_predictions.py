@@ -163,7 +163,10 @@ def test_users_and_templates_must_be_whole(tmp_path):
     require_comparable({"both": both, "turned": turned})
     one = read_predictions(write_lines(tmp_path / "one.jsonl", GOOD))
     other = read_predictions(write_lines(tmp_path / "other.jsonl", GOOD, {**bob, "target": 6}))
-    with pytest.raises(InputError, match=r"both has 1 users that one lacks .*'bob'.*same --split"):
+    with pytest.raises(
+        InputError,
+        match=r"both has 1 users that one lacks .*'bob'.*same --data, --split and --since",
+    ):
         require_comparable({"both": both, "one": one})
     with pytest.raises(InputError, match="both has 1 users that one lacks"):
         require_comparable({"one": one, "both": both})
