@@ -10,6 +10,7 @@ import dataclasses
 import sys
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -258,8 +259,8 @@ def _listed(config: Any, name: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def config_dict(config: Any) -> dict[str, Any]:
-    """Return the settings that shape a result, as plain JSON values.
+def config_dict(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings that shape a result, as plain JSON values; those in `without` do not.
 
     Paths and lists of them are left out: what a stage read is recorded by its hash, and where a
     result lies, or what lay there, does not change it.
@@ -269,7 +270,7 @@ def config_dict(config: Any) -> dict[str, Any]:
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
         if _strip_optional(hints[field.name])[0] not in (Path, list[Path])
-        and field.name != "overwrite"
+        and field.name not in {"overwrite", *without}
     }
 
 

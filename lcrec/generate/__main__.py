@@ -413,9 +413,7 @@ def calibrated(config: GenerateConfig, recommender: Recommender) -> dict[str, An
 
 def recorded(config: GenerateConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     """Return what a result is recorded to be made of: settings and input files."""
-    settings = config_dict(config)
-    for name in ("show", "ids", "base", "unknown"):  # none of which decides what is ranked
-        del settings[name]
+    settings = config_dict(config, without=["show", "ids", "base", "unknown"])
     if config.fuse != COOCCURRENCE:
         del settings["fuse"]  # a file is an input
     paths = find_data(config.data)

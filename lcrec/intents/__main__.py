@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
     items = load_items(config.data)
     split = load_split(config.data, load_interactions(config.data, len(items)))
     prompts = IntentPrompts.load(config.prompts, SHIPPED_PROMPTS)
-    settings = {name: value for name, value in config_dict(config).items() if name not in MEANS}
+    settings = config_dict(config, without=MEANS)
     inputs = {**paths.sequences, "item": paths.item, "intents": prompts.path}
     if config.method != "keywords" and paths.review.exists():
         inputs["review"] = paths.review

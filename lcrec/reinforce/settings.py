@@ -301,6 +301,5 @@ def _embeddings(settings: ReinforceSettings, item_file: Path, items: int) -> np.
 
 def recipe_of(settings: ReinforceSettings, inputs: ReinforceInputs) -> dict[str, Any]:
     """Return what a checkpoint records: the fine-tune's settings, and these behind `reinforce.`."""
-    own = {f"reinforce.{name}": value for name, value in config_dict(settings).items()}
-    del own["reinforce.base"]  # a place, and what lies there is known by its hash
-    return inputs.recipe | own
+    own = config_dict(settings, without=["base"])  # a place: what lies there is known by its hash
+    return inputs.recipe | {f"reinforce.{name}": value for name, value in own.items()}

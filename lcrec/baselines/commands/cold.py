@@ -223,7 +223,7 @@ def main(argv: list[str]) -> None:
             )
     needs = {need for entry in chosen for need in entry.settings.required_inputs}
     files = input_files(config.data, config.embeddings, needs)
-    settings = {name: value for name, value in config_dict(config).items() if name != "device"}
+    settings = config_dict(config, without=["device"])
     if is_current(config.output, PROG, settings, files):
         print(f"{config.output} is up to date.")
         return

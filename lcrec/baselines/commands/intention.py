@@ -71,9 +71,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--alpha {alpha:g} is given twice")
     files = input_files(config.data, config.embeddings, AlphaRecSettings.needs)
     files["queries"] = config.queries or find_data(config.data).user
-    settings = {
-        key: value for key, value in config_dict(config).items() if key not in ("device", "encoder")
-    }
+    settings = config_dict(config, without=["device", "encoder"])
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
     if is_current(config.output, COMMAND, settings, files):
         print(f"{config.output} is up to date.")

@@ -68,8 +68,7 @@ def main(argv: list[str]) -> None:
         if number:
             found = input_files(folder, table, AlphaRecSettings.needs)
             files |= {f"source {number} {role}": path for role, path in found.items()}
-    paths = ("sources", "source_embeddings", "device")
-    settings = {key: value for key, value in config_dict(config).items() if key not in paths}
+    settings = config_dict(config, without=["device"])
     after = f"Next: python -m lcrec.evaluate --predictions {config.output}"
     if is_current(config.output, COMMAND, settings, files):
         print(f"{config.output} is up to date.\n{after}")

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
         f"validation items of {len(inputs.split.valid):,} users.",
         flush=True,
     )
-    shared = {key: value for key, value in config_dict(config).items() if key != "device"}
+    shared = config_dict(config, without=["device"])
     stage = f"{COMMAND} {name}"
     # First: what is in the folder when this run is killed is known as this command's own.
     write_provenance(config.output, stage, shared, files)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lcrec.baselines.base import TrainingData
 from lcrec.baselines.settings import CaserSettings, FMLPSettings, GRU4RecSettings, HGNSettings
 from lcrec.baselines.shared.sequences import Batch, pad_in_front
 from lcrec.baselines.shared.sequential import SequenceNetwork, SequentialBaseline, Users
@@ -158,10 +157,8 @@ class Caser(SequentialBaseline):
     """
 
     Settings = CaserSettings
-
-    def build(self, data: TrainingData) -> CaserNetwork:
-        """Return the network with weights as they start."""
-        return CaserNetwork(data.num_items, len(data.train), self.settings)
+    Network = CaserNetwork
+    knows_users = True
 
     def loss(self, network: SequenceNetwork, batch: Batch) -> torch.Tensor:
         """Return the mean loss of a batch, and the regularisation."""
@@ -219,7 +216,5 @@ class HGN(SequentialBaseline):
     """
 
     Settings = HGNSettings
-
-    def build(self, data: TrainingData) -> HGNNetwork:
-        """Return the network with weights as they start."""
-        return HGNNetwork(data.num_items, len(data.train), self.settings)
+    Network = HGNNetwork
+    knows_users = True

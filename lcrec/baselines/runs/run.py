@@ -225,9 +225,7 @@ class MethodRun:
         self.files = input_files(
             self.config.data, self.config.embeddings, self.needs, self.config.index
         ) | settings_files(self.chosen)
-        self.settings = {
-            key: value for key, value in config_dict(self.config).items() if key != "device"
-        }
+        self.settings = config_dict(self.config, without=["device"])
         # Which part is ranked does not shape what is fitted.
         shared = ("exclude_history", "max_minutes", "seed")
         self.fitted_by = config_dict(self.chosen) | {key: self.settings[key] for key in shared}

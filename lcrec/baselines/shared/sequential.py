@@ -63,18 +63,21 @@ class SequentialBaseline(Baseline):
 
     Attributes:
         Network: the class of the network, made of the catalogue's size and the settings.
+        knows_users: whether it is made of the number of users too, between these.
         network: trained by `fit`.
         sampler: of items to tell targets from, while training with a loss that needs them.
     """
 
     Settings = SequenceSettings
     Network: ClassVar[type[Any]] = SequenceNetwork
+    knows_users: ClassVar[bool] = False
     network: SequenceNetwork
     sampler: NegativeSampler | None
 
     def build(self, data: TrainingData) -> SequenceNetwork:
         """Return the network with weights as they start."""
-        return self.Network(data.num_items, self.settings)
+        users = [len(data.train)] if self.knows_users else []
+        return self.Network(data.num_items, *users, self.settings)
 
     def start(self, data: TrainingData) -> SequenceNetwork:
         """Return the network that `fit` goes on from; methods with a stage before it add it."""
