@@ -30,13 +30,12 @@ from lcrec.data.continuation import (
     continue_folder,
     is_done,
     last_time,
-    later_parts,
     preparation,
 )
 from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.data.id_map import Names, load_names
 from lcrec.data.new_items import require_new_ids
-from lcrec.data.splits import load_time_parts
+from lcrec.data.splits import TEST, load_time_parts
 from lcrec.prepare.flags import ReadingFlags
 
 if TYPE_CHECKING:
@@ -215,8 +214,10 @@ def grow(
             entry = {"review": clean_text(text), "summary": clean_text(title)}
             if any(entry.values()):
                 reviews[f"({all_users[owners[row]]}, {taken_items[row]})"] = entry
-    own_parts = None if parts is None else later_parts(parts, is_new)
-    return Growth(grown, new_users, own_parts, reviews)
+    if parts is not None:  # of a split by time: what is new came after its last moment
+        own, parts = parts, np.full(len(is_new), TEST, dtype=np.int8)
+        parts[~is_new] = own
+    return Growth(grown, new_users, parts, reviews)
 
 
 def _had(old: Interactions, owners: np.ndarray, items: np.ndarray, tied: np.ndarray) -> np.ndarray:

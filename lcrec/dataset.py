@@ -240,8 +240,6 @@ def data_card(
     """Return the data card: what the rows are, where they came from, how to train on them.
 
     Args:
-        file: the name of the file with the rows.
-        data_name: the data set's name.
         counts: rows by (epoch, task, template id).
         hashes: sha256 of every input, by role.
         prompts_hash: `PromptSet.content_hash`.

@@ -94,7 +94,9 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
     if config.add is not None:
         inputs["added"] = config.add
     if config.fields is None:
-        config = dataclasses.replace(config, fields=default_fields(items))
+        both = ("title", "description")
+        used = [name for name in both if any(fields.get(name) for fields in items.fields)]
+        config = dataclasses.replace(config, fields=used)
     if Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
     current = is_current(config.output, STAGE, config_dict(config), inputs)
@@ -158,12 +160,6 @@ def _embed(
             f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
             f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"
         )
-
-
-def default_fields(items: Items) -> list[str]:
-    """Return those of title and description that any item has."""
-    both = ("title", "description")
-    return [name for name in both if any(items.text(item, name) for item in range(len(items)))]
 
 
 def read_old(config: EmbedConfig, items: Items, folder: Path) -> tuple[EmbedConfig, np.ndarray]:

@@ -53,7 +53,6 @@ def find_templates(given: Path, recipe: Path) -> Path:
     Args:
         given: the path. In a shipped recipe `prompts/short` is the shipped folder, wherever the
             command is given; any other path is as it stands.
-        recipe: the settings file.
     """
     is_shipped = recipe.resolve().parent == shipped("recipes").resolve()
     if is_shipped and given.parts[:1] == ("prompts",):

@@ -35,7 +35,7 @@ from lcrec.core.provenance import (
 )
 from lcrec.data.folder import Interactions, item_texts, read_texts, write_lists, write_texts
 from lcrec.data.new_items import earlier
-from lcrec.data.splits import TEST, write_split
+from lcrec.data.splits import write_split
 
 PREPARE = "python -m lcrec.prepare"
 
@@ -79,18 +79,6 @@ def append_interactions(
     merged = np.empty(offsets[-1], dtype=np.int32)
     merged[~is_new], merged[is_new] = old.items, items
     return Interactions(users, offsets, merged), is_new
-
-
-def later_parts(old: np.ndarray, is_new: np.ndarray) -> np.ndarray:
-    """Return the parts of a split by time: what is new came after its last moment, so it tests.
-
-    Args:
-        old: int8 [old interactions].
-        is_new: bool [interactions], as `append_interactions` returns it.
-    """
-    parts = np.full(len(is_new), TEST, dtype=np.int8)
-    parts[~is_new] = old
-    return parts
 
 
 def preparation(data: Path) -> dict[str, Any]:
@@ -162,7 +150,6 @@ def continue_folder(
 
     Args:
         data: the older folder, which stays as it is.
-        output: the new one.
         stage, settings, inputs: for the record.
         items: the items that are new, by raw id, or by number where there are no raw ids.
         growth: the interactions; None where they are those of `data`.

@@ -298,7 +298,6 @@ def write_lists(path: Path, users: Sequence[str], lists: dict[str, tuple[Any, An
 
     Args:
         path: the folder to make.
-        users: the users' names [users].
         lists: column -> (int64 [users + 1], int32 [ids]): user u has the ids from the u-th offset
             to the next.
     """

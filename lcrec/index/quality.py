@@ -53,7 +53,6 @@ def measure_index(
 
     Args:
         codes: int [items, levels]; rows may be alike, as in an index made elsewhere.
-        level_sizes: how many codes each level has, used or not.
         embeddings: float [items, dim], finite.
         collaborative: what purchases say of the items, float [items, width], finite; items whose
             rows are zero are left out.

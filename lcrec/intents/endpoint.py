@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import openai
@@ -25,14 +26,13 @@ HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.Not
 FAILURES_IN_A_ROW = 10
 
 
+@dataclass(eq=False)
 class EndpointWriter:
     """Asks a model over HTTP.
 
-    Args:
+    Attributes:
         model: its name at the endpoint.
         base_url: the endpoint, such as http://localhost:8000/v1; OpenAI's where None.
-        temperature: of its sampling.
-        max_tokens: of an answer.
         concurrency: questions in flight at once.
         timeout: seconds to wait for an answer.
         retries: how often the client tries again before it gives a question up.
@@ -41,36 +41,28 @@ class EndpointWriter:
         InputError: the address is no HTTP address, or OpenAI's is meant and there is no key.
     """
 
-    def __init__(
-        self,
-        model: str,
-        base_url: str | None,
-        *,
-        temperature: float,
-        max_tokens: int,
-        concurrency: int,
-        timeout: float,
-        retries: int,
-    ) -> None:
-        if base_url is not None and not base_url.startswith(("http://", "https://")):
+    model: str
+    base_url: str | None
+    _: KW_ONLY
+    temperature: float
+    max_tokens: int
+    concurrency: int
+    timeout: float
+    retries: int
+
+    def __post_init__(self) -> None:
+        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise InputError(
-                f"--base-url {base_url}: expected an address such as http://localhost:8000/v1"
+                f"--base-url {self.base_url}: expected an address such as http://localhost:8000/v1"
             )
         key = os.environ.get("OPENAI_API_KEY")
-        if not key and base_url is None:
+        if not key and self.base_url is None:
             raise InputError(
                 "set OPENAI_API_KEY to your key, or name your own endpoint, which may need none: "
                 "--base-url http://localhost:8000/v1"
             )
-        self._model = model
-        self._base_url = base_url
         self._key = key or "none"
-        self._temperature = temperature
-        self._max_tokens = max_tokens
-        self._limit = "max_tokens"
-        self._concurrency = concurrency
-        self._timeout = timeout
-        self._retries = retries
+        self._limit = "max_tokens"  # what the endpoint calls it
 
     def write(self, chats: list[Messages], keep: Callable[[int, Answer], None]) -> None:
         """Ask all; call `keep(number, answer)` as each answer arrives.
@@ -87,17 +79,17 @@ class EndpointWriter:
         waiting = iter(enumerate(chats))
         async with AsyncOpenAI(
             api_key=self._key,
-            base_url=self._base_url,
-            timeout=self._timeout,
-            max_retries=self._retries,
+            base_url=self.base_url,
+            timeout=self.timeout,
+            max_retries=self.retries,
         ) as client:
             await self._require_reachable(client)
-            run = _Run(self._concurrency + FAILURES_IN_A_ROW)
-            workers = (self._work(client, waiting, keep, run) for _ in range(self._concurrency))
+            self._failures, self._end = 0, ""
+            workers = (self._work(client, waiting, keep) for _ in range(self.concurrency))
             await asyncio.gather(*workers)
-        if run.end:
+        if self._end:
             raise InputError(
-                f"{self._base_url or 'the endpoint'}, model {self._model!r}: {run.end}; the "
+                f"{self.base_url or 'the endpoint'}, model {self.model!r}: {self._end}; the "
                 "answers so far are kept: give the same command again to go on"
             )
 
@@ -118,27 +110,28 @@ class EndpointWriter:
         client: AsyncOpenAI,
         waiting: Iterator[tuple[int, Messages]],
         keep: Callable[[int, Answer], None],
-        run: "_Run",
     ) -> None:
         """Take questions until none is left or the run has ended; what is under way is kept."""
         for number, chat in waiting:
             try:
                 answer = await self._ask(client, chat)
             except HOPELESS as error:
-                run.end = str(error)
+                self._end = str(error)
             except (openai.OpenAIError, ValueError) as error:  # ValueError: the body is no JSON
-                run.failed(error)
+                self._failures += 1
+                if self._failures >= self.concurrency + FAILURES_IN_A_ROW:
+                    self._end = f"{self._failures} failures in a row (the last: {error!s:.300})"
             else:
-                run.failures = 0
+                self._failures = 0  # since the last answer
                 keep(number, answer)
-            if run.end:
+            if self._end:
                 return
 
     async def _ask(self, client: AsyncOpenAI, chat: Messages) -> Answer:
         start = time.monotonic()
         limit = self._limit
-        body: Any = {"model": self._model, "messages": chat, "temperature": self._temperature}
-        body[limit] = self._max_tokens
+        body: Any = {"model": self.model, "messages": chat, "temperature": self.temperature}
+        body[limit] = self.max_tokens
         try:
             completion = await client.chat.completions.create(**body)
         except openai.BadRequestError as error:
@@ -154,22 +147,8 @@ class EndpointWriter:
         usage = completion.usage
         return Answer(
             text or "",
-            self._model,
+            self.model,
             round(time.monotonic() - start, 3),
             usage.prompt_tokens if usage else 0,
             usage.completion_tokens if usage else 0,
         )
-
-
-class _Run:
-    """How a run fares: failures since the last answer, and why it ended early, if it did."""
-
-    def __init__(self, most_failures: int) -> None:
-        self.most_failures = most_failures
-        self.failures = 0
-        self.end = ""
-
-    def failed(self, error: Exception) -> None:
-        self.failures += 1
-        if self.failures >= self.most_failures:
-            self.end = f"{self.failures} failures in a row (the last: {error!s:.300})"

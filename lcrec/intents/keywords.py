@@ -42,7 +42,6 @@ def keyword_texts(
     of them, at what two of them at least share, and at the last three.
 
     Args:
-        prompts: how the lists are worded.
         max_history: items in a preference at most.
         max_text_words: words of a title at most.
 

@@ -27,9 +27,7 @@ class LocalWriter:
     Args:
         model: a folder, or a name on the hub.
         temperature: of the sampling; 0 takes the likeliest token.
-        max_tokens: of an answer.
         batch_tokens: per batch, padding and answers included.
-        seed: decides what is sampled.
 
     Raises:
         InputError: the model cannot be loaded, or is no chat model.

@@ -251,11 +251,9 @@ def write_texts(
     The same question about two users is asked once.
 
     Args:
-        prompts: how they are worded.
         writer: returns whom to ask; called only where the journal lacks an answer.
         journal: answers that are there already, and where new ones go.
         identity: what an answer depends on besides the question, such as the model's name.
-        attempts: how often a question is asked at most.
 
     Raises:
         InputError: the writer gave up; all answers up to then are in the journal.

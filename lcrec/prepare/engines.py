@@ -154,7 +154,6 @@ def write_sorted(table: Table, keys: list[str], folder: Path, drop: Sequence[str
     """Write a table's rows in the order of `keys` as Parquet files, whose names sort alike.
 
     Args:
-        table: any table expression.
         keys: columns that order the rows; those alike in all of them may come in any order.
         folder: made here.
         drop: keys that are not written.

@@ -312,7 +312,6 @@ def open_delimited(
     """Open delimited files, every column as text and an empty field as null.
 
     Args:
-        con: the DuckDB or Spark connection.
         paths: the files, in order.
         names: all their columns; one without a name ("") is not read.
         limit: read so many rows, the first; None reads all.
@@ -397,7 +396,6 @@ def open_json(
     """Open files of one JSON object per line, lists and objects in them as JSON text.
 
     Args:
-        con: the DuckDB or Spark connection.
         paths: the files, in order.
         names: the keys to read; what an object does not have is null.
         limit: read so many rows, the first; None reads all.
@@ -437,7 +435,6 @@ def open_parquet(
     """Open Parquet files; columns keep their types.
 
     Args:
-        con: the DuckDB or Spark connection.
         paths: the files, in order.
         names: the columns to load; None opens the files without reading their rows.
         limit: read so many rows, the first; None reads all.

@@ -160,8 +160,6 @@ def k_core(
 
     Args:
         interactions: a stored table.
-        min_user_items: fewest different items per user.
-        min_item_users: fewest different users per item.
         repeats: whether a user may be there with an item more than once.
 
     Raises:

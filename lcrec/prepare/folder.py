@@ -90,8 +90,6 @@ def write_data_folder(
         items: item (raw id) and a column of text per field, ascending by raw id.
         parts: int8 [interactions], the part of the split each belongs to; None for leave-one-out.
         reviews: the folder of sorted interactions, if it has reviews.
-        card: what goes into the data card.
-        page: the same as a page.
         replaces: files and folders of an earlier run, removed where this one writes no such.
         finish: writes the sidecar; called when all but the interactions lie there.
 

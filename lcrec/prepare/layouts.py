@@ -108,7 +108,6 @@ def read_layouts(
     """Read interactions and items that are written as the two layouts say.
 
     Args:
-        con: the DuckDB or Spark connection the tables will live in.
         interactions: the files with one row per interaction, in order; may be none.
         items: the files with one row per item; may be none.
         interaction_layout: how the former are written.

@@ -154,26 +154,12 @@ class Refined:
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSettings:
-    """What stays of the raw tables.
+    """What stays of the raw tables: options of `lcrec prepare`, and what follows from them.
 
     Attributes:
-        min_user_items: fewest different items per user.
-        min_item_users: fewest different users per item.
-        min_rating: drop interactions rated lower; None keeps all.
-        since: drop what happened before; see `lcrec.prepare.filters.read_moment`.
-        until: drop what happened then or later.
-        repeats: of a user's interactions with an item keep the first, all at different times, or
-            all.
-        items_without_text: drop items that have no usable text, with their interactions, or refuse
-            them.
-        differing_items: refuse items whose rows differ, or take the row with the most text.
-        min_text: fewest characters of title and description together.
-        max_title_words: most words of a title; None allows any.
         keep: fields of the items to keep besides their texts.
-        max_user_items: keep so many of a user's interactions, the latest; None keeps all.
         keep_reviews: carry the reviews' texts along, where there are any.
         cold_share: the share of items to hold out; None holds out none.
-        seed: draws the cold items.
         keep_unbought: list the items that nobody has as well.
     """
 

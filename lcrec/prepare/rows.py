@@ -66,7 +66,6 @@ def sift(
     """Give the columns their canonical names and types and take away what cannot be used.
 
     Args:
-        con: the connection in which the table lives.
         opened: the files' rows.
         roles: role -> column; with "user" among them the rows are interactions, else items.
         paths: the files, for messages.

@@ -127,11 +127,8 @@ def make_catalogue(
         items: the raw items, text or null.
         wanted: a table whose column item holds every item once.
         folder: made here, for rows on their way.
-        path: what messages call the items file.
         differing_items: what to do where rows say different things of one item: refuse them, or
             take the one with the most text (of equally long ones the first in the alphabet).
-        min_text: fewest characters of title and description together.
-        max_title_words: most words of a title; None allows any.
         keep: other columns to keep; see `lcrec.prepare.numbers`.
 
     Raises:

@@ -153,12 +153,7 @@ PIECES = re.compile(r"\w+|\s+|.")
 
 
 def print_differences(old: PromptSet, new: PromptSet) -> int:
-    """Print every difference, by task and template id, and return how many there are.
-
-    Args:
-        old: what a model was trained on.
-        new: what stands in the folder now.
-    """
+    """Print every difference, by task and template id, and return how many there are."""
     entries = [entry for task in TASKS for entry in _task_differences(task, old, new)]
     if old.system != new.system:
         entries.append(("system", ["reworded:", word_diff(old.system, new.system)]))
