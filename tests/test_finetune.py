@@ -573,7 +573,7 @@ def test_a_run_from_python(recipe, finetune_words, checkpoint, tmp_path):
 def test_two_processes_train_the_same(
     run_command, finetune, finetune_words, split, recipe, tmp_path
 ):
-    options = ("--epochs", 1, "--lora-dropout", 0, "--validation-users", 15)
+    options = ("--epochs", 1, "--lora-dropout", 0, "--ema", 0.8, "--validation-users", 15)
     shared = tmp_path / "shared"
     out = run_command(
         *recipe.launch_command(finetune_words(shared, *options, "--batch-size", 4), 2)[1:]
