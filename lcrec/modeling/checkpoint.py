@@ -238,6 +238,22 @@ def save_checkpoint(
     )
 
 
+def find_base(folder: Path) -> str:
+    """Return the base model of an adapter, on the hub or in a folder.
+
+    Raises:
+        InputError: it lay in a folder that is gone.
+    """
+    base = base_of_adapter(folder, REMEDY)
+    record = read_provenance(folder)
+    if record is not None and "base" in record["inputs"] and not Path(base).exists():
+        raise InputError(
+            f"--model {folder}: its base model is no longer in {base}; name its new place "
+            "with --base"
+        )
+    return base
+
+
 def load_checkpoint(
     folder: Path,
     dtype: torch.dtype = torch.float32,
@@ -267,13 +283,7 @@ def load_checkpoint(
         return Checkpoint(model=model, tokenizer=tokenizer, **vars(parts))
     tokenizer = load_tokenizer("--model", folder, remedy=REMEDY)
     if base is None:
-        base = base_of_adapter(folder, REMEDY)
-        record = read_provenance(folder)
-        if record is not None and "base" in record["inputs"] and not Path(base).exists():
-            raise InputError(
-                f"--model {folder}: its base model is no longer in {base}; name its new place "
-                "with --base"
-            )
+        base = find_base(folder)
     if Path(base).exists():
         require_same_input(folder, "base", Path(base), f"{STAGE} --base {base}")
     arguments = loading(dtype, parts.facts.quantize)

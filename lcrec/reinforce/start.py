@@ -13,7 +13,6 @@ from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import (
     ADAPTER_CONFIG,
-    base_of_adapter,
     load_tokenizer,
     position_limit,
     rows_needed,
@@ -23,7 +22,7 @@ from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest, RequestEncoder
 from lcrec.generate.search import supports_shared_prefix
 from lcrec.modeling.base import DTYPES, base_model
-from lcrec.modeling.checkpoint import REMEDY, Checkpoint, load_checkpoint
+from lcrec.modeling.checkpoint import Checkpoint, REMEDY, find_base, load_checkpoint
 from lcrec.modeling.cost import load_shape
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
 from lcrec.modeling.probe import takes_trees
@@ -62,7 +61,7 @@ def load_start_shape(settings: ReinforceSettings) -> PreTrainedModel | PeftModel
     folder = settings.model
     if not (folder / ADAPTER_CONFIG).exists():
         return load_shape(str(folder))[0]
-    base = settings.base or base_of_adapter(folder, REMEDY)
+    base = settings.base or find_base(folder)
     model: Any = load_shape(base)[0]
     model.to(_stored_dtype(settings))
     size = rows_needed(load_tokenizer("--model", folder, remedy=REMEDY))
