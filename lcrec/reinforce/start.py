@@ -11,18 +11,13 @@ from transformers import PreTrainedModel
 from lcrec.core.artifacts import NEIGHBOURS
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
-from lcrec.core.pretrained import (
-    ADAPTER_CONFIG,
-    load_tokenizer,
-    position_limit,
-    rows_needed,
-)
+from lcrec.core.pretrained import ADAPTER_CONFIG, load_tokenizer, position_limit, rows_needed
 from lcrec.data.cooccurrence import NearbyItems
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest, RequestEncoder
 from lcrec.generate.search import supports_shared_prefix
 from lcrec.modeling.base import DTYPES, base_model
-from lcrec.modeling.checkpoint import Checkpoint, REMEDY, find_base, load_checkpoint
+from lcrec.modeling.checkpoint import REMEDY, Checkpoint, find_base, load_checkpoint
 from lcrec.modeling.cost import load_shape
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
 from lcrec.modeling.probe import takes_trees
