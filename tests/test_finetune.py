@@ -214,20 +214,27 @@ def test_item_rows_may_learn_at_a_rate_of_their_own(finetune, tmp_path, mode, in
             torch.testing.assert_close(value, still[name], atol=1e-6, rtol=0)
 
 
-def test_the_average_of_the_weights_is_kept(finetune, tmp_path, monkeypatch):
+def test_the_average_of_the_weights_is_validated_and_kept(finetune, tmp_path, monkeypatch):
     name = "model.norm.weight"
-    averages, stepped = [], []
-    step = RunningAverage.on_step_end
+    averages, stepped, ranked = [], [], []
+    step, rank = RunningAverage.on_step_end, RecommenderTrainer.rank
 
     def on_step_end(self, args, state, control, **kwargs):
         step(self, args, state, control, **kwargs)
         averages.append(self._average[name].clone())
         stepped.append(self._trained()[name].detach().clone())
 
+    def rank_with(self):
+        ranked.append(dict(self.model.named_parameters())[name].detach().clone())
+        return rank(self)
+
     monkeypatch.setattr(RunningAverage, "on_step_end", on_step_end)
+    monkeypatch.setattr(RecommenderTrainer, "rank", rank_with)
     kept = weights(finetune(tmp_path / "model", "--mode", "full", "--epochs", 1, "--ema", 0.5))
     assert any(torch.equal(kept[name], average) for average in averages)
     assert not any(torch.equal(kept[name], weight) for weight in stepped)
+    assert ranked
+    assert all(any(torch.equal(weight, one) for one in averages) for weight in ranked)
 
 
 @pytest.mark.cuda
