@@ -20,6 +20,7 @@ transformers.
 
 import logging
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 from lcrec.core.lazy import lazy_exports
@@ -67,3 +68,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # peft imports bitsandbytes wherever it is installed, and that warns of a missing kernel which only
 # 4-bit models on a CPU would use.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# peft 0.21 asks a model for `is_gradient_checkpointing`, which transformers 5.23 calls by another
+# name: theirs to mend, and nothing to tell whoever trains an adapter.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

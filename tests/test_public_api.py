@@ -65,6 +65,21 @@ def test_libraries_report_no_use(told, is_off):
     assert result.stdout.decode().strip() == str(is_off)
 
 
+@pytest.mark.slow
+def test_an_adapter_is_made_without_a_word():
+    script = """
+import lcrec
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+shape = LlamaConfig(8, 8, 8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+get_peft_model(LlamaForCausalLM(shape), LoraConfig(target_modules=["q_proj"]))
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True)
+    assert "Warning" not in result.stderr
+
+
 def test_data_and_templates_are_read_at_once(shop, shop_items, split, prompts):
     data = lcrec.load_data(str(shop))
     assert data.items.title(7) == shop_items.title(7)
