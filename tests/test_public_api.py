@@ -72,7 +72,7 @@ import lcrec
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-shape = LlamaConfig(8, 8, 8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+shape = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 get_peft_model(LlamaForCausalLM(shape), LoraConfig(target_modules=["q_proj"]))
 """
     command = [sys.executable, "-c", script]
