@@ -245,11 +245,14 @@ def _run(config: PrepareConfig) -> None:
         texts = {role: raw.item_columns.get(role, "(none)") for role in (*ITEM_ROLES, *keep)}
         for whose, read in (("columns:", raw.interaction_columns), ("of items:", texts)):
             print(whose, *(f"{role}={printable(name)}" for role, name in read.items()), flush=True)
-        for whose, unused in zip(
-            ("the interactions", "the items (--keep takes them along)"), raw.unused, strict=True
+        for whose, how, unused, lost in (
+            ("the interactions", "", raw.unused[0], raw.lost),
+            ("the items", " (see --columns and --keep)", raw.unused[1], raw.items_lost),
         ):
             if unused:
-                print(f"not read of {whose}:", *map(printable, unused), flush=True)
+                print(f"not read of {whose}{how}:", *map(printable, unused), flush=True)
+            for reason, count in lost.items():
+                print(f"rows of {whose} left out: {count:,} ({reason})", flush=True)
         print(*map(printable, raw.notes), sep="\n", end="\n" if raw.notes else "", flush=True)
         filters = settings_of(
             FilterSettings,

@@ -23,6 +23,7 @@ from ibis.expr.types import Column, Table
 from lcrec.core.errors import InputError
 from lcrec.prepare.engines import materialise
 from lcrec.prepare.files import FILE, UNREADABLE, Opened, encoding_hint
+from lcrec.prepare.filters import UNITS
 from lcrec.prepare.tables import Options
 
 # Seconds or milliseconds since 1970; "any": numbers of whatever unit, or dates.
@@ -30,6 +31,7 @@ TimeUnit = Literal["s", "ms", "any"]
 # Role -> the column, or the columns whose texts are joined by commas.
 Roles = Mapping[str, str | tuple[str, ...]]
 UTC = dt.Timestamp(timezone="UTC")
+UNIT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds")  # in the order of UNITS
 EXAMPLES = 3
 WORKING = ("written", "untimely", UNREADABLE, FILE)  # columns for judging rows alone
 UNREADABLE_LINE = "unreadable line"
@@ -80,7 +82,7 @@ def sift(
     """
     table = _select(opened.table, roles, paths[0], options.category_separator or list_mark)
     if "user" in roles:
-        table = _with_time(table, options, unit)
+        table = _with_time(table, options, unit, paths[0])
         table = table.drop(*({"nanos"} & set(table.columns)))
     if "row" not in table.columns:
         table = table.mutate(row=_content_hash(table))
@@ -103,9 +105,12 @@ def sift(
             con.raw_sql(f"DROP TABLE {opened.stored}")
     else:
         kept = judged.filter(_.why.isnull()).drop("why")
-    if not kept.count().execute() and (lost or not options.joins):
-        also = f"; {_listed(lost)}" if lost else ""
-        raise InputError(f"{paths[0]}: there are no rows below the header{also}")
+    if not kept.count().execute():
+        if lost:
+            hint = f"; {TIME_HINT}" if NO_TIME in lost else ""
+            raise InputError(f"{paths[0]}: no row can be used ({_listed(lost)}){hint}")
+        if not options.joins:
+            raise InputError(f"{paths[0]}: there are no rows below the header")
     return Sifted(kept, lost)
 
 
@@ -211,7 +216,7 @@ def _leaf(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _with_time(table: Table, options: Options, unit: TimeUnit) -> Table:
+def _with_time(table: Table, options: Options, unit: TimeUnit, path: Path) -> Table:
     """Add the sortable time, as written too, and where it is none the reason `untimely`."""
     if options.order == "file":
         if "row" not in table.columns:
@@ -255,7 +260,9 @@ def _with_time(table: Table, options: Options, unit: TimeUnit) -> Table:
             time = written.cast("int64") if kind != dt.uint64 else written.try_cast("int64")
         elif all_whole:
             time = written.re_replace(r"\.0*\s*$", "").strip().try_cast("int64")
-        return table.mutate(written=written, time=time, untimely=untimely)
+        table = table.mutate(written=written, time=time, untimely=untimely)
+        _require_one_unit(table, path)
+        return table
     per_second = {"s": 1, "ms": 1000}[unit]
     untimely = ibis.coalesce(
         untimely, ibis.cases((number > _latest().timestamp() * per_second, FUTURE))
@@ -266,6 +273,25 @@ def _with_time(table: Table, options: Options, unit: TimeUnit) -> Table:
     from_micros = make_timestamp if table.get_backend().name == "duckdb" else timestamp_micros
     moment = from_micros(micros).cast(UTC)
     return table.mutate(written=written, time=moment, untimely=untimely)
+
+
+def _require_one_unit(table: Table, path: Path) -> None:
+    """Refuse numbers some of which count seconds since 1970 and others, say, milliseconds.
+
+    Sorted, whatever was written in the finer unit would come last.
+    """
+    time = table.untimely.isnull().ifelse(table.time, ibis.null(table.time.type()))
+    smallest = {
+        name: ((low <= time) & (time < high)).ifelse(time, ibis.null(time.type())).min()
+        for name, (low, high, _per_second) in zip(UNIT_NAMES, UNITS, strict=True)
+    }
+    (found,) = table.aggregate(**smallest).to_pyarrow().to_pylist()
+    seen = [f"{value} ({name})" for name, value in found.items() if value is not None]
+    if seen[1:]:
+        raise InputError(
+            f"{path}: its times have several units, such as {' and '.join(seen)} since 1970; write "
+            "all in one, or take the order of the rows with --order file"
+        )
 
 
 def _finite(number: Column) -> Column:

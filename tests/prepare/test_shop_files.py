@@ -82,7 +82,7 @@ def test_separators_are_found_and_encodings_obeyed(
     is_usual = mark == ("\t" if suffix == ".tsv" else ",")
     assert (f": columns are separated by {mark!r}\n" not in out) == is_usual
     assert "not read of the interactions: channel\n" in out
-    assert "not read of the items (--keep takes them along): price stock\n" in out
+    assert "not read of the items (see --columns and --keep): price stock\n" in out
 
 
 def test_prices_and_categories_reach_the_filters(tmp_path, shop):
@@ -213,3 +213,52 @@ def test_a_tie_of_separators_is_the_usual_one(con, tmp_path):
         Options(columns={"title": "title; and, more"}, keep=parse_keep([])),
     )
     assert raw.items.title.to_pyarrow().to_pylist() == ["Lamp"]
+
+
+SECONDS = (1714557600, 1714557601, 1714557602)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (SECONDS, None),
+        ((5, *SECONDS[1:]), None),  # a placeholder is no other unit
+        ((*SECONDS[:2], 1714557600500), r"1714557600 \(seconds\) and 1714557600500 \(millisec"),
+        ((1714557600000, 1714557600500, 1714557600000001), r"\(milliseconds\) and .*\(microsec"),
+    ],
+)
+def test_times_have_one_unit(con, tmp_path, suffix, times, message):
+    log, items = tmp_path / f"log{suffix}", tmp_path / "items.csv"
+    rows = [{"user": "ann", "item": "lamp", "time": time} for time in times]
+    if suffix == ".csv":
+        log.write_text(
+            "".join(f"{','.join(map(str, r))}\n" for r in (rows[0], *map(dict.values, rows)))
+        )
+    elif suffix == ".jsonl":
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), log)
+    items.write_text("item,title\nlamp,Lamp\n")
+    if message is None:
+        assert read_table(con, log, items, Options()).interactions.count().execute() == 3
+        return
+    with pytest.raises(InputError, match=rf"log\{suffix}: its times have several units.*{message}"):
+        read_table(con, log, items, Options())
+    ordered = read_table(con, log, items, Options(order="file"))
+    assert ordered.interactions.count().execute() == 3
+
+
+def test_rows_left_out_are_told_and_all_of_them_are_an_error(tmp_path, shop, capsys):
+    argv = shop("--bad-rows", "drop")
+    orders = tmp_path / "orders.csv"
+    sound = orders.read_text()
+    orders.write_text(sound + "\n;lamp;4;web\n;desk;4;web\nann;lamp;yesterday;web\n")
+    main(argv)
+    out = capsys.readouterr().out
+    assert "rows of the interactions left out: 2 (no user id)\n" in out
+    assert "rows of the interactions left out: 1 (time that is no time)\n" in out
+    orders.write_text("user;item;time\n;lamp;4\nann;lamp;31.05.2024 18:30\n")
+    unusable = r"no row can be used \(no user id: 1, time that is no time: 1\); .*2024-05-31T18"
+    with pytest.raises(InputError, match=unusable):
+        main(argv)
