@@ -26,7 +26,7 @@ import numpy as np
 
 from lcrec.core.artifacts import atomic_files, atomic_path, find_data, index_path
 from lcrec.core.config import config_dict, parse_config
-from lcrec.core.console import ProgressBar
+from lcrec.core.console import ProgressBar, printable
 from lcrec.core.device import pick_precision
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import beside, claim
@@ -291,7 +291,14 @@ def prepare(
         raise InputError("--ensemble joins several templates; name them, or give --templates all")
     requests = case_requests(cases, make_request(config, (), allowed, parts), own)
     job = RankingJob(cases.users, requests, templates, config.ensemble)
-    job.require_items_left(num_items)
+    if empty := job.users_without_items(num_items):
+        who = f"user {empty[0]!r}" + (f" and {len(empty) - 1:,} more" if empty[1:] else "")
+        if not config.all_users:
+            raise InputError(
+                f"{who}: nothing is left to recommend; leave the user out, or give no "
+                "--exclude-history"
+            )
+        state.print(f"{printable(who)}: nothing is left to recommend, so the ranking is empty")
     recommender = load_recommender(config, parts, counted, state)
     state.print(
         f"Ranking {len(recommender.index):,} items for {len(cases):,} "

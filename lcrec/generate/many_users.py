@@ -52,20 +52,17 @@ class RankingJob:
         """The template ids of each user's lists, in order."""
         return [template.id for template in self.templates] + [ENSEMBLE] * self.ensemble
 
-    def require_items_left(self, num_items: int) -> None:
-        """Refuse a user for whom nothing is left of a catalogue of so many items to recommend.
+    def users_without_items(self, num_items: int) -> list[str]:
+        """Return the users for whom nothing is left of a catalogue of so many items to recommend.
 
-        Raises:
-            InputError: it names the first such user.
+        Their rankings are empty.
         """
-        catalogue = np.arange(num_items)
+        catalogue, found = np.arange(num_items), []
         for user, request in zip(self.users, self.requests, strict=True):
             may, out = catalogue if request.allow is None else request.allow, request.ruled_out()
             if len(out) >= len(may) and np.isin(may, out).all():
-                raise InputError(
-                    f"user {user!r}: nothing is left to recommend; leave the user out, or give no "
-                    "--exclude-history"
-                )
+                found.append(user)
+        return found
 
 
 @dataclass(frozen=True)

@@ -95,14 +95,17 @@ def read_item_ids(path: Path, flag: str, ids: IdMap, unknown: Unknown) -> list[i
     lines = read_text(path, flag=flag, encoding="utf-8-sig").split("\n")
     items, ignored = [], []
     for number, line in enumerate(lines, start=1):
-        text = line.strip()
+        written, text = line.removesuffix("\r"), line.strip()
         if not text:
             continue
+        if ids.is_raw and written in ids.numbers:
+            text = written  # a raw id may begin or end in a space
         try:
             items.append(_number(text, ids))
         except InputError as error:
             if unknown == "refuse":
-                raise InputError(f"{flag} {path}, line {number}: {error}") from None
+                skip = "to skip ids that are not in the catalogue: --unknown ignore"
+                raise InputError(f"{flag} {path}, line {number}: {error}; {skip}") from None
             ignored.append(text)
     _tell_ignored(f"{flag} {path}", ignored)
     return items
@@ -247,16 +250,19 @@ def show_ranking(
     def name(item: int) -> str:
         return printable(ids.names[item])
 
+    def title(item: int) -> str:
+        return f"{printable(items.text(item, 'title')) or '(no title)':.80}"
+
     if len(history):
         print("  had, latest last:")
     for item in list(history)[-5:]:
-        print(f"      {name(item):>7}  {printable(items.title(int(item))):.80}")
+        print(f"      {name(item):>7}  {title(int(item))}")
     print("  recommended:")
     for place, item in enumerate(ranked.tolist(), start=1):
         score = "" if scores is None else f"  {scores[place - 1]:8.3f}"
         mark = "  <- taken" if item == target else ""
-        print(f"  {place:>3} {name(item):>7}{score}  {printable(items.title(item)):.80}{mark}")
+        print(f"  {place:>3} {name(item):>7}{score}  {title(item)}{mark}")
     if not len(ranked):
         print("      nothing: no beam ended in an item")
     if target is not None and target not in ranked:
-        print(f"  taken: {name(target):>4}  {printable(items.title(target)):.80}")
+        print(f"  taken: {name(target):>4}  {title(target)}")

@@ -81,13 +81,22 @@ class HealthAnswer(StatusAnswer):
 class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
-            return json.loads(await self.body(), object_pairs_hook=unique_keys)
+            value = json.loads(await self.body(), object_pairs_hook=unique_keys)
+            json.dumps(value, ensure_ascii=False).encode()
         except InputError as error:
             raise Problem(400, f"the body cannot be read as JSON: {error}") from None
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise Problem(
+                400,
+                f"the body holds {half!a}, half of a character (a text cut in the middle of an "
+                "emoji?), which no answer can repeat",
+            ) from None
+        return value
 
 
 class _StrictRoute(APIRoute):
-    """A route whose JSON bodies name no key twice."""
+    """A route whose JSON bodies name no key twice and hold whole characters."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -140,7 +140,9 @@ class RankedItem(BaseModel):
         "log-probability of the item among all interactions, each item counted once more. Scores "
         "never rise from one item to the next"
     )
-    title: str | None = Field(description="null where the service runs without --data")
+    title: str | None = Field(
+        description="null where the item has none, or the service runs without --data"
+    )
 
 
 class RankingAnswer(BaseModel):
@@ -351,8 +353,8 @@ class RequestHandler:
         return self.ids.names[item] if self.ids.is_raw else item
 
     def title(self, item: int) -> str | None:
-        """Return an item's title, None without a catalogue."""
-        return None if self.items is None else self.items.title(item)
+        """Return an item's title, None where it has none or there is no catalogue."""
+        return None if self.items is None else self.items.text(item, "title") or None
 
     def item(self, name: int | str) -> ItemAnswer:
         """Return what is known of an item.

@@ -345,6 +345,17 @@ def test_says_how_many_targets_the_mask_hides(run, shop, tmp_path, capsys):
     assert 3 not in lines(tmp_path / "new.jsonl")[0]["ranked"]
 
 
+def test_a_user_with_everything_gets_an_empty_ranking(run, shop, tmp_path, capsys):
+    data = with_sequences(shop, tmp_path / "data", {"ann": [*range(ITEMS)], "bob": [3, 4]})
+    run("--output", tmp_path / "lists", "--all-users", "--exclude-history", data=data)
+    assert "user 'ann': nothing is left to recommend, so the ranking is empty\n" in (
+        capsys.readouterr().out
+    )
+    ann, bob = all_lists(tmp_path / "lists")
+    assert ann["ranked"] == ann["scores"] == []
+    assert len(bob["ranked"]) == 20
+
+
 def test_parquet_holds_the_same(run, everyone, tmp_path):
     from pyarrow import parquet
 
@@ -465,8 +476,12 @@ def test_a_catalogue_of_fewer_items_than_the_default(tmp_path):
 
 
 def test_titles_cannot_command_the_terminal(capsys):
-    items = Items([{"title": "Lamp\x1b[2J\n    1  0  faked"}, {"title": "Rug\u202e"}])
-    ids = IdMap("item", ["0", "1"], is_raw=False)
+    items = Items(
+        [{"title": "Lamp\x1b[2J\n    1  0  faked"}, {"title": "Rug\u202e"}, {"description": "soft"}]
+    )
+    ids = IdMap("item", ["0", "1", "2"], is_raw=False)
+    show_ranking(items, ids, [], np.array([2]))
+    assert "    1       2  (no title)\n" in capsys.readouterr().out
     show_ranking(items, ids, [0], np.array([0, 1]), target=1)
     show_ranking(items, ids, [1], np.array([0]), target=1)
     out = capsys.readouterr().out

@@ -10,7 +10,9 @@ import pytest
 
 from lcrec.core.artifacts import find_data, read_json
 from lcrec.core.errors import InputError
+from lcrec.data.id_map import IdMap
 from lcrec.generate import __main__ as generate
+from lcrec.generate.one_request import read_item_ids
 from lcrec.generate.recommender import Recommender
 from lcrec.index.item_index import ItemIndex
 
@@ -103,7 +105,10 @@ def test_a_split_speaks_of_its_users_by_raw_ids(run, tmp_path, monkeypatch):
         (["--history", "7"], "--history: item '7' is unknown"),
         (["--user", "17"], "--user 17: not in the data set"),
         (["--user", "C-1x"], "--user C-1x: not in the data set; did you mean 'C-"),
-        (["--history", "007", "--deny", "deny.txt"], "deny.txt, line 2: item '40' is unknown"),
+        (
+            ["--history", "007", "--deny", "deny.txt"],
+            "line 2: item '40' is unknown; did .*: --unknown ignore",
+        ),
     ],
 )
 def test_numbers_are_no_raw_ids(run, tmp_path, monkeypatch, words, message):
@@ -111,6 +116,12 @@ def test_numbers_are_no_raw_ids(run, tmp_path, monkeypatch, words, message):
     (tmp_path / "deny.txt").write_text("040\n40\n")
     with pytest.raises(InputError, match=message):
         run(*words)
+
+
+def test_spaces_at_the_ends_of_an_id_may_be_left_out(tmp_path):
+    ids = IdMap("item", ["7", " 7", "8\u2028", "9"], is_raw=True)
+    (tmp_path / "deny.txt").write_text(" 7\r\n8\u2028\n\n  9 \r\n7\n", encoding="utf-8")
+    assert read_item_ids(tmp_path / "deny.txt", "--deny", ids, "refuse") == [1, 2, 3, 0]
 
 
 def test_unknown_items_are_ignored_where_that_is_asked_for(run, tmp_path):
