@@ -13,7 +13,8 @@ the last line.
 Tables: `index` (ways to index, two seeds), `tasks` (alignment tasks at the same number of
 samples), `training` (what is trained), `rows` (what the item tokens' rows start from),
 `collaborative` (purchases in the index and in the tasks; the tasks' samples are added),
-`pretrained` (the base as it is, and one of its shape with weights drawn at random).
+`pretrained` (the base as it is, one of its shape with weights drawn at random, what the rows start
+from, what is trained, and purchases in the index).
 """
 
 import json
@@ -121,6 +122,9 @@ TABLES = {
     "pretrained": [
         Cell("as pretrained"),
         Cell("weights drawn at random", random_weights=True),
+        Cell("random rows", finetune="--rows random"),
+        Cell("LoRA and new rows", finetune="--mode lora --lora-rank 16 --learning-rate 1e-3"),
+        Cell("new rows only", finetune="--mode rows --learning-rate 3e-3"),
         Cell("index of texts and purchases", "--collaborative {run}/cooccurrence"),
     ],
 }

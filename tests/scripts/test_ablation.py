@@ -57,11 +57,16 @@ def test_a_pretrained_base_stands_beside_its_shape_with_random_weights(
     script, words, ran, base, capsys
 ):
     script.main(words)
-    assert ran.count("recipes/finetune.py") == 3
+    cells = script.TABLES["pretrained"]
+    assert ran.count("recipes/finetune.py") == len(cells)
     assert "tinylm" not in ran
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    labels = ["as pretrained", "weights drawn at random", "index of texts and purchases"]
-    assert [row["label"] for row in rows] == labels
+    assert [row["label"] for row in rows] == [cell.label for cell in cells]
+    everything, adapters, new_rows = (
+        next(row["parameters"] for row in rows if row["label"] == label)
+        for label in ("as pretrained", "LoRA and new rows", "new rows only")
+    )
+    assert new_rows < adapters < everything
     for row in rows:
         low, high = row["hr@10 range"]
         assert low <= row["hr@10"] <= high
