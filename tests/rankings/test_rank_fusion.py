@@ -212,7 +212,7 @@ def test_what_fuse_refuses(files, tmp_path):
         ([a, b, *output, "--valid", str(tmp_path / "no.jsonl"), b], "is given twice"),
         ([a, b, *output, "--how", "adaptive", "--data", "D"], "adaptive needs --valid"),
         ([a, b, *output, "--how", "adaptive", *valid], "adaptive needs --data"),
-        ([a, b, *output, *valid, "--data", str(tmp_path)], "belongs to --how adaptive"),
+        ([a, b, *output, *valid, "--data", str(tmp_path)], "serves --how adaptive alone"),
     ]
     for argv, message in cases:
         with pytest.raises(InputError, match=message):
