@@ -122,7 +122,7 @@ def _require_sensible(config: FuseConfig) -> None:
                     "validation lists and the histories; take --how score without them"
                 )
     elif config.data is not None:
-        raise InputError(f"--data {config.data} serves --how adaptive alone; leave it out, or say so")
+        raise InputError(f"--data {config.data} serves --how adaptive alone; leave it out")
     if config.weights is not None and not any(config.weights):
         raise InputError("--weights: all are 0; one must be above")
     resolved = [path.resolve() for path in (*files, *(config.valid or ()))]
