@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lcrec.core.errors import InputError
+from lcrec.core.errors import REMEDIES, InputError
 
 EMBEDDINGS = "embeddings.npy"
 LSA_WEIGHTS = "lsa.safetensors"
@@ -277,7 +277,8 @@ def read_text(path: Path, *, flag: str = "", encoding: str = "utf-8") -> str:
     except FileNotFoundError:
         raise InputError(f"{named}: no such file") from None
     except OSError as error:
-        raise InputError(f"{named}: cannot be read as UTF-8 text ({error})") from None
+        remedy = REMEDIES.get(error.errno or 0, "bring back the file")
+        raise InputError(f"{named}: cannot be read as UTF-8 text ({error}); {remedy}") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{named}: cannot be read as UTF-8 text ({error}); save it as UTF-8"

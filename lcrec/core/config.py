@@ -158,8 +158,10 @@ def read_yaml(path: Path, loader_type: type[UniqueKeyLoader] = UniqueKeyLoader) 
     except Exception as error:  # besides YAMLError, whatever a bad date or number raises
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
+        written = "".join(text.split("\n")[mark.line : mark.line + 1]).strip() if mark else ""
         reason = getattr(error, "problem", None) or error
-        raise InputError(f"{path}{where}: not valid YAML ({reason})") from None
+        shown = f" in {written!r:.60}" if written else ""
+        raise InputError(f"{path}{where}: not valid YAML ({reason}{shown})") from None
 
 
 def console_command(prog: str) -> str:

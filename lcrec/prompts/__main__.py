@@ -20,7 +20,7 @@ from lcrec.core.console import printable
 from lcrec.core.errors import InputError, closest, run_stage
 from lcrec.prompts.intent_wording import read_intent_prompts
 from lcrec.prompts.preview import print_differences, read_task_data, show_task
-from lcrec.prompts.prompt_set import INTENTS, SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet, prompt_files, read_prompts
 from lcrec.prompts.tasks import TASKS
 
 
@@ -230,8 +230,8 @@ def check_folder(folder: Path) -> None:
     base = _from_here(SHIPPED_PROMPTS)
     folder = base if folder == SHIPPED_PROMPTS else folder
     prompts, faults = read_prompts(folder, base=base)
-    if any((place / INTENTS).is_file() for place in (folder, base)):
-        faults += read_intent_prompts(folder, base=base)[1]
+    faults += read_intent_prompts(folder, base=base)[1]
+    faults = list(dict.fromkeys(faults))
     for fault in faults:
         print(printable(fault))
     if faults:

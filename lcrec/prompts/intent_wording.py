@@ -4,6 +4,7 @@ Reads `intents.yaml` of a prompts folder, or of a base folder where that has non
 Unlike the templates of the tasks they are not kept with a checkpoint: what they yield is.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,8 @@ import jinja2
 from jinja2 import meta
 
 from lcrec.core.errors import InputError, closest
-from lcrec.prompts.prompt_set import INTENTS, read_mapping, refuse_faults
-from lcrec.prompts.templates import ENVIRONMENT, HOSTILE_TEXTS, text_faults
+from lcrec.prompts.prompt_set import INTENTS, name_fault, read_mapping, refuse_faults
+from lcrec.prompts.templates import ENVIRONMENT, HOSTILE_TEXTS, syntax_fault, text_faults
 
 Variables = dict[str, str | list[str]]
 Messages = list[dict[str, str]]
@@ -112,7 +113,10 @@ def read_intent_prompts(folder: Path, base: Path) -> tuple[IntentPrompts, list[s
     """
     if not folder.is_dir():
         raise InputError(f"--prompts {folder}: no such folder; leave it out for {base}")
-    path = folder / INTENTS if (folder / INTENTS).is_file() else base / INTENTS
+    own = folder / INTENTS
+    if os.path.lexists(own) and (fault := name_fault(own)):
+        return IntentPrompts(own, {}), [fault]
+    path = own if own.is_file() else base / INTENTS
     faults: list[str] = []
     document = read_mapping(path, tuple(INTENT_TEMPLATES), faults)
     if not document:
@@ -129,16 +133,13 @@ def _faults(prompts: IntentPrompts, name: str, template: IntentTemplate) -> list
     """Return what is wrong with one text."""
     text = prompts.texts.get(name)
     if text is None or (not text.strip() and name != "system"):
-        empty = ' (write "" for no message)' if name == "system" else ""
-        return [f"must be text{empty}"]
+        remedy = '"" for no message' if name == "system" else "that of the shipped file will do"
+        return [f"must be text ({remedy})"]
     if careless := list(text_faults(text, "it")):
         return careless
-    try:
-        used = meta.find_undeclared_variables(ENVIRONMENT.parse(text))
-    except jinja2.TemplateSyntaxError as error:
-        return [f"not valid Jinja, line {error.lineno}: {error.message}"]
-    except RecursionError:
-        return ["not valid Jinja: brackets stand too deep within each other"]
+    if fault := syntax_fault(text):
+        return [fault]
+    used = meta.find_undeclared_variables(ENVIRONMENT.parse(text))
     known = ", ".join(template.variables) or "none"
     faults = [
         f"uses {variable!r}, which it does not have{closest(variable, template.variables)} "

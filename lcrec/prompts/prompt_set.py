@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lcrec.core.artifacts import atomic_path
+from lcrec.core.artifacts import atomic_path, read_text
 from lcrec.core.config import read_yaml
 from lcrec.core.errors import InputError, closest
 from lcrec.core.shipped import shipped
@@ -32,9 +32,20 @@ from lcrec.prompts.templates import Template, read_template, text_faults
 SHIPPED_PROMPTS = shipped("prompts")
 SYSTEM = "system.yaml"
 CHAT_TEMPLATE = "chat_template.jinja"
+INTENTS = "intents.yaml"  # no task's: lcrec.prompts.intent_wording reads it
+FILES = (*(f"{task}.yaml" for task in TASKS), SYSTEM, CHAT_TEMPLATE, INTENTS)
+# Endings that editors and browsers give such a file.
+STRAY_ENDINGS = (".txt", ".json", ".jinja", ".jinja2", ".j2")
 # A text that YAML takes for a mapping.
 UNQUOTED = re.compile(r"^[ \t-]*\w+:[ \t]+(\{[{%]|[^'\"|>\s].*:[ \t])", re.MULTILINE)
-INTENTS = "intents.yaml"  # no task's: lcrec.prompts.intent_wording reads it
+# What YAML says of other slips -> the rule that was broken.
+YAML_RULES = {
+    r"character '\t'": "indent with spaces, not with tabs",
+    "escape character": 'between "" a backslash is written twice',
+    "expected ':'": "text of several lines follows a | and stands further in than its key",
+    "another document": "a file is one document: take out the line of three dashes",
+    "<block end>": 'the keys of a template begin in one column; between "" stands no other "',
+}
 
 
 @dataclass(frozen=True)
@@ -207,17 +218,10 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
             f"{SHIPPED_PROMPTS}"
         )
     files = prompt_files(folder, base)
-    known = [*(f"{name}.yaml" for name in TASKS), SYSTEM, CHAT_TEMPLATE]
-    faults = [
-        f"{path}: not the file of a task{closest(path.stem + '.yaml', [*known, INTENTS])}"
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in (".yaml", ".yml")
-        and not path.name.startswith(".")
-        and path not in files.values()
-        and path.name != INTENTS
-    ]
-    if folder not in {path.parent for path in files.values()} and not (folder / INTENTS).is_file():
-        faults.append(f"{folder}: holds no prompts; expected files such as {', '.join(known)}")
+    faults = [fault for path in sorted(folder.iterdir()) if (fault := name_fault(path))]
+    holds_any = any(path.parent == folder for path in files.values())
+    if not (faults or holds_any or (folder / INTENTS).is_file()):
+        faults.append(f"{folder}: holds no prompts; expected files such as {', '.join(FILES)}")
 
     templates: list[Template] = []
     owners: dict[str, Path] = {}
@@ -230,8 +234,13 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
             complete &= whole
             for template in found:
                 if template.id in owners:
-                    also = owners[template.id].name
-                    faults.append(f"{path}: {template.id}: the id is used twice (also in {also})")
+                    # Whoever edits this folder changes its files alone.
+                    pair = path, owners[template.id]
+                    mine, other = sorted(pair, key=lambda each: each.parent != folder)
+                    faults.append(
+                        f"{mine}: {template.id}: the id is used twice (also in {other.name}); "
+                        "give the template its own"
+                    )
                 owners[template.id] = path
             own += found
         for use in ("train", "eval"):
@@ -244,10 +253,32 @@ def read_prompts(folder: Path, base: Path | None = None) -> tuple[PromptSet, lis
     chat_template = sources.get(CHAT_TEMPLATE, "")
     if CHAT_TEMPLATE not in files:
         faults.append(f"{folder / CHAT_TEMPLATE}: no such file; copy the shipped one")
-    else:
+    elif not any(fault.startswith(f"{files[CHAT_TEMPLATE]}: ") for fault in faults):
         faults += [f"{files[CHAT_TEMPLATE]}: {f}" for f in chat_template_faults(chat_template)]
     prompts = PromptSet(tuple(templates), system, chat_template, sources)
     return prompts, list(dict.fromkeys(faults))
+
+
+def name_fault(path: Path) -> str:
+    """Return why something in a prompts folder is not read, as a line; empty where that is meant.
+
+    A slip in a name must not make the shipped templates serve in silence.
+    """
+    name = path.name
+    if name in FILES or _task_of(name) is not None:
+        if path.is_file():
+            return ""
+        found = "a folder" if path.is_dir() else "no file, or a link to none"
+        return f"{path}: is {found}; put a file there, or remove it"
+    known = {file.split(".")[0] for file in FILES}
+    ending = path.suffix.lower()
+    is_meant = ending in (".yaml", ".yml") or (
+        ending in STRAY_ENDINGS and name.split(".")[0].lower() in known
+    )
+    if not is_meant or name.startswith("."):
+        return ""
+    hint = closest(name.lower(), FILES)
+    return f"{path}: not the file of a task{hint} (TASK.NAME.yaml adds to a task)"
 
 
 def save_template(folder: Path, name: str, template: Template, known: PromptSet) -> Path:
@@ -302,9 +333,9 @@ def _task_of(name: str) -> str | None:
 
 def _read_text(path: Path, faults: list[str]) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8")
+        return read_text(path, encoding="utf-8-sig")
+    except InputError as error:
+        faults.append(str(error))
         return ""
 
 
@@ -315,12 +346,15 @@ def read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[s
     except InputError as error:
         text = str(error)
         hint = ""
-        if "not valid YAML" in text and UNQUOTED.search(path.read_text(encoding="utf-8")):
-            hint = "; a text that begins with {{ or {%, or that holds ': ', needs quotes"
-        faults.append(" ".join(text.split()) + hint)
+        if "not valid YAML" in text:
+            hint = next((rule for said, rule in YAML_RULES.items() if said in text), "")
+            if UNQUOTED.search(path.read_text(encoding="utf-8")):
+                hint = "a text that begins with {{ or {%, or that holds ': ', needs quotes"
+        faults.append("; ".join([" ".join(text.split()), *([hint] if hint else [])]))
         return {}
     if not isinstance(document, dict) or not document:
-        faults.append(f"{path}: expected {' and '.join(f'{key}:' for key in keys)}")
+        found = f"{document!r:.60}" if document else "nothing"
+        faults.append(f"{path}: expected the keys {', '.join(keys)}; found {found}")
         return {}
     unknown = [key for key in document if key not in keys]
     faults += [f"{path}: unknown key {key!r}{closest(str(key), keys)}" for key in unknown]
@@ -329,9 +363,11 @@ def read_mapping(path: Path, keys: tuple[str, ...], faults: list[str]) -> dict[s
 
 def _read_system(path: Path, faults: list[str]) -> str:
     """Return the system message, which is plain text and no template."""
-    system = read_mapping(path, ("system",), faults).get("system") or ""
+    system = read_mapping(path, ("system",), faults).get("system")
+    if system is None:
+        return ""
     if not isinstance(system, str):
-        faults.append(f"{path}: 'system' must be text; write \"\" for no message")
+        faults.append(f"{path}: 'system' must be text, found {system!r:.60}; \"\" is no message")
         return ""
     faults += [f"{path}: {text}" for text in text_faults(system, "the message")]
     if "{{" in system or "{%" in system:
@@ -351,7 +387,8 @@ def _read_task(path: Path, task: Task, faults: list[str]) -> tuple[list[Template
         faults.append(f"{path}: 'task' must be {task.name}, as the file is called; found {seen!r}")
     entries = document.get("templates")
     if not isinstance(entries, list):
-        faults.append(f"{path}: 'templates' must be a list of templates")
+        found = "nothing" if entries is None else f"{entries!r:.60}"
+        faults.append(f"{path}: 'templates' must be a list of templates, found {found}")
         return [], False
     templates: list[Template] = []
     for number, entry in enumerate(entries, start=1):
@@ -369,8 +406,8 @@ def chat_template_faults(text: str) -> list[str]:
         _, prompt = fix_prompt(text, messages)
     except Exception as error:  # what an editor wrote may fail in any way
         return [f"cannot be rendered: {type(error).__name__}: {error}"]
-    if SENTINEL not in prompt:
-        return ["leaves the question out"]
+    if (count := prompt.count(SENTINEL)) != 1:
+        return [f"shows the question as it is {count} times; write each message's content once"]
     if prompt != prompt.rstrip(" \t"):
         return ["the prompt ends in a space, which runs into the answer"]
     return []

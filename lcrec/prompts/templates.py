@@ -127,25 +127,29 @@ class Template:
         """Whether a decoder bound to the catalogue must give the answer; if not, it is text."""
         return _compile(self.answer)[2]
 
+    def text(self, side: Side) -> str:
+        """Return the Jinja text of a side."""
+        return self.question if side == "question" else self.answer
+
     def variables(self, side: Side) -> frozenset[str]:
         """Return what a side uses."""
         return self.question_variables if side == "question" else self.answer_variables
 
     def passes_on(self, side: Side) -> bool:
         """Tell whether a side writes values as they are, deciding nothing by what they say."""
-        return _passes_on(self.question if side == "question" else self.answer)
+        return _passes_on(self.text(side))
 
     def frame(self, side: Side) -> list[str] | None:
         """Return a side's own text and, at every odd place, the name of what it writes there.
 
         None where it does more than write texts, one after the other.
         """
-        source = self.question if side == "question" else self.answer
+        source = self.text(side)
         parsed = jinja2.Environment().parse(source)
         if _HOLE in source or any(parsed.find_all((nodes.For, nodes.Filter))):
             return None
         holes: Record = {name: f"{_HOLE}{name}{_HOLE}" for name in self.variables(side)}
-        return self._render(source, holes).split(_HOLE) if self.passes_on(side) else None
+        return self.render_side(side, holes).split(_HOLE) if self.passes_on(side) else None
 
     def fits(self, record: Record) -> bool:
         """Tell whether the record has everything that question and answer use."""
@@ -166,26 +170,34 @@ class Template:
         Raises:
             InputError: the template cannot be rendered for this record.
         """
-        return self._render(self.question, record)
-
-    def render_side(self, side: Side, record: Record) -> str:
-        """Return one side, without space around it; raises as `render`."""
-        return self._render(self.question if side == "question" else self.answer, record)
+        return self.render_side("question", record)
 
     def render(self, record: Record) -> tuple[str, str]:
-        """Return question and answer, without space around them.
+        """Return question and answer, without space around them; raises as `ask`."""
+        return self.ask(record), self.render_side("answer", record)
 
-        Raises:
-            InputError: the template cannot be rendered for this record.
-        """
-        return self.ask(record), self._render(self.answer, record)
-
-    def _render(self, side: str, record: Record) -> str:
+    def render_side(self, side: Side, record: Record) -> str:
+        """Return one side, without space around it; raises as `ask`."""
         try:
-            return _compile(side)[0].render(record).strip()
+            return _compile(self.text(side))[0].render(record).strip()
         except Exception as error:  # what an editor wrote may fail in any way
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"template {self.id} cannot be rendered: {reason}") from error
+            raise InputError(
+                f"template {self.id}: the {side} cannot be rendered: {reason}"
+            ) from error
+
+
+def syntax_fault(text: str) -> str:
+    """Return why a text is not valid Jinja, as the end of a sentence; empty where it is."""
+    try:
+        _compile(text)
+    except jinja2.TemplateSyntaxError as error:
+        missing = re.search(r"No filter named '(\w+)'", error.message or "")
+        hint = closest(missing[1], ENVIRONMENT.filters) if missing else ""
+        return f"not valid Jinja, line {error.lineno}: {error.message}{hint}"
+    except (RecursionError, MemoryError, SyntaxError):  # from Jinja's parser, or Python's after it
+        return "not valid Jinja: brackets stand too deep within each other"
+    return ""
 
 
 def read_template(entry: Any, task: Task) -> tuple[Template | None, list[str]]:
@@ -198,12 +210,10 @@ def read_template(entry: Any, task: Task) -> tuple[Template | None, list[str]]:
     faults = list(_entry_faults(entry))
     if faults:
         return None, faults
-    try:
-        template = Template(**{"task": task.name, "use": "both", **entry})
-    except jinja2.TemplateSyntaxError as error:
-        return None, [f"not valid Jinja, line {error.lineno}: {error.message}"]
-    except (RecursionError, MemoryError, SyntaxError):  # from Jinja's parser, or Python's after it
-        return None, ["not valid Jinja: brackets stand too deep within each other"]
+    found = {side: syntax_fault(entry[side]) for side in SIDES}
+    if faults := [f"the {side} is {fault}" for side, fault in found.items() if fault]:
+        return None, faults
+    template = Template(**{"task": task.name, "use": "both", **entry})
     faults = _variable_faults(template, task) or _render_faults(template, task)
     return template, faults or _item_faults(template, task)
 
@@ -219,7 +229,8 @@ def _entry_faults(entry: object) -> Iterator[str]:
     for key in ("id", "question", "answer"):
         value = entry.get(key)
         if not isinstance(value, str) or not value.strip():
-            yield f"{key!r} must be text, found {value!r:.60}"
+            found = "nothing" if value is None else f"{value!r:.60}"
+            yield f"{key!r} must be text, found {found}"
         elif key == "id":
             if not re.fullmatch(r"[\w.-]+", value):
                 yield f"the id {value!r} may hold letters, digits, '-', '_' and '.' only"
@@ -249,12 +260,15 @@ def _variable_faults(template: Template, task: Task) -> list[str]:
             )
         own = [name for name, variable in task.variables.items() if variable.role == side]
         if not faults and not used.intersection(own):
-            faults.append(f"the {side} uses none of {', '.join(own)}")
+            faults.append(f"the {side} uses none of {', '.join(own)}: write {{{{ {own[0]} }}}}")
     for name in sorted(template.question_variables & task.variables.keys()):
         if task.variables[name].role == "answer":
             faults.append(f"the question gives the answer away: it uses {name!r}")
     if "target" in template.answer_variables and not template.is_item_answer:
-        faults.append("an answer with an item must be exactly {{ target }}, nothing around it")
+        faults.append(
+            "an answer with an item must be exactly {{ target }}, nothing around it; found "
+            f"{template.answer.strip()!r:.60}"
+        )
     return faults
 
 
@@ -270,7 +284,7 @@ def _render_faults(template: Template, task: Task) -> list[str]:
         try:
             sides = template.render(record)
         except InputError as error:
-            return [str(error)]
+            return [str(error).removeprefix(f"template {template.id}: ")]
         for side, result in zip(("question", "answer"), sides, strict=True):
             lists = (n for n, v in record.items() if v and isinstance(v, list) and str(v) in result)
             naked, fake = next(lists, None), ITEM_TOKEN.search(result.replace(EXAMPLE_ITEM, " "))

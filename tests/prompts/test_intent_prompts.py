@@ -61,7 +61,7 @@ def test_a_folder_with_nothing_else_replaces_it(own, monkeypatch, capsys):
     ("changes", "message"),
     [
         ({"intentoin": "x"}, "unknown key 'intentoin'; did you mean 'intention'?"),
-        ({"system": None}, 'system: must be text (write "" for no message)'),
+        ({"system": None}, 'system: must be text ("" for no message)'),
         ({"preference": ""}, "preference: must be text"),
         ({"preference": 5}, "preference: must be text"),
         ({"keywords_overall": "{{ terms | join(', ') }} "}, "has spaces at the end of a line"),

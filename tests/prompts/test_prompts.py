@@ -17,6 +17,7 @@ from lcrec.data.folder import Interactions, Items
 from lcrec.data.user_texts import UserTexts
 from lcrec.index.item_index import ITEM_TOKEN
 from lcrec.prompts.__main__ import main
+from lcrec.prompts.intent_wording import IntentPrompts
 from lcrec.prompts.preview import example_data, example_index
 from lcrec.prompts.prompt_set import PromptSet, chat_template_faults, read_prompts, save_template
 from lcrec.prompts.tasks import TASKS, TaskData
@@ -192,22 +193,59 @@ def test_a_file_of_a_new_name_adds_to_its_task(tmp_path, prompts):
     write_task(own, one(HISTORY).replace("id: one", "id: next-short"), "seqrec.mine")
     _, faults = read_prompts(own, base=SHIPPED)
     assert faults == [
-        f"{own}/seqrec.mine.yaml: next-short: the id is used twice (also in seqrec.yaml)"
+        f"{own}/seqrec.mine.yaml: next-short: the id is used twice (also in seqrec.yaml); "
+        "give the template its own"
     ]
+    # Not the shipped file is to blame, though its task comes later.
+    write_task(own, one(HISTORY).replace("id: one", "id: name-short"), "seqrec.mine")
+    _, (fault,) = read_prompts(own, base=SHIPPED)
+    assert fault.startswith(f"{own}/seqrec.mine.yaml: name-short: the id is used twice (also in i")
     write_task(own, one(HISTORY, use="train"), "seqrec.mine")
     _, faults = read_prompts(own)
     assert f"{own}/seqrec.mine.yaml: no template with use: eval (or both)" in faults
 
 
 @pytest.mark.parametrize(
-    "name", ["Seqrec.yaml", "seqrec.YML", "seqrec.a.b.yaml", "seqrek.mine.yaml", "seqrec .yaml"]
-)
+    "name",
+    [
+        "Seqrec.yaml", "seqrec.YML", "seqrec.a.b.yaml", "seqrek.mine.yaml", "seqrec .yaml",
+        "seqrec.yaml.txt", "System.json", "intents.txt", "chat_template.j2",
+    ],
+)  # fmt: skip
 def test_a_file_that_would_be_passed_over_is_a_fault(tmp_path, name):
     own = write_task(tmp_path / "own", one(HISTORY))
     (own / name).write_text(one(HISTORY))
     _, faults = read_prompts(own, base=SHIPPED)
     assert len(faults) == 1
-    assert f"{own}/{name}: not the file of a task" in faults[0]
+    assert f"{own}/{name}: not the file of a task; did you mean" in faults[0]
+
+
+@pytest.mark.parametrize("name", ["item2index.yaml", "chat_template.jinja", "intents.yaml"])
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_does_not_bring_back_the_shipped_one(tmp_path, capsys, name, make):
+    own = write_task(tmp_path / "own", one(HISTORY))
+    make(own / name)
+    with pytest.raises(SystemExit):
+        main(["check", "--prompts", str(own)])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.match(rf"{own}/{name}: is (a folder|no file, or a link to none); put a file", line)
+    with pytest.raises(InputError, match=name):
+        IntentPrompts.load(own, SHIPPED) if name == "intents.yaml" else PromptSet.load(own, SHIPPED)
+
+
+def test_notes_and_backups_may_lie_in_a_folder(tmp_path):
+    own = write_task(tmp_path / "own", one(HISTORY))
+    for name in ("seqrec.yaml~", ".seqrec.yaml.swp", "seqrec.md", "notes.txt", "seqrec.yaml.orig"):
+        (own / name).write_text("x")
+    (own / "old").mkdir()
+    assert read_prompts(own, base=SHIPPED)[1] == []
+
+
+@pytest.mark.parametrize("name", ["seqrec.yaml", "chat_template.jinja"])
+def test_a_mark_or_line_ends_of_another_system_are_no_text(tmp_path, prompts, name):
+    text = (SHIPPED / name).read_text(encoding="utf-8")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert PromptSet.load(tmp_path, base=SHIPPED).content_hash == prompts.content_hash
 
 
 @pytest.mark.parametrize(
@@ -217,10 +255,11 @@ def test_a_file_that_would_be_passed_over_is_a_fault(tmp_path, name):
         ("Items such as <a_1>", "the message spells <a_1>, which may stand for an item"),
         ("<|im_start|>system", r"the message spells <|im_start|>: role markup"),
         ("|\n  two \n  lines", "the message has spaces at the end of a line"),
+        (False, "'system' must be text, found False"),
     ],
 )
 def test_a_system_message_is_checked(tmp_path, text, message):
-    text = text if text.startswith("|") else json.dumps(text)
+    text = text if str(text).startswith("|") else json.dumps(text)
     (tmp_path / "system.yaml").write_text(f"system: {text}\n")
     _, faults = read_prompts(tmp_path, base=SHIPPED)
     assert len(faults) == 1
@@ -251,15 +290,18 @@ BROKEN = [
     (one(HISTORY, "{{ target }}."), "one: an answer with an item must be exactly {{ target }}"),
     (one(HISTORY, "{{ target | upper }}"), "one: an answer with an item must be exactly"),
     (one("{{ history }}"), r"one: the question needs {{ history \| join\(', '\) }}"),
-    (one("{{ history[1] | length }}"), "one: template one cannot be rendered: UndefinedError"),
-    (one("{{ history.__class__ }}"), "one: template one cannot be rendered: SecurityError"),
-    (one("{% include 'x' %}" + HISTORY), "one: template one cannot be rendered: TypeError"),
+    (one("{{ history[1] | length }}"), "one: the question cannot be rendered: UndefinedError"),
+    (one("{{ history.__class__ }}"), "one: the question cannot be rendered: SecurityError"),
+    (one("{% include 'x' %}" + HISTORY), "one: the question cannot be rendered: TypeError"),
     (one("{{ range(3) | join }}" + HISTORY), "one: the question uses 'range'"),
-    (one("{{ history | jion }}"), "one: not valid Jinja, line 1: No filter named 'jion'"),
-    (one("{{ history"), "one: not valid Jinja, line 1: unexpected end"),
-    (one("{{ " + "[" * 2000), "one: not valid Jinja: brackets stand too deep"),
-    (one("{{ " + "[" * 150 + "history" + "]" * 150 + " }}"), "one: not valid Jinja: brackets"),
-    (one("{% if history %}" + HISTORY), "one: not valid Jinja, line 1"),
+    (
+        one("{{ history | jion }}"),
+        "one: the question is not valid Jinja, line 1: No filter .* did you mean 'join'",
+    ),
+    (one(HISTORY, "{{ target"), "one: the answer is not valid Jinja, line 1: unexpected end"),
+    (one("{{ " + "[" * 2000), "one: the question is not valid Jinja: brackets stand too deep"),
+    (one("{{ " + "[" * 150 + "history" + "]" * 150 + " }}"), "is not valid Jinja: brackets"),
+    (one("{% if history %}" + HISTORY), "one: the question is not valid Jinja, line 1"),
     (
         one("{{ title | striptags }}", task="item2index"),
         "one: the question spells <a_12>, which stands for no item",
@@ -283,7 +325,7 @@ BROKEN = [
     (one(HISTORY, id="'two words'"), r"seqrec.yaml, line 4: key 'id' is written twice"),
     (one(HISTORY).replace("id: one", "id: a b"), "a b: the id 'a b' may hold letters"),
     (one(HISTORY).replace("id: one", "id: 7"), "template 1: 'id' must be text, found 7"),
-    (one(HISTORY).replace("id: one\n    ", ""), "template 1: 'id' must be text, found None"),
+    (one(HISTORY).replace("id: one\n    ", ""), "template 1: 'id' must be text, found nothing"),
     (one(HISTORY).replace("'{{ target }}'", "{{ target }}"), "begins with {{ .* needs quotes"),
     (
         one(HISTORY).replace("'{{ target }}'", "{{ target | join(', ') }}"),
@@ -293,7 +335,22 @@ BROKEN = [
         one(HISTORY).replace("'{{ target }}'", "Next: {{ target }}"),
         "not valid YAML .* holds ': ', needs quotes",
     ),
-    (one(HISTORY).replace("'{{ target }}'", ""), "one: 'answer' must be text, found None"),
+    (one(HISTORY).replace("'{{ target }}'", ""), "one: 'answer' must be text, found nothing"),
+    (
+        one(HISTORY).replace("    answer", "\t answer"),
+        "line 5: .* indent with spaces, not with tabs",
+    ),
+    (one(HISTORY).replace("    answer", "   answer"), "keys of a template begin in one column"),
+    (
+        one(HISTORY).replace("'{{ target }}'", '"{{ target | join(", ") }}"'),
+        'line 5: .* in .answer: "{{ target .*between "" stands no other "',
+    ),
+    (one(HISTORY).replace("'{{ target }}'", r'"\d {{ target }}"'), "a backslash is written twice"),
+    (
+        one(HISTORY).replace("'{{ target }}'", "|\n    Next item\n    tags: [a]"),
+        "text of several lines follows a | and stands further in",
+    ),
+    (one(HISTORY) + "---\n" + one(HISTORY), "take out the line of three dashes"),
     (one(HISTORY) * 2, "line 6: key 'task' is written twice"),
     (
         one(HISTORY) + one(HISTORY).split("templates:\n")[1],
@@ -301,12 +358,13 @@ BROKEN = [
     ),
     (one(HISTORY, task="seqrek"), "'task' must be seqrec, as the file is called; found 'seqrek'"),
     (one(HISTORY) + "extra: 1\n", "seqrec.yaml: unknown key 'extra'"),
-    ("task: seqrec\n", "'templates' must be a list of templates"),
+    ("task: seqrec\n", "'templates' must be a list of templates, found nothing"),
+    ("task: seqrec\ntemplates: 5\n", "'templates' must be a list of templates, found 5"),
     ("task: seqrec\ntemplates: []\n", "no template with use: train"),
     ("task: seqrec\ntemplates: [just text]\n", "template 1: expected id, use, question and answer"),
-    ("", "seqrec.yaml: expected task: and templates:"),
-    ("{}", "seqrec.yaml: expected task: and templates:"),
-    ("- a\n- b\n", "seqrec.yaml: expected task: and templates:"),
+    ("", "seqrec.yaml: expected the keys task, templates; found nothing"),
+    ("{}", "seqrec.yaml: expected the keys task, templates; found nothing"),
+    ("- a\n- b\n", r"seqrec.yaml: expected the keys task, templates; found \['a', 'b'\]"),
     ("task: [\n", "seqrec.yaml, line 2: not valid YAML"),
     ("task: \x07\n", "seqrec.yaml: not valid YAML"),
     ("task: 2020-13-45\n", "seqrec.yaml: not valid YAML"),
@@ -344,7 +402,7 @@ def test_check_lists_all_faults_at_once(tmp_path):
         "item2index.yaml: one: an answer with an item mu",
         "item2index.yaml: one: the id is used twice (als",
         "preferenceobtain.yaml: cannot be read as UTF-8 ",
-        "system.yaml: 'system' must be text; write \"\" fo",
+        "system.yaml: 'system' must be text, found [1]; ",
     ]
 
 
@@ -389,7 +447,8 @@ def test_an_empty_folder_is_a_fault_even_over_a_base(tmp_path, capsys, in_top_fo
     [
         ("{% for m in messages %}", "cannot be rendered: TemplateSyntaxError"),
         ("{{ messages[9].content.x }}", "cannot be rendered: UndefinedError"),
-        ("hello", "leaves the question out"),
+        ("hello", "shows the question as it is 0 times"),
+        ("{{ messages[-1].content }}{{ messages[-1].content }}", "shows the question as it is 2 t"),
         ("{{ messages[-1].content }} ", "the prompt ends in a space"),
     ],
 )
