@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from vllm_standin import vllm
 
 from lcrec import export
+from lcrec.core.artifacts import write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.generate import exports, standalone
 from lcrec.generate.recommender import Recommender
@@ -52,6 +53,12 @@ def test_an_export_ranks_as_the_checkpoint_without_lcrec(exported, expected, tmp
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [int(row["item"]) for row in rows] == expected[0]
     assert [row["score"] for row in rows] == expected[1]
+
+
+def test_an_id_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    names = ["a\u2028b", "c\x85", "d\x0b\x0c\x1c", "'\\\""]
+    write_jsonl(tmp_path / "items.jsonl", ({"item": name} for name in names))
+    assert list(standalone.read_items(tmp_path)) == names
 
 
 @pytest.mark.parametrize("most", [128, 2], ids=["one request", "several"])

@@ -39,8 +39,9 @@ def prompt_of(form: dict[str, Any], history: Sequence[str]) -> str:
 
 def read_items(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the lines of `items.jsonl` by item id, as text."""
-    lines = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()
-    return {str(row["item"]): row for row in map(json.loads, lines)}
+    # Line by line of the file: to splitlines() an id may hold what ends a line, such as U+2028.
+    with (folder / "items.jsonl").open(encoding="utf-8") as lines:
+        return {str(row["item"]): row for row in map(json.loads, lines)}
 
 
 def rank(

@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import shlex
 import sys
 import tempfile
 from functools import partial
@@ -123,9 +124,10 @@ def print_welcome(
             "listen on 127.0.0.1",
             file=sys.stderr,
         )
+    body = shlex.quote(json.dumps({"history": [welcome.example], "k": 5}))
     print(
-        f"Try: curl http://{host}:{port}/recommend{authorization} -H 'Content-Type: "
-        f'application/json\' -d \'{{"history": [{json.dumps(welcome.example)}], "k": 5}}\'',
+        f"Try: curl http://{host}:{port}/recommend{authorization} "
+        f"-H 'Content-Type: application/json' -d {body}",
         flush=True,
     )
 

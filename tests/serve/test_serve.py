@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -426,6 +427,14 @@ def test_an_open_door_is_announced(host, token, warned, capsys):
     assert "Serving 48 items on http://" in printed.out
     assert "secret" not in printed.out
     assert "/search is off" not in printed.out
+
+
+def test_the_command_to_try_bears_any_id(capsys):
+    example = """5" 'b'; $(id) \\ 🚲\n"""
+    serve.print_welcome("127.0.0.1", 8000, serve.Welcome(48, example, searches=True), None)
+    command = capsys.readouterr().out.split("Try: ")[1]
+    body = shlex.split(command)[-1]
+    assert json.loads(body) == {"history": [example], "k": 5}
 
 
 def test_without_its_packages_the_stage_names_them(monkeypatch):
