@@ -11,6 +11,7 @@ has the commands. Everything is checked on the way, without the engine.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -133,7 +134,7 @@ def _write_sequences(folder: Path, model: Path, data: Path, max_history: int) ->
 
 
 def _program_card(live: Checkpoint, engine: str) -> str:
-    history = " ".join(live.index.ids.names[:2])
+    history = shlex.join(live.index.ids.names[:2])
     install = {"transformers": "transformers torch jinja2", "vllm": "vllm jinja2"}[engine]
     lines = [
         f"# A recommender for {engine}",

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from vllm_standin import vllm
 from lcrec import export
 from lcrec.core.artifacts import write_jsonl
 from lcrec.core.errors import InputError
+from lcrec.data.id_map import IdMap
 from lcrec.generate import exports, standalone
 from lcrec.generate.recommender import Recommender
 from lcrec.index.item_index import ItemIndex
@@ -59,6 +62,14 @@ def test_an_id_may_hold_what_ends_a_line_elsewhere(tmp_path):
     names = ["a\u2028b", "c\x85", "d\x0b\x0c\x1c", "'\\\""]
     write_jsonl(tmp_path / "items.jsonl", ({"item": name} for name in names))
     assert list(standalone.read_items(tmp_path)) == names
+
+
+def test_the_command_on_the_card_bears_any_id():
+    names = ["SKU 1 & 2", 'it\'s "b"; $(id)']
+    index = SimpleNamespace(ids=IdMap("item", names, is_raw=True))
+    card = export._program_card(SimpleNamespace(index=index), "vllm")
+    (command,) = [line for line in card.splitlines() if line.startswith("python recommend.py")]
+    assert shlex.split(command)[5:7] == names
 
 
 @pytest.mark.parametrize("most", [128, 2], ids=["one request", "several"])

@@ -463,7 +463,7 @@ def _newest_and_bound(
         when; `last`; and the end of its second, None where times have no unit.
 
     Raises:
-        InputError: times are of another kind than `last`, or in the future.
+        InputError: times are of another kind than `last`.
     """
     ends = rows.aggregate(first=_.time.min(), last=_.time.max()).to_pyarrow().to_pylist()[0]
     is_date = rows.time.type().is_timestamp()
@@ -479,12 +479,6 @@ def _newest_and_bound(
     elif per_second is not None:
         moment = START + datetime.timedelta(seconds=ends["last"] // per_second)
         newest = moment.isoformat(timespec="seconds")
-        # Every order of the nights to come would be older.
-        if moment > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1):
-            raise InputError(
-                f"{path}: the time {ends['last']} is in the future ({newest}); mend it, or name "
-                "another column with --columns time=..."
-            )
     if last is None:
         return newest, None, None
     if not isinstance(last, str):

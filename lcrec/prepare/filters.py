@@ -19,8 +19,9 @@ from lcrec.core.errors import InputError
 from lcrec.prepare.engines import materialise, release, store
 
 START = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-# Seconds since 1970 of the last centuries, then the same in milli-, micro- and nanoseconds.
-UNITS = ((3e8, 1e11, 1), (3e11, 1e14, 1_000), (3e14, 1e17, 1_000_000), (3e17, 1e20, 1_000_000_000))
+# Seconds since 1970, from 1979 to 2286, then the same in milli-, micro- and nanoseconds. Dates in
+# digits alone (20240531183000) lie between.
+UNITS = ((3e8, 1e10, 1), (3e11, 1e13, 1_000), (3e14, 1e16, 1_000_000), (3e17, 1e19, 1_000_000_000))
 # Pairs are stored anew when a round of the k-core leaves fewer of them than this.
 SHRUNK = 0.7
 # What orders a user's interactions of one time: the first 12 hexadecimal digits of the MD5 of

@@ -261,8 +261,7 @@ def _with_time(table: Table, options: Options, unit: TimeUnit, path: Path) -> Ta
         elif all_whole:
             time = written.re_replace(r"\.0*\s*$", "").strip().try_cast("int64")
         table = table.mutate(written=written, time=time, untimely=untimely)
-        _require_one_unit(table, path)
-        return table
+        return _in_one_unit(table, path)
     per_second = {"s": 1, "ms": 1000}[unit]
     untimely = ibis.coalesce(
         untimely, ibis.cases((number > _latest().timestamp() * per_second, FUTURE))
@@ -275,23 +274,31 @@ def _with_time(table: Table, options: Options, unit: TimeUnit, path: Path) -> Ta
     return table.mutate(written=written, time=moment, untimely=untimely)
 
 
-def _require_one_unit(table: Table, path: Path) -> None:
+def _in_one_unit(table: Table, path: Path) -> Table:
     """Refuse numbers some of which count seconds since 1970 and others, say, milliseconds.
 
-    Sorted, whatever was written in the finer unit would come last.
+    Sorted, whatever was written in the finer unit would come last. Where all of them count one
+    unit, what lies in the future is marked.
     """
     time = table.untimely.isnull().ifelse(table.time, ibis.null(table.time.type()))
     smallest = {
         name: ((low <= time) & (time < high)).ifelse(time, ibis.null(time.type())).min()
         for name, (low, high, _per_second) in zip(UNIT_NAMES, UNITS, strict=True)
     }
-    (found,) = table.aggregate(**smallest).to_pyarrow().to_pylist()
+    (found,) = table.aggregate(least=time.min(), **smallest).to_pyarrow().to_pylist()
+    least = found.pop("least")
     seen = [f"{value} ({name})" for name, value in found.items() if value is not None]
     if seen[1:]:
         raise InputError(
             f"{path}: its times have several units, such as {' and '.join(seen)} since 1970; write "
             "all in one, or take the order of the rows with --order file"
         )
+    for (_low, _high, per_second), value in zip(UNITS, found.values(), strict=True):
+        if value is not None and value == least:
+            is_late = table.untimely.isnull() & (time > int(_latest().timestamp()) * per_second)
+            late = ibis.cases((is_late, FUTURE))
+            return table.mutate(untimely=ibis.coalesce(table.untimely, late))
+    return table
 
 
 def _finite(number: Column) -> Column:

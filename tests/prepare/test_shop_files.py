@@ -224,6 +224,7 @@ SECONDS = (1714557600, 1714557601, 1714557602)
     [
         (SECONDS, None),
         ((5, *SECONDS[1:]), None),  # a placeholder is no other unit
+        ((20240501183000, 20240502183000, 20240503183000), None),  # nor are dates in digits alone
         ((*SECONDS[:2], 1714557600500), r"1714557600 \(seconds\) and 1714557600500 \(millisec"),
         ((1714557600000, 1714557600500, 1714557600000001), r"\(milliseconds\) and .*\(microsec"),
     ],
@@ -247,6 +248,19 @@ def test_times_have_one_unit(con, tmp_path, suffix, times, message):
         read_table(con, log, items, Options())
     ordered = read_table(con, log, items, Options(order="file"))
     assert ordered.interactions.count().execute() == 3
+
+
+@pytest.mark.parametrize("factor", [1, 1000])
+def test_a_number_in_the_future_is_no_time(con, tmp_path, factor):
+    log, items = tmp_path / "log.jsonl", tmp_path / "items.csv"
+    times = [1714557600 * factor, 2556057600 * factor, 17145576001 * factor]  # 2024, 2050, 2513
+    log.write_text("".join(f'{{"user":"ann","item":"a","time":{time}}}\n' for time in times))
+    items.write_text("item,title\na,A\n")
+    with pytest.raises(InputError, match=rf"is '?{times[1]}'?: time in the future.*2 of 3 rows"):
+        read_table(con, log, items, Options())
+    read = read_table(con, log, items, Options(bad_rows="drop"))
+    assert read.lost == {"time in the future": 2}
+    assert read.interactions.time.to_pyarrow().to_pylist() == times[:1]
 
 
 def test_rows_left_out_are_told_and_all_of_them_are_an_error(tmp_path, shop, capsys):
