@@ -312,6 +312,10 @@ def test_a_second_run_is_refused_while_the_first_lives(finetune, tmp_path):
         finetune(tmp_path / "model")
 
 
+def die(*args, **kwargs):
+    raise Killed
+
+
 def test_a_run_killed_while_saving(finetune, checkpoint, tmp_path, monkeypatch):
     save = checkpoint_module.save_checkpoint
 
@@ -373,8 +377,23 @@ def test_a_resumed_run_stops_where_it_would_have(finetune, tmp_path, script_vali
     with pytest.raises(Killed):
         finetune(tmp_path / "killed", "--epochs", 9, "--patience", 3)
     assert len(seen) == 4
-    assert_same_weights(finetune(tmp_path / "killed", "--epochs", 9, "--patience", 3), whole)
+    (tmp_path / "killed").rename(tmp_path / "moved")  # with the best weights so far
+    assert_same_weights(finetune(tmp_path / "moved", "--epochs", 9, "--patience", 3), whole)
     assert len(seen) == 5
+
+
+def test_a_run_that_stopped_and_was_killed_then_stays_stopped(
+    finetune, tmp_path, script_validation, monkeypatch
+):
+    seen = script_validation([5, 2, 9, 0, 4, 1, 1, 1, 1])
+    options = tmp_path / "model", "--epochs", 9, "--patience", 3
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "save_checkpoint", die)
+        with pytest.raises(Killed):
+            finetune(*options)
+    output = finetune(*options)
+    assert len(seen) == 5
+    assert read_provenance(output)["validation_ndcg_at_10"] == pytest.approx(1 / np.log2(3))
 
 
 def test_a_finished_run_is_up_to_date(finetune, checkpoint, capsys):

@@ -85,14 +85,13 @@ def choose_attention(model: PreTrainedModel, wanted: str, *, dropout: float) -> 
         except (ValueError, ImportError):
             raise InputError(f"--attention {wanted}: {name} has no such attention") from None
         return False
-    faults = {
-        "it needs a CUDA GPU": torch.cuda.is_available(),
-        f"{name} has no such attention": model._supports_flex_attn,
-        f"{name} does not keep packed samples apart": takes_trees(model)
-        if model._supports_flex_attn
-        else True,
-    }
-    fault = next((fault for fault, is_fine in faults.items() if not is_fine), None)
+    fault = None
+    if not torch.cuda.is_available():
+        fault = "it needs a CUDA GPU"
+    elif not model._supports_flex_attn:
+        fault = f"{name} has no such attention"
+    elif not takes_trees(model):
+        fault = f"{name} does not keep packed samples apart"
     if wanted == "flex" and fault is not None:
         raise InputError(f"--attention flex: {fault}; take --attention sdpa")
     if fault is not None or dropout:

@@ -45,7 +45,7 @@ from lcrec.modeling.cost import (
     memory,
 )
 from lcrec.modeling.families import check_family
-from lcrec.modeling.item_rows import lengthen_steps, resize_embeddings, trained_rows
+from lcrec.modeling.item_rows import lengthen_steps, resize_embeddings
 from lcrec.modeling.probe import takes_trees
 from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer, training_arguments
@@ -515,8 +515,9 @@ def make_trainer(
     prepare_optimizer = None
     if settings.rows_learning_rate is not None:
         factor = settings.rows_learning_rate / settings.learning_rate
-        own_rows = trained_rows(trained.model, trained.new_ids)
-        prepare_optimizer = functools.partial(lengthen_steps, own_rows, factor)
+        prepare_optimizer = functools.partial(
+            lengthen_steps, trained.model, trained.new_ids, factor
+        )
     return RecommenderTrainer(
         model=trained.model,
         processing_class=trained.tokenizer,

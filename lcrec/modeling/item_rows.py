@@ -160,19 +160,23 @@ def trained_rows(
 
 
 def lengthen_steps(
-    rows: list[tuple[nn.Parameter, Tensor]], factor: float, optimizer: torch.optim.Optimizer
+    model: PreTrainedModel | PeftModel,
+    new_ids: list[int],
+    factor: float,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Let an optimizer's steps of some rows be `factor` times as long.
+    """Let an optimizer's steps of the item tokens' rows be `factor` times as long.
 
     A step of AdamW is its rate times what does not depend on it, so this is AdamW at `factor` times
     the rate for these rows, though they share a parameter with others. Nothing is kept between
     steps, so that nothing is to be saved.
 
     Args:
-        rows: of `trained_rows`.
+        model, new_ids: as for `trained_rows`; the model where it is trained.
         factor: how many times as long.
         optimizer: whose steps, from now on.
     """
+    rows = trained_rows(model, new_ids)
     before: list[Tensor] = []
 
     def remember(*_: Any) -> None:

@@ -87,7 +87,7 @@ def latest_checkpoint(folder: Path) -> str | None:
     """Return the latest complete checkpoint in `folder`, removing incomplete ones.
 
     Raises:
-        InputError: its state of training cannot be read.
+        InputError: its state of training cannot be read, or the best checkpoint is gone.
     """
     shutil.rmtree(folder / STAGED, ignore_errors=True)
     for checkpoint in folder.glob("checkpoint-*"):
@@ -99,7 +99,14 @@ def latest_checkpoint(folder: Path) -> str | None:
     latest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if latest is not None:
         with explain_damage(latest):
-            read_json(Path(latest) / TRAINER_STATE)
+            state = read_json(Path(latest) / TRAINER_STATE)
+            if state.get("best_model_checkpoint"):
+                # By its name: the output folder may have been moved, or named otherwise, since.
+                best = folder / Path(state["best_model_checkpoint"]).name
+                if not best.is_dir():
+                    raise FileNotFoundError(f"the best checkpoint, {best}, is gone")
+                state["best_model_checkpoint"] = str(best)
+                write_json(Path(latest) / TRAINER_STATE, state, indent=2)
     return latest
 
 

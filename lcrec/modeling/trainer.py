@@ -139,6 +139,9 @@ class RecommenderTrainer(SFTTrainer):
         self._prepare_optimizer = prepare_optimizer
         self._average: RunningAverage | None = None
         super().__init__(*args, **kwargs)
+        # Whether or not the model's own loss does: of a family that does not (Gemma 3n) an update
+        # of several parts would be the sum of their means.
+        self.model_accepts_loss_kwargs = True
         if ema is not None:
             assert self.model is not None
             self._average = RunningAverage(self.model, ema)
@@ -169,6 +172,11 @@ class RecommenderTrainer(SFTTrainer):
         if is_new and self._prepare_optimizer is not None:
             self._prepare_optimizer(optimizer)
         return optimizer
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer would ask only after an update: a resumed run may have stopped before.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(
         self,

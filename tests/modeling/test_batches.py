@@ -203,6 +203,20 @@ def test_a_family_that_carries_a_state_over_is_found():
     assert not takes_trees(MambaForCausalLM(config))
 
 
+def test_a_family_that_fails_in_its_own_way_is_found(monkeypatch):
+    def refuse(error):
+        def forward(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(MODELS[0], "forward", forward)
+
+    refuse(AttributeError("'dict' object has no attribute 'ndim'"))
+    assert not takes_trees(MODELS[0])
+    refuse(torch.OutOfMemoryError())
+    with pytest.raises(torch.OutOfMemoryError):
+        takes_trees(MODELS[0])
+
+
 def test_attention_is_what_was_asked_for_or_refused(monkeypatch):
     model, mamba = MODELS[0], MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1))
     assert not choose_attention(model, "eager", dropout=0.0)

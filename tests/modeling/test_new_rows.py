@@ -104,7 +104,7 @@ def test_longer_steps_are_a_rate_of_their_own(make):
     rows = trained_rows(model, NEW)
     assert len(rows) == (1 if model.config.tie_word_embeddings else 2)
     optimizer = torch.optim.AdamW([own for own, _ in rows], lr=0.01, weight_decay=0.1)
-    lengthen_steps(rows, 7.0, optimizer)
+    lengthen_steps(model, NEW, 7.0, optimizer)
     apart = [[own.detach()[part].clone() for part in (old, NEW)] for own, _ in rows]
     groups = [
         {"params": [parts[which] for parts in apart], "lr": rate}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import write_provenance
 from lcrec.modeling.recipe import STAGE
@@ -33,6 +34,20 @@ def test_an_incomplete_checkpoint_is_cleared_away(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-10", "checkpoint-9", "run.json",
     ]  # fmt: skip
+
+
+def test_a_checkpoint_whose_best_one_is_gone_is_refused(tmp_path):
+    place = tmp_path / "checkpoint-10"
+    place.mkdir()
+    (place / "complete").touch()
+    write_json(place / "trainer_state.json", {"best_model_checkpoint": "runs/x/checkpoint-9"})
+    with pytest.raises(InputError, match=r"the best checkpoint, .*/checkpoint-9, is gone"):
+        latest_checkpoint(tmp_path)
+    (tmp_path / "checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-9" / "complete").touch()
+    assert latest_checkpoint(tmp_path) == str(place)
+    best = read_json(place / "trainer_state.json")["best_model_checkpoint"]
+    assert best == str(tmp_path / "checkpoint-9")
 
 
 def test_no_checkpoint(tmp_path):

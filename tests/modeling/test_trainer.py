@@ -150,6 +150,22 @@ def test_a_batch_in_parts_gives_the_same_gradients(
         assert torch.allclose(whole, parts, atol=1e-5)
 
 
+@pytest.mark.parametrize("takes", [True, False])
+def test_updates_are_alike_whether_a_family_knows_their_size_or_not(
+    make_trainer, make_model, takes
+):
+    found = []
+    for max_tokens in (None, 150):
+        model = make_model(mode="full")
+        model.accepts_loss_kwargs = takes
+        trainer = make_trainer(model, max_steps=1)
+        trainer.max_tokens_per_batch = max_tokens
+        trainer.train()
+        (first, *_) = trainer.state.log_history
+        found.append(first["train_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_parts_hold_like_lengths_and_no_needless_padding():
     lengths = [3, 9, 4, 8]
     made = [{"input_ids": [n] * n, "prompt_length": n - 1, "task": "seqrec"} for n in lengths]
