@@ -275,7 +275,7 @@ def tell(
     if alike:
         own = known[alike[0].strip().casefold()]
         print(
-            f"  {len(alike):,} new users are called as known ones but for case or spaces, such as "
+            f"  {len(alike):,} new users differ from known ones in case or spaces alone, such as "
             f"{printable(repr(alike[0]))} and {printable(repr(own))}: mend the file if they are one"
         )
     if rows.unknown:

@@ -405,7 +405,7 @@ def test_nights_that_overlap_take_no_order_twice(place, repeats, stamp):
 def test_a_name_that_differs_in_spaces_alone_is_told(place, capsys):
     (place / "orders.csv").write_text(f"{HEAD}ann,007,2024-06-01\nBob ,007,2024-06-01\n")
     add(place)
-    assert "1 new users are called as known ones but for case or spaces, such as 'Bob ' and" in (
+    assert "1 new users differ from known ones in case or spaces alone, such as 'Bob ' and" in (
         capsys.readouterr().out
     )
 
