@@ -363,7 +363,7 @@ def _save(
         with atomic_path(output / TRAINING_PAGE) as file:
             file.write_text(page, encoding="utf-8")
         save_checkpoint(
-            job.config.output,
+            output,
             trainer.accelerator.unwrap_model(trainer.model),
             trained.tokenizer,
             job.inputs.index,

@@ -133,7 +133,7 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
         return
     config = config.for_items(num_items)
     check_settings(config, num_items)
-    check_collaborative(config)
+    check_collaborative(config, is_given=config.collaborative is not None)
     if config.collaborative is not None:
         collaborative = load_collaborative(config.collaborative, data, num_items)
         inputs["collaborative"] = config.collaborative / METHOD_WEIGHTS
@@ -147,32 +147,32 @@ def _run(config: QuantizeConfig, state: PartialState) -> None:
         _index(config, state, items, embeddings, collaborative, inputs)
 
 
-def check_collaborative(config: QuantizeConfig) -> None:
-    """Check that the settings on `--collaborative` fit together.
+def check_collaborative(settings: IndexSettings, *, is_given: bool) -> None:
+    """Check that the settings on `--collaborative` fit together, and whether there is any.
 
     Raises:
         InputError: they are given without it, or the kind of index cannot learn from it.
     """
-    if config.collaborative is None:
+    if not is_given:
         defaults = IndexSettings()
         for name in COLLABORATIVE_SETTINGS:
-            if getattr(config, name) != getattr(defaults, name):
+            if getattr(settings, name) != getattr(defaults, name):
                 raise InputError(f"--{name.replace('_', '-')}: needs --collaborative DIR")
         return
-    if not config.has_model:
+    if not settings.has_model:
         raise InputError(
-            f"--collaborative: --kind {config.kind} knows nothing of the items; take another kind"
+            f"--collaborative: --kind {settings.kind} knows nothing of the items; take another kind"
         )
-    if config.collaborative_by != "letter" and (
-        config.diversity_weight != IndexSettings.diversity_weight
+    if settings.collaborative_by != "letter" and (
+        settings.diversity_weight != IndexSettings.diversity_weight
     ):
         raise InputError(
-            f"--diversity-weight {config.diversity_weight}: is of LETTER's losses; give "
+            f"--diversity-weight {settings.diversity_weight}: is of LETTER's losses; give "
             "--collaborative-by letter, or leave it out"
         )
-    if config.collaborative_by == "letter" and not config.is_trained:
+    if settings.collaborative_by == "letter" and not settings.is_trained:
         raise InputError(
-            f"--collaborative-by letter: --kind {config.kind} trains nothing that could be "
+            f"--collaborative-by letter: --kind {settings.kind} trains nothing that could be "
             "aligned; take --kind rq-vae, or --collaborative-by concat"
         )
 
@@ -301,13 +301,22 @@ def build_index(
         the index, codes int32 [items, levels]; no two items share a path.
 
     Raises:
-        InputError: an embedding is NaN or infinite, or the settings allow fewer paths than items.
+        InputError: an embedding is NaN or infinite, the settings allow fewer paths than items, or
+            what purchases say is of other items or cannot be learned from.
     """
     from lcrec.index.methods import index_items
 
     rows = check_embeddings(np.asarray(embeddings), len(embeddings), Path(EMBEDDINGS))
     settings = (settings or IndexSettings()).for_items(len(rows))
     check_settings(settings, len(rows))
+    check_collaborative(settings, is_given=collaborative is not None)
+    if collaborative is not None and (
+        collaborative.shape[0] != len(rows) or not np.isfinite(collaborative).all()
+    ):
+        raise InputError(
+            f"collaborative: expected {len(rows)} rows of finite numbers, one for each item, found "
+            f"{list(collaborative.shape)}; give an item without any a row of zeros"
+        )
     with one_thread():
         vectors, aligned, _ = combine(rows, collaborative, settings)
         model = train_model(vectors, settings, aligned=aligned)

@@ -192,6 +192,8 @@ def test_rows_may_start_from_a_stage_that_trained_them_alone(finetune, tmp_path,
     assert set(weights(first)) < set(weights(second))
     with pytest.raises(InputError, match="--rows nowhere: expected text, codebook, random"):
         finetune(tmp_path / "other", "--rows", "nowhere")
+    with pytest.raises(InputError, match=f"--rows {tmp_path}: not a checkpoint of lcrec"):
+        finetune(tmp_path / "other", "--rows", tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

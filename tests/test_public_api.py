@@ -120,6 +120,26 @@ def test_an_index_is_that_of_the_command(shop, tmp_path):
         lcrec.build_index(np.eye(48), lcrec.IndexSettings(levels=2, codes=6))
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows", "message"),
+    [
+        ({"kind": "random"}, 48, "--kind random knows nothing"),
+        ({"kind": "rq-kmeans", "collaborative_by": "letter"}, 48, "--kind rq-kmeans trains"),
+        ({"kind": "rq-kmeans"}, 40, "expected 48 rows of finite"),
+        ({"kind": "rq-kmeans"}, 0, "--collaborative-by: needs"),
+    ],
+)
+def test_an_index_does_not_pass_over_what_purchases_say(settings, rows, message):
+    if not rows:
+        settings = settings | {"collaborative_by": "letter"}
+    with pytest.raises(InputError, match=message):
+        lcrec.build_index(
+            np.eye(48),
+            lcrec.IndexSettings(**settings),
+            collaborative=np.ones((rows, 4), dtype=np.float32) if rows else None,
+        )
+
+
 def test_fine_tuning_returns_the_checkpoint(shop, index_folder, base, tmp_path):
     small = {"tasks": ["seqrec=16"], "epochs": 1, "max_history": 3, "validation_users": 10}
     config = lcrec.FinetuneConfig(

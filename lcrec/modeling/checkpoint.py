@@ -156,9 +156,12 @@ def copy_rows(
         index: the item index.
 
     Raises:
-        InputError: the other model has another width or other item tokens.
+        InputError: the other model has another width or other item tokens, or cannot be loaded.
     """
-    other = load_checkpoint(folder)
+    try:
+        other = load_checkpoint(folder)
+    except InputError as error:  # by the flag that named the folder
+        raise InputError(str(error).replace("--model", "--rows", 1)) from None
     source = other.model
     if isinstance(source, PeftModel):
         source = source.merge_and_unload()
@@ -248,8 +251,8 @@ def find_base(folder: Path) -> str:
     record = read_provenance(folder)
     if record is not None and "base" in record["inputs"] and not Path(base).exists():
         raise InputError(
-            f"--model {folder}: its base model is no longer in {base}; name its new place "
-            "with --base"
+            f"--model {folder}: its base model is no longer in {base}; bring it back, or name its "
+            "new place with --base"
         )
     return base
 

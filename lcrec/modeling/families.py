@@ -17,6 +17,8 @@ from lcrec.core.errors import InputError
 from lcrec.core.pretrained import reason_of
 from lcrec.modeling.base import cannot_train
 from lcrec.modeling.batches import FEATURES, sample_losses
+from lcrec.modeling.probe import rounding_of
+from lcrec.prompts.rows import IGNORED
 
 TOKENS = 9  # of the longer row of the trial
 PADDING = 4  # tokens by which the other is shorter
@@ -81,7 +83,7 @@ def _rows(vocabulary: int, device: torch.device) -> dict[str, Tensor]:
     mask = torch.ones_like(ids)
     mask[1, :PADDING] = 0
     labels = ids.clone()
-    labels[:, :-ANSWER] = -100
+    labels[:, :-ANSWER] = IGNORED
     rows = {
         "input_ids": ids * mask,
         "attention_mask": mask,
@@ -120,10 +122,7 @@ def _padding_error(model: Any) -> tuple[float, float]:
     # Told of no positions: those that it was trained with.
     plain = model(input_ids=rows["input_ids"][1:, PADDING:], use_cache=False).logits[0]
     padded, plain = padded.float(), plain.float()
-    coarse = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
-    if getattr(model, "is_quantized", False):
-        coarse = max(coarse, torch.finfo(torch.bfloat16).eps)  # 8 bits too, of each row apart
-    return float((padded - plain).abs().max() / plain.std()), 1e-3 + 32 * coarse
+    return float((padded - plain).abs().max() / plain.std()), 1e-3 + 32 * _coarseness(model)
 
 
 @torch.no_grad()
@@ -150,10 +149,14 @@ def _beam_error(model: Any) -> tuple[float, float]:
     logits = model(input_ids=sequences, use_cache=False).logits[:, TOKENS - 1 : -1].float()
     answers = sequences[:, TOKENS:, None]
     plain = logits.log_softmax(-1).gather(2, answers).sum((1, 2))
-    coarse = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
-    if getattr(model, "is_quantized", False):
-        coarse = max(coarse, torch.finfo(torch.bfloat16).eps)
-    return float((found.sequences_scores - plain).abs().max()), 1e-3 + 64 * coarse
+    difference = float((found.sequences_scores - plain).abs().max())
+    return difference, 1e-3 + 64 * _coarseness(model)
+
+
+def _coarseness(model: Any) -> float:
+    # 8 bits too, of each row apart, are as coarse as bf16.
+    least = torch.finfo(torch.bfloat16).eps if getattr(model, "is_quantized", False) else 0.0
+    return max(least, rounding_of(model))
 
 
 def _vocabulary(model: Any) -> int:

@@ -138,14 +138,17 @@ def takes_trees(model: PreTrainedModel) -> bool:
     finally:
         model.train(was_training)
     error = (together[:, 0] - torch.cat(alone)[:, 0]).abs() / together[:, 1]
-    # What another order of sums may change, in the coarsest type that weights are stored in.
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return float(error.max()) <= 1e-4 + 32 * max(torch.finfo(kind).eps for kind in types)
+    return float(error.max()) <= 1e-4 + 32 * rounding_of(model)
 
 
 def _alone(ids: list[int], device: torch.device) -> dict[str, Tensor]:
     batch = collate_left([{"input_ids": ids, "prompt_length": 1, "task": "seqrec"}], 0)
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def rounding_of(model: torch.nn.Module) -> float:
+    """Return the step of the coarsest type that weights are stored in, near 1."""
+    return max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
 
 
 @contextmanager
@@ -184,8 +187,7 @@ def _compare(model: Any, beam_search: Callable[..., Any], vocab: int) -> tuple[f
     # Rounding alone makes right scores differ: in low precision by the coarse steps of the
     # logits, everywhere by the order of sums, which the size of the batch changes too.
     singly = torch.cat([_plain_scores(model, prompts[0], item[None]) for item in items])
-    rounding = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
-    tolerance = 1e-3 + 32 * rounding + 4 * float((whole - singly).abs().max())
+    tolerance = 1e-3 + 32 * rounding_of(model) + 4 * float((whole - singly).abs().max())
     return float((shared - plain).abs().max()), tolerance
 
 

@@ -186,7 +186,8 @@ def test_the_base_has_gone_or_moved(saved, tmp_path):
     folder, own_base = saved
     there = logits(load_checkpoint(folder).model, [])
     moved = own_base.rename(tmp_path / "moved")
-    with pytest.raises(InputError, match=rf"no longer in {own_base}; name its new place with --ba"):
+    gone = rf"no longer in {own_base}; bring it back, or name its new place with --base"
+    with pytest.raises(InputError, match=f"--model {folder}: .*{gone}"):
         load_checkpoint(folder)
     assert logits(load_checkpoint(folder, base=str(moved)).model, []).equal(there)
     shutil.rmtree(moved)
