@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     variables = command("vars", "list what the templates of a task may use", "seqrec")
     diff = command(
-        "diff", "what changed since a model was trained", "runs/shop/model --prompts prompts"
+        "diff",
+        "what changed since a model was trained, or from one folder of templates to another",
+        "runs/shop/model --prompts prompts",
     )
     stats = command(
         "stats",
@@ -88,7 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
         "-n", type=at_least(1), metavar="N", help="examples (default: one per template)"
     )
     variables.add_argument("task", nargs="?", metavar="TASK", help="default: every task")
-    diff.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the model's folder")
+    diff.add_argument(
+        "old",
+        nargs="?",
+        type=Path,
+        default=SHIPPED_PROMPTS,
+        metavar="OLD",
+        help="the model's folder, or one of templates (default: the shipped ones)",
+    )
     stats.add_argument(
         "-n",
         type=at_least(0),
@@ -155,7 +164,13 @@ def main(argv: list[str]) -> None:
             being checked have faults.
         SystemExit: with status 1 when `check` finds faults.
     """
-    given = build_parser().parse_args(argv)
+    given, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        hint = "; a folder is named with --prompts" if Path(unknown[0]).is_dir() else ""
+        raise InputError(
+            f"unrecognized arguments: {' '.join(unknown)}{hint} (all arguments: lcrec prompts "
+            f"{given.command} --help)"
+        )
     task = getattr(given, "task", None)
     if task is not None and task not in TASKS:
         raise InputError(f"no task {task!r}{closest(task, TASKS)} (all: {', '.join(TASKS)})")
@@ -165,7 +180,7 @@ def main(argv: list[str]) -> None:
         for name in [task] if task else TASKS:
             print_variables(name)
     elif given.command == "diff":
-        print_diff(given.checkpoint, given.prompts)
+        print_diff(given.old, given.prompts)
     elif given.command == "score":
         from lcrec.evaluate.templates import score_model
 
@@ -207,22 +222,31 @@ def preview(given: argparse.Namespace) -> None:
         show_task(prompts, given.task, data, given.template, given.n, lay_out)
 
 
-def print_diff(checkpoint: Path, folder: Path) -> None:
-    """Print what changed from a checkpoint's templates to those of a folder.
+def print_diff(old: Path, folder: Path) -> None:
+    """Print what changed from the templates of a checkpoint, or of a folder, to those of a folder.
 
     Raises:
         InputError: one of them holds no prompts, or has faults.
     """
-    if not (checkpoint / PROMPTS).is_dir():
+    is_checkpoint = (old / PROMPTS).is_dir()
+    if not is_checkpoint and not old.is_dir():
         raise InputError(
-            f"{checkpoint}: not a checkpoint of lcrec (no {PROMPTS}/ in it); name a folder that "
-            "lcrec.finetune wrote"
+            f"{old}: not a checkpoint of lcrec (no {PROMPTS}/ in it), nor a folder of templates; "
+            "name a folder that lcrec.finetune wrote, or one of templates"
         )
-    old = PromptSet.load(checkpoint / PROMPTS)
-    new = PromptSet.load(folder, base=SHIPPED_PROMPTS)
-    print(f"{checkpoint} -> {folder}: - is what the model was trained on, + what stands there now")
-    count = print_differences(old, new)
-    print(f"\n{count} differences" if count else "No difference: the templates are the same.")
+    # A checkpoint's own copy is complete.
+    source, base = (old / PROMPTS, None) if is_checkpoint else (old, SHIPPED_PROMPTS)
+    before = PromptSet.load(source, base)
+    after = PromptSet.load(folder, base=SHIPPED_PROMPTS)
+    meaning = "the model was trained on" if is_checkpoint else "stands in the first"
+    print(f"{old} -> {folder}: - is what {meaning}, + what stands there now")
+    count = print_differences(before, after)
+    if not count:
+        print("No difference: the templates are the same.")
+        return
+    print(f"\n{count} difference{'s' * (count > 1)}")
+    if is_checkpoint:
+        print(f"Next: python -m lcrec.prompts score --model {old} --data DIR --prompts {folder}")
 
 
 def check_folder(folder: Path) -> None:

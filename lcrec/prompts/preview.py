@@ -11,7 +11,7 @@ Compares two `PromptSet`s and reads nothing itself; writes to the screen only.
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import SequenceMatcher
 from itertools import groupby, islice
 from pathlib import Path
@@ -78,12 +78,23 @@ def show_task(
         fitting = [record for record in records if template.fits(record)]
         print(f"\n-- {template.id} (use: {template.use})")
         if not fitting:
-            needs = ", ".join(sorted(template.question_variables | template.answer_variables))
-            print(f"   never used here: no record has {needs}")
+            seen = {name for record in records for name, value in record.items() if value}
+            print(f"   {why_unused(template, seen)}")
             continue
         # A prime step shows many users instead of one user's growing history.
         sides = template.render(fitting[(number * 37 + 3) % len(fitting)])
         print((lay_out or lay_out_plainly)(*sides))
+
+
+def why_unused(template: Template, seen: Collection[str]) -> str:
+    """Return why a template fits no record.
+
+    Args:
+        seen: the variables that a record has something in.
+    """
+    lacking = ", ".join(sorted(template.needs.difference(seen)))
+    together = f"{', '.join(sorted(template.needs))} at once"
+    return f"never used here: no record has {lacking or together}"
 
 
 def lay_out_plainly(question: str, answer: str) -> str:

@@ -288,7 +288,7 @@ def save_template(folder: Path, name: str, template: Template, known: PromptSet)
         folder: made where it is missing.
         name: tells the file from others of the task.
         template: checked (`read_template`).
-        known: the templates that stand beside it in use.
+        known: other templates whose ids are taken, besides those of the folder.
 
     Returns:
         The file.
@@ -298,11 +298,12 @@ def save_template(folder: Path, name: str, template: Template, known: PromptSet)
     """
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"the name {name!r:.60} may hold letters, digits, '-' and '_' only")
-    if any(template.id == other.id for other in known.templates):
-        raise InputError(f"the id {template.id!r} is used already; give the template its own")
     path = folder / f"{template.task}.{name}.yaml"
     if path.exists():
         raise InputError(f"{path} is there already; choose another name")
+    beside, _ = read_prompts(folder if folder.is_dir() else SHIPPED_PROMPTS, SHIPPED_PROMPTS)
+    if any(template.id == other.id for other in (*known.templates, *beside.templates)):
+        raise InputError(f"the id {template.id!r} is used already; give the template its own")
     entry = {key: getattr(template, key) for key in ("id", "use", "question", "answer")}
     document = {"task": template.task, "templates": [entry]}
     text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=100)

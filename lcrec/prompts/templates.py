@@ -151,9 +151,14 @@ class Template:
         holes: Record = {name: f"{_HOLE}{name}{_HOLE}" for name in self.variables(side)}
         return self.render_side(side, holes).split(_HOLE) if self.passes_on(side) else None
 
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What a record must have, so that the template is used for it."""
+        return frozenset(self._needed(self.question_variables | self.answer_variables))
+
     def fits(self, record: Record) -> bool:
         """Tell whether the record has everything that question and answer use."""
-        return self.can_ask(record) and all(map(record.get, self._needed(self.answer_variables)))
+        return all(map(record.get, self.needs))
 
     def can_ask(self, record: Record) -> bool:
         """Tell whether the record, which may lack the answers, has all that the question uses."""

@@ -3,6 +3,8 @@
 Reads a tokenizer from a folder or the hub; writes to the screen only.
 """
 
+from itertools import takewhile
+
 import numpy as np
 
 from lcrec.core.console import printable, progress
@@ -10,9 +12,9 @@ from lcrec.core.errors import InputError
 from lcrec.core.pretrained import load_tokenizer
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer, vocabulary_ids
-from lcrec.prompts.preview import paint
+from lcrec.prompts.preview import paint, why_unused
 from lcrec.prompts.prompt_set import PromptSet
-from lcrec.prompts.tasks import TASKS, Record, TaskData
+from lcrec.prompts.tasks import TASKS, Task, TaskData
 from lcrec.prompts.templates import Template
 
 
@@ -68,52 +70,72 @@ def print_stats(
         count: how many records are counted per template, spread evenly over the data set; 0 for
             all of them.
     """
-    print("Tokens per sample: prompt with markup, answer and its end.\n")
-    titles = ("samples", "of", "minimum", "median", "95th", "maximum", f"over {max_length:,}")
+    print(
+        "Tokens per sample: prompt with markup, answer and its end. shared: what the customer's "
+        "sample\nbefore it begins with too, which training computes once.\n"
+    )
+    titles = ["samples", "of", "minimum", "median", "95th", "maximum"]
+    titles += [f"over {max_length:,}", "shared"]
     print(f"{'':<30}" + "".join(f"{title:>12}" for title in titles))
     for name, task in TASKS.items():
         templates = [template for template in prompts.templates if template.task == name]
         # Places, not records: these are made anew where they are counted, and not kept.
         fitting: dict[str, list[int]] = {template.id: [] for template in templates}
+        seen: set[str] = set()
         try:
             for place, record in enumerate(
                 progress(task.records(data), name, "records", leave=False)
             ):
+                seen.update(name for name, value in record.items() if value)
                 for template in templates:
                     if template.fits(record):
                         fitting[template.id].append(place)
         except InputError as error:
             print(f"{name}: left out, {error}")
             continue
-        rows = {}
+        rows = []
         for template in templates:
             places = fitting[template.id]
             if count and count < len(places):
                 places = [places[at] for at in np.linspace(0, len(places) - 1, count, dtype=int)]
-            records = [task.record(data, 0, place) for place in places]
-            rows[template.id] = _lengths(template, records, encoder), len(fitting[template.id])
-        whole = np.concatenate([lengths for lengths, _ in rows.values()]) if rows else np.array([])
-        print(_stats_line(name, whole, sum(number for _, number in rows.values()), max_length))
-        for template_id, (lengths, number) in rows.items():
-            print(_stats_line(f"  {template_id}", lengths, number, max_length))
+            rows.append(_count(template, task, data, places, encoder))
+        number = sum(map(len, fitting.values()))
+        whole = np.concatenate(rows, axis=1) if rows else np.zeros((2, 0))
+        print(_stats_line(name, whole, number, max_length, "no sample"))
+        for template, counts in zip(templates, rows, strict=True):
+            number, unused = len(fitting[template.id]), why_unused(template, seen)
+            print(_stats_line(f"  {template.id}", counts, number, max_length, unused))
 
 
-def _lengths(template: Template, records: list[Record], encoder: PromptEncoder) -> np.ndarray:
-    """Return the tokens of each sample, int64 [samples]."""
-    if not records:
-        return np.zeros(0, dtype=np.int64)
-    questions, answers = zip(*map(template.render, records), strict=True)
-    pairs = zip(encoder.prompt_ids(list(questions)), encoder.answer_ids(list(answers)), strict=True)
-    return np.array([len(prompt) + len(answer) for prompt, answer in pairs])
+def _count(
+    template: Template, task: Task, data: TaskData, places: list[int], encoder: PromptEncoder
+) -> np.ndarray:
+    """Return the tokens of each sample, and how many of them it shares, int64 [2, samples]."""
+    counts = np.zeros((2, len(places)), dtype=np.int64)
+    sides = [template.render(task.record(data, 0, place)) for place in places]
+    prompts = encoder.prompt_ids([question for question, _ in sides])
+    answers = encoder.answer_ids([answer for _, answer in sides])
+    counts[0] = [len(one) + len(other) for one, other in zip(prompts, answers, strict=True)]
+    sequences = None if task.sequences is None else task.sequences(data)
+    earlier = {
+        number: record
+        for number, place in enumerate(places)
+        if sequences is not None and place and sequences[place - 1] == sequences[place]
+        if template.can_ask(record := task.record(data, 0, place - 1))
+    }
+    asked = encoder.prompt_ids([template.ask(record) for record in earlier.values()])
+    for number, before in zip(earlier, asked, strict=True):
+        pairs = zip(before, prompts[number], strict=False)
+        counts[1, number] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return counts
 
 
-def _stats_line(name: str, lengths: np.ndarray, number: int, max_length: int) -> str:
+def _stats_line(name: str, counts: np.ndarray, number: int, max_length: int, unused: str) -> str:
+    lengths, shared = counts
     if not len(lengths):
-        return (
-            f"{name:<30}" + f"{0:>12}{number:>12}" + "   never used here: no record has all of it"
-        )
+        return f"{name:<30}{0:>12}{number:>12}   {unused}"
     # Lengths that occur, not values between two of them.
     middle, high = np.quantile(lengths, [0.5, 0.95], method="higher")
     values = (len(lengths), number, lengths.min(), middle, high, lengths.max())
-    over = (lengths > max_length).mean()
-    return f"{name:<30}" + "".join(f"{value:>12,}" for value in values) + f"{over:>12.1%}"
+    shares = f"{(lengths > max_length).mean():>12.1%}{shared.sum() / lengths.sum():>12.1%}"
+    return f"{name:<30}" + "".join(f"{value:>12,}" for value in values) + shares

@@ -520,6 +520,7 @@ def test_a_template_that_is_saved_adds_to_its_task(tmp_path, prompts):
         ("desk-1", mine, "is there already"),
         ("../desk", mine, "may hold letters"),
         ("desk-2", prompts.templates[0], "is used already"),
+        ("desk-2", mine, "is used already"),
     ):
         with pytest.raises(InputError, match=message):
             save_template(tmp_path / "own", name, template, prompts)

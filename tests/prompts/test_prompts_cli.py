@@ -64,7 +64,7 @@ def test_show_on_a_data_folder(tmp_path, capsys):
     assert shown.count("-- title-short") == 2
     assert "\n > < a_0>\n" in shown
     main(["show", "index2item", *data, "--template", "text-short"])
-    assert "never used here: no record has description, item" in capsys.readouterr().out
+    assert "never used here: no record has description\n" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"python -m lcrec\.intents"):
         main(["show", "itemsearch", *data])
 
@@ -87,7 +87,20 @@ def test_diff_against_a_checkpoint(tmp_path, capsys, prompts):
     assert "\nseqrec\n  + short-row: added" in shown
     assert "  - next-short: removed\n" in shown
     assert "system\n  reworded:" in shown
-    assert shown.rstrip().endswith("differences")
+    assert shown.endswith(
+        f" differences\nNext: python -m lcrec.prompts score --model {tmp_path}/model --data DIR "
+        "--prompts prompts/short\n"
+    )
+
+
+def test_diff_of_two_folders(tmp_path, capsys):
+    (tmp_path / "system.yaml").write_text("system: Be brief.\n")
+    main(["diff", "prompts/short", "--prompts", str(tmp_path)])
+    assert "\nseqrec\n  + next-short: added" in capsys.readouterr().out
+    main(["diff", "--prompts", str(tmp_path)])  # from the shipped ones
+    shown = capsys.readouterr().out
+    assert "\nsystem\n  reworded:\n" in shown
+    assert shown.endswith("\n1 difference\n")
 
 
 GERMAN = """task: seqrec
@@ -148,7 +161,9 @@ def test_a_folder_in_another_language_just_works(
         (["show", "seqrec", "--index", "x"], "--index x needs the --data DIR"),
         (["show", "seqrec", "--data", "nowhere"], "--data nowhere: no such folder"),
         (["check", "--prompts", "nowhere"], "--prompts nowhere: no such folder"),
-        (["check", "seqrec"], "unrecognized arguments: seqrec"),
+        (["check", "seqrec"], "unrecognized arguments: seqrec (all arguments: lcrec prompts check"),
+        (["check", "prompts/short"], "prompts/short; a folder is named with --prompts (all"),
+        (["diff", "lcrec/core"], "core: holds no prompts; expected files such as seqrec.yaml"),
         (["chek"], "invalid choice: 'chek'"),
         (["diff", "nowhere"], "nowhere: not a checkpoint of lcrec (no prompts/ in it)"),
         (["stats"], "the following arguments are required: --tokenizer"),

@@ -68,12 +68,15 @@ def test_a_sample_is_laid_out_as_it_is_trained(encoder, monkeypatch):
 
 def test_tokens_are_counted_of_all_or_of_an_even_sample(encoder, capsys):
     print_stats(PROMPTS, DATA, encoder, max_length=8, count=0)
-    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[3:]}
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[4:]}
+    # Each row shares the one before it, 3 and 5 tokens of the 24.
     # [X], a history of 1, 2, 3 items of 2 tokens, an answer of 2 and its end: 6, 8 and 10.
-    assert lines["row"] == ["3", "3", "6", "8", "10", "10", "33.3%"]
-    assert lines["last"] == ["3", "3", "6", "6", "6", "6", "0.0%"]
-    assert lines["seqrec"] == ["6", "6", "6", "6", "10", "10", "16.7%"]
-    assert lines["no-text"][:4] == ["0", "0", "never", "used"]
+    assert lines["row"] == ["3", "3", "6", "8", "10", "10", "33.3%", "33.3%"]
+    # Its prompts share [X], and two of them <a_0>: 3 tokens of 18.
+    assert lines["last"] == ["3", "3", "6", "6", "6", "6", "0.0%", "16.7%"]
+    assert lines["seqrec"] == ["6", "6", "6", "6", "10", "10", "16.7%", "26.2%"]
+    reason = "never used here: no record has description, target, title at once"
+    assert " ".join(lines["no-text"]) == f"0 0 {reason}"
     print_stats(PROMPTS, DATA, encoder, max_length=8, count=2)
     shown = capsys.readouterr().out
     assert re.search(r"row +2 +3 +6 +10 +10 +10 +50.0%", shown)
