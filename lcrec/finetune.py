@@ -247,7 +247,10 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     simple = {}
     if state.is_main_process:
         simple = rank_simply(inputs, rows.held_out)
-        print(f"To beat on {len(rows.held_out):,} held-out users: {describe_figures(simple)}")
+        figures = "; ".join(
+            f"{name} HR@10 {h:.4f}, NDCG@10 {n:.4f}" for name, (h, n) in simple.items()
+        )
+        print(f"To beat on {len(rows.held_out):,} held-out users: {figures}")
     trainable = count_trainable(trained.model)
     trainer = make_trainer(
         config,
@@ -304,11 +307,6 @@ def rank_simply(inputs: TrainingInputs, cases: EvalCases) -> Figures:
         figures = (metric(ranked, cases.targets, 10).mean() for metric in (hit_at_k, ndcg_at_k))
         found[name] = tuple(map(float, figures))  # type: ignore[assignment]
     return found
-
-
-def describe_figures(figures: Figures) -> str:
-    """Return the figures as words of one line."""
-    return "; ".join(f"{name} HR@10 {h:.4f}, NDCG@10 {n:.4f}" for name, (h, n) in figures.items())
 
 
 def describe_end(trainer: RecommenderTrainer, simple: Figures, rows: TrainingRows) -> str:

@@ -150,8 +150,7 @@ def nearest_neighbours(embeddings: np.ndarray, queries: np.ndarray, count: int) 
     scale = 1 / np.maximum(norms, 1e-12)
     found = np.empty((len(queries), count), dtype=np.int64)
     step = max(1, CELLS // len(embeddings))
-    bar = ProgressBar(len(queries), "neighbours", "items", delay=1, leave=False)
-    with bar:
+    with ProgressBar(len(queries), "neighbours", "items", delay=1, leave=False) as bar:
         for start in range(0, len(queries), step):
             part = queries[start : start + step]
             similarity = (embeddings[part] @ embeddings.T) * scale

@@ -97,7 +97,8 @@ def merge_and_compare(
     prompts = probe_prompts(live)
     before = logits_of(live.model, prompts)
     model = merge_checkpoint(folder, base)
-    distance, spread = logit_distance(before, logits_of(model, prompts))
+    distance = float((before - logits_of(model, prompts)).abs().max())
+    spread = float(before.std())
     if quantised:
         print(
             f"Its logits lie within {distance:.3g} of the live model's at a spread of "
@@ -149,15 +150,6 @@ def logits_of(model: PreTrainedModel | PeftModel, prompts: list[list[int]]) -> t
     with torch.no_grad():
         rows = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in prompts]
     return torch.cat([row[0].float().cpu() for row in rows])
-
-
-def logit_distance(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
-    """Return the largest difference of two models' logits, and the first one's spread.
-
-    Args:
-        one, other: [positions, vocabulary].
-    """
-    return float((one - other).abs().max()), float(one.std())
 
 
 def write_merged(
