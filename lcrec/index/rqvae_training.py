@@ -141,7 +141,7 @@ def train_rqvae(
     call = _call(settings, model, embeddings, collaborative)
     progress = load_state(resume_from, call, trained, optimizer) if resume_from else None
     if progress:
-        state.print(f"Going on after epoch {progress.epoch}, where {resume_from} stands.")
+        state.print(f"Going on after epoch {progress.epoch}, from {resume_from}.")
     elif state.is_main_process:  # the others receive its start below
         if resume_from and resume_from.exists():
             print(f"{resume_from} was left by another call: starting anew.")
