@@ -155,10 +155,11 @@ def check_settings(settings: TrainingSettings) -> None:
         )
     if settings.mode != "lora" and (settings.dora or settings.rslora):
         raise InputError(f"--dora and --rslora are forms of --mode lora, not of {settings.mode}")
-    if settings.rows_learning_rate is not None and settings.mode == "rows":
+    own_rate = settings.rows_learning_rate
+    if settings.mode == "rows" and own_rate not in (None, settings.learning_rate):
         raise InputError(
-            f"--rows-learning-rate {settings.rows_learning_rate}: nothing but these rows is "
-            "trained; give --learning-rate"
+            f"--rows-learning-rate {own_rate}: nothing but these rows is trained; give "
+            "--learning-rate the same"
         )
     # Which weights a process holds, and what it steps, is theirs to know.
     for launcher in ("FSDP", "DEEPSPEED"):

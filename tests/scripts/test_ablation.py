@@ -24,7 +24,7 @@ def words(shop, base, tmp_path_factory):
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         "mode: full\ntasks: [seqrec=24]\nepochs: 1\nmax_history: 4\nmax_text_words: 10\n"
-        "validation_users: 5\n"
+        "validation_users: 5\nrows_learning_rate: 3.0e-3\n"
     )
     flags = {"table": "pretrained", "data": shop, "embeddings": folder / "embeddings"}
     flags |= {"base": base, "recipe": recipe, "run": folder / "run", "seeds": 1}
