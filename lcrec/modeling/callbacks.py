@@ -41,6 +41,14 @@ class EarlyStopping(EarlyStoppingCallback):
         super().__init__(early_stopping_patience, early_stopping_threshold)
         self.least_loss = math.inf
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop at once where the run that is resumed had stopped."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
     def on_evaluate(  # type: ignore[override]  # its two bases disagree on `metrics`
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -174,9 +174,8 @@ class RecommenderTrainer(SFTTrainer):
         return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer forgets that a run had stopped when it resumes it from its last checkpoint.
-        control = self.state.stateful_callbacks["TrainerControl"]
-        if not control["args"]["should_training_stop"]:
+        # The Trainer would ask only after an update: a resumed run may have stopped before.
+        if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def training_step(

@@ -404,6 +404,13 @@ class StopBelowStart(TrainerCallback):
         if validations:
             self.on_evaluate(args, state, control, validations[-1])
 
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Neither validate nor keep the update that is made all the same of a run that ended."""
+        if self.reason is not None:
+            control.should_evaluate = control.should_save = False
+
     def on_evaluate(
         self,
         args: Any,
