@@ -336,8 +336,11 @@ IDS = st.text(
 )
 
 
+STEPS = st.integers(0, 10**7)  # too small to count from 1970
+
+
 @settings(max_examples=15, deadline=None)
-@given(ids=st.lists(st.tuples(IDS, IDS, st.integers(0, 2**53)), min_size=1, max_size=6))
+@given(ids=st.lists(st.tuples(IDS, IDS, STEPS), min_size=1, max_size=6))
 def test_whatever_is_written_comes_back(tmp_path_factory, ids):
     folder = tmp_path_factory.mktemp("any")
     log, items = folder / "log.jsonl", folder / "items.csv"
