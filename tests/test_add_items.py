@@ -149,7 +149,9 @@ def test_folders_that_are_not_overwritten(shop):
     assert sorted(path.name for path in shop.iterdir()) == ["data", "new.json"]
 
 
-def test_how_many_items_there_were(shop):
+@pytest.mark.parametrize("description", ["a chair", "a <b>chair</b>\n\n&amp; its cushion"])
+def test_how_many_items_there_were(shop, description):
+    write_json(shop / "new.json", NEW | {"3": {"description": description}})
     add(shop)
     items = load_items(shop / "grown")
     assert count_old_items(items, shop / "grown", shop / "new.json") == 2
