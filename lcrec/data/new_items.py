@@ -90,8 +90,8 @@ def count_old_items(items: Items, data: Path, add: Path) -> int:
     """
     new = [item_texts(entry, str(add)) for entry in read_new_items(add).values()]
     old = len(items) - len(new)
-    added = ((read_provenance(data) or {}).get("inputs") or {}).get("added", {})
-    is_told = added.get("sha256") == fingerprint(add)
+    inputs = (read_provenance(data) or {"inputs": {}})["inputs"]
+    is_told = inputs.get("added", {}).get("sha256") == fingerprint(add)
     if old < 1 or not (is_told or items.fields[old:] == new):
         raise InputError(
             f"--data {data}: its last items are not those of --add {add}; make the extended data "

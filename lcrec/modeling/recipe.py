@@ -159,7 +159,7 @@ def check_settings(settings: TrainingSettings) -> None:
     if settings.mode == "rows" and own_rate not in (None, settings.learning_rate):
         raise InputError(
             f"--rows-learning-rate {own_rate}: nothing but these rows is trained; give "
-            "--learning-rate the same"
+            "--learning-rate the same value"
         )
     # Which weights a process holds, and what it steps, is theirs to know.
     for launcher in ("FSDP", "DEEPSPEED"):
