@@ -102,8 +102,8 @@ def main(argv: list[str]) -> None:
     vectors = _encode(encoder_of(config.embeddings, config.encoder), cases.users, queries)
     chosen = settings_of(AlphaRecSettings, config)
     method: Any = make_method(chosen, config.seed, config.device)
-    seconds = fit_and_measure(method, inputs.training)["fit_seconds"]
     data = replace(inputs.training, exclude_history=config.exclude_history)
+    seconds = fit_and_measure(method, data)["fit_seconds"]
 
     def rows() -> Iterator[Prediction]:
         for alpha in config.alpha:

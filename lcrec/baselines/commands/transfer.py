@@ -86,15 +86,17 @@ def main(argv: list[str]) -> None:
         f"{len(cases):,} users.",
         flush=True,
     )
-    data = replace(target.training, exclude_history=config.exclude_history)
+    data, *trained = (
+        replace(found.training, exclude_history=config.exclude_history)
+        for found in (target, *sources)
+    )
     chosen = settings_of(AlphaRecSettings, config)
     method: Any = make_method(chosen, config.seed, config.device)
-    trained = [source.training for source in sources]
     method.require_one_width([*trained, data])
     started = time.perf_counter()
     method.fit_domains(trained)
     seconds = time.perf_counter() - started
-    method.transfer(target.training)
+    method.transfer(data)
     rows = cases.predictions(rank_cases(method, cases, data, top=config.top))
     with publish(config.output, COMMAND, ".jsonl", overwrite=config.overwrite) as file:
         write_predictions(file, progress(rows, "rank", "users", total=len(cases)))
