@@ -361,6 +361,14 @@ def test_the_best_weights_are_kept_and_training_stops(finetune, tmp_path, script
     assert not any(torch.equal(kept[name], seen[4][name]) for name in trained)
 
 
+def test_an_epoch_of_no_whole_number_of_updates_is_validated_once(
+    finetune, tmp_path, script_validation
+):
+    seen = script_validation([1, 1, 1, 1])
+    finetune(tmp_path / "model", "--epochs", 3, "--batch-size", 10)
+    assert len(seen) == 3
+
+
 def test_training_goes_on_while_the_loss_falls(finetune, tmp_path, script_validation, capsys):
     # Never lower than at the third: the sixth is the third in a row without any gain.
     seen = script_validation([2, 0, 0, 0, 0, 0, 0, 0, 0], [5, 4, 3, 3, 4, 3, 3, 3, 3])

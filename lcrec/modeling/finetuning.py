@@ -508,8 +508,8 @@ def make_trainer(
         capacity: tokens of a buffer, where samples are packed.
     """
     global_batch = settings.batch_size * settings.accumulate * processes
-    steps_per_epoch = max(1, rows.per_epoch // global_batch)
-    validate_steps = max(1, round(settings.validate_every * steps_per_epoch))
+    # Rounded up: rounded down, the last epoch is validated once before its end and once at it.
+    validate_steps = math.ceil(settings.validate_every * rows.per_epoch / global_batch)
     if torch.cuda.is_available() and _pays_to_compile(settings, trained, rows, global_batch):
         compile_layers(trained.model)
     prepare_optimizer = None
