@@ -293,11 +293,6 @@ def prepare(
     job = RankingJob(cases.users, requests, templates, config.ensemble)
     if empty := job.users_without_items(num_items):
         who = f"user {empty[0]!r}" + (f" and {len(empty) - 1:,} more" if empty[1:] else "")
-        if not config.all_users:
-            raise InputError(
-                f"{who}: nothing is left to recommend; leave the user out, or give no "
-                "--exclude-history"
-            )
         state.print(f"{printable(who)}: nothing is left to recommend, so the ranking is empty")
     recommender = load_recommender(config, parts, counted, state)
     state.print(

@@ -53,7 +53,7 @@ def load_allowed(
 
     Raises:
         InputError: a file is missing or holds something else than item ids that are known (or, by
-            `unknown`, ignored), the filters cannot be used, or fewer than `k` items are left.
+            `unknown`, ignored), the filters cannot be used, or no item is left.
     """
     if allow is None and deny is None and filters is None:
         return None
@@ -67,12 +67,13 @@ def load_allowed(
         passing = np.zeros(num_items, dtype=bool)
         passing[_filtered(filters, items)] = True
         may &= passing
-    left = int(may.sum())
-    if left < k:
-        raise InputError(
-            f"--k {k}: --allow, --deny and --filters leave only {left} of {num_items} items"
-        )
-    return np.flatnonzero(may)
+    left = np.flatnonzero(may)
+    told = f"--allow, --deny and --filters leave {len(left)} of {num_items} items"
+    if not len(left):
+        raise InputError(f"{told}, so there is nothing to recommend")
+    if len(left) < k:
+        print(f"{told}, fewer than --k {k}")
+    return left
 
 
 def _filtered(filters: str, items: Items) -> np.ndarray:
@@ -263,6 +264,6 @@ def show_ranking(
         mark = "  <- taken" if item == target else ""
         print(f"  {place:>3} {name(item):>7}{score}  {title(item)}{mark}")
     if not len(ranked):
-        print("      nothing: no beam ended in an item")
+        print("      nothing: every item is ruled out, or no beam ended in one (--constraint)")
     if target is not None and target not in ranked:
         print(f"  taken: {name(target):>4}  {title(target)}")

@@ -210,8 +210,7 @@ class Recommender:
             allow: per request the only items it may get (a category, what is in stock), or None.
                 Pass the same object to requests that share a list.
             deny: per request items it must not get, or None.
-            exclude_history: never return an item of the history, all of it counts; a list may then
-                be shorter than k.
+            exclude_history: never return an item of the history, all of it counts.
             template: a `seqrec` template; by default the first that serves evaluation.
             num_beams: beams to search with, at least k; default `max(k, 20)`, at most all items.
             reserve_new: how many places, the last, go to items that an `index` added, at least.
@@ -219,12 +218,12 @@ class Recommender:
                 raw ids that the checkpoint carries; the ranking then has `raw_ids` too.
 
         Returns:
-            the items and their scores, [requests, largest k] (`Ranking`).
+            the items and their scores, [requests, largest k] (`Ranking`); fewer than k where
+            allow, deny and exclude_history leave fewer.
 
         Raises:
-            InputError: an empty history, an unknown item, more items wanted than there are or than
-                allow and deny leave, a template of another task, or a prompt longer than the
-                model's context.
+            InputError: an empty history, an unknown item, more items wanted than there are, a
+                template of another task, or a prompt longer than the model's context.
         """
         shared = {"exclude_history": exclude_history, "template": template, "num_beams": num_beams}
         shared["reserve_new"] = reserve_new
@@ -422,18 +421,10 @@ class Recommender:
         """Return which items each request may get, None if all of them may get everything.
 
         Raises:
-            InputError: more items wanted than a request's allow and deny lists leave, or one of
-                them holds something else than items.
+            InputError: an allow or deny list holds something else than items.
         """
         allow, deny = [own.allow for own in requests], [own.deny for own in requests]
         leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)
-        if leaf_filter is not None:
-            for row, left in enumerate(leaf_filter.totals().tolist()):
-                if left < requests[row].k:
-                    raise InputError(
-                        f"request {row}: {requests[row].k} items wanted, but its allow and deny "
-                        f"lists leave {left} of the {len(self.index)}"
-                    )
         if any(own.exclude_history or len(own.exclude) for own in requests):
             deny = [own.ruled_out() for own in requests]
             leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)

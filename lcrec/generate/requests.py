@@ -33,13 +33,13 @@ class RankingRequest:
         history: what the customer has, oldest first; may be empty where there is a query.
         query: what they look for, in words; None to rank what comes after the history.
         preference: what they like, in words, for templates that say it; only beside a query.
-        k: how many items to rank.
+        k: how many items to rank; fewer where the lists below leave fewer.
         num_beams: beams to search with; None for the recommender's own choice.
         allow: the only items they may get; None for all of them. Requests that share a list
             should share the object: it is then stored once.
         deny: items that they must not get.
-        exclude_history: rank no item of the history; there may then be fewer than k.
-        exclude: other items to rank none of; there may then be fewer than k.
+        exclude_history: rank no item of the history.
+        exclude: other items to rank none of.
         counted: what a fusion counted of this customer's own, which its weights of each user's own
             leave out; empty for somebody who was not counted.
         reserve_new: places for items that the model was not trained on, the last of the k: a model

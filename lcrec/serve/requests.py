@@ -149,7 +149,8 @@ class RankingAnswer(BaseModel):
     """Items, best first and distinct."""
 
     items: list[RankedItem] = Field(
-        description="k of them; fewer only where exclude_history leaves fewer"
+        description="k of them, or as many as allow, deny, filters and exclude_history leave; "
+        "perhaps none"
     )
     ignored: dict[str, list[int | str]] = Field(
         description="what the service does not know and left out, by the field it stood in",
@@ -283,26 +284,17 @@ class RequestHandler:
             raise _fault("k", f"{body.k} items wanted; the most here is {limits.max_k} (--max-k)")
         allow = self._allowed(body, ignored)
         deny = np.unique(self._ids("deny", body.deny, body, ignored))
-        if allow is None:
-            left = self.num_items - len(deny)
-        else:
-            left = len(allow) - int(np.isin(deny, allow).sum())
-        if left < body.k:
-            raise _fault(
-                "k",
-                f"{body.k} items wanted, but allow, deny and filters leave {left} of the "
-                f"{self.num_items} in the catalogue",
-            )
+        k = min(body.k, self.num_items)
         is_search = isinstance(body, SearchRequest)
         request = RankingRequest(
             history,
             body.query if isinstance(body, SearchRequest) else None,
-            k=body.k,
+            k=k,
             allow=allow,
             deny=deny,
             exclude_history=body.exclude_history,
             counted=history if body.user is not None else (),
-            reserve_new=self._places(body),
+            reserve_new=self._places(body, k),
             template=self._template(body.template, "itemsearch" if is_search else "seqrec"),
         )
         if request.query is not None and len(request.query) > limits.max_query:
@@ -448,14 +440,14 @@ class RequestHandler:
             raise _fault(pointer, str(error)) from None
         return chosen if allow is None else np.intersect1d(allow, chosen, assume_unique=True)
 
-    def _places(self, body: Body) -> int:
-        """Return how many places are reserved for new items."""
+    def _places(self, body: Body, k: int) -> int:
+        """Return how many of k places are reserved for new items."""
         if body.reserve_new is not None and body.reserve_new > body.k:
             raise _fault("reserve_new", f"{body.reserve_new} of {body.k} places; reserve fewer")
         if not len(self.recommender.new_items):
             return 0
         wanted = self.reserve_new if body.reserve_new is None else body.reserve_new
-        return min(wanted, body.k)
+        return min(wanted, k)
 
     def _template(self, wanted: str | None, task: str) -> Template | None:
         """Return the template that a body names, if it names one."""

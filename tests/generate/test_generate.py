@@ -354,6 +354,9 @@ def test_a_user_with_everything_gets_an_empty_ranking(run, shop, tmp_path, capsy
     ann, bob = all_lists(tmp_path / "lists")
     assert ann["ranked"] == ann["scores"] == []
     assert len(bob["ranked"]) == 20
+    data = with_sequences(shop, tmp_path / "split", {"ann": [*range(ITEMS), 0], "bob": [3, 4, 5]})
+    run("--output", tmp_path / "p.jsonl", "--exclude-history", data=data)
+    assert [len(line["ranked"]) for line in lines(tmp_path / "p.jsonl")] == [0, 20]
 
 
 def test_parquet_holds_the_same(run, everyone, tmp_path):
@@ -567,8 +570,10 @@ def test_one_request_with_lists(run, tmp_path, capsys):
     (tmp_path / "stock.txt").write_text("3\n5\n40\n")
     run("--history", 12, 7, "--k", 3, "--allow", tmp_path / "stock.txt")
     assert sorted(ranked_on_screen(capsys.readouterr().out)) == [3, 5, 40]
-    with pytest.raises(InputError, match=r"--k 4: .* --filters leave only 3 of 48"):
-        run("--history", 12, 7, "--k", 4, "--allow", tmp_path / "stock.txt")
+    run("--history", 12, 5, "--k", 4, "--allow", tmp_path / "stock.txt", "--exclude-history")
+    out = capsys.readouterr().out
+    assert "--allow, --deny and --filters leave 3 of 48 items, fewer than --k 4\n" in out
+    assert sorted(ranked_on_screen(out)) == [3, 40]
 
 
 @pytest.mark.parametrize("flag", ["--allow", "--deny"])
@@ -716,14 +721,10 @@ def test_data_of_another_catalogue(run, shop, tmp_path):
 
 
 @pytest.mark.usefixtures("unloaded")
-def test_users_with_too_few_items_or_with_everything(run, shop, tmp_path):
+def test_users_with_too_few_items(run, shop, tmp_path):
     data = with_sequences(shop, tmp_path / "data", {"ann": [0, 1, 2], "bob": [3, 4]})
     with pytest.raises(InputError, match="--user bob: the split holds nothing of theirs"):
         run("--user", "bob", "--split", "test", data=data)
-    data = with_sequences(shop, tmp_path / "all", {"ann": [*range(ITEMS), 0]})
-    with pytest.raises(InputError, match="user 'ann': nothing is left to recommend"):
-        run("--output", tmp_path / "p.jsonl", "--exclude-history", data=data)
-    assert not (tmp_path / "p.jsonl").exists()
     (tmp_path / "c.yaml").write_text("history: []\n")
     with pytest.raises(InputError, match="--history: the list is empty"):
         run("--config", tmp_path / "c.yaml")
