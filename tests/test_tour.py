@@ -32,7 +32,7 @@ def test_the_tour_keeps_what_its_twelve_steps_print_and_draw():
 
 
 @pytest.mark.slow
-def test_the_tour_runs_and_the_model_beats_popularity():
+def test_the_tour_runs_and_the_model_beats_counting():
     client = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel (extra dev)")
     pytest.importorskip("ipykernel", reason="needs ipykernel (extra dev)")
     notebook = nbformat.read(TOUR, as_version=4)
@@ -43,4 +43,4 @@ def test_the_tour_runs_and_the_model_beats_popularity():
     print(f"{time.monotonic() - started:.0f} s")
     said = "".join(output.get("text", "") for output in steps(notebook)[-1].outputs)
     shares = dict(re.findall(r"'([\w-]+)': ([\d.]+)", said))
-    assert float(shares["LC-Rec"]) > float(shares["popularity"])
+    assert float(shares["LC-Rec"]) > float(shares["cooccurrence"])
