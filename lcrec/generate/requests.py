@@ -42,6 +42,8 @@ class RankingRequest:
         exclude: other items to rank none of.
         counted: what a fusion counted of this customer's own, which its weights of each user's own
             leave out; empty for somebody who was not counted.
+        train_sequence: in training, the customer's own, whose pairs are not among the neighbours
+            that a prompt shows: they would give the answer away.
         reserve_new: places for items that the model was not trained on, the last of the k: a model
             hardly ever ranks them among all others by itself.
         template: a template of `itemsearch` where there is a query, else of `seqrec`; None for the
@@ -61,6 +63,7 @@ class RankingRequest:
     exclude_history: bool = False
     exclude: ItemIds = ()
     counted: ItemIds = ()
+    train_sequence: np.ndarray | None = None
     reserve_new: int = 0
     template: Template | None = None
 
@@ -169,7 +172,8 @@ class RequestEncoder:
     def record(self, request: RankingRequest) -> Record:
         """Return what a prompt may say of a request."""
         if request.query is None:
-            return sequence_record(self.index, request.history, self.max_history, self.nearby)
+            own = request.train_sequence
+            return sequence_record(self.index, request.history, self.max_history, self.nearby, own)
         return search_record(
             self.index,
             request.history,

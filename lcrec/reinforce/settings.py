@@ -148,13 +148,14 @@ class Cases:
 
     Attributes:
         items: all users' training items, one user behind the other, int32 [items].
-        starts, places: for each case where its history begins and where its target is, int64
-            [cases]; the history is all between.
+        starts, places, ends: for each case where its user's items begin, where its target is, and
+            where they end, int64 [cases]; the history is all before the target.
     """
 
     items: np.ndarray
     starts: np.ndarray
     places: np.ndarray
+    ends: np.ndarray
 
     def __len__(self) -> int:
         return len(self.places)
@@ -163,17 +164,21 @@ class Cases:
     def of(cls, split: Split, *, exclude_history: bool) -> "Cases":
         """Return every training item that has a history; with `exclude_history` not in it."""
         items, offsets = split.train.items, split.train.offsets
-        starts = np.repeat(offsets[:-1], np.diff(offsets))
+        starts, ends = (np.repeat(own, np.diff(offsets)) for own in (offsets[:-1], offsets[1:]))
         places = np.flatnonzero(np.arange(len(items)) > starts)
         if exclude_history:  # of a user's orders of one item the first
             pairs = starts * (int(items.max(initial=0)) + 1) + items
             first = np.unique(pairs, return_index=True)[1]
             places = np.intersect1d(places, first, assume_unique=True)
-        return cls(items, starts[places], places)
+        return cls(items, starts[places], places, ends[places])
 
     def history(self, case: int) -> np.ndarray:
         """Return the items before a case's target, oldest first."""
         return self.items[self.starts[case] : self.places[case]]
+
+    def train_sequence(self, case: int) -> np.ndarray:
+        """Return all training items of a case's user, oldest first."""
+        return self.items[self.starts[case] : self.ends[case]]
 
     def longest_history(self) -> np.ndarray:
         """Return the longest history of all, whose prompt shows whether all fit."""

@@ -73,7 +73,10 @@ class CaseCollator:
             int64 [prompts].
         """
         numbers = [row["case"] for row in rows]
-        requests = [RankingRequest(self.cases.history(case)) for case in numbers]
+        requests = [
+            RankingRequest(self.cases.history(case), train_sequence=self.cases.train_sequence(case))
+            for case in numbers
+        ]
         input_ids, mask = self.recommender.request_encoder.pad(self.recommender.encode(requests))
         return {
             "input_ids": input_ids,

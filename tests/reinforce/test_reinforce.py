@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from launching import fsdp2_environment
 from safetensors.torch import load_file
 from trainings import Killed, assert_same_weights, kill_in_step, let_every_validation_win, weights
-from transformers import TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.config import parse_config
@@ -19,9 +20,13 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Interactions
 from lcrec.generate.recommender import Recommender
+from lcrec.generate.requests import RequestEncoder
 from lcrec.modeling.checkpoint import CheckpointFacts
+from lcrec.prompts.encoder import extend_tokenizer
+from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
+from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.reinforce.settings import Cases, ReinforceSettings, check_settings, load_inputs
-from lcrec.reinforce.trainer import ReinforceTrainer
+from lcrec.reinforce.trainer import CaseCollator, ReinforceTrainer
 from lcrec.reinforce.update import group_advantages
 
 
@@ -452,6 +457,34 @@ def test_cases(split):
     found = [(every.history(case).tolist(), every.target(case)) for case in range(len(every))]
     assert found[:2] == [([3], 5), ([3, 5], 3)]
     assert len(found) == 6
+    assert every.train_sequence(1).tolist() == [3, 5, 3, 7, 5, 7]
+    assert every.train_sequence(5).tolist() == [5, 3]
     new = Cases.of(split, exclude_history=True)
     found = [(new.history(case).tolist(), new.target(case)) for case in range(len(new))]
     assert found == [([3], 5), ([3, 5, 3], 7), ([5], 3)]
+
+
+def test_prompts_are_those_of_fine_tuning(base, index, shop_items, split):
+    """A user's own pairs are not among the neighbours shown: they would give the answer away."""
+    prompts = PromptSet.load(SHIPPED_PROMPTS / "retrieval", base=SHIPPED_PROMPTS)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    extend_tokenizer(tokenizer, index)
+    data = TaskData(shop_items, split.train, index, max_history=4, shows_neighbours=True)
+    encoder = RequestEncoder(
+        *(tokenizer, index, prompts),
+        max_history=4,
+        max_text_words=12,
+        context=None,
+        nearby=data.nearby,
+    )
+    recommender = SimpleNamespace(encode=encoder.encode_requests, request_encoder=encoder)
+    cases = Cases.of(split, exclude_history=False)
+    batch = CaseCollator(cases, recommender)([{"case": n, "row": n} for n in range(len(cases))])
+    template = prompts.evaluation_templates("seqrec")[0]
+    assert "neighbours" in template.question_variables
+    asked = [template.ask(record) for record in TASKS["seqrec"].records(data)]
+    found = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert found == encoder.prompt_encoder.prompt_ids(asked)
