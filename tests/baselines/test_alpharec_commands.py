@@ -13,6 +13,7 @@ from lcrec.baselines.runs import ranking
 from lcrec.core.artifacts import read_json, write_array, write_json, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, write_provenance
+from lcrec.index.item_index import ItemIndex
 from lcrec.intents import __main__ as intents
 from lcrec.rankings.predictions import read_predictions
 
@@ -237,6 +238,24 @@ def test_convergence(domains, tmp_path, capsys):
         (["--output", str(output), "--methods", "popularity"], "it has no epochs"),
         (["--output", str(output), "--methods", "mf", "mf"], "named twice"),
         (["--output", str(output), "--methods", "lightgnc"], "did you mean 'lightgcn'"),
+        (
+            ["--output", str(output), "--methods", "lightgcn", "sasrec", "--loss", "info_nce"],
+            "sasrec can be trained with ce, bce, bpr, sampled",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             main([*argv, *more])
+
+
+def test_convergence_of_phases_and_of_methods_with_an_index(domains, tmp_path):
+    data, vectors = domains
+    codes = np.stack(np.divmod(np.arange(20), 5), axis=1).astype(np.int32)
+    ItemIndex(codes, (4, 5)).save(tmp_path / "index")
+    output = tmp_path / "c.json"
+    inputs = ["--data", str(data["A"]), "--embeddings", str(vectors["A"])]
+    inputs += ["--index", str(tmp_path / "index"), "--output", str(output)]
+    main(["convergence", *inputs, "--methods", "collabcontext", "tiger", "--epochs", "2"])
+    found = json.loads(output.read_text())
+    assert found["collabcontext"]["epochs"] == 4
+    assert found["collabcontext"]["best_epoch"] > 2
+    assert found["tiger"]["epochs"] == 2

@@ -7,6 +7,7 @@ import pytest
 from planted import write_data
 
 from lcrec.baselines import __main__ as command
+from lcrec.baselines.base import METHODS
 from lcrec.baselines.commands import tune
 from lcrec.baselines.methods.closed_form import Cooccurrence, ItemKNN
 from lcrec.core.errors import InputError
@@ -143,3 +144,10 @@ def test_what_it_refuses(shop, tmp_path, monkeypatch, capsys):
     tune.main(["--help"])
     assert "itemknn" in capsys.readouterr().out
     assert Cooccurrence.Settings.grid == {}
+
+
+def test_what_the_settings_do_without_need_not_be_given(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS["tssr"], "grid", {"learning_rate": (1e-3,)})
+    words = ["--data", str(shop), "--output", str(tmp_path / "tuned"), "--id-only"]
+    command.main(["tune", "tssr", *words, "--dim", "8", "--epochs", "1"])
+    assert len(json.loads((tmp_path / "tuned" / "tune.json").read_text())["cells"]) == 1

@@ -1,12 +1,14 @@
 """Count the epochs that methods take to their best validation score.
 
-Reads a data folder, and embeddings for the methods that need them; writes a JSON file with, per
-method, the best epoch, the first within 1 % of the best validation NDCG@10, seconds per epoch and
-the score of every epoch. Every method is validated after each epoch and stopped by one patience.
-An epoch is as many draws of a purchase as there are purchases, for every method it is shown for.
+Reads a data folder, and embeddings or an index for the methods that need them; writes a JSON file
+with, per method, the best epoch, the first within 1 % of the best validation NDCG@10, seconds per
+epoch and the score of every epoch. Every method is validated after each epoch and stopped by one
+patience. An epoch of AlphaRec is as many draws of a purchase as there are purchases; of any other
+method it is a pass over its examples.
 """
 
 import dataclasses
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lcrec.baselines.base import Baseline, TrainingData, find_method, make_method
-from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, load_inputs
+from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, load_inputs
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
@@ -34,6 +36,7 @@ class ConvergenceConfig(Writes):
     data: Path = option("the data folder")
     output: Path = option("the file to write, *.json", writes=".json")
     embeddings: Path | None = option(EMBEDDINGS_HELP, None)
+    index: Path | None = option(INDEX_HELP, None)
     methods: list[str] = option("which to train", ["alpharec", "lightgcn"])
     loss: Literal["info_nce", "bpr"] | None = option(
         "train all of them with this one; none: each with its own", None
@@ -51,8 +54,9 @@ def main(argv: list[str]) -> None:
     if len(kinds) < len(config.methods):
         raise InputError(f"--methods {' '.join(config.methods)}: one is named twice")
     chosen = {name: _settings(name, kind, config) for name, kind in kinds.items()}
-    needs = frozenset[Any]().union(*(kind.needs for kind in kinds.values()))
-    inputs = load_inputs(config.data, config.embeddings, needs, " and ".join(kinds))
+    needs = {need for kind in kinds.values() for need in kind.needs}
+    asker = " and ".join(kinds)
+    inputs = load_inputs(config.data, config.embeddings, needs, asker, index=config.index)
     print(
         f"Training {', '.join(kinds)} on {inputs.name}, validating after every epoch, until "
         f"{config.patience} brought nothing better.",
@@ -103,4 +107,10 @@ def _settings(name: str, kind: type[MethodSettings], config: ConvergenceConfig) 
     known = {field.name for field in dataclasses.fields(kind)}
     if missing := wanted.keys() - known:
         raise InputError(f"--methods {name}: it has no {' and no '.join(sorted(missing))} to set")
+    losses = typing.get_args(typing.get_type_hints(kind).get("loss"))
+    if config.loss is not None and config.loss not in losses:
+        raise InputError(
+            f"--loss {config.loss}: {name} can be trained with {', '.join(losses)}; name one that "
+            "all of --methods have"
+        )
     return kind(**wanted)

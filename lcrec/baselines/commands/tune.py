@@ -81,9 +81,11 @@ def main(argv: list[str]) -> None:
     )
     combinations = itertools.product(*kind.grid.values())
     cells = [dict(zip(kind.grid, values, strict=True)) for values in combinations]
-    files = input_files(config.data, config.embeddings, kind.needs, config.index)
-    files |= settings_files(settings_of(kind, config, **cells[0]))
-    inputs = load_inputs(config.data, config.embeddings, kind.needs, name, index=config.index)
+    first = settings_of(kind, config, **cells[0])
+    needs = first.required_inputs
+    files = input_files(config.data, config.embeddings, needs, config.index)
+    files |= settings_files(first)
+    inputs = load_inputs(config.data, config.embeddings, needs, name, index=config.index)
     print(
         f"Tuning {name} on {inputs.name}: {len(cells)} cells ({_shown(kind.grid)}), judged on the "
         f"validation items of {len(inputs.split.valid):,} users.",

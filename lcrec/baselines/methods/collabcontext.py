@@ -18,7 +18,8 @@ configuration, the released code pairs every purchase with a random item and ali
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -117,13 +118,17 @@ class CollabContext(VectorBaseline):
         self._keep_cold(network, np.diff(bought.tocsc().indptr) == 0)
 
     @property
-    def training(self) -> dict[str, Any] | None:
-        """How far `fit` went, all phases together; the best epoch is that of the last."""
-        logs = [log.summary() for _, log in self.logs]
-        together = {name: sum(log[name] for log in logs) for name in ("epochs", "updates")}
-        done = sum(log["epochs"] for log in logs[:-1])
-        late = any(log["out_of_time"] for log in logs)
-        return {**together, "best_epoch": done + logs[-1]["best_epoch"], "out_of_time": late}
+    def log(self) -> TrainingLog:
+        """The phases' epochs, numbered on; the best one is that of the last phase."""
+        logs = [log for _, log in self.logs]
+        epochs = [epoch for log in logs for epoch in log.epochs]
+        return TrainingLog(
+            [replace(epoch, number=number) for number, epoch in enumerate(epochs, start=1)],
+            best_epoch=len(epochs) - len(logs[-1].epochs) + logs[-1].best_epoch,
+            best_score=logs[-1].best_score,
+            updates=sum(log.updates for log in logs),
+            out_of_time=any(log.out_of_time for log in logs),
+        )
 
     def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the dot products without the MLP, float32 [batch, num_items].
