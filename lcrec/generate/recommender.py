@@ -256,6 +256,8 @@ class Recommender:
             InputError: an empty query, a model that never learnt `itemsearch`, or as `recommend`.
         """
         require_task("itemsearch", self.tasks)
+        if isinstance(queries, str):
+            raise InputError(f"queries: expected a list of texts, found {queries!r:.60}")
         histories = [()] * len(queries) if histories is None else histories
         if len(histories) != len(queries):
             raise InputError(f"{len(histories)} histories for {len(queries)} queries")

@@ -50,7 +50,8 @@ class RankingRequest:
             recommender's own choice.
 
     Raises:
-        InputError: `k` is no number from 1 up, or `reserve_new` none from 0 to `k`.
+        InputError: `k` or `num_beams` is no number from 1 up, `reserve_new` none from 0 to `k`,
+            or `template` no template.
     """
 
     history: ItemIds = ()
@@ -68,12 +69,22 @@ class RankingRequest:
     template: Template | None = None
 
     def __post_init__(self) -> None:
-        is_count = isinstance(self.k, int | np.integer) and not isinstance(self.k, bool)
-        if not is_count or self.k < 1:
-            raise InputError(f"k: expected one number from 1 up, found {self.k!r:.60}")
-        if not 0 <= self.reserve_new <= self.k:
+        beams = 1 if self.num_beams is None else self.num_beams
+        counts = ("k", self.k, 1), ("num_beams", beams, 1), ("reserve_new", self.reserve_new, 0)
+        for name, count, least in counts:
+            is_count = isinstance(count, int | np.integer) and not isinstance(count, bool)
+            if not is_count or count < least:
+                raise InputError(
+                    f"{name}: expected one number from {least} up, found {count!r:.60}"
+                )
+        if self.reserve_new > self.k:
             raise InputError(
-                f"reserve_new: {self.reserve_new!r:.60} of {self.k} places; reserve 0 to {self.k}"
+                f"reserve_new: {self.reserve_new} of {self.k} places; reserve 0 to {self.k}"
+            )
+        if not isinstance(self.template, Template | None):
+            raise InputError(
+                f"template: expected a template, such as recommender.prompts.get(ID), found "
+                f"{self.template!r:.60}"
             )
 
     def ruled_out(self) -> np.ndarray:

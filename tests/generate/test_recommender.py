@@ -308,7 +308,11 @@ def test_lists_may_leave_fewer_than_k(recommender, monkeypatch, fused):
         ({"k": [1.5, 2]}, "k: expected one number"),
         ({"k": True}, "k: expected one number"),
         ({"k": "five"}, "k: expected one number"),
-        ({"num_beams": 0}, "0 beams cannot give 3 items"),
+        ({"num_beams": 0}, "num_beams: expected one number from 1 up, found 0"),
+        ({"num_beams": "3"}, "num_beams: expected one number from 1 up, found '3'"),
+        ({"num_beams": 2}, "2 beams cannot give 3 items"),
+        ({"reserve_new": "1"}, "reserve_new: expected one number from 0 up, found '1'"),
+        ({"template": "next-short"}, "template: expected a template, .* found 'next-short'"),
         ({"allow": [5, 6]}, "allow list of request 0: expected item ids, found 5"),
     ],
 )
@@ -326,6 +330,7 @@ def test_lists_that_cannot_be(recommender, arguments, message):
         (["a desk", 3], None, "query 1: expected text, found 3"),
         ([None], None, "query 0: expected text, found None"),
         (["a desk"], [[1], [2]], "2 histories for 1 queries"),
+        ("a desk", None, "queries: expected a list of texts, found 'a desk'"),
     ],
 )
 def test_queries_that_cannot_be(recommender, queries, histories, message):
