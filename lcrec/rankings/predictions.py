@@ -147,11 +147,8 @@ def read_predictions(path: Path) -> Predictions:
     for number, row in enumerate(rows, start=1):
         where = f"{path}, line {number}"
         _check_row(row, where)
-        key, target, template = (
-            (row["user"], row.get("case")),
-            row["target"],
-            row.get("template_id"),
-        )
+        key, template = (row["user"], row.get("case")), row.get("template_id")
+        target = _plain_target(row["target"])
         lines = seen.setdefault(template, {})
         if key in lines:
             raise InputError(

@@ -35,6 +35,11 @@ def refused(path, *parts):
         assert part in str(caught.value)
 
 
+def test_a_list_of_one_target_is_that_target(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", GOOD, {**GOOD, "target": [3], "template_id": "b"})
+    assert read_predictions(path).targets.tolist() == [3]
+
+
 def test_round_trip(tmp_path):
     path = tmp_path / "out" / "predictions.jsonl"
     scores = np.array([0.1, 0.1, -7.25], dtype=np.float32)
