@@ -33,6 +33,7 @@ from lcrec.evaluate.checkpoint import (
 )
 from lcrec.prompts.templates import Template
 from lcrec.rankings.metrics import measure_lists, summarise
+from lcrec.rankings.predictions import top_items
 
 if TYPE_CHECKING:
     from lcrec.generate.requests import RankingRequest
@@ -184,5 +185,5 @@ def rank_by_text(encode: Encoder, vectors: np.ndarray, queries: list[str], k: in
     items = np.empty((len(queries), k), dtype=np.int64)
     for start in progress(range(0, len(queries), BLOCK), RETRIEVAL, "batches"):
         found = unit_rows(encode(queries[start : start + BLOCK])) @ unit.T
-        items[start : start + BLOCK] = np.argsort(-found, axis=1, kind="stable")[:, :k]
+        items[start : start + BLOCK] = [ranked for ranked, _ in top_items(found, k)]
     return items

@@ -94,7 +94,7 @@ def score_model(
         print("The system message is not the one that the model was trained with.")
     chosen = print_scores(scores, baseline, seed, cases)
     flags = f"--templates {chosen.template.id}"
-    if own is not None and chosen is not baseline:
+    if own is not None and chosen in scores:
         flags = f"--prompts {own} {flags}"
     if index is not None:
         flags = f"--index {index} {flags}"

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
 from lcrec.core.errors import InputError
 from lcrec.data.splits import EvalCases
@@ -136,6 +137,16 @@ def test_edited_wording_is_scored_without_training(checkpoint, shop, tmp_path, c
     (tmp_path / "system.yaml").write_text('system: ""\n')
     main([*words, "--prompts", str(tmp_path)])
     assert "The system message is not the one that the model was trained" in capsys.readouterr().out
+
+
+def test_the_default_under_another_id_is_named_with_its_folder(checkpoint, shop, tmp_path, capsys):
+    default = PromptSet.load(checkpoint / "prompts").evaluation_templates("seqrec")[0]
+    alike = {"id": "kept", "question": default.question, "answer": default.answer}
+    content = {"task": "seqrec", "templates": [alike]}
+    (tmp_path / "seqrec.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    words = ["--model", str(checkpoint), "--data", str(shop), "--users", "9"]
+    main(["score", *words, "--prompts", str(tmp_path)])
+    assert f" --prompts {tmp_path} --templates " in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_other_data_is_refused(checkpoint, tmp_path):
