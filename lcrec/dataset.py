@@ -139,6 +139,8 @@ def main(argv: list[str]) -> None:
         def rows() -> Iterator[dict[str, Any]]:
             for epoch in range(config.epochs):
                 drawn = draw_rows(task_data, prompts, mixture, config.seed, epoch)
+                for line in () if epoch else drawn.unused:
+                    print(line)
                 label = f"epoch {epoch + 1} of {config.epochs}"
                 for row in progress(drawn, label, "rows"):
                     counts[epoch, row.task, row.template_id] += 1

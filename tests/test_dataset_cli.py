@@ -80,7 +80,9 @@ def test_every_task_with_text_by_default(tmp_path, flags, shop, capsys):
     assert set(read(tmp_path / "four").unique("task")) == {
         "seqrec", "item2index", "index2item", "fusionseqrec",
     }  # fmt: skip
-    assert "Writing 1 epoch(s) of seqrec, item2index" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert "Writing 1 epoch(s) of seqrec, item2index" in screen
+    assert "Template card-properties of item2index: never used here: no record has" in screen
     with pytest.raises(InputError, match=r"itemsearch needs .*python -m lcrec.intents"):
         main(flags(tmp_path / "none", "--data", bare, "--tasks", "itemsearch"))
     assert not (tmp_path / "none").exists()

@@ -369,6 +369,12 @@ def test_an_epoch_of_no_whole_number_of_updates_is_validated_once(
     assert len(seen) == 3
 
 
+def test_templates_that_no_record_fits_are_named_once(finetune, tmp_path, capsys):
+    finetune(tmp_path / "model", "--epochs", 1)
+    line = "Template card-properties of item2index: never used here: no record has properties\n"
+    assert capsys.readouterr().out.count(line) == 1
+
+
 def test_training_goes_on_while_the_loss_falls(finetune, tmp_path, script_validation, capsys):
     # Never lower than at the third: the sixth is the third in a row without any gain.
     seen = script_validation([2, 0, 0, 0, 0, 0, 0, 0, 0], [5, 4, 3, 3, 4, 3, 3, 3, 3])

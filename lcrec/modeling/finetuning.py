@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ class TrainingRows:
         held_out: the users that validation ranks the catalogue for.
         shared: share of the tokens that is left where samples share what they begin with; None
             where they do not.
+        unused: a line for each template that no record fits.
     """
 
     train: Dataset
@@ -113,6 +114,7 @@ class TrainingRows:
     valid: Dataset
     held_out: EvalCases
     shared: float | None = None
+    unused: Sequence[str] = ()
 
 
 def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingModel:
@@ -241,7 +243,8 @@ def draw_training_rows(
         grouped,
         context,
     )
-    return TrainingRows(train, len(epochs), len(epochs[0]), valid, held_out, shared)
+    per_epoch, unused = len(epochs[0]), epochs[0].unused
+    return TrainingRows(train, len(epochs), per_epoch, valid, held_out, shared, unused)
 
 
 def share_of_tokens(rows: Dataset, settings: TrainingSettings) -> float:
@@ -331,12 +334,15 @@ def describe_run(
                 f". A batch has {tokens:,.0f}, which leaves a card idle part of the time: "
                 f"--batch-size {fuller} would fill it (learn at another rate then)"
             )
-    return (
+    lines = [
         f"Training {count_trainable(trained.model):,} of {sum(p.numel() for p in parameters):,} "
         f"parameters on {len(rows.train):,} samples ({rows.per_epoch:,} per epoch, {global_batch} "
         f"per update, {row_lengths(rows.train).sum():,} tokens) in {processes} "
-        f"process(es)\n{how}"
-    )
+        f"process(es)",
+        how,
+        *rows.unused,
+    ]
+    return "\n".join(lines)
 
 
 def count_trainable(model: torch.nn.Module) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor
 from lcrec.core.errors import InputError
 from lcrec.prompts.encoder import PromptEncoder
 from lcrec.prompts.joining import Ragged, RowJoiner
+from lcrec.prompts.preview import why_unused
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.prompts.templates import Template
@@ -55,6 +56,7 @@ class DrawnRows:
         templates: all templates of the prompt set.
         chosen: each row's place in `templates`, int64 [rows].
         places: each row's place among the records of its template's task, int64 [rows].
+        unused: a line for each template that no record fits.
     """
 
     data: TaskData
@@ -62,6 +64,7 @@ class DrawnRows:
     templates: tuple[Template, ...]
     chosen: np.ndarray
     places: np.ndarray
+    unused: list[str]
 
     @property
     def tasks(self) -> set[str]:
@@ -95,14 +98,15 @@ def draw_rows(
     drawn = [
         _draw_task(data, prompts, name, amount, seed, epoch) for name, amount in mixture.items()
     ]
-    chosen, places = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    by_task, places_by_task, unused = zip(*drawn, strict=True)
+    chosen, places = np.concatenate(by_task), np.concatenate(places_by_task)
     rng = np.random.default_rng([seed, epoch])
     if data.alike:
         # Rows of a unit, of a user's sequence or a sample of its own, stay side by side.
         units = np.concatenate(
             [
                 np.stack([np.full(len(own), task), _units(data, name, own)])
-                for task, (name, (_, own)) in enumerate(zip(mixture, drawn, strict=True))
+                for task, (name, own) in enumerate(zip(mixture, places_by_task, strict=True))
             ],
             axis=1,
         )
@@ -110,7 +114,8 @@ def draw_rows(
         order = np.argsort(rng.permutation(unit.max(initial=-1) + 1)[unit], kind="stable")
     else:
         order = rng.permutation(len(chosen))
-    return DrawnRows(data, epoch, prompts.templates, chosen[order], places[order])
+    lines = list(itertools.chain.from_iterable(unused))
+    return DrawnRows(data, epoch, prompts.templates, chosen[order], places[order], lines)
 
 
 def require_samples(mixture: Iterable[str], drawn: Collection[str]) -> None:
@@ -129,16 +134,18 @@ def require_samples(mixture: Iterable[str], drawn: Collection[str]) -> None:
 
 def _draw_task(
     data: TaskData, prompts: PromptSet, name: str, amount: float, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `chosen` and `places` of one task, in the order of its records."""
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the `chosen` and `places` of one task, in the order of its records, and `unused`."""
     allowed = {template.id for template in prompts.for_task(name, "train")}
     numbers = [n for n, template in enumerate(prompts.templates) if template.id in allowed]
     # Which templates fit depends on which variables are known, and there are few such cases.
     fitting: dict[tuple[bool, ...], np.ndarray] = {}
+    seen: set[str] = set()
     places, options = [], []
     for place, record in enumerate(TASKS[name].records(data, epoch)):
         known = tuple(map(bool, record.values()))
         if known not in fitting:
+            seen.update(name for name, value in record.items() if value)
             fits = [number for number in numbers if prompts.templates[number].fits(record)]
             fitting[known] = np.asarray(fits, dtype=np.int64)
         if len(fitting[known]):
@@ -157,7 +164,13 @@ def _draw_task(
         options[sample][int(draw * len(options[sample]))]
         for sample, draw in zip(kept.tolist(), uniform.tolist(), strict=True)
     ]
-    return np.asarray(chosen, dtype=np.int64), np.asarray(places, dtype=np.int64)[kept]
+    used = {number for fits in fitting.values() for number in fits.tolist()}
+    unused = [
+        f"Template {template.id} of {name}: {why_unused(template, seen)}"
+        for number, template in enumerate(prompts.templates)
+        if number in numbers and number not in used
+    ]
+    return np.asarray(chosen, dtype=np.int64), np.asarray(places, dtype=np.int64)[kept], unused
 
 
 def _units(data: TaskData, name: str, places: np.ndarray) -> np.ndarray:

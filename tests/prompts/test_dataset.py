@@ -187,6 +187,24 @@ def test_wordings_are_drawn_that_may_and_can_be_said():
     assert {row.prompt for row in rows} == {"a?", "b?", "c?", "a: words?"}
 
 
+def test_templates_that_no_record_fits_are_named():
+    items = Items([{"title": "a"}, {"title": "b"}, {"description": "words"}, {}])
+    task = "item2index"
+    prompts = make_prompts(
+        wording("by-title", "{{ title }}?", task=task),
+        wording("by-price", "{{ properties }}?", task=task),
+        wording("by-both", "{{ title }}: {{ description }}?", task=task),
+        wording("held-out", "{{ title }} {{ properties }}?", task=task, use="eval"),
+        wording("next", "{{ history | join('') }}"),
+    )
+    mixture = {"seqrec": 1.0, "item2index": 1.0}
+    assert draw_rows(TaskData(items, TRAIN, INDEX), prompts, mixture, 0, 0).unused == [
+        "Template by-price of item2index: never used here: no record has properties",
+        "Template by-both of item2index: never used here: no record has description, target, "
+        "title at once",
+    ]
+
+
 def test_a_cap_counts_samples_that_can_be_said():
     """Of 40 items 4 have a title; a cap of 3 gives 3 samples, a half gives 2."""
     items = Items([{"title": "words"} if item % 10 == 0 else {"brand": "x"} for item in range(40)])
