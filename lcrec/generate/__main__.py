@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     from lcrec.generate.one_request import check_counts, load_allowed
 
     items = load_items(config.data)
-    if config.split is None and config.user is None:
+    if config.split is None and config.output is not None:
         config = replace(config, split="test")
     if config.k is None:
         config = replace(config, k=min(20, len(items)))
@@ -88,9 +88,9 @@ def main(argv: list[str]) -> None:
     allowed = load_allowed(
         config.allow, config.deny, config.filters, config.k, items, names.items, config.unknown
     )
-    split = None if config.all_users else load_split(config.data, interactions)
     hides = config.output is not None or (config.user is not None and config.split is not None)
-    counted = split.train if split is not None and hides else interactions
+    split = load_split(config.data, interactions) if hides and not config.all_users else None
+    counted = interactions if split is None else split.train
     cases = None if split is None else split.valid if config.split == "valid" else split.test
     whole = cases
     if cases is not None and config.since is not None:
@@ -105,7 +105,6 @@ def main(argv: list[str]) -> None:
     with processes(PATIENCE) as state:
         config = replace(config, precision=pick_precision(config.precision))
         if config.output is None:
-            assert cases is not None
             answer(config, items, interactions, names, cases, allowed, counted, state)
             return
         form, active = form_of(config), state.is_main_process
@@ -127,12 +126,12 @@ def answer(
     items: Items,
     interactions: Interactions,
     names: Names,
-    cases: EvalCases,
+    cases: EvalCases | None,
     allowed: np.ndarray | None,
     counted: Interactions,
     state: PartialState,
 ) -> None:
-    """Answer one request on the screen."""
+    """Answer one request on the screen; `cases` are hidden."""
     from lcrec.generate.one_request import answer_request, history_of, read_history
     from lcrec.generate.requests import require_task, require_words
 
@@ -140,8 +139,7 @@ def answer(
     if config.user is None:
         history = read_history(config.history or [], names.items, config.unknown)
     else:
-        hidden = None if config.split is None else cases
-        history = history_of(config.user, interactions, names, hidden)
+        history = history_of(config.user, interactions, names, cases)
         own = counted.sequence(names.users.numbers[config.user])
         if config.query is None and not history:
             raise InputError(

@@ -720,6 +720,14 @@ def test_data_of_another_catalogue(run, shop, tmp_path):
     assert not (tmp_path / "p.jsonl").exists()
 
 
+def test_one_request_needs_no_split(run, shop, tmp_path, capsys):
+    data = with_sequences(shop, tmp_path / "data", {"ann": [0, 1], "bob": [3, 4]})
+    run("--history", 3, 4, data=data)
+    asked = ranked_on_screen(capsys.readouterr().out)
+    run("--user", "bob", data=data)
+    assert ranked_on_screen(capsys.readouterr().out) == asked
+
+
 @pytest.mark.usefixtures("unloaded")
 def test_users_with_too_few_items(run, shop, tmp_path):
     data = with_sequences(shop, tmp_path / "data", {"ann": [0, 1, 2], "bob": [3, 4]})
