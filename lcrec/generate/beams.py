@@ -138,7 +138,7 @@ def beam_search(
     owners: tuple[Any, ...] = (model, trie)
     inputs: tuple[Tensor, ...] = (*start, lengths)
     if leaf_filter is not None:
-        key += (leaf_filter.allow is None, leaf_filter.deny is None)
+        key += (leaf_filter.allow is None, len(leaf_filter.deny))
         owners += (leaf_filter.leaf_start, leaf_filter.leaf_end)
         inputs += leaf_filter.tensors(pad=graphs.captures)
     with grouped_attention(model):

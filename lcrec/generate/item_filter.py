@@ -49,14 +49,14 @@ class LeafFilter:
         leaf_start, leaf_end: the trie's.
         allow: the allow lists; None where no request has one.
         has_allow: bool `[batch]`, which requests have one; to the others everything is allowed.
-        deny: what is taken from the allowed items; None where no request has any.
+        deny: what is taken from the allowed items, nothing of it twice.
     """
 
     leaf_start: Tensor
     leaf_end: Tensor
     allow: _Lists | None
     has_allow: Tensor
-    deny: _Lists | None
+    deny: tuple[_Lists, ...]
 
     @classmethod
     def build(
@@ -65,6 +65,7 @@ class LeafFilter:
         batch: int,
         allow: Sequence[ItemIds | None] | None = None,
         deny: Sequence[ItemIds | None] | None = None,
+        exclude: Sequence[ItemIds | None] | None = None,
     ) -> "LeafFilter | None":
         """Prepare the question "does an item allowed to this request lie below this node".
 
@@ -76,6 +77,7 @@ class LeafFilter:
             batch: how many requests there are.
             allow: per request the only items it may get, in any order; None for all of them.
             deny: per request items that it must not get, allowed or not; None for none.
+            exclude: likewise, for lists of each request's own beside a deny list that many share.
 
         Returns:
             The filter, or None if nothing is ruled out.
@@ -83,9 +85,10 @@ class LeafFilter:
         Raises:
             InputError: not one list per request, or an item that is not in the catalogue.
         """
-        allow = [None] * batch if allow is None else allow
-        deny = [None] * batch if deny is None else deny
-        for name, lists in (("allow", allow), ("deny", deny)):
+        allow, deny, exclude = (
+            [None] * batch if lists is None else lists for lists in (allow, deny, exclude)
+        )
+        for name, lists in (("allow", allow), ("deny", deny), ("exclude", exclude)):
             if len(lists) != batch:
                 raise InputError(f"{name}: has {len(lists)} lists for {batch} requests")
         stride = trie.num_items + 1
@@ -93,26 +96,21 @@ class LeafFilter:
 
         allow_numbers = _number([None if ids is None else (id(ids),) for ids in allow])
         allow_keys = _keys("allow", allow, allow_numbers, leaf_of_item)
-        # What is denied is counted only where it is allowed; so a list shared by requests with
-        # different allow lists is a list for each of them.
-        numbers = _number(
-            [
-                None if ids is None else (id(ids), number)
-                for ids, number in zip(deny, allow_numbers.tolist(), strict=True)
-            ]
-        )
-        deny_keys = _keys("deny", deny, numbers, leaf_of_item)
-        allow_of_list = np.full(numbers.max(initial=0) + 2, -1)  # the last takes what number -1 has
-        allow_of_list[numbers] = allow_numbers
-        allow_of_key = allow_of_list[deny_keys // stride]
-        wanted = allow_of_key * stride + deny_keys % stride
-        place = np.searchsorted(allow_keys, wanted).clip(max=max(len(allow_keys) - 1, 0))
-        is_allowed = allow_of_key < 0
-        if len(allow_keys):
-            is_allowed |= allow_keys[place] == wanted
-        deny_keys = deny_keys[is_allowed]
+        ruled_out: list[tuple[np.ndarray, np.ndarray]] = []
+        for name, lists in (("deny", deny), ("exclude", exclude)):
+            # What is ruled out counts only where it is allowed, and once; so a list shared by
+            # requests that differ in the lists before it is a list for each of them.
+            before = [allow_numbers, *(numbers for numbers, _ in ruled_out)]
+            rows = zip(lists, *(numbers.tolist() for numbers in before), strict=True)
+            numbers = _number([None if ids is None else (id(ids), *rest) for ids, *rest in rows])
+            keys = _keys(name, lists, numbers, leaf_of_item)
+            has_allow_list, counts = _find(keys, numbers, allow_keys, allow_numbers, stride)
+            counts |= ~has_allow_list
+            for other_numbers, other_keys in ruled_out:
+                counts &= ~_find(keys, numbers, other_keys, other_numbers, stride)[1]
+            ruled_out.append((numbers, keys[counts]))
 
-        if not (allow_numbers >= 0).any() and not len(deny_keys):
+        if not (allow_numbers >= 0).any() and not any(len(keys) for _, keys in ruled_out):
             return None
         device = trie.device
         has_allow = torch.from_numpy(allow_numbers >= 0).to(device)
@@ -127,18 +125,21 @@ class LeafFilter:
             trie.leaf_end,
             pack(allow_keys, allow_numbers) if has_allow.any() else None,
             has_allow,
-            pack(deny_keys, numbers) if len(deny_keys) else None,
+            tuple(pack(keys, numbers) for numbers, keys in ruled_out if len(keys)),
         )
 
     def rows(self, rows: slice | np.ndarray) -> "LeafFilter":
         """Return the filter of some of the requests."""
         chosen = rows if isinstance(rows, slice) else torch.from_numpy(rows)
 
-        def pick(lists: _Lists | None) -> _Lists | None:
-            return lists and replace(lists, first=lists.first[chosen])
+        def pick(lists: _Lists) -> _Lists:
+            return replace(lists, first=lists.first[chosen])
 
         return replace(
-            self, allow=pick(self.allow), has_allow=self.has_allow[chosen], deny=pick(self.deny)
+            self,
+            allow=self.allow and pick(self.allow),
+            has_allow=self.has_allow[chosen],
+            deny=tuple(map(pick, self.deny)),
         )
 
     def tensors(self, *, pad: bool) -> tuple[Tensor, ...]:
@@ -149,7 +150,7 @@ class LeafFilter:
                 that sizes are few.
         """
         found = [self.has_allow]
-        for lists in (self.allow, self.deny):
+        for lists in (self.allow, *self.deny):
             if lists is not None:
                 size = len(lists.keys)
                 beyond = (1 << (size - 1).bit_length()) - size if pad and size else 0
@@ -163,7 +164,7 @@ class LeafFilter:
         pairs = iter(zip(rest[::2], rest[1::2], strict=True))
         allow = self.allow and _Lists(*next(pairs))
         return replace(
-            self, has_allow=has_allow, allow=allow, deny=self.deny and _Lists(*next(pairs))
+            self, has_allow=has_allow, allow=allow, deny=tuple(_Lists(*pair) for pair in pairs)
         )
 
     def count(self, nodes: Tensor) -> Tensor:
@@ -172,8 +173,8 @@ class LeafFilter:
         left = end - start
         if self.allow is not None:
             left = torch.where(self.has_allow[:, None], self.allow.count(start, end), left)
-        if self.deny is not None:
-            left = left - self.deny.count(start, end)
+        for lists in self.deny:
+            left = left - lists.count(start, end)
         return left
 
     def reachable(self, nodes: Tensor) -> Tensor:
@@ -217,3 +218,23 @@ def _keys(
         parts.append(number * (num_items + 1) + leaf_of_item[ids])
     keys = np.sort(np.concatenate(parts))  # 60 times as fast as np.unique where keys are many
     return keys[np.diff(keys, prepend=-1) > 0]
+
+
+def _find(
+    keys: np.ndarray,
+    numbers: np.ndarray,
+    other_keys: np.ndarray,
+    other_numbers: np.ndarray,
+    stride: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Look the entries of numbered lists up in other lists that the same requests have.
+
+    Returns:
+        per key whether its requests have another list, and whether that holds the entry, bool.
+    """
+    other_of_list = np.full(numbers.max(initial=0) + 2, -1)  # the last takes what number -1 has
+    other_of_list[numbers] = other_numbers
+    other = other_of_list[keys // stride]
+    wanted = other * stride + keys % stride
+    place = np.searchsorted(other_keys, wanted)
+    return other >= 0, np.append(other_keys, _BEYOND)[place] == wanted

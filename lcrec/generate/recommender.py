@@ -425,12 +425,13 @@ class Recommender:
         Raises:
             InputError: an allow or deny list holds something else than items.
         """
-        allow, deny = [own.allow for own in requests], [own.deny for own in requests]
-        leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)
-        if any(own.exclude_history or len(own.exclude) for own in requests):
-            deny = [own.ruled_out() for own in requests]
-            leaf_filter = LeafFilter.build(self.trie, len(requests), allow, deny)
-        return leaf_filter
+        return LeafFilter.build(
+            self.trie,
+            len(requests),
+            [own.allow for own in requests],
+            [own.deny for own in requests],
+            [own.masked() for own in requests],
+        )
 
     def rank(
         self,

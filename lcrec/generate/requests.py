@@ -87,9 +87,16 @@ class RankingRequest:
                 f"{self.template!r:.60}"
             )
 
+    def masked(self) -> np.ndarray | None:
+        """Return what of the history and `exclude` is not ranked, int64; None for nothing."""
+        if not self.exclude_history and not len(self.exclude):
+            return None
+        history = self.history if self.exclude_history else ()
+        return np.concatenate([np.asarray(own, np.int64) for own in (history, self.exclude)])
+
     def ruled_out(self) -> np.ndarray:
         """Return all items to rank none of, int64, some of them perhaps twice."""
-        lists = (self.deny, self.history if self.exclude_history else (), self.exclude)
+        lists = (self.deny, self.masked())
         return np.concatenate([np.asarray(() if own is None else own, np.int64) for own in lists])
 
 

@@ -157,6 +157,11 @@ def test_requests_of_one_batch_have_their_own_lists():
     )
     assert len(leaf_filter.allow.keys) == 3
     assert leaf_filter.totals().tolist() == [2, 2, 2, 3] * 25
+    leaf_filter = LeafFilter.build(
+        ItemTrie.build(TOY), 100, deny=[stock] * 100, exclude=[[row % 4] for row in range(100)]
+    )
+    assert [len(lists.keys) for lists in leaf_filter.deny] == [3, 25]
+    assert leaf_filter.totals().tolist() == [1, 1, 1, 0] * 25
 
 
 @given(st.data())
@@ -166,13 +171,16 @@ def test_a_node_is_reachable_if_an_allowed_item_lies_below(data):
     trie, n, batch = ItemTrie.build(rows), len(rows), 3
     ids = st.none() | st.lists(st.integers(0, n - 1), max_size=5)
     lists = st.none() | st.lists(ids, min_size=batch, max_size=batch)
-    allow, deny = data.draw(lists), data.draw(lists)
+    allow, deny, exclude = data.draw(lists), data.draw(lists), data.draw(lists)
+    shared = data.draw(ids)
+    if data.draw(st.booleans()):
+        deny = [shared, None, shared]
     may = []
     for row in range(batch):
         allowed = set(range(n)) if allow is None or allow[row] is None else set(allow[row])
-        may.append(allowed - set((deny and deny[row]) or ()))
+        may.append(allowed - {item for own in (deny, exclude) for item in (own and own[row]) or ()})
 
-    leaf_filter = LeafFilter.build(trie, batch, allow, deny)
+    leaf_filter = LeafFilter.build(trie, batch, allow, deny, exclude)
     if leaf_filter is None:
         assert may == [set(range(n))] * batch
         return
