@@ -108,6 +108,16 @@ class Baseline(ABC):
             a `max_list_length` gives it to every item that its search did not reach.
         """
 
+    def score_without(
+        self, users: np.ndarray, histories: list[np.ndarray], exclude: list[np.ndarray]
+    ) -> np.ndarray:
+        """Score the catalogue where some items will not be ranked, ids [any] per history.
+
+        For a method that searches, which then finds others in their place. Most score all items
+        anyway: then this is `score`, whose other arguments and result it has.
+        """
+        return self.score(users, histories)
+
     def score_cold(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Score the whole catalogue where items without any purchase are to be found.
 

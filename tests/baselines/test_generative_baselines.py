@@ -18,6 +18,7 @@ from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases
 from lcrec.generate.search import supports_shared_prefix
 from lcrec.index.item_index import ItemIndex
+from lcrec.rankings.predictions import top_items
 
 SMALL = {"dim": 32, "layers": 2, "heads": 2, "hidden": 64, "dropout": 0.0}
 ITEMS = 24
@@ -95,6 +96,25 @@ def test_lists_hold_real_items_once_best_first(fitted):
         assert set(ranked.tolist()) <= set(range(ITEMS))
         assert (np.diff(scores) <= 0).all()
         assert np.isfinite(scores).all()
+
+
+def test_items_that_are_masked_take_no_beam(fitted, monkeypatch):
+    """A target is not masked, though its user has it."""
+    monkeypatch.setattr(fitted, "settings", dataclasses.replace(fitted.settings, beams=10))
+    histories = [np.arange(12), np.arange(6, 18), np.array([3])]
+    targets = np.array([20, 7, 3])
+    cases = EvalCases(["u0", "u1", "u2"], histories, targets)
+    data = TrainingData(data_of(twenty()).train, ITEMS, exclude_history=True)
+    found = [ranked.tolist() for ranked, _ in rank_cases(fitted, cases, data, top=100)]
+    assert [len(ranked) for ranked in found] == [10, 10, 10]
+    for ranked, history, target in zip(found, histories, targets, strict=True):
+        assert set(ranked) & set(history.tolist()) <= {target}
+    every = dataclasses.replace(fitted.settings, beams=ITEMS)
+    monkeypatch.setattr(fitted, "settings", every)
+    whole = fitted.score(np.full(3, -1), histories)
+    hidden = [np.setdiff1d(own, target) for own, target in zip(histories, targets, strict=True)]
+    best = [ranked.tolist() for ranked, _ in top_items(whole, 10, hidden)]
+    assert [set(ranked) for ranked in found] == [set(ranked) for ranked in best]
 
 
 def test_users_play_no_part_and_the_last_items_alone_are_read(fitted, monkeypatch):

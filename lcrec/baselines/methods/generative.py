@@ -30,6 +30,7 @@ from lcrec.baselines.shared.training import Step, train_baseline
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import T5, load_config, load_pair
 from lcrec.data.folder import Interactions, unit_rows
+from lcrec.generate.item_filter import LeafFilter
 from lcrec.generate.search import search
 from lcrec.generate.trie import ItemTrie
 from lcrec.index.item_index import ItemIndex
@@ -165,6 +166,12 @@ class GenerativeBaseline(Baseline):
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Return the beams' log-probabilities, float32 [batch, num_items]; -inf elsewhere."""
+        return self.score_without(users, histories, None)
+
+    def score_without(
+        self, users: np.ndarray, histories: list[np.ndarray], exclude: list[np.ndarray] | None
+    ) -> np.ndarray:
+        """Return the same of a search that finds none of these items."""
         self.network.eval()
         scores = np.full((len(histories), len(self.index)), -np.inf, dtype=np.float32)
         by_length = np.argsort([len(history) for history in histories], kind="stable")
@@ -173,7 +180,11 @@ class GenerativeBaseline(Baseline):
             rows = by_length[start : start + at_once]
             input_ids, mask = self._encode([histories[row] for row in rows])
             beams = min(self.settings.beams, len(self.index))
-            found = search(self.network, input_ids, mask, self.trie, beams)
+            leaf_filter = None
+            if exclude is not None:
+                deny = [exclude[row] for row in rows]
+                leaf_filter = LeafFilter.build(self.trie, len(rows), deny=deny)
+            found = search(self.network, input_ids, mask, self.trie, beams, leaf_filter=leaf_filter)
             items, values = found.items.cpu().numpy(), found.scores.cpu().numpy()
             place, beam = np.nonzero(items >= 0)
             scores[rows[place], items[place, beam]] = values[place, beam]

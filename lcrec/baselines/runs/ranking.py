@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lcrec.baselines.base import TrainingData, trained_positions
+from lcrec.baselines.base import Baseline, TrainingData, trained_positions
 from lcrec.data.splits import EvalCases
 from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import top_items
@@ -37,7 +37,7 @@ def rank_cases(
         cases: the users, their histories and targets.
         data: what it was fitted on, to know the users by, and whether their items are masked.
         top: how many items to rank; all of them where the catalogue is smaller, and fewer where
-            the method reaches fewer (`Baseline.max_list_length`), none of which may be left.
+            the method reaches fewer (`Baseline.max_list_length`).
 
     Yields:
         per case, in order, item ids int64 [length] and scores float32 [length], best first; of
@@ -48,7 +48,12 @@ def rank_cases(
     for start in range(0, len(cases), batch):
         rows = slice(start, start + batch)
         exclude = excluded(cases, rows, data.exclude_history)
-        yield from top_items(method.score(users[rows], cases.histories[rows]), top, exclude)
+        asked = users[rows], cases.histories[rows]
+        if exclude is not None and isinstance(method, Baseline):
+            scores = method.score_without(*asked, exclude)
+        else:
+            scores = method.score(*asked)
+        yield from top_items(scores, top, exclude)
 
 
 def ranked_matrix(method: Scorer, cases: EvalCases, data: TrainingData, *, top: int) -> np.ndarray:
