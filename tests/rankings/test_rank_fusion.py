@@ -1,6 +1,7 @@
 """Rank fusion: by hand, its laws, the weights that validation chooses, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,6 +218,12 @@ def test_what_fuse_refuses(files, tmp_path):
     for argv, message in cases:
         with pytest.raises(InputError, match=message):
             main(["fuse", *argv])
+    options = {"split": "valid", "exclude_history": True}
+    inputs = {"inter": tmp_path / "S.inter.json"}
+    for path, config in ((a, {"exclude_history": False}), (files["a.valid"], options)):
+        write_provenance(Path(path), "stage a", {"split": "test", **config}, inputs)
+    with pytest.raises(InputError, match=r"with exclude_history True, but .* with False"):
+        main(["fuse", a, b, *output, *valid])
     copies = []
     for name in ("a", "b"):
         copy = tmp_path / f"copy-{name}.jsonl"

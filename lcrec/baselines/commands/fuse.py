@@ -31,6 +31,8 @@ from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import Prediction, Predictions, write_predictions
 
 COMMAND = "python -m lcrec.baselines fuse"
+# Options that predictions of validation and test may differ in.
+OF_NO_RANKING = {"split", "batch_tokens", "precision", "max_minutes"}
 EXAMPLE = (
     "runs/shop/predictions.jsonl runs/shop/sasrec/predictions.jsonl --output runs/shop/fused.jsonl"
 )
@@ -268,6 +270,14 @@ def _require_other_split(config: FuseConfig, read: Predictions, valid: Predictio
                 raise InputError(
                     f"--valid {other}: was made from another {role} than {path}; give each "
                     "method's own, in the same order"
+                )
+        own, others = record["config"], sidecar["config"]
+        for name in sorted(own.keys() & others.keys() - OF_NO_RANKING):
+            if own[name] != others[name]:
+                raise InputError(
+                    f"--valid {other}: was made with {name} {others[name]!r}, but {path} with "
+                    f"{own[name]!r}, so its weights would be of other rankings; make both with "
+                    "the same options"
                 )
 
 
