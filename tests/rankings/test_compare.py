@@ -262,7 +262,10 @@ def test_lists_from_elsewhere_are_masked_like_the_others(shop, tmp_path, capsys)
     write_predictions(elsewhere, rows)
     words = ["--methods", "popularity", "--predictions", f"mine={elsewhere}"]
     plain = compare(shop, tmp_path / "plain", *words)["methods"]["mine"]["overall"]
+    told = "mine: without the masked items 40 of 40 rankings have fewer than 6 items"
+    assert told not in capsys.readouterr().out
     masked = compare(shop, tmp_path / "masked", *words, "--exclude-history")
+    assert told in capsys.readouterr().out
     assert masked["methods"]["mine"]["overall"]["HR@1"]["mean"] == 1
     assert plain["HR@1"]["mean"] < 1
     assert masked["repeats"] == 0

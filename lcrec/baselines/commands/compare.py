@@ -8,6 +8,7 @@ on where it stopped.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,15 @@ from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.splits import require_same_split
-from lcrec.rankings.comparison import Comparison, Conditions, Entry, compare_entries, read_entry
+from lcrec.rankings.comparison import (
+    PAIR_CUT,
+    Comparison,
+    Conditions,
+    Entry,
+    compare_entries,
+    read_entry,
+)
+from lcrec.rankings.metrics import PAD
 from lcrec.rankings.predictions import Predictions
 
 STAGE = f"{PROG} compare"
@@ -199,7 +208,16 @@ def _read_from_elsewhere(
             again = "the command that its lcrec.json names"
             require_same_input(path, "inter", inter, again)
             require_same_split(path, data, again)
-        entries[name] = read_entry(paths, truth, f"--data {data}", hidden=hidden)
+        entries[name] = entry = read_entry(paths, truth, f"--data {data}", hidden=hidden)
+        wanted = min(PAIR_CUT, entry.length)
+        tables = itertools.chain.from_iterable(entry.lists)
+        short = max(int(((ranked != PAD).sum(axis=1) < wanted).sum()) for ranked in tables)
+        if hidden is not None and short:
+            print(
+                f"{name}: without the masked items {short:,} of {len(truth):,} rankings have fewer "
+                f"than {wanted} items, which lowers its figures; give longer ones",
+                flush=True,
+            )
     return entries
 
 
