@@ -162,6 +162,11 @@ def check_ways(config: GenerateConfig) -> None:
             f"--split {config.split}: --all-users ranks what comes after all that a user has, and "
             "knows no split; leave one of them out"
         )
+    if config.split is not None and config.output is None and config.user is None:
+        raise InputError(
+            f"--split {config.split}: hides nothing of --history or --query; give it with --user, "
+            "or with --output FILE.jsonl"
+        )
     if config.since is not None and (config.output is None or config.all_users):
         raise InputError(f"--since {config.since} belongs to a split: --output FILE.jsonl")
     if config.output is not None:

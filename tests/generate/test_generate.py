@@ -638,6 +638,8 @@ templates:
         (["--all-users", "--output", "x", "--split", "test"], "--split test: --all-users ranks"),
         (["--user", "1", "--index", "x"], "x/index.json: no such file; make one with"),
         (["--all-users", "--output", "x", "--since", "d"], "--since d belongs to a split"),
+        (["--history", "1", "--split", "test"], "--split test: hides nothing of --history"),
+        (["--query", "lamp", "--split", "valid"], "--split valid: hides nothing of"),
         (["--user", "1", "--since", "d"], "--since d belongs to a split: --output FILE"),
         (["--output", "x.jsonl", "--since", "nowhere"], "nowhere: no such folder"),
         (["--explain", "--output", "x.jsonl"], "--explain belongs to one request"),
