@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
+from lcrec.core.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,12 +18,22 @@ def pick_device(name: str | None = None) -> torch.device:
 
     Args:
         name: `cpu`, `cuda` or `cuda:N`; None for a GPU where there is one.
+
+    Raises:
+        InputError: there is no such device.
     """
     import torch
 
     prepare_cuda()
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device {name}: cannot compute here ({reason}); name cpu, cuda or cuda:N, or none"
+        ) from None
     return torch.device(name)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lcrec.core.device import compute_plainly, pick_device, pick_precision
+from lcrec.core.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,12 @@ def test_the_device_named_is_taken_and_a_free_choice_is_what_is_there():
     assert pick_device("cpu") == torch.device("cpu")
     found = torch.accelerator.current_accelerator(check_available=True)
     assert pick_device() == (found or torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(InputError, match=rf"device {name}: cannot compute here .*name cpu, cuda"):
+        pick_device(name)
 
 
 def test_kernels_that_are_wrong_are_off_wherever_a_device_is_picked():
