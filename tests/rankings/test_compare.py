@@ -2,7 +2,9 @@
 
 import html
 import json
+import os
 import re
+import subprocess
 import threading
 
 import numpy as np
@@ -383,13 +385,32 @@ def test_several_runs_at_a_time(tmp_path, monkeypatch, capsys):
     assert "left out: bad: it is broken" in screen
 
 
+def test_jobs_share_the_cores_that_they_may_use(monkeypatch, tmp_path):
+    seen = []
+
+    def run(command, env, **_):
+        seen.append(env["OMP_NUM_THREADS"])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(6))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(Run, "facts", lambda run: None)
+    carry_out([Run("mf", "mf", 0, tmp_path, [])], jobs=2)
+    assert seen == ["3"]
+
+
 @pytest.mark.slow
-def test_seeds_and_a_crash(shop, tmp_path, capsys):
+def test_seeds_and_a_crash(shop, tmp_path, monkeypatch):
     figures = compare(shop, tmp_path / "runs", "--methods", "mf", "popularity", "--seeds", 2)
     assert figures["methods"]["mf"]["seeds"] == ["0", "1"]
-    figures = compare(
-        shop, tmp_path / "crash", "--methods", "mf", "popularity", "--device", "nowhere"
-    )
+    words = ["--methods", "mf", "popularity"]
+    figures = compare(shop, tmp_path / "device", *words, "--device", "nowhere")
+    assert figures["left_out"]["mf"].startswith("device nowhere: cannot compute here")
+    (tmp_path / "torch.py").write_text("raise RuntimeError")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    figures = compare(shop, tmp_path / "crash", *words)
     assert list(figures["methods"]) == ["popularity"]
     assert re.search(r"ended with 1; see .*mf-0/log.txt", figures["left_out"]["mf"])
     assert "Traceback" in (tmp_path / "crash" / "mf-0" / "log.txt").read_text()

@@ -95,7 +95,7 @@ def _folder_name(entry: MethodEntry) -> str:
 def carry_out(runs: Sequence[Run], jobs: int = 1) -> tuple[list[Run], dict[str, str]]:
     """Make what is missing, and say what is being done and what is left.
 
-    With several jobs at a time each gets its share of the processor's threads.
+    With several jobs at a time each gets its share of the cores that this process may use.
 
     Returns:
         the runs that are done, and {label: reason} of those that could not be; all runs of a
@@ -178,7 +178,7 @@ def _train(run: Run, jobs: int) -> str | None:
     environment = dict(os.environ)
     if jobs > 1:
         # Threads of several processes on one core wait for each other far longer than they work.
-        share = max(1, (os.cpu_count() or 1) // jobs)
+        share = max(1, len(os.sched_getaffinity(0)) // jobs)
         environment.setdefault("OMP_NUM_THREADS", str(share))
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / LOG
