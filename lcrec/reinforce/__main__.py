@@ -248,7 +248,7 @@ def _save(
             max_history=job.inputs.max_history,
             validation_ndcg_at_10=max(best, before),
             trainable_parameters=trained,
-            nearby=checkpoint.nearby,
+            nearby=job.inputs.nearby,
             stage=STAGE,
         )
     print(

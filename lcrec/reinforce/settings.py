@@ -4,6 +4,7 @@ Nothing here imports torch, so that a wrong setting or a wrong file is refused a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from lcrec.core.config import config_dict, option, refuse_settings
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import ADAPTER_CONFIG
 from lcrec.core.provenance import is_kind, read_provenance, require_same_input
+from lcrec.data.cooccurrence import NearbyItems
 from lcrec.data.data_set import load_data
 from lcrec.data.folder import check_embeddings, unit_rows
 from lcrec.data.splits import Split, require_same_split
@@ -211,6 +213,12 @@ class ReinforceInputs:
     cases: Cases
     catalogue: Catalogue
     max_history: int
+
+    @cached_property
+    def nearby(self) -> NearbyItems | None:
+        """What stands near what in these train sequences; None where no prompt shows neighbours."""
+        shown = self.prompts.shows_neighbours
+        return NearbyItems.count(self.split.train, len(self.index)) if shown else None
 
 
 def load_inputs(settings: ReinforceSettings) -> ReinforceInputs:

@@ -8,11 +8,9 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 from transformers import PreTrainedModel
 
-from lcrec.core.artifacts import NEIGHBOURS
 from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import ADAPTER_CONFIG, load_tokenizer, position_limit, rows_needed
-from lcrec.data.cooccurrence import NearbyItems
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest, RequestEncoder
 from lcrec.generate.search import supports_shared_prefix
@@ -93,9 +91,6 @@ def encode_histories(
     Raises:
         InputError: a prompt is longer than the model's context.
     """
-    nearby = None
-    if inputs.prompts.shows_neighbours:
-        nearby = NearbyItems.load(settings.model / NEIGHBOURS)
     encoder = RequestEncoder(
         load_tokenizer("--model", settings.model, remedy=REMEDY),
         inputs.index,
@@ -103,7 +98,7 @@ def encode_histories(
         max_history=inputs.max_history,
         max_text_words=60,  # of a query, which none has
         context=position_limit(model),
-        nearby=nearby,
+        nearby=inputs.nearby,
     )
     asked = [*histories, inputs.cases.longest_history()]
     return encoder.encode_requests(list(map(RankingRequest, asked)))
@@ -119,5 +114,5 @@ def make_recommender(inputs: ReinforceInputs, checkpoint: Checkpoint) -> Recomme
         checkpoint.index,
         checkpoint.prompts,
         max_history=inputs.max_history,
-        nearby=checkpoint.nearby,
+        nearby=inputs.nearby,
     )

@@ -20,12 +20,13 @@ from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Interactions
 from lcrec.generate.recommender import Recommender
-from lcrec.generate.requests import RequestEncoder
+from lcrec.generate.requests import RankingRequest, RequestEncoder
 from lcrec.modeling.checkpoint import CheckpointFacts
 from lcrec.prompts.encoder import extend_tokenizer
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
 from lcrec.prompts.tasks import TASKS, TaskData
 from lcrec.reinforce.settings import Cases, ReinforceSettings, check_settings, load_inputs
+from lcrec.reinforce.start import load_start, make_recommender
 from lcrec.reinforce.trainer import CaseCollator, ReinforceTrainer
 from lcrec.reinforce.update import group_advantages
 
@@ -488,3 +489,16 @@ def test_prompts_are_those_of_fine_tuning(base, index, shop_items, split):
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     assert found == encoder.prompt_encoder.prompt_ids(asked)
+
+
+def test_neighbours_are_counted_in_what_is_trained_on(checkpoint, shop, index):
+    """In a later state of the folder there are pairs that the fine-tune could not count."""
+    settings = ReinforceSettings(model=checkpoint, data=shop)
+    found = load_inputs(settings)
+    train = Interactions.from_sequences({"a": [0, 1], "b": [0, 2]})
+    prompts = PromptSet.load(SHIPPED_PROMPTS / "retrieval", base=SHIPPED_PROMPTS)
+    split = dataclasses.replace(found.split, train=train)
+    inputs = dataclasses.replace(found, prompts=prompts, split=split)
+    encoder = make_recommender(inputs, load_start(settings)).request_encoder
+    asked = RankingRequest(np.array([0]), train_sequence=np.array([0, 1]))
+    assert encoder.record(asked)["neighbours"] == [index.texts[2]]
