@@ -1,11 +1,7 @@
-"""Preview of prompt templates: rendered on records of a data set.
+"""What an editor of prompt templates sees: samples of a data set, and what changed in a folder.
 
 Reads a data folder and an item index, or makes up a shop; writes to the screen only. Loads neither
 torch nor transformers, so that it answers at once.
-
-What changed in the templates since a model was trained.
-
-Compares two `PromptSet`s and reads nothing itself; writes to the screen only.
 """
 
 import os
