@@ -248,8 +248,7 @@ def _items_shown(data: TaskData, task: str, places: np.ndarray) -> dict[str, Spa
         start, end = (part[places] for part in data.prefixes)
         found = {"target": (data.train.items, end, end + 1)}
         if task == "fusionseqrec" or not data.history_dropout:
-            latest = np.maximum(start, end - data.max_history)
-            found["history"] = (data.train.items, latest, end)
+            found["history"] = (data.train.items, end - data.shown(end - start), end)
         return found
     if task in ("item2index", "index2item"):
         name = "target" if task == "item2index" else "item"

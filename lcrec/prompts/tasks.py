@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from lcrec.data.words import words_of
 from lcrec.index.item_index import ItemIndex
 
 Record = dict[str, str | list[str]]
+Lengths = TypeVar("Lengths", int, np.ndarray)
 
 # Text without spaces (Chinese, a wall of symbols) is bounded by characters instead.
 CHARACTERS_PER_WORD = 8
@@ -53,7 +54,7 @@ class TaskData:
         seed: decides what is left out, and which neighbour `neighbours` asks for.
         shows_neighbours: whether `seqrec` records hold the variable `neighbours`, which takes time
             to look up; empty where not.
-        alike: the histories of a user lose the same items in an epoch, so that they begin alike.
+        alike: the histories of a user begin alike, see `shown`, and lose the same items in an epoch.
 
     Raises:
         InputError: the index has another number of items, a limit is below 1, or the chance is
@@ -82,6 +83,19 @@ class TaskData:
                 raise InputError(f"{name} is {getattr(self, name)}; the least allowed is 1")
         if not 0 <= self.history_dropout < 1:
             raise InputError(f"history_dropout is {self.history_dropout}; take 0 to below 1")
+
+    def shown(self, length: Lengths) -> Lengths:
+        """Return how many of the latest items of a history that long a sample shows.
+
+        That is up to `max_history`. Where samples shall begin alike, a longer history begins at a
+        multiple of half of that, so that half as many samples in a row share their beginning.
+
+        Args:
+            length: of the whole history; a number, or int64 [samples].
+        """
+        step = max(1, self.max_history // 2) if self.alike else 1
+        beyond = np.maximum(length - self.max_history, 0)
+        return length - -(-beyond // step) * step
 
     @cached_property
     def titles(self) -> list[str]:
@@ -294,9 +308,10 @@ def mixed_record(data: TaskData, history: Sequence[int] | np.ndarray, target: in
 
     A title that is not known is left out of the history of titles.
     """
-    titles = (data.titles[item] for item in history[-data.max_history :])
+    shown = data.shown(len(history))
+    titles = (data.titles[item] for item in history[len(history) - shown :])
     return {
-        **history_record(data.index, history, data.max_history),
+        **history_record(data.index, history, shown),
         "title_history": [title for title in titles if title],
         "target": data.index.texts[target],
         "target_title": data.titles[target],
@@ -347,7 +362,7 @@ def _next_item(data: TaskData, epoch: int, place: int) -> Record:
         nearby = data.nearby
         start = data.prefixes[0][place]
         whole = data.train.sequence(int(np.searchsorted(data.train.offsets, start, "right")) - 1)
-    record = sequence_record(data.index, history, data.max_history, nearby, whole)
+    record = sequence_record(data.index, history, data.shown(len(history)), nearby, whole)
     return {**record, "target": data.index.texts[target]}
 
 

@@ -27,7 +27,7 @@ TRAIN = Interactions.from_sequences(
 )
 LIKES = {"u0": ["likes  tea", "tea"], "u2": ["red"]}
 USERS = UserTexts(LIKES, {"u0": ["a lamp"], "u4": ["ink?"]}, {}, len(TRAIN))
-OPTIONS = [{}, {"history_dropout": 0.4}, {"shows_neighbours": True}]
+OPTIONS = [{}, {"history_dropout": 0.4}, {"shows_neighbours": True}, {"alike": True}]
 
 
 @pytest.fixture(scope="module")

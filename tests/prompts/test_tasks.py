@@ -127,6 +127,25 @@ def test_users_with_no_text_and_sequences_of_one_item_have_no_records():
     assert tasks.history_record(INDEX, [], 2) == {"history": []}
 
 
+@pytest.mark.parametrize(
+    ("max_history", "alike", "begins"),
+    [
+        (4, False, [0, 0, 0, 0, 1, 2, 3, 4]),
+        (4, True, [0, 0, 0, 0, 2, 2, 4, 4]),
+        (3, True, [0, 0, 0, 1, 2, 3, 4, 5]),
+        (1, True, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (9, True, [0, 0, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_long_histories_of_a_user_begin_alike(max_history, alike, begins):
+    sequence = [0, 1, 2, 3, 3, 2, 1, 0, 1]
+    train = Interactions.from_sequences({"ann": [2], "eve": sequence})
+    data = toy(train=train, max_history=max_history, alike=alike)
+    shown = [[INDEX.texts[i] for i in sequence[b : n + 1]] for n, b in enumerate(begins)]
+    assert [record["history"] for record in records("seqrec", data)] == shown
+    assert [record["history"] for record in records("fusionseqrec", data)] == shown
+
+
 def test_questions_at_inference_are_those_of_training():
     data = toy()
     train = records("seqrec")[1]
