@@ -30,7 +30,7 @@ for number in 0 1 2; do
     $launch recipes/finetune.py --config recipes/office.yaml --seed $seed \
         --data "$data" --index "$run/index" --base "$run/base" --output "$model"
     for split in valid test; do
-        python -m lcrec.generate --model "$model" --data "$data" --split $split \
+        python -m lcrec.generate --model "$model" --data "$data" --split $split --exclude-history \
             --output "$lists_folder/$split/lc-rec.jsonl"
         python -m lcrec.baselines cooccurrence --data "$data" --exclude-history --split $split \
             --output "$lists_folder/$split/cooccurrence.jsonl"
