@@ -54,7 +54,7 @@ class TaskData:
         seed: decides what is left out, and which neighbour `neighbours` asks for.
         shows_neighbours: whether `seqrec` records hold the variable `neighbours`, which takes time
             to look up; empty where not.
-        alike: the histories of a user begin alike, see `shown`, and lose the same items in an epoch.
+        alike: the histories of a user begin alike (`shown`) and lose the same items in an epoch.
 
     Raises:
         InputError: the index has another number of items, a limit is below 1, or the chance is
