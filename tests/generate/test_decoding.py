@@ -480,6 +480,19 @@ def test_the_trial_notices_a_window_that_is_ignored(monkeypatch, caplog):
     assert supports_shared_prefix(model)
 
 
+@pytest.mark.parametrize("ignored", [False, True], ids=["right", "window ignored"])
+def test_the_trial_knows_coarse_steps_of_large_logits_from_faults(ignored, monkeypatch):
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(**{**SHAPE, "num_hidden_layers": 4}, sliding_window=4096)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # as a pretrained model's, whose logits in bf16 have steps of 1/8
+        model.lm_head.weight.mul_(28 / model(make_prompts()[0]).logits.abs().max())
+    masks, without = beams._masks, transformers.LlamaConfig(**SHAPE)
+    if ignored:
+        monkeypatch.setattr(beams, "_masks", lambda config, *rest: masks(without, *rest))
+    assert supports_shared_prefix(model.to(torch.bfloat16)) == (not ignored)
+
+
 SMALL = {"vocab_size": VOCAB, "d_model": 32, "decoder_start_token_id": 0}
 SEQ2SEQ = {
     "t5": transformers.T5Config(**SMALL, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
