@@ -303,3 +303,18 @@ def run_command():
         return result.stdout + result.stderr
 
     return run
+
+
+@pytest.fixture
+def masks_of_validation(monkeypatch):
+    """Collect, validation by validation, whether a baseline's history items were masked."""
+    from lcrec.baselines.runs import ranking
+
+    seen, original = [], ranking.validate
+
+    def validate(method, cases, data):
+        seen.append(data.exclude_history)
+        return original(method, cases, data)
+
+    monkeypatch.setattr(ranking, "validate", validate)
+    return seen

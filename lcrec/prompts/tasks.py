@@ -88,7 +88,7 @@ class TaskData:
         """Return how many of the latest items of a history that long a sample shows.
 
         That is up to `max_history`. Where samples shall begin alike, a longer history begins at a
-        multiple of half of that, so that half as many samples in a row share their beginning.
+        multiple of half of that: as many samples in a row share their beginning.
 
         Args:
             length: of the whole history; a number, or int64 [samples].

@@ -9,7 +9,6 @@ from planted import write_data
 from lcrec import embed
 from lcrec.baselines.__main__ import main
 from lcrec.baselines.methods.alpharec import AlphaRec
-from lcrec.baselines.runs import ranking
 from lcrec.core.artifacts import read_json, write_array, write_json, write_jsonl
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import provenance_path, write_provenance
@@ -202,22 +201,14 @@ def test_what_intention_refuses(asked, tmp_path):
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("command", ["transfer", "intention"])
 def test_training_is_validated_under_the_mask_of_the_ranking(
-    command, mask, domains, asked, tmp_path, monkeypatch
+    command, mask, domains, asked, tmp_path, masks_of_validation
 ):
-    seen = []
-
-    def validate(method, cases, data):
-        seen.append(data.exclude_history)
-        return original(method, cases, data)
-
-    original = ranking.validate
-    monkeypatch.setattr(ranking, "validate", validate)
     flags = ["--exclude-history"] if mask else []
     if command == "transfer":
         transfer(*domains, tmp_path / "p.jsonl", *flags)
     else:
         intention(asked, tmp_path / "p.jsonl", *flags)
-    assert set(seen) == {mask}
+    assert set(masks_of_validation) == {mask}
 
 
 def test_convergence(domains, tmp_path, capsys):
