@@ -77,6 +77,26 @@ def test_padding_changes_no_real_place():
     assert torch.allclose(other[:, :3], short, atol=1e-6)
 
 
+@pytest.mark.parametrize("left_out", [{}, {"id_only": True}, {"content_only": True}])
+def test_sequences_read_apart_are_those_read_together(left_out):
+    network = awake(dataclasses.replace(SMALL, **left_out))
+    rng = torch.Generator().manual_seed(2)
+    lengths = torch.tensor([5, 1, 3, 1, 2, 4, 1])
+    real = torch.arange(5) < lengths[:, None]
+    items = torch.randint(0, ITEMS, (7, 5), generator=rng).masked_fill(~real, ITEMS)
+    content = None if left_out.get("id_only") else torch.randn(7, 5, DIM, generator=rng)
+    together = network(items, content, real)
+    apart = tssr.read_in_parts(network, items, content, real)
+    for name, one, other in zip(together._fields, together, apart, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert torch.allclose(one[real], other[real], atol=1e-6), name
+            assert other[~real].count_nonzero() < one[~real].count_nonzero(), name
+    assert tssr.read_in_parts(
+        network, items[:1], content if content is None else content[:1], real[:1]
+    ).states.shape == (1, 5, DIM)
+
+
 def test_at_the_start_a_stream_hardly_hears_the_other():
     torch.manual_seed(0)
     network = tssr.Network(ITEMS, dataclasses.replace(SMALL, gate=False)).eval()

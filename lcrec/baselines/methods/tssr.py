@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
 from lcrec.baselines.settings import TSSRSettings
-from lcrec.baselines.shared.sequences import Batch, read_by_length, require_order
+from lcrec.baselines.shared.sequences import LENGTHS, Batch, read_by_length, require_order
 from lcrec.baselines.shared.training import Step, load_weights, train_baseline, weights_of
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
 from lcrec.core.errors import InputError
@@ -283,6 +283,34 @@ class Network(nn.Module):
         return Streams(share * x + (1 - share) * y, one, two)
 
 
+def read_in_parts(
+    network: Network, items: torch.Tensor, content: torch.Tensor | None, real: torch.Tensor
+) -> Streams:
+    """Return what the network makes of sequences, short and long ones read apart.
+
+    Args:
+        network, items, content, real: as `Network.forward` takes them; what stands at padding is
+            zeros here.
+    """
+    lengths = real.sum(1)
+    order = lengths.argsort(stable=True)
+    parts = []
+    for rows in order.split(-(-len(order) // LENGTHS)):
+        width = int(lengths[rows].max())
+        vectors = None if content is None else content[rows, :width]
+        parts.append(network(items[rows, :width], vectors, real[rows, :width]))
+    back = order.argsort()
+
+    def join(streams: tuple[Any, ...]) -> Any:
+        if streams[0] is None:  # left out of all parts
+            return None
+        width = items.shape[1]
+        whole = [functional.pad(part, (0, 0, 0, width - part.shape[1])) for part in streams]
+        return torch.cat(whole)[back]
+
+    return Streams(*map(join, zip(*parts, strict=True)))
+
+
 class TSSR(Baseline):
     """Two streams of a history, what its items are called and what they are about."""
 
@@ -378,7 +406,7 @@ class TSSR(Baseline):
         real = targets != pad
         items = sequences[:, :-1].masked_fill(~real, pad)  # the last item is a target alone
         vectors = None if content is None else content(sequences)
-        streams = network(items, None if vectors is None else vectors[:, :-1], real)
+        streams = read_in_parts(network, items, None if vectors is None else vectors[:, :-1], real)
         loss = functional.cross_entropy(network.output(streams.states[real]), targets[real])
         one, two = streams.identity, streams.content
         if one is None or two is None:
