@@ -130,21 +130,22 @@ def fit_adaptive(
         had not seen the user: `valid_ndcg_at_10_global` and `valid_ndcg_at_10`.
 
     Raises:
-        InputError: too few users for whom one file, and too few for whom another, is the best.
+        InputError: fewer than two files are the best for `FOLDS` users or more.
     """
     gains = np.stack([ndcg_at_k(ranked, targets, 10) for ranked, _ in files], axis=1)
     best, worth = gains.argmax(axis=1), gains.max(axis=1) - gains.min(axis=1)
     label = np.where(worth > 0, best, PAD)
-    # Else the model would not know one file from the other, in a fold or at all.
-    winners, counts = np.unique(label[label != PAD], return_counts=True)
-    if len(winners) < 2 or counts.min() < FOLDS:
-        told = {int(file) + 1: int(count) for file, count in zip(winners, counts, strict=True)}
+    counts = np.bincount(label[label != PAD], minlength=len(files))
+    # Of fewer users a fold might have none; such a file is treated like one that is never the best.
+    learnt = counts >= FOLDS
+    if learnt.sum() < 2:
+        told = {place + 1: int(count) for place, count in enumerate(counts) if count}
         raise InputError(
             "--how adaptive: learns from validation users whose target one file ranks higher than "
-            f"another, {FOLDS} at least for each file that is the best for any, and two such "
-            f"files; users by the number of their best file: {told or 'none'}; give more users, or "
-            "take --how score"
+            f"another, and needs two files that are the best for {FOLDS} users or more; users by "
+            f"the number of their best file: {told or 'none'}; give more users, or take --how score"
         )
+    label = np.where((label != PAD) & learnt[label], label, PAD)
     centre, scale = facts.mean(axis=0), facts.std(axis=0)
     scale[scale == 0] = 1
     known = (facts - centre) / scale

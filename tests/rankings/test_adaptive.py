@@ -47,9 +47,13 @@ def test_a_fact_that_tells_nothing_leaves_the_weights_for_everybody():
     assert model.strength in STRENGTHS
 
 
-def test_three_files_of_which_one_is_never_best():
-    never = (np.tile([10, 11, 12], (USERS, 1)), SCORES)
-    facts, model, _ = fitted(FACT, [FILES[0], never, FILES[1]])
+@pytest.mark.parametrize("count", [0, 3])
+def test_three_files_of_which_one_is_hardly_ever_best(count):
+    seldom = np.tile([10, 11, 12], (USERS, 1))
+    ranked = [items.copy() for items, _ in FILES]
+    seldom[:count], ranked[0][:count], ranked[1][:count] = RIGHT, WRONG, WRONG
+    files = [(items, SCORES) for items in (ranked[0], seldom, ranked[1])]
+    facts, model, _ = fitted(FACT, files)
     weights = model.of_users(facts)
     assert (weights.argmax(axis=1) == 2 * FACT).all()
     assert weights[:, 1] == pytest.approx(np.full(USERS, model.weights[1]), abs=0.1)
