@@ -89,7 +89,8 @@ def draw_rows(
 
     Each sample gets one template, drawn from those that fit it; a sample that none fits is
     left out before shares and caps apply. The draw depends on seed, epoch and task alone. Where
-    `data.alike`, the samples of a user and task get one template and follow one another.
+    `data.alike`, samples of a task and stretch (`TaskData.stretches`) are drawn together, get one
+    template and follow one another.
 
     Args:
         mixture: tasks with their share (at most 1) or cap (above 1), from `parse_mixture`.
@@ -102,7 +103,7 @@ def draw_rows(
     chosen, places = np.concatenate(by_task), np.concatenate(places_by_task)
     rng = np.random.default_rng([seed, epoch])
     if data.alike:
-        # Rows of a unit, of a user's sequence or a sample of its own, stay side by side.
+        # Rows of a unit, of a stretch or a sample of its own, stay side by side.
         units = np.concatenate(
             [
                 np.stack([np.full(len(own), task), _units(data, name, own)])
@@ -153,13 +154,17 @@ def _draw_task(
             options.append(fitting[known])
     rng = np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
     count = min(len(places), int(amount) if amount > 1 else round(amount * len(places)))
-    kept = np.sort(rng.permutation(len(places))[:count])
-    uniform = rng.random(count)
+    kept, uniform = rng.permutation(len(places))[:count], rng.random(count)
     if data.alike:
-        # Every row takes the draw of the first one of its unit.
-        units = _units(data, name, np.asarray(places, dtype=np.int64)[kept])
-        _, first, unit = np.unique(units, return_index=True, return_inverse=True)
-        uniform = uniform[first][unit]
+        # Whole units are drawn, but for the last one, and a template for each of them.
+        units = _units(data, name, np.asarray(places, dtype=np.int64))
+        unit = np.unique(units, return_inverse=True)[1]
+        ranks = rng.permutation(unit.max(initial=-1) + 1)
+        kept = np.argsort(ranks[unit], kind="stable")[:count]
+        kept.sort()
+        _, first, own = np.unique(unit[kept], return_index=True, return_inverse=True)
+        uniform = uniform[first][own]
+    kept.sort()
     chosen = [
         options[sample][int(draw * len(options[sample]))]
         for sample, draw in zip(kept.tolist(), uniform.tolist(), strict=True)
@@ -175,8 +180,8 @@ def _draw_task(
 
 def _units(data: TaskData, name: str, places: np.ndarray) -> np.ndarray:
     """Return for records of a task which begin alike: those of one number, int64 [records]."""
-    sequences = TASKS[name].sequences
-    return places if sequences is None else sequences(data)[places]
+    stretches = TASKS[name].stretches
+    return places if stretches is None else stretches(data)[places]
 
 
 def tokenise_rows(

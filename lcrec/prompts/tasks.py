@@ -169,6 +169,16 @@ class TaskData:
         return starts[places], places
 
     @cached_property
+    def stretches(self) -> np.ndarray:
+        """For each of `prefixes` the stretch of its user's sequence that it is in, int64 [samples].
+
+        One has as many samples in a row as a history shows items at most: their histories begin
+        alike, or nearly so (`shown`).
+        """
+        starts, places = self.prefixes
+        return starts + (places - starts - 1) // self.max_history * self.max_history
+
+    @cached_property
     def searching_users(self) -> list[int]:
         """The positions of the users who like or look for something that is known."""
         texts = _user_texts(self, "itemsearch")
@@ -222,8 +232,8 @@ class Task:
         record: the record at a place from 0, for a data set and an epoch: where a user has several
             texts, each epoch takes the next one.
         by_default: whether `lcrec dataset` writes it unless told which tasks to write.
-        sequences: for each record the number of the sequence it is cut from, int64 [records], where
-            records of one sequence have histories that begin alike; None where none do.
+        stretches: for each record the number of its stretch, int64 [records], in which histories
+            begin alike; None where none do.
     """
 
     name: str
@@ -232,7 +242,7 @@ class Task:
     count: Callable[[TaskData], int]
     record: Callable[[TaskData, int, int], Record]
     by_default: bool = True
-    sequences: Callable[[TaskData], np.ndarray] | None = None
+    stretches: Callable[[TaskData], np.ndarray] | None = None
 
     def records(self, data: TaskData, epoch: int = 0) -> Iterator[Record]:
         """Yield all training records in their order; arguments and errors as above."""
@@ -457,7 +467,7 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.prefixes[0]),
             _next_item,
-            sequences=lambda data: data.prefixes[0],
+            stretches=lambda data: data.stretches,
         ),
         Task(
             "item2index",
@@ -497,7 +507,7 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.prefixes[0]),
             _mixed_forms,
-            sequences=lambda data: data.prefixes[0],
+            stretches=lambda data: data.stretches,
         ),
         Task(
             "itemsearch",

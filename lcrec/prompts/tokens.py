@@ -116,11 +116,11 @@ def _count(
     prompts = encoder.prompt_ids([question for question, _ in sides])
     answers = encoder.answer_ids([answer for _, answer in sides])
     counts[0] = [len(one) + len(other) for one, other in zip(prompts, answers, strict=True)]
-    sequences = None if task.sequences is None else task.sequences(data)
+    stretches = None if task.stretches is None else task.stretches(data)
     earlier = {
         number: record
         for number, place in enumerate(places)
-        if sequences is not None and place and sequences[place - 1] == sequences[place]
+        if stretches is not None and place and stretches[place - 1] == stretches[place]
         if template.can_ask(record := task.record(data, 0, place - 1))
     }
     asked = encoder.prompt_ids([template.ask(record) for record in earlier.values()])

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -149,6 +149,25 @@ def test_samples_that_are_to_begin_alike_do():
         assert {len(of_user[-1][3].split(" ")) for of_user in users.values()} == {2, 3, 4}
         orders.append([place for _, place, _ in drawn])
     assert orders[0] != orders[1]
+
+
+def test_long_sequences_are_drawn_in_stretches():
+    """A stretch of samples is drawn whole, has one template, and stands apart from the others."""
+    sequences = {str(u): np.random.default_rng(u).integers(4, size=13).tolist() for u in range(40)}
+    data = TaskData(ITEMS, Interactions.from_sequences(sequences), INDEX, 4, alike=True)
+    rows = draw_rows(data, THREE, {"seqrec": 1.0}, 0, 0)
+    stretches = list(zip((rows.places // 4).tolist(), rows.chosen.tolist(), strict=True))
+    runs = [next(group) for _, group in groupby(stretches)]
+    assert len(runs) == len(set(stretches)) == 120
+    assert Counter(stretch % 3 for stretch, _ in runs) == {0: 40, 1: 40, 2: 40}
+    assert sum(a // 3 == b // 3 for (a, _), (b, _) in pairwise(runs)) < 12  # of a user
+
+    some = draw_rows(data, THREE, {"seqrec": 50}, 0, 0)
+    sizes = Counter((some.places // 4).tolist())
+    assert sorted(sizes.values()) == [2] + [4] * 12
+    assert len(set(zip((some.places // 4).tolist(), some.chosen.tolist(), strict=True))) == 13
+    share = draw_rows(data, THREE, {"seqrec": 0.1}, 0, 0)
+    assert Counter(Counter((share.places // 4).tolist()).values()) == {4: 12}
 
 
 def test_rows_read_as_their_template_says():
