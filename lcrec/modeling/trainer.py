@@ -139,11 +139,16 @@ class RecommenderTrainer(SFTTrainer):
         self._prepare_optimizer = prepare_optimizer
         self._average: RunningAverage | None = None
         super().__init__(*args, **kwargs)
+        assert self.model is not None
+        for weight in self.model.parameters():
+            if weight.requires_grad:
+                # TRL rounds what is trained on a quantised base to bf16, where most of AdamW's
+                # steps are less than half of what the next number is away, and so lost.
+                weight.data = weight.data.float()
         # Whether or not the model's own loss does: of a family that does not (Gemma 3n) an update
         # of several parts would be the sum of their means.
         self.model_accepts_loss_kwargs = True
         if ema is not None:
-            assert self.model is not None
             self._average = RunningAverage(self.model, ema)
             self.add_callback(self._average)
         self.epochs = epochs

@@ -101,6 +101,13 @@ def features(batch):
     return {name: value for name, value in batch.items() if name != "task"}
 
 
+def test_what_is_trained_on_a_quantised_base_stays_in_float32(make_trainer, make_model):
+    model = make_model()
+    model.get_base_model().is_loaded_in_4bit = True  # by which TRL and PEFT know
+    trained = [weight for weight in make_trainer(model).model.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}
+
+
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_loss_is_the_plain_one(make_trainer, rows, tokenizer, tied, mode, make_model):
