@@ -338,7 +338,9 @@ def _buffer_tokens(
 
     note = config.output / WORK / BUFFER
     if not note.exists() or config.max_tokens_per_batch is not None:
-        tokens = buffer_tokens(config, trained, rows, activations, torch.cuda.mem_get_info()[0])
+        # The model may lie there already.
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        tokens = buffer_tokens(config, trained, rows, activations, free)
         write_json(note, {"tokens": tokens})
     return read_json(note)["tokens"]
 

@@ -146,7 +146,7 @@ def train_shape(
         return None
     activations = measure_activations(planned, "bf16")
     model = make_shape(name, device, mode)
-    packs = choose_attention(model, attention, dropout=0.0)
+    packs = choose_attention(model, attention, dropout=0.0, precision="bf16")
     packs |= device.type == "cpu" and attention == "auto"  # by a dense mask there
     if quantize == "4bit":
         quantise_layers(model)

@@ -1,6 +1,8 @@
 """The base model: loaded whole or quantised, with adapter, dropout and kernels as configured."""
 
 import importlib.util
+import logging
+import os
 from typing import Any
 
 import torch
@@ -13,16 +15,19 @@ from peft.utils.transformers_weight_conversion import (
 )
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_liger_kernel_available
 
+from lcrec.core.device import pick_device
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import CAUSAL, load_pair, reason_of
 from lcrec.modeling.item_rows import compute_rows_apart
-from lcrec.modeling.probe import takes_trees
+from lcrec.modeling.probe import takes_trees, try_packed_step
 
+_log = logging.getLogger(__name__)
 BASE_REMEDY = (
     "name a model on the hub, a folder that holds one, or make a small one with "
     "python -m lcrec.tinylm"
@@ -64,13 +69,16 @@ def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:
         holder.attention_dropout = rate
 
 
-def choose_attention(model: PreTrainedModel, wanted: str, *, dropout: float) -> bool:
+def choose_attention(
+    model: PreTrainedModel, wanted: str, *, dropout: float, precision: str = "fp32"
+) -> bool:
     """Set how a model computes attention in training.
 
     Args:
         model: the model, without adapters.
         wanted: `auto`, `flex`, `sdpa` or `eager`.
         dropout: the rate on attention weights, which flex attention does not have.
+        precision: of the arithmetic of training, a key of `DTYPES`.
 
     Returns:
         Whether samples are to be packed into buffers, which flex attention is for.
@@ -92,15 +100,44 @@ def choose_attention(model: PreTrainedModel, wanted: str, *, dropout: float) -> 
         fault = f"{name} has no such attention"
     elif not takes_trees(model):
         fault = f"{name} does not keep packed samples apart"
+    elif not dropout:
+        fault = _set_flex(model, DTYPES[precision])
+        if fault is not None and wanted == "auto":
+            _log.warning("Samples are padded: %s", fault)
     if wanted == "flex" and fault is not None:
         raise InputError(f"--attention flex: {fault}; take --attention sdpa")
-    if fault is not None or dropout:
-        return False
+    return fault is None and not dropout
+
+
+def _set_flex(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
+    """Let a model compute by flex attention if that works on this device; say what fails if not.
+
+    It must be compiled, which takes a compiler, a GPU that has the memory for its blocks, and heads
+    of 16 dimensions or more. Of a model that will be sharded this is not tried: it may not fit.
+    """
+    before = model.config._attn_implementation
     model.set_attn_implementation("flex_attention")
     ALL_ATTENTION_FUNCTIONS.register("flex_attention", _flex_attention)
     # Compiled for a second size, it would be for all sizes, and then NaN (pytorch/pytorch#186775).
     torch._dynamo.config.automatic_dynamic_shapes = False
-    return True
+    if is_sharded():
+        return None
+    try:
+        nn.Module.to(model, pick_device())
+        try_packed_step(model, dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the compilers of kernels, which differ in what they raise
+        model.set_attn_implementation(before)
+        return f"flex attention does not run here ({reason_of(error)})"
+    finally:
+        torch._dynamo.reset()  # each function is compiled for a few cases only
+    return None
+
+
+def is_sharded() -> bool:
+    """Tell whether weights will be sharded over processes, by FSDP or ZeRO-3."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or is_deepspeed_zero3_enabled()
 
 
 def _flex_attention(

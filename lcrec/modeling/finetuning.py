@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import position_limit, rows_needed
@@ -28,6 +26,7 @@ from lcrec.modeling.base import (
     base_model,
     choose_attention,
     compile_layers,
+    is_sharded,
     load_base,
     set_attention_dropout,
     use_liger,
@@ -138,7 +137,9 @@ def load_model(settings: TrainingSettings, inputs: TrainingInputs) -> TrainingMo
     )
     if "rows" in inputs.files:
         copy_rows(inputs.files["rows"], model, tokenizer, inputs.index)
-    packs = choose_attention(model, settings.attention, dropout=settings.dropout)
+    packs = choose_attention(
+        model, settings.attention, dropout=settings.dropout, precision=settings.precision
+    )
     may_share = settings.share_prefix == "auto" and (
         packs or (not torch.cuda.is_available() and takes_trees(model))
     )
@@ -294,9 +295,7 @@ def try_model(
     Raises:
         InputError: the model's family cannot be trained in this mode, or not be decoded.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or is_deepspeed_zero3_enabled():
-        return
-    if trained.packs:  # no sample is padded, and that it keeps them apart was tried
+    if is_sharded() or trained.packs:  # no packed sample is padded, and the model was tried
         return
     model = trained.model
     if settings.quantize == "none":  # a quantised base lies there already

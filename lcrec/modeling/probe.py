@@ -1,6 +1,6 @@
 """Trials that tell whether a model bears the masks by which samples and beams share tokens.
 
-`takes_trees` is of samples in training; `passes_trial` of beams in decoding:
+`takes_trees` and `try_packed_step` are of samples in training; `passes_trial` of beams in decoding:
 
 Whether a model takes a 4-D mask or lets its cache be copied to the beams, and means by it what
 `lcrec.generate.beams` does, depends on its family, on the attention implementation and on the
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from lcrec.modeling.batches import padded_losses, sample_losses
-from lcrec.modeling.trees import PackingCollator
+from lcrec.modeling.trees import BLOCK, PackingCollator
 from lcrec.prompts.rows import collate_left
 
 _log = logging.getLogger(__name__)
@@ -119,17 +119,13 @@ def takes_trees(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config(decoder=True)
     if config.is_encoder_decoder or _find_limit(config) is not None:
         return False
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (_PROMPT + 9,), generator=generator).tolist()
-    # Two share a beginning, a third a shorter one, and one nothing.
-    samples = [ids, ids[:_PROMPT] + ids[3:8], ids[:5] + ids[6:12], ids[:0:-1]]
-    rows = [{"input_ids": s, "prompt_length": 1, "task": "seqrec"} for s in samples]
-    batch = PackingCollator(0, 128)(rows)
+    samples = _samples(config)
+    batch = _packed(samples, model.device)
     was_training = model.training
     model.eval()
     try:
         with _narrow_window(config):
-            together = sample_losses(model, {k: v.to(model.device) for k, v in batch.items()})[0]
+            together = sample_losses(model, batch)[0]
             alone = [padded_losses(model, _alone(s, model.device), len(s) - 1)[0] for s in samples]
     except torch.OutOfMemoryError:
         raise
@@ -139,6 +135,45 @@ def takes_trees(model: PreTrainedModel) -> bool:
         model.train(was_training)
     error = (together[:, 0] - torch.cat(alone)[:, 0]).abs() / together[:, 1]
     return float(error.max()) <= 1e-4 + 32 * rounding_of(model)
+
+
+def try_packed_step(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Compute packed samples' losses and their gradient on the model's device, and keep neither.
+
+    Args:
+        model: a causal language model, by the attention that it has now.
+        dtype: of the arithmetic.
+
+    Raises:
+        ValueError: a loss or a gradient is NaN or infinite.
+        Exception: whatever attention, its compiler or the device raise.
+    """
+    device, seen = model.device, list[Tensor]()
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: seen.append(output)
+    )
+    arithmetic = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    try:
+        with arithmetic:
+            batch = _packed(_samples(model.config.get_text_config(decoder=True)), device)
+            losses = sample_losses(model, batch)[0][:, 0]
+        gradients = torch.autograd.grad(losses.sum(), seen)
+    finally:
+        hook.remove()
+    if not all(values.isfinite().all() for values in (losses, *gradients)):
+        raise ValueError("a loss or a gradient is NaN or infinite")
+
+
+def _samples(config: PreTrainedConfig) -> list[list[int]]:
+    """Return token ids: two share a beginning, a third a shorter one, and one nothing."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (_PROMPT + 9,), generator=generator).tolist()
+    return [ids, ids[:_PROMPT] + ids[3:8], ids[:5] + ids[6:12], ids[:0:-1]]
+
+
+def _packed(samples: list[list[int]], device: torch.device) -> dict[str, Tensor]:
+    rows = [{"input_ids": ids, "prompt_length": 1, "task": "seqrec"} for ids in samples]
+    return {name: value.to(device) for name, value in PackingCollator(0, BLOCK)(rows).items()}
 
 
 def _alone(ids: list[int], device: torch.device) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from lcrec.modeling.base import choose_attention
 from lcrec.modeling.batches import sample_losses, split_buffers
 from lcrec.modeling.cost import Activations
 from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens, cpu_buffer_tokens
-from lcrec.modeling.probe import takes_trees
+from lcrec.modeling.probe import takes_trees, try_packed_step
 from lcrec.modeling.recipe import TrainingSettings
 from lcrec.modeling.trees import BLOCK, PackingCollator, attention_masks
 from lcrec.prompts.rows import collate_left
@@ -232,6 +232,7 @@ def test_attention_is_what_was_asked_for_or_refused(monkeypatch):
     assert not choose_attention(model, "auto", dropout=0.1)
     assert model.config._attn_implementation == "sdpa"
     seen = []
+    monkeypatch.setattr("lcrec.modeling.base.try_packed_step", lambda *_: None)
     forward = "lcrec.modeling.base.flex_attention_forward"
     monkeypatch.setattr(forward, lambda _, *given: seen.extend(t.dtype for t in given))
     for wanted in ("auto", "flex"):
@@ -242,6 +243,22 @@ def test_attention_is_what_was_asked_for_or_refused(monkeypatch):
         ALL_ATTENTION_FUNCTIONS["flex_attention"](None, rotated, rotated, value)
         model.set_attn_implementation("sdpa")
     assert set(seen) == {torch.bfloat16}
+
+
+def test_where_flex_attention_does_not_run_samples_are_padded(monkeypatch, caplog):
+    """As on a CPU, which has no gradients for it."""
+    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    try_packed_step(model, torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not choose_attention(model, "auto", dropout=0.0)
+    assert model.config._attn_implementation == "sdpa"
+    assert "Samples are padded: flex attention does not run here (" in caplog.text
+    with pytest.raises(InputError, match=r"--attention flex: .*does not run.*--attention sdpa"):
+        choose_attention(model, "flex", dropout=0.0)
+    with torch.no_grad():
+        model.lm_head.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        try_packed_step(model, torch.float32)
 
 
 def test_buffers_hold_the_largest_batch_or_what_fits():
