@@ -162,12 +162,16 @@ def make_ranker(model, device):
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_captured_graph_finds_what_the_steps_find(dtype):
-    """Other prompts, widths and lists each time; on a CPU `tests/generate/test_compiled.py`."""
+    """Other prompts, widths and lists each time; on a CPU `tests/generate/test_compiled.py`.
+
+    The device is the last, so that of several it is not the current one.
+    """
     items = np.stack(np.unravel_index(np.arange(60), (5,) * 3), axis=1) + 100 + 5 * np.arange(3)
-    model, trie = make_model().to("cuda", dtype), ItemTrie.build(items).to("cuda")
-    graphs = StepGraphs(model.device)
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    model, trie = make_model().to(device, dtype), ItemTrie.build(items).to(device)
+    graphs = StepGraphs(device)
     for turn in range(9):
-        prompts = torch.randint(100, (3, 30 + turn % 2), device="cuda")
+        prompts = torch.randint(100, (3, 30 + turn % 2), device=device)
         mask = torch.ones_like(prompts)
         mask[0, : turn % 3] = 0
         options = {}

@@ -48,7 +48,7 @@ class StepGraphs:
 
     def __init__(self, device: torch.device, record: Recorder | None = None) -> None:
         if record is None and device.type == "cuda":
-            record = _CudaRecorder()
+            record = _CudaRecorder(device)
         self._record = record
         self.lock = threading.Lock()
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
@@ -130,17 +130,27 @@ class StepGraphs:
 
 
 class _CudaRecorder:
-    """Captures steps as CUDA graphs that share one pool of memory, for they run one at a time."""
+    """Captures steps as CUDA graphs that share one pool of memory, for they run one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        device: where the steps run. Of another device than the current one torch would capture
+            nothing, and what is replayed would give the results of the capture for ever.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, steps: Steps, inputs: Outputs) -> tuple[Callable[[], None], Outputs]:
-        stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
-        try:
+        with torch.cuda.device(self._stream.device):
+            stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
             # By this thread alone: others, such as those of a service, may take memory meanwhile.
-            with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
-                outputs = steps(*inputs)
-        finally:
-            torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
+            capture = torch.cuda.graph(
+                graph, self._pool, self._stream, capture_error_mode="thread_local"
+            )
+            try:
+                with capture:
+                    outputs = steps(*inputs)
+            finally:
+                torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
         return graph.replay, outputs
