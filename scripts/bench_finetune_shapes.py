@@ -106,7 +106,10 @@ def measure_shapes(names: list[str], steps: int) -> dict[str, dict[str, float]]:
             if quantize != "none" and find_spec("bitsandbytes") is None:
                 print(f"  {name} {way}: left out, bitsandbytes is not installed")
                 continue
-            row = train_shape(name, way, steps, device, peak)
+            try:
+                row = train_shape(name, way, steps, device, peak)
+            except torch.OutOfMemoryError:
+                row = None
             print(f"  {name} {way}: {row or 'does not fit into the memory of this device'}")
             if row:
                 table[f"{name} {way}"] = row
