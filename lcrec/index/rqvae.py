@@ -381,7 +381,8 @@ def read_codebooks(path: Path, level_sizes: tuple[int, ...]) -> Tensor:
 
     Args:
         path: the weights that `lcrec.quantize` wrote.
-        level_sizes: how many codes each level of the index has.
+        level_sizes: how many codes each level of the index has. The last level may be one that
+            tells items apart and stands for nothing (`--kind tiger`): it has no vectors.
 
     Raises:
         InputError: the file is missing, or does not belong to such an index.
@@ -393,7 +394,7 @@ def read_codebooks(path: Path, level_sizes: tuple[int, ...]) -> Tensor:
     names = (f"quantizer.layers.{level}._codebook.embed" for level in count())
     codebooks = [weights[name][0] for name in takewhile(weights.__contains__, names)]
     found = tuple(len(codebook) for codebook in codebooks)
-    if found != level_sizes:
+    if not found or found not in (level_sizes, level_sizes[:-1]):
         raise InputError(
             f"{path}: has levels of {list(found)} codes, the index beside it {list(level_sizes)}; "
             "rebuild both with python -m lcrec.quantize"

@@ -43,14 +43,16 @@ def resize_embeddings(
     use the code at its level, of their text's token embeddings, scaled to the spread of the table.
     Or, given the codebooks, the mean plus the code's own vector, turned at random into the
     table's width and scaled to its spread. A code that no item uses, every code where neither is
-    given, and the tokens around an item start at the mean plus noise of that spread.
+    given, a last level without a codebook, and the tokens around an item start at the mean plus
+    noise of that spread.
 
     Args:
         model: the base model.
         tokenizer: the extended tokenizer.
         index: the item index it was extended by.
         texts: each item's text, [items], to start rows from.
-        codebooks: the codes' vectors, float [levels, codes, dim], to start rows from instead.
+        codebooks: the vectors of the first levels' codes, float [levels, codes, dim], to start rows
+            from instead.
 
     Raises:
         InputError: the embedding has rows that are no tokens.
@@ -79,7 +81,8 @@ def resize_embeddings(
         rows = _new_rows(known, len(new_ids))
         of_items = rows[: len(index.vocabulary)]
         if codebooks is not None:
-            of_items[:] = _rows_from_codebooks(codebooks.to(known), known.mean(0), known.std())
+            of_codes = _rows_from_codebooks(codebooks.to(known), known.mean(0), known.std())
+            of_items[: len(of_codes)] = of_codes
         elif text_ids is not None:
             of_items[:] = _rows_from_text(table.float(), text_ids, index, of_items)
         table[new_ids.to(table.device)] = rows.to(table)

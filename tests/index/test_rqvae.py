@@ -206,6 +206,9 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     model = make_model()
     save_file(model.state_dict(), path)
     assert torch.equal(read_codebooks(path, (4, 4)), model.codebooks())
+    assert torch.equal(read_codebooks(path, (4, 4, 9)), model.codebooks())  # the last one counts
+    with pytest.raises(InputError, match=r"levels of \[4, 4\] codes, .* \[4, 4, 4, 4\]"):
+        read_codebooks(path, (4, 4, 4, 4))
     with pytest.raises(InputError, match=r"rqvae.safetensors: .*python -m lcrec.quantize"):
         RQVAE.load(path)
 

@@ -265,7 +265,8 @@ def test_rows_differ_whatever_the_texts(texts):
 @pytest.mark.parametrize("dim", [4, 100], ids=["narrower than the table", "wider"])
 def test_rows_from_codebooks_keep_the_angles_between_codes(dim):
     levels, size = 2, 6
-    index = ItemIndex(INDEX.codes, (size,) * levels)
+    counted = np.column_stack([INDEX.codes, np.zeros(len(INDEX), dtype=np.int32)])
+    index = ItemIndex(counted, (size,) * levels + (2,))  # the last level has no codebook
     codebooks = torch.zeros(levels, size, dim)
     codebooks[:, :, :3] = torch.randn(levels, size, 3, generator=torch.Generator().manual_seed(1))
     # A later level's codes are shorter; their rows are not.
@@ -278,4 +279,5 @@ def test_rows_from_codebooks_keep_the_angles_between_codes(dim):
         angles = torch.nn.functional.cosine_similarity(codes[:, None], codes[None], dim=2)
         kept = torch.nn.functional.cosine_similarity(own[:, None], own[None], dim=2)
         assert torch.allclose(angles, kept, atol=1e-3)
+    assert torch.pdist(rows).min() > 1e-3
     assert rows.std() == pytest.approx(before[0][:size_before].std(), rel=0.5)
