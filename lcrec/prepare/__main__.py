@@ -101,9 +101,9 @@ class PrepareConfig(Writes):
         "show in prompts as properties; FIELD=COLUMN gives one another name",
         [],
     )
-    category_separator: Literal[">", "|", "/", ","] | None = option(
-        "what separates categories within their column (default: a comma, or what the published "
-        "format says)",
+    category_separator: Literal[">", "|", "/", ",", ";", " "] | None = option(
+        "what separates categories within their column, ' ' in RecBole's MovieLens (default: a "
+        "comma, or what the published format says)",
         None,
     )
     name: str | None = option("the data set's name; none: the output folder's", None)

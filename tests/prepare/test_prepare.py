@@ -127,7 +127,10 @@ def test_toy_shop_from_parquet_with_lists_dates_and_number_ids(tmp_path):
     assert (tmp_path / "out" / "Toy" / "Toy.item2id").read_text().startswith("102\t0\n")
 
 
-def test_toy_shop_from_recbole(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "categories"), [([], "Home Garden"), (["--category-separator", " "], "Home, Garden")]
+)
+def test_toy_shop_from_recbole(tmp_path, flags, categories):
     raw = tmp_path / "raw"
     raw.mkdir()
     rows = [f"{user}\t{item}\t{time}" for user, item, time in ACTIONS]
@@ -137,9 +140,9 @@ def test_toy_shop_from_recbole(tmp_path):
     rows = [f"{item}\t{title}\tHome Garden" for item, title in TITLES.items()]
     (raw / "toy.item").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
     argv = ["--format", "recbole", "--input", str(raw), "--output", str(tmp_path / "out" / "Toy")]
-    main([*argv, "--min-user-items", "3", "--min-item-users", "1"])
+    main([*argv, *flags, "--min-user-items", "3", "--min-item-users", "1"])
     check_toy(tmp_path)
-    assert result(tmp_path)[1]["0"]["categories"] == "Home Garden"
+    assert result(tmp_path)[1]["0"]["categories"] == categories
 
 
 def test_items_without_text_go_before_the_core(tmp_path, shop, capsys):
