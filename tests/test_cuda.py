@@ -14,9 +14,12 @@ from lcrec.core.device import prepare_cuda
 from lcrec.generate.beams import beam_search, read_head
 from lcrec.generate.compiled import StepGraphs
 from lcrec.generate.item_filter import LeafFilter
+from lcrec.generate.search import supports_shared_prefix
 from lcrec.generate.trie import ItemTrie
 from lcrec.modeling.base import choose_attention, compile_layers
 from lcrec.modeling.batches import sample_losses, split_buffers
+from lcrec.modeling.families import check_family
+from lcrec.modeling.probe import takes_trees
 from lcrec.modeling.trees import PackingCollator
 from lcrec.prompts.rows import collate_left
 
@@ -189,6 +192,19 @@ def test_a_captured_graph_finds_what_the_steps_find(dtype):
         assert found.items.equal(expected.items)
         assert torch.allclose(found.scores, expected.scores, rtol=1e-3)
     assert graphs.captures  # no capture failed
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_trials_of_a_model_multiply_in_whole_float32(device):
+    model, seen = make_model().to(device), set()
+    model.lm_head.register_forward_pre_hook(
+        lambda *_: seen.add(torch.backends.cuda.matmul.allow_tf32)
+    )
+    assert takes_trees(model)
+    check_family(model, "full", lambda: None)
+    assert supports_shared_prefix(model.eval())
+    assert seen == {False}
+    assert torch.backends.cuda.matmul.allow_tf32
 
 
 class Waits(TorchDispatchMode):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from lcrec.core.errors import InputError
@@ -63,6 +65,23 @@ def prepare_cuda() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     # Not by `fp32_precision`: torch's older settings, which libraries read, then raise errors.
     torch.backends.cuda.matmul.allow_tf32 = True
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Multiply float32 as such for a while: for trials of whether two ways compute the same.
+
+    Which products TF32 rounds depends on their shapes, so with it a difference tells nothing of the
+    ways.
+    """
+    import torch
+
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def compute_plainly() -> None:

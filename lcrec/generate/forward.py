@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lcrec.core.device import whole_float32
 from lcrec.modeling.base import base_model
 
 # Makes the buffer called so, of the shape and kind given.
@@ -176,6 +177,7 @@ def _cut(mlp: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
+@whole_float32()
 @torch.no_grad()
 def _find_last_mlp(model: Any) -> nn.Module | None:
     """Return the MLP of the last layer if nothing changes for a last token that passes alone."""

@@ -152,6 +152,10 @@ def _flex_attention(
 def compile_layers(model: PreTrainedModel | PeftModel) -> None:
     """Compile a model's layers, once for all of them; what fails to compile runs as it is."""
     torch._dynamo.config.suppress_errors = True
+    # Under DDP torch would cut each layer's graph at the borders of gradient buckets, for which the
+    # end of a layer serves as well; older versions then compile none that holds flex attention
+    # (pytorch/pytorch#137481).
+    torch._dynamo.config.optimize_ddp = False
     base = base_model(model)
     kinds: Any = base._no_split_modules or ()
     for part in base.modules():

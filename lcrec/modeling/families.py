@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lcrec.core.device import whole_float32
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import reason_of
 from lcrec.modeling.base import cannot_train
@@ -26,6 +27,7 @@ ANSWER = 3  # tokens under loss, and of a beam
 BEAMS = 4
 
 
+@whole_float32()
 def check_family(model: PreTrainedModel | PeftModel, mode: str, rank: Callable[[], Any]) -> None:
     """Refuse a model that cannot be trained in this mode, or not be decoded.
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from lcrec.core.device import whole_float32
 from lcrec.modeling.batches import padded_losses, sample_losses
 from lcrec.modeling.trees import BLOCK, PackingCollator
 from lcrec.prompts.rows import collate_left
@@ -69,6 +70,7 @@ def passes_trial(model: Any, beam_search: Callable[..., Any]) -> bool:
         return _verdicts[model]
 
 
+@whole_float32()
 def _find_fault(model: Any, beam_search: Callable[..., Any]) -> str | None:
     """Say why `beam_search` cannot decode the model, or return None if it can."""
     config = model.config.get_text_config(decoder=True)
@@ -104,6 +106,7 @@ def _find_limit(config: PreTrainedConfig) -> str | None:
     return None
 
 
+@whole_float32()
 @torch.no_grad()
 def takes_trees(model: PreTrainedModel) -> bool:
     """Try whether the model computes samples laid out as trees as it does each alone.
