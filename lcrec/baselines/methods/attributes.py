@@ -291,7 +291,7 @@ class S3Rec(SequentialBaseline):
         """Return the network as pre-trained.
 
         Raises:
-            InputError: no item has an attribute, or a user has every item.
+            InputError: no item has an attribute.
         """
         chosen = self.settings
         assert data.items is not None

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions
 
 
@@ -66,16 +65,15 @@ def user_means(bought: sparse.csr_array, vectors: np.ndarray) -> np.ndarray:
 
 
 class NegativeSampler:
-    """Draws items outside a user's train items.
+    """Draws items outside a user's train items; of all items for a user who has every one.
+
+    Against these the user's own items are drawn, so that on the average nothing is learnt of them.
 
     Args:
         bought: R, sparse [users, items].
         seed: of the draws.
         ranges: int64 [users, 2], the first item to draw for each user and one past the last, where
             several data sets stand side by side in R; None: all items for everyone.
-
-    Raises:
-        InputError: a user has every item, so nothing is left to draw.
     """
 
     def __init__(
@@ -85,15 +83,15 @@ class NegativeSampler:
         if ranges is None:
             ranges = np.tile([0, self.num_items], (bought.shape[0], 1))
         self.first, self.sizes = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
-        if (np.diff(bought.indptr) >= self.sizes).any():
-            raise InputError("a user's train sequence has every item, so no other can be drawn")
         self.rng = np.random.default_rng(seed)
-        users = np.repeat(np.arange(bought.shape[0]), np.diff(bought.indptr))
-        keys = np.sort(users * self.num_items + bought.indices)
+        counts = np.diff(bought.indptr)
+        users = np.repeat(np.arange(bought.shape[0]), counts)
+        lacks_items = np.repeat(counts < self.sizes, counts)
+        keys = np.sort((users * self.num_items + bought.indices)[lacks_items])
         self.keys = np.append(keys, np.iinfo(np.int64).max)  # above all that is looked up
 
     def draw(self, users: np.ndarray, count: int) -> np.ndarray:
-        """Return int64 [users, count], each item uniform over those that the user does not have.
+        """Return int64 [users, count], each item uniform over those that may be drawn.
 
         Args:
             users: int64 [batch], positions.
