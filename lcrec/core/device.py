@@ -45,7 +45,9 @@ def pick_precision(name: Precision | None = None) -> Precision:
 
     if name is not None:
         return name
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    # A card from before Ampere computes in bf16 by way of float32, more slowly than in float32.
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 def prepare_cuda() -> None:

@@ -1,5 +1,7 @@
 """Which device a stage computes on, and which kernels it leaves out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -40,10 +42,13 @@ def test_kernels_that_are_wrong_are_off_wherever_a_device_is_picked():
 
 
 def test_ranking_is_in_bf16_where_a_gpu_has_it(monkeypatch):
+    card = SimpleNamespace(major=8)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
+    # By emulation any card has it.
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda *_: True)
     assert pick_precision("fp16") == "fp16"
-    for has_gpu, has_bf16, expected in [(False, True, "fp32"), (True, False, "fp32")]:
+    for has_gpu, major, expected in [(False, 8, "fp32"), (True, 7, "fp32"), (True, 9, "bf16")]:
+        card.major = major
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=has_gpu: found)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=has_bf16: found)
         assert pick_precision() == expected
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert pick_precision() == "bf16"
