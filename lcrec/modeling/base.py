@@ -123,7 +123,8 @@ def _set_flex(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     if is_sharded():
         return None
     try:
-        nn.Module.to(model, pick_device())
+        if model.device.type == "cpu":  # a quantised base lies there already
+            nn.Module.to(model, pick_device())
         try_packed_step(model, dtype)
     except torch.OutOfMemoryError:
         raise
