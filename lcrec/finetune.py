@@ -332,15 +332,11 @@ def _buffer_tokens(
     config: FinetuneConfig, trained: TrainingModel, rows: TrainingRows, activations: Activations
 ) -> int:
     """Return the tokens of a buffer: as they were when the run began, so that it resumes alike."""
-    import torch
-
-    from lcrec.modeling.finetuning import buffer_tokens
+    from lcrec.modeling.finetuning import buffer_tokens, device_bytes
 
     note = config.output / WORK / BUFFER
     if not note.exists() or config.max_tokens_per_batch is not None:
-        # The model may lie there already.
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-        tokens = buffer_tokens(config, trained, rows, activations, free)
+        tokens = buffer_tokens(config, trained, rows, activations, device_bytes())
         write_json(note, {"tokens": tokens})
     return read_json(note)["tokens"]
 

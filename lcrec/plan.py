@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
 
     from lcrec.modeling.cost import measure_activations, plan
     from lcrec.modeling.finetuning import (
+        buffer_tokens,
         cpu_buffer_tokens,
+        device_bytes,
         draw_training_rows,
         load_model,
         load_model_shape,
@@ -53,8 +55,11 @@ def main(argv: list[str]) -> None:
     activations = measure_activations(without_weights.model, config.precision)
     planned = without_weights if config.tflops else load_model(config, inputs)
     rows = draw_training_rows(config, inputs, planned, config.devices)
-    # Steps are timed as a CPU takes them: elsewhere a buffer may be as large as memory allows.
-    capacity = None if rows.shared is None else cpu_buffer_tokens(config, rows)
+    capacity = None
+    if planned.packs:
+        capacity = buffer_tokens(config, planned, rows, activations, device_bytes())
+    elif rows.shared is not None:
+        capacity = cpu_buffer_tokens(config, rows)
     collate = make_collator(planned, rows, capacity)
     print(plan(planned.model, rows.train, config, config, collate, activations, rows.shared))
 

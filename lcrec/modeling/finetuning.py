@@ -349,6 +349,11 @@ def count_trainable(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def device_bytes() -> int:
+    """Return what a GPU has for a model, which may lie there already, and all it needs beside."""
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+
 def buffer_tokens(
     settings: TrainingSettings,
     trained: TrainingModel,

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Conf
 
 from lcrec import plan
 from lcrec.core.errors import InputError
-from lcrec.modeling import cost
+from lcrec.modeling import cost, finetuning
 from lcrec.modeling.base import add_adapter, load_base
-from lcrec.modeling.batches import padded_losses
+from lcrec.modeling.batches import padded_losses, split_buffers
 from lcrec.prompts.rows import collate_left
 
 PLAIN = {"precision": "bf16", "quantize": "none", "checkpointing": False}
@@ -184,6 +184,22 @@ def test_a_run_is_planned(planning, tmp_path, options):
     assert number(out, r"Updates +([\d,]+)") == 8
     assert "FSDP or ZeRO-3 on 2" in out
     assert ("from timed steps" if not options else "estimated from") in out
+
+
+def test_steps_are_timed_packed_where_training_packs(planning, monkeypatch):
+    """As on a GPU, where each width of padded rows would be compiled anew."""
+    monkeypatch.setattr(finetuning, "choose_attention", lambda *_, **__: True)
+    monkeypatch.setattr(finetuning, "device_bytes", lambda: 2**30)
+    widths = []
+
+    def note(batch, count):
+        widths.append(batch["input_ids"].shape[1])
+        return split_buffers(batch, count)
+
+    monkeypatch.setattr("lcrec.modeling.cost.split_buffers", note)
+    assert "from timed steps" in planning("--share-prefix", "off")
+    assert len(widths) > 1
+    assert len(set(widths)) == 1
 
 
 def test_a_plan_for_more_devices_than_there_are(planning):
