@@ -220,7 +220,10 @@ def find_files(flag: str, given: Sequence[Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             matches = sorted(path.rglob("*.parquet"))
-            what = "a folder without Parquet files"
+            what = (
+                "a folder without Parquet files; name files of another kind themselves "
+                f"('{path}/*.csv'), and write what Hugging Face's save_to_disk made by to_parquet"
+            )
         elif path.is_file():
             matches, what = [path], ""
         else:

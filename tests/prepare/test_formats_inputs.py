@@ -78,7 +78,7 @@ def test_globs_folders_and_lists_of_files(tmp_path):
         with pytest.raises(InputError, match=message):
             find_files("items", [wrong])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"a folder without Parquet files"):
+    with pytest.raises(InputError, match=r"without Parquet .*empty/\*.csv'.*by to_parquet"):
         find_files("items", [tmp_path / "empty"])
     with pytest.raises(InputError, match=r"part-1.csv is named twice"):
         find_files("interactions", [tmp_path / "part-*.csv", tmp_path / "part-1.csv"])
