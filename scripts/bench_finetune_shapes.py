@@ -32,13 +32,20 @@ from lcrec.data.splits import EvalCases
 from lcrec.modeling.base import add_adapter, base_model, choose_attention, compile_layers
 from lcrec.modeling.cost import (
     GIB,
+    Work,
     measure_activations,
     measure_shape,
     measure_work,
     memory,
     operations,
 )
-from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens, make_trainer
+from lcrec.modeling.finetuning import (
+    FILLED,
+    TrainingModel,
+    TrainingRows,
+    buffer_tokens,
+    make_trainer,
+)
 from lcrec.modeling.recipe import TrainingSettings
 
 ITEM_TOKENS = 1024
@@ -145,9 +152,11 @@ def train_shape(
     started = time.perf_counter()
     planned: Any = adapt(make_shape(name, torch.device("meta"), mode), mode)
     shape = measure_shape(planned)
-    if 16 * shape.trainable > free:  # float32, gradients and moments
-        return None
     activations = measure_activations(planned, "bf16")
+    how: Any = {"precision": "bf16", "quantize": quantize, "checkpointing": checkpointing}
+    how |= {"processes": 1, "sharding": "none"}
+    if memory(shape, Work(0, 0, 0, 0, 0, 0), activations, **how) > FILLED * free:
+        return None
     model = make_shape(name, device, mode)
     packs = choose_attention(model, attention, dropout=0.0, precision="bf16")
     packs |= device.type == "cpu" and attention == "auto"  # by a dense mask there
@@ -181,16 +190,7 @@ def train_shape(
     work = measure_work(
         timed, batch_size=batch_size, accumulate=1, processes=1, max_tokens=capacity
     )
-    estimate = memory(
-        shape,
-        work,
-        activations,
-        precision="bf16",
-        quantize=quantize,
-        checkpointing=checkpointing,
-        processes=1,
-        sharding="none",
-    )
+    estimate = memory(shape, work, activations, **how)
     held = torch.cuda.max_memory_reserved() / GIB if device.type == "cuda" else peak_memory() / 1024
     amount = operations(shape, work, checkpointing=checkpointing)
     return {
