@@ -131,8 +131,10 @@ else
 fi
 has bitsandbytes || say "== QLoRA: left out, bitsandbytes is not installed"
 train office-seqrec 120 office.txt Office "${seqrec[@]}"
-part shapes 100 shapes.txt "$python" scripts/bench_finetune.py --steps "$steps" \
-  --shapes "${shapes[@]}"
+for shape in "${shapes[@]}"; do # each by itself: of every one the first way is measured at least
+  part "shape $shape" 45 shapes.txt "$python" scripts/bench_finetune.py --steps "$steps" \
+    --shapes "$shape"
+done
 train office-all 140 office.txt Office "${all[@]}"
 part rows 20 rows.txt "$python" scripts/bench_rows.py "${rows[@]}"
 part decoding 70 decoding.txt "$python" scripts/bench_decoding.py "${decoding[@]}"

@@ -89,7 +89,7 @@ def test_a_rehearsal_without_a_gpu_walks_the_whole_path(tmp_path):
     ]
     names = {line.removeprefix("== ").split(": status")[0] for line in ended}
     stages += ["index of Beauty: embed", "index of Beauty: quantize"]
-    assert names == {"tests", "shapes", "rows", "decoding", "tiger", "p5cid", *stages}
+    assert names == {"tests", "shape tiny", "rows", "decoding", "tiger", "p5cid", *stages}
     assert all(": status 0, " in line for line in ended), ended
     shapes = figures_of(files["shapes.txt"])
     assert shapes.keys() == {"tiny full", "tiny full, padded", "tiny LoRA", "tiny QLoRA"}
