@@ -121,6 +121,12 @@ def _number(text: str, ids: IdMap) -> int:
     return int(digits)
 
 
+def _numbers_hint(text: str, ids: IdMap) -> str:
+    """Return how to name users and items by number, where a raw id is asked for and none given."""
+    is_number = ids.is_raw and text.isascii() and text.isdigit() and int(text[:12]) < len(ids.names)
+    return "; for numbers in place of raw ids: --ids numbers" if is_number else ""
+
+
 def _tell_ignored(where: str, ids: list[str]) -> None:
     if ids:
         named = printable(", ".join(map(repr, ids[:3])) + (", ..." if ids[3:] else ""))
@@ -143,7 +149,8 @@ def history_of(
     """
     if user not in ids.users.numbers:
         near = closest(user, ids.users.names)
-        raise InputError(f"--user {user}: not in the data set{near}")
+        hint = _numbers_hint(user, ids.users)
+        raise InputError(f"--user {user}: not in the data set{near}{hint}")
     place = ids.users.numbers[user]
     if cases is None:
         return interactions.sequence(place).tolist()
@@ -170,7 +177,7 @@ def read_history(words: list[str], items: IdMap, unknown: Unknown = "refuse") ->
             history.append(items.number(word))
         except InputError as error:
             if unknown == "refuse":
-                raise InputError(f"--history: {error}") from None
+                raise InputError(f"--history: {error}{_numbers_hint(word, items)}") from None
             ignored.append(word)
     _tell_ignored("--history", ignored)
     if ignored and not history:

@@ -102,8 +102,9 @@ def test_a_split_speaks_of_its_users_by_raw_ids(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--history", "7"], "--history: item '7' is unknown"),
-        (["--user", "17"], "--user 17: not in the data set"),
+        (["--history", "7"], "--history: item '7' is unknown.*; for numbers .*: --ids numbers$"),
+        (["--history", "480"], "--history: item '480' is unknown(; did [^;]*)?$"),
+        (["--user", "17"], "--user 17: not in the data set.*: --ids numbers$"),
         (["--user", "C-1x"], "--user C-1x: not in the data set; did you mean 'C-"),
         (
             ["--history", "007", "--deny", "deny.txt"],
