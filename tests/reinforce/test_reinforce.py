@@ -208,11 +208,11 @@ def test_groups_that_missed_their_target(
         return loss
 
     monkeypatch.setattr(ReinforceTrainer, "compute_loss", check)
-    words = (option, 0.5, "--rollouts", rollouts, "--rewards", "hit", "--kl", 0)
+    words = (option, 0.5, "--rollouts", rollouts, "--rewards", "hit", "--kl", 0, "--group", 8)
     reinforce(tmp_path / "model", *words)
     assert 0 < np.mean(seen) < 1  # groups of both kinds were looked at
     for logs in logged:  # the rewards of what the model answered, not of what was put in
-        assert logs.get("reward_hit", 0) == pytest.approx(logs.get("hit", 0) / 4)
+        assert logs.get("reward_hit", 0) == pytest.approx(logs.get("hit", 0) / 8)
 
 
 @pytest.mark.parametrize("words", [(), ("--rollouts", "gumbel", "--reuse", 2, "--accumulate", 2)])
