@@ -154,17 +154,15 @@ def _draw_task(
             options.append(fitting[known])
     rng = np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
     count = min(len(places), int(amount) if amount > 1 else round(amount * len(places)))
-    kept, uniform = rng.permutation(len(places))[:count], rng.random(count)
+    kept, uniform = np.sort(rng.permutation(len(places))[:count]), rng.random(count)
     if data.alike:
         # Whole units are drawn, but for the last one, and a template for each of them.
         units = _units(data, name, np.asarray(places, dtype=np.int64))
         unit = np.unique(units, return_inverse=True)[1]
         ranks = rng.permutation(unit.max(initial=-1) + 1)
-        kept = np.argsort(ranks[unit], kind="stable")[:count]
-        kept.sort()
+        kept = np.sort(np.argsort(ranks[unit], kind="stable")[:count])
         _, first, own = np.unique(unit[kept], return_index=True, return_inverse=True)
         uniform = uniform[first][own]
-    kept.sort()
     chosen = [
         options[sample][int(draw * len(options[sample]))]
         for sample, draw in zip(kept.tolist(), uniform.tolist(), strict=True)
