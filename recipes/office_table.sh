@@ -6,7 +6,7 @@
 set -euo pipefail
 bash "$(dirname "$0")/office.sh" "$@"
 data=$(realpath "$1")
-run=$(realpath -m "${2:-$(dirname "$0")/../runs/office}")
+run=$(realpath "${2:-$(dirname "$0")/../runs/office}")
 cd "$(dirname "$0")/.."
 source scripts/environment.sh minilm
 methods=(popularity cooccurrence itemknn ease text-cosine mf lightgcn fusion linear-mapping

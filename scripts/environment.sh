@@ -29,5 +29,6 @@ esac
 export PATH="$PWD/.venv/bin:$PATH"
 # Fork-safe and quiet: batches are tokenised up front.
 export TOKENIZERS_PARALLELISM=false
-# One process on this machine, whatever accelerate is configured for.
-launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
+# One process on this machine, whatever accelerate is configured for. (macOS has no nproc.)
+cores=${OMP_NUM_THREADS:-$(python -c 'from lcrec.core.processes import usable_cores as n; print(n())')}
+launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $cores"

@@ -1,4 +1,4 @@
-"""The processes that share the work of a stage, from its start to its end.
+"""The processes that share the work of a stage, and the cores that they may use.
 
 torchrun and `accelerate launch` start them; a stage that was started by itself is one process.
 """
@@ -6,6 +6,7 @@ torchrun and `accelerate launch` start them; a stage that was started by itself 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,13 @@ from lcrec.core.device import prepare_cuda
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: of the machine's, those it is allowed."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

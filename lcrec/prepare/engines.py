@@ -25,6 +25,7 @@ from ibis.expr.types import Table
 from ibis.util import gen_name
 
 from lcrec.core.errors import InputError
+from lcrec.core.processes import usable_cores
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ def _spark(folder: Path, memory_gb: float, master: str) -> Iterator[BaseBackend]
     }
     if master.startswith("local"):
         # Spark's 200 parts are for many machines; here each costs more than it holds.
-        settings["spark.sql.shuffle.partitions"] = str(2 * (os.cpu_count() or 1))
+        settings["spark.sql.shuffle.partitions"] = str(2 * usable_cores())
         # Functions in Python run in this very Python; a cluster's machines have their own.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder: Any = SparkSession.builder

@@ -20,6 +20,7 @@ from functools import partial
 
 from lcrec.core.config import parse_config
 from lcrec.core.errors import InputError, run_stage
+from lcrec.core.processes import usable_cores
 from lcrec.serve.process import (
     TOKEN,
     ServeConfig,
@@ -84,8 +85,7 @@ def supervise(config: ServeConfig, token: str | None, port: int) -> None:
     from prometheus_client.multiprocess import mark_process_dead
 
     # Each takes its share of the cores: threads of several models on one core slow all down.
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // config.workers)))
     with (
         bind(config.host, port, shared=True) as holder,  # of the port; it never listens
         tempfile.TemporaryDirectory(prefix="lcrec-metrics-") as metrics,

@@ -1,4 +1,4 @@
-"""How processes part when the work is done."""
+"""The cores that processes use, and how these part when the work is done."""
 
 import ast
 import re
@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from lcrec.core.processes import usable_cores
+
 TOP = Path(__file__).parents[2]
+
+
+def test_cores_are_those_a_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(6), raising=False)
+    assert usable_cores() == 6
+    monkeypatch.delattr("os.sched_getaffinity")  # as on macOS
+    assert usable_cores() == 64
 
 
 @pytest.mark.slow

@@ -393,8 +393,7 @@ def test_jobs_share_the_cores_that_they_may_use(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(6))
+    monkeypatch.setattr("lcrec.baselines.runs.many.usable_cores", lambda: 6)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(Run, "facts", lambda run: None)
     carry_out([Run("mf", "mf", 0, tmp_path, [])], jobs=2)

@@ -22,6 +22,7 @@ import numpy as np
 from lcrec.baselines.runs.flags import MethodEntry
 from lcrec.baselines.runs.run import MethodRun
 from lcrec.core.errors import InputError
+from lcrec.core.processes import usable_cores
 
 LOG = "log.txt"
 
@@ -178,7 +179,7 @@ def _train(run: Run, jobs: int) -> str | None:
     environment = dict(os.environ)
     if jobs > 1:
         # Threads of several processes on one core wait for each other far longer than they work.
-        share = max(1, len(os.sched_getaffinity(0)) // jobs)
+        share = max(1, usable_cores() // jobs)
         environment.setdefault("OMP_NUM_THREADS", str(share))
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / LOG
