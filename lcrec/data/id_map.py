@@ -43,16 +43,20 @@ class IdMap:
             InputError: there is no such user or item.
         """
         number = self.numbers.get(name)
-        if number is None and not isinstance(name, str):
-            raise InputError(f"{self.kind} {name!r:.60}: raw ids are text")
-        if number is None and self.is_raw:
-            raise InputError(f"{self.kind} {name!r:.60} is unknown{closest(name, self.names)}")
         if number is None:
-            raise InputError(
-                f"{self.kind} {name:.60} is not in the catalogue, whose ids are 0 to "
-                f"{len(self.names) - 1}"
-            )
+            raise self.unknown(name)
         return number
+
+    def unknown(self, name: str) -> InputError:
+        """Return the error about a name that is none of these; it looks for the nearest one."""
+        if not isinstance(name, str):
+            return InputError(f"{self.kind} {name!r:.60}: raw ids are text")
+        if self.is_raw:
+            return InputError(f"{self.kind} {name!r:.60} is unknown{closest(name, self.names)}")
+        return InputError(
+            f"{self.kind} {name:.60} is not in the catalogue, whose ids are 0 to "
+            f"{len(self.names) - 1}"
+        )
 
     def numbers_of_lists(self, what: str, lists: Sequence[Any]) -> list[Any]:
         """Return lists of names as numbers; the same object stays one, and None stays None.

@@ -101,24 +101,21 @@ def read_item_ids(path: Path, flag: str, ids: IdMap, unknown: Unknown) -> list[i
             continue
         if ids.is_raw and written in ids.numbers:
             text = written  # a raw id may begin or end in a space
-        try:
-            items.append(_number(text, ids))
-        except InputError as error:
-            if unknown == "refuse":
-                skip = "to skip ids that are not in the catalogue: --unknown ignore"
-                raise InputError(f"{flag} {path}, line {number}: {error}; {skip}") from None
+        item = _find(text, ids)
+        if item is not None:
+            items.append(item)
+        elif unknown == "ignore":
             ignored.append(text)
+        else:
+            skip = "to skip ids that are not in the catalogue: --unknown ignore"
+            raise InputError(f"{flag} {path}, line {number}: {ids.unknown(text)}; {skip}")
     _tell_ignored(f"{flag} {path}", ignored)
     return items
 
 
-def _number(text: str, ids: IdMap) -> int:
-    if ids.is_raw:
-        return ids.number(text)
-    digits = text.lstrip("0")[:12] or "0"
-    if not (text.isascii() and text.isdigit() and int(digits) < len(ids.names)):
-        raise InputError(f"expected an item id from 0 to {len(ids.names) - 1}, found {text!r:.60}")
-    return int(digits)
+def _find(text: str, ids: IdMap) -> int | None:
+    """Return the number of an item, None where it is unknown; a number may begin with zeros."""
+    return ids.numbers.get(text if ids.is_raw else text.lstrip("0") or "0")
 
 
 def _numbers_hint(text: str, ids: IdMap) -> str:
@@ -173,12 +170,13 @@ def read_history(words: list[str], items: IdMap, unknown: Unknown = "refuse") ->
     for word in words:
         if not items.is_raw and not word.removeprefix("-").isdecimal():
             raise InputError(f"--history: expected a whole number, found {word!r}")
-        try:
-            history.append(items.number(word))
-        except InputError as error:
-            if unknown == "refuse":
-                raise InputError(f"--history: {error}{_numbers_hint(word, items)}") from None
+        item = _find(word, items)
+        if item is not None:
+            history.append(item)
+        elif unknown == "ignore":
             ignored.append(word)
+        else:
+            raise InputError(f"--history: {items.unknown(word)}{_numbers_hint(word, items)}")
     _tell_ignored("--history", ignored)
     if ignored and not history:
         raise InputError("--history: none of its items is in the catalogue; give others")

@@ -580,11 +580,11 @@ def test_one_request_with_lists(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"3\nchair\n", "line 2: expected an item id from 0 to 47, found 'chair'"),
-        (b"48\n", "line 1: expected an item id from 0 to 47, found '48'"),
-        (b"-1\n", "found '-1'"),
-        ("\u0663\n".encode(), "expected an item id"),
-        (b"9" * 5000, "expected an item id"),
+        (b"3\nchair\n", "line 2: item chair is not in the catalogue, whose ids are 0 to 47"),
+        (b"48\n", "line 1: item 48 is not in the catalogue, whose ids are 0 to 47"),
+        (b"-1\n", "item -1 is not in the catalogue"),
+        ("\u0663\n".encode(), "item \u0663 is not in the catalogue"),
+        (b"9" * 5000, "item 9{60} is not in the catalogue"),
         (b"\xff\xfe", "cannot be read as UTF-8 text .*; save it as UTF-8"),
         (None, ": no such file$"),
     ],

@@ -125,6 +125,14 @@ def test_spaces_at_the_ends_of_an_id_may_be_left_out(tmp_path):
     assert read_item_ids(tmp_path / "deny.txt", "--deny", ids, "refuse") == [1, 2, 3, 0]
 
 
+def test_an_ignored_id_is_compared_with_no_other(tmp_path, monkeypatch):
+    """A stock list of the whole shop has many of them, and the nearest name takes long to find."""
+    monkeypatch.setattr("lcrec.data.id_map.closest", lambda *_: pytest.fail("compared"))
+    (tmp_path / "stock.txt").write_text("7\nNEW-1\nNEW-2\n")
+    ids = IdMap("item", ["7", "9"], is_raw=True)
+    assert read_item_ids(tmp_path / "stock.txt", "--allow", ids, "ignore") == [0]
+
+
 def test_unknown_items_are_ignored_where_that_is_asked_for(run, tmp_path):
     """A stock list names what the catalogue never had."""
     (tmp_path / "known.txt").write_text("040\n")
@@ -140,7 +148,7 @@ def test_unknown_items_are_ignored_where_that_is_asked_for(run, tmp_path):
     (tmp_path / "numbers.txt").write_text("48\n1\n")
     numbers = ["--ids", "numbers", "--history", 2, "--deny", tmp_path / "numbers.txt"]
     assert "ignoring 1 items" in run(*numbers, "--unknown", "ignore")
-    with pytest.raises(InputError, match=r"numbers.txt, line 1: expected an item id from 0 to 47"):
+    with pytest.raises(InputError, match=r"numbers.txt, line 1: item 48 is not in the catalogue"):
         run(*numbers)
 
 
