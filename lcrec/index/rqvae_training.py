@@ -125,16 +125,18 @@ def train_rqvae(
     """
     settings = settings.for_items(len(embeddings))
     state = PartialState(cpu=not torch.accelerator.is_available())
+    # Apple's device has no float64, which balanced codes are found in.
+    device = torch.device("cpu") if state.device.type == "mps" else state.device
     seed, parity, epochs = settings.seed, settings.parity, settings.max_epochs
     torch.manual_seed(seed)
-    model = build_rqvae(settings, embeddings.shape[1]).to(state.device)
+    model = build_rqvae(settings, embeddings.shape[1]).to(device)
     trained: nn.Module = model
     letter = None
     if collaborative is not None:
         weight = settings.collaborative_weight
         weight = ALIGNMENT if weight is None else weight
         letter = Letter(model, collaborative.shape[1], weight, settings.diversity_weight)
-        trained = letter.to(state.device)
+        trained = letter.to(device)
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -153,10 +155,10 @@ def train_rqvae(
             model.initialise_as_published(embeddings[first], seed)
         else:
             model.initialise(embeddings, seed)
-        model.to(state.device)
-    embeddings = embeddings.to(state.device)
+        model.to(device)
+    embeddings = embeddings.to(device)
     if letter is not None and collaborative is not None:
-        collaborative = collaborative.to(state.device)
+        collaborative = collaborative.to(device)
         if progress is None and state.is_main_process:
             letter.initialise(embeddings, collaborative)
     whole = trained
@@ -189,11 +191,11 @@ def train_rqvae(
             # Equal shares, so that the mean of the processes' gradients is the batch's.
             filled = -(-len(batch) // state.num_processes) * state.num_processes
             rows = torch.arange(state.process_index, filled, state.num_processes) % len(batch)
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=settings.bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
                 if collaborative is None:
                     loss = whole(embeddings[batch[rows]])
                 else:
-                    partners = draw_partners(clusters, rng).to(state.device)
+                    partners = draw_partners(clusters, rng).to(device)
                     own = batch[rows]
                     loss = whole(embeddings[own], collaborative[own], partners)
             optimizer.zero_grad()

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from accelerate import PartialState
 from planted import toy_clusters
 
 from lcrec.index.item_index import IndexSettings
@@ -91,6 +92,12 @@ def test_the_network_may_compute_in_bfloat16():
     assert not equal(full, half)
     one, two = (explained_variance(model, points)[-1] for model in (full, half))
     assert two == pytest.approx(one, abs=0.02)
+
+
+def test_training_is_on_the_cpu_where_the_device_has_no_float64(monkeypatch):
+    expected = train(toy_clusters())
+    monkeypatch.setattr(PartialState(), "device", torch.device("mps"))
+    assert equal(train(toy_clusters()), expected)
 
 
 def test_parity_keeps_the_last_state_as_it_is(monkeypatch):
