@@ -16,7 +16,7 @@ from typing import TextIO
 
 from lcrec.core.artifacts import PROVENANCE, atomic_files, clear_leftovers
 from lcrec.core.errors import REMEDIES, InputError
-from lcrec.core.provenance import kind_of, provenance_path, read_provenance
+from lcrec.core.provenance import FILES, kind_of, provenance_path, read_provenance
 
 # The forms of an output; a file's is what its name must end in, such as ".jsonl".
 FOLDER = "folder"  # replaced whole
@@ -217,6 +217,12 @@ def _require_form(output: Path, form: str, flag: str) -> None:
         raise InputError(f"{flag} {output}: a mount point is not replaced; name {better}")
     if not folder and output.is_dir():
         raise InputError(f"{flag} {output}: name a file, not a folder")
+    for other in () if folder else map(output.with_suffix, FILES):
+        if other != output and other.exists():
+            raise InputError(
+                f"{flag} {output}: its record {provenance_path(output).name} would be taken for "
+                f"that of {other.name} too; name another file"
+            )
 
 
 def _require_replaceable(

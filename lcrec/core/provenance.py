@@ -40,6 +40,7 @@ KINDS = {
 }
 # The layout of a kind's files, raised when an older one can no longer be read; 1 where absent.
 FORMATS: dict[str, int] = {}
+FILES = (".json", ".jsonl", ".parquet")  # what an artifact that is a file is called
 
 
 def sha256(path: Path) -> str:
@@ -74,7 +75,7 @@ def fingerprint(path: Path) -> str:
 
 def provenance_path(artifact: Path) -> Path:
     """Return an artifact's sidecar: `lcrec.json` in a folder, `X.lcrec.json` beside `X.jsonl`."""
-    is_file = artifact.suffix in (".json", ".jsonl", ".parquet")
+    is_file = artifact.suffix in FILES
     return artifact.with_suffix(f".{PROVENANCE}") if is_file else artifact / PROVENANCE
 
 

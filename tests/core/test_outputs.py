@@ -119,6 +119,17 @@ def test_a_file_changes_together_with_what_stands_beside_it(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_no_two_files_share_a_record(tmp_path):
+    """Metrics in X.json beside the predictions X.jsonl would take their provenance away."""
+    predictions = tmp_path / "out.jsonl"
+    predictions.touch()
+    write_provenance(predictions, EMBED, {}, {})
+    message = r"out\.json: its record out\.lcrec\.json would be taken for that of out\.jsonl too"
+    with pytest.raises(InputError, match=message):
+        check_output(tmp_path / "out.json", QUANTIZE, ".json", overwrite=True)
+    check_output(predictions, EMBED, ".jsonl")
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 def test_what_the_system_forbids_is_told_before_any_work(tmp_path, monkeypatch, number):
     def fail(self, content):
