@@ -297,12 +297,12 @@ def read_json(path: Path) -> Any:
         return json.loads(text, object_pairs_hook=unique_keys)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except RecursionError:
-        raise InputError(f"{path}: lists or objects within each other are too many") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
         ) from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of lists in lists
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -341,10 +341,8 @@ def read_jsonl(path: Path) -> list[Any]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-        except RecursionError:
-            raise InputError(
-                f"{path}, line {number}: lists or objects within each other are too many"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number}: cannot be read as JSON ({error})") from None
     return rows
 
 

@@ -79,7 +79,7 @@ def load_allowed(
 def _filtered(filters: str, items: Items) -> np.ndarray:
     try:
         wanted = json.loads(filters)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f'--filters {filters:.80}: is no JSON ({error}); write \'{{"price": {{"max": 20}}}}\''
         ) from None

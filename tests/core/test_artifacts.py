@@ -297,12 +297,14 @@ def test_jsonl_lines_end_where_they_should(tmp_path):
         ("a.json", b'{"title": "caf\xe9"}', "cannot be read as UTF-8"),
         ("a.json", b'{"0": [1], "1": [2], "0": [3]}', "key '0' is written twice"),
         ("a.json", b'{"0": {"title": "a", "title": "b"}}', "key 'title' is written twice"),
-        ("a.json", b"[" * 100_000 + b"]" * 100_000, "within each other are too many"),
+        ("a.json", b"[" * 100_000 + b"]" * 100_000, "JSON .maximum recursion depth"),
+        ("a.json", b"9" * 5000, "JSON .Exceeds the limit"),
         ("a.jsonl", b"", "the file is empty"),
         ("a.jsonl", b'{"a": 1}\n{"a": 2\n{"a": 3}\n', "line 2: not valid JSON"),
         ("a.jsonl", b'{"a": 1}\n\n{"a": 3}\n', "line 2: not valid JSON"),
         ("a.jsonl", b'"\xff"\n', "cannot be read as UTF-8"),
-        ("a.jsonl", b"[" * 100_000 + b"]" * 100_000, "within each other are too many"),
+        ("a.jsonl", b"[" * 100_000 + b"]" * 100_000, "line 1: .*JSON .maximum recursion depth"),
+        ("a.jsonl", b"9" * 5000, "line 1: .*JSON .Exceeds the limit"),
     ],
 )
 def test_bad_json(tmp_path, name, content, message):
