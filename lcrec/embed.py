@@ -97,7 +97,7 @@ def _run(config: EmbedConfig, state: PartialState) -> None:
         both = ("title", "description")
         used = [name for name in both if any(fields.get(name) for fields in items.fields)]
         config = dataclasses.replace(config, fields=used)
-    if Path(config.encoder).is_dir():
+    if config.encoder != "lsa" and Path(config.encoder).is_dir():
         inputs["encoder"] = Path(config.encoder)
     current = is_current(config.output, STAGE, config_dict(config), inputs)
     state.wait_for_everyone()  # all have looked before one writes

@@ -200,6 +200,13 @@ def test_running_it_again(shop, capsys):
     assert "is up to date" not in capsys.readouterr().out
 
 
+def test_a_folder_called_lsa_is_no_encoder(shop, monkeypatch, capsys):
+    monkeypatch.chdir(shop)
+    for told in ("Wrote lsa", "lsa is up to date"):
+        main(["--data", "data", "--output", "lsa", "--lsa-dim", "4"])
+        assert told in capsys.readouterr().out
+
+
 def test_nothing_is_written_where_the_input_is_wrong(shop):
     for flags in (["--fields", "colour"], ["--encoder", str(shop)], ["--lsa-dim", "0"]):
         with pytest.raises(InputError):

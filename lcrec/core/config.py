@@ -18,12 +18,13 @@ import yaml
 
 from lcrec.core.artifacts import read_text
 from lcrec.core.errors import InputError, closest
-from lcrec.core.outputs import check_output
+from lcrec.core.outputs import check_output, is_model
 from lcrec.core.shipped import find_recipe, find_templates
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
 MOST_NODES = 100_000  # values in a YAML file, aliases written out
+MODELS = ("base", "encoder")  # settings whose text names a model, on the hub or in a folder
 LARGEST_INT = 2**31 - 1  # scikit-learn's seeds have 32 bits, and catalogues 32-bit ids
 
 
@@ -242,7 +243,6 @@ def parse_config(
             raise InputError(f"{_shown(name, field)} is required: {field.metadata['help']}")
     config: Any = config_type(**values)
     outputs = [name for name, field in fields.items() if field.metadata.get("writes")]
-    others = [value for name in fields if name not in outputs for value in _listed(config, name)]
     for name in outputs:
         if getattr(config, name) is not None:
             check_output(
@@ -251,14 +251,22 @@ def parse_config(
                 fields[name].metadata["writes"],
                 overwrite=config.overwrite,
                 flag=_shown(name, fields[name]),
-                inputs=[value for value in others if isinstance(value, Path)],
+                inputs=paths_read(config, outputs),
             )
     return config
 
 
-def _listed(config: Any, name: str) -> list[Any]:
-    value = getattr(config, name)
-    return value if isinstance(value, list) else [value]
+def paths_read(config: Any, outputs: Collection[str] = ("output",)) -> list[Path]:
+    """Return all paths that settings name, but for `outputs`, and the folders of their models."""
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in MODELS and value is not None and is_model(Path(value)):
+            found.append(Path(value))
+        elif field.name not in outputs:
+            values = value if isinstance(value, list) else [value]
+            found += [own for own in values if isinstance(own, Path)]
+    return found
 
 
 def config_dict(config: Any, without: Collection[str] = ()) -> dict[str, Any]:

@@ -57,9 +57,7 @@ def check_output(
             ):
                 raise InputError(f"{flag} {output}: {path} is read from there; name another place")
             # A model is known by all that lies in its folder: a file more, and it is another one.
-            if any((path / name).is_file() for name in MODEL_CONFIGS) and (
-                output.resolve().is_relative_to(path.resolve())
-            ):
+            if is_model(path) and output.resolve().is_relative_to(path.resolve()):
                 raise InputError(
                     f"{flag} {output}: lies within the model {path}, which would be another one "
                     "with it; name another place"
@@ -149,6 +147,11 @@ def beside(output: Path, kind: str) -> Path:
     """Return `.NAME.KIND` beside an output: a name for what is needed until it is whole."""
     place = _resolved(output)
     return place.with_name(f".{place.name}.{kind}")
+
+
+def is_model(folder: Path) -> bool:
+    """Tell whether a folder holds a model or an adapter."""
+    return any((folder / name).is_file() for name in MODEL_CONFIGS)
 
 
 def _resolved(output: Path) -> Path:

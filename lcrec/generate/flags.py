@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lcrec.core.config import Writes, option
+from lcrec.core.config import Writes, option, paths_read
 from lcrec.core.device import Precision
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import FOLDER, check_output
@@ -170,9 +170,8 @@ def check_ways(config: GenerateConfig) -> None:
     if config.since is not None and (config.output is None or config.all_users):
         raise InputError(f"--since {config.since} belongs to a split: --output FILE.jsonl")
     if config.output is not None:
-        inputs = [config.model, config.data, *filter(None, (config.index, config.prompts))]
-        inputs += [Path(config.fuse)] if config.fuse is not None else []
-        inputs += [config.since] if config.since is not None else []
+        inputs = paths_read(config)
+        inputs += [] if config.fuse in (None, COOCCURRENCE) else [Path(config.fuse)]
         for path in outputs_of(config, config.output):
             check_output(path, STAGE, form_of(config), overwrite=config.overwrite, inputs=inputs)
     joins_templates = config.ensemble or (is_one and config.templates != ["first"])

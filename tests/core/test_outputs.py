@@ -93,6 +93,35 @@ def test_nothing_is_written_into_a_model_that_is_read(tmp_path):
             check_output(output, EMBED, form, inputs=[tmp_path / "in"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["embed", "--encoder", "read", "--output", "read"], "read is read from there"),
+        (["embed", "--encoder", "read", "--output", "read/out"], "lies within the model read"),
+        (["export", "--model", "x", "--base", "read", "--output", "read"], "is read from there"),
+        (
+            [
+                "generate",
+                "--model",
+                "x",
+                "--all-users",
+                "--deny",
+                "read/sold.txt",
+                "--output",
+                "read",
+            ],
+            r"read/sold\.txt is read from there",
+        ),
+    ],
+)
+def test_whatever_flag_names_what_is_read_it_is_not_replaced(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "read").mkdir()
+    (tmp_path / "read" / "config.json").touch()
+    with pytest.raises(InputError, match=message):
+        main([*words, "--data", "x", "--overwrite"])
+
+
 def test_a_mount_point_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
     with pytest.raises(InputError, match=f"a mount point is not replaced; name {tmp_path}/NAME"):
