@@ -173,7 +173,7 @@ def _output(config: EvaluateConfig) -> Path | None:
         return config.output
     path = Path(config.predictions[0])
     name = "metrics.json" if path.stem == "predictions" else f"{path.stem}.metrics.json"
-    output = path.with_name(name)
+    output = path.parent / name
     check_output(output, PROG, ".json", overwrite=config.overwrite)
     return output
 

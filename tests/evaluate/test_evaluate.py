@@ -165,6 +165,7 @@ def test_what_cannot_be_judged(tmp_path):
     twin = make(tmp_path / "other" / "a" / "predictions.jsonl", [1, 2])
     cases = [
         (["--predictions", str(tmp_path / "none.jsonl")], "none.jsonl: no such file"),
+        (["--predictions", "."], r"^\.: cannot be read as UTF-8 text"),
         (["--predictions", str(a), str(b)], "has 1 users that .* lacks"),
         (["--predictions", str(a), str(twin)], "would both be called 'a'.*--labels"),
         (["--predictions", str(a), "--labels", "x", "y"], "2 names for 1 files"),
