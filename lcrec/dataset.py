@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     ]
     mixture = parse_mixture(known if config.tasks is None else config.tasks)
     form, chat_template = choose_form(config.tokenizer, prompts)
-    from lcrec.prompts.rows import draw_rows, require_samples
+    from lcrec.prompts.rows import RowSource, require_samples
 
     inputs = {"item": paths.item, **paths.sequences, "index": index_path}
     if paths.user.exists():
@@ -137,8 +137,9 @@ def main(argv: list[str]) -> None:
         counts: Counter[tuple[int, str, str]] = Counter()
 
         def rows() -> Iterator[dict[str, Any]]:
+            source = RowSource(task_data, prompts, mixture, config.seed)
             for epoch in range(config.epochs):
-                drawn = draw_rows(task_data, prompts, mixture, config.seed, epoch)
+                drawn = source.draw(epoch)
                 for line in () if epoch else drawn.unused:
                     print(line)
                 label = f"epoch {epoch + 1} of {config.epochs}"

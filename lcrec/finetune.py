@@ -3,7 +3,7 @@
     lcrec finetune --config recipes/lora_7b.yaml --data DATA --index INDEX --base BASE --output OUT
 
 Reads the data folder, the item index, the prompt templates and a base model; adds the item tokens
-to the vocabulary, draws the instruction rows of all epochs, trains (LoRA and the new rows, or
+to the vocabulary, draws the instruction rows of each epoch, trains (LoRA and the new rows, or
 everything) and writes a self-contained checkpoint. Validation ranks the whole catalogue for
 held-out users; the best checkpoint by NDCG@10 is kept. A killed run resumes from its last complete
 checkpoint when the same command is given again.
@@ -312,9 +312,10 @@ def rank_simply(inputs: TrainingInputs, cases: EvalCases) -> Figures:
 def describe_end(trainer: RecommenderTrainer, simple: Figures, rows: TrainingRows) -> str:
     """Return when training ended and whether the model is better than counting."""
     state = trainer.state
-    per_epoch = state.max_steps / rows.epochs
+    epochs = len(rows.train.sizes)
+    per_epoch = state.max_steps / epochs
     best = (state.best_global_step or state.global_step) / per_epoch
-    ended = f"best epoch {best:.2g} of {rows.epochs}"
+    ended = f"best epoch {best:.2g} of {epochs}"
     if state.global_step < state.max_steps:
         ended = f"Stopped early at epoch {state.global_step / per_epoch:.2g}, {ended}"
     else:

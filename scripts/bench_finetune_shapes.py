@@ -47,6 +47,7 @@ from lcrec.modeling.finetuning import (
     make_trainer,
 )
 from lcrec.modeling.recipe import TrainingSettings
+from lcrec.prompts.rows import EpochRows
 
 ITEM_TOKENS = 1024
 SHORTEST, LONGEST, ANSWER = 32, 72, 5
@@ -186,7 +187,7 @@ def train_shape(
     trainer.add_callback(clock)
     trainer.train()
     seconds = clock.wall[-1] - clock.wall[WARM_UP - 1]
-    timed = rows.train.select(range(WARM_UP * batch_size, len(rows.train)))
+    timed = rows.train.first.select(range(WARM_UP * batch_size, len(rows.train)))
     work = measure_work(
         timed, batch_size=batch_size, accumulate=1, processes=1, max_tokens=capacity
     )
@@ -216,7 +217,7 @@ def draw_rows(count: int, vocabulary: int) -> TrainingRows:
         }
     )
     nobody = EvalCases([], [], np.zeros(0, dtype=np.int64))
-    return TrainingRows(train, 1, count, train.select(range(1)), nobody)
+    return TrainingRows(EpochRows(train), train.select(range(1)), nobody)
 
 
 def make_shape(name: str, device: torch.device, mode: str) -> PreTrainedModel:

@@ -4,12 +4,12 @@
     python scripts/bench_rows.py --data data/Office --tokenizer BASE --prompts prompts/short
 
 Draws `--samples` samples of the tasks `seqrec`, `item2index` and `index2item`, epoch after epoch,
-as a fine-tune does before its first update (`tokenise_rows`), and a twentieth of them by rendering
-each and giving its whole text to the tokenizer; both give the same ids, which is checked. Without
-`--data` a made-up shop is taken, without `--tokenizer` one that is trained on its texts. Times are
-the processor's, `TOKENIZERS_PARALLELISM` permitting of one core. The last line is JSON: samples;
-samples_per_second; plain_samples_per_second; ratio; seconds, of all samples; lengths_seconds, to
-read the lengths of all of them.
+as a fine-tune does at the start of each (`RowSource`, `tokenise_rows`), and a twentieth of them by
+rendering each and giving its whole text to the tokenizer; both give the same ids, which is checked.
+Without `--data` a made-up shop is taken, without `--tokenizer` one that is trained on its texts.
+Times are the processor's, `TOKENIZERS_PARALLELISM` permitting of one core. The last line is JSON:
+samples; samples_per_second; plain_samples_per_second; ratio; seconds, of all samples;
+lengths_seconds, to read the lengths of all of them.
 """
 
 import json
@@ -32,7 +32,7 @@ from lcrec.data.splits import leave_one_out
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
-from lcrec.prompts.rows import draw_rows, row_lengths, tokenise_rows
+from lcrec.prompts.rows import RowSource, row_lengths, tokenise_rows
 from lcrec.prompts.tasks import TaskData, parse_mixture
 from lcrec.tinylm import collect_corpus, train_tokenizer
 
@@ -63,9 +63,10 @@ def main(argv: list[str]) -> None:
         data, encoder, prompts = read(config, config.data or Path(name))
     mixture = parse_mixture(TASKS)
     data.titles, data.descriptions, data.prefixes  # noqa: B018  # read once, whatever the way
+    source = RowSource(data, prompts, mixture, 0)
     start, epochs, drawn = time.process_time(), [], 0
     while drawn < config.samples:
-        epochs.append(draw_rows(data, prompts, mixture, 0, len(epochs)))
+        epochs.append(source.draw(len(epochs)))
         drawn += len(epochs[-1])
     rows = tokenise_rows(epochs, encoder, MAX_LENGTH, None)
     seconds = time.process_time() - start

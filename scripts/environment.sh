@@ -27,7 +27,7 @@ case "$(cat "$stamp" 2>/dev/null)" in
     ;;
 esac
 export PATH="$PWD/.venv/bin:$PATH"
-# Fork-safe and quiet: batches are tokenised up front.
+# Fork-safe and quiet: a tokenizer's threads are not there after a fork.
 export TOKENIZERS_PARALLELISM=false
 # One process on this machine, whatever accelerate is configured for. (macOS has no nproc.)
 cores=${OMP_NUM_THREADS:-$(python -c 'from lcrec.core.processes import usable_cores as n; print(n())')}

@@ -27,8 +27,8 @@ from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import checkpoint as checkpoint_module
 from lcrec.modeling.averaging import RunningAverage
 from lcrec.modeling.checkpoint import load_checkpoint
-from lcrec.modeling.finetuning import count_epochs
-from lcrec.modeling.recipe import STAGE, TrainingSettings
+from lcrec.modeling.finetuning import count_epochs, draw_training_rows, load_model
+from lcrec.modeling.recipe import STAGE, TrainingSettings, load_inputs
 from lcrec.modeling.run_folder import latest_checkpoint
 from lcrec.modeling.trainer import RecommenderTrainer
 from lcrec.rankings.metrics import ndcg_at_k
@@ -484,6 +484,23 @@ def test_refusals(finetune, tmp_path, options, message):
         finetune(tmp_path / "model", *options)
     # The folder is not taken: once the mistake is put right, the run can begin.
     assert not (tmp_path / "model").exists()
+
+
+def test_a_sample_that_is_too_long_in_a_later_epoch_is_refused_at_once(shop, index_folder, base):
+    settings = TrainingSettings(
+        data=shop, index=index_folder, base=str(base), tasks=["item2index=3"], epochs=5, seed=0
+    )
+    inputs = load_inputs(settings)
+    model = load_model(settings, inputs)
+    rows = draw_training_rows(settings, inputs, model, 1).train
+    lengths = [len(rows[row]["input_ids"]) for row in range(15)]
+    assert max(lengths[:3]) < max(lengths) < rows.longest  # of what none of them drew
+    enough = dataclasses.replace(settings, max_length=max(lengths))
+    assert draw_training_rows(enough, inputs, model, 1).train.longest == max(lengths)
+    with pytest.raises(InputError, match="more than --max-length"):
+        draw_training_rows(
+            dataclasses.replace(settings, max_length=max(lengths) - 1), inputs, model, 1
+        )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from lcrec.modeling.batches import (
 )
 from lcrec.modeling.item_rows import weight_of
 from lcrec.modeling.recipe import HardwareSettings, TrainingSettings
-from lcrec.prompts.rows import IGNORED, row_lengths
+from lcrec.prompts.rows import IGNORED, EpochRows, row_lengths
 
 # Makes a batch of rows of `tokenise_rows`.
 Collator = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -180,9 +180,19 @@ def measure_activations(model: PreTrainedModel | PeftModel, precision: str) -> A
 
 
 def measure_work(
-    train: Dataset, *, batch_size: int, accumulate: int, processes: int, max_tokens: int | None
+    train: Dataset,
+    *,
+    batch_size: int,
+    accumulate: int,
+    processes: int,
+    max_tokens: int | None,
+    samples: int | None = None,
 ) -> Work:
-    """Count a run's tokens, from the rows of all epochs (`tokenise_rows`), in batch order."""
+    """Count a run's tokens, from the rows of an epoch (`tokenise_rows`) in batch order.
+
+    Args:
+        samples: of all epochs, which are taken to be like this one; None: there is one epoch.
+    """
     lengths = row_lengths(train)
     answers = lengths - np.asarray(train["prompt_length"])
     widest = batch_answers = 0
@@ -194,11 +204,12 @@ def measure_work(
     if max_tokens is not None and widest > max_tokens:
         widest = max(max_tokens, int(lengths.max()))
         batch_answers = min(batch_answers, widest)
+    samples = samples or len(lengths)
     return Work(
-        samples=len(lengths),
-        tokens=int(lengths.sum()),
-        answer_tokens=int(answers.sum()),
-        steps=-(-len(lengths) // (batch_size * accumulate * processes)),
+        samples=samples,
+        tokens=int(lengths.sum()) * samples // len(lengths),
+        answer_tokens=int(answers.sum()) * samples // len(lengths),
+        steps=-(-samples // (batch_size * accumulate * processes)),
         batch_tokens=widest,
         batch_answers=batch_answers,
     )
@@ -262,7 +273,7 @@ def time_steps(
     max_tokens: int | None,
     steps: int = 4,
 ) -> float:
-    """Return the seconds all rows would take in one process, from some batches trained.
+    """Return the seconds a token would take in one process, from some batches trained.
 
     The model is of no use afterwards.
     """
@@ -291,7 +302,7 @@ def time_steps(
         if number:  # the first makes ready what the others find there
             seconds += time.monotonic() - began
             tokens += sum(len(row["input_ids"]) for row in rows)
-    return seconds * row_lengths(train).sum() / tokens
+    return seconds / tokens
 
 
 def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
@@ -304,7 +315,7 @@ def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
 
 def plan(
     model: PreTrainedModel | PeftModel,
-    train: Dataset,
+    train: EpochRows,
     settings: TrainingSettings,
     hardware: HardwareSettings,
     collate: Collator,
@@ -315,7 +326,7 @@ def plan(
 
     Args:
         model: as it will be trained; on the meta device where `hardware.tflops` is given.
-        train: the rows of all epochs.
+        train: the rows of all epochs; the first is counted.
         settings: the run's.
         hardware: what it will run on.
         collate: makes a batch of rows, as training does.
@@ -326,24 +337,25 @@ def plan(
     checkpointing, processes = settings.gradient_checkpointing, hardware.devices
     shape = measure_shape(model)
     work = measure_work(
-        train,
+        train.first,
+        samples=len(train),
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
         processes=processes,
         max_tokens=settings.max_tokens_per_batch,
     )
-    computed = ""
+    tokens, computed = work.tokens, ""
     if shared is not None:
         computed = f", computed {work.tokens * shared:,.0f}, as beginnings are shared"
         work = replace(
             work,
             tokens=round(work.tokens * shared),
-            batch_tokens=max(round(work.batch_tokens * shared), int(row_lengths(train).max())),
+            batch_tokens=max(round(work.batch_tokens * shared), train.longest),
         )
     base_bits = "" if quantize == "none" else f", base in {quantize.removesuffix('bit')} bits"
     lines = [
         describe_shape(shape),
-        f"Samples, tokens   {work.samples:,} and {row_lengths(train).sum():,}, in answers "
+        f"Samples, tokens   {work.samples:,} and {tokens:,}, in answers "
         f"{work.answer_tokens:,}{computed} (all epochs)",
         f"Updates           {work.steps:,}",
         f"Largest batch     {work.batch_tokens:,} tokens on a device",
@@ -373,9 +385,9 @@ def plan(
     if hardware.tflops is None:
         if checkpointing:
             base_model(model).gradient_checkpointing_enable()
-        seconds = time_steps(
+        seconds = tokens * time_steps(
             model.to(pick_device()),  # type: ignore[arg-type]
-            train,
+            train.first,
             batch_size=settings.batch_size,
             collate=collate,
             precision=precision,

@@ -50,11 +50,13 @@ from lcrec.modeling.recipe import TrainingInputs, TrainingSettings
 from lcrec.modeling.trainer import Ranker, RankingValidation, RecommenderTrainer, training_arguments
 from lcrec.modeling.trees import BLOCK, PackingCollator
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer
+from lcrec.prompts.joining import RowJoiner
 from lcrec.prompts.rows import (
     DrawnRows,
+    EpochRows,
     Row,
+    RowSource,
     collate_left,
-    draw_rows,
     require_samples,
     row_lengths,
     tokenise_rows,
@@ -98,8 +100,6 @@ class TrainingRows:
 
     Attributes:
         train: the rows of all epochs as token ids, in the order they are trained.
-        epochs: how many epochs they are.
-        per_epoch: how many rows the first epoch has.
         valid: the rows that the validation loss is taken on.
         held_out: the users that validation ranks the catalogue for.
         shared: share of the tokens that is left where samples share what they begin with; None
@@ -107,9 +107,7 @@ class TrainingRows:
         unused: a line for each template that no record fits.
     """
 
-    train: Dataset
-    epochs: int
-    per_epoch: int
+    train: EpochRows
     valid: Dataset
     held_out: EvalCases
     shared: float | None = None
@@ -198,10 +196,12 @@ def _adapt(
 def draw_training_rows(
     settings: TrainingSettings, inputs: TrainingInputs, trained: TrainingModel, processes: int
 ) -> TrainingRows:
-    """Draw every epoch's rows up front: the same for any number of processes, and resumable.
+    """Draw the first epoch's rows, and tell how those of the others are drawn.
 
-    Where samples share what they begin with, those of a user stand side by side. Where they are
-    packed, a batch is any rows, so that all batches are about as large.
+    How many rows there are is known beforehand, so that the order of all of them is the same for
+    any number of processes, and resumable. Where samples share what they begin with, those of a
+    user stand side by side. Where they are packed, a batch is any rows, so that all batches are
+    about as large.
 
     Raises:
         InputError: a row is longer than `max_length` or the model's context, or no task has a
@@ -221,31 +221,42 @@ def draw_training_rows(
         shows_neighbours=inputs.prompts.shows_neighbours,
         alike=trained.may_share,
     )
-
-    def draw(epoch: int) -> DrawnRows:
-        return draw_rows(data, inputs.prompts, inputs.mixture, settings.seed, epoch)
-
-    epochs, shared = [draw(0)], None
+    source = RowSource(data, inputs.prompts, inputs.mixture, settings.seed)
+    tokenise = functools.partial(
+        tokenise_rows, encoder=encoder, max_length=settings.max_length, context=context
+    )
+    drawn = source.draw(0)
+    epochs = range(count_epochs(settings, len(drawn), processes))
+    counts = [source.count(epoch) for epoch in epochs]
+    require_samples(inputs.mixture, {name for own in counts for name, rows in own.items() if rows})
+    joiner, first, shared = RowJoiner(encoder, data), None, None
     if trained.may_share:
-        first = tokenise_rows(epochs, encoder, settings.max_length, None, context)
+        first = tokenise([drawn], batch_size=None, joiner=joiner)
         shared = share_of_tokens(first, settings)
         if shared > SHARED_AT_MOST:
-            data, shared = replace(data, alike=False), None
-            epochs = [draw(0)]
+            source = replace(source, data=replace(data, alike=False))
+            joiner, first, shared = RowJoiner(encoder, source.data), None, None
     grouped = None if trained.packs or shared is not None else settings.batch_size
-    epochs += map(draw, range(1, count_epochs(settings, len(epochs[0]), processes)))
-    require_samples(inputs.mixture, {task for rows in epochs for task in rows.tasks})
-    train = tokenise_rows(epochs, encoder, settings.max_length, grouped, context)
-    held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
-    valid = tokenise_rows(
-        [validation_rows(held_out, inputs, settings.max_history)],
-        encoder,
-        settings.max_length,
-        grouped,
-        context,
+    make = functools.partial(
+        _make_epoch, source, functools.partial(tokenise, batch_size=grouped, joiner=joiner)
     )
-    per_epoch, unused = len(epochs[0]), epochs[0].unused
-    return TrainingRows(train, len(epochs), per_epoch, valid, held_out, shared, unused)
+    long = source.longest()
+    prompts, answers = joiner.encode(long.templates, long.epoch, long.chosen, long.places)
+    longest = int((prompts.lengths + answers.lengths).max())
+    if longest > min(settings.max_length, context or longest):
+        # Some epoch may draw a row that is too long: better known before any work.
+        longest = max((int(row_lengths(make(epoch)).max()) for epoch in epochs[1:]), default=0)
+    train = EpochRows(first or make(0), [sum(own.values()) for own in counts], make, longest)
+    held_out = inputs.split.valid.sample(settings.validation_users, settings.seed)
+    asked = validation_rows(held_out, inputs, settings.max_history)
+    valid = tokenise([asked], batch_size=grouped)
+    return TrainingRows(train, valid, held_out, shared, drawn.unused)
+
+
+def _make_epoch(
+    source: RowSource, tokenise: Callable[[list[DrawnRows]], Dataset], epoch: int
+) -> Dataset:
+    return tokenise([source.draw(epoch)])
 
 
 def share_of_tokens(rows: Dataset, settings: TrainingSettings) -> float:
@@ -320,7 +331,7 @@ def describe_run(
             reason = "this family, or this attention, does not take the masks"
         how += f", no beginnings shared ({reason})"
     if capacity is not None:
-        tokens = row_lengths(rows.train).mean() * settings.batch_size
+        tokens = row_lengths(rows.train.first).mean() * settings.batch_size
         tokens *= rows.shared or 1
         how += f", samples packed into buffers of {capacity:,} tokens"
         if rows.shared is not None:
@@ -335,9 +346,9 @@ def describe_run(
             )
     lines = [
         f"Training {count_trainable(trained.model):,} of {sum(p.numel() for p in parameters):,} "
-        f"parameters on {len(rows.train):,} samples ({rows.per_epoch:,} per epoch, {global_batch} "
-        f"per update, {row_lengths(rows.train).sum():,} tokens) in {processes} "
-        f"process(es)",
+        f"parameters on {len(rows.train):,} samples ({rows.train.sizes[0]:,} per epoch, "
+        f"{global_batch} per update, {'about ' * (len(rows.train.sizes) > 1)}"
+        f"{rows.train.tokens:,} tokens) in {processes} process(es)",
         how,
         *rows.unused,
     ]
@@ -373,8 +384,8 @@ def buffer_tokens(
     Raises:
         InputError: `--max-tokens-per-batch` is below the longest sample.
     """
-    lengths = row_lengths(rows.train)
-    longest = int(max(lengths.max(), row_lengths(rows.valid).max()))
+    lengths = row_lengths(rows.train.first)
+    longest = max(rows.train.longest, int(row_lengths(rows.valid).max()))
     if settings.max_tokens_per_batch is not None:
         if settings.max_tokens_per_batch < longest:
             raise InputError(
@@ -397,7 +408,7 @@ def buffer_tokens(
 
 def cpu_buffer_tokens(settings: TrainingSettings, rows: TrainingRows) -> int:
     """Return how many tokens a buffer of samples that share beginnings is to hold on a CPU."""
-    longest = max(int(row_lengths(part).max()) for part in (rows.train, rows.valid))
+    longest = max(rows.train.longest, int(row_lengths(rows.valid).max()))
     return max(longest, settings.max_tokens_per_batch or _cpu_buffer(settings))
 
 
@@ -407,8 +418,8 @@ def _cpu_buffer(settings: TrainingSettings) -> int:
 
 def _work_of(rows: TrainingRows, tokens: int) -> Work:
     """Return the work of a device that holds so many tokens at once, answers among them."""
-    lengths = row_lengths(rows.train)
-    answers = 1 - float(np.sum(rows.train["prompt_length"]) / lengths.sum())
+    lengths = row_lengths(rows.train.first)
+    answers = 1 - float(np.sum(rows.train.first["prompt_length"]) / lengths.sum())
     return Work(0, 0, 0, 0, tokens, math.ceil(tokens * answers * 1.5))
 
 
@@ -442,17 +453,16 @@ def explain_out_of_memory(
         settings, trained, rows, activations: the run's.
         trainer: the `RecommenderTrainer` that ran out of memory.
     """
-    lengths = row_lengths(rows.train)
+    longest = rows.train.longest
     batch = trainer.batch_at_once()
     if batch is None:
-        what, tokens = f"validation after update {trainer.state.global_step:,}", int(lengths.max())
+        what, tokens = f"validation after update {trainer.state.global_step:,}", longest
     else:
         tokens = batch[1]
         what = f"update {trainer.state.global_step + 1:,} ({tokens:,} tokens at once"
         what += f", in a batch of {batch[0]:,} rows)"
     shape = measure_shape(trained.model)
     needed = _needed_bytes(settings, shape, _work_of(rows, tokens), activations)
-    longest = int(lengths.max())
     remedy = f"give --max-tokens-per-batch {max(longest, tokens // 2)}, to the same result"
     if tokens <= longest:
         remedy = "no smaller batch is possible: give --gradient-checkpointing, --mode rows or "
@@ -473,7 +483,7 @@ def compare_memory(
 ) -> str:
     """Return the line that sets the memory that a run took on a GPU beside the estimate."""
     work = measure_work(
-        rows.train,
+        rows.train.first,
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
         processes=1,
@@ -519,7 +529,7 @@ def make_trainer(
     """
     global_batch = settings.batch_size * settings.accumulate * processes
     # Rounded up: rounded down, the last epoch is validated once before its end and once at it.
-    validate_steps = math.ceil(settings.validate_every * rows.per_epoch / global_batch)
+    validate_steps = math.ceil(settings.validate_every * rows.train.sizes[0] / global_batch)
     if torch.cuda.is_available() and _pays_to_compile(settings, trained, rows, global_batch):
         compile_layers(trained.model)
     prepare_optimizer = None
@@ -536,7 +546,7 @@ def make_trainer(
         data_collator=make_collator(trained, rows, capacity),
         ranking=RankingValidation(rows.held_out, rank, min(settings.num_beams, num_items)),
         max_tokens_per_batch=settings.max_tokens_per_batch,
-        epochs=rows.epochs,
+        epochs=len(rows.train.sizes),
         prepare_optimizer=prepare_optimizer,
         ema=settings.ema,
         callbacks=[EarlyStopping(settings.patience)],

@@ -41,7 +41,7 @@ from lcrec.modeling.callbacks import TrainingLines
 from lcrec.modeling.item_rows import show_frozen_weights
 from lcrec.modeling.run_folder import STAGED, explain_damage, explain_disk_full, publish_checkpoint
 from lcrec.modeling.trees import PackingCollator
-from lcrec.prompts.rows import row_lengths
+from lcrec.prompts.rows import EpochRows, row_lengths
 from lcrec.prompts.tasks import TASKS
 from lcrec.rankings.metrics import hit_at_k, ndcg_at_k
 
@@ -79,7 +79,7 @@ def training_arguments(settings: Any, work: Path, every: int, **others: Any) -> 
     """
     return SFTConfig(
         output_dir=str(work),
-        # One pass over the rows of all epochs, in their order.
+        # One pass over the rows of all epochs, in their order: `EpochRows` is one data set.
         num_train_epochs=1,
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -116,6 +116,7 @@ class RecommenderTrainer(SFTTrainer):
     """`SFTTrainer` over rows from `collate_left` or a `PackingCollator`, with full ranking.
 
     Args:
+        train_dataset: the rows of all epochs, in the order of training.
         ranking: whom to rank the catalogue for in every validation.
         max_tokens_per_batch: tokens on a device at once; a larger batch is computed in parts.
         epochs: passes over the samples that the rows hold; what is logged counts to it.
@@ -128,7 +129,8 @@ class RecommenderTrainer(SFTTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        *,
+        train_dataset: Dataset | EpochRows,
         ranking: RankingValidation,
         max_tokens_per_batch: int | None = None,
         epochs: int = 1,
@@ -138,7 +140,9 @@ class RecommenderTrainer(SFTTrainer):
     ) -> None:
         self._prepare_optimizer = prepare_optimizer
         self._average: RunningAverage | None = None
-        super().__init__(*args, **kwargs)
+        first = train_dataset.first if isinstance(train_dataset, EpochRows) else train_dataset
+        super().__init__(train_dataset=first, **kwargs)
+        self.train_dataset = train_dataset  # only now: TRL refuses what is no table
         assert self.model is not None
         for weight in self.model.parameters():
             if weight.requires_grad:
@@ -231,7 +235,8 @@ class RecommenderTrainer(SFTTrainer):
     def _longest(self) -> int:
         """Return the tokens of the longest sample, of those for validation too."""
         datasets = self.train_dataset, self.eval_dataset
-        return max(int(row_lengths(d).max()) for d in datasets if isinstance(d, Dataset))
+        known = [int(row_lengths(d).max()) for d in datasets if isinstance(d, Dataset)]
+        return max([*known, *(d.longest for d in datasets if isinstance(d, EpochRows))])
 
     def _add_all_gradients(self, model: nn.Module) -> Tensor:
         """Compute the gradients of the update's batches again; return the loss of the last one."""

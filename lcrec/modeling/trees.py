@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.configuration_utils import PreTrainedConfig
 
-from lcrec.core.errors import InputError
 from lcrec.prompts.rows import IGNORED, TASK_NUMBERS
 
 BLOCK = 128  # tokens; flex attention computes in blocks of as many
@@ -39,7 +38,7 @@ class PackingCollator:
 
     Attributes:
         pad_token_id: fills what is left of a buffer; each such token sees itself alone.
-        capacity: tokens of a buffer.
+        capacity: tokens of a buffer; of a batch with a longer row, as many as that has.
         shares: whether beginnings are shared; otherwise each row stands whole.
     """
 
@@ -59,14 +58,11 @@ class PackingCollator:
             [buffers, capacity]; and for every answer token its value, the place before it, from
             which it is predicted, and its sample: `labels` (`IGNORED` where a buffer has fewer
             than another), `places` and `samples`, int64 [buffers, answers].
-
-        Raises:
-            InputError: a row is longer than a buffer.
         """
         buffers = self._fill(rows)
-        shape = (len(buffers), self.capacity)
+        shape = (len(buffers), buffers[0].capacity)
         input_ids, positions = np.full(shape, self.pad_token_id), np.zeros(shape, dtype=np.int64)
-        ends = np.tile(np.arange(1, self.capacity + 1), (len(buffers), 1))
+        ends = np.tile(np.arange(1, shape[1] + 1), (len(buffers), 1))
         # The Trainer counts labels from the second on, as none is predicted before it.
         widest = 1 + max(len(buffer.answers) for buffer in buffers)
         scored = np.zeros((3, len(buffers), -(-widest // _ANSWERS) * _ANSWERS), dtype=np.int64)
@@ -88,7 +84,7 @@ class PackingCollator:
         }
 
     def count_tokens(self, rows: list[dict[str, Any]]) -> int:
-        """Return how many tokens are computed for a batch of rows; errors as above."""
+        """Return how many tokens are computed for a batch of rows."""
         return sum(len(buffer.ids) for buffer in self._fill(rows))
 
     def repack(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,17 +111,12 @@ class PackingCollator:
         return {name: value.to(device) for name, value in self(rows).items()}
 
     def _fill(self, rows: list[dict[str, Any]]) -> list["_Buffer"]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        if longest > self.capacity:
-            raise InputError(
-                f"--max-tokens-per-batch {self.capacity}: a sample has {longest} tokens; "
-                "take at least as many"
-            )
-        buffers = [_Buffer(self.capacity, self.shares)]
+        capacity = max(self.capacity, *(len(row["input_ids"]) for row in rows))
+        buffers = [_Buffer(capacity, self.shares)]
         for sample in sorted(range(len(rows)), key=lambda number: rows[number]["input_ids"]):
             row = sample, rows[sample]["input_ids"], rows[sample]["prompt_length"]
             if not buffers[-1].add(*row):
-                buffers.append(_Buffer(self.capacity, self.shares))
+                buffers.append(_Buffer(capacity, self.shares))
                 buffers[-1].add(*row)
         return buffers
 
@@ -134,6 +125,7 @@ class _Buffer:
     """A buffer that is being filled.
 
     Attributes:
+        capacity: tokens it holds at most.
         ids, positions: of every token so far.
         answers: per answer token its value, the place it is predicted from, and its sample.
     """
@@ -142,7 +134,7 @@ class _Buffer:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.answers: list[tuple[int, int, int]] = []
-        self._capacity, self._shares = capacity, shares
+        self.capacity, self._shares = capacity, shares
         self._ends: list[int] = []
         self._row: list[int] = []  # the last row, and the place of each of its tokens
         self._path: list[int] = []
@@ -152,7 +144,7 @@ class _Buffer:
         kept = row[:-1]  # nothing is predicted from the last token
         shared = _common(self._row, kept) if self._shares else 0
         start, new = len(self.ids), len(kept) - shared
-        if start + new > self._capacity:
+        if start + new > self.capacity:
             return False
         self._close(shared)
         self.ids += kept[shared:]

@@ -9,6 +9,7 @@ and put into words one by one.
 Item text is not to be trusted, so every text passes through `plain_text` on its way in.
 """
 
+import itertools
 import math
 import re
 import unicodedata
@@ -234,6 +235,7 @@ class Task:
         by_default: whether `lcrec dataset` writes it unless told which tasks to write.
         stretches: for each record the number of its stretch, int64 [records], in which histories
             begin alike; None where none do.
+        varies: whether a record may lack what a template needs in one epoch and not in another.
     """
 
     name: str
@@ -243,6 +245,7 @@ class Task:
     record: Callable[[TaskData, int, int], Record]
     by_default: bool = True
     stretches: Callable[[TaskData], np.ndarray] | None = None
+    varies: Callable[[TaskData], bool] = lambda data: False
 
     def records(self, data: TaskData, epoch: int = 0) -> Iterator[Record]:
         """Yield all training records in their order; arguments and errors as above."""
@@ -442,6 +445,12 @@ def _one_of(texts: dict[str, list[str]], user: str, turn: int) -> str:
     return own[turn % len(own)] if own else ""
 
 
+def _lacks_words(data: TaskData, *texts: dict[str, list[str]]) -> bool:
+    """Tell whether a text of a user is empty as a prompt shows it; a user's texts take turns."""
+    own = itertools.chain.from_iterable(itertools.chain(*(by_user.values() for by_user in texts)))
+    return not all(plain_text(text, data.max_text_words) for text in own)
+
+
 _HISTORY = Variable(
     "list of text", "question", "the items so far, oldest first, each as its item tokens", True
 )
@@ -520,6 +529,11 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.searching_users),
             _search,
+            varies=lambda data: _lacks_words(
+                data,
+                _user_texts(data, "itemsearch").preferences,
+                _user_texts(data, "itemsearch").train_intentions,
+            ),
         ),
         Task(
             "preferenceobtain",
@@ -530,6 +544,9 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.liking_users),
             _preference,
+            varies=lambda data: _lacks_words(
+                data, _user_texts(data, "preferenceobtain").preferences
+            ),
         ),
         Task(
             "neighbours",
@@ -543,6 +560,7 @@ TASKS: dict[str, Task] = {
             lambda data: len(data.nearby.known),
             _neighbour,
             by_default=False,
+            varies=lambda data: not all(data.titles),
         ),
         Task(
             "code2words",

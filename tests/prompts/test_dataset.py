@@ -1,7 +1,9 @@
 """Rows by seed and epoch, their token ids, and batches counted by hand."""
 
 import dataclasses
+import gc
 import itertools
+import weakref
 from collections import Counter, defaultdict
 from itertools import groupby, pairwise
 
@@ -10,16 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Interactions, Items
+from lcrec.data.user_texts import UserTexts
 from lcrec.index.item_index import ItemIndex
 from lcrec.prompts.encoder import PromptEncoder, extend_tokenizer, vocabulary_ids
 from lcrec.prompts.prompt_set import PromptSet
 from lcrec.prompts.rows import (
     IGNORED,
+    EpochRows,
     Row,
+    RowSource,
     collate_left,
     draw_rows,
     group_by_length,
@@ -466,6 +472,76 @@ def test_rows_become_prompt_and_answer(tokenizer, monkeypatch):
     longest = max(map(len, dataset["input_ids"]))
     monkeypatch.setattr("lcrec.prompts.rows.MOST_TOKENS", 2 * longest)
     assert tokenise_rows(epochs, encoder, 200, 2).to_dict() == dataset.to_dict()
+
+
+class Epochs:
+    """Six epochs drawn at once, and an epoch at a time; `made` holds those that were, weakly."""
+
+    def __init__(self, tokenizer):
+        self.source = RowSource(DATA, THREE, {"seqrec": 1.0, "item2index": 1.0}, 0)
+        self.encoder = PromptEncoder(tokenizer, THREE)
+        self.whole = tokenise_rows(map(self.source.draw, range(6)), self.encoder, 200, 3)
+        self.made = []
+        first = self.make(0)
+        sizes = [sum(self.source.count(epoch).values()) for epoch in range(6)]
+        self.rows = EpochRows(first, sizes, self.make)
+
+    def make(self, epoch):
+        rows = tokenise_rows([self.source.draw(epoch)], self.encoder, 200, 3)
+        self.made.append((epoch, weakref.ref(rows)))
+        return rows
+
+
+def test_one_epoch_is_held_beside_the_first(tokenizer):
+    epochs = Epochs(tokenizer)
+    assert len(epochs.rows) == len(epochs.whole) == 48
+    for start in range(0, 48, 5):  # batches that begin in one epoch and end in the next
+        batch = list(range(start, min(start + 5, 48)))
+        assert epochs.rows.__getitems__(batch) == epochs.whole.select(batch).to_list()
+        gc.collect()
+        assert sum(rows() is not None for _, rows in epochs.made) <= 2
+    # Processes that have no batch left begin anew.
+    assert epochs.rows.__getitems__([47, 0]) == epochs.whole.select([47, 0]).to_list()
+    assert [epoch for epoch, _ in epochs.made] == list(range(6))
+
+
+def test_a_run_that_goes_on_makes_no_epoch_before_its_own(tokenizer):
+    epochs = Epochs(tokenizer)
+    assert epochs.rows[35] == epochs.whole[35]
+    assert [epoch for epoch, _ in epochs.made] == [0, 4]
+
+
+def test_workers_make_the_same_rows(tokenizer):
+    epochs = Epochs(tokenizer)
+    batches = DataLoader(epochs.rows, batch_size=5, num_workers=2, collate_fn=list)
+    assert [row for batch in batches for row in batch] == epochs.whole.to_list()
+
+
+def test_rows_are_counted_without_drawing_them():
+    texts = UserTexts({"ann": ["quiet", "."], "bob": ["-"]}, {}, {}, 3)
+    data = TaskData(ITEMS, TRAIN, INDEX, user_texts=texts)
+    prompts = make_prompts(
+        *THREE.templates,
+        wording("likes", "{{ history[0] }}", "{{ preference }}", task="preferenceobtain"),
+    )
+    mixture = {"seqrec": 3.0, "item2index": 0.5, "preferenceobtain": 1.0}
+    source, found = RowSource(data, prompts, mixture, 0), []
+    for epoch in range(4):
+        drawn = draw_rows(data, prompts, mixture, 0, epoch)
+        assert Counter(source.count(epoch)) == Counter(row.task for row in drawn)
+        assert list(source.draw(epoch)) == list(drawn)
+        found.append(len(drawn))
+    # Where a text of a user has no word, the sample is there in the other's turn.
+    assert found == [6, 5, 6, 5]
+
+
+def test_the_longest_records_are_tried_by_every_template(tokenizer):
+    titles = Items([{"title": "thing " * count} for count in (1, 30, 2, 3)])
+    data = dataclasses.replace(DATA, items=titles)
+    longest = list(RowSource(data, THREE, {"seqrec": 1.0, "item2index": 0.5}, 0).longest())
+    assert {row.template_id for row in longest} == {"go", "on", "up", "look"}
+    assert "thing " * 29 in max((row.prompt for row in longest), key=len)
+    assert max(row.prompt.count("<a_") for row in longest) == 3
 
 
 def test_a_row_that_is_too_long_names_its_template(tokenizer):
