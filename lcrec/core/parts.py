@@ -17,7 +17,7 @@ from lcrec.core.console import ProgressBar
 if TYPE_CHECKING:
     from accelerate.state import PartialState
 
-NOTE = "parts.json"  # what the parts of a folder were made from
+NOTE = ".parts.json"  # what the parts of a folder were made from
 
 
 def make_parts(

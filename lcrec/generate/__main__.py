@@ -260,9 +260,10 @@ def rank_everyone(
     )
     if state.is_main_process:
         with atomic_path(output) as temporary:
-            (folder / NOTE).unlink()
             facts = calibrated(config, recommender)
+            # Hashes the inputs, which takes long: a run that is killed meanwhile still goes on.
             write_provenance(folder, STAGE, settings, inputs, users=len(interactions), **facts)
+            (folder / NOTE).unlink()
             folder.rename(temporary)
         print(f"Wrote {output}: {len(interactions):,} users in {len(parts)} file(s).")
 

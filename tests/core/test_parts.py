@@ -35,7 +35,7 @@ def test_a_killed_run_goes_on(make, tmp_path, capsys):
         make(killed_at=2)
     assert make() == [2]
     assert "Going on: 2 of 3 parts are there." in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["0", "1", "2", NOTE]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [NOTE, "0", "1", "2"]
     (tmp_path / "parts" / "1").unlink()  # lost
     assert make() == [1]
 

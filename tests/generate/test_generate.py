@@ -322,6 +322,24 @@ def test_all_users_by_what_they_have(run, everyone, checkpoint, tmp_path, capsys
     assert "is up to date" in capsys.readouterr().out
 
 
+def test_killed_while_it_is_recorded_it_ranks_nobody_again(
+    run, everyone, tmp_path, monkeypatch, capsys
+):
+    """What was read is hashed then, which takes a while of a large model."""
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    words = ["--output", tmp_path / "lists", "--all-users", "--shard-users", 10, "--k", 5]
+    monkeypatch.setattr(generate, "write_provenance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*words, data=everyone)
+    monkeypatch.undo()
+    run(*words, data=everyone)
+    assert "Going on: 3 of 3 parts are there." in capsys.readouterr().out
+    assert len(all_lists(tmp_path / "lists")) == 23
+
+
 def test_says_that_no_user_has_an_item_twice(run, shop, tmp_path, capsys):
     told = "No user of {} is known to have an item twice: --exclude-history leaves"
     words = ["--output", tmp_path / "lists", "--all-users", "--overwrite"]
