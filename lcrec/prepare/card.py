@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from lcrec.core.report import Block, Heading, Paragraph, Picture, Table, draw_svg, render_page
 from lcrec.data.splits import PARTS
-from lcrec.prepare.filters import time_unit
+from lcrec.prepare.filters import UNITS, time_unit
 from lcrec.prepare.folder import Numbered
 from lcrec.prepare.pipeline import Ledger
 from lcrec.prepare.text import Catalogue
@@ -22,12 +22,7 @@ from lcrec.prepare.text import Catalogue
 Card = dict[str, Any]
 BARS = 40
 NAMED = 10  # ids named of items that lost a text
-UNIT_NAMES = {
-    1: "seconds",
-    1_000: "milliseconds",
-    1_000_000: "microseconds",
-    1_000_000_000: "nanoseconds",
-}
+UNIT_NAMES = {per_second: name for name, (_, _, per_second) in UNITS.items()}
 SHOWN = 300  # characters of a text shown before and after cleaning
 
 

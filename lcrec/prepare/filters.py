@@ -19,9 +19,14 @@ from lcrec.core.errors import InputError
 from lcrec.prepare.engines import materialise, release, store
 
 START = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-# Seconds since 1970, from 1979 to 2286, then the same in milli-, micro- and nanoseconds. Dates in
-# digits alone (20240531183000) lie between.
-UNITS = ((3e8, 1e10, 1), (3e11, 1e13, 1_000), (3e14, 1e16, 1_000_000), (3e17, 1e19, 1_000_000_000))
+# Numbers since 1970, from 1979 to 2286, and how many make a second. Dates in digits alone
+# (20240531183000) lie between.
+UNITS = {
+    "seconds": (3e8, 1e10, 1),
+    "milliseconds": (3e11, 1e13, 1_000),
+    "microseconds": (3e14, 1e16, 1_000_000),
+    "nanoseconds": (3e17, 1e19, 1_000_000_000),
+}
 # Pairs are stored anew when a round of the k-core leaves fewer of them than this.
 SHRUNK = 0.7
 # What orders a user's interactions of one time: the first 12 hexadecimal digits of the MD5 of
@@ -36,7 +41,7 @@ def time_unit(earliest: float, latest: float) -> int | None:
     Times from 1979-07 on are told apart by their size: seconds, milli-, micro- and nanoseconds
     since 1970 lie a factor of a thousand apart.
     """
-    for low, high, per_second in UNITS:
+    for low, high, per_second in UNITS.values():
         if low <= earliest and latest < high:
             return per_second
     return None

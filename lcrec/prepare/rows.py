@@ -31,7 +31,6 @@ TimeUnit = Literal["s", "ms", "any"]
 # Role -> the column, or the columns whose texts are joined by commas.
 Roles = Mapping[str, str | tuple[str, ...]]
 UTC = dt.Timestamp(timezone="UTC")
-UNIT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds")  # in the order of UNITS
 EXAMPLES = 3
 WORKING = ("written", "untimely", UNREADABLE, FILE)  # columns for judging rows alone
 UNREADABLE_LINE = "unreadable line"
@@ -283,7 +282,7 @@ def _in_one_unit(table: Table, path: Path) -> Table:
     time = table.untimely.isnull().ifelse(table.time, ibis.null(table.time.type()))
     smallest = {
         name: ((low <= time) & (time < high)).ifelse(time, ibis.null(time.type())).min()
-        for name, (low, high, _per_second) in zip(UNIT_NAMES, UNITS, strict=True)
+        for name, (low, high, _per_second) in UNITS.items()
     }
     (found,) = table.aggregate(least=time.min(), **smallest).to_pyarrow().to_pylist()
     least = found.pop("least")
@@ -293,7 +292,7 @@ def _in_one_unit(table: Table, path: Path) -> Table:
             f"{path}: its times have several units, such as {' and '.join(seen)} since 1970; write "
             "all in one, or take the order of the rows with --order file"
         )
-    for (_low, _high, per_second), value in zip(UNITS, found.values(), strict=True):
+    for (_low, _high, per_second), value in zip(UNITS.values(), found.values(), strict=True):
         if value is not None and value == least:
             is_late = table.untimely.isnull() & (time > int(_latest().timestamp()) * per_second)
             late = ibis.cases((is_late, FUTURE))
