@@ -297,9 +297,12 @@ class Workbench:
         taken = ids.number(target) if target else None
         contrast = []
         if query is None:
-            hidden = np.array([*denied, *(items if options.exclude_history else ())], np.int64)
+            request, every = encoded.request, np.arange(len(self.data.items))
+            out = request.ruled_out()
+            if request.allow is not None:
+                out = np.append(out, np.setdiff1d(every, request.allow))
             score = self._counted.score(np.array([UNKNOWN]), [np.array(items)])
-            (counted,) = top_items(score, options.k, [hidden])
+            (counted,) = top_items(score, request.k, [out])
             contrast = self._rows(*counted, taken)
         rows = self._rows(ranked, scores, taken)
         by = "codes" if self.tree.vectors is None else "embeddings"

@@ -52,6 +52,10 @@ def test_a_ranking_is_the_recommenders_and_says_why(bench):
     left = listed(bench.recommend(history, options(deny=expected[0], exclude_history=True)))
     for names in left:
         assert not {expected[0], *history.split("\n")}.intersection(names)
+    brand = bench.data.items.text(3, "brand")
+    for names in listed(bench.recommend(history, options(brand=brand))):
+        own = {bench.data.items.text(bench.ids.items.number(name), "brand") for name in names}
+        assert own == {brand}
 
 
 def test_titles_are_searched_and_added_to_a_history(bench):
