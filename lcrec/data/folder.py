@@ -1,12 +1,11 @@
 """A data set in memory: what users did (`Interactions`) and what items are (`Items`).
 
 Reads `<Name>.inter.json` {user: [item, ...] oldest first} and `<Name>.item.json`
-{item: {title, description, ...}}, or the same as Parquet (`lcrec.data.folder`); item ids are
-0 .. n-1 without gaps. What is held out of the interactions is the business of `lcrec.data.splits`.
+{item: {title, description, ...}}; item ids are 0 .. n-1 without gaps. What is held out of the
+interactions is the business of `lcrec.data.splits`.
 
-The Parquet form of a data folder: what `<Name>.inter.json` and its like hold, for large data.
-
-Each is a folder of files `part-00000.parquet` and so on, read in the order of their names:
+Large data has the same as Parquet, which is read and written here too, each a folder of files
+`part-00000.parquet` and so on, in the order of their names:
 `<Name>.inter.parquet` has the columns user (text) and items (list of 32-bit numbers),
 `<Name>.split.parquet` user, train, valid and test, `<Name>.item.parquet` a column of text per
 field, row i being item i.

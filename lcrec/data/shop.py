@@ -10,7 +10,6 @@ How the users choose:
 
 Kind, style and tier can be read off an item's text, so what is learnt from one item carries over
 to others, while any two items are rarely bought together.
-
 """
 
 import itertools

@@ -1,12 +1,9 @@
-"""What users like and look for, in words: the optional `<Name>.user.json` of a data folder.
+"""What users like and look for, and what they wrote of items: two optional files of a data folder.
 
-Reads LC-Rec's form: {"user_explicit_preference": {user: [text, ...]}, "user_vague_intention":
-{"train": {user: {"item", "querys": [text, ...]}}, "test": {...}}}. Writes nothing.
-
-What users wrote about the items they took: the optional `<Name>.review.json` of a data folder.
-
-Reads LC-Rec's form: {"(user, item)": {"review": text, "summary": text}}, the key being a Python
-tuple as text: `(0, 12)` or `('0', 12)`. Writes nothing.
+Reads LC-Rec's forms, and writes nothing. `<Name>.user.json` has preferences and intentions:
+{"user_explicit_preference": {user: [text, ...]}, "user_vague_intention": {"train": {user: {"item",
+"querys": [text, ...]}}, "test": {...}}}. `<Name>.review.json` has reviews: {"(user, item)":
+{"review": text, "summary": text}}, the key a Python tuple as text: `(0, 12)` or `('0', 12)`.
 """
 
 import ast

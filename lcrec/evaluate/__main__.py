@@ -64,7 +64,7 @@ def format_table(runs: dict[str, dict[str, Any]], depth: int, figures: str = "ov
     """Return the side-by-side table: two lines per file, the value and below it the interval.
 
     Args:
-        runs: {label: result of `measure`}; of several, the best value of a column gets a star.
+        runs: the "runs" of `evaluate_files`; of several, the best value of a column gets a star.
         depth: the depth that MRR was taken at.
         figures: which of the results to show, "overall" or "by_user".
     """

@@ -6,11 +6,9 @@ within a level in lexicographic order of their paths, so the children of a node 
 nodes and so are the leaves below it. Looking up the children of many nodes is a few gathers,
 with no Python loop over beams or items.
 
-Constraints looser than the tree of real items, to compare it with.
-
-LC-Rec's own decoding fixes only which codes may stand at each level, so a beam may end in no item
-at all; without any constraint it may hold any tokens. A `LooseTrie` still knows which beams are on
-a real item's path.
+`LooseTrie` is a looser constraint, to compare with: LC-Rec's own decoding fixes only which codes
+may stand at each level, so a beam may end in no item at all; without any constraint it may hold any
+tokens. It still knows which beams are on a real item's path.
 """
 
 import math

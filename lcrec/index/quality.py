@@ -1,11 +1,10 @@
 """How good an item index is, in figures: what `report.json` holds.
 
 Works on the codes alone, however they were made; embeddings, labels and titles add what can be
-known with them. A depth is a number of leading codes: items that share them share a prefix, a
-branch of the tree. Wherever chance alone gives a non-zero figure, the chance level
-stands beside it: of the same tree with its items shuffled.
-
-How well a trained RQ-VAE's codes stand for the embeddings, and what uniqueness cost.
+known with them, and the RQ-VAE that made the codes says how well they stand for the embeddings
+(`measure_fit`). A depth is a number of leading codes: items that share them share a prefix, a
+branch of the tree. Wherever chance alone gives a non-zero figure, the chance level stands beside
+it: of the same tree with its items shuffled.
 """
 
 import math
@@ -57,7 +56,7 @@ def measure_index(
         collaborative: what purchases say of the items, float [items, width], finite; items whose
             rows are zero are left out.
         items: the catalogue, for titles and labels.
-        fit: what `lcrec.index.quality.measure_fit` says of the model that made the codes.
+        fit: what `measure_fit` says of the model that made the codes.
         seed: decides which items are asked for their neighbours, and the shuffles of chance.
     """
     groups = prefix_groups(codes)

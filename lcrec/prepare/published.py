@@ -245,7 +245,7 @@ read_table = partial(read_layouts, interaction_layout=PLAIN, item_layout=PLAIN)
 def read_published(
     format: str, con: BaseBackend, interactions: Paths, items: Paths, options: Options
 ) -> RawTables:
-    """Read the files of a published data set; see `lcrec.prepare.published`.
+    """Read the files of a published data set, a key of `PUBLISHED`.
 
     Raises:
         InputError: a file's name is none of the format's, it cannot be read, or its columns are
