@@ -48,6 +48,27 @@ def test_padding_changes_nothing(causal, side):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("asked", [([0, 1], [3, 1]), ([0, 0, 1], [0, 2, 1])])
+def test_places_asked_for_are_those_of_the_whole(causal, asked):
+    model, x = encoder(), vectors()
+    places = tuple(map(torch.tensor, asked))
+    whole = model(x, REAL, causal=causal)
+    states = model(x, REAL, causal=causal, asked=places)
+    assert torch.allclose(states, whole[places], atol=1e-6)
+
+
+def test_a_last_block_computes_nothing_but_the_one_place_that_is_asked():
+    model, widths = encoder(), []
+    model.blocks[-1].feed_forward.register_forward_pre_hook(
+        lambda _, given: widths.append(given[0].shape[1])
+    )
+    for asked in [([0, 1], [3, 1]), ([0, 0, 1], [0, 2, 1])]:
+        model(vectors(), REAL, causal=True, asked=tuple(map(torch.tensor, asked)))
+    assert widths == [1, 4]
+
+
+@torch.no_grad()
 def test_a_block_is_torchs_own_post_norm_layer():
     block = Block(8, 2, 16, 0.0, 0.0).eval()
     for part in block.parameters():

@@ -29,20 +29,25 @@ class SASRecNetwork(SequenceNetwork):
         initialise(self)
 
     def encode(
-        self, items: torch.Tensor, real: torch.Tensor, *, causal: bool = True
+        self,
+        items: torch.Tensor,
+        real: torch.Tensor,
+        *,
+        causal: bool = True,
+        asked: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Return a state per place, [batch, length, dim].
+        """Return a state per place, [batch, length, dim], or per place asked for, [asked, dim].
 
         Args:
             items: int64 [batch, length].
-            real: bool [batch, length], False at padding.
-            causal: whether a place sees none later than itself.
+            real, causal, asked: as `Encoder.forward` takes them.
         """
-        return self.encoder(self.positions(self.items(items)), real, causal=causal)
+        vectors = self.positions(self.items(items))
+        return self.encoder(vectors, real, causal=causal, asked=asked)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the states [predictions, dim] at the places that the batch asks for."""
-        return self.encode(batch.items, batch.real)[batch.rows, batch.columns]
+        return self.encode(batch.items, batch.real, asked=batch.asked)
 
 
 class SASRec(SequentialBaseline):
@@ -99,10 +104,11 @@ class BERT4RecNetwork(SASRecNetwork):
         Args:
             items: int64 [batch, length], with masks, padded at the end.
             lengths: int64 [batch].
-            asked: bool [batch, length], which places.
+            asked: bool [batch, length], which places, at least one of every row.
         """
         real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
-        states = self.encode(items, real, causal=False)[asked]
+        rows, columns = asked.nonzero(as_tuple=True)
+        states = self.encode(items, real, causal=False, asked=(rows, columns))
         return self.norm(functional.gelu(self.head(states)))
 
     def forward(self, batch: Batch) -> torch.Tensor:

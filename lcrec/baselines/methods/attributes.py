@@ -121,9 +121,9 @@ class FDSANetwork(SASRecNetwork):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the states [predictions, dim] at the places that the batch asks for."""
         vectors = self.feature_positions(self.features(batch.items))
-        features = self.feature_encoder(vectors, batch.real, causal=True)
-        both = torch.cat((self.encode(batch.items, batch.real), features), dim=-1)
-        return self.dropout(self.norm(self.join(both[batch.rows, batch.columns])))
+        features = self.feature_encoder(vectors, batch.real, causal=True, asked=batch.asked)
+        items = self.encode(batch.items, batch.real, asked=batch.asked)
+        return self.dropout(self.norm(self.join(torch.cat((items, features), dim=-1))))
 
 
 class FDSA(SequentialBaseline):
@@ -298,7 +298,7 @@ class S3Rec(SequentialBaseline):
         network = self.build(data).to(self.device)
         forms = Forms(item_attributes(data.items, "s3rec"), chosen.dim).to(self.device)
         both = nn.ModuleList((network, forms))
-        optimizer = torch.optim.Adam(both.parameters(), lr=chosen.learning_rate)
+        optimizer = torch.optim.Adam(both.parameters(), lr=chosen.learning_rate, fused=True)
         sampler = NegativeSampler(purchases(data.train, data.num_items), self.seed + 2)
         stream = torch.from_numpy(data.train.items.astype(np.int64)).to(self.device)
         batches = SequenceBatches(

@@ -332,7 +332,7 @@ class TSSR(Baseline):
         network = Network(data.num_items, chosen)
         content = self._content(data)
         parts = nn.ModuleList([network] if content is None else [network, content]).to(self.device)
-        optimizer = torch.optim.Adam(parts.parameters(), lr=chosen.learning_rate)
+        optimizer = torch.optim.Adam(parts.parameters(), lr=chosen.learning_rate, fused=True)
         rng = np.random.default_rng(self.seed)
 
         def losses() -> Iterator[Step]:
@@ -351,7 +351,7 @@ class TSSR(Baseline):
         def read(batch: Batch) -> torch.Tensor:
             content = None if self.contents is None else self.contents[batch.items]
             states = self.network(batch.items, content, batch.real).states
-            return states[batch.rows, batch.columns]
+            return states[batch.asked]
 
         states = read_by_length(
             read,

@@ -29,7 +29,7 @@ class GRU4RecNetwork(SequenceNetwork):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the states [predictions, dim]; padding comes after them, so they never see it."""
         states, _ = self.gru(self.dropout(self.items(batch.items)))
-        return self.back(states[batch.rows, batch.columns])
+        return self.back(states[batch.asked])
 
 
 class GRU4Rec(SequentialBaseline):

@@ -36,7 +36,7 @@ class Batch:
         items: int64 [batch, length], oldest first, padded at the end.
         lengths: int64 [batch], how many items are real; at least 1.
         rows, columns: int64 [predictions], places of `items` whose next item is asked for, row by
-            row.
+            row, at least one of every row.
         targets: int64 [predictions], the items that came next; empty where nobody knows.
     """
 
@@ -52,6 +52,11 @@ class Batch:
         """Bool [batch, length], False at padding."""
         places = torch.arange(self.items.shape[1], device=self.items.device)
         return places < self.lengths[:, None]
+
+    @property
+    def asked(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The places whose next item is asked for, as an index of [batch, length, ...]."""
+        return self.rows, self.columns
 
     def with_target(self, pad: int) -> torch.Tensor:
         """Return the histories and the item after each, int64 [batch, length + 1].

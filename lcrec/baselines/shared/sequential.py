@@ -124,7 +124,7 @@ class SequentialBaseline(Baseline):
         if chosen.loss != "ce":
             self.sampler = NegativeSampler(purchases(data.train, data.num_items), self.seed + 1)
         self.network = network = self.start(data)
-        optimizer = torch.optim.Adam(network.parameters(), lr=chosen.learning_rate)
+        optimizer = torch.optim.Adam(network.parameters(), lr=chosen.learning_rate, fused=True)
         batches = SequenceBatches(
             data.train,
             data.num_items,

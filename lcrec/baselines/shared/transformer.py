@@ -176,15 +176,31 @@ class Encoder(nn.Module):
         shape = (chosen.layers, chosen.dim, chosen.heads, chosen.hidden)
         return cls(*shape, chosen.dropout, chosen.attention_dropout)
 
-    def forward(self, vectors: torch.Tensor, real: torch.Tensor, *, causal: bool) -> torch.Tensor:
-        """Return a state per place, [batch, length, dim].
+    def forward(
+        self,
+        vectors: torch.Tensor,
+        real: torch.Tensor,
+        *,
+        causal: bool,
+        asked: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return a state per place, [batch, length, dim], or of the places asked for, [asked, dim].
 
         Args:
             vectors: [batch, length, dim], positions already in them.
             real: bool [batch, length], False at padding.
             causal: whether a place sees none later than itself.
+            asked: rows and columns of places, row by row, at least one of every row. Where it is
+                one, the last block computes that place alone.
         """
         allowed = allowed_keys(real, causal=causal)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             vectors = block(vectors, allowed)
-        return vectors
+        if asked is None:
+            return last(vectors, allowed)
+        if len(asked[0]) > len(vectors):
+            return last(vectors, allowed)[asked]
+        rows, columns = asked
+        sees = allowed[rows, :, columns]  # [batch, 1, keys]
+        return last(vectors[asked][:, None], sees[:, :, None], vectors)[:, 0]
