@@ -14,6 +14,8 @@ Every part runs in a process of its own:
              longest, in turn, median of five rounds of processor time
   tiger      users ranked per second by TIGER's T5 with its defaults, random weights and 20 beams,
              and the ratio to `generate` under the same constraint, in turn, median of five rounds
+  training   an epoch of TIGER's defaults on 500 users in float32 and with `--precision bf16`, in
+             turn, median of five rounds of processor time
 
 Seconds are wall time; `..._cpu_seconds` is the processor's, which other work on the machine hardly
 changes. Memory is the peak of the process above what it had with its modules loaded. Prints what
@@ -28,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -40,6 +42,7 @@ from lcrec.baselines.methods.generative import TIGER
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.runs.run import peak_mb
+from lcrec.baselines.settings import TIGERSettings
 from lcrec.baselines.shared import sequences
 from lcrec.baselines.shared.graph import VectorBaseline
 from lcrec.core.config import option, parse_config
@@ -49,6 +52,7 @@ from lcrec.data.splits import Split, leave_one_out
 from lcrec.generate.hf_generate import generate_search
 from lcrec.generate.search import search
 from lcrec.generate.trie import ItemTrie
+from lcrec.index.item_index import ItemIndex
 from lcrec.rankings.metrics import measure_lists, summarise_all
 from lcrec.rankings.predictions import read_predictions, write_predictions
 
@@ -57,6 +61,7 @@ LENGTHS = 5.0, 3.3  # least and mean beyond it: 8.3 per user there
 DIM = 64
 LEVELS, CODES = 4, 256  # of an index of random paths, for TIGER
 HISTORIES, HISTORY, BEAMS, ROUNDS = 16, 8, 20, 5  # histories at a time, items in each
+TRAINED_ON = 500  # users of an epoch of TIGER
 Figures = dict[str, Any]
 
 
@@ -66,7 +71,7 @@ class BenchConfig:
 
     data: Path | None = option("a data folder (default: synthetic)", None)
     parts: list[str] = option(
-        "which parts to run", ["evaluate", "lightgcn", "sasrec", "lengths", "tiger"]
+        "which parts to run", ["evaluate", "lightgcn", "sasrec", "lengths", "tiger", "training"]
     )
     epochs: int = option("epochs that count, of a trained method", 2, minimum=1)
     seed: int = option("decides the data and every start", 0, minimum=0)
@@ -195,8 +200,7 @@ def tiger(config: BenchConfig) -> Figures:
     torch.manual_seed(config.seed)
     network, first = TIGER().build(CODES * LEVELS)
     network.eval()
-    paths = np.unique(rng.integers(CODES, size=(2 * num_items, LEVELS)), axis=0)
-    tokens = first + rng.permutation(paths)[:num_items] + CODES * np.arange(LEVELS)
+    tokens = first + random_index(num_items, rng).code_columns
     trie = ItemTrie.build(tokens)
     ways = {"shared": search, "generate": generate_search}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -215,6 +219,34 @@ def tiger(config: BenchConfig) -> Figures:
         "tiger_users_per_second": round(HISTORIES / float(np.median(seconds["shared"])), 1),
         "tiger_vs_generate": round(float(np.median(ratios)), 2),
     }
+
+
+def training(config: BenchConfig) -> Figures:
+    """Time epochs of TIGER in both arithmetics."""
+    split, num_items = inputs(config)
+    train, index = split.train, random_index(num_items, np.random.default_rng(config.seed))
+    offsets = train.offsets[: TRAINED_ON + 1]
+    few = Interactions(train.users[:TRAINED_ON], offsets, train.items[: offsets[-1]])
+    seconds: dict[Literal["fp32", "bf16"], list[float]] = {"fp32": [], "bf16": []}
+    for turn in range(ROUNDS + 1):  # the first warms up
+        for precision, found in seconds.items():
+            method = TIGER(TIGERSettings(epochs=1, precision=precision), seed=config.seed)
+            started = Clock()
+            method.fit(TrainingData(few, num_items, index=index))
+            if turn:
+                found.append(started.both()[1])
+    return {
+        "training_bf16_cpu_seconds": float(np.median(seconds["bf16"])),
+        "training_bf16_vs_fp32": round(
+            float(np.median(np.divide(seconds["fp32"], seconds["bf16"]))), 2
+        ),
+    }
+
+
+def random_index(num_items: int, rng: np.random.Generator) -> ItemIndex:
+    """Return an index of random paths."""
+    paths = np.unique(rng.integers(CODES, size=(2 * num_items, LEVELS), dtype=np.int32), axis=0)
+    return ItemIndex(rng.permutation(paths)[:num_items], (CODES,) * LEVELS)
 
 
 class Clock:
@@ -250,6 +282,7 @@ PARTS = {
     "sasrec": sasrec,
     "lengths": lengths,
     "tiger": tiger,
+    "training": training,
 }
 
 if __name__ == "__main__":

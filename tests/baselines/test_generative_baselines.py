@@ -52,6 +52,29 @@ def fitted(request):
     return method
 
 
+@pytest.mark.parametrize("kind", [TIGER, P5CID])
+def test_training_in_bf16_multiplies_in_it_and_steps_in_float32(kind):
+    chosen = kind.Settings(**SMALL, epochs=2, batch_size=40, weight_decay=0.0)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        method = kind(dataclasses.replace(chosen, precision=precision), seed=0)
+        found, build = set(), method.build
+
+        def watched(num_tokens, build=build, found=found):
+            network, first = build(num_tokens)
+            network.encoder.block[0].layer[1].DenseReluDense.wi.register_forward_hook(
+                lambda _, __, output: found.add(output.dtype)
+            )
+            return network, first
+
+        method.build = watched
+        method.fit(data_of(twenty()))
+        assert found == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        assert {weight.dtype for weight in method.network.parameters()} == {torch.float32}
+        losses[precision] = [epoch.loss for epoch in method.log.epochs]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.02)
+
+
 def last_steps(sequences):
     histories = [np.array(sequence[:2]) for sequence in sequences]
     return histories, np.array([sequence[2] for sequence in sequences])

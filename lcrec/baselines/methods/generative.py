@@ -118,7 +118,10 @@ class GenerativeBaseline(Baseline):
         self._set_up(self.spell(data))
         updates = -(-len(examples) // chosen.batch_size) * chosen.epochs
         optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=chosen.learning_rate, weight_decay=chosen.weight_decay
+            self.network.parameters(),
+            lr=chosen.learning_rate,
+            weight_decay=chosen.weight_decay,
+            fused=True,  # a third of the time, which is a fifth of a step in bf16
         )
         schedule = get_scheduler(self.schedule, optimizer, int(chosen.warmup * updates), updates)
         rng = np.random.default_rng(self.seed)
@@ -126,12 +129,15 @@ class GenerativeBaseline(Baseline):
         if asked is not None:
             asked = asked.sample(chosen.valid_users or None, self.seed)
 
+        kind, half = torch.device(self.device).type, chosen.precision == "bf16"
+
         def losses() -> Iterator[Step]:
             for histories, targets in examples.batches(chosen.batch_size, rng):
                 input_ids, mask = self._encode(histories)
                 labels = torch.from_numpy(self.token_ids[targets]).to(self.device)
-                loss = self.network(input_ids=input_ids, attention_mask=mask, labels=labels).loss
-                yield loss, len(targets)
+                with torch.autocast(kind, torch.bfloat16, enabled=half):
+                    output = self.network(input_ids=input_ids, attention_mask=mask, labels=labels)
+                yield output.loss, len(targets)
 
         def step() -> None:
             nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
