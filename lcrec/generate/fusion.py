@@ -39,7 +39,6 @@ from lcrec.rankings.predictions import top_items
 MODEL, COUNTED = "predictions", "baselines cooccurrence"  # the kinds of files that are joined
 LENGTH, COUNTED_LENGTH = 20, 100  # of rankings, unless a fitted fusion says otherwise
 SCORES_AT_ONCE = 2**22  # of what is counted, 16 MB
-LEAST_WEIGHT = 1e-6  # of the model, which alone can fill any ranking
 FITTED_WITH = ("templates", "ensemble", "calibrate", "exclude_history", "reserve_new")
 
 
@@ -292,11 +291,15 @@ class CountedFusion:
                 for history, own in zip(histories, requests, strict=True)
             ]
             weights = settings.adaptive.of_users(np.hstack((known, list_facts(lists)[1])))
-        weights[..., place] = np.maximum(weights[..., place], LEAST_WEIGHT)
+        # A model of weight 0 decides nothing, and fills what is left of a ranking.
+        takes_part = np.broadcast_to(weights[..., place] > 0, len(requests))
         joint = []
         for row, (found, values) in enumerate(
             fuse(pool(lists, settings.how), weights, items.shape[1] + top)
         ):
-            kept = np.flatnonzero(np.isin(found, items[row]) | (counts[row, found] > 0))[:k]
-            joint.append((found[kept], values[kept]))
+            by_model = np.isin(found, items[row]) & takes_part[row]
+            kept = np.flatnonzero(by_model | (counts[row, found] > 0))[:k]
+            rest = items[row][~np.isin(items[row], [*found[kept], PAD])][: k - len(kept)]
+            scores = np.append(values[kept], np.zeros(len(rest)))
+            joint.append((np.append(found[kept], rest), scores))
         return joint

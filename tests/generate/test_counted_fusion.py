@@ -87,6 +87,17 @@ def test_what_is_counted_comes_first_but_not_against_the_request(recommender):
         first(6, num_beams=5)
 
 
+@pytest.mark.parametrize("twice", [[], [9]])
+def test_a_model_of_weight_0_decides_between_no_counted_items(recommender, twice):
+    plain = recommender.recommend([[3]], 20).items[0]
+    rows = [[3, item] for item in (40, 4, 21, 9, *twice)]
+    count(recommender, rows, FusionSettings(weights=(0.0, 1.0)))
+    found = recommender.recommend([[3]], 10)
+    first = sorted((4, 9, 21, 40), key=lambda item: (item not in twice, item))
+    assert found.items[0].tolist() == [*first, *plain[~np.isin(plain, first)][:6]]
+    assert (np.diff(found.scores[0]) <= 0).all()
+
+
 def test_in_company_or_alone_a_fused_ranking_is_the_same(recommender, split, fused):
     settings = replace(FusionSettings.read(fused("adaptive")), length=6, num_beams=9)
     recommender.fusion = CountedFusion.count(settings, split.train, len(recommender.index))
