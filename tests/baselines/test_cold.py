@@ -140,6 +140,37 @@ def test_who_is_ranked_among_whom():
     assert found == pytest.approx(1 / np.log2(7))
 
 
+class Searching(Fixed):
+    """Finds the ten best items of those that are not excluded, as beams do."""
+
+    max_list_length = 10
+
+    def score(self, users, histories):
+        return self.score_without(users, histories, [[]] * len(users))
+
+    def score_without(self, users, histories, exclude):
+        scores = np.tile(np.arange(40, dtype=np.float32), (len(users), 1))
+        for row, own in zip(scores, exclude, strict=True):
+            row[own] = -np.inf
+            row[np.argsort(-row)[10:]] = -np.inf
+        return scores
+
+
+def test_a_method_that_searches_finds_candidates_alone():
+    """Its ten items are those of the view, and none is wasted on what will not be ranked."""
+    train = Interactions.from_sequences({"a": [*range(33, 38), 21, 20]})
+    split = leave_one_out(train)
+    cold = EvalCases(["a"], [split.train.sequence(0)], np.array([[5, 9]]))
+    drawn = ColdSplit(split, cold, np.arange(10, 38), np.arange(10))
+    views = measure_cold(Searching(), drawn, masked(drawn))
+    assert views["cold"]["Recall@10"]["mean"] == 1
+    assert views["all"]["Recall@10"]["mean"] == 0
+    narrow = ColdSplit(split, cold, np.array([*range(33, 38), *range(14, 22)]), np.array([5, 9]))
+    views = measure_cold(Searching(), narrow, masked(narrow))
+    assert views["all"]["Recall@10"]["mean"] == 1
+    assert views["warm"]["Recall@10"]["mean"] == 1
+
+
 @pytest.fixture
 def shop(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)

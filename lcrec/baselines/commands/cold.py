@@ -175,9 +175,19 @@ class _Among:
 
     method: Baseline
     candidates: np.ndarray
+    num_items: int
     as_cold: bool
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
+        return self.score_without(users, histories, [np.zeros(0, np.int64)] * len(histories))
+
+    def score_without(
+        self, users: np.ndarray, histories: list[np.ndarray], exclude: list[np.ndarray]
+    ) -> np.ndarray:
+        if self.method.max_list_length is not None:  # a search goes to candidates alone
+            others = np.setdiff1d(np.arange(self.num_items), self.candidates)
+            without = [np.concatenate((others, own)) for own in exclude]
+            return self.method.score_without(users, histories, without)
         score = self.method.score_cold if self.as_cold else self.method.score
         scores = score(users, histories)
         among = np.full_like(scores, -np.inf)
@@ -198,9 +208,9 @@ def measure_cold(
     """
     everything = np.union1d(drawn.warm_items, drawn.cold_items)
     views = {
-        "cold": (drawn.cold, _Among(method, drawn.cold_items, as_cold=True)),
-        "all": (drawn.cold, _Among(method, everything, as_cold=True)),
-        "warm": (drawn.warm.test, _Among(method, drawn.warm_items, as_cold=False)),
+        "cold": (drawn.cold, _Among(method, drawn.cold_items, data.num_items, as_cold=True)),
+        "all": (drawn.cold, _Among(method, everything, data.num_items, as_cold=True)),
+        "warm": (drawn.warm.test, _Among(method, drawn.warm_items, data.num_items, as_cold=False)),
     }
     figures = {}
     for view, (cases, scorer) in views.items():

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lcrec.baselines.base import Baseline, TrainingData, trained_positions
+from lcrec.baselines.base import TrainingData, trained_positions
 from lcrec.data.splits import EvalCases
 from lcrec.rankings.metrics import PAD, ndcg_at_k
 from lcrec.rankings.predictions import top_items
@@ -20,7 +20,7 @@ SCORES_AT_ONCE = 2**22  # 16 MB, and a few times that while they are ranked
 
 
 class Scorer(Protocol):
-    """What can be ranked by: a fitted `Baseline`, or a view of one."""
+    """What can be ranked by: a fitted `Baseline`, or a view of one; it may have `score_without`."""
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Score the whole catalogue for each user; see `Baseline.score`."""
@@ -49,10 +49,11 @@ def rank_cases(
         rows = slice(start, start + batch)
         exclude = excluded(cases, rows, data.exclude_history)
         asked = users[rows], cases.histories[rows]
-        if exclude is not None and isinstance(method, Baseline):
-            scores = method.score_without(*asked, exclude)
-        else:
+        without = getattr(method, "score_without", None)
+        if exclude is None or without is None:
             scores = method.score(*asked)
+        else:
+            scores = without(*asked, exclude)
         yield from top_items(scores, top, exclude)
 
 
