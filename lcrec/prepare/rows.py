@@ -34,6 +34,7 @@ UTC = dt.Timestamp(timezone="UTC")
 EXAMPLES = 3
 WORKING = ("written", "untimely", UNREADABLE, FILE)  # columns for judging rows alone
 UNREADABLE_LINE = "unreadable line"
+NO_CATEGORY = "(no genres listed)"  # of MovieLens
 NO_TIME, NEGATIVE, FUTURE, HUGE = (
     "time that is no time",
     "time before 1970 or below zero",
@@ -141,8 +142,10 @@ def _select(table: Table, roles: Roles, path: Path, list_mark: str | None) -> Ta
         column = joined[0]
         for other in joined[1:]:
             column = ibis.coalesce(column + ", " + other, column, other)
-        if role == "categories" and list_mark:
-            column = column.re_replace(rf"\s*[{list_mark}]\s*", ", ")
+        if role == "categories":
+            column = column.nullif(NO_CATEGORY)
+            if list_mark:
+                column = column.re_replace(rf"\s*[{list_mark}]\s*", ", ")
         selected[role] = column
     extra = [name for name in ("row", UNREADABLE, FILE) if name in table.columns]
     return table.select(*extra, **selected)

@@ -200,11 +200,15 @@ def test_movielens_1m_from_its_archive(tmp_path, read):
 
 def test_movielens_csv(write, read):
     write("ratings.csv", f"userId,movieId,rating,timestamp\n1,307,3.5,{DAY}\n")
-    write("movies.csv", 'movieId,title,genres\n307,"Blue, Three (1993)",Drama|Mystery\n')
+    movies = '307,"Blue, Three (1993)",Drama|Mystery\n308,Red,(no genres listed)\n'
+    write("movies.csv", "movieId,title,genres\n" + movies)
     write("tags.csv", "userId,movieId,tag,timestamp\n")
     _, actions, items = read("movielens")
     assert actions == [{"user": "1", "item": "307", "time": DAY, "rating": "3.5"}]
-    assert items == [{"item": "307", "title": "Blue, Three (1993)", "categories": "Drama, Mystery"}]
+    assert items == [
+        {"item": "307", "title": "Blue, Three (1993)", "categories": "Drama, Mystery"},
+        {"item": "308", "title": "Red", "categories": None},
+    ]
 
 
 def test_steam(write, read):
