@@ -400,7 +400,16 @@ def _read(
         opened = _open_converted(con, paths, list(used), options, limit, evaluate_json)
     else:
         opened = open_json(con, paths, list(used), limit)
-    return sift(con, opened, roles, paths, options, unit=layout.unit, list_mark=layout.list_mark)
+    list_mark = _list_mark(opened, paths, roles, layout)
+    return sift(con, opened, roles, paths, options, unit=layout.unit, list_mark=list_mark)
+
+
+def _list_mark(opened: Opened, paths: Sequence[Path], roles: Roles, layout: Layout) -> str | None:
+    """Return what separates categories: in RecBole's sequences a space, where none has a comma."""
+    name = roles.get("categories")
+    if not layout.atomic or f"{name}:token_seq" not in header(paths, _how(paths[0], layout)):
+        return layout.list_mark
+    return None if opened.table[name].contains(",").any().execute() else " "
 
 
 def _with_plain_line_ends(paths: Sequence[Path], options: Options) -> list[Path]:

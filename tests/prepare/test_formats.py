@@ -78,7 +78,12 @@ def test_recbole_columns_are_guessed_or_given_and_quotes_are_text(con, files):
     raw = read_recbole(con, *atomic(files), Options())
     assert raw.interaction_columns == {"user": "user_id", "item": "item_id", "time": "timestamp"}
     assert raw.item_columns == {"item": "item_id", "title": "movie_title", "categories": "class"}
-    assert rows(raw.items) == [{"item": "lamp", "title": '"Lux" Lamp', "categories": '"A B'}]
+    assert rows(raw.items) == [{"item": "lamp", "title": '"Lux" Lamp', "categories": '"A, B'}]
+    # A space is a category's own where commas separate them, or the type says that there is one.
+    for kind, categories in (("token_seq", "A B, C"), ("token", "A B")):
+        line = f"item_id:token\tname:token\tclass:{kind}\nlamp\tLamp\t{categories}\n"
+        (row,) = rows(read_recbole(con, *atomic(files, line), columns(title="name")).items)
+        assert row["categories"] == categories
     given = columns(title="class", description="movie_title", categories="")
     (row,) = rows(read_recbole(con, *atomic(files), given).items)
     assert row == {"item": "lamp", "title": '"A B', "description": '"Lux" Lamp'}

@@ -128,7 +128,7 @@ def test_toy_shop_from_parquet_with_lists_dates_and_number_ids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "categories"), [([], "Home Garden"), (["--category-separator", " "], "Home, Garden")]
+    ("flags", "categories"), [([], "Home, Garden"), (["--category-separator", ","], "Home Garden")]
 )
 def test_toy_shop_from_recbole(tmp_path, flags, categories):
     raw = tmp_path / "raw"
