@@ -96,9 +96,11 @@ def at_random(num_items: int, seen: Seen, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     found = np.full(len(seen), -1)
     for case, own in enumerate(seen):
-        left = np.setdiff1d(np.arange(num_items), own, assume_unique=True)
-        if len(left):
-            found[case] = rng.choice(left)
+        taken = np.unique(own)
+        left = num_items - len(taken)
+        if left:
+            place = rng.integers(left)  # among the others, in the order of their ids
+            found[case] = place + np.searchsorted(taken - np.arange(len(taken)), place, "right")
     return found
 
 
