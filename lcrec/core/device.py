@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DEVICE_HELP = "cpu, cuda, cuda:N or mps; none: a GPU where there is one"
 
 
 def pick_device(name: str | None = None) -> torch.device:
     """Return the device to compute on, once CUDA is prepared (`prepare_cuda`).
 
     Args:
-        name: `cpu`, `cuda` or `cuda:N`; None for a GPU where there is one.
+        name: `cpu`, `cuda`, `cuda:N` or `mps`; None for a GPU where there is one.
 
     Raises:
         InputError: there is no such device.
@@ -34,7 +35,7 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch raises either
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"device {name}: cannot compute here ({reason}); name cpu, cuda or cuda:N, or none"
+            f"device {name}: cannot compute here ({reason}); name cpu, cuda, cuda:N or mps, or none"
         ) from None
     return torch.device(name)
 

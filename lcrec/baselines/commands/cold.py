@@ -29,6 +29,7 @@ from lcrec.baselines.runs.run import fit_and_measure
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
+from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, write_provenance
@@ -163,7 +164,7 @@ class ColdConfig(Writes):
     share: float = option("share of the items to take away, between 0 and 1", 0.05)
     core: int = option("the fewest purchases of a user, and of an item, in the rest", 3, minimum=3)
     exclude_history: bool = option("mask history items, except targets", True)
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    device: str | None = option(DEVICE_HELP, None)
     seed: int = option(
         "decides which items are taken away, and what the methods draw", 0, minimum=0
     )

@@ -24,6 +24,7 @@ from lcrec.baselines.runs.run import PROG, most
 from lcrec.core.artifacts import atomic_files, find_data, write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
+from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import require_same_input, write_provenance
@@ -74,7 +75,7 @@ class CompareConfig(Writes):
         "how many trainings to run at a time, each on its share of the cores", 1, minimum=1
     )
     reference: str | None = option("the method to test all others against; none: the best", None)
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    device: str | None = option(DEVICE_HELP, None)
 
 
 def main(argv: list[str]) -> None:

@@ -20,6 +20,7 @@ from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, load_inputs
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
+from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import write_provenance
@@ -43,7 +44,7 @@ class ConvergenceConfig(Writes):
     )
     epochs: int = option("at most", 300, minimum=1)
     patience: int = option("epochs without improvement before training stops", 20, minimum=1)
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    device: str | None = option(DEVICE_HELP, None)
     seed: int = option("of weights and draws", 0, minimum=0)
 
 

@@ -24,6 +24,7 @@ from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.artifacts import find_data, read_jsonl
 from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import progress
+from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, write_provenance
@@ -57,7 +58,7 @@ class IntentionConfig(AlphaRecSettings, Writes):
     encoder: str | None = option("where the encoder lies now, if it has moved", None)
     top: int = option("how many items to rank per user", 100, minimum=100)
     exclude_history: bool = option("mask history items, except targets", False)
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    device: str | None = option(DEVICE_HELP, None)
     seed: int = option("of weights and draws", 0, minimum=0)
 
 

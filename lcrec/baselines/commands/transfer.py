@@ -16,6 +16,7 @@ from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import progress
+from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
@@ -43,7 +44,7 @@ class TransferConfig(AlphaRecSettings, Writes):
     split: Literal["valid", "test"] = option("which held-out item to predict", "test")
     top: int = option("how many items to rank per user", 100, minimum=100)
     exclude_history: bool = option("mask history items, except targets", False)
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    device: str | None = option(DEVICE_HELP, None)
     seed: int = option("of weights and draws", 0, minimum=0)
 
 

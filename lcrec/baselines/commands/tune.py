@@ -31,6 +31,7 @@ from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, console_command, option, settings_of
 from lcrec.core.console import progress
+from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import is_current, read_provenance, write_provenance
@@ -54,7 +55,7 @@ class TuneConfig(Writes):
         "settings outside the grid start from those of the paper's family; the default", False
     )
     tuned: bool = option("they start from the best known settings instead", False)
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    device: str | None = option(DEVICE_HELP, None)
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
 
 

@@ -25,6 +25,7 @@ from lcrec.baselines.settings import Need
 from lcrec.core.artifacts import METHOD_WEIGHTS, atomic_path
 from lcrec.core.config import Writes, config_dict, option, settings_of
 from lcrec.core.console import progress
+from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import FOLDER, publish
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
@@ -63,7 +64,7 @@ class BaselineConfig(Writes):
         None,
         writes=FOLDER,
     )
-    device: str | None = option("cpu, cuda or cuda:N; none: a GPU where there is one", None)
+    device: str | None = option(DEVICE_HELP, None)
     seed: int = option("of whatever the method draws at random", 0, minimum=0)
 
 
