@@ -20,6 +20,7 @@ transformers.
 
 import logging
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,13 @@ __all__ = [
     "load_data",
 ]
 __getattr__ = lazy_exports(__name__, _HOMES)
+
+if sys.platform == "win32":
+    # Named, so that `python -m lcrec.STAGE` says it in one line.
+    raise ImportError(
+        "lcrec runs on Linux and macOS, whose file locks it needs; on Windows, install it in WSL",
+        name=__name__,
+    )
 
 # trl and vLLM report every training and start over the network unless told otherwise.
 os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -55,6 +55,16 @@ def test_importing_it_loads_no_library_of_tensors():
     assert result.returncode == 0, result.stderr
 
 
+def test_windows_is_told_in_one_line():
+    script = "import runpy, sys\nsys.platform, sys.argv = 'win32', ['embed', '--help']\n"
+    command = [sys.executable, "-c", script + "runpy._run_module_as_main('lcrec.embed')"]
+    result = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert "lcrec runs on Linux and macOS, whose file locks it needs; on Windows, " in line
+
+
 @pytest.mark.parametrize(("told", "is_off"), [(None, True), ("0", False), ("1", True)])
 def test_libraries_report_no_use(told, is_off):
     environment = {k: v for k, v in os.environ.items() if not k.endswith(("TRACK", "TELEMETRY"))}

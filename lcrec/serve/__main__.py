@@ -50,6 +50,11 @@ def main(argv: list[str]) -> None:
         ) from None
 
     check_engine(config)
+    if config.workers > 1 and not sys.platform.startswith("linux"):
+        raise InputError(
+            f"--workers {config.workers}: only Linux shares a port's connections among processes; "
+            "take 1"
+        )
     token = read_token(os.environ.get(TOKEN))
     if config.access_log is not None:
         open_access_log(config.access_log)

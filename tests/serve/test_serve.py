@@ -296,6 +296,12 @@ def test_settings_that_cannot_be(words, message):
         serve.main(words)
 
 
+def test_several_workers_need_linux(monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(InputError, match="--workers 2: only Linux shares a port's connections"):
+        serve.main(["--model", "m", "--workers", "2"])
+
+
 def test_a_port_in_use_is_known_before_the_model_is_loaded():
     with serve.bind("127.0.0.1", 0) as first:
         # Else asyncio leaves Nagle's algorithm on, and kept connections wait.
