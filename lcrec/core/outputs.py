@@ -52,12 +52,10 @@ def check_output(
         place = _resolved(output)
         for path in inputs:
             # A link's own name, and where it leads: a folder is replaced through a link to it.
-            if _resolved(path).is_relative_to(place) or path.resolve().is_relative_to(
-                output.resolve()
-            ):
+            if _lies_in(_resolved(path), place) or _lies_in(path.resolve(), output.resolve()):
                 raise InputError(f"{flag} {output}: {path} is read from there; name another place")
             # A model is known by all that lies in its folder: a file more, and it is another one.
-            if is_model(path) and output.resolve().is_relative_to(path.resolve()):
+            if is_model(path) and _lies_in(output.resolve(), path.resolve()):
                 raise InputError(
                     f"{flag} {output}: lies within the model {path}, which would be another one "
                     "with it; name another place"
@@ -152,6 +150,17 @@ def beside(output: Path, kind: str) -> Path:
 def is_model(folder: Path) -> bool:
     """Tell whether a folder holds a model or an adapter."""
     return any((folder / name).is_file() for name in MODEL_CONFIGS)
+
+
+def _lies_in(path: Path, place: Path) -> bool:
+    """Tell whether a path is a place or below it; many a system takes `Data` and `data` for one."""
+    if path.is_relative_to(place):
+        return True
+    for above in (path, *path.parents):
+        with contextlib.suppress(OSError):  # one of them is not there
+            if above.samefile(place):
+                return True
+    return False
 
 
 def _resolved(output: Path) -> Path:
@@ -263,5 +272,5 @@ def _require_replaceable(
         reason = f"{output}: {found} has no {sidecar} beside it, so {stage} did not make it"
     if not overwrite:
         raise InputError(f"{flag} {reason}; name another place, or give --overwrite to replace it")
-    if folder and Path.cwd().is_relative_to(output.resolve()):
+    if folder and _lies_in(Path.cwd(), output.resolve()):
         raise InputError(f"{flag} {reason}, and you are in that folder; name another place")

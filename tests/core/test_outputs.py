@@ -122,6 +122,22 @@ def test_whatever_flag_names_what_is_read_it_is_not_replaced(tmp_path, monkeypat
         main([*words, "--data", "x", "--overwrite"])
 
 
+def test_a_name_in_other_letters_may_be_the_same_place(tmp_path, monkeypatch):
+    """As on macOS."""
+
+    def samefile(one, other):
+        return str(one).casefold() == str(other).casefold()
+
+    monkeypatch.setattr(Path, "samefile", samefile)
+    (tmp_path / "Shop").mkdir()
+    (tmp_path / "Shop" / "config.json").touch()
+    read = [tmp_path / "Shop", tmp_path / "Shop" / "Shop.inter.json"]
+    with pytest.raises(InputError, match=r"SHOP: .*Shop/Shop.inter.json is read from there"):
+        check_output(tmp_path / "SHOP", EMBED, overwrite=True, inputs=read[1:])
+    with pytest.raises(InputError, match=r"shop/new: lies within the model .*Shop"):
+        check_output(tmp_path / "shop" / "new", EMBED, inputs=read[:1])
+
+
 def test_a_mount_point_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
     with pytest.raises(InputError, match=f"a mount point is not replaced; name {tmp_path}/NAME"):
