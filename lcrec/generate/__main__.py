@@ -281,13 +281,18 @@ def prepare(
 
     `counted` is what a fusion counts, and `own` has each case's part of that.
     """
-    from lcrec.generate.many_users import RankingJob
+    from lcrec.generate.many_users import ENSEMBLE, RankingJob
     from lcrec.generate.requests import case_requests
 
     parts = read_checkpoint(config, num_items)
     templates = choose_templates(config, parts)
     if config.ensemble and len(templates) < 2:
         raise InputError("--ensemble joins several templates; name them, or give --templates all")
+    if config.ensemble and ENSEMBLE in [template.id for template in templates]:
+        raise InputError(
+            f"--ensemble: a template is called {ENSEMBLE!r}, as the joint rankings are; give it "
+            "another id, or name the templates to join without it"
+        )
     requests = case_requests(cases, make_request(config, (), allowed, parts), own)
     job = RankingJob(cases.users, requests, templates, config.ensemble)
     if empty := job.users_without_items(num_items):

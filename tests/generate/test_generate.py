@@ -249,6 +249,19 @@ def test_looser_constraints(run, predicted, split, tmp_path):
     assert read_json(tmp_path / "predictions.lcrec.json")["config"]["constraint"] == "none"
 
 
+def test_no_template_is_called_as_the_joint_rankings_are(run, tmp_path):
+    """Each list would be taken for the other, and the files cut in the wrong places."""
+    (tmp_path / "seqrec.yaml").write_text(
+        "task: seqrec\ntemplates:\n"
+        '  - {id: ensemble, question: "{{ history | join(\' \') }}", answer: "{{ target }}"}\n'
+        '  - {id: b, question: "{{ history | join(\'+\') }}", answer: "{{ target }}"}\n'
+    )
+    words = ["--output", tmp_path / "p.jsonl", "--prompts", tmp_path, "--ensemble", "--templates"]
+    for named in (["all"], ["b", "ensemble"]):
+        with pytest.raises(InputError, match="a template is called 'ensemble'"):
+            run(*words, *named)
+
+
 def test_wordings_are_joined(run, prompts, split, tmp_path, capsys):
     path, serving = tmp_path / "p.jsonl", prompts.for_task("seqrec", "eval")[:3]
     names = [template.id for template in serving]
