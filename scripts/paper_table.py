@@ -34,8 +34,8 @@ from lcrec.core.errors import InputError, run_stage
 from lcrec.core.provenance import fingerprint
 from lcrec.data.folder import Interactions, load_interactions, load_items
 from lcrec.index.item_index import read_codes
-from lcrec.rankings.metrics import measure_lists
-from lcrec.rankings.predictions import PAD, Predictions, read_predictions, require_comparable
+from lcrec.rankings.metrics import PAD, measure_lists
+from lcrec.rankings.predictions import Predictions, read_predictions, require_comparable
 
 SOURCE = "arXiv 2311.09049"
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")

@@ -24,7 +24,7 @@ from lcrec.core.errors import InputError
 
 MOST_ITEMS = 2**31 - 1  # ids are int32
 
-# What `lcrec.prepare` reads by role; any other field of an item was kept by name.
+# What `lcrec.prepare` reads by role, in this order; any other field was kept by name.
 STANDARD_FIELDS = ("title", "description", "brand", "categories", "features", "details")
 
 LARGEST_VALUE = 1e6  # of an embedding; no encoder comes near it

@@ -49,7 +49,7 @@ from lcrec.generate.flags import (
     share_of,
 )
 from lcrec.prompts.prompt_set import SHIPPED_PROMPTS, PromptSet
-from lcrec.rankings.predictions import PAD
+from lcrec.rankings.metrics import PAD
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState

@@ -15,13 +15,13 @@ from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 
 from lcrec.core.errors import InputError, closest
+from lcrec.data.folder import STANDARD_FIELDS
 from lcrec.prepare.engines import materialise, store
 
 INTERACTION_ROLES = ("user", "item", "time", "rating")
 REVIEW_ROLES = ("review_title", "review_text")
-TEXT_ROLES = ("title", "description", "brand", "categories")
-EXTRA_ROLES = ("features", "details")  # texts that few formats have
-ITEM_ROLES = ("item", *TEXT_ROLES, *EXTRA_ROLES)
+TEXT_ROLES, EXTRA_ROLES = STANDARD_FIELDS[:4], STANDARD_FIELDS[4:]  # few formats have the latter
+ITEM_ROLES = ("item", *STANDARD_FIELDS)
 ROLES = (*INTERACTION_ROLES, *REVIEW_ROLES, *ITEM_ROLES[1:], "id")  # that --columns knows
 WORKING = ("row", "why", "flags")  # columns that stand beside the roles
 

@@ -20,8 +20,8 @@ import orjson
 from lcrec.core.artifacts import atomic_path, read_jsonl, write_jsonl
 from lcrec.core.errors import InputError, closest
 from lcrec.core.provenance import provenance_path
+from lcrec.rankings.metrics import PAD
 
-PAD = -1
 MAX_ITEM = 2**31 - 1
 LARGEST_SCORE = float(str(np.finfo(np.float32).max))  # as it is written
 KEYS = ("user", "target", "ranked", "scores", "template_id", "case")
