@@ -27,10 +27,13 @@ REMEDIES = {
     errno.ENOSPC: "make room and give the same command again",
     errno.EDQUOT: "make room within the quota and give the same command again",
     errno.EFBIG: "raise the limit on the size of files, and give the same command again",
+    errno.ENOMEM: "take smaller batches or settings, or a machine with more memory free",
 }
 # Likewise of what libraries raise, by the name of the exception.
 LIBRARY_REMEDIES = {
     "OutOfMemoryError": "take smaller batches, or a device with more memory free",
+    "MemoryError": REMEDIES[errno.ENOMEM],
+    "_ArrayMemoryError": REMEDIES[errno.ENOMEM],  # NumPy's
     "SafetensorError": "bring back the file, or make it anew",
 }
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -80,16 +83,15 @@ def _from_system(error: BaseException | None) -> str | None:
     Libraries wrap it: the number in their text, or the cause behind them, is looked at as well.
     """
     while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and not isinstance(error, OSError):
-            named = re.search(r"\(os error (\d+)\)", str(error))
-            number = int(named[1]) if named else None
+        if isinstance(error, OSError):
+            number = error.errno or 0
+        else:
+            named = re.search(r"(?:\(os error |allocate memory.*Error code )(\d+)", str(error))
+            number = int(named[1]) if named else 0
         kind = type(error).__name__  # of libraries that are not imported for it
-        if number not in REMEDIES and kind in LIBRARY_REMEDIES:
-            return f"{str(error).strip().splitlines()[0]}; {LIBRARY_REMEDIES[kind]}"
-        if number in REMEDIES:
-            text = (str(error).strip() or os.strerror(number)).splitlines()[0]
-            return f"{text}; {REMEDIES[number]}"
+        if remedy := REMEDIES.get(number) or LIBRARY_REMEDIES.get(kind):
+            text = str(error).strip() or (os.strerror(number) if number else kind)
+            return f"{text.splitlines()[0]}; {remedy}"
         error = error.__cause__ or error.__context__
     return None
 

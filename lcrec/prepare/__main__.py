@@ -166,7 +166,10 @@ class PrepareConfig(Writes):
     )
     spark_master: str = option("where Spark runs, such as spark://host:7077", "local[*]")
     memory_gb: float = option(
-        "GB the engine may take before it puts data on disk (in TMPDIR)", 4.0, minimum=0.25
+        "GB the engine may take before it puts data on disk (in TMPDIR)",
+        4.0,
+        minimum=0.25,
+        maximum=1e6,
     )
     dry_run: bool = option(
         f"show what would come of the first {DRY_RUN_ROWS:,} interactions, and write nothing", False

@@ -49,6 +49,14 @@ def test_a_full_disk_behind_a_librarys_own_error(monkeypatch, capsys):
     assert "Read-only file system: '/ro'" in end(wrapped, monkeypatch, capsys)[1]
 
 
+def test_more_memory_than_there_is(monkeypatch, capsys):
+    text = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 512 "
+    text += "bytes. Error code 12 (Cannot allocate memory)"
+    for error, told in ((RuntimeError(text), text), (MemoryError(), "MemoryError")):
+        seen = f"error: {told}; {REMEDIES[errno.ENOMEM]}\n"
+        assert end(error, monkeypatch, capsys) == (2, seen)
+
+
 @pytest.mark.parametrize("kind", LIBRARY_REMEDIES)
 def test_what_a_library_raises_is_one_line(kind, monkeypatch, capsys):
     error = type(kind, (Exception,), {})("what was wrong\nand all its frames")
