@@ -105,14 +105,23 @@ def find_data(folder: Path) -> DataPaths:
         raise InputError(
             f"--data {folder}: no such folder; make one with: python -m lcrec.prepare --help"
         )
-    found = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.parquet")])
+    found = sequence_paths(folder)
     if len(found) != 1:
         seen = f"found {', '.join(path.name for path in found)}" if found else "found none"
         raise InputError(
             f"--data {folder}: expected exactly one <Name>.inter.json or <Name>.inter.parquet, "
             f"{seen}"
         )
-    return data_paths(folder, found[0].name.split(".inter.")[0], parquet=is_parquet(found[0]))
+    name = found[0].name.rsplit(".inter.", 1)[0]
+    return data_paths(folder, name, parquet=is_parquet(found[0]))
+
+
+def sequence_paths(folder: Path) -> list[Path]:
+    """Return the interactions of every data set in a folder; hidden files are none.
+
+    macOS puts `._X.inter.json` beside what it copies to disks of other systems.
+    """
+    return sorted([*folder.glob("[!.]*.inter.json"), *folder.glob("[!.]*.inter.parquet")])
 
 
 def is_parquet(path: Path) -> bool:

@@ -21,6 +21,7 @@ from lcrec.core.artifacts import (
     find_data,
     is_parquet,
     read_json,
+    sequence_paths,
     write_json,
 )
 from lcrec.core.errors import InputError
@@ -124,7 +125,7 @@ def is_done(
     if is_current(output, stage, settings, inputs):
         return True
     record = read_provenance(output) if output.is_dir() and not overwrite else None
-    for inter in [*output.glob("*.inter.json"), *output.glob("*.inter.parquet")]:
+    for inter in sequence_paths(output):
         if record is not None and fingerprint(inter) != record.get("inter_sha256"):
             raise InputError(
                 f"--output {output}: {inter.name} was changed since, and would be lost; name "

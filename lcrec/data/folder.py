@@ -382,7 +382,7 @@ def _read(path: Path, columns: Sequence[str] | None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
     if not path.exists() or not files:
         raise InputError(f"{path}: no such file, or a folder without *.parquet in it")
     tables = []

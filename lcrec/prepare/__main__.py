@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lcrec.core.artifacts import DataPaths, data_paths
+from lcrec.core.artifacts import DataPaths, data_paths, sequence_paths
 from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import printable
 from lcrec.core.errors import InputError, run_stage
@@ -403,8 +403,7 @@ def _is_done(folder: Path, name: str, settings: dict[str, object], inputs: dict[
     """
     forms = [data_paths(folder, name, parquet=parquet) for parquet in (False, True)]
     known = [paths.inter for paths in forms]
-    there = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.parquet")])
-    others = [path for path in there if path not in known]
+    others = [path for path in sequence_paths(folder) if path not in known]
     if others:
         raise InputError(
             f"--output {folder}: it holds another data set, {others[0].name}; choose another folder"

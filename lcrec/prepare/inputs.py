@@ -171,7 +171,7 @@ def find_in(place: Path, format: str) -> tuple[list[Path], list[Path]]:
 
 def _files_in(place: Path) -> list[Path]:
     if place.is_dir():
-        inside = [path for path in place.iterdir() if path.is_file()]
+        inside = [path for path in place.glob("[!.]*") if path.is_file()]
         zipped = [member for path in inside if path.suffix == ".zip" for member in _members(path)]
         return sorted([path for path in inside if path.suffix != ".zip"] + zipped)
     return _members(place)
@@ -187,7 +187,8 @@ def _match(files: Sequence[Path], patterns: Sequence[str]) -> list[Path]:
 
 
 def _find_minionerec(place: Path) -> tuple[list[Path], list[Path]]:
-    inside = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
+    there = place.rglob("[!.]*") if place.is_dir() else ()
+    inside = sorted(path for path in there if path.is_file())
     inside = inside or _members(place)
     named = {
         name: [
@@ -213,13 +214,15 @@ def _find_minionerec(place: Path) -> tuple[list[Path], list[Path]]:
 def find_files(flag: str, given: Sequence[Path]) -> list[Path]:
     """Return the files that paths and globs name: each glob's by name, a folder's Parquet files.
 
+    Hidden files, such as `._X.csv` of macOS, are found by their own names alone.
+
     Raises:
         InputError: a path or glob names nothing, or a file is named twice.
     """
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            matches = sorted(path.rglob("*.parquet"))
+            matches = sorted(path.rglob("[!.]*.parquet"))
             what = (
                 "a folder without Parquet files; name files of another kind themselves "
                 f"('{path}/*.csv'), and write what Hugging Face's save_to_disk made by to_parquet"
@@ -230,7 +233,12 @@ def find_files(flag: str, given: Sequence[Path]) -> list[Path]:
             root = Path(path.anchor) if path.is_absolute() else Path()
             pattern = str(path.relative_to(root)) if path.is_absolute() else str(path)
             is_glob = any(mark in pattern for mark in "*?[")
-            matches = sorted(match for match in root.glob(pattern) if match.is_file())
+            hidden = path.name.startswith(".")
+            matches = sorted(
+                match
+                for match in root.glob(pattern)
+                if match.is_file() and match.name.startswith(".") == hidden
+            )
             what = "no file is called so" if is_glob else "no such file"
         members = [
             member

@@ -259,6 +259,9 @@ def test_find_data_names_every_file_and_refuses_none_and_many(tmp_path):
     assert (paths.name, paths.item, paths.user_ids) == (
         "B", tmp_path / "B.item.json", tmp_path / "B.user2id",
     )  # fmt: skip
+    (tmp_path / "._B.inter.json").touch()  # of macOS
+    (tmp_path / "B.inter.json").rename(tmp_path / "B.inter.C.inter.json")
+    assert find_data(tmp_path).name == "B.inter.C"
     (tmp_path / "A.inter.json").touch()
     with pytest.raises(InputError, match=r"exactly one <Name>.inter.json .*, found A.*, B"):
         find_data(tmp_path)

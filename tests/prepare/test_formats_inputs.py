@@ -26,6 +26,7 @@ def names(found):
     ("format", "files", "expected"),
     [
         ("recbole", ["x.inter", "x.item", "x.user"], ["x.inter", "x.item"]),
+        ("recbole", ["x.inter", "x.item", "._x.inter", "._x.item"], ["x.inter", "x.item"]),
         ("lcrec", ["X.inter.json", "X.item.json", "X.index.json"], ["X.inter.json", "X.item.json"]),
         ("amazon2018", ["meta_X.json.gz", "X_5.json.gz"], ["X_5.json.gz", "meta_X.json.gz"]),
         ("amazon2018", ["meta_X.json.gz", "X.csv"], ["X.csv", "meta_X.json.gz"]),
@@ -63,6 +64,7 @@ def test_folders_must_hold_one_data_set(tmp_path):
 
 def test_globs_folders_and_lists_of_files(tmp_path):
     touch(tmp_path, "part-2.csv", "part-1.csv", "parts/day=1/b.parquet", "parts/day=0/c.parquet")
+    touch(tmp_path, "parts/day=0/._c.parquet")
     glob = find_files("interactions", [tmp_path / "part-*.csv"])
     assert [path.name for path in glob] == ["part-1.csv", "part-2.csv"]
     assert [path.name for path in find_files("items", [tmp_path / "parts"])] == [
@@ -85,7 +87,7 @@ def test_globs_folders_and_lists_of_files(tmp_path):
 
 
 def test_relative_globs_are_found_from_here(tmp_path, monkeypatch):
-    monkeypatch.chdir(touch(tmp_path, "a.csv", "b.csv"))
+    monkeypatch.chdir(touch(tmp_path, "a.csv", "b.csv", "._a.csv"))
     assert find_files("items", [Path("*.csv")]) == [Path("a.csv"), Path("b.csv")]
 
 
