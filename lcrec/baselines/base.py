@@ -192,12 +192,14 @@ def make_method(chosen: MethodSettings, seed: int = 0, device: str | None = None
     Args:
         chosen: the settings; their type says which method.
         seed: of whatever the method draws.
-        device: where tensors live; None: a GPU where there is one. Without torch loaded, as for
-            methods that count, it is the CPU.
+        device: where tensors live; None: a GPU where there is one, but for a Mac's, which has no
+            sparse matrices by rows (pytorch/pytorch#196192). Without torch loaded, as for methods
+            that count, it is the CPU.
     """
     kind = method_class(type(chosen))
     if "torch" in sys.modules:
-        device = str(pick_device(device))
+        picked = pick_device(device)
+        device = "cpu" if device is None and picked.type == "mps" else str(picked)
     return kind(chosen, seed=seed, device=device or "cpu")
 
 

@@ -16,6 +16,7 @@ from lcrec.baselines.base import (
     METHODS,
     Baseline,
     TrainingData,
+    make_method,
     method_class,
     positions,
     trained_positions,
@@ -309,6 +310,14 @@ def test_an_index_is_read_and_its_conflicts_are_numbered(shop, tmp_path, capsys)
         load_inputs(shop, None, ["index"], "tiger", index=path)
     with pytest.raises(InputError, match="tiger: --index DIR is needed"):
         load_inputs(shop, None, ["index"], "tiger")
+
+
+def test_a_macs_gpu_is_taken_only_where_it_is_named(monkeypatch):
+    import torch
+
+    monkeypatch.setattr("lcrec.baselines.base.pick_device", lambda name: torch.device("mps"))
+    assert make_method(CooccurrenceSettings()).device == "cpu"
+    assert make_method(CooccurrenceSettings(), device="mps").device == "mps"
 
 
 class Narrow(Baseline):
