@@ -15,11 +15,10 @@ import numpy as np
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, index_path, read_array, write_json
 from lcrec.core.config import Writes, option
-from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.data_set import load_data
-from lcrec.data.folder import Interactions, load_items
+from lcrec.data.folder import Interactions, check_embeddings, load_items
 from lcrec.data.new_items import require_same_catalogue
 from lcrec.data.splits import Split, require_same_split
 from lcrec.prompts.tasks import TaskData
@@ -148,19 +147,13 @@ def read_embeddings(data: Path, embeddings: Path) -> tuple[np.ndarray, Path]:
     """Return the item embeddings in a folder, or in a file, and the file.
 
     Raises:
-        InputError: there are none, or they are of another catalogue than `data`.
+        InputError: there are none, they are of another catalogue than `data`, or not finite.
     """
     path = embeddings / EMBEDDINGS if embeddings.is_dir() else embeddings
-    item_path, count = find_data(data).item, len(load_items(data))
-    rebuild = f"python -m lcrec.embed --data {data} --output {path.parent}"
     vectors = read_array(path)
-    require_same_input(path.parent, "item", item_path, rebuild)
-    if vectors.ndim != 2 or len(vectors) != count:
-        raise InputError(
-            f"{path} has shape {list(vectors.shape)}, but the catalogue has {count} items; "
-            f"make it anew with: {rebuild}"
-        )
-    return vectors, path
+    rebuild = f"python -m lcrec.embed --data {data} --output {path.parent}"
+    require_same_input(path.parent, "item", find_data(data).item, rebuild)
+    return check_embeddings(vectors, len(load_items(data)), path), path
 
 
 def format_values(rows: dict[str, dict[str, Summary | None]], heading: str) -> str:

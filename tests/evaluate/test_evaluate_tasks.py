@@ -200,12 +200,16 @@ def test_pairs_by_titles_and_fewer_users(words, embeddings, capsys):
 @pytest.mark.usefixtures("unloaded")
 def test_what_pairs_refuses(words, embeddings, tmp_path):
     write_array(tmp_path / "short" / "embeddings.npy", np.zeros((3, 2), dtype=np.float32))
+    vectors = np.ones((48, 2), dtype=np.float32)
+    vectors[5, 1] = np.nan
+    write_array(tmp_path / "nan" / "embeddings.npy", vectors)
     for more, message in (
         (["--templates", "next-nothing"], "no template 'next-nothing'"),
         (["--templates", "name-short"], "belongs to item2index, not seqrec or fusionseqrec"),
         (["--templates", "next-title-short"], "is no template of .* whose answer is"),
         (["--embeddings", tmp_path], "embeddings.npy: no such file"),
-        (["--embeddings", tmp_path / "short"], r"shape \[3, 2\], but the catalogue has 48"),
+        (["--embeddings", tmp_path / "short"], "has 3 rows but the catalogue has 48 items"),
+        (["--embeddings", tmp_path / "nan"], r"1 rows hold values that are not finite .*item 5"),
         (["--model", tmp_path], "not a checkpoint"),
         (["--model", tmp_path / "none"], "not a checkpoint"),
     ):
