@@ -35,7 +35,7 @@ from lcrec.core.provenance import (
     require_same_input,
     write_provenance,
 )
-from lcrec.data.folder import Items, load_items
+from lcrec.data.folder import Items, check_embeddings, load_items
 from lcrec.data.new_items import count_old_items, require_same_past
 
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ def _embed(
         rows = [] if old is None else [old]
         if vectors is not None:
             rows.append(mean_by_owner(vectors, owners).astype(np.float32))
-        embeddings = np.concatenate(rows)
+        path = config.output / EMBEDDINGS
+        embeddings = check_embeddings(np.concatenate(rows), len(items), path)
         with atomic_path(config.output) as folder:
             folder.mkdir()
             if lsa is not None:
@@ -157,7 +158,7 @@ def _embed(
         added = "" if old is None else "--index OLD "
         added = added if config.add is None else f"--add {config.add} {added}"
         print(
-            f"Wrote {config.output / EMBEDDINGS} {list(embeddings.shape)}. Next: python -m "
+            f"Wrote {path} {list(embeddings.shape)}. Next: python -m "
             f"lcrec.quantize --data {config.data} {added}--embeddings {config.output} --output DIR"
         )
 

@@ -12,7 +12,7 @@ import transformers
 import lcrec.add_items
 import lcrec.embed
 import lcrec.index.encoders
-from lcrec.core.artifacts import read_array, read_json, write_json
+from lcrec.core.artifacts import read_array, read_json, write_array, write_json
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import read_provenance
 from lcrec.data.folder import Items
@@ -198,6 +198,21 @@ def test_running_it_again(shop, capsys):
         embeddings_of(shop), first
     )
     assert "is up to date" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows * np.nan, "6 rows hold values that are not finite"),
+        (lambda rows: np.concatenate([rows, rows]), "has 12 rows but the catalogue has 6 items"),
+    ],
+)
+def test_old_embeddings_that_were_spoilt_are_not_passed_on(shop, spoil, message):
+    main(argv(shop, "--lsa-dim", 2))
+    write_array(shop / "embeddings" / "embeddings.npy", spoil(embeddings_of(shop)))
+    with pytest.raises(InputError, match=message):
+        main(argv(shop, "--embeddings", shop / "embeddings", output="new"))
+    assert not (shop / "new").exists()
 
 
 def test_a_folder_called_lsa_is_no_encoder(shop, monkeypatch, capsys):
