@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from lcrec.core.errors import InputError
 from lcrec.data.folder import Items, unit_rows
 from lcrec.data.words import words_of
-from lcrec.index.item_index import ITEM_TOKEN, ItemIndex, token_name
+from lcrec.index.item_index import CODE_DIGITS, ITEM_TOKEN, ItemIndex, token_name
 from lcrec.index.quality import choose_labels
 
 TYPICAL_WORDS = 4
@@ -101,9 +102,10 @@ class ItemTree:
         Raises:
             InputError: it is no run of item tokens from the first level on, or no item has it.
         """
-        codes = [int(match[2]) for match in ITEM_TOKEN.finditer(text)]
+        found = islice(ITEM_TOKEN.finditer(text), self.index.num_levels)
+        codes = [int(match[2][:CODE_DIGITS]) for match in found]
         written = "".join(token_name(level, code) for level, code in enumerate(codes))
-        if not codes or written != text.strip() or len(codes) > self.index.num_levels:
+        if not codes or written != text.strip():
             raise InputError(f"{text!r:.60} is no prefix; write one such as {self.index.text(0)}")
         self.members(codes)
         return tuple(codes)

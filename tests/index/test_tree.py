@@ -50,7 +50,13 @@ def test_neighbours_by_code_and_by_embedding():
         without.near(0, 1, "embeddings")
 
 
-@pytest.mark.parametrize("text", ["", "a_0", "<b_0>", "<a_0> <b_0>", "<a_0><b_0><c_0>", "<a_00>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a_0", "<b_0>", "<a_0> <b_0>", "<a_0><b_0><c_0>", "<a_00>"),
+        *("<a_0>" * 30, "<a_" + "9" * 5000 + ">"),
+    ],
+)
 def test_what_is_no_prefix_is_refused(text):
     with pytest.raises(InputError, match="no prefix; write one such as <a_0><b_0>"):
         TREE.read_prefix(text)
