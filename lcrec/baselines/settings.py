@@ -209,6 +209,11 @@ class FusionSettings(MethodSettings):
                 "they are the hardest"
             )
 
+    @property
+    def required_inputs(self) -> frozenset[Need]:
+        """The embeddings, but for purchases alone."""
+        return frozenset() if self.views == "collaborative" else self.needs
+
 
 @dataclass(frozen=True)
 class CollabContextSettings(MethodSettings):

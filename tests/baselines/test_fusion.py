@@ -125,6 +125,20 @@ SMALL = {
 }  # fmt: skip
 
 
+def test_purchases_alone_need_no_texts():
+    assert FusionSettings().required_inputs == {"embeddings"}
+    chosen = FusionSettings(views="collaborative", dim=4, epochs=2)
+    assert chosen.required_inputs == set()
+    planted = make_planted(users=30, mean_length=6, taste=5)
+    users, histories = np.arange(2), [np.array([0]), np.array([1])]
+    found = []
+    for embeddings in (None, planted.embeddings):
+        method = Fusion(chosen, seed=0)
+        method.fit(TrainingData(planted.interactions, planted.num_items, embeddings=embeddings))
+        found.append(method.score(users, histories))
+    assert (found[0] == found[1]).all()
+
+
 @pytest.mark.slow
 def test_on_planted_data_both_views_beat_either():
     planted = make_planted(users=800, mean_length=6, taste=5)

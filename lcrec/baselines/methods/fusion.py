@@ -32,7 +32,8 @@ class FusedNetwork(nn.Module):
 
     Args:
         adjacency: A_hat, sparse [users + items, users + items].
-        texts: float32 [users + items, width], users first, rows of length one.
+        texts: float32 [users + items, width], users first, rows of length one; no width where
+            purchases are all there is.
         dim: numbers per view.
         layers: of smoothing.
         views: both, or one alone.
@@ -97,10 +98,12 @@ class Fusion(VectorBaseline):
         chosen = self.settings
         torch.manual_seed(self.seed)
         bought = purchases(data.train, data.num_items)
-        assert data.embeddings is not None
         if data.num_items < 2:
             raise InputError("the catalogue has one item alone, so no other can be drawn")
-        items = unit_rows(data.embeddings)
+        items = np.zeros((data.num_items, 0), dtype=np.float32)
+        if chosen.views != "collaborative":
+            assert data.embeddings is not None
+            items = unit_rows(data.embeddings)
         texts = np.concatenate((unit_rows(user_means(bought, items)), items))
         network = FusedNetwork(
             normalised_adjacency(bought),
