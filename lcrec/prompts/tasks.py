@@ -9,7 +9,6 @@ and put into words one by one.
 Item text is not to be trusted, so every text passes through `plain_text` on its way in.
 """
 
-import itertools
 import math
 import re
 import unicodedata
@@ -445,10 +444,11 @@ def _one_of(texts: dict[str, list[str]], user: str, turn: int) -> str:
     return own[turn % len(own)] if own else ""
 
 
-def _lacks_words(data: TaskData, *texts: dict[str, list[str]]) -> bool:
+def _lacks_words(data: TaskData) -> bool:
     """Tell whether a text of a user is empty as a prompt shows it; a user's texts take turns."""
-    own = itertools.chain.from_iterable(itertools.chain(*(by_user.values() for by_user in texts)))
-    return not all(plain_text(text, data.max_text_words) for text in own)
+    texts = data.user_texts
+    users = [*texts.preferences.values(), *texts.train_intentions.values()] if texts else []
+    return not all(plain_text(text, data.max_text_words) for own in users for text in own)
 
 
 _HISTORY = Variable(
@@ -529,11 +529,7 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.searching_users),
             _search,
-            varies=lambda data: _lacks_words(
-                data,
-                _user_texts(data, "itemsearch").preferences,
-                _user_texts(data, "itemsearch").train_intentions,
-            ),
+            varies=_lacks_words,
         ),
         Task(
             "preferenceobtain",
@@ -544,9 +540,7 @@ TASKS: dict[str, Task] = {
             },
             lambda data: len(data.liking_users),
             _preference,
-            varies=lambda data: _lacks_words(
-                data, _user_texts(data, "preferenceobtain").preferences
-            ),
+            varies=_lacks_words,
         ),
         Task(
             "neighbours",
