@@ -50,7 +50,7 @@ fuse lc-rec+sasrec+cooccurrence lc-rec sasrec cooccurrence
 fuse no-model sasrec cooccurrence ease text-cosine
 fuse all lc-rec sasrec cooccurrence ease text-cosine
 python -m lcrec.baselines compare --data "$data" --embeddings "$run/embeddings" --index "$run/index" \
-    --exclude-history --seeds 1 --jobs 2 --max-minutes 60 --output "$run/compare" \
+    --exclude-history --seeds 1 --jobs 2 --max-minutes 120 --output "$run/compare" \
     --methods popularity itemknn ease text-cosine cooccurrence "ease --history-decay 0.7" \
         "gru4rec --examples windows --batch-size 512 --every 2 --patience 4" fmlp \
         "tiger --epochs 10 --every 5 --batch-size 64 --learning-rate 1e-3 --precision bf16" \

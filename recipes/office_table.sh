@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every method of the kit on Amazon Office Products, three seeds each, with LC-Rec and its fusions:
 # the table in recipes/README.md, with history items masked. Goes on from recipes/office.sh.
-# About three hours on two cores without a GPU; running it again continues from what is done.
+# About two and a half hours on two cores without a GPU; running it again continues from what is done.
 #   bash recipes/office_table.sh DATA_FOLDER [RUN_FOLDER]
 set -euo pipefail
 bash "$(dirname "$0")/office.sh" "$@"

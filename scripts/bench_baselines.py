@@ -12,6 +12,8 @@ Every part runs in a process of its own:
   sasrec     not count
   lengths    a validation of SASRec with histories read in groups by length, and all padded to the
              longest, in turn, median of five rounds of processor time
+  places     an epoch of SASRec on 2,000 users with its last block at the one place that an example
+             asks for, and at all places, in turn, median of five rounds of processor time
   tiger      users ranked per second by TIGER's T5 with its defaults, random weights and 20 beams,
              and the ratio to `generate` under the same constraint, in turn, median of five rounds
   training   an epoch of TIGER's defaults on 500 users in float32 and with `--precision bf16`, in
@@ -42,9 +44,10 @@ from lcrec.baselines.methods.generative import TIGER
 from lcrec.baselines.runs.inputs import load_inputs
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.runs.run import peak_mb
-from lcrec.baselines.settings import TIGERSettings
+from lcrec.baselines.settings import SASRecSettings, TIGERSettings
 from lcrec.baselines.shared import sequences
 from lcrec.baselines.shared.graph import VectorBaseline
+from lcrec.baselines.shared.transformer import Encoder
 from lcrec.core.config import option, parse_config
 from lcrec.core.errors import InputError, run_stage
 from lcrec.data.folder import Interactions
@@ -61,7 +64,7 @@ LENGTHS = 5.0, 3.3  # least and mean beyond it: 8.3 per user there
 DIM = 64
 LEVELS, CODES = 4, 256  # of an index of random paths, for TIGER
 HISTORIES, HISTORY, BEAMS, ROUNDS = 16, 8, 20, 5  # histories at a time, items in each
-TRAINED_ON = 500  # users of an epoch of TIGER
+READ_BY_SASREC, READ_BY_TIGER = 2000, 500  # users of an epoch
 Figures = dict[str, Any]
 
 
@@ -71,7 +74,8 @@ class BenchConfig:
 
     data: Path | None = option("a data folder (default: synthetic)", None)
     parts: list[str] = option(
-        "which parts to run", ["evaluate", "lightgcn", "sasrec", "lengths", "tiger", "training"]
+        "which parts to run",
+        ["evaluate", "lightgcn", "sasrec", "lengths", "places", "tiger", "training"],
     )
     epochs: int = option("epochs that count, of a trained method", 2, minimum=1)
     seed: int = option("decides the data and every start", 0, minimum=0)
@@ -193,6 +197,38 @@ def lengths(config: BenchConfig) -> Figures:
     }
 
 
+def places(config: BenchConfig) -> Figures:
+    """Time epochs of SASRec whose last block computes one place of a history, against all."""
+    split, num_items = inputs(config)
+    data = TrainingData(first_users(split.train, READ_BY_SASREC), num_items)
+    one = Encoder.forward
+
+    def every(
+        encoder: Encoder, *args: Any, asked: tuple[torch.Tensor, torch.Tensor], **given: Any
+    ) -> torch.Tensor:
+        return one(encoder, *args, **given)[asked]
+
+    seconds: dict[Any, list[float]] = {one: [], every: []}
+    for turn in range(ROUNDS + 1):  # the first warms up
+        for forward, found in seconds.items():
+            method = SASRec(SASRecSettings(epochs=1), seed=config.seed)
+            started = Clock()
+            with mock.patch.object(Encoder, "forward", forward):
+                method.fit(data)
+            if turn:
+                found.append(started.both()[1])
+    return {
+        "places_epoch_cpu_seconds": float(np.median(seconds[one])),
+        "places_vs_all": round(float(np.median(np.divide(seconds[every], seconds[one]))), 2),
+    }
+
+
+def first_users(train: Interactions, count: int) -> Interactions:
+    """Return the sequences of the first users."""
+    offsets = train.offsets[: count + 1]
+    return Interactions(train.users[:count], offsets, train.items[: offsets[-1]])
+
+
 def tiger(config: BenchConfig) -> Figures:
     """Time the two ways to decode an encoder-decoder, which must agree."""
     _, num_items = inputs(config)
@@ -224,15 +260,14 @@ def tiger(config: BenchConfig) -> Figures:
 def training(config: BenchConfig) -> Figures:
     """Time epochs of TIGER in both arithmetics."""
     split, num_items = inputs(config)
-    train, index = split.train, random_index(num_items, np.random.default_rng(config.seed))
-    offsets = train.offsets[: TRAINED_ON + 1]
-    few = Interactions(train.users[:TRAINED_ON], offsets, train.items[: offsets[-1]])
+    index = random_index(num_items, np.random.default_rng(config.seed))
+    data = TrainingData(first_users(split.train, READ_BY_TIGER), num_items, index=index)
     seconds: dict[Literal["fp32", "bf16"], list[float]] = {"fp32": [], "bf16": []}
     for turn in range(ROUNDS + 1):  # the first warms up
         for precision, found in seconds.items():
             method = TIGER(TIGERSettings(epochs=1, precision=precision), seed=config.seed)
             started = Clock()
-            method.fit(TrainingData(few, num_items, index=index))
+            method.fit(data)
             if turn:
                 found.append(started.both()[1])
     return {
@@ -281,6 +316,7 @@ PARTS = {
     "lightgcn": lightgcn,
     "sasrec": sasrec,
     "lengths": lengths,
+    "places": places,
     "tiger": tiger,
     "training": training,
 }

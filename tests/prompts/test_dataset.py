@@ -475,21 +475,29 @@ def test_rows_become_prompt_and_answer(tokenizer, monkeypatch):
 
 
 class Epochs:
-    """Six epochs drawn at once, and an epoch at a time; `made` holds those that were, weakly."""
+    """Six epochs drawn at once, and an epoch at a time.
+
+    `made` holds those that were, weakly; `alive` how many of them were there as another was made.
+    """
 
     def __init__(self, tokenizer):
         self.source = RowSource(DATA, THREE, {"seqrec": 1.0, "item2index": 1.0}, 0)
         self.encoder = PromptEncoder(tokenizer, THREE)
         self.whole = tokenise_rows(map(self.source.draw, range(6)), self.encoder, 200, 3)
-        self.made = []
+        self.made, self.alive = [], []
         first = self.make(0)
         sizes = [sum(self.source.count(epoch).values()) for epoch in range(6)]
         self.rows = EpochRows(first, sizes, self.make)
 
     def make(self, epoch):
+        self.alive.append(self.count_alive())
         rows = tokenise_rows([self.source.draw(epoch)], self.encoder, 200, 3)
         self.made.append((epoch, weakref.ref(rows)))
         return rows
+
+    def count_alive(self):
+        gc.collect()
+        return sum(rows() is not None for _, rows in self.made)
 
 
 def test_one_epoch_is_held_beside_the_first(tokenizer):
@@ -498,8 +506,8 @@ def test_one_epoch_is_held_beside_the_first(tokenizer):
     for start in range(0, 48, 5):  # batches that begin in one epoch and end in the next
         batch = list(range(start, min(start + 5, 48)))
         assert epochs.rows.__getitems__(batch) == epochs.whole.select(batch).to_list()
-        gc.collect()
-        assert sum(rows() is not None for _, rows in epochs.made) <= 2
+        assert epochs.count_alive() <= 2
+    assert epochs.alive == [0, 1, 1, 1, 1, 1]  # the last one is gone when the next is made
     # Processes that have no batch left begin anew.
     assert epochs.rows.__getitems__([47, 0]) == epochs.whole.select([47, 0]).to_list()
     assert [epoch for epoch, _ in epochs.made] == list(range(6))
