@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DEVICE_HELP = "cpu, cuda, cuda:N or mps; none: a GPU where there is one, on a Mac the CPU"
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -23,13 +23,12 @@ import numpy as np
 
 from lcrec.baselines.base import Baseline, TrainingData, make_method
 from lcrec.baselines.runs.flags import parse_entries
-from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, input_files, load_inputs
+from lcrec.baselines.runs.inputs import DEVICE_HELP, EMBEDDINGS_HELP, input_files, load_inputs
 from lcrec.baselines.runs.ranking import ranked_matrix
 from lcrec.baselines.runs.run import fit_and_measure
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
-from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, write_provenance

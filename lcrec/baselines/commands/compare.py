@@ -17,14 +17,19 @@ import numpy as np
 
 from lcrec.baselines.base import METHODS, positions
 from lcrec.baselines.runs.flags import MethodEntry, parse_entries
-from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, Inputs, load_inputs
+from lcrec.baselines.runs.inputs import (
+    DEVICE_HELP,
+    EMBEDDINGS_HELP,
+    INDEX_HELP,
+    Inputs,
+    load_inputs,
+)
 from lcrec.baselines.runs.many import carry_out, plan_runs, taken
 from lcrec.baselines.runs.ranking import excluded
 from lcrec.baselines.runs.run import PROG, most
 from lcrec.core.artifacts import atomic_files, find_data, write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
 from lcrec.core.console import progress
-from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import require_same_input, write_provenance

@@ -16,11 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lcrec.baselines.base import Baseline, TrainingData, find_method, make_method
-from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, load_inputs
+from lcrec.baselines.runs.inputs import DEVICE_HELP, EMBEDDINGS_HELP, INDEX_HELP, load_inputs
 from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, option, parse_config
-from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import write_provenance

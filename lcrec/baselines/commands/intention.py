@@ -17,14 +17,13 @@ from typing import Any, Literal
 import numpy as np
 
 from lcrec.baselines.base import UNKNOWN, make_method, trained_positions
-from lcrec.baselines.runs.inputs import input_files, load_inputs
+from lcrec.baselines.runs.inputs import DEVICE_HELP, input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.runs.run import fit_and_measure
 from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.artifacts import find_data, read_jsonl
 from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import progress
-from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, write_provenance

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcrec.baselines.base import make_method
-from lcrec.baselines.runs.inputs import input_files, load_inputs
+from lcrec.baselines.runs.inputs import DEVICE_HELP, input_files, load_inputs
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import AlphaRecSettings
 from lcrec.core.config import Writes, config_dict, option, parse_config, settings_of
 from lcrec.core.console import progress
-from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import is_current, read_provenance, write_provenance

@@ -19,6 +19,7 @@ from typing import Any
 from lcrec.baselines.base import METHODS, Baseline, find_method, make_method
 from lcrec.baselines.runs.flags import parse_method_config, settings_files
 from lcrec.baselines.runs.inputs import (
+    DEVICE_HELP,
     EMBEDDINGS_HELP,
     INDEX_HELP,
     Inputs,
@@ -31,7 +32,6 @@ from lcrec.baselines.settings import MethodSettings
 from lcrec.core.artifacts import write_json
 from lcrec.core.config import Writes, config_dict, console_command, option, settings_of
 from lcrec.core.console import progress
-from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER
 from lcrec.core.provenance import is_current, read_provenance, write_provenance

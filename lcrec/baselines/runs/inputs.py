@@ -19,6 +19,7 @@ from lcrec.data.folder import Interactions, check_embeddings, load_interactions,
 from lcrec.data.splits import Split, load_split
 from lcrec.index.item_index import ItemIndex, find_conflicts, number_shared, read_codes
 
+DEVICE_HELP = "cpu, cuda, cuda:N or mps; none: a GPU where there is one, on a Mac the CPU"
 EMBEDDINGS_HELP = "the folder that holds embeddings.npy, for the methods that need it"
 INDEX_HELP = "the folder that holds index.json, or such a file, for the methods that need it"
 

@@ -19,13 +19,18 @@ from safetensors.numpy import load_file, save_file
 
 from lcrec.baselines.base import Baseline, TrainingData, find_method, make_method
 from lcrec.baselines.runs.flags import parse_method_config, settings_files
-from lcrec.baselines.runs.inputs import EMBEDDINGS_HELP, INDEX_HELP, input_files, load_inputs
+from lcrec.baselines.runs.inputs import (
+    DEVICE_HELP,
+    EMBEDDINGS_HELP,
+    INDEX_HELP,
+    input_files,
+    load_inputs,
+)
 from lcrec.baselines.runs.ranking import rank_cases
 from lcrec.baselines.settings import Need
 from lcrec.core.artifacts import METHOD_WEIGHTS, atomic_path
 from lcrec.core.config import Writes, config_dict, option, settings_of
 from lcrec.core.console import progress
-from lcrec.core.device import DEVICE_HELP
 from lcrec.core.errors import InputError
 from lcrec.core.outputs import FOLDER, publish
 from lcrec.core.provenance import fingerprint, is_current, read_provenance, write_provenance
