@@ -20,10 +20,16 @@ SCORES_AT_ONCE = 2**22  # 16 MB, and a few times that while they are ranked
 
 
 class Scorer(Protocol):
-    """What can be ranked by: a fitted `Baseline`, or a view of one; it may have `score_without`."""
+    """What can be ranked by: a fitted `Baseline`, or a view of one."""
 
     def score(self, users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
         """Score the whole catalogue for each user; see `Baseline.score`."""
+        ...
+
+    def score_without(
+        self, users: np.ndarray, histories: list[np.ndarray], exclude: list[np.ndarray]
+    ) -> np.ndarray:
+        """Score it where some items will not be ranked; see `Baseline.score_without`."""
         ...
 
 
@@ -49,11 +55,10 @@ def rank_cases(
         rows = slice(start, start + batch)
         exclude = excluded(cases, rows, data.exclude_history)
         asked = users[rows], cases.histories[rows]
-        without = getattr(method, "score_without", None)
-        if exclude is None or without is None:
+        if exclude is None:
             scores = method.score(*asked)
         else:
-            scores = without(*asked, exclude)
+            scores = method.score_without(*asked, exclude)
         yield from top_items(scores, top, exclude)
 
 
