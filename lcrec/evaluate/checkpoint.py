@@ -9,12 +9,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lcrec.core.artifacts import EMBEDDINGS, find_data, index_path, read_array, write_json
 from lcrec.core.config import Writes, option
+from lcrec.core.device import Precision, pick_precision, precision_note
 from lcrec.core.outputs import publish
 from lcrec.core.provenance import require_same_input, write_provenance
 from lcrec.data.data_set import load_data
@@ -43,7 +44,9 @@ class JudgeConfig(Writes):
     index: Path | None = option("an index that adds items to the checkpoint's own", None)
     base: str | None = option("where an adapter's base model lies now, if it moved", None)
     output: Path | None = option("where to write the numbers, *.json", None, writes=".json")
-    precision: Literal["fp32", "bf16", "fp16"] = option("arithmetic of the model", "fp32")
+    precision: Precision | None = option(
+        "arithmetic of the model (default: bf16 on a GPU that has it, else fp32)", None
+    )
     batch_tokens: int = option("prompt tokens per batch, padding included", 4096, minimum=1)
 
 
@@ -76,7 +79,7 @@ class Subject:
 def load_subject(
     model: Path,
     folder: Path,
-    precision: str = "fp32",
+    precision: Precision | None = None,
     batch_tokens: int | None = None,
     *,
     index: Path | None = None,
@@ -87,7 +90,7 @@ def load_subject(
     Args:
         model: the checkpoint folder.
         folder: the data folder.
-        precision: a key of `DTYPES`.
+        precision: of the model's arithmetic; None for bf16 on a GPU that has it, else float32.
         batch_tokens: prompt tokens per batch, padding included; None for the model's own choice.
         index: adds items to the checkpoint's own index, as the data folder has them.
         base: where an adapter's base model lies now, if it moved.
@@ -119,9 +122,13 @@ def load_subject(
 
     @functools.cache
     def load() -> Recommender:
-        return Recommender.from_pretrained(
-            model, dtype=DTYPES[precision], base=base, index=index, max_batch_tokens=batch_tokens
+        picked = pick_precision(precision)
+        recommender = Recommender.from_pretrained(
+            model, dtype=DTYPES[picked], base=base, index=index, max_batch_tokens=batch_tokens
         )
+        if note := precision_note(picked, recommender.model.num_parameters()):
+            print(note)
+        return recommender
 
     inputs = {"model": model, "item": paths.item, **paths.sequences}
     if data.user_texts is not None:

@@ -27,7 +27,7 @@ import numpy as np
 from lcrec.core.artifacts import atomic_files, atomic_path, find_data, index_path
 from lcrec.core.config import config_dict, parse_config
 from lcrec.core.console import ProgressBar, printable
-from lcrec.core.device import pick_precision
+from lcrec.core.device import pick_precision, precision_note
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import beside, claim
 from lcrec.core.parts import NOTE
@@ -385,16 +385,19 @@ def load_recommender(
         fusion = FusionSettings.read(config.fuse)
         fusion.require_same_catalogue(config.data)
     cases = None if config.calibrate is None else load_data(config.data).split.valid
+    precision = pick_precision(config.precision)
     recommender = Recommender.from_pretrained(
         config.model,
         device=state.device,
-        dtype=DTYPES[pick_precision(config.precision)],
+        dtype=DTYPES[precision],
         base=config.base,
         index=config.index,
         prompts=parts.prompts,
         max_batch_tokens=config.batch_tokens,
         constraint=config.constraint,
     )
+    if note := precision_note(precision, recommender.model.num_parameters()):
+        state.print(note)
     if config.reserve_new and not len(recommender.new_items):
         state.print(
             f"--reserve-new {config.reserve_new}: --index {config.index} adds no item to the "

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lcrec.core.device import pick_device
+from lcrec.core.device import pick_device, precision_note
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
 from lcrec.modeling.base import DTYPES, base_model
@@ -401,6 +401,8 @@ def plan(
         f"Time              {describe_seconds(seconds / processes)} on {processes} device(s), "
         f"{source}, without validation"
     )
+    if hardware.tflops is None and (note := precision_note(precision, shape.total)):
+        lines.append(note)
     return "\n".join(lines)
 
 

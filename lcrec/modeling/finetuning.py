@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lcrec.core.device import precision_note
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import position_limit, rows_needed
 from lcrec.data.splits import EvalCases
@@ -352,6 +353,8 @@ def describe_run(
         how,
         *rows.unused,
     ]
+    if note := precision_note(settings.precision, sum(p.numel() for p in parameters)):
+        lines.append(note)
     return "\n".join(lines)
 
 

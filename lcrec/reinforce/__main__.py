@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcrec.core.artifacts import read_json, write_json
 from lcrec.core.config import Writes, option, parse_config
+from lcrec.core.device import precision_note
 from lcrec.core.errors import InputError, run_stage
 from lcrec.core.outputs import SHARED_FOLDER, check_output, claim
 from lcrec.core.provenance import fingerprint, is_current
@@ -182,6 +183,8 @@ def _train(job: ReinforceRun, state: PartialState) -> None:
         f"Reinforcing {trained:,} parameters on {prompts:,} prompts, "
         f"{config.group} items each, in {state.num_processes} process(es)"
     )
+    if note := precision_note(config.precision, recommender.model.num_parameters()):
+        state.print(note)
     if not (work / START).exists():
         found = trainer.ranking_metrics(trainer.rank())  # all take part
         if state.is_main_process:

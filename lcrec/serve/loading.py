@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lcrec.core.artifacts import find_data, index_path
 from lcrec.core.config import option
-from lcrec.core.device import Precision, pick_precision
+from lcrec.core.device import Precision, pick_precision, precision_note
 from lcrec.core.errors import InputError
 from lcrec.core.provenance import fingerprint, provenance_path
 from lcrec.data.folder import load_interactions, load_items
@@ -93,7 +93,8 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
     if sources.calibrate is not None:
         assert data is not None
         valid = load_split(data, interactions).valid
-    dtype = DTYPES[pick_precision(sources.precision)]
+    precision = pick_precision(sources.precision)
+    dtype = DTYPES[precision]
     recommender: Recommender
     if sources.engine == "vllm":
         recommender = EngineRecommender.start_vllm(
@@ -112,6 +113,10 @@ def load_handler(sources: ServiceSources, limits: ServiceLimits) -> RequestHandl
             max_batch_tokens=sources.batch_tokens,
         )
     told: list[str] = []
+    if sources.engine == "torch" and (
+        note := precision_note(precision, recommender.model.num_parameters())
+    ):
+        told.append(note)
     versions = Versions(
         model=fingerprint(model),
         index=fingerprint(index_path(index or model)),

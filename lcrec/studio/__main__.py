@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcrec.core.config import option, parse_config
-from lcrec.core.device import Precision, pick_precision
+from lcrec.core.device import Precision, pick_precision, precision_note
 from lcrec.core.errors import InputError, run_stage
 from lcrec.serve.process import TOKEN, bind, read_token
 
@@ -67,6 +67,7 @@ def main(argv: list[str]) -> None:
     # Bound before the model is loaded, so that a port in use is known at once.
     with bind(config.host, config.port) as listener:
         print(f"Loading {config.model}")
+        precision = pick_precision(config.precision)
         bench = Workbench.load(
             config.model,
             config.data,
@@ -74,8 +75,10 @@ def main(argv: list[str]) -> None:
             compared=config.compare,
             prompts_folder=config.prompts,
             base=config.base,
-            dtype=DTYPES[pick_precision(config.precision)],
+            dtype=DTYPES[precision],
         )
+        if note := precision_note(precision, bench.recommender.model.num_parameters()):
+            print(note)
         host, port = listener.getsockname()[:2]
         is_local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
         hosts = {*LOOPBACK, config.host} if is_local and token is None else None

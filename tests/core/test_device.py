@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lcrec.core.device import compute_plainly, pick_device, pick_precision
+from lcrec.core import device
+from lcrec.core.device import compute_plainly, pick_device, pick_precision, precision_note
 from lcrec.core.errors import InputError
 
 
@@ -52,3 +53,30 @@ def test_ranking_is_in_bf16_where_a_gpu_has_it(monkeypatch):
         card.major = major
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=has_gpu: found)
         assert pick_precision() == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "low", "said"),
+    [
+        ("fp32", 1.0, "4.0 times as fast in bf16 as in float32: --precision bf16 saves time"),
+        ("fp32", 3.0, None),
+        ("bf16", 1.0, None),
+        ("bf16", 8.0, "2.0 times as fast in float32 as in bf16: --precision fp32 saves time"),
+        ("fp16", 8.0, "2.0 times as fast in float32 as in fp16: --precision fp32 saves time"),
+    ],
+)
+def test_arithmetic_that_a_cpu_does_faster_is_told(monkeypatch, precision, low, said):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(
+        device, "_product_seconds", lambda dtype: 4.0 if dtype == torch.float32 else low
+    )
+    note = precision_note(precision, 135_000_000)
+    assert (note is None) if said is None else note.endswith(said)
+    assert precision_note(precision, 1_000_000) is None
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert precision_note(precision, 135_000_000) is None
+
+
+def test_how_fast_a_cpu_multiplies_is_measured():
+    assert 0 < device._product_seconds(torch.float32) < 10
+    assert 0 < device._product_seconds(torch.bfloat16) < 10

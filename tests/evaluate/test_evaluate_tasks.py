@@ -188,11 +188,13 @@ def test_pairs(words, embeddings, tmp_path, capsys):
     assert again.read_bytes() == output.read_bytes()
 
 
+@pytest.mark.usefixtures("fast_bf16")
 def test_pairs_by_titles_and_fewer_users(words, embeddings, capsys):
     more = ["--users", 7, "--templates", "titles-short", "--split", "valid"]
     evaluate.main(words("pairs", "--embeddings", embeddings, *more))
     screen = capsys.readouterr().out
     assert "Asking 7 users" in screen
+    assert "--precision bf16 saves time" in screen
     assert len(row_of(screen, "titles-short")) == 3
     assert "Nothing was written" in screen
 

@@ -485,9 +485,11 @@ def test_nothing_of_one_user_is_hidden(run, shop, shop_items, split, capsys):
         assert shop_items.title(had[-1])[:80] in shown.strip().splitlines()[-1]
 
 
+@pytest.mark.usefixtures("fast_bf16")
 def test_one_user(run, shop_items, predicted, split, capsys):
     run("--user", "17", "--k", 5, "--split", "test")
     out = capsys.readouterr().out
+    assert "--precision bf16 saves time" in out
     assert "had, latest last:" in out
     had, recommended = out.split("recommended:")
     for item in split.test.histories[17].tolist()[-5:]:

@@ -209,12 +209,15 @@ def test_a_plan_for_more_devices_than_there_are(planning):
     assert "on 4 device(s)" in out
 
 
+@pytest.mark.usefixtures("fast_bf16")
 def test_a_plan_says_what_training_then_says(planning, finetune, tmp_path, capsys):
     planned = planning()
     finetune(tmp_path / "model")
     trained = capsys.readouterr().out
     assert number(planned, r", trained ([\d,]+)") == number(trained, r"Training ([\d,]+)")
     assert number(planned, r"and ([\d,]+), in answers") == number(trained, r"([\d,]+) tokens")
+    assert "--precision bf16 saves time" in planned
+    assert "--precision bf16 saves time" in trained
 
 
 def test_what_a_plan_refuses(planning):

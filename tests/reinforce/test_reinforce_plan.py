@@ -60,6 +60,7 @@ def number(text, pattern):
     return float(re.search(pattern, text)[1].replace(",", ""))
 
 
+@pytest.mark.usefixtures("fast_bf16")
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("options", [(), ("--tflops", 1)], ids=["timed", "estimated"])
 def test_a_plan_says_what_the_run_then_does(
@@ -91,6 +92,7 @@ def test_a_plan_says_what_the_run_then_does(
     monkeypatch.setattr(ReinforceTrainer, "rank", remember)
     reinforce(tmp_path / "model", "--model", model, "--cases", 12, "--reuse", 2)
     said = capsys.readouterr().out
+    assert "--precision bf16 saves time" in said
     assert number(planned, r", trained ([\d,]+)") == number(said, r"Reinforcing ([\d,]+)")
     assert number(planned, r"Prompts +([\d,]+)") == number(said, r"on ([\d,]+) prompts")
     assert number(planned, r"and (\d+) validations of 20 users") == len(ranked) == 3

@@ -50,6 +50,11 @@ def live(fused, checkpoint, shop):
     return Live(load(checkpoint, shop, fuse=str(fused("adaptive"))), None)
 
 
+@pytest.mark.usefixtures("fast_bf16")
+def test_arithmetic_that_is_faster_here_is_told(checkpoint, shop):
+    assert any("--precision bf16 saves time" in line for line in load(checkpoint, shop).told)
+
+
 @pytest.mark.parametrize(
     "ways",
     [
