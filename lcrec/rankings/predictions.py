@@ -258,7 +258,25 @@ def top_items(
             "trained, try a smaller --learning-rate"
         )
     bounds = np.partition(best, groups - top, axis=1)[:, groups - top]
-    return [_top_of_row(row, top, bound) for row, bound in zip(scores, bounds, strict=True)]
+    # Rows whose bound is -inf, or is what many items score, are ranked one by one.
+    bounds_here = np.where(bounds > -np.inf, bounds, np.inf)
+    places = np.flatnonzero(scores >= bounds_here[:, None])
+    rows = places // items
+    counts = np.bincount(rows, minlength=len(scores))
+    few = (counts > 0) & (counts <= groups)
+    if (counts > groups).any():
+        places, rows = places[few[rows]], rows[few[rows]]
+        counts[~few] = 0
+    columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ids = np.zeros((len(scores), counts.max(initial=0)), dtype=np.int64)
+    values = np.full(ids.shape, -np.inf, dtype=np.float32)
+    ids[rows, columns], values[rows, columns] = places % items, scores.ravel()[places]
+    order = np.argsort(-values, axis=1, kind="stable")[:, :top]
+    ids, values = (np.take_along_axis(each, order, axis=1) for each in (ids, values))
+    return [
+        (ids[row], values[row]) if is_few else _top_of_row(scores[row], top, bounds[row])
+        for row, is_few in enumerate(few)
+    ]
 
 
 def _top_of_row(scores: np.ndarray, top: int, bound: np.float32) -> tuple[np.ndarray, np.ndarray]:

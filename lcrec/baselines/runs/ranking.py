@@ -110,9 +110,12 @@ def excluded(cases: EvalCases, rows: slice, exclude_history: bool) -> list[np.nd
     sources += [cases.histories] if exclude_history else []
     if not sources:
         return None
-    return [
-        np.concatenate([ids[~np.isin(ids, targets)] for ids in lists])
-        for targets, *lists in zip(
-            cases.targets[rows], *(source[rows] for source in sources), strict=True
-        )
-    ]
+    lists = [np.concatenate(ids) for ids in zip(*(source[rows] for source in sources), strict=True)]
+    ids, targets = np.concatenate(lists), cases.targets[rows].reshape(len(lists), -1)
+    owners = np.repeat(np.arange(len(lists)), [len(each) for each in lists])
+    span = int(max(ids.max(initial=0), targets.max())) + 2  # keys of a case, from -1 on
+    own = np.arange(len(lists))[:, None] * span + targets
+    kept = ~np.isin(owners * span + ids, own)
+    counts = np.bincount(owners[kept], minlength=len(lists))
+    ids, ends = ids[kept], np.cumsum(counts)
+    return [ids[start:end] for start, end in zip(ends - counts, ends, strict=True)]
