@@ -87,13 +87,12 @@ def index():
 
 @pytest.fixture
 def fast_bf16(monkeypatch):
-    """A CPU that multiplies four times as fast in bf16; toy models count as large ones."""
+    """A device that multiplies four times as fast in bf16; toy models count as large ones."""
     import torch
 
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr("lcrec.core.device.LARGE_MODEL", 0)
     monkeypatch.setattr(
-        "lcrec.core.device._product_seconds", lambda dtype: 4 if dtype == torch.float32 else 1
+        "lcrec.core.device._product_seconds", lambda _, dtype: 4 if dtype == torch.float32 else 1
     )
 
 

@@ -55,44 +55,51 @@ def pick_precision(name: Precision | None = None) -> Precision:
 
 
 def precision_note(precision: Precision, parameters: int) -> str | None:
-    """Return that a CPU would be sooner done in other arithmetic, by a trial of milliseconds.
+    """Return that other arithmetic would take less time here, by a trial of milliseconds.
 
     Args:
         precision: the arithmetic chosen.
         parameters: of the model; of a small one nothing is said.
 
     Returns:
-        A line for the screen; None where the choice is right, or a GPU computes.
+        A line for the screen; None where the choice is right, or on another device than a CPU or
+        CUDA GPU.
     """
     import torch
 
-    if parameters < LARGE_MODEL or torch.accelerator.is_available():
+    device = pick_device()
+    if parameters < LARGE_MODEL or device.type not in ("cpu", "cuda"):
         return None
     low = torch.float16 if precision == "fp16" else torch.bfloat16
-    gain = _product_seconds(torch.float32) / _product_seconds(low)
+    gain = _product_seconds(device, torch.float32) / _product_seconds(device, low)
+    name = "CPU" if device.type == "cpu" else "GPU"
     if precision == "fp32" and gain >= 1.5:
         return (
-            f"This CPU multiplies matrices {gain:.1f} times as fast in bf16 as in float32: "
+            f"This {name} multiplies matrices {gain:.1f} times as fast in bf16 as in float32: "
             "--precision bf16 saves time"
         )
     if precision != "fp32" and gain < 1:
         return (
-            f"This CPU multiplies matrices {1 / gain:.1f} times as fast in float32 as in "
+            f"This {name} multiplies matrices {1 / gain:.1f} times as fast in float32 as in "
             f"{precision}: --precision fp32 saves time"
         )
     return None
 
 
 @functools.cache
-def _product_seconds(dtype: torch.dtype) -> float:
-    """Return what a product of two matrices of 512 x 512 takes, the fastest of five."""
+def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Return what a product of two square matrices takes, the fastest of five."""
     import torch
 
-    square = torch.ones(512, 512, dtype=dtype)
+    on_cpu = device.type == "cpu"
+    size = 512 if on_cpu else 4096
+    square = torch.ones(size, size, dtype=dtype, device=device)
     seconds = []
     for _ in range(5):
         began = perf_counter()
         torch.mm(square, square)
+        if not on_cpu:
+            torch.accelerator.synchronize()
         seconds.append(perf_counter() - began)
     return min(seconds)
 

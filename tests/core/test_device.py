@@ -65,18 +65,21 @@ def test_ranking_is_in_bf16_where_a_gpu_has_it(monkeypatch):
         ("fp16", 8.0, "2.0 times as fast in float32 as in fp16: --precision fp32 saves time"),
     ],
 )
-def test_arithmetic_that_a_cpu_does_faster_is_told(monkeypatch, precision, low, said):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+def test_arithmetic_that_is_faster_here_is_told(monkeypatch, precision, low, said):
     monkeypatch.setattr(
-        device, "_product_seconds", lambda dtype: 4.0 if dtype == torch.float32 else low
+        device, "_product_seconds", lambda _, dtype: 4.0 if dtype == torch.float32 else low
     )
-    note = precision_note(precision, 135_000_000)
-    assert (note is None) if said is None else note.endswith(said)
-    assert precision_note(precision, 1_000_000) is None
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert precision_note(precision, 135_000_000) is None
+    for kind, named in (("cpu", "This CPU"), ("cuda", "This GPU"), ("mps", None)):
+        monkeypatch.setattr(device, "pick_device", lambda kind=kind: torch.device(kind))
+        note = precision_note(precision, 135_000_000)
+        if said is None or named is None:
+            assert note is None
+        else:
+            assert note.startswith(f"{named} multiplies")
+            assert note.endswith(said)
+        assert precision_note(precision, 1_000_000) is None
 
 
-def test_how_fast_a_cpu_multiplies_is_measured():
-    assert 0 < device._product_seconds(torch.float32) < 10
-    assert 0 < device._product_seconds(torch.bfloat16) < 10
+def test_how_fast_a_device_multiplies_is_measured():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert 0 < device._product_seconds(pick_device(), dtype) < 10
