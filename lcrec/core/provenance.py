@@ -5,6 +5,7 @@ these decide whether it is current. The command and the version of lcrec are rec
 a renamed command or a new release makes nothing stale.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -41,12 +42,29 @@ KINDS = {
 # The layout of a kind's files, raised when an older one can no longer be read; 1 where absent.
 FORMATS: dict[str, int] = {}
 FILES = (".json", ".jsonl", ".parquet")  # what an artifact that is a file is called
+LARGE_FILE = 2**20  # bytes
 
 
 def sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
+    """Return the hexadecimal sha256 of a file's bytes; a large file is read once per process.
+
+    A stage looks at its inputs when it begins, to see whether it has work, and when it records
+    them; the weights of a large model take many seconds each time.
+    """
+    found = path.stat()
+    if found.st_size < LARGE_FILE:  # times of files are too coarse to tell two quick writes apart
+        return _digest(path)
+    return _digest_once(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def _digest_once(path: Path, *state: int) -> str:
+    return _digest(path)
 
 
 def fingerprint(path: Path) -> str:

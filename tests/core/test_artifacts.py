@@ -345,6 +345,24 @@ def test_sha256_is_the_known_one(tmp_path):
     assert fingerprint(tmp_path / "abc") == sha256(tmp_path / "abc")
 
 
+def test_a_large_file_is_read_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    reads = []
+    digest = provenance._digest
+    monkeypatch.setattr(provenance, "_digest", lambda path: reads.append(path.name) or digest(path))
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_text("abc")
+    large.write_bytes(bytes(provenance.LARGE_FILE))
+    first = [sha256(path) for path in (small, large)]
+    assert [sha256(path) for path in (small, large)] == first
+    assert reads == ["small", "large", "small"]
+    large.write_bytes(bytes(provenance.LARGE_FILE - 1) + b"1")
+    os.utime(large, ns=(0, 0))  # as a copy that keeps an old time
+    assert sha256(large) != first[1]
+    (tmp_path / "other").write_bytes(bytes(provenance.LARGE_FILE))
+    (tmp_path / "other").replace(large)
+    assert sha256(large) == first[1]
+
+
 def test_a_folder_is_known_by_names_and_contents_alone(tmp_path):
     folder = tmp_path / "a"
     (folder / "deep").mkdir(parents=True)
