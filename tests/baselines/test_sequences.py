@@ -1,5 +1,7 @@
 """Sequences cut into examples, padded and batched, by hand and against plain loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lcrec.baselines.settings import SASRecSettings
 from lcrec.baselines.shared.sequences import (
     Batch,
     SequenceBatches,
+    cut_by_length,
     cut_examples,
     pad_histories,
     pad_in_front,
@@ -124,8 +127,8 @@ def test_padding_by_hand():
 
 
 def test_rows_go_by_length_and_none_is_lost():
-    items = torch.tensor([[3, 4, 5, 9], [6, 9, 9, 9], [7, 8, 9, 9], [1, 2, 9, 9]])
-    lengths = torch.tensor([3, 1, 2, 2])
+    items = torch.tensor([[3, 4, 5, 8], [6, 9, 9, 9], [7, 8, 9, 9], [1, 2, 0, 6]])
+    lengths = torch.tensor([4, 1, 2, 4])
     rows, columns = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([1, 2, 0, 1, 0])
     batch = Batch(torch.arange(4), items, lengths, rows, columns, torch.arange(10, 15))
     short, long = batch.by_length(2)
@@ -134,12 +137,32 @@ def test_rows_go_by_length_and_none_is_lost():
     assert short.rows.tolist() == [0, 1]
     assert short.columns.tolist() == [0, 1]
     assert short.targets.tolist() == [12, 13]
-    assert long.items.tolist() == [[1, 2, 9], [3, 4, 5]]
-    assert long.users.tolist() == [3, 0]
-    # The second row is asked twice, and stays behind the first.
-    assert long.rows.tolist() == [0, 1, 1]
-    assert long.columns.tolist() == [0, 1, 2]
-    assert long.targets.tolist() == [14, 10, 11]
+    assert long.items.tolist() == [[3, 4, 5, 8], [1, 2, 0, 6]]
+    assert long.users.tolist() == [0, 3]
+    # The first row is asked twice, and stays before the second.
+    assert long.rows.tolist() == [0, 0, 1]
+    assert long.columns.tolist() == [1, 2, 0]
+    assert long.targets.tolist() == [10, 11, 14]
+
+
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=9), st.integers(1, 4))
+def test_rows_are_cut_where_the_least_is_padded(lengths, parts):
+    order, bounds = cut_by_length(torch.tensor(lengths), parts)
+    ordered = [lengths[row] for row in order]
+    assert ordered == sorted(lengths)
+    assert len(bounds) <= parts + 1
+
+    def places(bounds):
+        groups = itertools.pairwise(bounds)
+        return sum((stop - start) * ordered[stop - 1] for start, stop in groups)
+
+    ways = (
+        (0, *cuts, len(lengths))
+        for count in range(parts)
+        for cuts in itertools.combinations(range(1, len(lengths)), count)
+    )
+    assert places(bounds) == min(map(places, ways))
+    assert (bounds[0], bounds[-1]) == (0, len(lengths))
 
 
 @pytest.mark.parametrize("parts", [1, 3, 50])
@@ -179,4 +202,4 @@ def test_states_come_back_in_the_order_asked_for():
         last_item_and_user, np.arange(5), histories, num_items=9, max_history=6, device="cpu"
     )
     assert states.tolist() == [[2, 0], [7, 1], [8, 2], [5, 3], [8, 4]]
-    assert read == [1, 3, 6]  # two at a time, each as wide as its longest
+    assert read == [1, 2, 3, 6]  # in four groups, each as wide as its longest

@@ -31,7 +31,13 @@ from torch.nn import functional
 
 from lcrec.baselines.base import Baseline, TrainingData, require_embeddings
 from lcrec.baselines.settings import TSSRSettings
-from lcrec.baselines.shared.sequences import LENGTHS, Batch, read_by_length, require_order
+from lcrec.baselines.shared.sequences import (
+    LENGTHS,
+    Batch,
+    cut_by_length,
+    read_by_length,
+    require_order,
+)
 from lcrec.baselines.shared.training import Step, load_weights, train_baseline, weights_of
 from lcrec.baselines.shared.transformer import Block, Encoder, allowed_keys
 from lcrec.core.errors import InputError
@@ -293,9 +299,9 @@ def read_in_parts(
             zeros here.
     """
     lengths = real.sum(1)
-    order = lengths.argsort(stable=True)
+    order, bounds = cut_by_length(lengths, LENGTHS)
     parts = []
-    for rows in order.split(-(-len(order) // LENGTHS)):
+    for rows in order.tensor_split(bounds[1:-1]):
         width = int(lengths[rows].max())
         vectors = None if content is None else content[rows, :width]
         parts.append(network(items[rows, :width], vectors, real[rows, :width]))

@@ -73,17 +73,14 @@ class Batch:
         Each is as wide as its own longest: what a method computes of them together is what it
         computes of the whole, and most of the padding is gone.
         """
-        order = self.lengths.argsort(stable=True)
+        order, bounds = cut_by_length(self.lengths, parts)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
         asked, predictions = place[self.rows].sort(stable=True)  # in the rows' new order
-        size = -(-len(order) // parts)
+        firsts = torch.searchsorted(asked, torch.tensor(bounds).to(asked)).tolist()
         batches = []
-        for start in range(0, len(order), size):
-            rows, lengths = order[start : start + size], self.lengths[order[start : start + size]]
-            first, last = torch.searchsorted(
-                asked, torch.tensor([start, start + len(rows)]).to(asked)
-            )
+        for start, stop, first, last in zip(bounds, bounds[1:], firsts, firsts[1:], strict=False):
+            rows, lengths = order[start:stop], self.lengths[order[start:stop]]
             own = predictions[first:last]
             batches.append(
                 Batch(
@@ -105,6 +102,33 @@ class Batch:
                 )
             )
         )
+
+
+def cut_by_length(lengths: torch.Tensor, parts: int) -> tuple[torch.Tensor, list[int]]:
+    """Return the rows by length, int64 [batch], and where to cut them into up to `parts` groups.
+
+    Of all such cuts it is the one with the fewest places once each group is padded to its longest.
+    The first bound is 0, the last the number of rows.
+
+    Args:
+        lengths: int64 [batch], in any order.
+        parts: at least 1.
+    """
+    widths, counts = np.unique(lengths.cpu().numpy(), return_counts=True)
+    ends = np.cumsum(counts)
+    # Places of a group from one width to another, [from, to].
+    cost = ((ends - (ends - counts)[:, None]) * widths).astype(np.float64)
+    cost[np.tril_indices(len(widths), -1)] = np.inf
+    fewest, firsts = cost[0], []
+    for _ in range(min(parts, len(widths)) - 1):
+        total = cost[1:] + fewest[:-1, None]  # by where the last group begins
+        firsts.append(total.argmin(axis=0) + 1)
+        fewest = total.min(axis=0)
+    bounds, first = [len(lengths)], len(widths)
+    for chosen in reversed(firsts):
+        first = chosen[first - 1]
+        bounds.append(int(ends[first - 1]))
+    return lengths.argsort(stable=True), [0, *reversed(bounds)]
 
 
 @dataclass(frozen=True)
