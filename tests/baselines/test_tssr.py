@@ -52,6 +52,19 @@ def data():
     )
 
 
+@pytest.mark.parametrize(
+    "chosen", [{}, {"gate": False}, {"cross": False}, {"id_only": True}, {"content_only": True}]
+)
+def test_one_place_per_row_is_what_it_is_among_all(chosen):
+    network = awake(dataclasses.replace(SMALL, **chosen))
+    items, content, real = inputs()
+    real[0, 2:] = False
+    asked = torch.arange(3), torch.tensor([1, 4, 2])
+    with torch.no_grad():
+        states = network(items, content, real, asked).states
+        assert torch.allclose(states, network(items, content, real).states[asked], atol=1e-6)
+
+
 def test_the_future_changes_no_state_of_the_past():
     network = awake()
     items, content, real = inputs()

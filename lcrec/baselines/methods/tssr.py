@@ -259,7 +259,11 @@ class Network(nn.Module):
         initialise(self, num_items)
 
     def forward(
-        self, items: torch.Tensor, content: torch.Tensor | None, real: torch.Tensor
+        self,
+        items: torch.Tensor,
+        content: torch.Tensor | None,
+        real: torch.Tensor,
+        asked: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Streams:
         """Read sequences.
 
@@ -267,6 +271,8 @@ class Network(nn.Module):
             items: int64 [batch, length], padded at the end with the size of the catalogue.
             content: [batch, length, dim], the items' content vectors; None with ids alone.
             real: bool [batch, length], False at padding.
+            asked: rows and columns of one place per row, in order; the blocks that cross compute
+                these alone, and `states` is of them, [batch, dim].
         """
         places = self.positions[: items.shape[1]]
         one = two = None
@@ -278,15 +284,20 @@ class Network(nn.Module):
         if one is None or two is None:
             alone = one if two is None else two
             assert alone is not None
-            return Streams(alone, one, two)
+            return Streams(alone if asked is None else alone[asked], one, two)
         x, y = one, two
         allowed = allowed_keys(real, causal=True)
+        if asked is not None:
+            rows, columns = asked
+            x, y = one[asked][:, None], two[asked][:, None]
+            allowed = allowed[rows, :, columns][:, :, None]
         for reads_content, reads_ids in zip(self.cross_identity, self.cross_content, strict=True):
             x, y = reads_content(x, allowed, two), reads_ids(y, allowed, one)
-        if self.gate is None:
-            return Streams((x + y) / 2, one, two)
-        share = torch.sigmoid(self.gate(torch.cat((x, y), dim=-1)))
-        return Streams(share * x + (1 - share) * y, one, two)
+        share: float | torch.Tensor = 0.5
+        if self.gate is not None:
+            share = torch.sigmoid(self.gate(torch.cat((x, y), dim=-1)))
+        states = share * x + (1 - share) * y
+        return Streams(states if asked is None else states[:, 0], one, two)
 
 
 def read_in_parts(
@@ -356,8 +367,7 @@ class TSSR(Baseline):
 
         def read(batch: Batch) -> torch.Tensor:
             content = None if self.contents is None else self.contents[batch.items]
-            states = self.network(batch.items, content, batch.real).states
-            return states[batch.asked]
+            return self.network(batch.items, content, batch.real, batch.asked).states
 
         states = read_by_length(
             read,
