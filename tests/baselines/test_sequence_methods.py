@@ -10,7 +10,7 @@ from lcrec.baselines import settings
 from lcrec.baselines.base import TrainingData
 from lcrec.baselines.methods import attributes
 from lcrec.baselines.methods.attention import BERT4Rec, SASRec, mask_items
-from lcrec.baselines.methods.without_attention import FMLP, HGN, Caser, FrequencyFilter
+from lcrec.baselines.methods.without_attention import FMLP, HGN, Caser, FilterBlock, FrequencyFilter
 from lcrec.baselines.shared.purchases import NegativeSampler, purchases
 from lcrec.baselines.shared.sequences import SequenceBatches, pad_histories
 from lcrec.core.errors import InputError
@@ -125,6 +125,13 @@ def test_fmlp_knows_how_long_ago_each_item_was():
     histories = [np.array([1, 2, 3]), np.array([2, 1, 3])]
     one, other = network(pad_histories(np.array([0, 0]), histories, 10, 6))
     assert not torch.allclose(one, other, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_filter_block_computes_the_last_place_alone_where_no_other_is_asked_for():
+    block = FilterBlock(6, 4, 8, 0.0)
+    x = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(block(x, last_only=True), block(x)[:, -1], atol=1e-6)
 
 
 @torch.no_grad()

@@ -70,9 +70,12 @@ class FilterBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dim, eps=EPSILON)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [batch, length, dim] from the same."""
-        x = self.filter_norm(x + self.dropout(self.filter(x)))
+    def forward(self, x: torch.Tensor, *, last_only: bool = False) -> torch.Tensor:
+        """Return [batch, length, dim] from the same; of the last place alone [batch, dim]."""
+        filtered = self.filter(x)
+        if last_only:
+            x, filtered = x[:, -1], filtered[:, -1]
+        x = self.filter_norm(x + self.dropout(filtered))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -83,18 +86,20 @@ class FMLPNetwork(SequenceNetwork):
         super().__init__(num_items, chosen.dim)
         self.length = chosen.max_history
         self.positions = Positions(self.length, chosen.dim, chosen.dropout)
-        self.blocks = nn.Sequential(
-            *(
-                FilterBlock(self.length, chosen.dim, chosen.hidden, chosen.dropout)
-                for _ in range(chosen.layers)
-            )
+        self.blocks = nn.ModuleList(
+            FilterBlock(self.length, chosen.dim, chosen.hidden, chosen.dropout)
+            for _ in range(chosen.layers)
         )
         initialise(self)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the states [batch, dim] after the last item of each history."""
         items = pad_in_front(batch, self.length, self.num_items)
-        return self.blocks(self.positions(self.items(items)))[:, -1]
+        vectors = self.positions(self.items(items))
+        *blocks, last = self.blocks
+        for block in blocks:
+            vectors = block(vectors)
+        return last(vectors, last_only=True)
 
 
 class FMLP(SequentialBaseline):
