@@ -12,7 +12,7 @@ from lcrec.baselines.base import Baseline, TrainingData
 from lcrec.baselines.runs.ranking import rank_cases, validate
 from lcrec.baselines.shared.graph import normalised_adjacency, own_share, smooth
 from lcrec.baselines.shared.losses import alignment, bpr, candidate_scores, info_nce, uniformity
-from lcrec.baselines.shared.purchases import NegativeSampler, purchases
+from lcrec.baselines.shared.purchases import SEEN, NegativeSampler, purchases
 from lcrec.data.folder import Interactions
 from lcrec.data.splits import EvalCases, leave_one_out
 
@@ -143,6 +143,13 @@ def test_negatives_are_never_bought_and_stay_in_their_range(table, seed):
     for user in range(4):
         assert not table[user, drawn[user]].any()
         assert not outside[user, drawn[user]].any()
+
+
+def test_a_purchase_is_told_from_one_that_leaves_the_same_remainder():
+    bought = sparse.csr_array(([1.0], ([0], [7])), shape=(2, SEEN))
+    users, items = np.array([[0], [1]]), np.array([[7, 8], [7, 8]])
+    found = NegativeSampler(bought, 0)._is_bought(users, items)
+    assert found.tolist() == [[True, False], [False, False]]
 
 
 def test_negatives_are_uniform_over_what_is_left():

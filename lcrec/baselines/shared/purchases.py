@@ -7,6 +7,8 @@ from scipy import sparse
 
 from lcrec.data.folder import Interactions
 
+SEEN = 2**20  # remainders of what a sampler looks up: fits a cache, few purchases share one
+
 
 def purchases(train: Interactions, num_items: int) -> sparse.csr_array:
     """Return R, float32 [users, items], 1 where a train sequence of the user has the item."""
@@ -89,6 +91,8 @@ class NegativeSampler:
         lacks_items = np.repeat(counts < self.sizes, counts)
         keys = np.sort((users * self.num_items + bought.indices)[lacks_items])
         self.keys = np.append(keys, np.iinfo(np.int64).max)  # above all that is looked up
+        self.seen = np.zeros(SEEN, dtype=bool)  # a key whose remainder is not here is not there
+        self.seen[keys % SEEN] = True
 
     def draw(self, users: np.ndarray, count: int) -> np.ndarray:
         """Return int64 [users, count], each item uniform over those that may be drawn.
@@ -112,4 +116,7 @@ class NegativeSampler:
 
     def _is_bought(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         keys = users * self.num_items + items
-        return self.keys[np.searchsorted(self.keys, keys)] == keys
+        found = self.seen[keys % SEEN]
+        some = keys[found]
+        found[found] = self.keys[np.searchsorted(self.keys, some)] == some
+        return found
