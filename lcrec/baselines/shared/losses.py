@@ -153,7 +153,7 @@ class _FullSoftmax(torch.autograd.Function):
             logits = part @ vectors.T
             if bias is not None:
                 logits += bias
-            largest = logits.max(dim=1, keepdim=True).values
+            largest = logits.amax(dim=1, keepdim=True)
             matched = logits.gather(1, places) - largest
             sums = logits.sub_(largest).exp_().sum(dim=1, keepdim=True)
             total += (sums.log() - matched).sum()
