@@ -72,11 +72,10 @@ class FusedNetwork(nn.Module):
         return functional.normalize(torch.cat(self.branches(), dim=1), dim=-1)
 
 
-@torch.no_grad()
 def hardest_negatives(
     users: torch.Tensor, items: torch.Tensor, candidates: torch.Tensor, count: int
 ) -> torch.Tensor:
-    """Return the `count` candidates of the highest score per row, int64 [batch, count].
+    """Return the `count` highest scores of the candidates of each row, [batch, count], unordered.
 
     Args:
         users: [batch, dim].
@@ -84,8 +83,7 @@ def hardest_negatives(
         candidates: int64 [batch, candidates], item ids.
         count: at most the number of candidates.
     """
-    hardest = sampled_dots(users, items, candidates).topk(count, dim=1).indices
-    return candidates.gather(1, hardest)
+    return sampled_dots(users, items, candidates).topk(count, dim=1, sorted=False).values
 
 
 class Fusion(VectorBaseline):
@@ -138,7 +136,7 @@ class Fusion(VectorBaseline):
         user, catalogue = vectors[users], vectors[num_users:]
         hard = hardest_negatives(user, catalogue, candidates, self.settings.negatives)
         matched = (user * catalogue[items]).sum(-1)
-        return info_nce(matched, sampled_dots(user, catalogue, hard), self.settings.temperature)
+        return info_nce(matched, hard, self.settings.temperature)
 
 
 def draw_others(

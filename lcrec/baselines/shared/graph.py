@@ -16,6 +16,7 @@ from scipy import sparse
 from torch.nn import functional
 
 from lcrec.baselines.base import UNKNOWN, Baseline
+from lcrec.baselines.shared.losses import sparse_rows_product
 
 
 def normalised_adjacency(bought: sparse.csr_array) -> torch.Tensor:
@@ -56,8 +57,7 @@ class _Multiply(torch.autograd.Function):
 def _multiply(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if a.device.type != "cpu":
         return a @ x
-    # On a CPU SciPy's product takes a third of the time of torch's.
-    return torch.from_numpy(_as_scipy(a) @ x.numpy())
+    return sparse_rows_product(a.crow_indices(), a.col_indices(), a.values(), x)
 
 
 def _as_scipy(a: torch.Tensor) -> sparse.csr_array:

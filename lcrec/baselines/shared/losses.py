@@ -182,8 +182,8 @@ class _FullSoftmax(torch.autograd.Function):
 def sampled_dots(rows: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Return the dot product of each row with entries of a table, [batch, count].
 
-    Whichever holds fewer numbers at once: all products [batch, entries], or the entries
-    themselves [batch, count, dim].
+    By all products [batch, entries] where these are fewer numbers than the entries themselves,
+    [batch, count, dim]; else by `candidate_scores`.
 
     Args:
         rows: [batch, dim].
@@ -192,7 +192,20 @@ def sampled_dots(rows: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> 
     """
     if len(table) <= ids.shape[1] * table.shape[1]:
         return (rows @ table.T).gather(1, ids)
-    return torch.einsum("bd,bnd->bn", rows, table[ids])
+    return candidate_scores(rows, table, ids)
+
+
+def sparse_rows_product(
+    starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, table: torch.Tensor
+) -> torch.Tensor:
+    """Return a sparse CSR matrix, given by its parts, times [columns, dim], on a CPU.
+
+    A sum of embeddings is the same thing, and takes a third of the time of SciPy's product, which
+    takes a third of that of torch's.
+    """
+    return functional.embedding_bag(
+        *(columns, table, starts), mode="sum", per_sample_weights=values, include_last_offset=True
+    )
 
 
 def candidate_scores(
@@ -238,14 +251,11 @@ class _Sampled(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         users, vectors, candidates = ctx.saved_tensors
         batch, draws = candidates.shape
+        starts = torch.arange(0, batch * draws + 1, draws, dtype=torch.int32)
         entries = sparse.csr_array(
-            (
-                grad.flatten().numpy(),
-                candidates.flatten().int().numpy(),
-                torch.arange(0, batch * draws + 1, draws, dtype=torch.int32).numpy(),
-            ),
+            (grad.flatten().numpy(), candidates.flatten().int().numpy(), starts.numpy()),
             shape=(batch, len(vectors)),
         )
-        by_user = torch.from_numpy(entries @ vectors.numpy())
-        by_candidate = torch.from_numpy(entries.T.tocsr() @ users.numpy())
+        by_user = sparse_rows_product(starts, candidates.flatten().int(), grad.flatten(), vectors)
+        by_candidate = torch.from_numpy(entries.T @ users.numpy())
         return by_user, by_candidate, None
