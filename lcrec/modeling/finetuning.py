@@ -66,9 +66,7 @@ from lcrec.prompts.tasks import TaskData, sequence_record
 
 # Epochs where none are given: a model learns by updates, and a small shop makes few in an epoch.
 FEWEST_EPOCHS, MOST_EPOCHS, ENOUGH_UPDATES = 4, 40, 2000
-# On a CPU: attention computes every pair of a buffer's tokens, and every buffer begins anew. With
-# dropout a number is drawn for each pair and head, which takes a small model most of its time.
-CPU_BUFFER, CPU_BUFFER_WITH_DROPOUT = 512, 192
+CPU_BUFFER = 2048  # tokens; every buffer begins anew, and reads all weights
 # Tokens that sharing must leave at most, of those to be computed without, to be worth its masks.
 SHARED_AT_MOST = 0.9
 FILLED = 0.8  # of a device's free memory; the allocator and the search in validation take the rest
@@ -272,7 +270,7 @@ def share_of_tokens(rows: Dataset, settings: TrainingSettings) -> float:
     for start in starts[:: -(-len(starts) // 20)]:
         batch = rows.select(range(start, min(start + settings.batch_size, len(rows)))).to_list()
         lengths = [len(row["input_ids"]) for row in batch]
-        kept += PackingCollator(0, max(_cpu_buffer(settings), *lengths)).count_tokens(batch)
+        kept += PackingCollator(0, max(CPU_BUFFER, *lengths)).count_tokens(batch)
         whole += sum(lengths) - len(lengths)
     return kept / whole
 
@@ -412,11 +410,7 @@ def buffer_tokens(
 def cpu_buffer_tokens(settings: TrainingSettings, rows: TrainingRows) -> int:
     """Return how many tokens a buffer of samples that share beginnings is to hold on a CPU."""
     longest = max(rows.train.longest, int(row_lengths(rows.valid).max()))
-    return max(longest, settings.max_tokens_per_batch or _cpu_buffer(settings))
-
-
-def _cpu_buffer(settings: TrainingSettings) -> int:
-    return CPU_BUFFER_WITH_DROPOUT if settings.dropout else CPU_BUFFER
+    return max(longest, settings.max_tokens_per_batch or CPU_BUFFER)
 
 
 def _work_of(rows: TrainingRows, tokens: int) -> Work:

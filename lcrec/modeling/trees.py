@@ -17,13 +17,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lcrec.prompts.rows import IGNORED, TASK_NUMBERS
 
 BLOCK = 128  # tokens; flex attention computes in blocks of as many
+CHUNK = 64  # queries that a CPU computes at a time, from the keys that one of them sees
 # Answers are scored outside of what is compiled; rounded up, their numbers are few all the same.
 _ANSWERS = 128
 Mask = TypeVar("Mask")
@@ -186,6 +189,8 @@ def attention_masks(config: PreTrainedConfig, ends: Tensor, positions: Tensor) -
     kind = config._attn_implementation
     if kind == "flex_attention":
         return layer_masks(config, lambda window: _block_mask(ends, positions, window))
+    if kind == "sdpa" and ends.device.type == "cpu":
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", _sdpa_in_chunks)
     places = torch.arange(ends.shape[1], device=ends.device)
     seen = (places[:, None] >= places) & (places[:, None] < ends[:, None])
 
@@ -199,6 +204,40 @@ def attention_masks(config: PreTrainedConfig, ends: Tensor, positions: Tensor) -
         return hidden.masked_fill(mask, 0)[:, None]
 
     return layer_masks(config, dense)
+
+
+def _sdpa_in_chunks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Compute SDPA; in training, for some queries at a time and without the keys none of them sees.
+
+    A tree's tokens see few of each other, and SDPA on a CPU computes all pairs. Under autocast it
+    does so in float32, as products of that size are no faster in bf16, and gradients are slower.
+    """
+    length = key.shape[2]
+    seen: list[Tensor] = []
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        masks = attention_mask.split(CHUNK, 2)
+        square = query.shape[2] == attention_mask.shape[2] == length
+        if square and length > CHUNK and torch.is_grad_enabled():
+            seen = [mask.flatten(0, 2).any(0).nonzero()[:, 0] for mask in masks]
+    # To copy the keys pays where most are left out.
+    if 2 * sum(map(len, seen)) >= len(seen) * length or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    found = []
+    with torch.autocast("cpu", enabled=False):
+        chunks = query.float().split(CHUNK, 2)
+        key, states = key.float(), value.float()
+        for chunk, mask, keys in zip(chunks, masks, seen, strict=True):
+            near = [tensor.index_select(2, keys) for tensor in (key, states)]
+            chunked = chunk, *near, mask.index_select(3, keys)
+            found.append(sdpa_attention_forward(module, *chunked, **kwargs)[0])
+    return torch.cat(found, 1).to(value.dtype), None
 
 
 def layer_masks(

@@ -22,13 +22,14 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lcrec.core.errors import InputError
+from lcrec.modeling import trees
 from lcrec.modeling.base import choose_attention
 from lcrec.modeling.batches import sample_losses, split_buffers
 from lcrec.modeling.cost import Activations
 from lcrec.modeling.finetuning import TrainingModel, TrainingRows, buffer_tokens, cpu_buffer_tokens
 from lcrec.modeling.probe import takes_trees, try_packed_step
 from lcrec.modeling.recipe import TrainingSettings
-from lcrec.modeling.trees import BLOCK, PackingCollator, attention_masks
+from lcrec.modeling.trees import BLOCK, CHUNK, PackingCollator, attention_masks
 from lcrec.prompts.rows import EpochRows, collate_left
 
 SMALL = {
@@ -197,6 +198,33 @@ def test_families_that_keep_samples_apart_are_found(model):
     assert model.training
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_computes_no_key_that_no_query_of_a_chunk_sees(monkeypatch, dtype):
+    trained = LlamaForCausalLM(LlamaConfig(**SMALL, attn_implementation="sdpa"))
+    rows = make_rows(*[(11, 3)] * 30)
+    for row in rows:
+        row["input_ids"][:5] = [1, 2, 3, 4, 5]
+    (part,) = split_buffers(PackingCollator(0, 512)(rows), 1)
+    gradients, pairs = [], []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def count(query, key, *args, **options):
+        pairs[-1] += query.shape[2] * key.shape[2]
+        return plain(query, key, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    for size in (512, CHUNK):
+        monkeypatch.setattr(trees, "CHUNK", size)
+        pairs.append(0)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            losses = sample_losses(trained, part)[0][:, 0]
+        gradients.append(torch.autograd.grad(losses.sum(), list(trained.parameters())))
+    whole, chunked = pairs
+    assert chunked < 0.4 * whole == 0.4 * 2 * part["input_ids"].shape[1] ** 2
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(gradients[0], gradients[1], **near)
+
+
 def test_a_family_that_carries_a_state_over_is_found():
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
@@ -283,14 +311,13 @@ def test_buffers_hold_the_largest_batch_or_what_fits():
 @pytest.mark.parametrize(
     ("length", "options", "tokens"),
     [
-        (80, {}, 512),
-        (80, {"mode": "full", "dropout": 0.1}, 192),  # a number is drawn for each pair of tokens
-        (300, {"mode": "full", "dropout": 0.1}, 300),  # the longest sample fits in any case
+        (80, {}, 2048),
+        (3000, {}, 3000),  # the longest sample fits in any case
         (80, {"max_tokens_per_batch": 100}, 100),
         (80, {"max_tokens_per_batch": 60}, 80),
     ],
 )
-def test_a_buffer_on_a_cpu_is_smaller_where_attention_has_dropout(length, options, tokens):
+def test_a_buffer_on_a_cpu_holds_what_was_asked_for_and_the_longest_sample(length, options, tokens):
     rows = Dataset.from_list(make_rows((length - 20, 20), (30, 10)))
     settings = TrainingSettings(data="", index="", base="", **options)
     assert cpu_buffer_tokens(settings, TrainingRows(EpochRows(rows), rows, None)) == tokens
