@@ -101,17 +101,18 @@ class NegativeSampler:
             users: int64 [batch], positions.
             count: how many per user, with replacement.
         """
-        users = np.asarray(users, dtype=np.int64)
-        drawn = self._draw(np.broadcast_to(users[:, None], (len(users), count)))
-        again = self._is_bought(users[:, None], drawn)
+        users = np.asarray(users, dtype=np.int64)[:, None]
+        drawn = self._draw(users, (len(users), count))
+        again = self._is_bought(users, drawn)
         while again.any():
             rows, _ = np.nonzero(again)
-            drawn[again] = self._draw(users[rows])
-            again[again] = self._is_bought(users[rows], drawn[again])
+            owners = users[rows, 0]
+            drawn[again] = self._draw(owners, owners.shape)
+            again[again] = self._is_bought(owners, drawn[again])
         return drawn
 
-    def _draw(self, users: np.ndarray) -> np.ndarray:
-        places = self.rng.random(users.shape) * self.sizes[users]  # rounded down below
+    def _draw(self, users: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        places = self.rng.random(shape) * self.sizes[users]  # rounded down below
         return self.first[users] + places.astype(np.int64)
 
     def _is_bought(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
