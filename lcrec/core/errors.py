@@ -6,8 +6,10 @@ the system says of a path, a disk or a device, into one line on standard error, 
 reads a traceback for a typing mistake or a full disk.
 """
 
+import atexit
 import difflib
 import errno
+import gc
 import os
 import re
 import sys
@@ -50,6 +52,8 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
     Ctrl-C, each with one line on standard error.
     """
     quiet_libraries()
+    # At its end Python looks through all objects for garbage, several times: seconds after torch.
+    atexit.register(gc.freeze)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +80,27 @@ def test_any_other_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["stage"])
     with pytest.raises(ZeroDivisionError):
         run_stage(main)
+
+
+def test_a_stage_ends_without_looking_for_garbage():
+    lines = """
+import gc, sys
+from lcrec.core.errors import run_stage
+class Cycle:
+    def __init__(self): self.own = self
+    def __del__(self): print("collected")
+def main(argv):
+    global kept
+    kept = [Cycle()]
+    if sys.argv[1:] == ["ask"]:
+        kept.clear()
+        gc.collect()
+run_stage(main)
+"""
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", lines, *asked], check=True, capture_output=True, text=True
+        ).stdout
+        for asked in ([], ["ask"])
+    ]
+    assert printed == ["", "collected\n"]
