@@ -229,15 +229,16 @@ def _sdpa_in_chunks(
     # To copy the keys pays where most are left out.
     if 2 * sum(map(len, seen)) >= len(seen) * length or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    found = []
+    dtype, found = value.dtype, []
+    query, key, value = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):
-        chunks = query.float().split(CHUNK, 2)
-        key, states = key.float(), value.float()
-        for chunk, mask, keys in zip(chunks, masks, seen, strict=True):
-            near = [tensor.index_select(2, keys) for tensor in (key, states)]
-            chunked = chunk, *near, mask.index_select(3, keys)
-            found.append(sdpa_attention_forward(module, *chunked, **kwargs)[0])
-    return torch.cat(found, 1).to(value.dtype), None
+        for queries, mask, places in zip(query.split(CHUNK, 2), masks, seen, strict=True):
+            keys, values = key.index_select(2, places), value.index_select(2, places)
+            own_mask = mask.index_select(3, places)
+            found.append(
+                sdpa_attention_forward(module, queries, keys, values, own_mask, **kwargs)[0]
+            )
+    return torch.cat(found, 1).to(dtype), None
 
 
 def layer_masks(
