@@ -264,6 +264,8 @@ def _train(job: FinetuneRun, state: PartialState) -> None:
     )
     with state.main_process_first():  # which clears away what a killed run left unfinished
         resume_from = latest_checkpoint(work)
+    if resume_from is not None:
+        state.print(f"Going on from {resume_from}.")
     try:
         trainer.train(resume_from_checkpoint=resume_from)
     except torch.OutOfMemoryError:

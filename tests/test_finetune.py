@@ -242,7 +242,9 @@ def test_the_average_of_the_weights_is_validated_and_kept(finetune, tmp_path, mo
 @pytest.mark.cuda
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("step", [2, 6])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at, step, mode):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    finetune, tmp_path, kill_at, step, mode, capsys
+):
     """Update 2 is before the first checkpoint (at 4), update 6 after it. Dropout is on."""
     options = (
         "--lora-dropout",
@@ -265,6 +267,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(finetune, tmp_path, kill_at
     with pytest.raises(InputError, match="not a checkpoint"):
         load_checkpoint(tmp_path / "killed")
     resumed = finetune(tmp_path / "killed", *options)
+    told = f"Going on from {work / 'checkpoint-4'}."
+    assert (told in capsys.readouterr().out) == (step == 6)
     assert_same_weights(resumed, whole)
     assert read_provenance(resumed)["config"] == read_provenance(whole)["config"]
     assert not work.exists()

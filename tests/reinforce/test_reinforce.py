@@ -218,7 +218,7 @@ def test_groups_that_missed_their_target(
 @pytest.mark.parametrize("words", [(), ("--rollouts", "gumbel", "--reuse", 2, "--accumulate", 2)])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    reinforce, checkpoint, whole_model, tmp_path, kill_at, words, kind
+    reinforce, checkpoint, whole_model, tmp_path, kill_at, words, kind, capsys
 ):
     """Killed behind the first checkpoint; the reference is that of the start all the same."""
     options = ("--model", checkpoint if kind == "lora" else whole_model, "--kl", 0.1, *words)
@@ -228,6 +228,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         reinforce(tmp_path / "killed", *options)
     assert list((tmp_path / "killed" / ".training").glob("checkpoint-*"))
     assert_same_weights(reinforce(tmp_path / "killed", *options), whole)
+    assert (
+        f"Going on from {tmp_path / 'killed' / '.training' / 'checkpoint-'}"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_update_may_add_up_several_batches(reinforce, tmp_path, monkeypatch):
