@@ -50,7 +50,20 @@ def load_base(
         InputError: it is not there, not whole, or no causal language model, or a package is
             missing.
     """
-    return load_pair("--base", name, CAUSAL, remedy=BASE_REMEDY, **loading(dtype, quantize))
+    loaded = load_pair("--base", name, CAUSAL, remedy=BASE_REMEDY, **loading(dtype, quantize))
+    keep_gradients(loaded[0])
+    return loaded
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights of 4 bits for a CPU kernel that has no gradient.
+
+    It would pack them at the first ranking, and training from there on computes wrong gradients.
+    """
+    part: Any
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
 
 
 def set_attention_dropout(model: PreTrainedModel, rate: float) -> None:

@@ -117,8 +117,7 @@ def measure_shape(model: PreTrainedModel | PeftModel) -> Shape:
     tied = bool(base.config.tie_word_embeddings)
     ends = table.numel() + (0 if tied else head.numel())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # bitsandbytes packs two weights of 4 bits into a byte.
-    total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+    total = count_parameters(model)
     added = trainable if trainable < total else 0
     linear = total - ends - added
     return Shape(
@@ -132,6 +131,11 @@ def measure_shape(model: PreTrainedModel | PeftModel) -> Shape:
         width=config.hidden_size,
         vocabulary=head.shape[0],
     )
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Count a model's parameters, those of 4 bits, which bitsandbytes packs by twos, one by one."""
+    return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
 
 
 def measure_activations(model: PreTrainedModel | PeftModel, precision: str) -> Activations:

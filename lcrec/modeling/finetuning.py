@@ -39,6 +39,7 @@ from lcrec.modeling.cost import (
     Activations,
     Shape,
     Work,
+    count_parameters,
     load_shape,
     measure_shape,
     measure_work,
@@ -321,7 +322,7 @@ def describe_run(
     capacity: int | None,
 ) -> str:
     """Return the lines that say what is trained on what, and how."""
-    parameters = list(trained.model.parameters())
+    parameters = count_parameters(trained.model)
     global_batch = settings.batch_size * settings.accumulate * processes
     how = f"Attention: {base_model(trained.model).config._attn_implementation}"
     if rows.shared is None and settings.share_prefix == "auto":
@@ -344,14 +345,14 @@ def describe_run(
                 f"--batch-size {fuller} would fill it (learn at another rate then)"
             )
     lines = [
-        f"Training {count_trainable(trained.model):,} of {sum(p.numel() for p in parameters):,} "
+        f"Training {count_trainable(trained.model):,} of {parameters:,} "
         f"parameters on {len(rows.train):,} samples ({rows.train.sizes[0]:,} per epoch, "
         f"{global_batch} per update, {'about ' * (len(rows.train.sizes) > 1)}"
         f"{rows.train.tokens:,} tokens) in {processes} process(es)",
         how,
         *rows.unused,
     ]
-    if note := precision_note(settings.precision, sum(p.numel() for p in parameters)):
+    if note := precision_note(settings.precision, parameters):
         lines.append(note)
     return "\n".join(lines)
 

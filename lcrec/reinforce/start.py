@@ -14,7 +14,7 @@ from lcrec.core.pretrained import ADAPTER_CONFIG, load_tokenizer, position_limit
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest, RequestEncoder
 from lcrec.generate.search import supports_shared_prefix
-from lcrec.modeling.base import DTYPES, base_model
+from lcrec.modeling.base import DTYPES, base_model, keep_gradients
 from lcrec.modeling.checkpoint import REMEDY, Checkpoint, find_base, load_checkpoint
 from lcrec.modeling.cost import load_shape
 from lcrec.modeling.item_rows import compute_rows_apart, weight_of
@@ -30,6 +30,7 @@ def load_start(settings: ReinforceSettings) -> Checkpoint:
     """
     checkpoint = load_checkpoint(settings.model, _stored_dtype(settings), base=settings.base)
     model = checkpoint.model
+    keep_gradients(model)
     if not (takes_trees(base_model(model)) and supports_shared_prefix(model)):
         raise InputError(
             f"--model {settings.model}: models of the family {model.config.model_type} cannot "

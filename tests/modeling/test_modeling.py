@@ -120,6 +120,28 @@ def test_attention_dropout(base):
         set_attention_dropout(model, 0.1)
 
 
+def test_a_ranking_changes_no_gradient_of_four_bits(base, make_llama, tmp_path):
+    """For rankings on a CPU bitsandbytes has a kernel without a gradient."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    make_llama(tied=True, width=64).save_pretrained(folder)
+    model = load_base(str(folder), quantize="4bit")[0]
+    adapted = add_adapter(model, [3, 4], rank=2, alpha=4, dropout=0.0)
+    ids = torch.arange(20)[None]
+
+    def gradients():
+        adapted.zero_grad()
+        adapted(input_ids=ids, labels=ids).loss.backward()
+        return [p.grad for p in adapted.parameters() if p.requires_grad]
+
+    before = gradients()
+    with torch.no_grad():
+        adapted.eval()(input_ids=ids)
+    after = gradients()
+    assert all(map(torch.allclose, before, after))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_checkpoint_comes_back_whole(any_base, index, prompts, tmp_path, mode):
     model, tokenizer, new_ids = prepare(any_base, index, mode)
