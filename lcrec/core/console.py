@@ -101,10 +101,12 @@ class ProgressBar:
                 total=total, desc=desc, unit=f" {unit}", initial=initial, delay=delay, leave=leave
             )
 
-    def update(self, count: int = 1) -> None:
-        """Count `count` more units as done."""
+    def update(self, count: int = 1, /, **values: str) -> None:
+        """Count `count` more units as done, with values as for `note`."""
         self.done += count
+        self._notes = values or self._notes
         if self._bar is not None:
+            self._bar.set_postfix(self._notes, refresh=False)
             self._bar.update(count)
         else:
             self._print_if_due()

@@ -176,6 +176,7 @@ def train_rqvae(
         initial=progress.epoch,
         disable=epochs == 0 or not state.is_main_process,
     )
+    noted: dict[str, str] = {}
     saved = time.monotonic()
     for epoch in range(progress.epoch + 1, epochs + 1):
         if progress.stale == settings.patience:
@@ -205,12 +206,12 @@ def train_rqvae(
         if not parity and (epoch % EPOCHS_PER_CHECK == 0 or epoch == epochs):
             model.eval()
             score = _judge(model, embeddings, progress, state, letter)
-            bar.note(loss=f"{loss.item():.3f}", score=f"{score:.3f}")
+            noted = {"loss": f"{loss.item():.3f}", "score": f"{score:.3f}"}
             if state.is_main_process:
                 model.revive_dead_codes(model.encode_all(embeddings), generator)
             for codebook in model.codebook_weights():
                 broadcast(codebook.data)
-        bar.update()
+        bar.update(**noted)
         due = time.monotonic() - saved >= SECONDS_BETWEEN_SAVES
         if resume_from and due and state.is_main_process:
             save_state(resume_from, call, progress, trained, optimizer)

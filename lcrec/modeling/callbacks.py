@@ -93,8 +93,7 @@ class TrainingLines(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Print a line if the last one is 30 seconds old."""
-        self._bar.note(epoch=self._epoch(state), **self._noted)
-        self._bar.update()
+        self._bar.update(epoch=self._epoch(state), **self._noted)
 
     def on_log(
         self,

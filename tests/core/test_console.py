@@ -55,6 +55,16 @@ def test_a_continued_run_counts_what_was_done_but_not_for_the_rate(clock, capsys
     ]
 
 
+def test_what_is_noted_with_a_count_stands_behind_that_count(clock, capsys):
+    with ProgressBar(10, "train", "updates", leave=False) as bar:
+        for number in (1, 2):
+            clock[0] += 20
+            bar.update(epoch=f"{number / 10}")
+    assert capsys.readouterr().err == (
+        "train: 2 of 10 updates, 20.0 s each, about 3 min left, epoch 0.2\n"
+    )
+
+
 def test_a_total_that_is_unknown_or_never_reached(clock, capsys):
     with ProgressBar(None, "convert", "rows", leave=False) as bar:
         clock[0] += 50

@@ -140,8 +140,7 @@ def train_epochs(
             else:
                 without += 1
             shown |= {"ndcg": f"{score:.4f}", "best": f"{log.best_score:.4f}"}
-        bar.update()
-        bar.note(**shown)
+        bar.update(**shown)
         if log.out_of_time:
             bar.print(f"{label}: time is up in epoch {number}, after {log.updates:,} updates.")
         if log.out_of_time or without >= patience:
