@@ -1,6 +1,8 @@
 """New items in a data folder: numbers go on, and nothing old changes; what does not fit."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -26,6 +28,16 @@ def shop(tmp_path):
 
 def add(shop, *, data="data", new="new.json", output="grown"):
     main(["--data", str(shop / data), "--add", str(shop / new), "--output", str(shop / output)])
+
+
+def test_the_screen_has_the_stages_own_lines_alone(shop):
+    """DuckDB told of objects that were left when the process ended."""
+    command = [sys.executable, "-m", "lcrec.add_items", "--data", "data", "--add", "new.json"]
+    done = subprocess.run(
+        [*command, "--output", "grown"], cwd=shop, check=True, capture_output=True, text=True
+    )
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr == ""
 
 
 def test_numbers_go_on_and_every_field_is_kept(shop, capsys):

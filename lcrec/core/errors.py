@@ -52,8 +52,7 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
     Ctrl-C, each with one line on standard error.
     """
     quiet_libraries()
-    # At its end Python looks through all objects for garbage, several times: seconds after torch.
-    atexit.register(gc.freeze)
+    atexit.register(_skip_collections)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -72,6 +71,15 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
             raise
         _end(f"error: {found}")
         sys.exit(2)
+
+
+def _skip_collections() -> None:
+    """Let Python end without looking through all objects for garbage: seconds, after torch.
+
+    Without torch it may look. DuckDB would print a page about each object that is left.
+    """
+    if "torch" in sys.modules:
+        gc.freeze()
 
 
 def _end(line: str) -> None:

@@ -95,6 +95,7 @@ def main(argv):
     if sys.argv[1:] == ["ask"]:
         kept.clear()
         gc.collect()
+sys.modules["torch"] = sys  # whose objects are what takes long
 run_stage(main)
 """
     printed = [
