@@ -316,17 +316,19 @@ def describe_end(trainer: RecommenderTrainer, simple: Figures, rows: TrainingRow
     state = trainer.state
     epochs = len(rows.train.sizes)
     per_epoch = state.max_steps / epochs
-    best = (state.best_global_step or state.global_step) / per_epoch
-    ended = f"best epoch {best:.2g} of {epochs}"
+    best = state.best_global_step or state.global_step
+    ended = f"best epoch {best / per_epoch:.2g} of {epochs}"
     if state.global_step < state.max_steps:
         ended = f"Stopped early at epoch {state.global_step / per_epoch:.2g}, {ended}"
     else:
         ended = f"Trained to the end, {ended}"
     name, (_, most) = max(simple.items(), key=lambda entry: entry[1][1])
     if state.best_metric is not None and state.best_metric <= most:
+        longer = "longer (--epochs), " if best == state.global_step else ""
         ended += (
-            f". The model ranks no better than {name} (NDCG@10 {most:.4f}): train longer "
-            "(--epochs), at another --learning-rate, or from a larger base"
+            f". The model ranks no better than {name} (NDCG@10 {most:.4f}): train {longer}"
+            "at another --learning-rate or from a larger base, or join their rankings "
+            "(lcrec baselines fuse)"
         )
     return ended + "."
 

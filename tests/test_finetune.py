@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from lcrec.core.errors import InputError
 from lcrec.core.outputs import SHARED_FOLDER, claim
 from lcrec.core.provenance import read_provenance, write_provenance
 from lcrec.data.folder import load_items
+from lcrec.finetune import describe_end
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.requests import RankingRequest
 from lcrec.modeling import checkpoint as checkpoint_module
@@ -690,6 +692,15 @@ def test_guessing_and_counting_stand_beside_the_model(finetune, tmp_path, capsys
     assert re.search(r"; popularity HR@10 \S+, NDCG@10 \S+; co-occurrence HR@10 ", out)
     # A model that learnt nothing is said to be useless.
     assert re.search(r"Trained to the end, best epoch 1 of 1\. The model ranks no better than", out)
+
+
+@pytest.mark.parametrize(("best", "longer"), [(40, True), (30, False)])
+def test_more_epochs_are_advised_where_the_last_was_the_best(best, longer):
+    state = SimpleNamespace(max_steps=40, global_step=40, best_global_step=best, best_metric=0.1)
+    rows = SimpleNamespace(train=SimpleNamespace(sizes=[8] * 4))
+    said = describe_end(SimpleNamespace(state=state), {"co-occurrence": (0.2, 0.15)}, rows)
+    assert f"best epoch {best // 10} of 4. The model ranks no better than co-occurrence" in said
+    assert ("train longer (--epochs)" in said) is longer
 
 
 @pytest.mark.parametrize(
