@@ -82,11 +82,10 @@ def _write_model(folder: Path, config: ExportConfig, max_history: int) -> int:
     """Write weights, tokenizer, items, prompt and README; return the number of items."""
     from lcrec.generate import exports, standalone
     from lcrec.modeling.__main__ import merge_and_compare
-    from lcrec.modeling.base import DTYPES
     from lcrec.modeling.item_rows import weight_of
     from lcrec.prompts.encoder import PromptEncoder
 
-    live, model, _ = merge_and_compare(config.model, config.base)
+    live, model, distance = merge_and_compare(config.model, config.base, config.precision)
     if model.config.is_encoder_decoder and config.to != "transformers":
         raise InputError(f"--to {config.to}: an encoder-decoder is exported to transformers alone")
     if config.to == "flashrec" and model.config.model_type != "qwen3":
@@ -100,7 +99,8 @@ def _write_model(folder: Path, config: ExportConfig, max_history: int) -> int:
     ids = exports.write_items(folder / exports.ITEMS, live.tokenizer, live.index, vocabulary)
     form = exports.prompt_form(encoder, template, max_history)
     write_json(folder / exports.PROMPT, form, indent=2)
-    model.to(DTYPES[config.precision]).save_pretrained(folder)  # type: ignore[arg-type]
+    print(f"Merged: {distance}")
+    model.save_pretrained(folder)
     live.tokenizer.save_pretrained(folder)
     if config.to == "flashrec":
         catalogue = {",".join(map(str, codes)): 1 for codes in live.index.codes.tolist()}
@@ -111,7 +111,7 @@ def _write_model(folder: Path, config: ExportConfig, max_history: int) -> int:
     else:
         program = Path(standalone.__file__).read_text(encoding="utf-8") + _RUN
         (folder / exports.PROGRAM).write_text(program, encoding="utf-8")
-        card = _program_card(live, config.to)
+        card = _program_card(live, config.to, config.precision)
     (folder / CARD).write_text(card, encoding="utf-8")
     return len(live.index)
 
@@ -133,7 +133,8 @@ def _write_sequences(folder: Path, model: Path, data: Path, max_history: int) ->
     return len(index)
 
 
-def _program_card(live: Checkpoint, engine: str) -> str:
+def _program_card(live: Checkpoint, engine: str, precision: str) -> str:
+    rounded = "" if precision == "fp32" else f", up to the rounding of its weights to {precision}"
     history = shlex.join(live.index.ids.names[:2])
     install = {"transformers": "transformers torch jinja2", "vllm": "vllm jinja2"}[engine]
     lines = [
@@ -148,7 +149,7 @@ def _program_card(live: Checkpoint, engine: str) -> str:
         "folder: it puts the",
         "history into words (`prompt.json`), and asks the engine step by step for the tokens that "
         "go on towards an item",
-        "(`items.jsonl`), so that only real items come out and the ranking is lcrec's.",
+        f"(`items.jsonl`), so that only real items come out and the ranking is lcrec's{rounded}.",
     ]
     if engine == "vllm":
         lines += [

@@ -67,7 +67,7 @@ def test_an_id_may_hold_what_ends_a_line_elsewhere(tmp_path):
 def test_the_command_on_the_card_bears_any_id():
     names = ["SKU 1 & 2", 'it\'s "b"; $(id)']
     index = SimpleNamespace(ids=IdMap("item", names, is_raw=True))
-    card = export._program_card(SimpleNamespace(index=index), "vllm")
+    card = export._program_card(SimpleNamespace(index=index), "vllm", "bf16")
     (command,) = [line for line in card.splitlines() if line.startswith("python recommend.py")]
     assert shlex.split(command)[5:7] == names
 

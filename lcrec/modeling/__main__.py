@@ -69,26 +69,31 @@ def main(argv: list[str]) -> None:
         )
     config = parse_config(MergeConfig, argv[1:], prog=f"{STAGE} merge", example=EXAMPLE)
     metrics = read_json(config.metrics) if config.metrics else None
-    live, model, distance = merge_and_compare(config.model, config.base)
+    live, model, distance = merge_and_compare(config.model, config.base, config.precision)
     write_merged(config, live, model, metrics)
     print(
-        f"Wrote {config.output} (logits within {distance:.1e} of the live model's). Next: "
-        f"python -m lcrec.generate --model {config.output}, or AutoModelForCausalLM."
-        "from_pretrained"
+        f"Wrote {config.output} ({distance}). Next: python -m lcrec.generate --model "
+        f"{config.output}, or AutoModelForCausalLM.from_pretrained"
     )
 
 
 def merge_and_compare(
-    folder: Path, base: str | None = None
-) -> tuple[Checkpoint, PreTrainedModel, float]:
+    folder: Path, base: str | None, precision: str
+) -> tuple[Checkpoint, PreTrainedModel, str]:
     """Merge a checkpoint, and compare the merged model's logits with the live one's.
 
+    Args:
+        folder: the checkpoint.
+        base: where its base model lies now, if it moved.
+        precision: what the merged weights are rounded to, a key of `DTYPES`.
+
     Returns:
-        The checkpoint, its merged model in fp32, and the largest difference of their logits.
+        The checkpoint, its merged model, and what is to be said of the difference of their logits.
 
     Raises:
         InputError: they differ by more than rounding explains; of a quantised base they may.
     """
+    from lcrec.modeling.base import DTYPES
     from lcrec.modeling.checkpoint import CheckpointFacts, load_checkpoint
 
     quantised = CheckpointFacts.read(folder).quantize != "none"
@@ -110,7 +115,17 @@ def merge_and_compare(
             f"spread of {spread:.3g}, so nothing was written; this is a fault of the merge of "
             f"{type(model).__name__}, not of the checkpoint, which can still be used as it is"
         )
-    return live, model, distance
+    said = f"logits within {distance:.1e} of the live model's"
+    if precision != "fp32":
+        for weight in model.parameters():  # and no buffer, which an engine computes anew
+            weight.data = weight.data.to(DTYPES[precision]).float()
+        moved = float((before - logits_of(model, prompts)).abs().max())
+        model.to(DTYPES[precision])  # type: ignore[arg-type]
+        said = (
+            f"as weights are rounded to {precision}, logits move by up to {moved:.2g} at a spread "
+            f"of {spread:.2g}; --precision fp32 keeps them"
+        )
+    return live, model, said
 
 
 def merge_checkpoint(folder: Path, base: str | None = None) -> PreTrainedModel:
@@ -156,8 +171,6 @@ def write_merged(
     config: MergeConfig, live: Checkpoint, model: PreTrainedModel, metrics: Any
 ) -> None:
     """Write the folder of the merged model."""
-    from lcrec.modeling.base import DTYPES
-
     record = read_provenance(config.model)
     assert record is not None  # it was loaded
     merged = record | {"config": record["config"] | {"quantize": "none"}}
@@ -166,7 +179,7 @@ def write_merged(
         claim(config.output, f"{STAGE} merge", overwrite=config.overwrite),
         atomic_path(config.output) as folder,
     ):
-        model.to(DTYPES[config.precision]).save_pretrained(folder)  # type: ignore[arg-type]
+        model.save_pretrained(folder)
         live.tokenizer.save_pretrained(folder)
         live.index.save(folder)
         live.prompts.save(folder / PROMPTS)

@@ -98,10 +98,16 @@ def test_the_card_says_what_it_is(checkpoint, tmp_path):
         assert entry["sha256"] in card
 
 
-def test_other_precision(checkpoint, tmp_path):
+def test_how_far_another_precision_moves_logits_is_told(checkpoint, tmp_path, capsys):
     merged = merge(checkpoint, tmp_path / "merged", "--precision", "bf16")
     config = json.loads((merged / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
+    live = load_checkpoint(checkpoint)
+    prompts = probe_prompts(live)
+    written = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    moved = (logits_of(live.model, prompts) - logits_of(written, prompts)).abs().max()
+    told = f"as weights are rounded to bf16, logits move by up to {moved:.2g} at a spread of "
+    assert told in capsys.readouterr().out
 
 
 def test_a_merge_that_changes_the_model_is_refused(checkpoint, tmp_path, monkeypatch):
