@@ -385,6 +385,8 @@ def plan(
             ema=settings.ema is not None,
         )
         lines.append(f"  {name:<23} {needed / GIB:8.2f} GiB")
+    if hardware.tflops is None and pick_device().type == "cpu":
+        lines.append("  On a CPU add 1 to 2 GiB: libraries, validation, what the allocator keeps.")
     lines.append("")
     if hardware.tflops is None:
         if checkpointing:

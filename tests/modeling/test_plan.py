@@ -184,6 +184,7 @@ def test_a_run_is_planned(planning, tmp_path, options):
     assert number(out, r"Updates +([\d,]+)") == 8
     assert "FSDP or ZeRO-3 on 2" in out
     assert ("from timed steps" if not options else "estimated from") in out
+    assert ("On a CPU add 1 to 2 GiB" in out) == (not options)
 
 
 def test_steps_are_timed_packed_where_training_packs(planning, monkeypatch):
