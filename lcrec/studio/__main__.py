@@ -32,6 +32,7 @@ class StudioConfig:
 
     model: Path = option("the checkpoint folder")
     data: Path = option("its data folder")
+    index: Path | None = option("an index that adds items to the checkpoint's own", None)
     embeddings: Path | None = option(
         "the folder of the items' embeddings, for neighbours by embedding", None
     )
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
         bench = Workbench.load(
             config.model,
             config.data,
+            index=config.index,
             embeddings=config.embeddings,
             compared=config.compare,
             prompts_folder=config.prompts,

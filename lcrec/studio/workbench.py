@@ -119,17 +119,19 @@ class Workbench:
         model: Path,
         data: Path,
         *,
+        index: Path | None = None,
         embeddings: Path | None = None,
         compared: Sequence[Path] = (),
         prompts_folder: Path | None = None,
         base: str | None = None,
         dtype: Any = None,
     ) -> "Workbench":
-        """Load a checkpoint and the data folder that it was trained on.
+        """Load a checkpoint and the data folder that it was trained on, or one that continues it.
 
         Args:
             model: the checkpoint folder.
             data: its data folder.
+            index: one that adds the folder's new items to the checkpoint's own; None for that.
             embeddings: the folder of the items' embeddings.
             compared: predictions files and checkpoints of the same data.
             prompts_folder: as for the class.
@@ -140,7 +142,7 @@ class Workbench:
             InputError: one is missing or damaged, or they do not belong together.
         """
         retrain = f"python -m lcrec.finetune --data {data} --output DIR"
-        require_same_catalogue(data, model, None)
+        require_same_catalogue(data, model, index)
         if model.is_dir():
             require_same_split(model, data, retrain)
         read = load_data(data)
@@ -154,7 +156,7 @@ class Workbench:
             if not path.exists():
                 raise InputError(f"--compare {path}: no such file or folder")
         options = {} if dtype is None else {"dtype": dtype}
-        recommender = Recommender.from_pretrained(model, base=base, **options)
+        recommender = Recommender.from_pretrained(model, base=base, index=index, **options)
         ids = load_names(data, read.interactions.users, len(read.items), None)
         return cls(
             recommender,

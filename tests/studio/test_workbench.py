@@ -156,6 +156,15 @@ def test_a_studio_of_what_does_not_belong_together_is_refused(checkpoint, named_
         Workbench.load(checkpoint, named_shop, embeddings=tmp_path)
 
 
+def test_items_that_were_added_are_shown(checkpoint, grown):
+    from lcrec.studio.workbench import Workbench
+
+    with pytest.raises(InputError, match=r"items joined after --model .* with --index, made with"):
+        Workbench.load(checkpoint, grown / "data")
+    bench = Workbench.load(checkpoint, grown / "data", index=grown / "index")
+    assert "Brand new lamp" in bench.unfold("<a_3>")
+
+
 def test_text_of_a_catalogue_is_no_markup(bench):
     from lcrec.data.folder import Items
     from lcrec.index.tree import ItemTree
