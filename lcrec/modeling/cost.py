@@ -25,6 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from lcrec.core.console import progress
 from lcrec.core.device import pick_device, precision_note
 from lcrec.core.errors import InputError
 from lcrec.core.pretrained import load_config, load_tokenizer, reason_of
@@ -287,7 +288,7 @@ def time_steps(
     starts = np.linspace(0, max(0, len(train) - batch_size), steps + 1).astype(int).tolist()
     model.train()
     seconds = tokens = 0.0
-    for number, start in enumerate(starts):
+    for number, start in enumerate(progress(starts, "time", "steps", leave=False)):
         rows = [train[row] for row in range(start, min(start + batch_size, len(train)))]
         batch = {k: v.to(device) for k, v in collate(rows).items()}
         began = time.monotonic()

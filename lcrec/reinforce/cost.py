@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from lcrec.core.console import progress
 from lcrec.data.splits import EvalCases
 from lcrec.generate.recommender import Recommender
 from lcrec.generate.search import search
@@ -234,7 +235,7 @@ def time_parts(
     starts = np.linspace(0, len(inputs.cases) - size, STEPS + 1).astype(int).tolist()
     rng = np.random.default_rng(settings.seed)
     order = rng.permutation(len(inputs.cases)).tolist()
-    for number, start in enumerate(starts):
+    for number, start in enumerate(progress(starts, "time", "steps", leave=False)):
         rows = [{"case": case, "row": 0} for case in order[start : start + size]]
         batch = {name: value.to(model.device) for name, value in collate(rows).items()}
         items, rolled = steps.timed(steps.answer, batch)

@@ -187,6 +187,18 @@ def test_a_run_is_planned(planning, tmp_path, options):
     assert ("On a CPU add 1 to 2 GiB" in out) == (not options)
 
 
+def test_the_timing_of_steps_tells_how_far_it_is(planning, monkeypatch):
+    told = []
+
+    def progress(steps, *words, **options):
+        told.append((len(steps), *words))
+        return steps
+
+    monkeypatch.setattr(cost, "progress", progress)
+    planning()
+    assert told == [(5, "time", "steps")]
+
+
 def test_steps_are_timed_packed_where_training_packs(planning, monkeypatch):
     """As on a GPU, where each width of padded rows would be compiled anew."""
     monkeypatch.setattr(finetuning, "choose_attention", lambda *_, **__: True)
