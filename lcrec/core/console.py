@@ -106,8 +106,9 @@ class ProgressBar:
         self.done += count
         self._notes = values or self._notes
         if self._bar is not None:
-            self._bar.set_postfix(self._notes, refresh=False)
             self._bar.update(count)
+            if values:
+                self._bar.set_postfix(values)
         else:
             self._print_if_due()
 

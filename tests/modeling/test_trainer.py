@@ -441,5 +441,5 @@ def test_a_log_counts_to_the_epochs_and_gets_a_line_now_and_then(
     captured = capsys.readouterr()
     assert captured.out.startswith(f"Validation after {steps:,} updates: loss ")
     lines = [line for line in captured.err.splitlines() if line.startswith("fine-tune: ")]
-    assert re.match(rf"fine-tune: 2 of {steps} updates, .* left, epoch 1.60 of 4, loss", lines[1])
+    assert re.match(rf"fine-tune: 2 of {steps} updates, .* left, epoch 1.60 of 4, loss", lines[0])
     assert re.match(rf"fine-tune: {steps} updates in .*, epoch 4.00 of 4, loss", lines[-1])
