@@ -76,9 +76,9 @@ def run_stage(main: Callable[[list[str]], None]) -> None:
 def _skip_collections() -> None:
     """Let Python end without looking through all objects for garbage: seconds, after torch.
 
-    Without torch it may look. DuckDB would print a page about each object that is left.
+    Beside DuckDB it looks, which prints a page about each object that is left.
     """
-    if "torch" in sys.modules:
+    if "torch" in sys.modules and "duckdb" not in sys.modules:
         gc.freeze()
 
 
