@@ -85,7 +85,7 @@ def _write_model(folder: Path, config: ExportConfig, max_history: int) -> int:
     from lcrec.modeling.item_rows import weight_of
     from lcrec.prompts.encoder import PromptEncoder
 
-    live, model, distance = merge_and_compare(config.model, config.base, config.precision)
+    live, model, compared = merge_and_compare(config.model, config.base, config.precision)
     if model.config.is_encoder_decoder and config.to != "transformers":
         raise InputError(f"--to {config.to}: an encoder-decoder is exported to transformers alone")
     if config.to == "flashrec" and model.config.model_type != "qwen3":
@@ -99,7 +99,7 @@ def _write_model(folder: Path, config: ExportConfig, max_history: int) -> int:
     ids = exports.write_items(folder / exports.ITEMS, live.tokenizer, live.index, vocabulary)
     form = exports.prompt_form(encoder, template, max_history)
     write_json(folder / exports.PROMPT, form, indent=2)
-    print(f"Merged: {distance}")
+    print(f"Merged: {compared}")
     model.save_pretrained(folder)
     live.tokenizer.save_pretrained(folder)
     if config.to == "flashrec":

@@ -176,9 +176,9 @@ def train_rqvae(
         initial=progress.epoch,
         disable=epochs == 0 or not state.is_main_process,
     )
-    noted: dict[str, str] = {}
     saved = time.monotonic()
     for epoch in range(progress.epoch + 1, epochs + 1):
+        noted: dict[str, str] = {}
         if progress.stale == settings.patience:
             break
         model.train()

@@ -69,10 +69,10 @@ def main(argv: list[str]) -> None:
         )
     config = parse_config(MergeConfig, argv[1:], prog=f"{STAGE} merge", example=EXAMPLE)
     metrics = read_json(config.metrics) if config.metrics else None
-    live, model, distance = merge_and_compare(config.model, config.base, config.precision)
+    live, model, compared = merge_and_compare(config.model, config.base, config.precision)
     write_merged(config, live, model, metrics)
     print(
-        f"Wrote {config.output} ({distance}). Next: python -m lcrec.generate --model "
+        f"Wrote {config.output} ({compared}). Next: python -m lcrec.generate --model "
         f"{config.output}, or AutoModelForCausalLM.from_pretrained"
     )
 
